@@ -11,6 +11,9 @@ import pytest
 
 from delivering import kit_for
 from meterkit.catalog import loads
+from meterkit.customers.stranding import let_go_of_usage
+from meterkit.delivery import correction_credits
+from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import SettingsError, StoreError, StripeUnavailableError
 from priced_shop import CATALOG, PLANS, metered_lines, renewed, sell
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from meterkit import Corrected
     from meterkit.catalog import Catalog
+    from meterkit.customers.by_hand_lines import BilledUsage
     from meterkit.testing import StripeEmulator
     from shopping import Shop
 
@@ -318,6 +322,7 @@ async def test_units_on_their_way_at_the_open_price_are_not_taken_off_an_ended_o
         at.clock.set(HALF)
         await use(at, 160)
         await switch(at, "cheaper")
+        assert by_hand(await correct(at, 10, id_="c-0")) == [(10, 50)]
         await at.kit.record("acme", "tokens", 6)
         at.emulator.fail_next("error", status=429, times=100)
         await at.kit.flush(everything=True, timeout_s=0)
@@ -325,6 +330,30 @@ async def test_units_on_their_way_at_the_open_price_are_not_taken_off_an_ended_o
         (found,) = await at.kit.correct("acme", {"tokens": 10}, **given)
         assert (found.granted_next, by_hand(found)) == (6, [(4, 20)])
         at.emulator.clear_faults()
+
+
+async def test_a_change_of_plan_after_the_invoices_were_read_is_noticed(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        reads: list[str] = []
+
+        async def read_then_change(*given: Any, **more: Any) -> BilledUsage | None:
+            found = await read_billed(*given, **more)
+            reads.append("change" if not reads else "again")
+            if reads == ["change"]:
+                # A change of plan, before its process has stored the new plan.
+                await change_at_stripe(at, begun.id, "basic", "cheaper", proration_behavior="always_invoice")
+                await let_go_of_usage(at.kit.store, "acme", changed_ms=at.kit.store.now_ms())
+            return found
+
+        monkeypatch.setattr(correction_credits, "read_billed", read_then_change)
+        given: Any = {"reason": "a loop", "correction_id": "c-1"}
+        (found,) = await at.kit.correct("acme", {"tokens": 60}, **given)
+        assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
 
 
 async def test_a_credit_note_that_stripe_did_not_take_is_issued_by_a_repeat(store_url: str) -> None:
