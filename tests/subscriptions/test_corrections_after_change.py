@@ -162,12 +162,17 @@ async def test_without_credit_the_invoice_line_is_named_and_a_repeat_with_credit
         invoice = (await at.invoices())[-1]
         assert found.by_hand_lines[0].invoice == invoice["id"]
         assert found.by_hand_lines[0].line in {line["id"] for line in invoice["lines"]["data"]}
-        for _ in range(2):
-            (again,) = await at.kit.correct(
-                "acme", {"tokens": 84}, reason="a loop", correction_id="c-1", credit=True
-            )
-            assert (again.is_repeated, again.left_by_hand) == (True, 0)
+        given: Any = {"reason": "a loop", "correction_id": "c-1", "credit": True}
+        again, last = [one for _ in range(2) for one in await at.kit.correct("acme", {"tokens": 84}, **given)]
+        assert again == last
+        assert (again.is_repeated, again.left_by_hand) == (True, 0)
         assert (await notes(at), await balance(at)) == ([420], 420)
+        said = [entry.after for entry in await at.kit.customers.history("acme") if entry.kind == "correction"]
+        (note,) = again.credits
+        assert said == [
+            "0 taken back, 84 sent to Stripe before, 0 never recorded: a loop",
+            f"USD 4.20 given back by {note.id}: a loop",
+        ]
         # The line is credited once, whatever the id.
         more = await correct(at, 84, credit=True, id_="c-2")
         assert (more.by_hand, more.included, await notes(at)) == (0, 84, [420])
@@ -381,7 +386,7 @@ async def test_a_credit_note_is_issued_once_where_the_process_dies_behind_it(
         await switch(at, "cheaper")
         at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
         with monkeypatch.context() as patched:
-            patched.setattr(CreditIssuer, "_keep_credit", die)
+            patched.setattr(CreditIssuer, "_keep_credits", die)
             with pytest.raises(InterruptedError):
                 await correct(at, 60, credit=True)
         # By then Stripe has forgotten the idempotency key, and knows the credit note.

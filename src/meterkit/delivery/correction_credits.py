@@ -172,7 +172,16 @@ class CreditIssuer:
             notes[line.name] = IssuedCredit(
                 identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
             )
-            await self._keep_credit(customer, asked, meter, line, notes[line.name])
+            if await self._keep_credits(customer, asked, meter, notes, line.name):
+                given = money(line.cents, str(billed.invoice["currency"]))
+                await enter(
+                    self._store,
+                    customer,
+                    kind="correction",
+                    before=f"{line.units} of {meter} on invoice {billed.invoice['id']}",
+                    after=f"{given} given back by {identifier}: {asked.reason}",
+                    cause=asked.by,
+                )
         return notes, whys
 
     async def _find_or_issue(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
@@ -218,22 +227,17 @@ class CreditIssuer:
         found: dict[str, Any] = json.loads(kept or b"{}")
         return found
 
-    async def _keep_credit(
-        self, customer: str, asked: Asked, meter: str, line: AssignedLine, note: IssuedCredit
-    ) -> None:
-        """Keep a credit note with its correction, and enter it into the customer's ledger."""
+    async def _keep_credits(
+        self, customer: str, asked: Asked, meter: str, notes: Mapping[str, IssuedCredit], latest: str
+    ) -> bool:
+        """Keep the credits of a meter with its correction; whether the latest one was not there."""
         store, kept = self._store, await self._read_correction(customer, asked)
-        kept.setdefault("notes", {}).setdefault(meter, {})[line.name] = note
+        known = kept.setdefault("notes", {}).setdefault(meter, {})
+        is_new = latest not in known
+        known |= notes
         admin, (_, once) = await store.admin(), once_key(store, customer, asked.correction_id)
-        if await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True)):
-            await enter(
-                store,
-                customer,
-                kind="correction",
-                before=f"{line.units} of {meter} on invoice {note.invoice}",
-                after=f"{money(line.cents, store.catalog.currency)} given back by {note.id}: {asked.reason}",
-                cause=asked.by,
-            )
+        is_kept = await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True))
+        return is_new and bool(is_kept)
 
 
 def _idempotency_key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
