@@ -35,7 +35,7 @@ LEFT_OUT = {
     "notify": {"check", "events", "senders", "tasks", "wants"},
     "storage": {"count_signed", "fetch", "recalculate_due", "warn", "worker_tasks"},
     "revenue": {"look", "run"},
-    "subscriptions": {"tasks"},
+    "subscriptions": {"store_override", "tasks"},
 }
 
 
