@@ -22,8 +22,8 @@ from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.credit_notes import CREDIT_NOTE_CALLS
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
+from meterkit.testing.emulator.invoicing.item_calls import INVOICE_ITEM_CALLS
 from meterkit.testing.emulator.invoicing.one_time import ONE_TIME_CALLS
-from meterkit.testing.emulator.invoicing.pending_items import PENDING_ITEM_CALLS
 from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
@@ -84,7 +84,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *PREVIEW_CALLS,
     *INVOICE_CALLS,
     *ONE_TIME_CALLS,
-    *PENDING_ITEM_CALLS,
+    *INVOICE_ITEM_CALLS,
     *BALANCE_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,

@@ -1,14 +1,12 @@
-"""Invoices of no subscription: made by a call or on a checkout page, item by item."""
+"""Invoices of no subscription: made by a call or on a checkout page."""
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.billing import HOUR_S, item_line, read_tax
+from meterkit.testing.emulator.invoicing.billing import HOUR_S, read_tax
 from meterkit.testing.emulator.invoicing.invoices import Invoice
-from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
-from meterkit.testing.emulator.selling.price_params import named_price
+from meterkit.testing.emulator.protocol import ApiError, new_id
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
@@ -81,42 +79,7 @@ def _delete(account: Account, call: Call) -> JsonObject:
     return {"id": invoice.id, "object": "invoice", "deleted": True}
 
 
-def _add_item(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/invoiceitems/create: on a draft, at a price that is charged once."""
-    params = call.params
-    params.only(
-        "customer", "description", "invoice", "metadata", "price_data", "pricing", "quantity", expandable=None
-    )
-    customer = account.customers.named(params.required("customer"))
-    invoice = account.invoices.find(params.required("invoice"), param="invoice")
-    if invoice.customer != customer or invoice.status != "draft":
-        message = "You can only add invoice items to a draft invoice of the same customer."
-        raise ApiError(message, param="invoice")
-    named = params.hash("pricing") or params
-    if "price" not in named and "price_data" not in named:
-        raise missing_parameter("pricing[price]")
-    price = named_price(account, named, currency=invoice.currency, recurs=False)
-    quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
-    line = item_line(account, price, quantity)
-    line.description = params.given("description") or line.description
-    line.customer, line.metadata = customer, params.metadata()
-    invoice.lines.append(line)
-    return {
-        "id": line.invoice_item,
-        "object": "invoiceitem",
-        "amount": line.amount,
-        "currency": invoice.currency,
-        "customer": customer,
-        "description": line.description,
-        "invoice": invoice.id,
-        "livemode": invoice.livemode,
-        "metadata": dict(line.metadata),
-        "quantity": int(quantity),
-    }
-
-
 ONE_TIME_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/invoices", _create),
     ("DELETE", "/v1/invoices/{id}", _delete),
-    ("POST", "/v1/invoiceitems", _add_item),
 )
