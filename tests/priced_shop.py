@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meterkit.testing import StripeEmulator
     from shopping import Shop
 
-__all__ = ["CATALOG", "PLANS", "metered_lines", "renewed", "sell"]
+__all__ = ["CATALOG", "PLANS", "item_lines", "metered_lines", "renewed", "sell"]
 
 PLANS: Final = """
 schema: 1
@@ -80,6 +80,16 @@ def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
                 emulator.add_price(cents, price_id=f"price_{plan.key}_{name}", product=product, meter=meter)
 
 
+async def item_lines(at: Shop) -> list[tuple[str, int, int]]:
+    """All invoice items for late usage that invoices have: description, units, amount in cents."""
+    return [
+        (line["description"], int(line["quantity_decimal"]), line["amount"])
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if "meterkit_late_item" in line["metadata"]
+    ]
+
+
 async def metered_lines(at: Shop) -> list[tuple[str, int, int]]:
     """All lines of usage on all invoices: event, units, cents a unit; those of no unit left out."""
     found: list[tuple[str, int, int]] = []
@@ -87,7 +97,7 @@ async def metered_lines(at: Shop) -> list[tuple[str, int, int]]:
         for line in invoice["lines"]["data"]:
             price = line["pricing"]["price_details"]["price"]
             units = int(line["quantity_decimal"])
-            if price.count("_") > 1 and units:
+            if price.count("_") > 1 and units and "meterkit_late_item" not in line["metadata"]:
                 found.append((price, units, line["amount"] // units))
     return found
 

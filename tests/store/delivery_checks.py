@@ -11,6 +11,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.delivery_model import Shard
+from store.delivery_texts import item_text
 from store.script_checks import MismatchError
 from store.script_model import NEVER_MS
 
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
-    *("change_state", "restore", "refuse", "withdraw", "strand"),
+    *("change_state", "restore", "refuse", "withdraw", "strand", "settle_item"),
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
 _NOTICE: Final = ("kind", "customer", "of", "numbers", "data")
 _CLOCK: Final = "return tonumber(caller_ms)"
-_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns")
+_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns", "items")
 # A script that went on for ever would take the server with it.
 _GO: Final = """
 local server, asked = redis, 0
@@ -95,6 +96,8 @@ class Checks:
         }
         if "intents" in found:
             found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
+        if "items" in found:
+            found["items"] = dict(sorted(_items(cast("Mapping[str, int]", found["items"]))))
         if "delivered:1" in found:
             found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
         if "audit" in found:
@@ -149,6 +152,7 @@ class Checks:
                 for kind, name, data in shard.notices
             ],
             "audit": shard.audit,
+            "items": shard.items,
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},
@@ -239,6 +243,12 @@ def _audited(entry: dict[str, Any]) -> dict[str, Any] | None:
     what = json.loads(entry["d"])
     what["meters"] = {token: text for token, text in what["meters"].items() if text != "0 0 0 0 0 0 0"}
     return {**entry, "d": what} if what["meters"] else None
+
+
+def _items(found: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Invoice items that wait, whatever the order of their fields is."""
+    for text, due in found.items():
+        yield item_text(json.loads(text)), due
 
 
 def _members(names: Iterable[bytes]) -> set[str]:

@@ -43,6 +43,11 @@ BESIDE: Final = (-1, 0, 0, 1)
 LIFE: Final = 80
 
 
+def invoices_text(asked: Invoices) -> str:
+    """Invoices as a seal is asked with them."""
+    return json.dumps({name: told for name, told in asdict(asked).items() if told is not None})
+
+
 class Delivery(Checks):
     """A shard in a store, the model of it, three customers and a clock."""
 
@@ -257,11 +262,11 @@ class Delivery(Checks):
             name,
             asked.stripe,
             json.dumps(taken),
-            "" if asked.invoices is None else json.dumps(asdict(asked.invoices)),
+            "" if asked.invoices is None else invoices_text(asked.invoices),
             json.dumps({"till": str(asked.cut.till_ms), "labels": asked.cut.labels}) if asked.cut else "",
         ]
         argv += [part for event in events.items() for part in event]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}")
+        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}", "items")
         reply, found = self.ask("seal", keys, *argv, times.claimed, skew=skew)
         if reply[0] == 0:  # Meters come in no order.
             reply = [*reply[:5], *sorted(zip(reply[5::2], reply[6::2], strict=False))]
@@ -283,7 +288,7 @@ class Delivery(Checks):
         view, key, field = broken
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
         argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]", "", ""]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}")
+        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}", "items")
         reply, found = self.ask("seal", keys, *argv, self.wall)
         self._mend(name, key, found)
         self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
@@ -308,7 +313,7 @@ class Delivery(Checks):
         view = self._view(name, max(self.wall, customer.seen))
         counters = packed_of(self._stored().get(f"c:{name}", {}))
         fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
-        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "efhpigcoqlkdxztrQLKDXZ"]
+        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "efhpigcoqlkdxztrafQLKDXZ"]
         if not any(fields.values()):
             return None
         key = self.random.choice([key for key, names in fields.items() if names])

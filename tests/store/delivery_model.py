@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_late import overtake
+from store.delivery_texts import item_text
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Customer
 
@@ -176,6 +177,7 @@ class Shard:
         self.strings: dict[str, str] = {}
         self.forces: dict[str, str] = {}
         self.turns: dict[str, int] = {}
+        self.items: dict[str, int] = {}
         self.histories: defaultdict[str, list[list[str]]] = defaultdict(list)
         self.notices: list[list[str]] = []
         self.audit: list[dict[str, Any]] = []
@@ -187,6 +189,34 @@ class Shard:
         self.fresh.add(key)
 
     # Delivery.
+
+    def queue_item(self, item: Mapping[str, str], now: int) -> None:
+        """Queue an invoice item, and count its units by state and by price."""
+        customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
+        self.items[item_text({**item, "v": "1", "at": str(now)})] = now
+        units = int(item["value"])
+        customer.closed[f"{name}a"] = customer.closed.get(f"{name}a", 0) + units
+        known = dict(line.split() for line in str(customer.closed.get(f"{name}n", "")).split(";")[:-1])
+        known[item["label"]] = str(int(known.pop(item["label"], "0")) + units)
+        customer.closed[f"{name}n"] = cast(
+            "int", "".join(f"{label} {sum_};" for label, sum_ in known.items())
+        )
+
+    def settle_item(self, item: Mapping[str, str], letter: str, entry: list[str]) -> None:
+        """Take an invoice item out of the queue, which has no other."""
+        self.items.clear()
+        customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
+        units = int(item["value"])
+        customer.closed[f"{name}a"] -= units
+        customer.closed[f"{name}{letter}"] = customer.closed.get(f"{name}{letter}", 0) + units
+        if letter == "t":
+            known = dict(line.split() for line in str(customer.closed[f"{name}n"]).split(";")[:-1])
+            left = int(known.pop(item["label"])) - units
+            lines = "".join(f"{label} {counted};" for label, counted in known.items())
+            lines += f"{item['label']} {left};" * bool(left)
+            customer.closed[f"{name}n"] = cast("int", lines)
+        self.histories[item["customer"]].append(entry)
+        self.keep(f"t:{item['customer']}", TOTALS_MS)
 
     def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""
@@ -399,11 +429,13 @@ class Shard:
         if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
             return [1, customer.rev.encode(), customer.data.encode()]
         period = None if customer.period is None else customer.period[0]
+        if period is not None and period == asked.ended_ms and asked.labels:
+            begin_prices(customer, period, asked.labels)
+            self.keep(f"t:{name}", TOTALS_MS)
         is_of_it = period is not None and period < asked.ended_ms
         if period is not None and is_of_it and customer.closed.get(f"{period}|w", 0) <= now:
-            closed = dict(customer.closed)
             mark_prices(customer, period, asked.labels)
-            if closed != customer.closed:
+            if asked.labels:
                 self.keep(f"t:{name}", TOTALS_MS)
         customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
         self.turns.pop(name, None)
@@ -525,6 +557,7 @@ def mark_prices(
         overages: by meter what had been recorded by then; default: all.
         since: by meter what was sealed after that.
     """
+    begin_prices(customer, period, labels)
     for meter in METERS:
         token = meter_token(meter)
         if token not in labels:
@@ -542,6 +575,12 @@ def mark_prices(
         lines.append(f"{labels[token]} {sealed} {overage}")
         # The one field of totals that is no number.
         customer.closed[f"{field}s"] = cast("int", "".join(f"{line};" for line in lines))
+
+
+def begin_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
+    """Keep the prices that a period began with, where they end."""
+    for token, label in labels.items():
+        customer.closed.setdefault(f"{period}|{token}y", cast("int", label))
 
 
 def _seal_closed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from meterkit.redis.connection import pack
@@ -11,14 +11,22 @@ from store.delivery_checks import texts_of
 from store.delivery_driver import EVENTS, Delivery
 from store.delivery_late import Invoices
 from store.delivery_model import METERS, Intent
+from store.delivery_texts import item_text
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from random import Random
 
+LABELS: Final = ("1/5", "1/5", "1000/12", "-")
 NAME: Final = "ada"
 QUANTITIES: Final = (1, 7, 700, 5 * 10**15, 9 * 10**15)
+
+
+def random_meter(random: Random) -> str:
+    """The token of a meter."""
+    return meter_token(random.choice(METERS))
 
 
 class Overtaking(Delivery):
@@ -36,8 +44,11 @@ class Overtaking(Delivery):
             customer.marked[self.random.choice(METERS)] += self.random.choice((0, 0, 5, 5 * 10**15))
             self.store(f"c:{NAME}")
         self._plant_periods()
-        if self.random.random() < 0.3:
+        chance = self.random.random()
+        if chance < 0.3:
             self._withdraw()
+        elif chance < 0.5:
+            self._settle_item()
         else:
             self.seal(NAME)
 
@@ -51,13 +62,19 @@ class Overtaking(Delivery):
         begin, end = random.choice((*begins, now)), random.choice((*ends, now))
         latest = random.choice((end, begin, end + 9 * DAY_MS, now - hour + margin)) + random.choice(beside)
         meters = {
-            meter_token(meter): (random.choice(("overage", "overage", "included", "")), meter, " at USD 1.00")
+            meter_token(meter): (
+                *(random.choice(("overage", "overage", "included", "")), meter, " at USD 1.00"),
+                *(random.choice(LABELS), meter_token(random.choice((meter, meter, meter, "rows")))),
+                random.choice((1, 1, 0)),
+            )
             for meter in METERS
             if random.random() < 0.8
         }
         before = random.choice((0, latest, begin + random.choice(beside)))
         since = random.choice((0, 0, 0, begin + random.choice(beside)))
-        return Invoices(since=since, before=before, latest=latest, hour=hour, margin=margin, meters=meters)
+        item = random.choice((None, {"stripe": "cus_ada", "subscription": "sub_1", "currency": "usd"}))
+        ends_of = {"since": since, "before": before, "latest": latest, "hour": hour, "margin": margin}
+        return Invoices(**ends_of, meters=meters, item=item)
 
     def _plant_periods(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]
@@ -73,9 +90,43 @@ class Overtaking(Delivery):
                 customer.closed[f"{begins}|{meter_token(meter)}p"] = random.choice(QUANTITIES)
                 if random.random() < 0.3:
                     customer.closed[f"{begins}|{meter_token(meter)}t"] = 5
+            for meter in METERS:
+                self._plant_prices(f"{begins}|{meter_token(meter)}")
         self.shard.ttls[f"t:{NAME}"] = DAY_MS
         self.shard.dirty.setdefault(NAME, self.wall)
         self.store(f"t:{NAME}", "dirty")
+
+    def _plant_prices(self, name: str) -> None:
+        """Prices that have ended in a period, and units of earlier invoice items."""
+        random, closed = self.random, self.shard.customers[NAME].closed
+        if random.random() < 0.4:
+            closed[f"{START_MS}|{name[-4:]}y"] = cast("int", random.choice(LABELS))
+        if random.random() < 0.4:
+            closed[f"{name}y"] = cast("int", random.choice((*LABELS, "1/5*")))
+        if random.random() < 0.4:
+            ended = [f"{random.choice((*LABELS, '1/5*'))} 0 {overage};" for overage in (3, 700)]
+            closed[f"{name}s"] = cast("int", "".join(ended[: random.choice((1, 2))]))
+            if random.random() < 0.9:
+                closed[f"{name}o"] = random.choice((0, 3, 700, 10**6, 2 * 10**15))
+        if random.random() < 0.5:
+            closed[f"{name}a"] = 5
+            closed[f"{name}n"] = cast("int", random.choice(("1/5 5;", "1/7 5;", "1/7 4;1/5 1;")))
+
+    def _settle_item(self) -> None:
+        """An invoice item that Stripe has, or refuses; another process may have been faster."""
+        random, customer, meter = self.random, self.shard.customers[NAME], random_meter(self.random)
+        name = f"{START_MS - 62 * DAY_MS}|{meter}"
+        item = {"customer": NAME, "period": name[:-5], "meter": meter, "label": "1/5", "value": "5"}
+        customer.closed[f"{name}a"] = random.choice((5, 12))
+        customer.closed[f"{name}n"] = cast("int", random.choice(("1/5 5;", "1/5 6;", "1/7 7;1/5 5;")))
+        is_there, letter = random.random() < 0.8, random.choice("ft")
+        self.shard.items = {item_text(item): self.wall} if is_there else {}
+        self.store(f"t:{NAME}", "items")
+        entry, keys = ["late", "1", "a", "b", "clock"], ("items", f"t:{NAME}", f"h:{NAME}")
+        reply, found = self.ask("settle_item", keys, item_text(item), letter, json.dumps(entry), self.wall)
+        if is_there:
+            self.shard.settle_item(item, letter, entry)
+        self.check(f"settle_item {letter}", [int(is_there)], [reply], found)
 
     def _withdraw(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]

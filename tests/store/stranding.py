@@ -33,6 +33,7 @@ class Strand:
     """What is asked, as the script reads it; meters: class, name and price by token."""
 
     meters: Mapping[str, tuple[str, str, str]]
+    items: Mapping[str, Mapping[str, str]]
     pending: Sequence[str]
     intents: Sequence[tuple[str, str]]
     since: Mapping[str, int]
@@ -65,7 +66,12 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
         since = {tokens[token]: count for token, count in asked.since.items() if token in known}
         overages = Counter(
             {
-                meter: max(0, customer.overage[meter] - since.get(meter, 0) - late[f"{begins}|{token}"])
+                meter: max(
+                    0,
+                    customer.overage[meter]
+                    - since.get(meter, 0)
+                    - (0 if token in asked.items else late[f"{begins}|{token}"]),
+                )
                 for token, meter in tokens.items()
             }
         )
@@ -73,8 +79,8 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
     reply: list[int | bytes] = [0, now]
     for name, quantity in sorted((+late).items()):
         token = name[-4:]
-        reply += [token.encode(), b"%d" % quantity, int(_again(shard, asked, name, quantity, now))]
-    if any(reply[4::3]):
+        reply += [token.encode(), b"%d" % quantity, _again(shard, asked, name, quantity, now)]
+    if 1 in reply[4::3]:
         customer.lives, shard.dirty[NAME] = NEVER_MS, now
     if is_once:
         customer.closed[f"{begins}|n"] = cast("int", asked.rev)
@@ -83,22 +89,28 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
     return reply
 
 
-def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> bool:
-    """Count what is late of a period and meter; whether it is recorded once more."""
+def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> int:
+    """Count what is late of a period and meter; 1: recorded once more, 2: billed by an item, 0: neither."""
     customer, token = shard.customers[NAME], name[-4:]
     meter = next(meter for meter in METERS if meter_token(meter) == token)
     kind, told, price = asked.meters[token]
-    customer.closed[f"{name}t"] = customer.closed.get(f"{name}t", 0) + quantity
+    item = asked.items.get(token)
+    if item is None:
+        customer.closed[f"{name}t"] = customer.closed.get(f"{name}t", 0) + quantity
+    else:
+        own = {"customer": NAME, "period": name[:-5], "meter": token, "name": told, "value": str(quantity)}
+        shard.queue_item({**item, **own}, now)
     counts = {"included": customer.included, "overage": customer.overage}.get(kind)
     most = max(0 if counts is None else counts[meter], customer.marked[meter], customer.pending[meter])
     is_billed = customer.period is not None and counts is not None and most + quantity <= MOST
-    if is_billed and counts is not None:
+    if is_billed and counts is not None and item is None:
         for count in (counts, customer.marked, customer.pending):
             count[meter] += quantity
     after = "billed at the price of now" if is_billed else "not billed"
+    after = after if item is None else "billed by an invoice item"
     what = f"{name[:-5]} {quantity} of {told}{price}"
     shard.histories[NAME].append(["late", str(now), what, after, asked.cause])
-    return is_billed
+    return int(is_billed) if item is None else 2
 
 
 class Stranding(Delivery):
@@ -133,7 +145,8 @@ class Stranding(Delivery):
         expected = strand(self.shard, asked, now)
         self.check(f"strand {asked}", expected, reply, found)
         self.seen["late"] += len(reply) > 2
-        self.seen["late and billed"] += any(reply[4::3])
+        self.seen["late and billed"] += 1 in reply[4::3]
+        self.seen["late and by item"] += 2 in reply[4::3]
 
     def _strand_audited(self, asked: Strand) -> None:
         """With an audit log, which has an entry of each meter that is recorded once more."""
@@ -145,7 +158,7 @@ class Stranding(Delivery):
         entries: list[list[int | bytes]] = []
         for nth, told in zip(range(2, len(expected), 3), self.shard.histories[NAME], strict=True):
             token, quantity, is_billed = expected[nth : nth + 3]
-            if is_billed:
+            if is_billed == 1:
                 meter, units = cast("bytes", token).decode(), int(quantity)
                 within = units if asked.meters[meter][0] == "included" else 0
                 begins, _ = self.shard.customers[NAME].begun
@@ -161,7 +174,8 @@ class Stranding(Delivery):
         self.check(f"strand audited {asked}", [8], [8], found)
 
     def _names(self) -> tuple[str, ...]:
-        return (f"c:{NAME}", f"t:{NAME}", f"h:{NAME}", "dirty", "intents", "outbox", "parked", "compare")
+        sets = ("dirty", "intents", "outbox", "parked", "compare", "items")
+        return (f"c:{NAME}", f"t:{NAME}", f"h:{NAME}", *sets)
 
     def _plant_sealed(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]
@@ -212,8 +226,10 @@ class Stranding(Delivery):
             for meter in METERS
         }
         tokens = list(meters)
+        item = {"label": "1/5", "stripe": "cus_ada", "subscription": "sub_1", "till": "9"}
         return Strand(
             meters=meters,
+            items={token: item for token in tokens if random.random() < 0.3},
             pending=[token for token in tokens if random.random() < 0.6],
             intents=intents,
             since={token: random.choice((1, 5, 800)) for token in tokens if random.random() < 0.4},

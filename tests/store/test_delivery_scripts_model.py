@@ -81,8 +81,11 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 @pytest.mark.parametrize(
     ("kind", "answers"),
     [
-        (Stranding, {"strand 0", "late", "late and billed", "strand 8", "strand 9"}),
-        (Overtaking, {"seal 0", "withdraw 0", "withdraw 1", "withdraw 2", "late"}),
+        (Stranding, {"strand 0", "late", "late and billed", "late and by item", "strand 8", "strand 9"}),
+        (
+            Overtaking,
+            {"seal 0", "settle_item 0", "settle_item 1", "withdraw 0", "withdraw 1", "withdraw 2", "late"},
+        ),
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
         (Restoring, {"restore 0", "restore 1", "units given back", "credits given back"}),

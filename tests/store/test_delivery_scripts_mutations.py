@@ -33,12 +33,18 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 CORRECTED: Final = ("include/lower_rows.lua", "include/lower_spend.lua", "include/enter_correction.lua")
-PRICES: Final = ("include/mark_prices.lua", "include/free_minute.lua", "include/over_minute.lua")
+LATE: Final = tuple(f"include/{name}.lua" for name in ("overtake", "late_parts", "queue_item", "count_item"))
+PRICES: Final = (
+    "include/mark_prices.lua",
+    "include/begin_prices.lua",
+    "include/free_minute.lua",
+    "include/over_minute.lua",
+)
 FILES: Final = (
     *(f"{name}.lua" for name in NAMES),
     "include/give_units_back.lua",
     "include/payer_of.lua",
-    "include/overtake.lua",
+    *LATE,
     *PRICES,
     *CORRECTED,
 )
@@ -49,14 +55,16 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "recall.lua": {2: Recalling},
     "refuse.lua": {3: Refusing},
     "seal.lua": {**COMMON, 5: Overtaking},
-    "include/overtake.lua": {5: Overtaking},
+    **{file: {5: Overtaking} for file in LATE},
     "withdraw.lua": {5: Overtaking},
+    "settle_item.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
     **{file: {7: Repricing, 4: Restoring, 8: Repricing} for file in CORRECTED},
     "include/give_units_back.lua": {4: Restoring},
     "include/payer_of.lua": {4: Restoring},
     "strand.lua": {6: Stranding},
     "include/mark_prices.lua": {**COMMON, 6: Stranding},
+    "include/begin_prices.lua": {**COMMON, 6: Stranding},
 }
 STEPS: Final = 2400
 SAMPLE: Final = 24

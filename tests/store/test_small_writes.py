@@ -34,8 +34,8 @@ from meterkit.outbox.closes import (
     too_late,
 )
 from meterkit.outbox.intents import intents_of
+from meterkit.outbox.late_terms import invoice_terms
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealing import invoice_terms
 from meterkit.redis.scripts import Script
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import read_meters

@@ -92,6 +92,7 @@ LEFT: Final = {
 """Keys that may still have the id after a deletion, and why."""
 REFUSED: Final = {
     *("mk:{s}:intents", "mk:{s}:outbox", "mk:{s}:parked", "mk:{s}:dead", "mk:{s}:compare"),
+    "mk:{s}:items",
 }
 """Keys of usage on its way to Stripe: with any of it a deletion is refused."""
 WITHOUT_ID: Final = re.compile(

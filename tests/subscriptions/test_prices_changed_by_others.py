@@ -9,7 +9,7 @@ import pytest
 
 from meterkit.customers import states
 from meterkit.errors import StoreError
-from priced_shop import CATALOG, metered_lines, renewed, sell
+from priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
 from shopping import HALF, shop
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.anyio
 
 GATHERED: Final = timedelta(seconds=310)
 LOOKS: Final = "/v1/subscriptions"
-LATE: Final = [("price_basic_tokens", 500, 5), ("price_cheaper_tokens", 50, 3)]
 
 
 @pytest.fixture
@@ -81,13 +80,11 @@ async def test_i13_usage_that_has_waited_is_sent_after_a_look(
     at.emulator.clear_faults()
     await at.kit.flush(everything=True)
     assert "50 units of tokens that customer 'acme' used at USD 0.05 each were not delivered" in caplog.text
-    assert "the new price bills them" in caplog.text
+    assert "an invoice item bills them at that price" in caplog.text
     assert await late(at) == (50, 0)
     await renewed(at)
-    assert sorted(await metered_lines(at)) == [
-        ("price_basic_tokens", 500, 5),
-        ("price_cheaper_tokens", 50, 3),
-    ]
+    assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(at) == [("Tokens, 50 units of 1\N{EN DASH}16 Jun 2031", 50, 250)]
 
 
 async def test_i13_what_was_sealed_after_the_change_has_the_new_price_and_is_not_late(at: Shop) -> None:
@@ -101,7 +98,8 @@ async def test_i13_what_was_sealed_after_the_change_has_the_new_price_and_is_not
     assert await late(at) == (70, 0)
     await renewed(at)
     cheaper = sum(units for price, units, _ in await metered_lines(at) if price == "price_cheaper_tokens")
-    assert cheaper == 77
+    assert cheaper == 7
+    assert [(units, cents) for _, units, cents in await item_lines(at)] == [(70, 350)]
 
 
 @pytest.mark.parametrize("stripe_has_it", [True, False])
@@ -122,9 +120,9 @@ async def test_i13_what_stripe_may_have_is_late_only_once_its_summary_lacks_it(
         await at.kit.flush(everything=True)
     assert await late(at) == (0 if stripe_has_it else 50, 0)
     await renewed(at)
-    again = [] if stripe_has_it else [("price_cheaper_tokens", 50, 3)]
-    lines = [("price_basic_tokens", 550 if stripe_has_it else 500, 5), *again]
-    assert sorted(await metered_lines(at)) == lines
+    assert await metered_lines(at) == [("price_basic_tokens", 550 if stripe_has_it else 500, 5)]
+    items = [(units, cents) for _, units, cents in await item_lines(at)]
+    assert items == ([] if stripe_has_it else [(50, 250)])
 
 
 async def test_i13_a_look_that_dies_half_way_is_made_again_and_makes_nothing_late_twice(
@@ -142,13 +140,11 @@ async def test_i13_a_look_that_dies_half_way_is_made_again_and_makes_nothing_lat
             await at.kit.subscriptions.sync("acme")
     at.clock.advance(timedelta(minutes=3))
     await at.kit.subscriptions.sync("acme")
-    assert await late(at) == (50, 50)
+    assert await late(at) == (50, 0)
     await at.kit.flush(everything=True)
     await renewed(at)
-    assert sorted(await metered_lines(at)) == [
-        ("price_basic_tokens", 500, 5),
-        ("price_cheaper_tokens", 50, 3),
-    ]
+    assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
+    assert [(units, cents) for _, units, cents in await item_lines(at)] == [(50, 250)]
 
 
 async def test_usage_waits_while_stripe_does_not_show_the_subscription(at: Shop) -> None:

@@ -13,7 +13,7 @@ import pytest
 from meterkit.catalog import loads
 from meterkit.customers.history import HistoryEntry, until
 from meterkit.delivery.summaries import _begun_s
-from meterkit.outbox.sealing import late_class
+from meterkit.outbox.late_terms import late_class
 
 END: Final = datetime(2031, 6, 1, tzinfo=UTC)
 CATALOG: Final = loads("""

@@ -206,7 +206,9 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known(
     marks: str, overage: int, delivered: int, expected: dict[int, int] | None
 ) -> None:
     counts: Any = {"delivered": delivered, "overage": overage}
-    priced = _priced(counts, _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0), late=0, has_parts=False)
+    priced = _priced(
+        counts, _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0), late=0, has_parts=False
+    )
     assert priced == expected
 
 

@@ -28,7 +28,7 @@ commands = typer.Typer()
 _ROWS_AT_ONCE: Final = 1_000
 
 RARE: Final = frozenset(
-    {"waiting", "parked", "taking_back", "invoiced", "mispriced", "late", "dead", "advice"}
+    {"waiting", "parked", "taking_back", "invoiced", "mispriced", "late", "by_item", "dead", "advice"}
 )
 
 
@@ -134,6 +134,7 @@ def row_of(one: Reconciled) -> dict[str, object]:
         "invoiced": 0 if not one.invoice else "unknown" if one.invoiced is None else one.invoiced,
         "mispriced": one.mispriced,
         "late": one.late,
+        "by_item": one.by_item,
         "dead": one.dead,
         "advice": one.advice,
     }

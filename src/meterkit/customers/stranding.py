@@ -1,4 +1,4 @@
-"""Stranded usage: Stripe did not have it when metered prices changed there; it is sealed as late."""
+"""Stranded usage: Stripe did not have it when metered prices changed there; it is billed at its own price."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import States
 from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.price_segments import ended_labels
+from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.late_terms import (
+    deciding_meter,
+    is_billed_at,
+    item_terms,
+    late_class,
+    own_label,
+    price_in_words,
+)
 from meterkit.outbox.operator_commands import change_state
-from meterkit.outbox.sealing import deciding_meter, late_class, price_in_words
 from meterkit.store.event_names import known_meters, own_meters
 
 if TYPE_CHECKING:
@@ -66,6 +74,13 @@ async def _write(store: Store, customer: str, instants: Mapping[str, int]) -> No
 _logger = logging.getLogger("meterkit.store")
 MISSED: Final = "missed"
 """The field of a parked intent that names the price whose invoice line it can no longer reach."""
+_ITEM: Final = "item"
+"""The field of such an intent for what an invoice item at that price needs (JSON)."""
+_OUTCOMES: Final = (
+    "no invoice bills them",
+    "the new price bills them",
+    "an invoice item bills them at that price",
+)
 _WHY: Final = "others changed its price at Stripe: it is compared with Stripe's summary of its minute"
 
 
@@ -91,7 +106,8 @@ async def strand_usage(
 ) -> None:
     """Make usage late that Stripe did not have of some meters when their prices changed; say how much.
 
-    With ``billing.late_usage: next_period`` it is billed at the new price, if the new plan bills the meter.
+    With ``billing.late_usage: next_period`` an invoice item bills it at the price at which it was recorded.
+    If the new price is the same, it is pending again. If no price of a unit is known, no invoice bills it.
     What Stripe may have is parked, and compared with its summaries first.
 
     Args:
@@ -108,12 +124,15 @@ async def strand_usage(
     old, new = (_plan(state, catalog, now_ms) for state in (before, after))
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
+    terms = _Terms(catalog, given, then, before, after, switch)
     carried = known_meters(catalog) | own_meters(before, catalog, now_ms)
-    meters = {
-        meter_token(name): (*_again(meter, new, after, catalog, now_ms), _price(given, meter, catalog))
-        for name, meter in catalog.meters.items()
-        if (meter_token(name) in carried and carried[meter_token(name)].event_name in switch.events)
-    }
+    meters, items = dict[str, tuple[str, str, str]](), dict[str, dict[str, str]]()
+    for meter in catalog.meters.values():
+        token = meter_token(meter.name)
+        if token in carried and carried[token].event_name in switch.events:
+            meters[token] = terms.of(meter)
+            if item := terms.item_of(meter):
+                items[token] = {**item, "event": carried[token].event_name}
     missed, since = list[Kept](), Counter[str]()
     pending = set(meters)
     for token, line in (await _undelivered(store, customer, meters)).items():
@@ -125,13 +144,15 @@ async def strand_usage(
             pending.discard(token)
     for kept in missed:
         if kept.first_ms:
-            await _park(store, kept, meters[kept.fields["meter"]][2], switch.cause)
+            token = kept.fields["meter"]
+            await _park(store, kept, meters[token][2], items.get(token), switch.cause)
     await _strand(
         store,
         customer,
         [kept for kept in missed if not kept.first_ms],
         {
             "meters": meters,
+            "items": items,
             "pending": sorted(pending),
             "since": since,
             "labels": {} if given is None or then is None else ended_labels(given, then, catalog),
@@ -158,9 +179,10 @@ async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
     """
     catalog, token, now_ms = store.catalog, kept.fields["meter"], store.now_ms()
     _, state = await States(store).read(kept.customer)
-    plan = _plan(state, catalog, now_ms)
+    plan, item = _plan(state, catalog, now_ms), kept.fields.get(_ITEM, "")
     meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
-    again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog, now_ms)
+    then = None if plan is None else entitlements_on(plan, state, catalog, now_ms)
+    again = ("", kept.fields["event"]) if meter is None else (_again(meter, then, catalog), meter.name)
     asked: dict[str, Any] = {
         "pending": [],
         "since": {},
@@ -168,6 +190,7 @@ async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
         "changed": "",
         "rev": "",
         "cause": cause,
+        "items": {token: json.loads(item)} if item else {},
     }
     asked["meters"] = {token: (*again, kept.fields[MISSED])}
     return await _strand(store, kept.customer, [kept], asked)
@@ -178,12 +201,12 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
     keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
     names = [keys.counters, keys.totals, keys.history, keys.dirty]
     names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox", "parked", "compare")]
-    names += [store.keys.audit(keys.shard)] * store.is_audited
+    names += [store.keys.shard(keys.shard, "items"), *[store.keys.audit(keys.shard)] * store.is_audited]
     intents = [(kept.identifier, kept.text) for kept in missed]
     text = json.dumps({**asked, "intents": intents})
     reply: list[Any] = await admin.run(store.scripts["strand"], names, customer, token_hex(16), text)
     late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
-    for token, value, is_billed in late:
+    for token, value, outcome in late:
         _, name, price = asked["meters"][token.decode()]
         _logger.error(
             "%s units of %s that customer %r used%s were not delivered when the price changed at Stripe: they"
@@ -192,7 +215,7 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
             name,
             customer,
             price,
-            "the new price bills them" if is_billed else "no invoice bills them",
+            _OUTCOMES[int(outcome)],
         )
     return len(reply) > len(("0", "now"))
 
@@ -213,9 +236,9 @@ async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Ma
     return {token: sorted(line, key=lambda kept: kept.minute_s) for token, line in found.items()}
 
 
-async def _park(store: Store, kept: Kept, price: str, cause: str) -> None:
+async def _park(store: Store, kept: Kept, price: str, item: Mapping[str, str] | None, cause: str) -> None:
     wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
-    more = {"why": _WHY, MISSED: price}
+    more = {"why": _WHY, MISSED: price, _ITEM: "" if item is None else json.dumps(item)}
     await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
 
 
@@ -224,15 +247,61 @@ def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
     return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
 
 
-def _again(
-    meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog, now_ms: int
-) -> tuple[str, str]:
-    """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
-    kind = ""
-    if plan is not None and catalog.billing.late_usage == "next_period":
-        given = entitlements_on(plan, state, catalog, now_ms)
-        kind = late_class(given[deciding_meter(meter.name, catalog)], meter)
-    return kind, meter.name
+def _again(meter: Meter, given: Mapping[str, Entitlement] | None, catalog: Catalog) -> str:
+    """The class that late usage of a meter is recorded in again; empty: none."""
+    if given is None or catalog.billing.late_usage != "next_period":
+        return ""
+    return late_class(given[deciding_meter(meter.name, catalog)], meter)
+
+
+class _Terms(NamedTuple):
+    """At which prices usage is billed that has missed a switch.
+
+    Attributes:
+        given: what the customer had of each meter; None: no plan of the plans file.
+        then: what it has from the switch on; None: no plan of the plans file.
+        before: the customer's state before the switch.
+        after: the state after it.
+    """
+
+    catalog: Catalog
+    given: Mapping[str, Entitlement] | None
+    then: Mapping[str, Entitlement] | None
+    before: CustomerState
+    after: CustomerState
+    switch: Switch
+
+    def of(self, meter: Meter) -> tuple[str, str, str]:
+        """The class in which a meter's usage is recorded again (empty: none), its name, the ended price."""
+        return self._again(meter), meter.name, _price(self.given, meter, self.catalog)
+
+    def item_of(self, meter: Meter) -> Mapping[str, str] | None:
+        """Terms of an invoice item at the ended price; None: the price is the same, unknown, or in tiers."""
+        is_billed = self.catalog.billing.late_usage == "next_period" and self._is_billed(self.before)
+        if meter.stripe is None or meter.stripe.report != "overage" or self._again(meter) or not is_billed:
+            return None
+        label, terms = self._label(meter, self.before, self.given), item_terms(self.after, self.catalog)
+        if unit_cents(label) is None or terms is None or self.before.subscription is None:
+            return None
+        return {
+            **terms,
+            "metered": self.before.subscription.metered,
+            "label": label,
+            "till": f"{self.switch.changed_ms}",
+        }
+
+    def _again(self, meter: Meter) -> str:
+        old, new = self._label(meter, self.before, self.given), self._label(meter, self.after, self.then)
+        is_free, is_still_free = (not self._is_billed(state) for state in (self.before, self.after))
+        is_same = is_still_free if is_free else is_same_price(old, new)
+        return _again(meter, self.then, self.catalog) if is_same else ""
+
+    def _is_billed(self, state: CustomerState) -> bool:
+        return is_billed_at(state.subscription, self.switch.changed_ms)
+
+    def _label(self, meter: Meter, state: CustomerState, given: Mapping[str, Entitlement] | None) -> str:
+        prices = NO_PRICES if state.subscription is None else state.subscription.prices
+        return own_label(meter.name, given, prices, self.catalog)[0]
 
 
 def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:

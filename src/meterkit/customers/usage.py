@@ -106,7 +106,7 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
         counts = usage["meters"][name]
         if is_split(name, store.catalog.meters):
             sent = to_stripe(counts) - at.stranded
-            segments = sent_segments(at.marks, label=at.sent_label, sent=sent)
+            segments = sent_segments(at.marks, at.items, label=at.sent_label, sent=sent)
         else:
             overage = counts["overage"] - at.stranded
             segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
@@ -122,12 +122,14 @@ class _RecordedAt(NamedTuple):
         label: of the last one's price.
         sent_label: the price of what was sent under the meter's event: its own, else that of its source.
         stranded: units that others made late: they are recorded twice.
+        items: late units that invoice items bill, by their prices.
     """
 
     marks: str
     label: str
     sent_label: str
     stranded: int
+    items: str = ""
 
 
 async def _recorded_at(
@@ -142,7 +144,7 @@ async def _recorded_at(
         return {}
     start_ms, last_ms = to_ms(period["start"]), to_ms(period["end"]) - 1
     given = entitlements_on(plan, state, catalog, last_ms)
-    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "st"]
+    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "stn"]
     admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
     return {
@@ -151,6 +153,7 @@ async def _recorded_at(
             label=label_of(given[name]),
             sent_label=sent_label(name, given, catalog.meters),
             stranded=int(next(kept) or 0),
+            items=(next(kept) or b"").decode(),
         )
         for name in names
     }
@@ -161,9 +164,9 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) 
     delivered, priced = counts["delivered"] + late, Priced()
     label = at.sent_label if has_parts else at.label
     segments = segments_of(at.marks, label=label, sealed=delivered, overage=counts["overage"])
-    # Stranded units may have been recorded twice, and were sealed once at most.
+    # Stranded units may have been recorded twice, and were sealed once at most; those of items never were.
     # With prices by model, and of derived meters, overage has other units than those that were sealed.
-    is_sealed = bool(at.stranded) or has_parts
+    is_sealed = bool(at.stranded or at.items) or has_parts
     units = [
         (one.unit_cents, one.sealed if is_sealed or one.is_by_model else one.overage) for one in segments
     ]

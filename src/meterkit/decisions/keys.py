@@ -43,7 +43,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
-    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare|life)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{\d+\}:(intents|outbox|items|parked|dead|compare|life)$",  # deliveries to Stripe
     r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to look at
     r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # The same of older releases; messages
     r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want

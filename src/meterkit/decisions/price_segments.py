@@ -6,6 +6,7 @@ was sealed and recorded as overage from the period's beginning to the segment's 
 
 from __future__ import annotations
 
+from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -37,8 +38,7 @@ class Segment(NamedTuple):
     @property
     def unit_cents(self) -> Fraction | None:
         """What one unit costs in minor units, exactly; None: the plans file does not say."""
-        per, _, amount_cents = self.label.removesuffix(_BY_MODEL).partition("/")
-        return Fraction(int(amount_cents), int(per)) if amount_cents else None
+        return unit_cents(self.label)
 
     @property
     def is_by_model(self) -> bool:
@@ -67,6 +67,48 @@ def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
     return own.source is not None or any(part.stripe is not None for part in parts)
 
 
+def sent_price(
+    meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]
+) -> tuple[str, str]:
+    """The label of the price of a unit that is sent under a meter's event, and the meter that has the price.
+
+    That is its own, else that of its source. The price of a row of prices by model is its own, too.
+    """
+    own = label_of(entitlements[meter]).removesuffix(_BY_MODEL)
+    source = meters[meter].source
+    if own != _NO_PRICE or source is None or meters[meter].is_row:
+        return own, meter
+    return label_of(entitlements[source]).removesuffix(_BY_MODEL), source
+
+
+def is_same_price(one: str, other: str) -> bool:
+    """Whether two labels name one price; a label that names none is like no other."""
+    return unit_cents(one) is not None and unit_cents(one) == unit_cents(other)
+
+
+def unit_cents(label: str) -> Fraction | None:
+    """What one unit costs in minor units, exactly; None: the label does not say."""
+    per, _, amount_cents = label.removesuffix(_BY_MODEL).partition("/")
+    return Fraction(int(amount_cents), int(per)) if amount_cents.isdigit() else None
+
+
+_LAST_PLACE: Final = Decimal("1e-12")
+"""A unit amount has twelve decimals (https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal)."""
+
+
+def unit_amount_decimal(label: str) -> Decimal:
+    """The unit amount of a price for Stripe, in minor units: rounded down, so that nothing costs more."""
+    cents = unit_cents(label) or Fraction(0)
+    exact = (Decimal(cents.numerator) / cents.denominator).quantize(_LAST_PLACE, rounding=ROUND_FLOOR)
+    return exact.normalize()
+
+
+def item_segments(marks: str) -> list[Segment]:
+    """Units that invoice items bill, by their prices; see ``count_item.lua``."""
+    lines = (line.split() for line in filter(None, marks.split(";")))
+    return [Segment(label, 0, int(units)) for label, units in lines]
+
+
 def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
     """The label of the price of what is sent under a meter's event: its own, else that of its source."""
     overage, source = entitlements[meter].overage, meters[meter].source
@@ -76,10 +118,19 @@ def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapp
     return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
 
 
-def sent_segments(marks: str, *, label: str, sent: int) -> list[Segment]:
-    """The segments of what is sent under a meter's event, priced unit by unit like overage."""
-    found = segments_of(marks, label=label, sealed=sent, overage=0)
-    return [Segment(one.label, 0, one.sealed) for one in found]
+def sent_segments(marks: str, items: str = "", *, label: str, sent: int) -> list[Segment]:
+    """The segments of what is sent under a meter's event, priced unit by unit like overage.
+
+    Args:
+        marks: as the store keeps them.
+        items: units that invoice items bill; see :func:`item_segments`.
+        label: of the price now.
+        sent: units that are sent by now, those of invoice items included.
+    """
+    by_item = item_segments(items)
+    sealed = sent - sum(one.overage for one in by_item)
+    found = segments_of(marks, label=label, sealed=sealed, overage=0)
+    return [*by_item, *(Segment(one.label, 0, one.sealed) for one in found)]
 
 
 def ended_labels(

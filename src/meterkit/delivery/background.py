@@ -77,12 +77,20 @@ async def flusher_for(
     transport: Transport = transport_of(settings)
     if journal is not None:
         transport = JournaledTransport(transport, journal, store.now_ms)
-    summaries = StripeSummaries(StripeApi(settings))
+    api = StripeApi(settings)
+    summaries = StripeSummaries(api)
     try:
         module: Any = import_module("meterkit.delivery.flusher")  # Only those who deliver pay for it.
         calls_per_s = settings.meter_event_calls_per_s
+        items: Any = import_module("meterkit.delivery.invoice_items")
         yield module.Flusher(
-            store, transport, calls_per_s=calls_per_s, summaries=summaries, look=look, journal=journal
+            store,
+            transport,
+            calls_per_s=calls_per_s,
+            summaries=summaries,
+            look=look,
+            journal=journal,
+            items=items.InvoiceItemMaker(store, api),
         )
     finally:
         await complete(transport.close())

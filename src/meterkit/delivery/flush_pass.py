@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meterkit.delivery.report import FlushReport
+from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 
 if TYPE_CHECKING:
     from meterkit.outbox.intents import Move
     from meterkit.outbox.outbox import Outbox
+    from meterkit.outbox.sealing import Sealing
+
+_logger = logging.getLogger("meterkit.delivery")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,3 +56,35 @@ class FlushPass:
             elif move.why:
                 report.retried += 1
                 report.why = move.why
+
+    def report_unsealed(self, sealing: Sealing, aside: set[tuple[str, str]]) -> None:
+        """Report usage that could not be sealed, and log it for each customer and meter once, until it could.
+
+        Args:
+            sealing: what was sealed, and what was not.
+            aside: customers and meters that were logged; they are brought up to date.
+        """
+        aside.difference_update((customer, "") for customer in sealing.fine)
+        unsealed = [
+            Unsealed(customer=customer, meter="", quantity=None, why=why)
+            for customer, why in sealing.aside.items()
+        ]
+        unsealed += [
+            Unsealed(
+                customer=nameless.customer,
+                meter=nameless.meter_token,
+                quantity=nameless.quantity,
+                why="its meter is not in the plans file, and the store knows no event name of it",
+            )
+            for nameless in sealing.nameless
+        ]
+        self.report.unsealed += unsealed
+        for one in unsealed:
+            if (one.customer, one.meter) not in aside:
+                aside.add((one.customer, one.meter))
+                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
+                _logger.error(
+                    "%s of customer %r cannot be sealed; all else is delivered: %s",
+                    *(what, one.customer, one.why),
+                    extra=REPORTED,
+                )

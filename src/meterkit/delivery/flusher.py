@@ -16,7 +16,7 @@ from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.flush_pass import FlushPass
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
+from meterkit.delivery.report import FlushReport
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.delivery.spool_replay import count_undelivered
@@ -28,11 +28,11 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 
+    from meterkit.delivery.invoice_items import InvoiceItemMaker
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.intents import Attempt, Move
     from meterkit.outbox.journal import Journal
-    from meterkit.outbox.sealing import Sealing
     from meterkit.store.store import Store
 
 __all__ = ["FlushReport", "Flusher"]
@@ -66,10 +66,11 @@ class Flusher:
         calls_per_s: at most so many calls to Stripe per second.
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
-        summaries: what says whether Stripe has an intent whose first try is long ago; None: it stays parked.
-        look: fetches a customer's subscription from Stripe into the store; None: none is fetched before
-            usage is sent that has waited.
+        summaries: what says whether Stripe has an intent first tried long ago; None: it stays parked.
+        look: fetches a customer's subscription from Stripe into the store before usage is sent that has
+            waited; None: none is.
         journal: has what Stripe has accepted; None: there is none.
+        items: makes invoice items of late usage; None: they wait.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Flusher:
         summaries: Summaries | None = None,
         look: Callable[[str], Awaitable[object]] | None = None,
         journal: Journal | None = None,
+        items: InvoiceItemMaker | None = None,
     ) -> None:
-        self._store = store
+        self._store, self._items = store, items
         self._comparer = None if summaries is None else Comparer(store, summaries, journal)
         self._compared_ms = 0
         self._restarts = None if summaries is None else Restarts(store, summaries, journal)
@@ -162,7 +164,9 @@ class Flusher:
                 # The store does not say what is on its disk: what was just sealed is given time to get there.
                 await asyncio.sleep(_YOUNG_S)
                 await self._round(flush, due_ms=self._store.now_ms())
-        if flush.report.why and not is_alone:  # Else the caller has the report.
+        if self._items is not None:
+            await self._unless_stopping(self._items.make_due(flush.report, everything=everything))
+        if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
             _logger.warning("%s tried again later: %s", what, flush.report.why)
@@ -257,7 +261,7 @@ class Flusher:
                 shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._look_first, flush)
             )
             flush.report.sealed += sealing.made
-            self._tell(flush, sealing)
+            flush.report_unsealed(sealing, self._aside)
             if sealing.late:
                 report_late(flush.report, sealing.late, await outbox.meters())
             is_known = self._restarts is None or await self._unless_stopping(
@@ -286,33 +290,6 @@ class Flusher:
             await _all(map(send, part))
         flush.are_suspects_next = False
         flush.put_off.clear()
-
-    def _tell(self, flush: FlushPass, sealing: Sealing) -> None:
-        """Say which usage could not be sealed: of each customer and meter once, until it could."""
-        self._aside.difference_update((customer, "") for customer in sealing.fine)
-        unsealed = [
-            Unsealed(customer=customer, meter="", quantity=None, why=why)
-            for customer, why in sealing.aside.items()
-        ]
-        unsealed += [
-            Unsealed(
-                customer=nameless.customer,
-                meter=nameless.meter_token,
-                quantity=nameless.quantity,
-                why="its meter is not in the plans file, and the store knows no event name of it",
-            )
-            for nameless in sealing.nameless
-        ]
-        flush.report.unsealed += unsealed
-        for one in unsealed:
-            if (one.customer, one.meter) not in self._aside:
-                self._aside.add((one.customer, one.meter))
-                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
-                _logger.error(
-                    "%s of customer %r cannot be sealed; all else is delivered: %s",
-                    *(what, one.customer, one.why),
-                    extra=REPORTED,
-                )
 
     async def _look_first(self, flush: FlushPass, since_ms: Mapping[str, int]) -> bool:
         """Have customers looked at whose usage has waited since then; whether any had not been lately."""

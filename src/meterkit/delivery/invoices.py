@@ -15,7 +15,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.delivery.price_terms import PriceTerms, read_price_terms
 from meterkit.errors import StripeError
-from meterkit.outbox.sealing import price_in_words
+from meterkit.outbox.late_terms import price_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -39,6 +39,7 @@ def report_late(report: FlushReport, late: Iterable[LateUnits], meters: Mapping[
             quantity=one.quantity,
             period=iso(from_ms(one.period_ms)),
             is_billed=one.is_billed,
+            by_item=one.by_item,
         )
         report.late.append(usage)
         groups.setdefault((one.customer, one.period_ms), []).append(usage)
@@ -92,9 +93,16 @@ async def count_uninvoiced(
 
 def late_in_words(found: list[LateUsage]) -> str:
     """How much is late of one customer and period, and what becomes of it."""
-    billed, lost = ([one for one in found if one.is_billed is is_so] for is_so in (True, False))
-    parts = [f"{_units(billed)}: the invoice of the open period bills it"] * bool(billed)
-    return "; ".join(parts + [f"{_units(lost)}: no invoice bills it"] * bool(lost))
+    by_item = [one for one in found if one.by_item]
+    by_item = [one for one in found if one.by_item]
+    groups = {
+        "the invoice of the open period bills it": [
+            one for one in found if one.is_billed and not one.by_item
+        ],
+        "an invoice item bills it at the price at which it was recorded": by_item,
+        "no invoice bills it": [one for one in found if not one.is_billed],
+    }
+    return "; ".join(f"{_units(group)}: {what}" for what, group in groups.items() if group)
 
 
 def _units(found: list[LateUsage]) -> str:

@@ -15,6 +15,7 @@ from meterkit.customers.stranding import hold_usage, let_go_of_usage, next_minut
 from meterkit.customers.usage import taken_back
 from meterkit.delivery.summaries import until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.late_items import LateItems
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealing import Cut
@@ -81,8 +82,11 @@ async def undelivered(store: Store, customer: str) -> int:
     usage = await store.usage(customer)
     # What takes units back is subtracted there, and is on its way as well.
     back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
-    return back + sum(
-        meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values()
+    items = await LateItems(store, await store.admin()).of(customer)
+    return (
+        back
+        + sum(item.units for item in items)
+        + sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values())
     )
 
 

@@ -21,6 +21,7 @@ from meterkit.delivery.invoice_advice import (
     advice_on_prices,
 )
 from meterkit.delivery.invoices import Invoices, invoicing_of
+from meterkit.delivery.item_books import item_books
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.stripe_books import StripeBooks
 from meterkit.delivery.summaries import StripeSummaries
@@ -68,6 +69,7 @@ class Reconciled:
         mispriced: units of the event name that are on lines of another price than that at which they were
             recorded; 0 as well where the prices are not known.
         late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
+        by_item: those of them that invoice items bill, at the price at which they were recorded.
         dead: never accepted, or dropped.
         advice: what to do; empty: nothing, the books agree.
     """
@@ -91,6 +93,7 @@ class Reconciled:
     invoiced_cents: int | None = None
     mispriced: int
     late: int
+    by_item: int = 0
     dead: int
     advice: str
 
@@ -264,6 +267,7 @@ class Reconciler:
                 uninvoiced=sum(late[name] for name in named),
             )
         advices = {event: await self._advice(usage, side) for event, side in sides.items()}
+        items = await item_books(store, self._api(), usage, state.stripe_customer, meters)
         is_closed = to_ms(usage["period"]["end"]) <= store.now_ms()
         return [
             Reconciled(
@@ -271,7 +275,8 @@ class Reconciler:
                 event_name=events[name],
                 is_closed=is_closed,
                 taking_back=back[name].left,
-                advice=advices[events[name]],
+                by_item=items[name].units if name in items else 0,
+                advice=advices[events[name]] or (items[name].advice if name in items else ""),
                 **_recorded_side(usage, name),
                 **_stripe_side(sides[events[name]]),
             )

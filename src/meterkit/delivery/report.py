@@ -36,6 +36,7 @@ class LateUsage:
         quantity: in the meter's unit.
         period: the first instant of its billing period, in ISO 8601.
         is_billed: whether the invoice of the period that is open now bills it; else no invoice does.
+        by_item: whether an invoice item bills it, at the price at which it was recorded.
     """
 
     customer: str
@@ -43,6 +44,7 @@ class LateUsage:
     quantity: int
     period: str
     is_billed: bool
+    by_item: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class FlushReport:
         undelivered: all intents that are parked or dead, of earlier flushes too.
         unsealed: usage that could not be sealed.
         late: usage whose own invoice was final; ``billing.late_usage`` says what becomes of it.
+        items: invoice items that were made of late usage, at the price at which it was recorded.
         spooled: settlements sent, by a flush of everything, from spools of processes that are gone.
         spools_left: such spools that were left as they are, and why.
     """
@@ -76,6 +79,7 @@ class FlushReport:
     undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
     late: list[LateUsage] = field(default_factory=list[LateUsage])
+    items: int = 0
     spooled: int = 0
     spools_left: list[str] = field(default_factory=list[str])
 
@@ -85,7 +89,9 @@ class FlushReport:
         return not (self.left or self.undelivered or self.unsealed or self.spools_left)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as the command line prints it."""
+        """All of it, as the command line prints it; ``items`` only if there are any."""
         found = asdict(self)
+        if not self.items:
+            del found["items"]
         found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
         return found

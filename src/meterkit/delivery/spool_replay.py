@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.delivery.report import FlushReport
+from meterkit.outbox.late_items import LateItems
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
     """
     outbox = Outbox(store, await store.admin())
     report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
+    report.left += await LateItems(store, await store.admin()).count()
     report.unlinked = await outbox.unlinked()
     report.undelivered = await outbox.undelivered()
     return report

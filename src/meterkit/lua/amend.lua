@@ -37,9 +37,11 @@ local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = head_of(head)
 local now = server_ms(ARGV[#ARGV])
 regauge(levels_key, changes.gauges, now)
-if head and next(changes.ended.labels) and begins_ms < tonumber(changes.ended.at) then
+if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.at) then
   local period, _, meters = string.format('%.0f', begins_ms), read_counters(counters_key)
-  if meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
+  if begins_ms == tonumber(changes.ended.at) then
+    begin_prices(totals_key, period, changes.ended.labels)
+  elseif meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
     mark_prices(totals_key, period, meters, changes.ended.labels)
   end
 end

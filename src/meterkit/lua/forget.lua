@@ -26,7 +26,7 @@ local totals = call('HGETALL', totals_key)
 local undelivered = false
 for i = 1, #totals, 2 do
   if totals[i + 1] ~= '0' then
-    if string.find(totals[i], '|....[qlQL]$') then
+    if string.find(totals[i], '|....[aqlQL]$') then
       return {2}
     end
     undelivered = undelivered or string.find(totals[i], '|....[kxKX]$')

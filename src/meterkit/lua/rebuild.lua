@@ -90,7 +90,7 @@ end
 for _, token in ipairs(in_order(wanted.meters)) do
   local asked, event = wanted.meters[token], wanted.events[token]
   local meter, units, raised = meters[token] or open_meter(EMPTY_METER), asked.units, 0
-  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxz') + total(token, 'QLKDXZ'))
+  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxzaf') + total(token, 'QLKDXZ'))
   local lacks, delivered, parked = {}, 0, 0
   for place, class in ipairs(classes) do
     lacks[place] = math.max(0, units[place] - meter[class])

@@ -3,7 +3,7 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  dirty       KEYS[5] hash  intents  KEYS[6] zset  outbox: intents by when they are due (ms)
--- KEYS[7] list  ledger of changes    KEYS[8] stream  where there is an audit log: of that
+-- KEYS[7] list  ledger of changes    KEYS[8] zset  invoice items    KEYS[9] stream  where there is an audit log: of that
 -- ARGV  1 rev   2 terms   3 32 hex digits that are new   4 the customer   5 the Stripe customer; empty: not
 --       linked, nothing is sealed    6 a JSON array: minutes that the Stripe customer's intents of another
 --       customer have (ms)
@@ -22,7 +22,7 @@
 -- PERIOD|y: when they were changed last. No intent has a minute before either. PERIOD|METERv: a minute before the
 -- last stamp that no intent has: a cut stamps with minutes that are over at Stripe, where one is free.
 -- Reply {0, now, intents made, meters still pending, {of usage that was too late its period, token and quantity, and 1
---       where it is billed in this period, else 0...}, of each meter without an event name its token and what is
+--       where it is billed in this period, 2 by an invoice item, else 0...}, of each meter without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
 --include confirm_counters
 --include close_past
@@ -32,7 +32,8 @@
 --include in_order
 --include over_minute
 --include mark_prices
-local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, audit_key = unpack(KEYS)
+local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, items_key, audit_key =
+  unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cutting = unpack(ARGV, 1, 8)
 local first_event, caller_ms = 9, ARGV[#ARGV] -- The event's token: its place in ARGV.
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
@@ -78,7 +79,7 @@ end
 local late = {}
 if invoices ~= '' then -- Others do not pay for making these functions.
 --include overtake
-  head, late = overtake({counters = counters_key, totals = totals_key, history = history_key, audit = audit_key}, head,
+  head, late = overtake({counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}, head,
     meters, totals, events, cjson.decode(invoices), {customer = customer, nonce = nonce, rev = rev,
     starts_ms = starts_ms, finishes_ms = finishes_ms}, now)
 end

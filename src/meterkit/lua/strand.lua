@@ -1,21 +1,22 @@
 #!lua
 -- strand: makes usage late that Stripe did not have when others changed the prices of a subscription there. It can no
--- longer reach the invoice line of its price. It is counted as t of its period. Where the plan of now bills the meter, it is
--- recorded once more, as overage (or included) and as late, and is pending: it is billed at the new price.
+-- longer reach the invoice line of its price. Where the price was another one, an invoice item bills it at that (see
+-- queue_item). Else it is counted as t of its period; where the plan of now bills the meter, it is recorded once more, as
+-- overage (or included) and as late, and is pending: it is billed at the new price, which is the same.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  totals    KEYS[3] list  ledger of changes    KEYS[4] zset  dirty
 -- KEYS[5] hash  intents     KEYS[6] zset  outbox    KEYS[7] zset  parked    KEYS[8] zset  compare
--- KEYS[9] stream  where there is an audit log: of that
+-- KEYS[9] zset  invoice items    KEYS[10] stream  where there is an audit log: of that
 -- ARGV  1 the customer    2 32 hex digits that are new
 --       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
---       that ended in words; pending: tokens whose pending units are late; intents: the late ones, each with its
+--       that ended in words; items: a token to what an invoice item needs, see queue_item; pending: tokens whose pending units are late; intents: the late ones, each with its
 --       identifier and as it was read, Stripe has none of it; since: a token to what was sealed after the change;
 --       labels: of the prices that end (see mark_prices); rev: of the state before the change; empty: what is late
 --       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for
 --       the ledger
 --       last: the caller's clock (ms)
 -- PERIOD|n: the rev of the change that this was done for last: it is done once.
--- Reply {0, now, of what was late its token, how much, and 1 where it is billed at the new price, else 0...}
+-- Reply {0, now, of what was late its token, how much, 1 where it is billed at the new price, 2 by an invoice item, else 0...}
 --       the error DAMAGED: a number is not what it must be, and nothing is done
 --include server_ms
 --include read_counters
@@ -23,18 +24,20 @@
 --include pack_meter
 --include in_order
 --include count_of
+--include queue_item
 --include mark_prices
 --include enter
 --include enter_usage
-local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key, parked_key, compare_key, audit_key =
-  unpack(KEYS)
+local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key, parked_key, compare_key, items_key,
+  audit_key = unpack(KEYS)
 local customer, nonce = unpack(ARGV)
 local asked, now, call = cjson.decode(ARGV[3]), server_ms(ARGV[#ARGV]), redis.call
 local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, {}, {'|....[qlkdxt]$'})
+damaged = damaged or whole_numbers(totals_key, {}, {'|....[qlkdxta]$'})
 if damaged then
   return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
 end
+local outcomes = {[0] = 'not billed', 'billed at the price of now', 'billed by an invoice item'}
 local text, this = string.format, head and string.format('%.0f', head.begins_ms) or ''
 local late, reply, is_due = {}, {0, now}, false
 if head and asked.rev ~= '' and call('HGET', totals_key, this .. '|n') == asked.rev then
@@ -67,8 +70,8 @@ for _, one in ipairs(asked.intents) do
 end
 local ended = {}
 for token, meter in pairs(meters) do
-  local since = asked.since[token] or 0
-  ended[token] = {overage = math.max(0, meter.overage - since - (late[this .. '|' .. token] or 0)), since = since}
+  local since, again = asked.since[token] or 0, asked.items[token] and 0 or late[this .. '|' .. token] or 0
+  ended[token] = {overage = math.max(0, meter.overage - since - again), since = since}
 end
 if head then
   mark_prices(totals_key, this, ended, asked.labels)
@@ -77,9 +80,14 @@ for _, name in ipairs(in_order(late)) do
   local period, token = string.match(name, '^(.*)|(....)$')
   local class, meter_name, price = unpack(asked.meters[token])
   local quantity, value, meter = late[name], text('%.0f', late[name]), meters[token] or open_meter(EMPTY_METER)
-  local is_billed = head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
-  call('HINCRBY', totals_key, name .. 't', value)
-  if is_billed then
+  local item, is_billed = asked.items[token], head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
+  if item then
+    item.customer, item.period, item.meter, item.name, item.value = customer, period, token, meter_name, value
+    queue_item(items_key, totals_key, nonce .. '-' .. #reply, item, now)
+  else
+    call('HINCRBY', totals_key, name .. 't', value)
+  end
+  if is_billed and not item then
     meter[class], meter.late, meter.pending = meter[class] + quantity, meter.late + quantity, meter.pending + quantity
     meters[token], is_due = meter, true
     if audit_key then
@@ -91,9 +99,13 @@ for _, name in ipairs(in_order(late)) do
   if meters[token] then
     call('HSET', counters_key, token .. 'm', pack_meter(meters[token]))
   end
+  local outcome = is_billed and 1 or 0
+  if item then
+    outcome = 2
+  end
   enter(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
-    is_billed and 'billed at the price of now' or 'not billed', asked.cause}})
-  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = token, value, is_billed and 1 or 0
+    outcomes[outcome], asked.cause}})
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = token, value, outcome
 end
 if is_due then -- Counters that have pending usage stay.
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))

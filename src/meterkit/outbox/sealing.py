@@ -10,16 +10,11 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import money
-from meterkit.decisions.customer_overrides import next_end_ms
-from meterkit.decisions.customer_state import entitlements_on
-from meterkit.decisions.keys import meter_token
 from meterkit.decisions.policies import keep_ms_of
-from meterkit.decisions.program import reported_parts
-from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, renewals_of
 from meterkit.errors import StoreError
 from meterkit.outbox.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.closes import Closes
+from meterkit.outbox.late_terms import invoice_terms
 from meterkit.redis.server import is_of_a_key, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import own_meters
@@ -27,88 +22,13 @@ from meterkit.store.event_names import own_meters
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement, Meter
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-_BILLED: Final = frozenset({"active", "past_due", "unpaid"})
-"""In a trial and while a subscription is paused, usage costs nothing."""
-
-
-def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """What ``overtake.lua`` is asked with, as JSON; empty: no invoice of the customer is known."""
-    state = view.state
-    renewals = renewals_of(state.subscription, now_ms)
-    if renewals is None:
-        return ""
-    subscription = state.subscription
-    status = "" if subscription is None else subscription.status_at(now_ms)
-    plan = None if subscription is None else subscription.plan_at(now_ms)
-    is_billed = status in _BILLED and view.cache.catalog.billing.late_usage == "next_period"
-    turn_ms = next_end_ms(state.overrides, now_ms)
-    key = ("late", plan, is_billed, turn_ms)
-    meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
-    return (
-        f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
-        f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters}}}'
-    )
-
-
-def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
-    """What a plan charges for overage, to stand behind a quantity; empty: the plans file does not say."""
-    overage = None if entitlement is None else entitlement.overage
-    if overage is None or overage.amount_cents is None or overage.per is None:
-        return ""
-    per = "each" if overage.per == 1 else f"per {overage.per:,}"
-    return f" at {money(overage.amount_cents, currency)} {per}"
-
-
-def late_class(own: Entitlement | None, meter: Meter) -> str:
-    """The class that late usage of a meter is recorded in once more; empty: what decides bills none of it.
-
-    Args:
-        own: what a plan gives of the meter, or of the source of a derived one; None: nothing.
-        meter: the meter.
-    """
-    included, overage = (0, 0) if own is None else reported_parts(own, meter)
-    return "overage" if overage else "included" if included else ""
-
-
-def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
-    """By token: in which class the open period records late usage (empty: in none), the name, the price."""
-    catalog = view.cache.catalog
-    given = _entitlements(view, plan, now_ms)
-    found: dict[str, tuple[str, str, str]] = {}
-    for name, meter in catalog.meters.items():
-        if meter.stripe is not None and meter.kind == "counter":
-            own = given.get(deciding_meter(name, catalog))
-            kind = late_class(own, meter) if is_billed else ""
-            found[meter_token(name)] = (kind, name, price_in_words(given.get(name), catalog.currency))
-    return json.dumps(found, separators=(",", ":"))
-
-
-def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
-    """Of the subscription's own plan, which Stripe bills whatever else is in force."""
-    catalog = view.cache.catalog
-    own = catalog.plans.get(plan or "")
-    if own is None:
-        return {}
-    return entitlements_on(own, view.state, catalog, now_ms)
-
-
-def deciding_meter(name: str, catalog: Catalog) -> str:
-    """The meter whose entitlement says whether units are billed: of a derived one its source.
-
-    What counts a price by model decides itself: another plan may have the source without that price.
-    """
-    while (source := catalog.meters[name].source) is not None and not catalog.meters[name].is_row:
-        name = source
-    return name
-
-
 _TRIES: Final = 5
+_BY_ITEM: Final = 2
 _PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
 
@@ -129,7 +49,8 @@ class LateUnits:
     Attributes:
         period_ms: the first instant of the period.
         meter_token: of its meter.
-        is_billed: whether it is billed in the period that is open.
+        is_billed: whether the next invoice bills it.
+        by_item: whether an invoice item does, at the price at which it was recorded.
     """
 
     customer: str
@@ -137,6 +58,7 @@ class LateUnits:
     meter_token: str
     quantity: int
     is_billed: bool
+    by_item: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +187,8 @@ class Sealer:
         keys = view.keys
         own = [keys.counters, keys.state, keys.totals, keys.dirty]
         own += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
-        return [*own, keys.history, *[self._keys.audit(self._shard)] * self._store.is_audited]
+        own += [keys.history, self._keys.shard(self._shard, "items")]
+        return [*own, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
     def _arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
         state = view.state
@@ -320,13 +243,14 @@ class Sealer:
 
 
 def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:
-    for period, token, quantity, is_billed in found:
+    for period, token, quantity, outcome in found:
         yield LateUnits(
             customer=customer,
             period_ms=int(period),
             meter_token=token.decode(),
             quantity=int(quantity),
-            is_billed=bool(is_billed),
+            is_billed=bool(outcome),
+            by_item=outcome == _BY_ITEM,
         )
 
 

@@ -57,6 +57,7 @@ _BOOKS: Final = (
     Column("invoice", "Invoice"),
     Column("mispriced", "Mispriced", "number"),
     Column("late", "Late", "number"),
+    Column("by_item", "By invoice item", "number"),
     Column("dead", "Dead", "number"),
     Column("advice", "Advice"),
 )

@@ -40,6 +40,7 @@ NAMES: Final = (
     "unfold",
     "rebuild",
     "strand",
+    "settle_item",
     "withdraw",
     "move_grants",
     "shelve",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
 # Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
-_TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
+_TO_DELIVER: Final = re.compile(r"\|....[apqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {
     "i": "included",
@@ -278,9 +278,9 @@ class _View:
     def _stored(self, token: str) -> MeterCounts:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
-    def marks(self, token: str) -> str:
-        """The price segments of this period that have ended."""
-        return self._totals.get(f"{self.start_ms}|{token}s", "")
+    def marks(self, token: str, kind: str = "s") -> str:
+        """The price segments of this period that have ended; of kind ``n`` what invoice items bill."""
+        return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
 
     def delivery(self, token: str, kind: str) -> int:
         """What became of this period's usage after it was sealed, less what is taken back in that state."""
@@ -302,8 +302,8 @@ def _meter(
     where, stranded = _counts_of(token, view, linked=linked), view.delivery(token, "t")
     segments = _segments(entitlement, view, stranded)
     if is_split(name, meters):
-        label = sent_label(name, entitlements, meters)
-        segments = sent_segments(view.marks(token), label=label, sent=to_stripe(where) - stranded)
+        label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
+        segments = sent_segments(view.marks(token), items, label=label, sent=to_stripe(where) - stranded)
     more = view.balance.more(
         name,
         entitlements,
@@ -380,7 +380,7 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "leased": view.delivery(token, "l"),
         "parked": view.delivery(token, "k"),
         "delivered": view.delivery(token, "d") - view.delivery(token, "b"),
-        "late": sum(view.delivery(token, kind) for kind in "utb"),
+        "late": sum(view.delivery(token, kind) for kind in "utbaf"),
         "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # Dropped intents count as dead.
     }
 

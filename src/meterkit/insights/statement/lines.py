@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CLASSES: Final = ("included", "granted", "credited", "overage", "over_cap")
 _WORDS: Final = {"over_cap": "over the cap"}
 ENDLESS_MS: Final = 2**53
+LATE_SINCE: Final = "meterkit_late_since"
+LATE_METER: Final = "meterkit_meter"
+"""Metadata of invoice items for late usage: the first instant of its period (ms), and its meter."""
 LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
 
 
@@ -77,6 +80,7 @@ class StatementLine:
         event_count: how many events the line has.
         events: the first of them, oldest first.
         after: where the next page of events begins; empty: there are no more.
+        late_since: of an invoice item for late usage, the first instant of its period; else None.
         note: where ``quantity`` and ``counted`` differ, or a total: why.
     """
 
@@ -99,6 +103,7 @@ class StatementLine:
     event_count: int = 0
     events: tuple[StatementEvent, ...] = ()
     after: str = ""
+    late_since: datetime | None = None
     note: str = ""
 
 
@@ -200,7 +205,9 @@ def invoice_lines(
     for line in invoice["lines"]["data"]:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         price = price_in(line)
-        meter = meter_of.get(price)
+        metadata: Mapping[str, str] = line.get("metadata") or {}
+        late_since = metadata.get(LATE_SINCE)
+        meter = metadata.get(LATE_METER) if late_since else meter_of.get(price)
         kind: LineKind = "usage" if meter else "subscription" if price in is_recurring else "other"
         parent: Mapping[str, Any] = line.get("parent") or {}
         details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
@@ -217,6 +224,7 @@ def invoice_lines(
                 amount_cents=int(line["amount"]),
                 start=from_ms(1000 * int(span.get("start") or invoice["created"])),
                 end=from_ms(1000 * int(span.get("end") or invoice["created"])),
+                late_since=None if not late_since else from_ms(int(late_since)),
             )
         )
     return found + _rest_of(invoice, sum(line.amount_cents for line in found))
@@ -272,7 +280,7 @@ def wanted_of(
     found: dict[str, Wanted] = {}
     for meter, of in names.items():
         spans: dict[tuple[datetime, datetime], str] = {}
-        own = [line for line in lines if line.kind == "usage" and line.meter == meter]
+        own = [line for line in lines if (line.kind, line.meter, line.late_since) == ("usage", meter, None)]
         for line in sorted(own, key=lambda line: (line.end, line.start)):
             spans.setdefault((line.start, line.end), line.id)
         if not spans:
@@ -287,7 +295,11 @@ def wanted_of(
 
 
 def explained(
-    lines: Sequence[StatementLine], wanted: Mapping[str, Wanted], sums: Mapping[str, Sums], why: str
+    lines: Sequence[StatementLine],
+    wanted: Mapping[str, Wanted],
+    sums: Mapping[str, Sums],
+    why: str,
+    since: datetime,
 ) -> list[StatementLine]:
     """Lines with the sums of their events, and a note where these are not the invoice's quantity.
 
@@ -296,21 +308,33 @@ def explained(
         wanted: see :func:`wanted_of`.
         sums: by line id.
         why: what may cause a difference, for the note.
+        since: the first instant of the period.
     """
     found: list[StatementLine] = []
     for line in lines:
         if line.kind != "usage":
             found.append(line)
             continue
+        if line.late_since is not None:
+            note = (
+                f"late usage of the period from {line.late_since:%Y-%m-%d}, at the price it was recorded at"
+            )
+            found.append(replace(line, counted=line.quantity or 0, note=note))
+            continue
         of = sums.get(line.id, Sums())
         tiers = [
             one
             for one in lines
             if (one.kind, one.meter, one.start, one.end) == (line.kind, line.meter, line.start, line.end)
+            and one.late_since is None
         ]
+        late = [one for one in lines if (one.meter, one.late_since) == (line.meter, since)]
         quantity, note = sum(one.quantity or 0 for one in tiers), ""
+        late_units = sum(one.quantity or 0 for one in late)
         if line.id not in wanted:
             note = f"its events are under line {tiers[0].id}"
+        elif line.invoice is not None and late_units and quantity + late_units == of.billed:
+            note = f"{late_units} of its units are on {', '.join(one.id for one in late)}"
         elif line.invoice is not None and quantity != of.billed:
             note = f"the invoice has {quantity} units, and the events come to {of.billed}{why}"
         found.append(

@@ -201,7 +201,8 @@ class _Making:
         found = [] if reader is None else await reader.lines_of(invoices, meters)
         wanted = wanted_of(found, names, await self._plan_changes())
         used: list[str] = await self._ask(self._events.meters_of)
-        without = {name for line in found if line.meter for name in names.get(line.meter, ())}
+        own = [line.meter for line in found if line.meter and line.late_since is None]
+        without = {name for meter in own for name in names.get(meter, ())}
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
         for meter in used:
             if meter not in without:
@@ -209,8 +210,8 @@ class _Making:
                 found.append(line)
                 wanted[line.id] = Wanted((meter,))
         sums = await self._ask(self._events.sums_of, wanted)
-        explained_lines = explained(found, wanted, sums, self._why())
-        found = [one for one in explained_lines if not self._is_empty(one, has_invoice=reader is not None)]
+        lines = explained(found, wanted, sums, self._why(), self._usage["period"]["start"])
+        found = [one for one in lines if not self._is_empty(one, has_invoice=reader is not None)]
         if reader is None:
             priced = [await self._priced(one, wanted[one.id], found) for one in found]
             found = [*await self._fixed(), *priced]

@@ -10,7 +10,7 @@ local function confirm_counters(counters_key, state_key, totals_key, rev, terms,
   local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd', terms)
   local totals = {}
   local head, meters, damaged = read_counters(counters_key)
-  damaged = damaged or whole_numbers(totals_key, totals, {'|[efh]$', '|....[pigcojmqlkdxzrQLKDXZt]$'})
+  damaged = damaged or whole_numbers(totals_key, totals, {'|[efh]$', '|....[pigcojmqlkdxzrQLKDXZtaf]$'})
   if damaged then
     local now = server_ms(caller_ms)
     return now, {4, now, damaged}

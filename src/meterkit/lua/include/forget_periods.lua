@@ -8,7 +8,7 @@ local function forget_periods(totals_key, now)
     local period, kind = string.match(list[i], '^(%d+)|.-(.)$')
     if kind == 'e' then
       ends[period] = list[i + 1] + 0
-    elseif string.find('pqlkxQLKX', kind, 1, true) and list[i + 1] ~= '0' then
+    elseif string.find('apqlkxQLKX', kind, 1, true) and list[i + 1] ~= '0' then
       open[period] = true
     end
   end

@@ -3,7 +3,10 @@
 --   was sealed after the segment's end
 --   labels: token to the label of its price, as text without blanks and semicolons
 -- PERIOD|METERs has a line for each segment: label, units sealed and overage recorded since the period began, `;`.
+-- PERIOD|METERy has the label of the first one, also where nothing was recorded in it; see late_parts.
+--include begin_prices
 local function mark_prices(totals_key, period, meters, labels)
+  begin_prices(totals_key, period, labels)
   for token, label in pairs(labels) do
     local name, sealed = period .. '|' .. token, 0
     local counted = redis.call('HMGET', totals_key, name .. 'q', name .. 'l', name .. 'k', name .. 'd', name .. 'x',

@@ -11,7 +11,7 @@ local function take_class(meters, sealed_in, meter, class, left, most, tokens, b
       local off = math.min(part - pending, place.pending)
       place.pending, pending = place.pending - off, pending + off
     end
-    unsent = math.max(0, unsent - sealed_in(token, 'qlkdxz'))
+    unsent = math.max(0, unsent - sealed_in(token, 'qlkdxzaf'))
   end
   local taken = pending + math.min(part - pending, unsent, meter[class])
   meter[class] = meter[class] - taken

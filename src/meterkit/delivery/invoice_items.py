@@ -1,0 +1,216 @@
+"""Makes the queued invoice items for late usage at Stripe, each once.
+
+An item is looked for at Stripe before it is made, and made under its own idempotency key. If the store has
+forgotten items that Stripe has of the same customer, meter and period, their units are not billed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.price_segments import unit_amount_decimal
+from meterkit.delivery.sending import stopwatch
+from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.late_items import LateItems, price_each
+from meterkit.throttle import HOUR_S, Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.delivery.report import FlushReport
+    from meterkit.outbox.late_items import LateItem
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+_logger = logging.getLogger("meterkit.delivery")
+USAGE_KEY: Final = "meterkit_late_usage"
+"""The metadata of an invoice item that names customer, meter and period; see ``usage_key_of``."""
+_ITEM_KEY: Final = "meterkit_late_item"
+_PATH: Final = "/v1/invoiceitems"
+_LATER_MS: Final = 60_000
+_FAILURES_MOST: Final = 3
+_STALE_S: Final = 3_600.0
+"""Stripe remembers an idempotency key for 24 hours, so an older list of its items is read anew."""
+_OF_THE_KEY: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_IDEMPOTENCY: Final = "idempotency_error"
+_OTHER_MODE: Final = "a similar object exists in"
+
+
+async def late_units_at_stripe(
+    api: StripeApi, stripe_customer: str, since_ms: int
+) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """The invoice items for late usage that a Stripe customer has, by their usage keys.
+
+    Args:
+        api: the way to Stripe.
+        stripe_customer: whose.
+        since_ms: when the first of them may have been made.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_ms // 1000}}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for item in await api.list(_PATH, asked):
+        metadata: Mapping[str, str] = item.get("metadata") or {}
+        if USAGE_KEY in metadata:
+            found.setdefault(metadata[USAGE_KEY], []).append(item)
+    return found
+
+
+def units_of(item: Mapping[str, Any]) -> int:
+    """The units of an invoice item."""
+    return int(Decimal(str(item.get("quantity_decimal") or item.get("quantity") or 0)))
+
+
+class InvoiceItemMaker:
+    """Makes what is due. Any number of processes may do so at once.
+
+    Args:
+        store: where the queue is.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: StripeApi) -> None:
+        self._store = store
+        self._api = api
+        self._products: dict[str, str | None] = {}
+        self._said = Throttle(HOUR_S)
+
+    async def make_due(self, report: FlushReport, *, everything: bool) -> None:
+        """Make the items that are due, or all.
+
+        An item that Stripe does not answer is tried again later; after three of them the others wait, too.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        items, failures = LateItems(self._store, await self._store.admin()), 0
+        async for item in items.due(due_ms=None if everything else self._store.now_ms()):
+            try:
+                report.items += await self._make(items, item)
+            except StripeError as error:
+                failures += isinstance(error, StripeUnavailableError)
+                report.why = f"invoice items for late usage: {error}"
+                if self._said.is_due(type(error)):
+                    _logger.warning("invoice items for late usage are made later: %s", error)
+                await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
+            except StoreError as error:  # The records of one customer may be damaged.
+                _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)
+                await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
+            if failures >= _FAILURES_MOST:
+                return
+
+    async def _make(self, items: LateItems, item: LateItem) -> bool:
+        """Make an item, unless Stripe has it; whether it was made.
+
+        Raises:
+            StripeError: Stripe does not answer, or the key may not do this.
+            StoreError: the store does not answer.
+        """
+        asked = stopwatch(self._store.clock)
+        try:
+            known = (await late_units_at_stripe(self._api, item.stripe_customer, item.period_ms)).get(
+                item.usage_key, ()
+            )
+            there = [one for one in known if one["metadata"].get(_ITEM_KEY) == item.id]
+            left = await items.known_units(item) - sum(map(units_of, known))
+            if there or left <= 0:
+                names = ", ".join(str(one["id"]) for one in there or known)
+                return await items.settle(item, "f", after=f"billed by the invoice item {names}")
+            units = min(item.units, left)
+            params = await self._params(item, units)
+            if asked() > _STALE_S:
+                return False
+            made = await self._post(item, units, params)
+        except StripeError as error:
+            if not _is_final(error):
+                raise
+            if await items.settle(item, "t", after=f"not billed: Stripe refuses an invoice item: {error}"):
+                _logger.error(  # noqa: TRY400 - the text says all
+                    "late usage of customer %r: no invoice bills %s, as Stripe refuses an invoice item: %s",
+                    item.customer,
+                    item.in_words(),
+                    error,
+                )
+            return False
+        return await items.settle(item, "f", after=f"billed by the invoice item {made['id']}")
+
+    async def _post(self, item: LateItem, units: int, params: Mapping[str, Parameter]) -> dict[str, Any]:
+        """Ask Stripe for an item of the meter's product, or of none if that is refused."""
+        key, product = f"{item.id}-{units}", await self._product(item)
+        amount = f"{unit_amount_decimal(item.label):f}"
+        if product is not None:
+            data: Parameter = {"currency": item.currency, "product": product, "unit_amount_decimal": amount}
+            try:
+                return await self._api.post(_PATH, {**params, "price_data": data}, idempotency_key=key)
+            except StripeError as error:
+                if not (error.param or "").startswith("price_data"):
+                    raise
+        plain = {**params, "currency": item.currency, "unit_amount_decimal": amount}
+        return await self._api.post(_PATH, plain, idempotency_key=f"{key}-plain")
+
+    async def _params(self, item: LateItem, units: int) -> dict[str, Parameter]:
+        meter = self._store.catalog.meters.get(item.meter)
+        title = item.meter if meter is None else meter.title
+        start, end = from_ms(item.period_ms), from_ms(item.till_ms - 1)
+        return {
+            "customer": item.stripe_customer,
+            "subscription": item.subscription,
+            "description": f"{title}, {units:,} units of {span_in_words(start, end)}",
+            "quantity_decimal": f"{units}",
+            "period": {"start": item.period_ms // 1000, "end": max(item.period_ms, item.till_ms) // 1000},
+            "metadata": {
+                USAGE_KEY: item.usage_key,
+                _ITEM_KEY: item.id,
+                "meterkit_meter": item.meter,
+                "meterkit_late_since": f"{item.period_ms}",
+                "meterkit_price": price_each(item.label, item.currency),
+            },
+        }
+
+    async def _product(self, item: LateItem) -> str | None:
+        """The product of the meter's price in the subscription; None: it had none, or it is not shown."""
+        prices = {meter: price for meter, _, price in (pair.partition("=") for pair in item.metered.split())}
+        try:
+            meters = [
+                str(meter["id"])
+                for meter in await self._api.list("/v1/billing/meters")
+                if meter["event_name"] == item.event_name
+            ]
+            price = next((prices[meter] for meter in meters if meter in prices), None)
+            if price is None:
+                return None
+            if price not in self._products:
+                found = await self._api.get(f"/v1/prices/{price}")
+                product: object = found.get("product")
+                self._products[price] = product if isinstance(product, str) else None
+        except StripeUnavailableError:
+            raise
+        except StripeError:
+            return None
+        return self._products[price]
+
+
+def span_in_words(start: datetime, end: datetime) -> str:
+    """Days as people write them, with the month once if it is one."""
+    last = f"{end.day} {end:%b %Y}"
+    if start.date() >= end.date():
+        return last
+    if (start.year, start.month) == (end.year, end.month):
+        return f"{start.day}\N{EN DASH}{last}"
+    first = f"{start.day} {start:%b}" + f" {start:%Y}" * (start.year != end.year)
+    return f"{first} \N{EN DASH} {last}"
+
+
+def _is_final(error: StripeError) -> bool:
+    """Whether Stripe refuses this item for good."""
+    is_waiting = isinstance(error, StripeUnavailableError) or error.status in _OF_THE_KEY
+    is_of_the_key = is_waiting or _OTHER_MODE in str(error).lower()
+    return not is_of_the_key and error.type != _IDEMPOTENCY

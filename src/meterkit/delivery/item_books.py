@@ -1,0 +1,87 @@
+"""Compares invoice items for late usage with Stripe's: the units that the store says they bill."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.customers.history import is_relinked
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.delivery.invoice_items import late_units_at_stripe, units_of
+from meterkit.errors import StripeError
+from meterkit.outbox.late_items import usage_key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+_NOT_THERE: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
+
+
+class ItemBook(NamedTuple):
+    """Units of a meter and period that invoice items bill.
+
+    Attributes:
+        units: by the store, those of items that wait included.
+        advice: what a person must do; empty: nothing.
+    """
+
+    units: int
+    advice: str
+
+
+async def item_books(
+    store: Store, api: StripeApi, usage: CustomerUsage, stripe_customer: str | None, meters: Sequence[str]
+) -> Mapping[str, ItemBook]:
+    """By meter, the units that invoice items bill; meters without any are left out.
+
+    Args:
+        store: where they are counted.
+        api: the way to Stripe, which is asked only if there are any.
+        usage: of a customer in a period.
+        stripe_customer: whom the customer is linked to; None: to none.
+        meters: by name.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    customer, start_ms = usage["customer"], to_ms(usage["period"]["start"])
+    if not any(usage["meters"][name]["late"] for name in meters):
+        return {}
+    admin, totals = await store.admin(), store.keys.customer(customer).totals
+    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in "af"]
+    kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
+    counts = {name: (int(next(kept) or 0), int(next(kept) or 0)) for name in meters}
+    counts = {name: units for name, units in counts.items() if any(units)}
+    if not counts or stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
+        return {name: ItemBook(sum(units), "") for name, units in counts.items()}
+    try:
+        found = await late_units_at_stripe(api, stripe_customer, start_ms)
+    except StripeError as error:
+        if error.status not in _NOT_THERE:
+            raise
+        return {name: ItemBook(sum(units), "") for name, units in counts.items()}
+    return {
+        name: ItemBook(waiting + made, _advice(waiting, made, sum(map(units_of, found.get(key, ())))))
+        for name, (waiting, made) in counts.items()
+        if (key := usage_key_of(customer, meter_token(name), start_ms))
+    }
+
+
+def _advice(waiting: int, made: int, at_stripe: int) -> str:
+    """What to do with the invoice items of a meter and period."""
+    if waiting:
+        return f"{waiting} late units wait for their invoice item: `meterkit flush` makes it, or says why not"
+    if at_stripe < made:
+        return (
+            f"invoice items at Stripe have {at_stripe} of {made} late units: one was deleted there; if that"
+            " was a mistake, bill the rest by an invoice item"
+        )
+    if at_stripe > made:
+        return f"invoice items at Stripe have {at_stripe} late units, and {made} were billed: credit the rest"
+    return ""

@@ -1,0 +1,150 @@
+"""Queue of invoice items that bill late usage at the price at which it was recorded; see queue_item.lua."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.catalog.amount_texts import exact_money
+from meterkit.decisions.price_segments import unit_amount_decimal
+from meterkit.outbox.closes import count_members
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+
+_QUEUE: Final = "items"
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateItem:
+    """An invoice item that Stripe is to have. Money in minor units of the currency.
+
+    Attributes:
+        text: as the queue has it.
+        id: its own; the idempotency key begins with it.
+        period_ms: the first instant of the period in which the units were recorded.
+        till_ms: the first instant after they were, at the latest.
+        metered: prices of the subscription then, as ``METER=PRICE``, with blanks between them.
+        label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
+    """
+
+    text: str
+    shard: int
+    id: str
+    customer: str
+    stripe_customer: str
+    subscription: str
+    currency: str
+    metered: str
+    period_ms: int
+    till_ms: int
+    meter_token: str
+    meter: str
+    event_name: str
+    label: str
+    units: int
+
+    @classmethod
+    def read(cls, shard: int, member: bytes) -> LateItem:
+        """An item of the queue."""
+        text = member.decode()
+        kept = json.loads(text)
+        return cls(
+            text=text,
+            shard=shard,
+            id=kept["id"],
+            customer=kept["customer"],
+            stripe_customer=kept["stripe"],
+            subscription=kept["subscription"],
+            currency=kept["currency"],
+            metered=kept["metered"],
+            period_ms=int(kept["period"]),
+            till_ms=int(kept["till"]),
+            meter_token=kept["meter"],
+            meter=kept["name"],
+            event_name=kept["event"],
+            label=kept["label"],
+            units=int(kept["value"]),
+        )
+
+    @property
+    def usage_key(self) -> str:
+        """Names the customer, the meter and the period in the metadata of invoice items."""
+        return usage_key_of(self.customer, self.meter_token, self.period_ms)
+
+    def in_words(self) -> str:
+        """Quantity, meter and price."""
+        return f"{self.units} of {self.meter} at {price_each(self.label, self.currency)}"
+
+
+def usage_key_of(customer: str, meter_token: str, period_ms: int) -> str:
+    """What names a customer, a meter and a period in the metadata of invoice items; holds no id."""
+    name = f"{customer}\0{meter_token}\0{period_ms}".encode("utf-8", "surrogatepass")
+    return blake2b(name, digest_size=16).hexdigest()
+
+
+def price_each(label: str, currency: str) -> str:
+    """What one unit costs, as people write it: ``USD 0.04 each``."""
+    return f"{exact_money(unit_amount_decimal(label), currency)} each"
+
+
+class LateItems:
+    """The queue. Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
+
+    def __init__(self, store: Store, admin: Admin) -> None:
+        self._store = store
+        self._admin = admin.for_delivery()
+
+    async def due(self, *, due_ms: int | None) -> AsyncGenerator[LateItem]:
+        """Items that are due by an instant, or all (None)."""
+        limit = "+inf" if due_ms is None else due_ms
+        for shard, _ in await count_members(self._store, self._admin, (_QUEUE,), limit=limit):
+            found: list[bytes] = await self._admin.ask(
+                self._admin.client.zrangebyscore(self._key(shard), "-inf", limit, start=0, num=_PAGE)
+            )
+            for member in found:
+                yield LateItem.read(shard, member)
+
+    async def of(self, customer: str) -> Sequence[LateItem]:
+        """The items of a customer that Stripe does not have yet."""
+        shard = self._store.keys.customer(customer).shard
+        found: list[bytes] = await self._admin.ask(self._admin.client.zrange(self._key(shard), 0, -1))
+        return [item for member in found if (item := LateItem.read(shard, member)).customer == customer]
+
+    async def count(self) -> int:
+        """Count the items that wait."""
+        return sum((await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")).values())
+
+    async def known_units(self, item: LateItem) -> int:
+        """All units of the item's meter and period that invoice items bill, or are to bill."""
+        name = f"{item.period_ms}|{item.meter_token}"
+        totals = self._store.keys.customer(item.customer).totals
+        found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, [f"{name}a", f"{name}f"]))
+        return sum(int(units or 0) for units in found)
+
+    async def settle(self, item: LateItem, letter: Literal["f", "t"], *, after: str) -> bool:
+        """Count an item as made (f) or as never billed (t); False: another process was faster.
+
+        Args:
+            item: which.
+            letter: how its units count from now on.
+            after: what became of it, for the customer's ledger.
+        """
+        keys = self._store.keys.customer(item.customer)
+        entry = ("late", str(self._store.now_ms()), f"{item.period_ms} {item.in_words()}", after, "clock")
+        names = [self._key(item.shard), keys.totals, keys.history]
+        script = self._store.scripts["settle_item"]
+        return bool(await self._admin.run(script, names, item.text, letter, json.dumps(entry)))
+
+    async def postpone(self, item: LateItem, *, until_ms: int) -> None:
+        """Put an item off."""
+        await self._admin.ask(self._admin.client.zadd(self._key(item.shard), {item.text: until_ms}, xx=True))
+
+    def _key(self, shard: int) -> str:
+        return self._store.keys.shard(shard, _QUEUE)

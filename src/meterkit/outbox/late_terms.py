@@ -1,0 +1,143 @@
+"""Terms by which late usage is sealed: which invoices are final, and the price it is billed at. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.amount_texts import money
+from meterkit.decisions.customer_overrides import next_end_ms
+from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.price_segments import sent_price
+from meterkit.decisions.program import reported_parts
+from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, renewals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Meter
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.views import CustomerView
+
+UNKNOWN: Final = "-"
+"""The label of a price that is not known, or that one price of a unit does not say."""
+_BILLED: Final = frozenset({"active", "past_due", "unpaid"})
+
+
+def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
+    """Whether usage of an instant costs anything: in a trial and in a pause it does not."""
+    return subscription is not None and subscription.status_at(at_ms) in _BILLED
+
+
+def invoice_terms(view: CustomerView, now_ms: int) -> str:
+    """What ``overtake.lua`` is asked with, as JSON; empty: no invoice of the customer is known."""
+    state = view.state
+    renewals = renewals_of(state.subscription, now_ms)
+    if renewals is None:
+        return ""
+    subscription = state.subscription
+    plan = None if subscription is None else subscription.plan_at(now_ms)
+    is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
+    turn_ms = next_end_ms(state.overrides, now_ms)
+    key = ("late", plan, is_billed, turn_ms)
+    meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
+    item = item_terms(state, view.cache.catalog) if is_billed else None
+    of_items = "" if item is None else f',"item":{json.dumps(item)}'
+    return (
+        f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
+        f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters}{of_items}}}'
+    )
+
+
+def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | None:
+    """What invoice items of a customer have in common; None: there is no subscription to bill them with."""
+    subscription = state.subscription
+    if subscription is None or state.stripe_customer is None:
+        return None
+    return {
+        "stripe": state.stripe_customer,
+        "subscription": subscription.id,
+        "currency": catalog.currency,
+        "metered": subscription.metered,
+    }
+
+
+def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
+    """What a plan charges for overage, to stand behind a quantity; empty: the plans file does not say."""
+    overage = None if entitlement is None else entitlement.overage
+    if overage is None or overage.amount_cents is None or overage.per is None:
+        return ""
+    per = "each" if overage.per == 1 else f"per {overage.per:,}"
+    return f" at {money(overage.amount_cents, currency)} {per}"
+
+
+def late_class(own: Entitlement | None, meter: Meter) -> str:
+    """The class that late usage of a meter is recorded in once more; empty: what decides bills none of it.
+
+    Args:
+        own: what a plan gives of the meter, or of the source of a derived one; None: nothing.
+        meter: the meter.
+    """
+    included, overage = (0, 0) if own is None else reported_parts(own, meter)
+    return "overage" if overage else "included" if included else ""
+
+
+def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
+    """By token: in which class the open period records late usage (empty: in none), the name, and the price.
+
+    The price is given in words and as a label, with the token of the meter that has it, and 1 if one price
+    of a unit says what it costs.
+    """
+    catalog = view.cache.catalog
+    given, subscription = _entitlements(view, plan, now_ms), view.state.subscription
+    prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
+    found: dict[str, tuple[str, str, str, str, str, int]] = {}
+    for name, meter in catalog.meters.items():
+        if meter.stripe is not None and meter.kind == "counter":
+            own = given.get(deciding_meter(name, catalog))
+            kind = late_class(own, meter) if is_billed else ""
+            label, priced = own_label(name, given or None, prices, catalog)
+            is_flat = int(meter.stripe.report == "overage")
+            words = price_in_words(given.get(name), catalog.currency)
+            found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
+    return json.dumps(found, separators=(",", ":"))
+
+
+def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
+    """Of the subscription's own plan, which Stripe bills whatever else is in force."""
+    catalog = view.cache.catalog
+    own = catalog.plans.get(plan or "")
+    if own is None:
+        return {}
+    return entitlements_on(own, view.state, catalog, now_ms)
+
+
+def own_label(
+    name: str, given: Mapping[str, Entitlement] | None, prices: ItemPrices, catalog: Catalog
+) -> tuple[str, str]:
+    """The label of the price that Stripe bills a unit of a meter at, and the meter that has the price.
+
+    Args:
+        name: of the meter.
+        given: what the customer has of each meter; None: no plan of the plans file.
+        prices: of the subscription's metered items.
+        catalog: where the meters are.
+    """
+    own = prices_by_meter(prices, catalog).get(name)
+    if given is None or (own is not None and not own.is_exact):
+        return UNKNOWN, name
+    return sent_price(name, given, catalog.meters)
+
+
+def deciding_meter(name: str, catalog: Catalog) -> str:
+    """The meter whose entitlement says whether units are billed: of a derived one its source.
+
+    What counts a price by model decides itself: another plan may have the source without that price.
+    """
+    while (source := catalog.meters[name].source) is not None and not catalog.meters[name].is_row:
+        name = source
+    return name

@@ -1,0 +1,441 @@
+"""I13: usage that missed the invoice line of its price is billed by an invoice item at that price."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import pytest
+
+from delivering import kit_for
+from meterkit.catalog import loads
+from meterkit.errors import CustomerError, StoreError
+from meterkit.outbox.late_items import LateItems
+from meterkit.testing.emulator.selling.amounts import Tier
+from priced_shop import item_lines, metered_lines, renewed, sell
+from shopping import END, HALF, shop
+from switching import CATALOG, PLANS, begin, switch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from meterkit import MeterKit, MeterUsage
+    from meterkit.delivery.reconciling import Reconciled
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+ITEMS: Final = "/v1/invoiceitems"
+GATHERED: Final = timedelta(seconds=310)
+DEAD_LETTER: Final = loads(PLANS + "billing: {late_usage: dead_letter}\n")
+UNHELD: Final = loads(PLANS + "billing: {hold_invoice: 0}\n")
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    """A shop with a subscriber to `four` in mid-period, whose included words are used up."""
+    async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
+        await begin(opened)
+        yield opened
+
+
+async def words(at: Shop) -> MeterUsage:
+    """The counts of the first period."""
+    return (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+
+
+async def items_of(at: Shop) -> list[tuple[int, int]]:
+    """Units and cents of the invoice items on invoices."""
+    return [(units, cents) for _, units, cents in await item_lines(at)]
+
+
+async def waiting(at: Shop) -> list[dict[str, Any]]:
+    """Invoice items of late usage at Stripe that no invoice has yet."""
+    found = await at.stripe_list(ITEMS, pending="true")
+    return [item for item in found if "meterkit_late_item" in item["metadata"]]
+
+
+async def compared(at: Shop) -> Reconciled:
+    """The comparison of the first period with Stripe's books."""
+    (found,) = await at.kit.reconcile("acme", at=HALF)
+    return found
+
+
+async def charged(at: Shop) -> int:
+    """Cents for usage on all invoices."""
+    lines = [units * cents for _, units, cents in await metered_lines(at)]
+    return sum(lines) + sum(cents for _, cents in await items_of(at))
+
+
+async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to_a_dearer_plan(
+    at: Shop,
+) -> None:
+    """F-226."""
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.record("acme", "words", 5)
+    assert (await words(at))["overage_cents"] == 26 * 4 + 5 * 7
+    report = await at.kit.flush(everything=True)
+    assert (report.items, report.left) == (1, 0)
+    counts = await words(at)
+    assert (counts["late"], counts["delivered"], counts["recorded"], counts["overage"]) == (26, 5, 41, 31)
+    assert counts["overage_cents"] == 26 * 4 + 5 * 7
+    await renewed(at)
+    assert await item_lines(at) == [("Words, 26 units of 1\N{EN DASH}16 Jun 2031", 26, 104)]
+    assert await metered_lines(at) == [("price_seven_words", 5, 7)]
+    found = await compared(at)
+    assert (found.late, found.by_item, found.invoiced, found.mispriced, found.advice) == (26, 26, 5, 0, "")
+    changes = [
+        (one.before, one.after) for one in await at.kit.customers.history("acme") if one.kind == "late"
+    ]
+    assert changes[0] == (
+        "26 of words at USD 0.04 each, of the period from 2031-06-01 00:00 UTC",
+        "billed by an invoice item",
+    )
+    assert "billed by the invoice item ii_" in str(changes[1][1])
+
+
+async def test_i13_an_item_has_the_product_and_the_period_of_its_usage(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    (item,) = await waiting(at)
+    (subscription,) = await at.stripe_list("/v1/subscriptions")
+    assert item["pricing"]["price_details"]["product"] == "prod_four"
+    assert (item["quantity_decimal"], item["pricing"]["unit_amount_decimal"]) == ("26", "4")
+    assert item["period"]["start"] == subscription["items"]["data"][0]["current_period_start"]
+    assert item["period"]["end"] == int(at.clock())
+    assert item["parent"]["subscription_details"]["subscription"] == subscription["id"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cents"), [("seven", "four", 7), ("third", "two", 0.015), ("four", "none", 4)]
+)
+async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to_another_plan(
+    store_url: str, before: str, after: str, cents: float
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_exactly) as at:
+        await begin(at, before)
+        await at.kit.record("acme", "words", 1_000)
+        await switch(at, after)
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        assert (await words(at))["overage_cents"] in {1_000 * cents, None if after == "none" else 0}
+        await renewed(at)
+        assert await items_of(at) == [(1_000, 1_000 * cents)]
+        assert (await metered_lines(at), (await compared(at)).advice) == ([], "")
+
+
+def sell_exactly(emulator: Any, catalog: Any) -> None:
+    """Sell the plans; a price of many units is exact by the unit."""
+    sell(emulator, catalog)
+    price = emulator._account.prices.find("price_third_words")
+    price.pricing = type(price.pricing)(unit_amount=price.pricing.unit_amount / 1_000)
+
+
+async def test_i13_each_of_several_switches_in_a_period_has_items_of_its_own(at: Shop) -> None:
+    for nth, plan in enumerate(("seven", "four", "seven", "two"), start=1):
+        await at.kit.record("acme", "words", 10 * nth)
+        at.clock.advance(timedelta(minutes=3))
+        await switch(at, plan)
+        await at.kit.subscriptions.sync("acme")
+        if nth % 2:
+            await at.kit.flush(everything=True)
+    await at.kit.record("acme", "words", 1)
+    shown = (await words(at))["overage_cents"]
+    assert shown == (10 + 30) * 4 + (20 + 40) * 7 + 2
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert sorted(await items_of(at)) == [(10, 40), (20, 140), (30, 120), (40, 280)]
+    assert (await charged(at), (await compared(at)).advice) == (shown, "")
+
+
+async def test_i13_a_process_that_dies_between_an_item_and_its_note_makes_it_once(
+    at: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    with monkeypatch.context() as patched:
+
+        async def die(*_: object, **__: object) -> bool:
+            raise StoreError("dead")
+
+        patched.setattr(LateItems, "settle", die)
+        assert (await at.kit.flush()).items == 0
+    assert len(await waiting(at)) == 1
+    at.clock.advance(timedelta(hours=25))  # Stripe has forgotten the idempotency key.
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_i13_an_item_whose_reply_is_lost_is_made_once(at: Shop, when: Any) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    at.emulator.fail_next("drop", when=when, skip=1, times=3, path=ITEMS)
+    await at.kit.flush()
+    at.emulator.clear_faults()
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.flush()
+    await renewed(at)
+    assert await items_of(at) == [(26, 104)]
+
+
+async def test_an_item_waits_while_stripe_fails_and_the_close_waits_for_it(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    at.emulator.fail_next("error", status=503, times=None, path=ITEMS)
+    report = await at.kit.flush(everything=True, timeout_s=0)
+    assert (report.items, report.left, report.is_complete) == (0, 1, False)
+    assert "invoice items for late usage are made later" in caplog.text
+    at.emulator.clear_faults()
+    assert "26 late units wait for their invoice item" in (await compared(at)).advice
+    at.clock.advance(timedelta(minutes=2))
+    assert (await at.kit.flush()).is_complete
+    await renewed(at)
+    assert await items_of(at) == [(26, 104)]
+
+
+async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    at.emulator.fail_next("delay", delay_s=0.05, times=None, path=ITEMS)
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
+
+        async def flush(kit: MeterKit) -> None:
+            await kit.flush(everything=True, timeout_s=0)
+
+        async with anyio.create_task_group() as workers:
+            for kit in (at.kit, other):
+                workers.start_soon(flush, kit)
+    at.emulator.clear_faults()
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
+
+
+async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
+    async with shop(store_url, catalog=DEAD_LETTER, selling=sell) as at:
+        await begin(at)
+        await at.kit.record("acme", "words", 26)
+        await switch(at, "seven")
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.flush(everything=True)).items == 0
+        await renewed(at)
+        assert (await items_of(at), await metered_lines(at), (await words(at))["late"]) == ([], [], 26)
+
+
+async def test_an_item_that_stripe_refuses_is_late_and_not_billed(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    (begun,) = await at.stripe_list("/v1/subscriptions")
+    await at.stripe_delete(f"/v1/subscriptions/{begun['id']}")
+    assert (await at.kit.flush(everything=True)).items == 0
+    assert "no invoice bills 26 of words at USD 0.04 each, as Stripe refuses an invoice item" in caplog.text
+    counts = await words(at)
+    assert (counts["late"], counts["overage_cents"]) == (26, 0)
+    assert await waiting(at) == []
+
+
+async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    (item,) = await waiting(at)
+    await at.stripe_delete(f"{ITEMS}/{item['id']}")
+    await at.kit.flush(everything=True)
+    assert await waiting(at) == []
+    assert "have 0 of 26 late units: one was deleted there" in (await compared(at)).advice
+
+
+async def test_i13_a_store_that_has_forgotten_an_item_does_not_bill_it_again(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    keys = at.kit.store.keys.customer("acme")
+    admin = await at.kit.store.admin()
+    names = (keys.counters, keys.state, keys.totals, keys.dirty)
+    kept = {name: await admin.ask(admin.client.dump(name)) for name in names}
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    for name, dumped in kept.items():  # A backup of before the look is restored.
+        await admin.ask(admin.client.delete(name))
+        if dumped is not None:
+            await admin.ask(admin.client.restore(name, 0, dumped))
+    await at.kit.subscriptions.sync("acme")
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert await items_of(at) == [(26, 104)]
+
+
+@pytest.mark.parametrize(("before", "after", "cents"), [("four", "seven", 4), ("seven", "four", 7)])
+async def test_i13_late_units_of_a_closed_period_keep_its_price(
+    store_url: str, before: str, after: str, cents: int
+) -> None:
+    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
+        await begin(at, before)
+        await at.kit.flush(everything=True)
+        at.clock.set(END - timedelta(minutes=2))
+        await at.kit.record("acme", "words", 26)
+        at.clock.set(END + timedelta(minutes=2))
+        at.emulator.advance()
+        await at.kit.record("acme", "words", 1)
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        await switch(at, after)
+        await at.kit.subscriptions.sync("acme")
+        (late,) = (await at.kit.flush(everything=True)).late
+        assert (late.quantity, late.is_billed, late.by_item) == (26, True, True)
+        await at.kit.record("acme", "words", 14)
+        await at.kit.flush(everything=True)
+        usage = await at.kit.usage("acme")
+        assert usage["meters"]["words"]["overage"] == 5
+        at.clock.set(END + timedelta(days=31))
+        at.emulator.advance()
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await items_of(at) == [(26, 26 * cents)]
+        assert await metered_lines(at) == [(f"price_{after}_words", 5, 11 - cents)]
+        found = await compared(at)
+        assert (found.late, found.by_item, found.advice) == (26, 26, "")
+        later: Sequence[Reconciled] = await at.kit.reconcile("acme", at=END + timedelta(days=3))
+        assert [(one.delivered, one.advice) for one in later] == [(5, "")]
+
+
+async def test_i13_late_units_keep_their_price_after_a_downgrade_at_the_periods_end(store_url: str) -> None:
+    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
+        await begin(at, "two")
+        await at.kit.subscriptions.change_plan("acme", "seven")
+        await at.kit.flush(everything=True)
+        at.clock.set(END - timedelta(minutes=2))
+        await at.kit.record("acme", "words", 26)
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["plan"] == "seven"
+        await at.kit.record("acme", "words", 15)
+        (late,) = (await at.kit.flush(everything=True)).late
+        assert (late.quantity, late.by_item) == (26, True)
+        at.clock.set(END + timedelta(days=31))
+        at.emulator.advance()
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert (await items_of(at), await metered_lines(at)) == ([(26, 52)], [("price_seven_words", 5, 7)])
+
+
+async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: str) -> None:
+    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
+        await begin(at)
+        await at.kit.flush(everything=True)
+        at.clock.set(END - timedelta(minutes=2))
+        await at.kit.record("acme", "words", 26)
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        report = await at.kit.flush(everything=True)
+        assert [(one.quantity, one.by_item) for one in report.late] == [(26, False)]
+        assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
+
+
+async def test_i13_an_item_is_made_before_a_subscription_is_canceled(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    at.clock.advance(timedelta(hours=2))
+    at.emulator.advance()
+    assert await items_of(at) == [(26, 104)]
+
+
+async def test_a_customer_with_an_item_that_waits_is_not_deleted(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    (begun,) = await at.stripe_list("/v1/subscriptions")
+    await at.stripe_delete(f"/v1/subscriptions/{begun['id']}")
+    await at.kit.subscriptions.sync("acme")
+    with pytest.raises(CustomerError, match="not delivered yet"):
+        await at.kit.customers.delete("acme")
+    await at.kit.flush(everything=True)
+    assert (await at.kit.customers.delete("acme")).state == 1
+
+
+TIERS: Final = loads(PLANS.replace("translated_words}", "translated_words, report: usage}"))
+
+
+@pytest.mark.parametrize("kind", ["usage", "packages", "tiers"])
+async def test_i13_units_without_one_price_are_late_and_not_billed_after_a_switch(
+    store_url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In doubt less is billed, and the log says so."""
+    catalog = TIERS if kind == "usage" else CATALOG
+
+    def sell_oddly(emulator: Any, of: Any) -> None:
+        sell(emulator, of)
+        price = emulator._account.prices.find("price_four_words")
+        pricing: Any = type(price.pricing)
+        if kind == "packages":
+            price.pricing = pricing(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
+        elif kind == "tiers":
+            tiers = (Tier(up_to=100, unit_amount=Decimal(4)), Tier(up_to=None, unit_amount=Decimal(3)))
+            price.pricing = pricing(tiers=tiers, tiers_mode="graduated")
+
+    async with shop(store_url, catalog=catalog, selling=sell_oddly) as at:
+        await begin(at)
+        await at.kit.flush(everything=True)
+        at.clock.advance(timedelta(minutes=5))
+        await at.kit.record("acme", "words", 26)
+        await switch(at, "seven")
+        await at.kit.subscriptions.sync("acme")
+        assert "no invoice bills them" in caplog.text
+        assert (await at.kit.flush(everything=True)).items == 0
+        await renewed(at)
+        assert (await items_of(at), (await words(at))["late"]) == ([], 26)
+        assert [line for line in await metered_lines(at) if line[0] == "price_seven_words"] == []
+
+
+TRIAL: Final = loads(PLANS.replace("  four:\n    rank: 1\n", "  four:\n    rank: 1\n    trial: 14d\n"))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_i13_usage_of_a_trial_costs_nothing_after_a_switch(store_url: str, ends: bool) -> None:
+    async with shop(store_url, catalog=TRIAL, selling=sell) as at:
+        await at.subscribed(plan="four")
+        at.clock.advance(timedelta(days=2))
+        await at.kit.record("acme", "words", 36)
+        (begun,) = await at.stripe_list("/v1/subscriptions")
+        await switch(at, "seven")
+        if ends:
+            await at.stripe_change(f"/v1/subscriptions/{begun['id']}", trial_end="now")
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.flush(everything=True)).items == 0
+        for days in (14, 32):
+            at.clock.advance(timedelta(days=days))
+            at.emulator.advance()
+            at.clock.advance(timedelta(hours=2))
+            at.emulator.advance()
+        assert (await items_of(at), await metered_lines(at)) == ([], [])
+
+
+async def test_i13_a_change_of_plan_by_the_app_finds_a_switch_before_it(at: Shop) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.change_plan("acme", "two")
+    await at.kit.record("acme", "words", 3)
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_two_words", 3, 2)])
