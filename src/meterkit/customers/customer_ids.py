@@ -30,7 +30,7 @@ async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
 
 
 async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
-    """The same in pages of at most so many.
+    """List the same ids in pages of at most so many.
 
     Raises:
         StoreError: the store does not answer.

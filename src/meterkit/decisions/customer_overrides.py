@@ -92,7 +92,7 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
 
 
 def next_end_ms(stored: Stored, now_ms: int) -> int:
-    """When the next override ends, or its price takes effect; :data:`NEVER_MS`: none will."""
+    """Instant at which the next override ends, or its price takes effect; :data:`NEVER_MS`: none will."""
     if not stored:
         return NEVER_MS
     found = overrides_at(stored, now_ms)

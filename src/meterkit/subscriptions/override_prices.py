@@ -65,7 +65,7 @@ def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, Wan
     for meter in billed_meters(catalog.meters, own):
         if meter.name not in priced and _price_on(own, meter) == _price_on(plan, meter):
             continue
-        price = _wanted(catalog, own, meter)
+        price = _wanted_price(catalog, own, meter)
         if isinstance(price, WantedPrice) and meter.stripe is not None:
             found[meter.stripe.event_name] = price
     return found
@@ -82,7 +82,7 @@ def why_unbilled(catalog: Catalog, plan: Plan, given: Given, name: str) -> str |
         return "its usage is not sent to Stripe (`report: none`)"
     if (wrongly := split_wrongly(catalog, own, meter)) is not None:
         return wrongly
-    before, after = _wanted(catalog, plan, meter), _wanted(catalog, own, meter)
+    before, after = _wanted_price(catalog, plan, meter), _wanted_price(catalog, own, meter)
     if any(isinstance(one, WantedPrice) and one.shape.free for one in (before, after)):
         return (
             "Stripe gets all of it (`report: usage`), and its free tier begins anew at each change of price;"
@@ -108,7 +108,7 @@ def compared_prices(
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
         meter = _meter_id(prices, event)
         if meter is not None:
-            own[meter] = _matching(listed, wanted, meter) or wanted.shape.told(wanted.unit)
+            own[meter] = _find_matching(listed, wanted, meter) or wanted.shape.told(wanted.unit)
     return _replaced(prices, own)
 
 
@@ -138,11 +138,11 @@ async def customer_prices(
                 f"override of {wanted.line}: Stripe has no meter with the event name {event!r}, which its"
                 " price needs; `meterkit stripe sync` makes it"
             )
-        own[meter] = _matching(listed, wanted, meter) or await _make(api, prices, wanted, meter)
+        own[meter] = _find_matching(listed, wanted, meter) or await _make_price(api, prices, wanted, meter)
     return _replaced(prices, own)
 
 
-async def _make(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
+async def _make_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
     """The price at Stripe that charges what an override says; the same request finds it again."""
     of_plan = next((price for price, billed in prices.metered.items() if billed == meter), None)
     shown = {} if of_plan is None else await api.get(f"{PRICES}/{of_plan}")
@@ -158,7 +158,7 @@ async def _make(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: 
 
     async def attempt(again: int) -> str:
         found = (await prices_by_key(api, [key])).get(key)
-        if found is None or _matching([found], wanted, meter) is None:
+        if found is None or _find_matching([found], wanted, meter) is None:
             asked = key_of("override-price", params, again)
             found = await api.post(PRICES, params, idempotency_key=asked)
         return str(found["id"])
@@ -180,7 +180,7 @@ def _meter_id(prices: PlanPrices, event: str) -> str | None:
     return next((meter for meter, name in prices.meters.items() if name == event), None)
 
 
-def _matching(shown: Iterable[Mapping[str, Any]], wanted: WantedPrice, meter: str) -> str | None:
+def _find_matching(shown: Iterable[Mapping[str, Any]], wanted: WantedPrice, meter: str) -> str | None:
     """The price that charges what is wanted, the same meter included; None: none does."""
     shape = replace(wanted.shape, meter=meter)
     flat = (price for price in shown if price.get("billing_scheme") != "tiered")
@@ -198,7 +198,7 @@ def _with_overrides(catalog: Catalog, plan: Plan, given: Given) -> Plan:
     return replace(plan, entitlements=override(catalog, plan, given))
 
 
-def _wanted(catalog: Catalog, plan: Plan, meter: Meter) -> WantedPrice | tuple[str, bool] | None:
+def _wanted_price(catalog: Catalog, plan: Plan, meter: Meter) -> WantedPrice | tuple[str, bool] | None:
     """The price of a meter's usage on a plan, or why there is none; None: the plan bills none."""
     entitlement = billed_as(plan, meter)
     return None if entitlement is None else metered_price(catalog, plan, meter, entitlement)

@@ -13,9 +13,9 @@ from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.override_repricer import OverrideRepricer
 from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of
 from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
-from meterkit.subscriptions.service.repricing import Repricing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.billing import CheckoutOptions
     from meterkit.customers.drifts import Drift
-    from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
@@ -85,7 +84,7 @@ class Subscriptions:
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._cut = cut
         self._unconfirmed = AskedChanges(store, self._apply)
-        self._repricing = Repricing(store, self._changing)
+        self._repricing = OverrideRepricer(store, self._changing)
         self.store_override = self._repricing.override
 
     @property
@@ -96,7 +95,7 @@ class Subscriptions:
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
         _, state = await self._states.read(check_customer(customer))
-        return self._view(customer, state)
+        return subscription_of(customer, state, self._catalog, self._store.now_ms())
 
     async def sync(self, customer: str) -> Subscription | None:
         """Fetch the customer's subscription from Stripe now; None: it has none of these plans."""
@@ -228,7 +227,7 @@ class Subscriptions:
     async def retry_accepted(self) -> None:
         """Make changes that were accepted, or are due, once; runs by itself every two seconds."""
         await self._unconfirmed.turn()
-        await self._repricing.turn()
+        await self._repricing.settle_due()
 
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
         """Have another number of seats, in all, now; what they cost or give back is on the next invoice.
@@ -389,9 +388,6 @@ class Subscriptions:
     async def _linked(self, customer: str) -> str | None:
         _, state = await self._states.read(check_customer(customer))
         return state.stripe_customer
-
-    def _view(self, customer: str, state: CustomerState) -> Subscription | None:
-        return subscription_of(customer, state, self._catalog, self._store.now_ms())
 
     async def _known(self, customer: str) -> Subscription:
         """The subscription after a change of it."""

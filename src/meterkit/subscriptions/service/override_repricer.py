@@ -58,7 +58,7 @@ _UNKNOWN_MS: Final = 120_000
 
 
 @dataclass(eq=False)
-class Repricing:
+class OverrideRepricer:
     """Stores overrides whose price has to be one at Stripe, and ends such prices when their time has come.
 
     Args:
@@ -97,7 +97,7 @@ class Repricing:
         if priced or (taken_back and is_subscribed):
             self._refuse_without_stripe(customer, (*priced, *taken_back)[0], is_subscribed=is_subscribed)
             async with alone(self.store, customer):
-                await persistently(lambda again: self._switch(customer, meters, change, again))
+                await persistently(lambda again: self._switch_items(customer, meters, change, again))
         else:
             await self._states.change(customer, change)
 
@@ -109,26 +109,26 @@ class Repricing:
         """
         while True:
             await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
-            await self.turn()
+            await self.settle_due()
 
-    async def turn(self) -> None:
+    async def settle_due(self) -> None:
         """Make the price changes that are due, once.
 
         Raises:
             StoreError: the store does not answer.
         """
         for customer in await self._due.due():
-            await self._try(customer)
+            await self._settle_customer(customer)
 
-    async def _try(self, customer: str) -> None:
+    async def _settle_customer(self, customer: str) -> None:
         # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
-        await self._put(customer, int(1000 * _PATIENCE_S))
+        await self._enqueue_customer(customer, int(1000 * _PATIENCE_S))
         why = ""
         try:
             async with asyncio.timeout(_PATIENCE_S), alone(self.store, customer):
-                await persistently(lambda again: self._switch(customer, (), _unchanged, again))
+                await persistently(lambda again: self._switch_items(customer, (), _unchanged, again))
         except (StripeUnavailableError, SubscriptionBusyError, TimeoutError):
-            await self._put(customer, _SOON_MS)
+            await self._enqueue_customer(customer, _SOON_MS)
         except NoSubscriptionError:
             await self._due.remove(customer)
         except StoreError:
@@ -136,7 +136,7 @@ class Repricing:
         except MeterkitError as error:
             why = str(error)
         if why:
-            await self._put(customer, _LATER_MS)
+            await self._enqueue_customer(customer, _LATER_MS)
         if why and self._throttle.is_due((customer, why)):
             _logger.error(
                 "the price of overage of customer %r at Stripe is to change by an override and cannot now; it"
@@ -145,7 +145,7 @@ class Repricing:
                 why,
             )
 
-    async def _switch(
+    async def _switch_items(
         self,
         customer: str,
         meters: Collection[str],
@@ -156,8 +156,8 @@ class Repricing:
         live, known, current = await self.changing.payable(customer, again)
         _, state = await self._states.read(customer)
         self._refuse_unbilled(current, self._given(change(state)), meters)
-        rates = await self._units(live, meters) if meters else {}
-        later = self._later(rates, known, current, (state, change(state)))
+        rates = await self._read_unit_prices(live, meters) if meters else {}
+        later = self._later_overages(rates, known, current, (state, change(state)))
 
         def settle(state: CustomerState) -> CustomerState:
             after = change(state)
@@ -171,19 +171,19 @@ class Repricing:
         target = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if await applying.changes_metered(live, target):
             # If this process dies between Stripe and the store, the next look brings both together.
-            await self._put(customer, _UNKNOWN_MS)
-            async with self.changing.cut(customer, self._ended(current, state, settled)):
+            await self._enqueue_customer(customer, _UNKNOWN_MS)
+            async with self.changing.cut(customer, self._ended_labels(current, state, settled)):
                 await applying.update(live, target)
                 await self._states.change(customer, settle)
                 await self.changing.fetch(customer)
         else:
             await self._states.change(customer, settle)
         if live.schedule is not None:
-            await self._reschedule(customer, (known, current), applying, again)
+            await self._reschedule_phases(customer, (known, current), applying, again)
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
-    async def _reschedule(
+    async def _reschedule_phases(
         self, customer: str, of: tuple[SubscriptionState, Plan], applying: Applying, again: int
     ) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
@@ -193,15 +193,17 @@ class Repricing:
             terms_of = await self.changing.terms_by_plan(customer, known, current)
             await applying.set_scheduled_seats(live, live.schedule, terms_of)
 
-    async def _units(self, live: LiveSubscription, meters: Collection[str]) -> dict[str, Decimal | None]:
-        """What one unit costs on the customer's items now, by meter; None: no single price says it."""
+    async def _read_unit_prices(
+        self, live: LiveSubscription, meters: Collection[str]
+    ) -> dict[str, Decimal | None]:
+        """Read the price of one unit on the customer's items, by meter; None: no single price says it."""
         events = meters_of_file(await self.changing.api().list(METERS), self._catalog)
         flat = [price for price in live.prices if price.get("billing_scheme") != "tiered"]
         shapes = [shape for shape in map(shape_of, flat) if not shape.is_odd and shape.divide_by == 1]
         units = {events.get(shape.meter or ""): shape.unit for shape in shapes}
         return {name: units.get(_event(self._catalog, name)) for name in meters}
 
-    def _later(
+    def _later_overages(
         self,
         units: Mapping[str, Decimal | None],
         known: SubscriptionState,
@@ -232,7 +234,7 @@ class Repricing:
         return found
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
-        """What one unit costs on a plan with overrides; None: nothing, or Stripe alone says it."""
+        """Price of one unit on a plan with overrides; None: nothing, or Stripe alone says it."""
         wanted: object = override_prices(self._catalog, plan, given).get(_event(self._catalog, name))
         if wanted is None:
             entitlement = override(self._catalog, plan, given)[name]
@@ -250,7 +252,7 @@ class Repricing:
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
 
-    def _ended(self, plan: Plan, before: CustomerState, after: CustomerState) -> dict[str, str]:
+    def _ended_labels(self, plan: Plan, before: CustomerState, after: CustomerState) -> dict[str, str]:
         """The labels of the prices that end with a switch, by the tokens of their meters."""
         now_ms = self.store.now_ms()
         given = entitlements_on(plan, before, self._catalog, now_ms)
@@ -289,7 +291,7 @@ class Repricing:
     def _given(self, state: CustomerState) -> Given:
         return overrides_at(state.overrides, self.store.now_ms()).meters
 
-    async def _put(self, customer: str, in_ms: int) -> None:
+    async def _enqueue_customer(self, customer: str, in_ms: int) -> None:
         await self._due.put(customer, self.store.now_ms() + in_ms)
 
     @property
