@@ -56,12 +56,13 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     Where access is restricted, the plan that is left gives what the plans file says.
     """
     effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
-    may_differ = life_ms > 0 or _may_change(state)
-    if effective.access in {"restricted", "suspended"} or not may_differ:
+    has_changed = state.plan is None and _has_changed_since(state, effective.bounds.start_ms, now_ms)
+    if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
-    start_ms, end_ms = _uncut_period(state, counting, now_ms)
-    shares = () if state.plan is not None else plan_shares(spans, start_ms, end_ms, counting, catalog)
+    shares: tuple[PlanShare, ...] = ()
+    if has_changed:
+        shares = plan_shares(spans, *_uncut_period(state, counting, now_ms), counting, catalog)
     earlier = () if not life_ms else tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
     lives_on = any(grant.expires_ms for grant in effective.plan.grants)
     if not shares and not earlier and not lives_on:
@@ -77,13 +78,14 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     )
 
 
-def _may_change(state: CustomerState) -> bool:
-    """Whether a plan may change within a period at a price by the second."""
+def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
+    """Whether Stripe has charged a change of plan by the second since an instant: a cheap look beforehand."""
     subscription = state.subscription
-    has_changes = bool(state.plan_changes) or (
-        subscription is not None and subscription.pending_plan is not None
+    pending_ms = None if subscription is None else subscription.pending_at_ms
+    is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
+    return is_scheduled or any(
+        change.is_priced and change.until_ms > start_ms for change in state.plan_changes
     )
-    return subscription is not None and has_changes
 
 
 def plan_shares(

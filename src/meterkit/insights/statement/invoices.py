@@ -103,7 +103,8 @@ def _is_of(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
 
 def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
     """Whether an invoice of a change charges something for the time after it."""
-    lines: Sequence[Mapping[str, Any]] = (invoice.get("lines") or {}).get("data") or ()
+    shown: Mapping[str, Any] = invoice.get("lines") or {}
+    lines: Sequence[Mapping[str, Any]] = shown.get("data") or ()
     charged = (line for line in lines if line["amount"] > 0)
     is_change = invoice.get("billing_reason") == "subscription_update"
     return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
