@@ -253,8 +253,8 @@ def test_a_status_set_by_hand_counts_beside_a_subscription_that_never_began(
     [("active", "year"), ("canceled", "month"), ("incomplete", "month"), ("incomplete_expired", "month")],
 )
 def test_periods_go_by_the_subscriptions_plan_while_it_lasts(status: Status, per: str) -> None:
-    state = CustomerState(plan="pro", subscription=replace(ACTIVE, plan="yearly", status=status))
-    assert of_the_shop(state).counting.per == per
+    year = replace(ACTIVE, plan="yearly", status=status, end_ms=ACTIVE.start_ms + 365 * 86_400_000)
+    assert of_the_shop(CustomerState(plan="pro", subscription=year)).counting.per == per
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
@@ -134,3 +134,13 @@ def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
 def joined(first: str, second: str) -> str:
     """Two JSON objects with members of their own as one; either may be the empty text: nothing."""
     return f"{first[:-1]},{second[1:]}" if first and second else first or second
+
+
+def text_fields(flat: Sequence[bytes]) -> dict[str, str]:
+    """Fields of a hash in a reply, names and values by turns, as texts."""
+    return {name: value.decode() for name, value in byte_fields(flat).items()}
+
+
+def byte_fields(flat: Sequence[bytes]) -> dict[str, bytes]:
+    """Fields of a hash in a reply, names and values by turns."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -12,6 +12,7 @@ from meterkit.store.event_names import read_meters
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
 NONCE_DIGITS: Final = 32
@@ -85,6 +86,7 @@ class Refusing:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._meters: Mapping[str, Counted] | None = None
 
     async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
         """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
@@ -120,8 +122,12 @@ class Refusing:
         """Have it parked or dead, under a new identifier, and counted so, at once."""
         keys = self._store.keys
         admin = await self._store.admin()
-        meters = await read_meters(admin, keys, self._store.catalog, one.customer)
-        tokens = [token for token, counted in meters.items() if counted.event_name == one.event_name]
+        if self._meters is None:
+            self._meters = await read_meters(admin, keys, self._store.catalog)
+        tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
+        if not tokens:  # Of an item that is older than the event name in the plans file.
+            own = await read_meters(admin, keys, self._store.catalog, one.customer)
+            tokens = [token for token, counted in own.items() if counted.event_name == one.event_name]
         names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
         names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
         names.append(keys.customer(one.customer).totals)

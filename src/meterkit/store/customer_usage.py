@@ -13,7 +13,7 @@ from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.holdings import Balance
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
-from meterkit.decisions.packed import Head, MeterCounts
+from meterkit.decisions.packed import Head, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
@@ -129,7 +129,7 @@ class CustomerUsage(TypedDict):
 
 def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
     """What stands for meters that have usage to deliver and are not in this plans file."""
-    totals, counters = _pairs(reply[4]), _fields(reply[3])
+    totals, counters = text_fields(reply[4]), byte_fields(reply[3])
     tokens = {name[-5:-1] for name, value in totals.items() if _TO_DELIVER.search(name) and value != "0"}
     for name, packed in counters.items():
         if _OF_METER.search(name) and MeterCounts.read(packed).pending:
@@ -155,14 +155,15 @@ def usage_of(
     state = CustomerState.parse(data)
     effective = effective_terms(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective, prepaid_by_plan(catalog))
-    funds = funds_of({} if prepaid is None else _pairs(grants), prepaid, effective.bounds, now_ms)
+    known = {} if prepaid is None else text_fields(grants)
+    funds = funds_of(known, prepaid, effective.bounds, now_ms)
     balance = Balance(funds.held, prepaid, now_ms, funds.owed)
-    view = _View(
-        _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
-    )
+    bounds = effective.bounds
+    counted, kept = byte_fields(counters), text_fields(totals)
+    view = _View(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(effective, catalog)
-    filled = _fields(levels)
+    filled = byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     linked, subscription = state.stripe_customer is not None, state.subscription
     interval = None if subscription is None else subscription.interval_at(now_ms)
@@ -390,13 +391,6 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     if ceiling is None or entitlement.included is None:
         return "unlimited"
     left = max(0, entitlement.included - covered) + more - held
-    is_billed = entitlement.overage.mode == "bill"
-    return max(0, left + (max(0, ceiling - entitlement.included - overage) if is_billed else 0))
-
-
-def _pairs(flat: list[bytes]) -> dict[str, str]:
-    return {name: value.decode() for name, value in _fields(flat).items()}
-
-
-def _fields(flat: list[bytes]) -> dict[str, bytes]:
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    if entitlement.overage.mode == "bill":
+        left += max(0, ceiling - entitlement.included - overage)
+    return max(0, left)
