@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from meterkit.subscriptions.subscription_reading import NOTHING, Recurring, recurring_of
+from meterkit.subscriptions.monthly_amount import NOTHING, Recurring, recurring_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -150,7 +150,7 @@ def with_item_prices(
 
 
 def _with_highest(rows: PriceRows, given: Mapping[str, Entitlement]) -> PriceRows:
-    """Prices by model; the highest is that of the customer's own items."""
+    """Prices by model with the highest one of the customer's own items."""
     overage = {row: given[row].overage for row in rows.all}
     prices = {row: Fraction(of.amount_cents or 0, of.per or 1) for row, of in overage.items()}
     return replace(rows, highest=max(prices, key=prices.__getitem__))

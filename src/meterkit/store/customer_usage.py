@@ -12,9 +12,10 @@ from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.holdings import Balance
-from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
-from meterkit.decisions.packed import Head, MeterCounts, byte_fields, text_fields
-from meterkit.decisions.periods import bounds_at, from_ms
+from meterkit.decisions.item_prices import NO_PRICES
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.packed import MeterCounts, byte_fields, text_fields
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.price_segments import (
@@ -26,6 +27,7 @@ from meterkit.decisions.price_segments import (
     sent_segments,
 )
 from meterkit.decisions.subscription_periods import is_provisional
+from meterkit.store.counts_view import CountsView
 from meterkit.store.event_names import Counted
 from meterkit.store.usage_prices import OveragePrice, overage_price_of
 
@@ -34,22 +36,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Storage
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.price_segments import Segment
-    from meterkit.decisions.subscription import Access, Status
-
-_PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
+    from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
 # Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
 _TO_DELIVER: Final = re.compile(r"\|....[apqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
-_CLOSED: Final = {
-    "i": "included",
-    "g": "granted",
-    "c": "credited",
-    "o": "overage",
-    "j": "over_cap",
-    "p": "pending",
-}
 _NONE: Final = MappingProxyType(dict[str, Counted]())
 
 Unlimited = Literal["unlimited"]
@@ -160,7 +153,7 @@ def usage_of(
     balance = Balance(funds.held, prepaid, now_ms, funds.owed)
     bounds = effective.bounds
     counted, kept = byte_fields(counters), text_fields(totals)
-    view = _View(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
+    view = CountsView(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(effective, catalog)
     filled = byte_fields(levels)
@@ -186,114 +179,39 @@ def usage_of(
         price = overage_price_of(entitlements[name], effective, catalog, interval)
         return meter if price is None else {**meter, "price": price}
 
-    def of_former(token: str, event_name: str) -> MeterUsage:
-        found = _counts_of(token, view, linked=linked)
-        price = next((one for one in effective.prices if one.event_name == event_name and one.is_exact), None)
-        if price is None or is_past:
-            return found
-        segments = segments_of(view.marks(token), label=price.label, sealed=0, overage=found["overage"])
-        return {**found, "overage_cents": 0 if is_usage_free else overage_cents(segments)}
-
+    priced = NO_PRICES if is_past or is_usage_free else effective.prices
     return {
         "customer": customer,
         "plan": effective.plan.key,
         "status": effective.status,
         "access": effective.access,
-        "period": {
-            "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "start": from_ms(view.start_ms),
-            "end": from_ms(view.end_ms),
-            "provisional": subscription is not None and is_provisional(subscription, view.start_ms),
-        },
+        "period": _period_of(view, subscription),
         "features": sorted(effective.plan.features),
         "balance": {name: micros // MICRO for name, micros in micros_left.items()},
         "balance_micros": micros_left,
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
-            **{one.meter: of_former(token, one.event_name) for token, one in gone.items()},
+            **{
+                one.meter: _former_meter(token, one.event_name, view, priced, linked=linked)
+                for token, one in gone.items()
+            },
         },
     }
 
 
-class _View:
-    """The stored counts, brought forward to now without writing."""
-
-    def __init__(
-        self,
-        counters: dict[str, bytes],
-        totals: dict[str, str],
-        now_ms: int,
-        start_ms: int,
-        end_ms: int,
-        balance: Balance,
-    ) -> None:
-        self.balance = balance
-        self._is_past = self._is_open = False
-        self._counters = counters
-        self._totals = totals
-        head = Head.read(counters.get(HEAD_FIELD))
-        began, ends = head.begins_ms, head.ends_ms
-        # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
-        is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
-        self._over = now_ms >= ends or is_another
-        self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
-        self.end_ms = end_ms
-        # Clocks go back; a customer's time does not.
-        self.now_ms = max(now_ms, head.seen_ms)
-
-    def go_back(self, at_ms: int) -> bool:
-        """Show the period that an instant lies in; whether that is one that is over."""
-        if self.start_ms <= at_ms < self.end_ms:
-            return False
-        head = Head.read(self._counters.get(HEAD_FIELD))
-        spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
-        if self._over and head.ends_ms:
-            # No script has closed it yet. Another subscription, or none, may have cut it short.
-            spans[head.begins_ms] = min(head.ends_ms, self.start_ms)
-            self._is_open = head.begins_ms <= at_ms < spans[head.begins_ms]
-        found = [start for start, end in spans.items() if start <= at_ms < end]
-        calendar = bounds_at(at_ms)
-        self.start_ms = found[0] if found else calendar.start_ms
-        self.end_ms = spans[found[0]] if found else calendar.end_ms
-        self._is_past = True
-        return True
-
-    def counted(self, token: str) -> MeterCounts:
-        """The counts of a meter in this period."""
-        if self._is_past and not self._is_open:
-            return MeterCounts(**{name: self.delivery(token, kind) for kind, name in _CLOSED.items()})
-        if self._over and not self._is_past:
-            return MeterCounts()
-        return self._stored(token)
-
-    def held(self, token: str) -> int:
-        """What live holds hold."""
-        return 0 if self._is_past else self._stored(token).held_at(self.now_ms)
-
-    def held_credit(self, meter: str) -> int:
-        """What live holds of a meter would cost at the prices of their models, in micro-credits."""
-        if self._is_past:
-            return 0
-        return MeterCounts.read(self._counters.get(credit_hold_field(meter))).held_at(self.now_ms)
-
-    def _stored(self, token: str) -> MeterCounts:
-        return MeterCounts.read(self._counters.get(f"{token}m"))
-
-    def marks(self, token: str, kind: str = "s") -> str:
-        """The price segments of this period that have ended; of kind ``n`` what invoice items bill."""
-        return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
-
-    def delivery(self, token: str, kind: str) -> int:
-        """What became of this period's usage after it was sealed, less what is taken back in that state."""
-        kept, field = self._totals, f"{self.start_ms}|{token}"
-        back = 0 if kind.isupper() else int(kept.get(f"{field}{kind.upper()}", 0))
-        return int(kept.get(f"{field}{kind}", 0)) - back
+def _period_of(view: CountsView, subscription: SubscriptionState | None) -> PeriodUsage:
+    return {
+        "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "start": from_ms(view.start_ms),
+        "end": from_ms(view.end_ms),
+        "provisional": subscription is not None and is_provisional(subscription, view.start_ms),
+    }
 
 
 def _meter(
     name: str,
     entitlements: Mapping[str, Entitlement],
-    view: _View,
+    view: CountsView,
     meters: Mapping[str, Meter],
     *,
     linked: bool,
@@ -321,7 +239,7 @@ def _meter(
     }
 
 
-def _segments(entitlement: Entitlement, view: _View, stranded: int) -> list[Segment]:
+def _segments(entitlement: Entitlement, view: CountsView, stranded: int) -> list[Segment]:
     """The price segments of a meter, less what others made late: that is recorded twice, and billed once."""
     token = meter_token(entitlement.meter)
     overage = view.counted(token).overage - stranded
@@ -329,7 +247,7 @@ def _segments(entitlement: Entitlement, view: _View, stranded: int) -> list[Segm
 
 
 def _of_rows(
-    source: str, entitlements: Mapping[str, Entitlement], view: _View, meters: Mapping[str, Meter]
+    source: str, entitlements: Mapping[str, Entitlement], view: CountsView, meters: Mapping[str, Meter]
 ) -> Iterator[Segment]:
     """The price segments of overage at each price by model, so far as there is any."""
     for name, meter in meters.items():
@@ -339,7 +257,9 @@ def _of_rows(
             yield from (one for one in _segments(entitlements[name], view, stranded) if one.overage)
 
 
-def _gauge(entitlement: Entitlement, view: _View, level: Level, presigned: int, *, keeps: bool) -> MeterUsage:
+def _gauge(
+    entitlement: Entitlement, view: CountsView, level: Level, presigned: int, *, keeps: bool
+) -> MeterUsage:
     """A gauge: it records its level, and is not reported to Stripe."""
     token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
     held = view.held(token) + presigned
@@ -362,7 +282,7 @@ def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
     return {name: Level.read(levels.get(first + name)).level for name in (*known, *sorted(kept - {*known}))}
 
 
-def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
+def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
     """The counts of a meter; only these are known if the plans file has the meter no longer."""
     counts, held = view.counted(token), view.held(token)
     return {
@@ -384,6 +304,18 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "late": sum(view.delivery(token, kind) for kind in "utbaf"),
         "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # Dropped intents count as dead.
     }
+
+
+def _former_meter(
+    token: str, event_name: str, view: CountsView, prices: ItemPrices, *, linked: bool
+) -> MeterUsage:
+    """A meter that the plans file has no longer, at the price of the item that bills its event name."""
+    found = _counts_of(token, view, linked=linked)
+    price = next((one for one in prices if one.event_name == event_name and one.is_exact), None)
+    if price is None:
+        return found
+    segments = segments_of(view.marks(token), label=price.label, sealed=0, overage=found["overage"])
+    return {**found, "overage_cents": overage_cents(segments)}
 
 
 def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, more: int) -> int | Unlimited:

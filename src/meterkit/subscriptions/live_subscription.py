@@ -11,6 +11,7 @@ from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionErr
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.item_changes import items_of, prices_in
+from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.schedule_phases import PRORATED
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
@@ -21,7 +22,6 @@ from meterkit.subscriptions.stripe_objects import (
     mark_of,
     part_of,
 )
-from meterkit.subscriptions.subscription_reading import COUPONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,10 +16,10 @@ from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
 from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
+from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.stripe_objects import part_of
 from meterkit.subscriptions.subscription_reading import (
-    COUPONS,
     in_force,
     metered_of,
     read_subscription,
