@@ -411,7 +411,7 @@ async def change_plan_in_state(world: World, customer: str) -> None:
 
 
 async def set_plan_in_state(world: World, customer: str) -> None:
-    await change_state(world, customer, b'{"stripe_customer"', b'{"plan":"max","stripe_customer"')
+    await change_state(world, customer, b'"stripe_customer"', b'"plan":"max","stripe_customer"')
 
 
 async def change_seats_in_state(world: World, customer: str) -> None:

@@ -44,6 +44,7 @@ EVENTS: Final = 100
 """How many events of each line are read by default."""
 EVENTS_MAX: Final = 10_000
 _AT_ONCE: Final = 1_000
+_FORMER: Final = "usage of the period before: the statement of that period has its events"
 _WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
 
@@ -198,7 +199,11 @@ class _Making:
         by_event = await self._by_event()
         meters = {event: names[0] for event, names in by_event.items()}
         names = {names[0]: names for names in by_event.values()}
-        found = [] if reader is None else await reader.lines_of(invoices, meters)
+        read = [] if reader is None else await reader.lines_of(invoices, meters)
+        # An invoice that begins this period has the usage of the one before: its events are not in this one.
+        start = self._usage["period"]["start"]
+        former = [line for line in read if line.kind == "usage" and line.end <= start]
+        found = [line for line in read if line not in former]
         wanted = wanted_of(found, names, await self._plan_changes())
         used: list[str] = await self._ask(self._events.meters_of)
         own = [line.meter for line in found if line.meter and line.late_since is None]
@@ -215,7 +220,7 @@ class _Making:
         if reader is None:
             priced = [await self._priced(one, wanted[one.id], found) for one in found]
             found = [*await self._fixed(), *priced]
-        return found, wanted
+        return [*(replace(one, note=_FORMER if one.quantity else "") for one in former), *found], wanted
 
     def _is_empty(self, line: StatementLine, *, has_invoice: bool) -> bool:
         """Whether a line is of a meter that Stripe never sees, and no unit is on it alone."""
