@@ -250,15 +250,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
-    is_unpaid_signup = state.status == _UNPAID or (
-        state.status is None and subscription is not None and not has_begun
-    )
     standing = standing_of(
-        None if is_unpaid_signup else status,
-        failures=failures,
-        failed_at_ms=failed_at_ms,
-        dunning=catalog.dunning,
-        now_ms=now_ms,
+        status, failures=failures, failed_at_ms=failed_at_ms, dunning=catalog.dunning, now_ms=now_ms
     )
     if state.status is None and subscription is not None and subscription.is_unpaid_at(now_ms):
         standing = without_payment(standing)
@@ -268,7 +261,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    is_paid = has_begun and status not in ENDED and standing.access != "restricted" and not is_unpaid_signup
+    is_paid = has_begun and status not in {*ENDED, _UNPAID} and standing.access != "restricted"
     counting = _counting(state, plan, catalog, now_ms)
     return EffectivePlan(
         plan=_with_features(plan, own.features, catalog),

@@ -320,7 +320,6 @@ def switched_by_others(
 
 OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 """The statuses in which handlers are reminded of an invoice that was not paid."""
-_RESTRICTED: Final = frozenset({"paused", "incomplete"})
 
 
 class Standing(NamedTuple):
@@ -337,8 +336,8 @@ def standing_of(
 
     ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
     *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
-    ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; all else, no subscription included,
-    has full access, of the default plan where a subscription has ended.
+    ``unpaid`` is suspended; ``paused`` is restricted; all else, no subscription and an unpaid sign-up
+    (``incomplete``) included, has full access, of the default plan where a subscription has ended.
 
     Args:
         status: of the subscription; None: there is none.
@@ -349,7 +348,7 @@ def standing_of(
     """
     if status == "unpaid":
         return Standing("suspended")
-    if status in _RESTRICTED:
+    if status == "paused":
         return Standing("restricted")
     if status != "past_due":
         return Standing("full")
