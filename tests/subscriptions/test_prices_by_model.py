@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from meterkit.catalog import loads
+from meterkit.customers.states import States
+from meterkit.decisions.customer_overrides import with_overrides
+from meterkit.errors import MeterkitError
 from priced_shop import renewed
 from shopping import HALF, shop
 
@@ -321,23 +326,33 @@ async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_chan
         ]
 
 
-async def test_an_override_of_a_table_keeps_what_was_used_at_its_prices(store_url: str) -> None:
+async def test_an_override_of_a_table_is_refused_and_changes_no_cost(store_url: str) -> None:
     """F-22i: 230 cents were shown for 200 once the price was overridden, and 0 once it was not."""
+    flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await use(at, other=3_500, mini=100_000, opus=7_000)
+        with pytest.raises(MeterkitError, match="has prices by model for it, which one price cannot replace"):
+            await at.kit.customers.override("acme", flat)
+        assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 50 + 140
+
+
+async def test_the_segment_of_a_table_ends_where_a_flat_price_follows_and_comes_back(store_url: str) -> None:
+    """F-22i: an override that an earlier release stored, and its end."""
     flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         at.clock.set(HALF)
         await at.kit.customers.set_plan("acme", "pro")
         await use(at, other=3_500, mini=100_000, opus=7_000)
-
-        async def cents() -> int | None:
-            return (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"]
-
-        assert await cents() == 10 + 50 + 140
-        await at.kit.customers.override("acme", flat)
-        assert await cents() == 200
-        await use(at, opus=3_000)
-        assert await cents() == 230
-        await at.kit.customers.override("acme", {"output_tokens": {}})
-        assert await cents() == 230
-        await use(at, opus=1_000)
-        assert await cents() == 250
+        cents = list[int | None]()
+        for overrides, tokens in (({}, 0), (flat, 3_000), ({}, 1_000)):
+            at.clock.advance(timedelta(minutes=1))
+            kept: Any = overrides
+            change = partial(replace, overrides=with_overrides({}, kept, {}, until_ms=None, now_ms=0))
+            await States(at.kit.store).change("acme", change)
+            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+            await use(at, opus=tokens)
+            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+        assert cents == [200, 200, 200, 230, 230, 250]

@@ -198,30 +198,6 @@ def entitlements_on(
     return with_item_prices(given, state.subscription.prices_at(at_ms), catalog)
 
 
-def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:
-    """A state with what is known by now of prices that its subscription had already: no price ends then.
-
-    A price at Stripe never changes. A release before this one did not read what it charges.
-    """
-    old, new = before.subscription, after.subscription
-    if (
-        old is None
-        or new is None
-        or old.prices == new.prices
-        or (old.id, old.metered) != (new.id, new.metered)
-    ):
-        return before
-    return replace(before, subscription=replace(old, prices=new.prices))
-
-
-def with_former_prices(before: CustomerState, after: CustomerState, now_ms: int) -> CustomerState:
-    """A state that also keeps the prices of the subscription's items that end with this change."""
-    old, new = before.subscription, after.subscription
-    if old is None or new is None or old is new:
-        return after
-    return replace(after, subscription=new.with_former_prices(old, now_ms))
-
-
 def holding_only(
     entitlements: Mapping[str, Entitlement], meters: Iterable[str], concurrency: tuple[str, ...]
 ) -> Mapping[str, Entitlement]:
