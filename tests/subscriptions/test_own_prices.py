@@ -11,6 +11,7 @@ import pytest
 
 from delivering import kit_for
 from meterkit.catalog import loads
+from meterkit.customers.states import States
 from meterkit.delivery.closing import Closer
 from meterkit.stripe.api import StripeApi
 from shopping import END, HALF, Shop, shop
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -434,3 +436,30 @@ async def test_the_last_period_of_a_canceled_subscription_keeps_its_price(store_
         found = await books.kit.reconcile(PRESENT, at=END - timedelta(hours=1))
         assert [(one.invoiced, one.mispriced, one.advice) for one in found] == [(90, 0, "")]
         assert await books.invoiced(PRESENT) == 450
+
+
+async def test_a_price_that_becomes_known_is_that_of_all_units_of_the_period(store_url: str) -> None:
+    """A release before this one stored no prices: the next look at Stripe ends no segment."""
+    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
+
+        async def shown() -> tuple[int | None, bool | None]:
+            words = (await books.kit.usage(PRESENT))["meters"]["words"]
+            return words["overage_cents"], words.get("price", {}).get("estimated")
+
+        found = await States(books.kit.store).find(PRESENT)
+        admin = await books.kit.store.admin()
+        key = books.kit.store.keys.customer(PRESENT).state
+        await admin.client.hset(key, "data", forgotten(found.state).dump())
+        await admin.client.hset(key, "rev", f"{found.rev}-")
+        assert await shown() == (140, True)
+        await books.kit.subscriptions.check()
+        assert await shown() == (100, None)
+        await books.kit.record(PRESENT, "words", 70)
+        assert await shown() == (450, None)
+        assert await books.end_periods() == []
+
+
+def forgotten(state: CustomerState) -> CustomerState:
+    """A state as a release wrote it that did not read what items charge."""
+    assert state.subscription is not None
+    return replace(state, subscription=replace(state.subscription, prices=()))
