@@ -230,5 +230,5 @@ async def test_i13_usage_that_missed_a_change_by_others_is_late_and_billed_at_it
         await at.kit.flush(everything=True)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
-        items = [(units, cents) for _, units, cents in await item_lines(at)]
-        assert items == ([(50, 250)] if late_usage == "next_period" else [])
+        billed = [(units, cents) for _, units, cents in await item_lines(at)]
+        assert billed == ([(50, 250)] if late_usage == "next_period" else [])
