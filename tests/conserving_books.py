@@ -9,7 +9,7 @@ from meterkit.decisions.keys import meter_token
 if TYPE_CHECKING:
     from period_ending import Ending
 
-_PLACES = "pqlkdxzt"
+_PLACES = "pqlkdxztaf"
 
 
 async def assert_books(at: Ending) -> None:

@@ -148,16 +148,22 @@ async def paying(
     clock: Clock | None = None,
     prices: Sequence[str] = ("price_pro", "price_pro_requests", "price_pro_tokens"),
     emulated: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
+    card: str | None = "pm_card_visa",
     **settings: Any,
 ) -> AsyncGenerator[Ending]:
-    """Acme pays for ``pro`` since now; default: 10 May 2031, noon. ``emulated``: options of the emulator."""
+    """Acme pays for ``pro`` since now; default: 10 May 2031, noon.
+
+    ``emulated``: options of the emulator; ``begun``: further terms of the subscription; ``card``: the
+    customer's.
+    """
     catalog: Catalog = loads(plans)
     clock = clock or Clock(MAY)
     stripe = StripeEmulator(clock=clock, automatic_webhooks=False, **emulated or {})
     stripe.add_plans(catalog)
     async with hooked(store_url, clock=clock, emulator=stripe, catalog=catalog, **settings) as found:
-        found.customer()
-        await found.subscribe(items=[{"price": price} for price in prices])
+        found.customer(card=card)
+        await found.subscribe(items=[{"price": price} for price in prices], **begun or {})
         await found.settle()
         api, drainer = StripeApi(found.kit.settings), None
         if "audit_url" in settings:

@@ -39,7 +39,7 @@ LINE = (
 )
 SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults", "due_prices"),
-    ("item_price_reading", "monthly_amount"),
+    ("item_price_reading", "monthly_amount", "period_ends"),
     (
         "proration",
         "billing_requests",

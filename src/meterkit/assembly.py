@@ -37,10 +37,11 @@ from meterkit.subscriptions.service.credits import Credits
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
 from meterkit.subscriptions.top_up_payments import TopUpPayments
+from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.flusher import Flusher
@@ -118,7 +119,8 @@ class Parts:
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)
         self._auto = AutoTopUps(store, self.credits)
-        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups, self._auto.look)
+        low, end_usage = self._auto.look, self._end_usage
+        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups, low, end_usage)
         self.subscriptions = Subscriptions(
             store,
             stripe.api,
@@ -153,7 +155,8 @@ class Parts:
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""
-        return flusher_for(self.store, self.settings, self.webhooks.fetch, self._journal)
+        look = partial(self.webhooks.fetch, cause=FLUSH)
+        return flusher_for(self.store, self.settings, look, self._journal)
 
     async def flush(self, *, everything: bool, timeout_s: float) -> FlushReport:
         """Flush once; without a Stripe key a flush of everything replays the spools, and delivers nothing.
@@ -199,6 +202,10 @@ class Parts:
     async def _take_refusals(self, event_id: str) -> None:
         module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
         await module.take_refusals(self.store, self._stripe.api(), event_id, self._journal)
+
+    async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
+        module: Any = import_module("meterkit.delivery.ended_periods")  # Only workers pay for it.
+        await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:
         """Deliver a customer's usage, and wait until an invoice of now has it.

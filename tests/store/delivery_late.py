@@ -38,10 +38,10 @@ class Invoices:
     def takes(self, closed: Mapping[str, int], period: str, now: int) -> bool:
         """Whether the invoice of a closed period still takes usage of now."""
         begins, ends = int(period), closed[f"{period}|e"]
-        if not self.since <= begins < self.latest:
-            return True
         if f"{period}|f" in closed:
             return False
+        if not self.since <= begins < self.latest:
+            return True
         made = self.latest if begins >= self.before else ends
         return now < max(made + self.hour, closed.get(f"{period}|h", 0)) - self.margin
 

@@ -23,17 +23,9 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.transitions import InForce, Step, entries_of
-from meterkit.outbox.closes import (
-    Close,
-    Closes,
-    InvoiceEnd,
-    Stamped,
-    ends_to_close,
-    keep_invoice_end,
-    note_renewal,
-    too_late,
-)
+from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
 from meterkit.outbox.intents import intents_of
+from meterkit.outbox.invoice_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
 from meterkit.outbox.late_terms import invoice_terms
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.scripts import Script

@@ -19,6 +19,8 @@ from meterkit.subscriptions.webhooks.queue import HookQueue
 from shopping import PLANS, shop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit.store.store import Store
     from shopping import Shop
 
@@ -108,6 +110,10 @@ async def test_no_event_brings_a_deleted_customer_back(store_url: str) -> None:
         assert [one async for one in at.kit.customers.list()] == []
 
 
+async def ends_nothing(_customer: str, _ended: Mapping[int, int]) -> None:
+    """No period has ended."""
+
+
 async def test_a_look_that_began_before_the_deletion_stores_nothing(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.subscribed()
@@ -117,7 +123,7 @@ async def test_a_look_that_began_before_the_deletion_stores_nothing(store_url: s
         entry = await queue.take_one(linked)
         assert isinstance(entry, Entry)
         top_ups = TopUpPayments(at.kit.store, lambda: api)
-        await Looker(at.kit.store, lambda: api, queue, refused, top_ups, refused).look(entry)
+        await Looker(at.kit.store, lambda: api, queue, refused, top_ups, refused, ends_nothing).look(entry)
         await api.close()
         assert not await at.kit.customers.known("acme")
 

@@ -14,7 +14,7 @@ from keeping import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import ClosingLook, _held_in_words
 from meterkit.delivery.reconciling import Reconciled, Reconciler
-from meterkit.outbox.closes import InvoiceEnd
+from meterkit.outbox.invoice_ends import InvoiceEnd
 from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from meterkit.delivery.draft_hold import HELD, DraftHold
-from meterkit.outbox.closes import InvoiceEnd
+from meterkit.outbox.invoice_ends import InvoiceEnd
 from meterkit.stripe.request import ENDED_HERE
 from stripe_objects import ObjectsAtStripe
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.decisions.subscription_periods import Renewals, is_final, renewals_of
+from meterkit.decisions.subscription_periods import Renewals, is_cut_short, is_final, renewals_of
 
 
 def ms(month: int, day: int, *, year: int = 2031) -> int:
@@ -74,6 +74,13 @@ def test_usage_is_on_the_invoice_of_the_renewal_behind_it(at_ms: int, expected: 
             (ms(5, 1, year=2029), ms(5, 1, year=2029), ms(5, 1, year=2030)),
             id="a year",
         ),
+        pytest.param(
+            {"start_ms": ms(4, 10), "end_ms": ms(2, 1, year=2032)}
+            | {"usage_start_ms": ms(5, 1), "usage_end_ms": ms(6, 1)},
+            ms(5, 20),
+            (ms(2, 1), ms(4, 1), ms(5, 1)),
+            id="a yearly base price, and usage by the month",
+        ),
     ],
 )
 def test_the_latest_two_renewals(
@@ -103,3 +110,25 @@ def test_a_draft_takes_usage_until_five_minutes_before_its_end(
     made_ms = ms(5, 1)
     held = made_ms + held_ms if held_ms else 0
     assert is_final(made_ms, final_ms=final_ms, held_ms=held, now_ms=made_ms + after_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "at_ms", "expected"),
+    [
+        pytest.param({}, ms(5, 20), True, id="amid its period"),
+        pytest.param({}, ms(6, 1), False, id="at its end"),
+        pytest.param({}, ms(7, 1), False, id="a renewal later"),
+        pytest.param({}, ms(6, 20), True, id="amid the next period"),
+        pytest.param({}, ms(5, 1), False, id="at its start"),
+        pytest.param({"trial_end_ms": ms(6, 1), "status": "trialing"}, ms(5, 20), False, id="in a trial"),
+        pytest.param({"trial_end_ms": ms(5, 10), "status": "trialing"}, ms(5, 20), True, id="after a trial"),
+        pytest.param({"status": "paused"}, ms(5, 20), False, id="paused"),
+        pytest.param({"status": "incomplete"}, ms(5, 20), False, id="not paid for yet"),
+        pytest.param({"status": "past_due"}, ms(5, 20), True, id="past due"),
+        pytest.param({"cancel_at_ms": ms(5, 20)}, ms(5, 20), False, id="when it was to end"),
+    ],
+)
+def test_a_billed_period_is_cut_short_where_no_renewal_was_due(
+    changed: dict[str, Any], at_ms: int, expected: bool
+) -> None:
+    assert is_cut_short(replace(MONTHLY, **changed), at_ms) == expected

@@ -9,9 +9,10 @@ from typing import Any, Final
 import pytest
 
 from meterkit.delivery.invoice_advice import advice_on_invoices
-from meterkit.delivery.invoices import MADE_WITHIN_MS, Invoiced, finalized_ms, is_renewal_of
+from meterkit.delivery.invoices import MADE_WITHIN_MS, Invoiced, is_renewal_of
 from meterkit.delivery.late_usage import late_in_words
 from meterkit.delivery.report import LateUsage
+from meterkit.outbox.invoice_ends import finalized_ms
 
 MADE_MS: Final = 1_800_000_000_000
 FINAL: Final = Invoiced(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])

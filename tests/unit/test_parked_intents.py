@@ -17,8 +17,8 @@ from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.recovering import Recoverer
 from meterkit.errors import CustomerError, StoreError
-from meterkit.outbox.closes import InvoiceEnd, keep_invoice_end
 from meterkit.outbox.intents import Kept, Sealed, find_kept
+from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end
 from meterkit.outbox.journal import JournalRow
 from stripe_objects import Counted, Rows
 

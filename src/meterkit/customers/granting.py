@@ -77,7 +77,7 @@ async def is_given(store: Store, customer: str, grant_id: str) -> bool:
 
 
 async def move_grants(store: Store, customer: str, before: Bounds, after: Bounds) -> None:
-    """Have recurring grants end with their period, whose edges Stripe has moved.
+    """End recurring grants with their period, whose edges Stripe has moved.
 
     Args:
         store: where the customer is.

@@ -56,6 +56,8 @@ class SubscriptionState:
         plan: key of the plan whose price it has; None: no plan of the plans file has it.
         seats: in all, those that the base price covers included; 0: it has no seat price.
         start_ms, end_ms: its current period; the end is the first instant after it.
+        usage_start_ms, usage_end_ms: the current period of its metered prices, where that is another one; 0:
+            it is not.
         anchor_ms: its ``billing_cycle_anchor``.
         cancel_at_ms: when it ends: ``cancel_at``, or the period's end where that is when it is canceled.
         cancel_at_period_end: whether it ends with its period.
@@ -101,6 +103,8 @@ class SubscriptionState:
     failed_at_ms: int = 0
     ended_at_ms: int | None = None
     created_ms: int = 0
+    usage_start_ms: int = 0
+    usage_end_ms: int = 0
     never_began: bool = False
     awaits_payment_method: bool = False
     void_from_ms: int | None = None
@@ -140,6 +144,13 @@ class SubscriptionState:
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
             )
         return cls(**found)
+
+    @property
+    def usage_period(self) -> tuple[int, int]:
+        """Start and end of the period that the next invoice bills the usage of."""
+        if self.usage_end_ms:
+            return self.usage_start_ms, self.usage_end_ms
+        return self.start_ms, self.end_ms
 
     @property
     def has_begun(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.value_parsers import DAY_MS
@@ -137,8 +137,8 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
         return None
     if subscription.status_at(now_ms) == "paused":
         return None
-    ends_ms, is_monthly = subscription.ends_ms(), subscription.end_ms - subscription.start_ms <= _MONTH_MS
-    counting = Counting(per="month" if is_monthly else "year")
+    ends_ms = subscription.ends_ms()
+    subscription, counting = _usage_cycle(subscription)
     made_ms = min(subscription.created_ms or subscription.start_ms, subscription.start_ms)
     since_ms = max(made_ms, subscription.trial_end_ms or 0)
     if now_ms >= ends_ms or subscription.status_at(now_ms) in ENDED:
@@ -151,13 +151,42 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
     return Renewals(since_ms, max(since_ms, before_ms), latest_ms)
 
 
-def is_final(invoiced_ms: int, *, final_ms: int, held_ms: int, now_ms: int) -> bool:
+def _usage_cycle(subscription: SubscriptionState) -> tuple[SubscriptionState, Counting]:
+    """The subscription with the period of its metered prices, and the interval of that."""
+    start_ms, end_ms = subscription.usage_period
+    per: Interval = "month" if end_ms - start_ms <= _MONTH_MS else "year"
+    return replace(subscription, start_ms=start_ms, end_ms=end_ms), Counting(per=per)
+
+
+_FREE: Final = frozenset({"trialing", "paused", "incomplete", "incomplete_expired", "canceled"})
+"""The statuses in which usage costs nothing."""
+
+
+def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
+    """Whether usage was billed until an instant at which no renewal was due, so no draft takes up more.
+
+    Stripe makes the invoice of such a period at once, or none
+    (https://docs.stripe.com/billing/subscriptions/billing-cycle#reset-the-billing-period-to-the-current-time).
+
+    Args:
+        known: the subscription as it was known before.
+        at_ms: when Stripe has ended its period.
+    """
+    cycle, counting = _usage_cycle(known)
+    if not cycle.start_ms < at_ms or not known.has_begun_at(at_ms - 1) or known.status_at(at_ms - 1) in _FREE:
+        return False
+    return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms).start_ms != at_ms
+
+
+def is_final(invoiced_ms: int | None, *, final_ms: int, held_ms: int, now_ms: int) -> bool:
     """Whether usage that is sent now would miss its invoice.
 
     Args:
-        invoiced_ms: when Stripe made the invoice.
+        invoiced_ms: when Stripe made the invoice; None: no renewal is known to have made one.
         final_ms: when it became final; 0: not known.
         held_ms: until when Stripe keeps the draft, by its word; 0: not known.
         now_ms: now.
     """
-    return bool(final_ms) or now_ms >= max(invoiced_ms + OWN_HOUR_MS, held_ms) - MARGIN_MS
+    if final_ms or invoiced_ms is None:
+        return bool(final_ms)
+    return now_ms >= max(invoiced_ms + OWN_HOUR_MS, held_ms) - MARGIN_MS

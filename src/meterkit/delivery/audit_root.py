@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from meterkit.delivery.invoices import RENEWAL, is_renewal_of
+from meterkit.delivery.invoices import is_renewal_of
 from meterkit.errors import MeterkitError
+from meterkit.outbox.invoice_ends import RENEWAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

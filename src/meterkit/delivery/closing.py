@@ -17,7 +17,8 @@ from meterkit.delivery.late_usage import count_uninvoiced
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.closes import CLOSE_AFTER_MS, Close, Closes, InvoiceEnd, keep_invoice_end
+from meterkit.outbox.closes import CLOSE_AFTER_MS, Close, Closes
+from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end, read_invoice_end
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
@@ -132,8 +133,11 @@ class ClosingLook:
             is_counted=is_counted,
             is_last=invoicing.is_last,
         )
-        if end is not None:
-            await keep_invoice_end(self._store, usage["customer"], start_ms, end)
+        if end is None:
+            known = await read_invoice_end(self._store, usage["customer"], start_ms)
+            is_known = known.final_ms and not invoicing.is_last  # Stripe may yet make a last invoice.
+            return (known if is_known else None), invoicing
+        await keep_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
 
     async def _mark_unreported(self, usage: CustomerUsage) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.invoices import MADE_WITHIN_MS, finalized_ms, is_renewal_of
-from meterkit.outbox.closes import InvoiceEnd
+from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of
+from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.stripe.request import ENDED_HERE
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.delivery.price_terms import PriceTerms, read_price_terms
 from meterkit.errors import StripeError
+from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
 from meterkit.outbox.late_terms import price_in_words
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 MADE_WITHIN_MS: Final = 2 * 3_600_000
 """Stripe makes the invoice of a renewal some time after it, within an hour or so."""
-RENEWAL: Final = "subscription_cycle"
-"""The ``billing_reason`` of an invoice that a renewal has made."""
 _TOLERANCE_S: Final = 86_400
 """By so much a line may be longer than the period: these begin and end at whole minutes."""
 State = Literal["none", "draft", "final", "unknown"]
@@ -228,16 +227,6 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
     )
 
 
-def finalized_ms(invoice: Mapping[str, Any]) -> int:
-    """When an invoice became final (ms); 0: it is a draft."""
-    moves: Mapping[str, Any] = invoice.get("status_transitions") or {}
-    if invoice.get("status") == "draft":
-        return 0
-    # An invoice that was marked uncollectible as a draft was never finalized.
-    at_s = moves.get("finalized_at") or moves.get("marked_uncollectible_at") or moves.get("voided_at")
-    return int(at_s or invoice.get("created") or 0) * 1000
-
-
 def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["inside", "outside", "beyond"]:
     """Where the span of a line lies: in a period, not in it, or over it and others."""
     span: Mapping[str, int] = line.get("period") or {}
@@ -307,7 +296,12 @@ async def invoicing_of(
         renewals = renewals_of(subscription, now_ms)
         # By its beginning: where a subscription has ended, its last period may end some minutes later.
         made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
-        if subscription is None or made_ms is None:
+        if subscription is None:
+            return None
+        if made_ms is None:
+            # Before a trial of a paid subscription, say.
+            made_ms = (await read_invoice_end(store, usage["customer"], start_ms)).final_ms
+        if not made_ms:
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
         prices = subscription.prices_at(end_ms - 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import compare_in_ms
-from meterkit.outbox.closes import Stamped, too_late
-from meterkit.outbox.intents import Kept
+from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.invoice_ends import Stamped, too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.outbox.intents import Sealed
     from meterkit.store.store import Store
@@ -47,16 +47,45 @@ class LateIntents:
         texts: list[Any] = await admin.ask(
             admin.client.hmget(self._store.keys.shard(shard, "intents"), names)
         )
+        found = (
+            Kept.read(name, shard, data) for name, data in zip(names, texts, strict=True) if data is not None
+        )
+        withdrawn, parked = await self._take_out(found)
+        return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
+
+    async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:
+        """Take out the queued intents of a period whose invoice has just become final.
+
+        Args:
+            customer: whose.
+            period_ms: the first instant of the period.
+            until_ms: when it ended at Stripe: the next invoice has what is stamped with that minute or later.
+
+        Raises:
+            StoreError: the store does not answer, or the totals of the customer cannot be counted in.
+        """
+        shard, admin = self._store.keys.customer(customer).shard, (await self._store.admin()).for_delivery()
+        async for page in kept_in(self._store, admin, shard, "outbox"):
+            await self._take_out(
+                kept
+                for kept in page
+                if kept.customer == customer
+                and kept.fields["period"] == str(period_ms)
+                and kept.value > 0
+                and kept.minute_s * 1000 < until_ms
+            )
+
+    async def _take_out(self, found: Iterable[Kept]) -> tuple[int, int]:
+        """Make queued intents pending again, or park those that Stripe may have; how many of each."""
         withdrawn = parked = 0
-        for name, data in zip(names, texts, strict=True):
-            kept = None if data is None else Kept.read(name, shard, data)
-            if kept is None or kept.fields["state"] != "queued":
+        for kept in found:
+            if kept.fields["state"] != "queued":
                 continue
             if kept.first_ms:
                 parked += await self._park(kept)
             else:
                 withdrawn += await withdraw(self._store, kept, cause=_CAUSE, why="")
-        return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
+        return withdrawn, parked
 
     async def is_late(self, kept: Kept) -> bool:
         """Whether the invoice that an intent was meant for is final.

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.decisions.periods import stamped_span_s, to_ms
+from meterkit.delivery.cut_periods import invoiced_units
 from meterkit.errors import StripeError
 from meterkit.store.event_names import former_events
 
@@ -43,6 +44,8 @@ class StripeBooks:
         summaries: Summaries,
         invoices: Invoices | None,
     ) -> None:
+        self._store = store
+        self._customer = usage["customer"]
         self._now_ms = store.now_ms()
         self._start_ms, self._end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         self._state = state
@@ -68,8 +71,16 @@ class StripeBooks:
         linked = self._state.stripe_customer
         if linked is None or self._invoices is None:
             return None
-        meters = [meter for name in self._names(event_name) for meter in self._summaries.meter_ids(name)]
-        return await _unless_gone(self._invoices.invoiced(linked, meters, *self._span_s))
+        asking = invoiced_units(
+            self._store,
+            self._customer,
+            linked,
+            self._names(event_name),
+            (self._start_ms, self._end_ms),
+            summaries=self._summaries,
+            invoices=self._invoices,
+        )
+        return await _unless_gone(asking)
 
     async def sent_by_others(self, events: set[str], used: set[str], *, is_closing: bool) -> set[str]:
         """The event names, of those without own usage, that Stripe has units of.

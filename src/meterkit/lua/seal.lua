@@ -8,7 +8,7 @@
 --       linked, nothing is sealed    6 a JSON array: minutes that the Stripe customer's intents of another
 --       customer have (ms)
 --       7 empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see overtake
---       8 empty; or a cut, before the prices of the customer change (JSON): till: until when what is recorded from
+--       8 empty; or `moved`: the period of the counters is over where another one has begun; or a cut, before the prices of the customer change (JSON): till: until when what is recorded from
 --       now on is held back (ms, as text); labels: see mark_prices
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
@@ -49,7 +49,8 @@ if stripe_customer == '' then
   call('ZREM', dirty_key, customer)
   return {0, now, 0, 0, {}}
 end
-head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+local is_moved = cutting == 'moved'
+head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms, is_moved)
 for i = first_event, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
@@ -83,7 +84,7 @@ if invoices ~= '' then -- Others do not pay for making these functions.
     meters, totals, events, cjson.decode(invoices), {customer = customer, nonce = nonce, rev = rev,
     starts_ms = starts_ms, finishes_ms = finishes_ms}, now)
 end
-local cut = cutting ~= '' and cjson.decode(cutting)
+local cut = cutting ~= '' and not is_moved and cjson.decode(cutting)
 local this = string.format('%.0f', head and head.begins_ms or starts_ms)
 local held_ms, changed_ms = tonumber(totals[this .. '|w'] or '0'), tonumber(totals[this .. '|y'] or '0')
 if head then

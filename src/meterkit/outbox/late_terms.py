@@ -12,7 +12,7 @@ from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
 from meterkit.decisions.program import reported_parts
-from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, renewals_of
+from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,13 +34,14 @@ def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
 
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """What ``overtake.lua`` is asked with, as JSON; empty: no invoice of the customer is known."""
+    """What ``overtake.lua`` is asked with, as JSON; empty: the customer has no subscription."""
     state = view.state
-    renewals = renewals_of(state.subscription, now_ms)
-    if renewals is None:
-        return ""
     subscription = state.subscription
-    plan = None if subscription is None else subscription.plan_at(now_ms)
+    if subscription is None:
+        return ""
+    # In a trial only an invoice that is known to be final makes usage late.
+    renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
+    plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
     turn_ms = next_end_ms(state.overrides, now_ms)
     key = ("late", plan, is_billed, turn_ms)

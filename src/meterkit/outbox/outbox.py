@@ -130,7 +130,7 @@ class Outbox:
         """Seal pending usage; see :meth:`meterkit.outbox.sealing.Sealer.seal`."""
         return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most, first=first)
 
-    async def cut(self, customer: str, cut: Cut) -> Sealing:
+    async def cut(self, customer: str, cut: Cut | None) -> Sealing:
         """Seal what is pending of one customer; see :meth:`meterkit.outbox.sealing.Sealer.cut`."""
         sealer = await self._sealer(self._keys.customer(customer).shard)
         return await sealer.cut(customer, cut)

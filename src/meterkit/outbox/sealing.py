@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
+_MOVED: Final = "moved"
 _TRIES: Final = 5
 _BY_ITEM: Final = 2
 _PAGE: Final = 50
@@ -152,10 +153,13 @@ class Sealer:
             await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
         return sealing
 
-    async def cut(self, customer: str, cut: Cut) -> Sealing:
-        """Seal what is pending of one customer, and hold back what is recorded from now on."""
+    async def cut(self, customer: str, cut: Cut | None) -> Sealing:
+        """Seal what is pending of one customer.
+
+        With a cut, hold back what is recorded from now on; without, close a period that another one follows.
+        """
         sealing = Sealing()
-        await self._page([customer], sealing, cut.dump())
+        await self._page([customer], sealing, _MOVED if cut is None else cut.dump())
         return sealing
 
     async def _page(self, customers: Sequence[str], sealing: Sealing, cut: str = "") -> None:

@@ -10,6 +10,7 @@ from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndA
 from meterkit.subscriptions.change_rules import included_seats, sells_seats
 from meterkit.subscriptions.item_price_reading import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import recurring_of
+from meterkit.subscriptions.period_ends import usage_period, voided_span
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -164,12 +165,13 @@ def read_subscription(
         created_ms=_ms(found.get("created")) or 0,
         never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
         awaits_payment_method=awaits,
+        **usage_period(items, end_ms),
         metered=metered_of(found),
         prices=item_prices(items, facts, catalog),
         mark=mark_of(found),
         mrr=recurring.micro_cents,
         currency=recurring.currency,
-        **({} if has_ended else _voiding(found, start_ms, end_ms)),
+        **({} if has_ended else voided_span(found, start_ms, end_ms)),
     )
 
 
@@ -247,22 +249,6 @@ def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
     if not attempts and due_ms is None:
         return 0, 0
     return attempts, due_ms or _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
-
-
-def _voiding(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
-    """From when to when its invoices are voided, where its collection is paused so; empty: they are not.
-
-    Usage invoiced before the pause stays paid: so from the current period on if its invoice is void, else
-    from the next one on (https://docs.stripe.com/billing/subscriptions/pause-payment).
-    """
-    paused = part_of(found, "pause_collection")
-    if text_in(paused, "behavior") != "void":
-        return {}
-    latest = part_of(found, "latest_invoice")
-    # A draft that is not to be finalised is one that is about to be voided.
-    is_stopped = text_in(latest, "status") == "draft" and latest.get("auto_advance") is False
-    is_unpaid = is_stopped or text_in(latest, "status") == "void"
-    return {"void_from_ms": start_ms if is_unpaid else end_ms, "void_until_ms": _ms(paused.get("resumes_at"))}
 
 
 def _pending(

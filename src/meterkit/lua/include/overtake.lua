@@ -21,7 +21,7 @@ local function overtake(keys, head, meters, totals, events, asked, own, now)
     local begins_ms, ends_ms = tonumber(period), tonumber(totals[period .. '|e'])
     local made_ms = begins_ms >= asked.before and asked.latest or ends_ms
     local draft_ms = math.max(made_ms + asked.hour, tonumber(totals[period .. '|h'] or '0'))
-    return begins_ms >= asked.since and begins_ms < asked.latest and (totals[period .. '|f'] or now >= draft_ms - asked.margin)
+    return totals[period .. '|f'] or begins_ms >= asked.since and begins_ms < asked.latest and now >= draft_ms - asked.margin
   end
 
   local function record_again(period, token, class, quantity)

@@ -78,7 +78,7 @@ class Changing:
         return await self.estimate(customer, plan, seats)
 
     async def estimate(self, customer: str, plan: str | None, seats: int | None = None) -> Preview:
-        """The same by what is known here, while Stripe does not answer."""
+        """Compute the preview from the stored subscription, while Stripe does not answer."""
         _, state = await States(self.store).read(customer)
         known = self._in_force(customer, state)
         current = self._plan_of(customer, known)

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
-from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
-from meterkit.decisions.customer_state import with_subscription
-from meterkit.decisions.subscription import switched_by_others
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
@@ -18,48 +14,37 @@ from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
-from meterkit.subscriptions.stripe_objects import part_of
 from meterkit.subscriptions.subscription_reading import (
     in_force,
-    metered_of,
     read_subscription,
 )
 from meterkit.subscriptions.webhooks.customer_linker import LINK, CustomerLinker
 from meterkit.subscriptions.webhooks.drift_log import Drifting
-from meterkit.subscriptions.webhooks.plan_change_time import plan_changed_ms
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
+from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from meterkit.catalog import Catalog
-    from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.hint_scripts import Entry
     from meterkit.subscriptions.webhooks.queue import HookQueue
+    from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
 
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _GONE: Final = "resource_missing"
-_HELD_MS: Final = 60_000
 _EVENT: Final = "evt_"
 _PAYMENT: Final = "pi_"
-_UPDATED: Final = "customer.subscription.updated"
-_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 NIGHTLY: Final = "reconcile"
 """The cause of a look that nothing has asked for but the night."""
 
 
 class LostError(Exception):
     """Another worker has the entry by now: nothing is stored."""
-
-
-class _UnlinkedError(Exception):
-    """The customer was unlinked or deleted meanwhile."""
 
 
 @dataclass(eq=False)
@@ -73,6 +58,7 @@ class Looker:
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
         top_ups: grants what customers have paid for.
         low: buys a top-up by itself for a customer whose balance is low.
+        end_usage: makes usage of a customer's periods late, whose invoices are final.
     """
 
     store: Store
@@ -81,6 +67,7 @@ class Looker:
     refused: Callable[[str], Awaitable[None]]
     top_ups: TopUpPayments
     low: Callable[[str], Awaitable[None]]
+    end_usage: EndUsage
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
@@ -88,6 +75,7 @@ class Looker:
         self._linking = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
         self._facts = PriceFactsReader(self.api)
+        self._writer = SubscriptionWriter(self.store, self.api, self.end_usage)
 
     async def look(self, entry: Entry) -> None:
         """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
@@ -129,8 +117,8 @@ class Looker:
         if not await self.queue.keep(entry):
             raise LostError
         try:
-            known = await self._store_subscription(customer, linked, subscription, entry.cause)
-        except _UnlinkedError:
+            known = await self._writer.write(customer, linked, subscription, found, entry.cause)
+        except UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
         await note_renewal(self.store, customer, subscription, known=known)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
@@ -143,48 +131,6 @@ class Looker:
                 await self.top_ups.settle(customer, note.data["invoice"], is_paid=is_paid)
             if note.kind != LINK:
                 await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
-
-    async def _store_subscription(
-        self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
-    ) -> SubscriptionState | None:
-        """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
-        store, having = self.store, _having(linked, subscription, self.store.catalog)
-        rev, before = await self._states.read(customer)
-        changed_ms = await plan_changed_ms(store, self.api(), before.subscription, subscription, cause)
-        switched = switched_by_others(before.subscription, subscription, store.now_ms())
-        if subscription is None or not switched:
-            await self._states.change(customer, having, cause=cause, changed_ms=changed_ms)
-            return before.subscription
-        after = having(before)
-        found = await self.api().list("/v1/billing/meters")
-        events = {meter["event_name"] for meter in found if meter["id"] in switched}
-        priced_ms = await self._when(subscription.id, subscription.metered)
-        change = Switch(rev=rev, events=events, changed_ms=priced_ms, cause=cause)
-        # Sealed now, usage could be stamped before the change.
-        await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
-        # If the process dies after this, the next one finds the same change again, and late usage already.
-        await strand_usage(store, customer, before, after, change)
-        await self._states.change(customer, having, cause=cause, changed_ms=changed_ms)
-        await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
-        return before.subscription
-
-    async def _when(self, subscription: str, metered: str) -> int:
-        """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
-        changed_ms = now_ms = self.store.now_ms()
-        asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
-        try:
-            async for page in self.api().pages("/v1/events", asked):
-                for event in page:
-                    shown = part_of(part_of(event, "data"), "object")
-                    if shown.get("id") != subscription:
-                        continue
-                    if metered_of(shown) != metered:
-                        return changed_ms
-                    changed_ms = min(changed_ms, int(event["created"]) * 1000)
-        except StripeError as error:
-            if error.status not in _OF_THE_KEY:
-                raise
-        return changed_ms
 
     async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
@@ -218,14 +164,3 @@ class Looker:
             return None
         _, state = await self._states.read(customer)
         return state.subscription
-
-
-def _having(
-    linked: str, subscription: SubscriptionState | None, catalog: Catalog
-) -> Callable[[CustomerState], CustomerState]:
-    def change(state: CustomerState) -> CustomerState:
-        if state.stripe_customer != linked:
-            raise _UnlinkedError
-        return with_subscription(state, subscription, catalog.plans)
-
-    return change

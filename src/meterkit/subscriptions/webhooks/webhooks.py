@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.queue import DeadWebhook, WebhookBacklog
+    from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -51,6 +52,7 @@ class Webhooks:
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
         top_ups: grants what customers have paid for.
         low: buys a top-up by itself for a customer whose balance is low.
+        end_usage: makes usage of a customer's periods late, whose invoices are final.
 
     Attributes:
         is_worker: whether a task of this process works off events.
@@ -64,12 +66,13 @@ class Webhooks:
         refused: Callable[[str], Awaitable[None]],
         top_ups: TopUpPayments,
         low: Callable[[str], Awaitable[None]],
+        end_usage: EndUsage,
     ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = HookQueue(store)
-        self._looker = Looker(store, api, self._queue, refused, top_ups, low)
+        self._looker = Looker(store, api, self._queue, refused, top_ups, low, end_usage)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
         self.is_worker = False
 
@@ -132,8 +135,12 @@ class Webhooks:
         self._api()
         await self._worker().idle()
 
-    async def fetch(self, customer: str) -> None:
+    async def fetch(self, customer: str, *, cause: str = "api") -> None:
         """Fetch a customer's subscription from Stripe now; nothing is done for one who is not linked.
+
+        Args:
+            customer: the customer's id.
+            cause: for the customer's ledger; ``flush``: the caller seals its usage after that.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -142,7 +149,7 @@ class Webhooks:
         _, state = await States(self._store).read(check_customer(customer))
         if state.stripe_customer is not None:
             self._api()
-            await self._worker().sync(state.stripe_customer, "api")
+            await self._worker().sync(state.stripe_customer, cause)
 
     async def look_later(self, stripe_customer: str) -> None:
         """Have a Stripe customer looked at in the background."""

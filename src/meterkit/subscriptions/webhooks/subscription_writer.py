@@ -1,0 +1,195 @@
+"""Store a fetched subscription: usage that missed a change of price or the end of its period is late."""
+
+from __future__ import annotations
+
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.value_parsers import DAY_MS
+from meterkit.customers.granting import move_grants
+from meterkit.customers.states import States
+from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
+from meterkit.decisions.customer_state import effective_plan, with_subscription
+from meterkit.decisions.period_grants import SHORTEST_MS
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.subscription import ENDED, switched_by_others
+from meterkit.errors import StripeError
+from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS, keep_invoice_end
+from meterkit.subscriptions.period_ends import period_ends
+from meterkit.subscriptions.stripe_objects import part_of
+from meterkit.subscriptions.subscription_reading import metered_of
+from meterkit.subscriptions.webhooks.plan_change_time import plan_changed_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.periods import Bounds
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.period_ends import PeriodEnd
+
+    EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
+    """Is given the customer, and the ends of the periods at Stripe, each with its first instant (ms)."""
+
+FLUSH: Final = "flush"
+"""The cause of a sync by the flusher, which seals the customer's usage after it, and reports what is late."""
+_HELD_MS: Final = 60_000
+_UPDATED: Final = "customer.subscription.updated"
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+class UnlinkedError(Exception):
+    """The customer was unlinked or deleted meanwhile."""
+
+
+class SubscriptionWriter:
+    """Stores what Stripe shows of a customer's subscription, and moves usage that it affects.
+
+    Args:
+        store: where customers are.
+        api: the way to Stripe.
+        end_usage: makes usage of a customer's periods late, whose invoices are final.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi], end_usage: EndUsage) -> None:
+        self._store = store
+        self._api = api
+        self._end_usage = end_usage
+        self._states = States(store)
+
+    async def write(
+        self,
+        customer: str,
+        linked: str,
+        subscription: SubscriptionState | None,
+        found: Sequence[Mapping[str, Any]],
+        cause: str,
+    ) -> SubscriptionState | None:
+        """Store a subscription; return the one that was known.
+
+        Args:
+            customer: whose.
+            linked: the Stripe customer that it was fetched of.
+            subscription: the one that counts; None: there is none.
+            found: all of the Stripe customer, with ``latest_invoice`` expanded.
+            cause: for the customer's ledger.
+
+        Raises:
+            UnlinkedError: the customer has another Stripe customer by now, or none.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        having = _having(linked, subscription, self._store.catalog)
+        rev, before = await self._states.read(customer)
+        after, known = having(before), before.subscription
+        if _goes_on(known) and _goes_on(subscription):
+            await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
+        final, moved = await self._keep_ends(customer, after, period_ends(found, known, subscription))
+        planned_ms = await plan_changed_ms(self._store, self._api(), known, subscription, cause)
+        store_state = partial(self._states.change, customer, having, cause=cause, changed_ms=planned_ms)
+        switched = switched_by_others(known, subscription, self._store.now_ms())
+        if subscription is None or moved or not switched:
+            await store_state()
+        else:
+            change = Switch(
+                rev=rev,
+                events=await self._event_names(switched),
+                changed_ms=await self._when(subscription.id, subscription.metered),
+                cause=cause,
+            )
+            await self._change_prices(customer, before, after, change, store_state)
+        # Usage of a period that had ended before is left to a flush that is under way: its report names it.
+        if moved or (final and cause != FLUSH):
+            await self._end_usage(customer, final | moved)
+        return known
+
+    async def _keep_ends(
+        self, customer: str, after: CustomerState, ends: Sequence[PeriodEnd]
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """Remember until when invoices take usage.
+
+        They are remembered before the state moves the period, so that no process seals usage for a final
+        invoice.
+
+        Returns:
+            Ends of periods at Stripe with their first instants (ms): those over before, whose invoices are
+            final since now; and those that the new state ends.
+        """
+        store, final, moved = self._store, dict[int, int](), dict[int, int]()
+        for at_ms, invoice in ends:
+            (usage,) = await store.usage_of_many([customer], at_ms=at_ms - 1, former=True)
+            start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
+            is_open = end_ms > store.now_ms()
+            is_moved = is_open and self._bounds(after).start_ms >= max(at_ms, start_ms + SHORTEST_MS)
+            if not is_moved and (is_open or not at_ms <= end_ms < at_ms + STAMPED_AHEAD_MS):
+                continue
+            is_new = await keep_invoice_end(store, customer, start_ms, invoice)
+            if invoice.final_ms and (is_moved or is_new):
+                (moved if is_moved else final)[at_ms] = start_ms
+        return final, moved
+
+    def _bounds(self, state: CustomerState) -> Bounds:
+        """The period of now that follows from a state."""
+        return effective_plan(state, self._store.catalog, self._store.now_ms()).bounds
+
+    async def _event_names(self, meters: Collection[str]) -> set[str]:
+        """Event names of meters, by their ids at Stripe."""
+        found = await self._api().list("/v1/billing/meters")
+        return {meter["event_name"] for meter in found if meter["id"] in meters}
+
+    async def _change_prices(
+        self,
+        customer: str,
+        before: CustomerState,
+        after: CustomerState,
+        change: Switch,
+        store_state: Callable[[], Awaitable[object]],
+    ) -> None:
+        """Store a subscription whose metered prices others have changed: usage that missed that is late."""
+        store = self._store
+        # Sealed now, usage could be stamped before the change.
+        await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
+        # If the process dies after this, the next one finds the same change again, and late usage already.
+        await strand_usage(store, customer, before, after, change)
+        await store_state()
+        await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
+
+    async def _when(self, subscription: str, metered: str) -> int:
+        """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
+        changed_ms = now_ms = self._store.now_ms()
+        asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
+        try:
+            async for page in self._api().pages("/v1/events", asked):
+                for event in page:
+                    shown = part_of(part_of(event, "data"), "object")
+                    if shown.get("id") != subscription:
+                        continue
+                    if metered_of(shown) != metered:
+                        return changed_ms
+                    changed_ms = min(changed_ms, int(event["created"]) * 1000)
+        except StripeError as error:
+            if error.status not in _OF_THE_KEY:
+                raise
+        return changed_ms
+
+
+def _goes_on(subscription: SubscriptionState | None) -> bool:
+    """Whether a subscription has begun and has not ended: its periods follow each other."""
+    return subscription is not None and subscription.has_begun and subscription.status not in ENDED
+
+
+def _having(
+    linked: str, subscription: SubscriptionState | None, catalog: Catalog
+) -> Callable[[CustomerState], CustomerState]:
+    def change(state: CustomerState) -> CustomerState:
+        if state.stripe_customer != linked:
+            raise UnlinkedError
+        return with_subscription(state, subscription, catalog.plans)
+
+    return change

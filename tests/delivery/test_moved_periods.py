@@ -1,0 +1,345 @@
+"""F-225: others move a period or its invoice. Each unit is billed in its period, or late and said once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from conserving_books import assert_books
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import from_ms
+from period_ending import EVENTS, HOUR, JUNE, MAY, MINUTE, paying
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from typing import TypeAlias
+
+    from period_ending import Ending
+
+    Act: TypeAlias = Callable[[Ending], Awaitable[None]]
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = timedelta(days=1)
+ACT: Final = MAY + 10 * DAY + HOUR
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens:   {unit: token, stripe: {event_name: tokens}}
+credits: {ai: {costs: {tokens: 1 per 1}}}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 5, overage: deny}, tokens: {included: 5, overage: deny}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
+      tokens:   {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
+    grants: [{credit: ai, quantity: 50, every: period}]
+  yearly:
+    extends: pro
+    price: {amount_cents: 10000, interval: year, stripe_price: price_yearly}
+  cheap:
+    extends: pro
+    price: {amount_cents: 500, interval: month, stripe_price: price_cheap}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 3}}}
+"""
+PRICES: Final = ("price_pro", "price_pro_requests", "price_pro_tokens")
+
+
+async def shown(at: Ending) -> Any:
+    """The youngest subscription at Stripe."""
+    return (await at.found.client.v1.subscriptions.list_async({"status": "all"})).data[0]
+
+
+def changed(**params: Any) -> Act:
+    """A change of the subscription in Stripe's Dashboard; a trial's end is given in days from then."""
+
+    async def act(at: Ending) -> None:
+        asked: Any = dict(params)
+        if isinstance(days := asked.get("trial_end"), int):
+            asked["trial_end"] = int((at.clock.now() + days * DAY).timestamp())
+        await at.found.client.v1.subscriptions.update_async((await shown(at))["id"], asked)
+
+    return act
+
+
+ANEW: Final = {"billing_cycle_anchor": {"type": "now"}}
+
+
+def canceled(**params: Any) -> Act:
+    """It is canceled, and the customer subscribes again at once."""
+
+    async def act(at: Ending) -> None:
+        asked: Any = params
+        await at.found.client.v1.subscriptions.cancel_async((await shown(at))["id"], asked)
+        await at.found.subscribe(items=[{"price": price} for price in PRICES])
+
+    return act
+
+
+async def yearly(at: Ending) -> None:
+    """The base price becomes a yearly one; usage is billed each month as before."""
+    items = [
+        {"id": item["id"], "price": "price_yearly"}
+        for item in (await shown(at))["items"]["data"]
+        if item["price"]["id"] == "price_pro"
+    ]
+    await changed(items=items)(at)
+
+
+async def cheaper(at: Ending) -> None:
+    """All prices change, and the cycle begins anew with them."""
+    items = [
+        {"id": item["id"], "price": item["price"]["id"].replace("pro", "cheap")}
+        for item in (await shown(at))["items"]["data"]
+    ]
+    await changed(items=items, **ANEW)(at)
+
+
+async def refused(at: Ending) -> None:
+    """Pending usage is sealed, and Stripe takes none of it; then the cycle begins anew."""
+    at.stripe.fail_next("error", status=429, times=None, path=EVENTS)
+    await at.flush()
+    await changed(**ANEW)(at)
+    at.clock.advance(timedelta(seconds=20))
+    await at.found.settle()
+    at.stripe.clear_faults()
+
+
+async def stamped_ahead(at: Ending) -> None:
+    """Deliveries within one minute are stamped with minutes ahead, which are of the new cycle at Stripe."""
+    for _ in range(6):
+        await at.flush()
+        await at.kit.record("acme", "requests", 1)
+    await changed(**ANEW)(at)
+
+
+async def yearly_and_too_late(at: Ending) -> None:
+    """The base price is yearly; usage is delivered hours after the renewal that bills it."""
+    await yearly(at)
+    await at.found.settle()
+    at.go(JUNE + 3 * HOUR)
+
+
+async def renewed(at: Ending) -> None:
+    """The period is over."""
+    at.go(JUNE + timedelta(seconds=5))
+
+
+async def finalized(at: Ending) -> None:
+    """Another program finalizes the renewal's draft seconds after it was made."""
+    await renewed(at)
+    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
+    await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
+
+
+async def voided(at: Ending) -> None:
+    """The same; it is not paid, and a person voids it."""
+    at.stripe.fail_payments("cus_acme")
+    await finalized(at)
+    (found,) = (await at.found.client.v1.invoices.list_async({"status": "open"})).data
+    await at.found.client.v1.invoices.void_invoice_async(found["id"])
+    at.stripe.mend_payments("cus_acme")
+
+
+async def trial_until_the_end(at: Ending) -> None:
+    """The rest of a paid period is a trial: another period, which ends at the same instant."""
+    await changed(trial_end=f"{int(JUNE.timestamp())}")(at)
+
+
+async def again(at: Ending) -> None:
+    """The cycle is begun anew twice within a second."""
+    await changed(**ANEW)(at)
+    at.clock.advance(timedelta(seconds=1))
+    await changed(**ANEW)(at)
+
+
+async def resumed(at: Ending) -> None:
+    """A trial ends without a card, so Stripe pauses; days later the customer has one, and goes on."""
+    await at.reach(MAY + 14 * DAY + HOUR)
+    await at.kit.record("acme", "requests", 4)
+    at.stripe.add_payment_method("cus_acme", "pm_card_visa")
+    at.go(MAY + 20 * DAY)
+    await at.found.client.v1.subscriptions.resume_async((await shown(at))["id"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An act at Stripe, and the place of 20 units that Stripe has and of 7 that are pending.
+
+    Attributes:
+        act: what is done at Stripe.
+        billed: units on the invoices that have any.
+        late: units that are late.
+        lost: how many of these no invoice bills.
+        by_item: how many of these an invoice item bills at the price of before.
+        said: how often the log says that usage is late.
+        begun: further terms of the subscription.
+        when: the instant.
+    """
+
+    act: Act
+    billed: list[int]
+    late: int = 0
+    lost: int = 0
+    by_item: int = 0
+    said: int = 0
+    begun: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    when: datetime = ACT
+
+
+TRIAL: Final = {"trial_end": int((MAY + 14 * DAY).timestamp())}
+CASES: Final[Mapping[str, Case]] = {
+    "nothing happens": Case(act=changed(), billed=[77]),
+    "begun anew": Case(act=changed(**ANEW), billed=[20, 47], late=7, said=1),
+    "begun anew, no prorations": Case(
+        act=changed(**ANEW, proration_behavior="none"), billed=[20, 47], late=7, said=1
+    ),
+    "begun anew twice": Case(act=again, billed=[20, 47], late=7, said=1),
+    "canceled, begun again": Case(act=canceled(), billed=[47], late=27, lost=20, said=2),
+    "canceled with an invoice, begun again": Case(act=canceled(invoice_now=True), billed=[27, 40]),
+    "a paid subscription on trial": Case(act=changed(trial_end=5), billed=[], late=27, lost=27, said=2),
+    "a trial for the rest of the period": Case(act=trial_until_the_end, billed=[], late=27, lost=27, said=2),
+    "the base price becomes yearly": Case(act=yearly, billed=[77]),
+    "yearly, and delivered too late": Case(
+        act=yearly_and_too_late, billed=[20, 47], late=7, said=1, when=JUNE - HOUR
+    ),
+    "begun anew at other prices": Case(act=cheaper, billed=[20, 40], late=7, by_item=7, said=1),
+    "begun anew with intents in the outbox": Case(act=refused, billed=[20, 47], late=7, said=1),
+    "begun anew with stamps ahead": Case(act=stamped_ahead, billed=[27, 46], late=2, said=1),
+    "renewed": Case(act=renewed, billed=[27, 40], when=JUNE - MINUTE),
+    "finalized by others": Case(act=finalized, billed=[20, 47], late=7, said=1, when=JUNE - MINUTE),
+    "voided": Case(act=voided, billed=[47], late=27, lost=20, said=2, when=JUNE - MINUTE),
+    **{
+        f"collection paused: {behavior}": Case(
+            act=changed(pause_collection={"behavior": behavior}), billed=[77]
+        )
+        for behavior in ("keep_as_draft", "mark_uncollectible")
+    },
+    "collection paused: void": Case(
+        act=changed(pause_collection={"behavior": "void"}), billed=[], late=77, lost=77, said=1
+    ),
+    "a longer trial": Case(act=changed(trial_end=20), billed=[], begun=TRIAL),
+    "a shorter trial": Case(act=changed(trial_end=2), billed=[], begun=TRIAL),
+    "a trial ended now": Case(act=changed(trial_end="now"), billed=[40], begun=TRIAL),
+    "paused after a trial, resumed": Case(
+        act=resumed,
+        billed=[40],
+        begun={**TRIAL, "trial_settings": {"end_behavior": {"missing_payment_method": "pause"}}},
+    ),
+}
+
+
+@asynccontextmanager
+async def waiting(store_url: str, when: datetime, **more: Any) -> AsyncGenerator[Ending]:
+    """Stripe has 20 units of acme's overage, and 7 are pending at an instant."""
+    async with paying(store_url, PLANS, prices=PRICES, **more) as at:
+        at.go(when - HOUR)
+        await at.kit.record("acme", "requests", 30)
+        await at.flush()
+        at.go(when)
+        await at.kit.record("acme", "requests", 7)
+        yield at
+
+
+async def go_on(at: Ending, until: datetime) -> None:
+    """Deliver and look at closes around each renewal until an instant."""
+    for _ in range(4):
+        end_s = min(item["current_period_end"] for item in (await shown(at))["items"]["data"])
+        end = datetime.fromtimestamp(end_s, UTC)
+        if end > until:
+            return
+        for span in (15 * MINUTE, 3 * HOUR):
+            await at.reach(end + span)
+            await at.flush(everything=False)
+            await at.look()
+
+
+async def totals(at: Ending) -> dict[str, str]:
+    """What the store has counted in closed periods."""
+    admin = await at.kit.store.admin()
+    found = await admin.ask(admin.client.hgetall(at.kit.store.keys.customer("acme").totals))
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+async def counted(at: Ending) -> Counter[str]:
+    """The units of requests of all closed periods, by kind."""
+    units = Counter[str]()
+    for name, value in (await totals(at)).items():
+        if name[-5:-1] == meter_token("requests") and value.isdigit():
+            units[name[-1]] += int(value)
+    return units
+
+
+def late_units(units: Counter[str]) -> int:
+    """Units that are late and that Stripe never had, those that an invoice item bills included."""
+    return units["t"] + units["a"] + units["f"]
+
+
+def billed(at: Ending) -> list[int]:
+    """Units of requests on each invoice that has any and is not void."""
+    emulator: Any = at.stripe
+    found: list[int] = []
+    for invoice in emulator._account.invoices:
+        lines: Any = () if invoice.status == "void" else invoice.to_json()["lines"]["data"]
+        units = sum(
+            line["quantity"]
+            for line in lines
+            if str(line["pricing"]["price_details"]["price"]).endswith("_requests")
+        )
+        found += [units] * bool(units)
+    return found
+
+
+async def assert_reconciled(at: Ending) -> None:
+    """See that our books and Stripe's agree in each period, and know of each unit on an invoice."""
+    invoiced = 0
+    for start in {name.partition("|")[0] for name in await totals(at) if name.endswith("|e")}:
+        for one in await at.kit.reconcile("acme", at=from_ms(int(start))):
+            assert one.agrees, one
+            invoiced += one.invoiced or 0
+    assert invoiced == sum(billed(at))
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_each_unit_is_on_one_invoice_or_late(
+    store_url: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = CASES[name]
+    card = None if case.act is resumed else "pm_card_visa"
+    async with waiting(store_url, case.when, begun=case.begun, card=card) as at:
+        await case.act(at)
+        at.clock.advance(timedelta(seconds=20))
+        await at.found.settle()
+        late_at_once = late_units(await counted(at))
+        at.clock.advance(5 * MINUTE)
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=False)
+        await at.look()
+        await go_on(at, at.clock.now() + 65 * DAY)
+        await at.kit.record("acme", "requests", 1)  # The store closes a period when something is used.
+        units = await counted(at)
+        late, by_item = late_units(units) + units["b"], units["a"] + units["f"]
+        assert (billed(at), late, late - units["m"] - by_item) == (case.billed, case.late, case.lost)
+        assert (by_item, late_at_once) == (case.by_item, late_units(units))
+        await assert_books(at)
+        await assert_reconciled(at)
+        if not case.begun and case.billed:
+            assert units["o"] - units["m"] == sum(case.billed) + case.lost + case.by_item
+        said = [one for one in caplog.records if one.levelno >= logging.ERROR]
+        assert len([one for one in said if "late usage of customer" in one.getMessage()]) == case.said
+        assert len(said) == case.said

@@ -1,0 +1,139 @@
+"""F-225: a recurring grant is given once for each period as it came to be, and ends with it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from period_ending import MAY, MINUTE, paying
+
+if TYPE_CHECKING:
+    from period_ending import Ending
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = timedelta(days=1)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens:   {unit: token, stripe: {event_name: tokens}}
+credits: {ai: {costs: {tokens: 1 per 1}}}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 5, overage: deny}, tokens: {included: 0, overage: deny}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
+      tokens:   {included: 0, overage: deny}
+    grants:
+      - {credit: ai, quantity: 50, every: period}
+      - {credit: ai, quantity: 7, every: period, expires: 90d}
+"""
+PRICES: Final = ("price_pro", "price_pro_requests")
+TRIAL: Final = {"trial_end": int((MAY + 14 * DAY).timestamp())}
+ANEW: Final = {"billing_cycle_anchor": {"type": "now"}}
+
+
+async def change(at: Ending, **params: Any) -> None:
+    """Change the subscription in Stripe's Dashboard, and take its webhooks."""
+    (found,) = (await at.found.client.v1.subscriptions.list_async()).data
+    asked: Any = params
+    await at.found.client.v1.subscriptions.update_async(found["id"], asked)
+    await at.found.settle()
+
+
+async def balance(at: Ending) -> int:
+    return (await at.kit.usage("acme"))["balance"]["ai"]
+
+
+async def given(at: Ending) -> int:
+    """Credits that were given in all, by the ledger, once they are on file."""
+    await at.kit.record("acme", "tokens", 1)
+    lines = await at.kit.grants.ledger("acme")
+    return sum(line.quantity for line in lines if line.entry in {"grant", "adjustment"}) // 10**6
+
+
+async def test_a_cycle_begun_anew_ends_the_grant_of_its_period(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES) as at:
+        at.go(MAY + 10 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        assert await balance(at) == 37
+        await change(at, **ANEW)
+        assert await balance(at) == 50 + 7 + 7
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["used"] == 0
+        assert await given(at) == 2 * 57
+
+
+async def test_a_cycle_begun_anew_within_a_second_gives_nothing_again(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES) as at:
+        await at.kit.record("acme", "tokens", 20)
+        await at.kit.record("acme", "requests", 8)
+        for _ in range(3):
+            at.clock.advance(timedelta(seconds=1))
+            await change(at, **ANEW)
+        assert await balance(at) == 37
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == "unlimited"
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 8
+        assert await given(at) == 57
+        at.clock.advance(30 * DAY)  # The grant lives on with the period that it is of.
+        assert await balance(at) == 36
+        await at.reach(MAY + 33 * DAY)
+        assert await balance(at) == 50 + 7 + 7
+
+
+async def test_a_longer_trial_keeps_its_grant_and_gives_no_other(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
+        at.go(MAY + 5 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        await change(at, trial_end=int((MAY + 28 * DAY).timestamp()))
+        at.go(MAY + 20 * DAY)
+        assert await balance(at) == 37
+        assert await given(at) == 57
+        await at.reach(MAY + 28 * DAY + MINUTE)
+        assert await balance(at) == 50 + 7 + 7
+
+
+async def test_a_shorter_trial_ends_its_grant(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
+        at.go(MAY + 5 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        await change(at, trial_end=int((MAY + 7 * DAY).timestamp()))
+        assert await balance(at) == 37
+        at.go(MAY + 8 * DAY)
+        assert await balance(at) == 50 + 7 + 7
+
+
+async def test_a_trial_made_longer_after_a_late_webhook_gives_nothing_again(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
+        at.go(MAY + 13 * DAY)
+        (found,) = (await at.found.client.v1.subscriptions.list_async()).data
+        asked: Any = {"trial_end": int((MAY + 28 * DAY).timestamp())}
+        await at.found.client.v1.subscriptions.update_async(found["id"], asked)
+        at.go(MAY + 15 * DAY)
+        await at.kit.record("acme", "tokens", 20)  # By our clock the trial is over.
+        before, left = await given(at), await balance(at)
+        await at.found.settle()
+        assert await balance(at) == left
+        assert await given(at) == before
+        at.go(MAY + 27 * DAY)
+        assert await balance(at) == left - 1
+
+
+async def test_an_ended_and_renewed_subscription_has_the_grant_of_its_period(store_url: str) -> None:
+    async with paying(store_url, PLANS, prices=PRICES) as at:
+        at.go(MAY + 10 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        (found,) = (await at.found.client.v1.subscriptions.list_async()).data
+        await at.found.client.v1.subscriptions.cancel_async(found["id"])
+        await at.found.subscribe(items=[{"price": price} for price in PRICES])
+        await at.found.settle()
+        assert await balance(at) == 50 + 7 + 7
