@@ -95,6 +95,7 @@ from meterkit.store.messages import KeptMessage as KeptMessage
 from meterkit.store.rate_usage import RateUsage as RateUsage
 from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
+from meterkit.store.usage_prices import OveragePrice as OveragePrice
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit
 from meterkit.subscriptions.existing_customers import Misfit as Misfit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount

@@ -98,7 +98,10 @@ def test_a_coupon_counts_if_it_lasts_for_ever(discounts: list[Any], micro_cents:
 )
 def test_a_coupon_of_an_item_is_taken_off_that_item(discounts: list[Any], micro_cents: int) -> None:
     # F-22a
-    items = [{"price": price(1000), "discounts": discounts}, {"price": price(1000)}]
+    items: list[dict[str, Any]] = [
+        {"price": price(1000), "discounts": discounts},
+        {"price": price(1000)},
+    ]
     assert recurring_of(subscription(*items)) == Recurring(micro_cents, "usd")
 
 
