@@ -80,6 +80,7 @@ NAMES = [
     "NoSubscriptionError",
     "ObjectStorage",
     "OverLimit",
+    "OveragePrice",
     "PaymentAuthenticationError",
     "PaymentFailed",
     "PaymentMethodMissingError",
