@@ -152,7 +152,16 @@ async def note_renewal(
         ends.append(
             subscription.created_ms or subscription.start_ms
         )  # Which ended the period of the other one.
-    shard = store.keys.customer(customer).shard
+    await note_ends(store, customer, ends)
+
+
+async def note_ends(store: Store, customer: str, ends: Iterable[int]) -> None:
+    """Have the closes of periods looked at that have just ended, at these instants (ms).
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    shard, now_ms = store.keys.customer(customer).shard, store.now_ms()
     found = {
         Close(shard=shard, customer=customer, end_ms=end_ms).member: max(now_ms, end_ms + _AFTER_A_RENEWAL_MS)
         for end_ms in ends

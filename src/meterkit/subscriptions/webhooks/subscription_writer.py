@@ -15,6 +15,7 @@ from meterkit.decisions.period_grants import SHORTEST_MS
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import ENDED, switched_by_others
 from meterkit.errors import StripeError
+from meterkit.outbox.closes import note_ends
 from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS, keep_invoice_end
 from meterkit.subscriptions.period_ends import period_ends
 from meterkit.subscriptions.stripe_objects import part_of
@@ -107,6 +108,7 @@ class SubscriptionWriter:
         # Usage of a period that had ended before is left to a flush that is under way: its report names it.
         if moved or (final and cause != FLUSH):
             await self._end_usage(customer, final | moved)
+            await note_ends(self._store, customer, final | moved)
         return known
 
     async def _keep_ends(
