@@ -258,3 +258,16 @@ async def test_a_customer_who_never_subscribed_and_was_deleted_has_a_trial(store
         await at.kit.record("acme", "requests", 1)
         await at.kit.customers.delete("acme")
         assert (await at.kit.subscriptions.create("acme", "tried")).subscription.status == "trialing"
+
+
+async def test_a_deleted_customer_is_forgotten_after_400_days_and_has_a_trial_again(store_url: str) -> None:
+    async with shop(store_url, shards=1) as at:
+        for customer, days in (("acme", 0), ("bob", 399), ("eve", 2)):
+            at.clock.advance(timedelta(days=days))
+            await at.kit.subscriptions.create(customer, "tried")
+            await at.kit.customers.delete(customer, cancel=True)
+        found = {name: await at.kit.subscriptions.create(name, "tried") for name in ("acme", "bob", "eve")}
+        trials = [name for name, one in found.items() if one.subscription.status == "trialing"]
+        assert trials == ["acme"]
+        client = (await at.kit.store.admin()).client
+        assert await client.zcount(at.kit.store.keys.shard(0, "tried"), "-inf", "+inf") == 2

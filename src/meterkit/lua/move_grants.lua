@@ -17,7 +17,7 @@ for _, one in ipairs(cjson.decode(asked)) do
     local grant = grant_of(name, text)
     grant.expires, grant.until_ms, found = tonumber(expires_ms), tonumber(until_ms), found + 1
     call('HSET', grants_key, name, grant_text(grant))
-    if given_as ~= '' and call('HEXISTS', grants_key, given_as) == 0 then
+    if given_as ~= '' and not call('HGET', grants_key, given_as) then
       grant.used = grant.quantity
       local terms = string.format('%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
       call('HSET', grants_key, given_as, grant_text(grant))

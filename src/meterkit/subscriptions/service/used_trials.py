@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _KEPT_MS: Final = 400 * DAY_MS
 _PLACE: Final = "tried"
+_PAGE: Final = 1_000
 
 
 async def remember_trial(store: Store, customer: str, subscription: SubscriptionState | None) -> None:
@@ -27,9 +28,11 @@ async def remember_trial(store: Store, customer: str, subscription: Subscription
     key = store.keys.shard(store.keys.customer(customer).shard, _PLACE)
     pipe = admin.client.pipeline(transaction=False)
     pipe.zadd(key, {_digest(customer): now_ms + _KEPT_MS})
-    pipe.zremrangebyscore(key, "-inf", now_ms)
     pipe.pexpire(key, _KEPT_MS)
-    await admin.ask(pipe.execute())
+    pipe.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
+    *_, over = await admin.ask(pipe.execute())
+    if over:
+        await admin.ask(admin.client.zrem(key, *over))
 
 
 async def has_used_trial(store: Store, customer: str) -> bool:
