@@ -172,6 +172,13 @@ def turns_of(
     async def bound() -> None:
         await tasks["audit bound"].__self__.fold(await waiting_shards(store), 0)
 
+    async def own_prices() -> None:
+        cheaper = {"tokens": {"overage": {"bill": {"per": 10, "amount_cents": 1}}}}
+        clock.advance(timedelta(minutes=10))  # Stripe has counted by then what it has accepted.
+        await kit.customers.override("acme", cheaper, until=clock.now() + timedelta(hours=1))
+        clock.advance(timedelta(hours=1))
+        await tasks["own prices"].__self__.settle_due()
+
     async def sweep() -> None:
         api = StripeApi(kit.settings)
         await Sweeper(store, lambda: api, HookQueue(store)).turn()
@@ -210,6 +217,7 @@ def turns_of(
         "webhooks": kit.webhooks.work_off,
         "sweep": sweep,
         "changes": kit.subscriptions.retry_accepted,
+        "own prices": own_prices,
         "scheduled transitions": lambda: sweep_scheduled_transitions(store),
         "degraded": degraded,
         "notify summaries": summaries,
