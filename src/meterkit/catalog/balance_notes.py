@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.asked_limits import place_of
-from meterkit.catalog.notes import SHOWN_MAX
+from meterkit.catalog.notes import first_of
 from meterkit.catalog.units import USAGE_METERS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def note_unheld_money(
     unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
     has_balance = any(credit.is_money for credit in credits_)
     if unheld and (has_balance or any(plan.budget is not None for plan in written)):
-        shown = ", ".join(map(repr, unheld[:SHOWN_MAX]))
+        shown = first_of([repr(match) for match in unheld])
         what = "balance" if has_balance else "budget"
         message = (
             f"requests that race can spend more than the {what} where nothing is held: {shown}; write"

@@ -34,7 +34,7 @@ _plans_logger = logging.getLogger("meterkit.plans")
 
 COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
-SHOWN_MAX: Final = 10
+_SHOWN_MAX: Final = 10
 """So many names are shown in a note."""
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
@@ -150,8 +150,7 @@ def _unpaid(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]
         for name, given in plan.entitlements.items()
         if given.overage.mode == "bill" and _is_reported(meters[name])
     ]
-    shown = ", ".join(billed[:SHOWN_MAX])
-    return [*found, f"its overage of {shown}"] if billed else found
+    return [*found, f"its overage of {first_of(billed)}"] if billed else found
 
 
 def _is_reported(meter: Meter) -> bool:
@@ -181,7 +180,7 @@ def note_repeated_tiers(
             problems.note(
                 place,
                 "informs",
-                f"{', '.join(keys[:SHOWN_MAX])} bill {meter} with `report: usage`: a change between them"
+                f"{first_of(keys)} bill {meter} with `report: usage`: a change between them"
                 " takes effect when the period ends, also where `billing.changes` says `now`, as Stripe would"
                 " give the first tier of the new price again; write `report: overage` if it must be at once",
             )
@@ -283,9 +282,7 @@ def summary(notes: Iterable[Note]) -> str:
     for kind, title in _TITLES.items():
         places = list(dict.fromkeys(f"{note.path} (line {note.line})" for note in notes if note.kind == kind))
         if places:
-            rest = len(places) - SHOWN_MAX
-            more = f" and {rest} more" if rest > 0 else ""
-            told.append(f"{title}: {', '.join(places[:SHOWN_MAX])}{more}")
+            told.append(f"{title}: {first_of(places)}")
     return "; ".join([*told, "`meterkit check` says more"]) if told else ""
 
 
@@ -303,3 +300,9 @@ def log_notes(catalog: Catalog, setting: Enforcement | None) -> None:
     if found != "on":
         origin = catalog.source if setting is None else "the setting enforcement"
         _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first ten names of a list, and the number of the others."""
+    rest = len(names) - _SHOWN_MAX
+    return ", ".join(names[:_SHOWN_MAX]) + (f" and {rest} more" if rest > 0 else "")
