@@ -86,9 +86,10 @@ async def correct(
         usage, currency = await kit.usage(customer), kit.catalog.currency
         correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
         asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
+        tried: Sequence[Corrected] = ()
         if dry_run or asks:
             tried = await correct_units(correction_id=correction_id or token_hex(), dry_run=True)
-            planned = [_Planned.of(one, usage) for one in tried]
+        planned = [_Planned.of(one, usage) for one in tried]
         if dry_run:
             session.show([one.to_json() for one in planned], lambda: _print_planned(planned, currency))
             raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
