@@ -13,7 +13,7 @@ from delivering import kit_for
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.late_items import LateItems
-from meterkit.testing.emulator.selling.amounts import Tier
+from meterkit.testing.emulator.selling.amounts import Pricing, Tier
 from priced_shop import item_lines, metered_lines, renewed, sell
 from shopping import END, HALF, shop
 from switching import CATALOG, PLANS, begin, switch
@@ -387,12 +387,11 @@ async def test_i13_units_without_one_price_are_late_and_not_billed_after_a_switc
     def sell_oddly(emulator: Any, of: Any) -> None:
         sell(emulator, of)
         price = emulator._account.prices.find("price_four_words")
-        pricing: Any = type(price.pricing)
         if kind == "packages":
-            price.pricing = pricing(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
+            price.pricing = Pricing(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
         elif kind == "tiers":
             tiers = (Tier(up_to=100, unit_amount=Decimal(4)), Tier(up_to=None, unit_amount=Decimal(3)))
-            price.pricing = pricing(tiers=tiers, tiers_mode="graduated")
+            price.pricing = Pricing(tiers=tiers, tiers_mode="graduated")
 
     async with shop(store_url, catalog=catalog, selling=sell_oddly) as at:
         await begin(at)
