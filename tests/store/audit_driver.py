@@ -286,7 +286,7 @@ class Rebuilding(Checks):
         begun_ms = ended_ms - random.choice((0, 31 * DAY_MS))
         if begun_ms < ended_ms:
             customer.closed[f"{begun_ms}|e"] = ended_ms
-        for letter in random.sample(ALL + BACK + "iou", random.choice((1, 2, 4))):
+        for letter in random.sample(ALL + BACK + "aiou", random.choice((1, 2, 4))):
             customer.closed[f"{begun_ms}|{meter_token('rows')}{letter}"] = random.choice((0, 0, 5))
 
     def _wanted(self, customer: Customer, view: View, now: int) -> Wanted:

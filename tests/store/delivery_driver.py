@@ -239,6 +239,11 @@ class Delivery(Checks):
         ]
         beside = [at + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
         taken = self.random.sample(beside, self.random.choice((0, 0, 0, 1, 3, 6)))
+        cutting = self.random.choice(("", "", "", "cut", "cut", "moved"))
+        if cutting == "moved":  # By a little, or too little to be another period.
+            start, end = view.period
+            more = self.random.choice((0, 2 * MINUTE_MS - 1, 2 * MINUTE_MS, 5 * MINUTE_MS))
+            view = replace(view, period=(start + more, end))
         asked = Seal(
             taken=tuple(taken),
             stripe=self.random.choice(("", *[f"cus_{name}"] * 9)),
@@ -246,9 +251,8 @@ class Delivery(Checks):
             outlive_ms=self.random.choice((900_000, 400 * DAY_MS)),
             live_ms=self.random.choice((900_000, 60 * DAY_MS)),
             invoices=self.invoices(now, [n for name, n in customer.closed.items() if name[-1] == "e"]),
-            cut=Cut(till_ms=self.wall + 90_000, labels=self._labels())
-            if self.random.random() < 0.4
-            else None,
+            cut=Cut(till_ms=self.wall + 90_000, labels=self._labels()) if cutting == "cut" else None,
+            is_moved=cutting == "moved",
         )
         skew = self.random.choice(SKEWS) if self.random.random() < 0.1 else 0
         times = Times(wall=self.wall, claimed=self.wall - skew)
@@ -263,7 +267,9 @@ class Delivery(Checks):
             asked.stripe,
             json.dumps(taken),
             "" if asked.invoices is None else invoices_text(asked.invoices),
-            json.dumps({"till": str(asked.cut.till_ms), "labels": asked.cut.labels}) if asked.cut else "",
+            json.dumps({"till": str(asked.cut.till_ms), "labels": asked.cut.labels})
+            if asked.cut
+            else cutting,
         ]
         argv += [part for event in events.items() for part in event]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}", "items")

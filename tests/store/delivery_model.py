@@ -90,6 +90,7 @@ class Seal:
     live_ms: int
     invoices: Invoices | None = None
     cut: Cut | None = None
+    is_moved: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +229,7 @@ class Shard:
             self.dirty.pop(name, None)
             return [0, now, 0, 0, []], []
         closed = dict(customer.closed)
-        customer.roll(now, view)
+        customer.roll(now, view, is_moved=asked.is_moved)
         late = [] if asked.invoices is None else overtake(self, name, view, asked.events, asked.invoices, now)
         made, waits, nameless = _seal_closed(name, customer, asked, now)
         period = view.period_at(now)[0] if customer.period is None else customer.period[0]

@@ -140,12 +140,16 @@ class Customer:
             self.purse, view.plan, view.period_at(now), now, is_named=view.billable, allowance=view.allowance
         )
 
-    def roll(self, now: int, view: View) -> None:
-        """Bring to `now` what is kept; nothing for a customer of whom nothing is."""
+    def roll(self, now: int, view: View, *, is_moved: bool = False) -> None:
+        """Bring to `now` what is kept; nothing for a customer of whom nothing is.
+
+        ``is_moved``: whether another period may end when the kept one does.
+        """
         if self.period is None:
             return
         start, finish = view.period_at(now)
-        if self.period[1] == finish and now < finish:
+        is_another = is_moved and start >= self.period[0] + 2 * MINUTE_MS
+        if self.period[1] == finish and now < finish and not is_another:
             return
         self.seen = now
         began, ends = self.period
@@ -204,7 +208,7 @@ class Customer:
         periods = {name.partition("|")[0] for name in self.closed}
         for period in periods:
             names = [name for name in self.closed if name.startswith(f"{period}|")]
-            is_open = any(name[-1] in "pqlkxQLKX" and self.closed[name] for name in names)
+            is_open = any(name[-1] in "apqlkxQLKX" and self.closed[name] for name in names)
             ended = self.closed.get(f"{period}|e", int(period))
             if not is_open and ended + 400 * DAY_MS <= now:
                 for name in names:

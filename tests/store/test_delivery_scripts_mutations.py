@@ -44,6 +44,7 @@ FILES: Final = (
     *(f"{name}.lua" for name in NAMES),
     "include/give_units_back.lua",
     "include/payer_of.lua",
+    "include/close_past.lua",
     *LATE,
     *PRICES,
     *CORRECTED,
