@@ -27,13 +27,13 @@ class Prices:
     """What units cost that are taken back.
 
     Attributes:
-        rows: what counts the prices by model: tokens, each with that of its event.
+        rows: what counts the prices by model: tokens, each with that of its event and the label of its price.
         of: token to micro-units, for how many units, and 1 where what grants and credits paid counts, too.
         spend: the meter that counts what is spent; empty: none does.
         paid: token to its price, for the audit log.
     """
 
-    rows: Sequence[tuple[str, str]] = ()
+    rows: Sequence[tuple[str, str, str | None]] = ()
     of: Mapping[str, tuple[int, int, int]] = field(default_factory=dict[str, "tuple[int, int, int]"])
     spend: str = ""
     paid: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -49,6 +49,7 @@ class Restore:
         stripe: whom all that was delivered went to; empty: nobody.
         events: token to event name.
         taken: minutes that no intent may have (ms).
+        changed: when prices were changed last, as was read with invoices; None: no price ended.
     """
 
     quantities: Mapping[str, int]
@@ -62,6 +63,7 @@ class Restore:
     events: Mapping[str, str]
     taken: Sequence[int]
     prices: Prices
+    changed: str | None
 
 
 def restore(
@@ -80,6 +82,9 @@ def restore(
         shard.keep(f"t:{name}", TOTALS_MS)
     done: dict[str, str] = {}
     start = customer.period[0] if customer.period else view.period_at(now)[0]
+    is_held = customer.closed.get(f"{start}|w", 0) > now
+    if asked.changed is not None and (is_held or str(customer.closed.get(f"{start}|y", "")) != asked.changed):
+        return [9, now, int(is_held)], None
     work, before = _Work(shard, name, asked, start, now), _numbers(customer)
     for meter, quantity in asked.quantities.items():
         done[meter] = work.take(meter, quantity)
@@ -94,7 +99,10 @@ def restore(
     shard.corrections.setdefault(name, set()).add(asked.digest)
     shard.keep(f"k:{name}", TOTALS_MS)
     ends = view.period_at(now)[1]
-    return [0, now], {"asked": asked.text, "done": done, "ends": str(ends)}
+    kept: dict[str, Any] = {"asked": asked.text, "done": done, "ends": str(ends)}
+    if asked.changed is not None:
+        kept["by_hand"] = {meter: {} for meter in done}
+    return [0, now], kept
 
 
 def _turn(name: str, fields: Sequence[str]) -> tuple[int, int, int, str]:
@@ -151,7 +159,7 @@ class _Work:
         customer, asked = self.customer, self.asked
         tokens = asked.tokens[meter]
         names = _NAMES
-        lost = {event: -self.sent(event) for _, event in asked.prices.rows}
+        lost = {event: -self.sent(event) for _, event, _ in asked.prices.rows}
         too = [token for token in tokens if token in asked.included_too]
         repaid, paid = self.count(meter_token(meter), "r"), customer.credited[meter]
         granted = customer.granted[meter]
@@ -170,7 +178,7 @@ class _Work:
                     less = min(part - off, customer.pending[known])
                     customer.pending[known] -= less
                     off += less
-                unsent = max(0, unsent - self.net([token], "qlkdxz"))
+                unsent = max(0, unsent - self.net([token], "qlkdxzaf"))
             done = off + min(part - off, unsent, counts[meter])
             counts[meter] -= done
             taken[kind], missing[kind] = done, part - done
@@ -181,7 +189,7 @@ class _Work:
         customer.included[meter] -= back_included
         taken["overage"] += back
         taken["included"] += back_included
-        owed -= back
+        owed = self.in_open_segment(owed - back, tokens, behind + repaid)
         self.lower_spent(meter, taken["overage"], taken["credited"] + taken["granted"])
         self.lower_rows(taken["overage"], {event: left + self.sent(event) for event, left in lost.items()})
         recorded = sum(getattr(customer, kind)[meter] for kind in CLASSES)
@@ -200,6 +208,13 @@ class _Work:
         numbers = (*taken.values(), sent, owed, left, units, micro, back + back_included, over_cap)
         return " ".join(map(str, numbers))
 
+    def in_open_segment(self, owed: int, tokens: Sequence[str], others: int) -> int:
+        """How many sealed units there must be compensation for; with invoices, what Stripe has at most."""
+        if self.asked.changed is None:
+            return owed
+        sealed = sum(max(0, self.net([token], "qlkd")) for token in tokens)
+        return min(owed, max(0, sealed - others))
+
     def sent(self, token: str) -> int:
         """How many units an event has lost by now, and so many more."""
         return self.back.get(token, 0) - self.customer.pending[_NAMES[token]]
@@ -207,14 +222,23 @@ class _Work:
     def lower_rows(self, overage: int, lost: Mapping[str, int]) -> None:
         """Take units off the prices by model: where their events lost them, then in the order of rows."""
         for most in (lost, dict.fromkeys(lost, overage)):
-            for token, event in self.asked.prices.rows:
+            for token, event, label in self.asked.prices.rows:
                 row = _NAMES[token]
-                part = min(most[event], self.customer.overage[row], overage)
+                part = max(
+                    0, min(most[event], self.customer.overage[row] - self.ended(token, label), overage)
+                )
                 self.customer.overage[row] -= part
                 overage -= part
                 counted = self.customer.included[row] + self.customer.overage[row]
                 self.customer.marked[row] = min(self.customer.marked[row], counted)
                 self.lower_spent(row, part, 0)
+
+    def ended(self, token: str, label: str | None) -> int:
+        """How much overage of a row has the prices that ended; a change that Stripe refused ended none."""
+        ends = re.findall(r"(\S+) \d+ (\d+);", str(self.customer.closed.get(f"{self.start}|{token}s", "")))
+        if ends and ends[-1][0] == label:
+            ends.pop()
+        return int(ends[-1][1]) if ends else 0
 
     def lower_spent(self, meter: str, overage: int, paid: int) -> None:
         """Lower what is spent by the cost of units: of overage, and of those that grants and credits paid."""

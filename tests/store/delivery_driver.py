@@ -498,6 +498,10 @@ class Delivery(Checks):
         """What units cost that are taken back: nothing here, but see Repricing."""
         return Prices()
 
+    def changed(self) -> str | None:
+        """When prices were changed, as was read with invoices: there are none here, but see Restoring."""
+        return None
+
     def restore(self, name: str) -> None:
         """Units are taken back; now and then they were before, or a count is no number."""
         customer = self.shard.customers[name]
@@ -558,6 +562,7 @@ class Delivery(Checks):
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
             prices=prices,
+            changed=self.changed(),
         )
         sending: dict[str, Any] = {
             "stripe": restored.stripe,
@@ -567,6 +572,9 @@ class Delivery(Checks):
         }
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
+        if restored.changed is not None:
+            lines = dict.fromkeys(quantities, ())
+            sending["billed"] = {"changed": restored.changed, "units": {}, "lines": lines}
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
         audited = bool(self._audit())

@@ -42,6 +42,8 @@ class Overtaking(Delivery):
         if self.random.random() < 0.8:
             self.plant_usage(NAME)
             customer.marked[self.random.choice(METERS)] += self.random.choice((0, 0, 5, 5 * 10**15))
+            if self.random.random() < 0.3:  # Until about now what is pending waits for a change of prices.
+                customer.closed[f"{customer.begun[0]}|w"] = self.wall + self.random.choice((-1, 0, 1))
             self.store(f"c:{NAME}")
         self._plant_periods()
         chance = self.random.random()

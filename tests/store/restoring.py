@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_corrections import CLASSES, Prices
@@ -20,6 +20,7 @@ PAID: Final = (0, 1, 2, 700)
 ASKED: Final = "tokens"
 ROWS: Final = ("pages", "rows")
 SPEND: Final = "requests"
+ENDED: Final = ("1/5 9 3;", "1/7 0 5;", "1/5 0 690;")
 SPENT: Final = (0, 5, 900, 10**6)
 
 
@@ -36,18 +37,26 @@ class Restoring(Delivery):
         self.plant_usage(NAME)
         for meter in METERS:
             self._plant_meter(customer, meter)
+        if self.random.random() < 0.3:
+            customer.closed[f"{customer.begun[0]}|w"] = self.wall + self.random.choice((-1, 0, 1))
+        if self.random.random() < 0.5:
+            customer.closed[f"{customer.begun[0]}|y"] = self.wall
         self.shard.ttls[f"t:{NAME}"] = DAY_MS
         self.store(*(f"{kind}:{NAME}" for kind in "cstgj"))
         self.restore(NAME)
         self.shard.fresh.clear()
         self.restore(NAME)  # What had compensation is as good as taken back.
 
+    def changed(self) -> str | None:
+        """See :meth:`Delivery.changed`."""
+        return self.random.choice((None, None, "", str(self.wall), str(self.wall)))
+
     def _plant_meter(self, customer: Customer, meter: str) -> None:
         random, period = self.random, customer.begun[0]
         for counts in (customer.granted, customer.credited, customer.over_cap):
             counts[meter] = random.choice(PAID)
         customer.overage[meter] = random.choice((0, 7, 700))
-        for letter in random.sample("qldxr", random.choice((0, 2, 3))):
+        for letter in random.sample("qldxraf", random.choice((0, 2, 4))):
             customer.closed[f"{period}|{meter_token(meter)}{letter}"] = random.choice((1, 5, 700))
         for kind in "mc":
             for nth in range(random.choice((0, 1, 3))):
@@ -107,6 +116,9 @@ class Repricing(Restoring):
             if random.random() < 0.2:  # A row that nothing was counted at.
                 for counts in (customer.overage, customer.pending, customer.stamps):
                     counts[meter] = 0
+        if meter in ROWS and random.random() < 0.5:
+            ended = "".join(random.sample(ENDED, random.choice((1, 2))))
+            customer.closed[f"{customer.begun[0]}|{meter_token(meter)}s"] = cast("int", ended)
         recorded = min(VALUE_MAX, sum(getattr(customer, kind)[meter] for kind in CLASSES))
         customer.marked[meter] = random.choice((0, recorded // 2, recorded))
 
@@ -117,7 +129,8 @@ class Repricing(Restoring):
     def prices(self) -> Prices:
         """See :meth:`Delivery.prices`."""
         random, tokens = self.random, [meter_token(meter) for meter in (ASKED, *ROWS)]
-        rows = list(zip(tokens[1:], (tokens[0], tokens[2]), strict=True))
+        labels = [random.choice(("1/5", "1/7", "1/9", None)) for _ in ROWS]
+        rows = list(zip(tokens[1:], (tokens[0], tokens[2]), labels, strict=True))
         priced = random.sample(tokens, random.choice((0, 1, 2, 3)))
         return Prices(
             rows=random.choice((rows, rows, rows[:1], ())),

@@ -141,7 +141,7 @@ class Customer:
         )
 
     def roll(self, now: int, view: View, *, is_moved: bool = False) -> None:
-        """Bring to `now` what is kept; nothing for a customer of whom nothing is.
+        """Bring to `now` what is kept of a customer, if anything.
 
         ``is_moved``: whether another period may end when the kept one does.
         """

@@ -41,7 +41,17 @@ FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
 ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
 PURSE: Final = (
-    *("grant_of", "grants", "recur", "cut_grants", "pays_before", "add_up", "balance", "balance_text", "backing_of"),
+    *(
+        "grant_of",
+        "grants",
+        "recur",
+        "cut_grants",
+        "pays_before",
+        "add_up",
+        "balance",
+        "balance_text",
+        "backing_of",
+    ),
     *("hold_backed", "spend_grants", "burn", "put_away", "write_grants", "repay", "repay_now", "debt_of"),
     *("keep_debt", "grant_text", "keep_balance"),
 )
