@@ -24,6 +24,8 @@ from meterkit.testing import Clock, StripeEmulator
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
+    import pytest
+
     from meterkit.catalog import Catalog
     from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.flusher import FlushReport
@@ -210,6 +212,16 @@ async def have_at_stripe(
 def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:
     """What became of a meter's usage in the period that began then; ``kind`` as the store spells it."""
     return totals.get(f"{int(period.timestamp() * 1000)}|{meter_token(meter)}{kind}", 0)
+
+
+def said_late(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of late usage: how much, and what becomes of it."""
+    said = [record.getMessage() for record in caplog.records]
+    return [
+        line.partition("; ")[2].removesuffix(" (billing.late_usage)")
+        for line in said
+        if line.startswith("late usage of customer 'acme': the invoice of its period from ")
+    ]
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 120.0) -> None:

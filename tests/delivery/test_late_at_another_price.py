@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from delivering import kit_for
+from delivering import kit_for, said_late
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.late_items import LateItems
@@ -317,7 +317,9 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(
         assert [(one.delivered, one.advice) for one in later] == [(5, "")]
 
 
-async def test_i13_late_units_keep_their_price_after_a_downgrade_at_the_periods_end(store_url: str) -> None:
+async def test_i13_late_units_keep_their_price_after_a_downgrade_at_the_periods_end(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with shop(store_url, catalog=UNHELD, selling=sell) as at:
         await begin(at, "two")
         await at.kit.subscriptions.change_plan("acme", "seven")
@@ -327,10 +329,14 @@ async def test_i13_late_units_keep_their_price_after_a_downgrade_at_the_periods_
         at.clock.set(END + timedelta(hours=2))
         at.emulator.advance()
         await at.kit.subscriptions.sync("acme")
-        assert (await at.kit.usage("acme"))["plan"] == "seven"
+        # The sync has found the final invoice, and said what is late; the flush does not say it again.
+        assert said_late(caplog) == [
+            "26 of words: an invoice item bills it at the price at which it was recorded"
+        ]
+        assert ((await at.kit.usage("acme"))["plan"], (await words(at))["late"]) == ("seven", 26)
         await at.kit.record("acme", "words", 15)
-        (late,) = (await at.kit.flush(everything=True)).late
-        assert (late.quantity, late.by_item) == (26, True)
+        report = await at.kit.flush(everything=True)
+        assert (report.late, report.items, len(said_late(caplog))) == ([], 1, 1)
         at.clock.set(END + timedelta(days=31))
         at.emulator.advance()
         at.clock.advance(timedelta(hours=2))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from conserving_books import assert_books
+from meterkit.cli.flush import late_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from period_ending import EVENTS, HOUR, JUNE, MAY, MINUTE, paying
@@ -343,3 +344,18 @@ async def test_each_unit_is_on_one_invoice_or_late(
         said = [one for one in caplog.records if one.levelno >= logging.ERROR]
         assert len([one for one in said if "late usage of customer" in one.getMessage()]) == case.said
         assert len(said) == case.said
+
+
+@pytest.mark.parametrize("name", ["begun anew", "begun anew at other prices", "finalized by others"])
+async def test_a_flush_says_once_what_its_own_look_makes_late(
+    store_url: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`meterkit flush` shows its report, and of the log what the report has not."""
+    case = CASES[name]
+    async with waiting(store_url, case.when) as at:
+        await case.act(at)
+        at.clock.advance(10 * MINUTE)
+        shown = [line for _ in range(2) for line in late_lines(await at.flush(everything=False))]
+        shown += [one.getMessage() for one in caplog.records if not hasattr(one, "is_reported")]
+        assert len([line for line in shown if "7 of requests: " in line]) == 1
+        assert late_units(await counted(at)) == 7

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -160,6 +160,41 @@ async def test_what_a_customer_costs_is_what_was_spent_by_those_who_are_new(
         assert (await at.revenue.at()).cac == 3000
         with pytest.raises(MeterkitError, match="found -1 cents"):
             await at.revenue.spend(date(2031, 1, 1), -1)
+
+
+async def test_usage_revenue_has_late_usage_once_and_at_its_own_price(store_url: str, tmp_path: Path) -> None:
+    async with books(store_url, tmp_path) as at:
+        client = at.at.client
+        for customer in ("ada", "bob", "eve"):
+            await at.subscribe(customer, "pro")
+            # Ten are included; each of the others costs 5 cents.
+            await at.kit.record(customer, "requests", 30)
+        at.at.clock.set(on(1, 31))
+        # Max sells no overage: an invoice item bills what is late of bob and of eve.
+        await at.kit.subscriptions.change_plan("bob", "max")
+        await at.go(on(2, 1))
+        at.at.clock.set(on(2, 1, 15))
+        at.at.emulator.advance()
+        # Eve's plan becomes another one before anybody looks.
+        (sold,) = (await client.v1.subscriptions.list_async({"customer": "cus_eve"})).data
+        items: Any = [{"id": sold["items"].data[0].id, "price": "price_max"}]
+        await client.v1.subscriptions.update_async(sold.id, {"items": items})
+        await at.at.settle()
+        for customer in ("ada", "bob", "eve"):
+            usage = await at.kit.usage(customer, period=on(1, 2))
+            assert usage["meters"]["requests"]["late"] == 20
+        for hour in (16, 17):  # The first flush of a store that it meets only looks.
+            at.at.clock.set(on(2, 1, hour))
+            await at.kit.flush()
+        at.at.clock.set(on(3, 1))
+        at.at.emulator.advance()
+        await at.at.settle()
+        await at.go(on(3, 3))
+        assert at.rows("select day, customer, amount from meterkit_revenue_usage order by day, customer") == [
+            ("2031-02-01", "bob", 100 * MICRO),
+            ("2031-02-01", "eve", 100 * MICRO),
+            ("2031-03-01", "ada", 100 * MICRO),  # The invoice of February has it.
+        ]
 
 
 async def test_revenue_by_plan_is_a_metric(store_url: str, tmp_path: Path) -> None:

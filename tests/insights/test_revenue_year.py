@@ -79,14 +79,16 @@ async def year(at: Books) -> AsyncGenerator[int]:
     def ten(kind: str) -> list[str]:
         return [f"{kind}{nth}" for nth in range(10)]
 
-    kit = at.kit.subscriptions
+    kit, deliver = at.kit.subscriptions, (at.kit.flush,)
     todo: dict[datetime, list[Any]] = {
         on(1, 1, 13): [(at.subscribe, name, "pro") for name in ten("a")]
         + [(at.subscribe, name, "max") for name in ten("b")],
         on(1, 2): [(at.revenue.snapshot,)],  # The first one; from then on each day gets one.
-        on(1, 20): [(at.kit.record, "a1", "requests", 30), (at.kit.record, "a2", "requests", 9)],
+        on(1, 20): [(at.kit.record, "a1", "requests", 30), (at.kit.record, "a2", "requests", 9), deliver],
+        on(1, 21): [deliver],
         on(2, 1, 14): [(at.subscribe, name, "yearly") for name in ten("d")],
-        on(2, 10): [(at.kit.record, "a1", "requests", 13), (at.kit.record, "a9", "requests", 110)],
+        on(2, 10): [(at.kit.record, "a1", "requests", 13), (at.kit.record, "a9", "requests", 110), deliver],
+        on(2, 11): [deliver],
         on(3, 1, 14): [(at.trial, name) for name in ten("c")],
         on(3, 10): [(kit.cancel, name) for name in ten("c")[:4]],
         on(4, 10): [(kit.change_plan, name, "max") for name in ten("a")[:5]],

@@ -110,7 +110,8 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
         else:
             overage = counts["overage"] - at.stranded
             segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
-        total += overage_price(segments) or 0
+        # A price that is not known matters only where something was recorded at it.
+        total += overage_price([one for one in segments if one.overage]) or 0
     return total
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.report import FlushReport
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -30,4 +29,4 @@ async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> No
     for at_ms, period_ms in ended.items():
         await intents.recall(customer, period_ms, until_ms=at_ms)
     sealing = await outbox.cut(customer, None)
-    report_late(FlushReport(), sealing.late, await outbox.meters())
+    report_late(None, sealing.late, await outbox.meters())

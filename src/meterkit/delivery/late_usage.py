@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.delivery")
 
 
-def report_late(report: FlushReport, late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
+def report_late(report: FlushReport | None, late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
     """Put late usage into a report, and log it.
 
     Args:
-        report: of the flush that has found it.
+        report: of the flush that has found it; None: a sync has, and only the log says it.
         late: what the seal has counted as late: each unit once.
         meters: the meters that are or were delivered, by token.
     """
@@ -41,16 +41,17 @@ def report_late(report: FlushReport, late: Iterable[LateUnits], meters: Mapping[
             is_billed=one.is_billed,
             by_item=one.by_item,
         )
-        report.late.append(usage)
         groups.setdefault((one.customer, one.period_ms), []).append(usage)
     for (customer, _), found in groups.items():
+        if report is not None:
+            report.late += found
         _logger.error(
             "late usage of customer %r: the invoice of its period from %s was final before it was delivered;"
             " %s (billing.late_usage)",
             customer,
             found[0].period,
             late_in_words(found),
-            extra=REPORTED,
+            extra=None if report is None else REPORTED,
         )
 
 
@@ -93,7 +94,6 @@ async def count_uninvoiced(
 
 def late_in_words(found: list[LateUsage]) -> str:
     """How much is late of one customer and period, and what becomes of it."""
-    by_item = [one for one in found if one.by_item]
     by_item = [one for one in found if one.by_item]
     groups = {
         "the invoice of the open period bills it": [
