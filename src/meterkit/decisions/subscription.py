@@ -187,7 +187,7 @@ class SubscriptionState:
 
     def prices_at(self, at_ms: int) -> ItemPrices:
         """Prices of its metered items at an instant; none before it began and after it has ended."""
-        if not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
+        if at_ms < self.created_ms or not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
             return NO_PRICES
         former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
         if former is not None:
