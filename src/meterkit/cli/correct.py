@@ -86,9 +86,8 @@ async def correct(
         usage, currency = await kit.usage(customer), kit.catalog.currency
         correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
         asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
-        tried: Sequence[Corrected] = ()
-        if dry_run or asks:
-            tried = await correct_units(correction_id=correction_id or token_hex(), dry_run=True)
+        try_units = partial(correct_units, correction_id=correction_id or token_hex(), dry_run=True)
+        tried = await try_units() if dry_run or asks else ()
         planned = [_Planned.of(one, usage) for one in tried]
         if dry_run:
             session.show([one.to_json() for one in planned], lambda: _print_planned(planned, currency))
