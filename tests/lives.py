@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
+from operator_acts import ACTS, Desk, Nothing
 from priced import Ledger
 from world import Killed, Refused, run
 
@@ -93,7 +94,7 @@ KINDS: Final = {
     "cancel": 3,
     "cancel_now": 2,
     "resume": 3,
-    "subscribe": 4,
+    "subscribe": 8,
     "fail_payments": 2,
     "mend_payments": 4,
     "portal_cancel": 1,
@@ -103,7 +104,10 @@ KINDS: Final = {
     "hooks_lost": 1,
     "hooks_twice": 2,
     "kill": 4,
+    "by_hand": 14,
+    "other_handler": 1,
 }
+_CHOICES: Final = {"use": METERS, "by_hand": tuple(ACTS)}
 IDLE: Final = timedelta(days=3)
 # Around the end of a period, in minutes from it.
 AROUND: Final = (-7, 2, 13, 40, 70, 180)
@@ -134,7 +138,7 @@ def drawn(seed: int) -> list[Event]:
         if at >= YEAR:
             return events
         (kind,) = random.choices([*KINDS], [*KINDS.values()])
-        what = random.choice(METERS if kind == "use" else PLANS)
+        what = random.choice(_CHOICES.get(kind, PLANS))
         events.append(Event(at=at, kind=kind, what=what, number=random.randint(1, 60)))
 
 
@@ -151,6 +155,7 @@ class Life:
     told: list[str] = field(default_factory=list[str])
     _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
     _turned_at: datetime = START
+    _acted_at: datetime = START
     _ends: list[datetime] = field(default_factory=list[datetime])
 
     async def live(self, events: Sequence[Event]) -> None:
@@ -236,6 +241,21 @@ class Life:
             behavior = ("create_prorations", "always_invoice")[event.number % 2]
             await self.ledger.change_at_stripe(found, event.what, proration_behavior=behavior)
 
+    async def _by_hand(self, event: Event) -> str:
+        """An operator does something in the Dashboard."""
+        self._acted_at = self.world.now
+        desk, names = Desk(world=self.world, customer=STRIPE_CUSTOMER, number=event.number), [*ACTS]
+        first = names.index(event.what)
+        for name in names[first:] + names[:first]:
+            with suppress(Nothing, Refused):
+                await ACTS[name](desk)
+                return name
+        return "nothing"
+
+    async def _other_handler(self, event: Event) -> None:
+        """Another handler makes each draft final as soon as it hears of it, for some weeks."""
+        self._back_at["drafts"] = self.world.now + timedelta(days=event.number)
+
     async def _stripe_away(self, event: Event) -> None:
         self.world.stripe_is_away = True
         self._back_at["stripe"] = self.world.now + timedelta(minutes=3 * event.number)
@@ -262,6 +282,8 @@ class Life:
         while (due := self._next_turn()) < instant:
             await world.until(due)
             self._come_back()
+            if "drafts" in self._back_at:
+                await self._finalize_drafts()
             with suppress(Killed):
                 await world.turn()
             await self._revive()
@@ -271,10 +293,18 @@ class Life:
         await world.until(instant)
         self._come_back()
 
+    async def _finalize_drafts(self) -> None:
+        self.world.emulator.advance()
+        for draft in await self.world.list("/v1/invoices", customer=STRIPE_CUSTOMER, status="draft"):
+            with suppress(Refused):
+                await self.world.ask("POST", f"/v1/invoices/{draft['id']}/finalize")
+
     def _next_turn(self) -> datetime:
         """When the process is to look again: something needs it in time, or days have passed."""
         now = self.world.now
         times = [self._turned_at + IDLE, *(at for at in self._back_at.values() if at > now)]
+        if self._acted_at > self._turned_at:
+            times.append(self._acted_at + timedelta(minutes=1))
         if self._is_fresh():
             times.append(now.replace(second=15) + timedelta(minutes=6))
         times += [

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ class Recorded:
         period: the first instant of its billing period.
         prices: what a unit may cost, in cents: by the plan that decided, and by the one that Stripe charged
             for then, where somebody has just changed it there. Empty: nothing, it was on trial.
+        is_behind_the_end: whether Stripe had no subscription any more: the last invoice may have it.
     """
 
     customer: str
@@ -48,6 +49,14 @@ class Recorded:
     plan: str
     period: datetime
     prices: tuple[Decimal, ...]
+    is_behind_the_end: bool = False
+
+
+class _AtStripe(NamedTuple):
+    """What Stripe charges for usage: cents for a unit, by meter, and whether it charges nothing now."""
+
+    prices: Mapping[str, Decimal]
+    is_free: bool
 
 
 @dataclass(kw_only=True)
@@ -77,6 +86,7 @@ class Ledger:
     world: World
     catalog: Catalog
     log: list[Recorded] = field(default_factory=list[Recorded])
+    _known: dict[str, _AtStripe | None] = field(default_factory=dict[str, "_AtStripe | None"])
 
     async def record(self, customer: str, meter: str, quantity: int) -> None:
         """Record usage with the kit, and note it."""
@@ -89,11 +99,12 @@ class Ledger:
             beyond -= before["meters"][meter]["overage"]
         plan = self.catalog.plans[after["plan"]]
         is_billed = plan.entitlements[meter].overage.mode == "bill"
-        at_stripe = await self._at_stripe(customer)
-        decided = self._price(plan, meter)
-        prices: set[Decimal | None] = {decided}
-        if at_stripe is not None:
-            prices = set() if at_stripe[1] else {decided, self._price(at_stripe[0], meter)}
+        known, shown = self._known.get(customer), await self._at_stripe(customer)
+        self._known[customer] = shown
+        prices: set[Decimal | None] = {self._price(plan, meter)}
+        if shown is not None:
+            own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
+            prices = set() if shown.is_free else own or prices
         self.log.append(
             Recorded(
                 customer=customer,
@@ -104,11 +115,12 @@ class Ledger:
                 plan=plan.key,
                 period=after["period"]["start"],
                 prices=tuple(sorted(price for price in prices if price is not None)),
+                is_behind_the_end=shown is None,
             )
         )
 
-    async def _at_stripe(self, customer: str) -> tuple[Plan, bool] | None:
-        """The plan whose base price Stripe charges, and whether it charges nothing now."""
+    async def _at_stripe(self, customer: str) -> _AtStripe | None:
+        """What Stripe charges for usage by the items of the customer's subscription; None: there is none."""
         (found, *_) = [
             *(
                 each
@@ -121,11 +133,18 @@ class Ledger:
         ]
         if found is None:
             return None
-        prices = {item["price"]["id"] for item in found["items"]["data"]}
-        for plan in self.catalog.plans.values():
-            if plan.price.stripe_price in prices:
-                return plan, found["status"] in _FREE
-        return None
+        events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
+        names = {
+            meter.stripe.event_name: name
+            for name, meter in self.catalog.meters.items()
+            if meter.stripe is not None
+        }
+        prices = {
+            names[events[price["recurring"]["meter"]]]: Decimal(price["unit_amount_decimal"])
+            for item in found["items"]["data"]
+            if (price := item["price"])["recurring"]["usage_type"] == "metered"
+        }
+        return _AtStripe(prices, found["status"] in _FREE)
 
     def _price(self, plan: Plan, meter: str) -> Decimal | None:
         """Cents for a unit beyond what is included."""
@@ -174,7 +193,7 @@ class Ledger:
         return {plan.price.stripe_price for plan in self.catalog.plans.values()}
 
     async def lines(self) -> list[Line]:
-        """All lines of Stripe's invoices that charge usage, but for invoices that are void."""
+        """All lines of Stripe's invoices that charge usage; of void ones where a person forgives them."""
         events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
         names = {
             meter.stripe.event_name: name
@@ -183,7 +202,7 @@ class Ledger:
         }
         found: list[Line] = []
         for invoice in await self.world.list("/v1/invoices"):
-            if invoice["status"] == "void":
+            if invoice["status"] == "void" and not invoice["metadata"].get("forgiven"):
                 continue
             for line in await self.world.list(f"/v1/invoices/{invoice['id']}/lines"):
                 price = await self._metered(line)
@@ -218,6 +237,8 @@ class Ledger:
     async def audit(self) -> list[str]:
         """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""
         lines = await self.lines()
+        void = await self.world.list("/v1/invoices", status="void")
+        forgiven = [one["id"] for one in void if one["metadata"].get("forgiven")]
         wrong = [
             f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
         ]
@@ -243,7 +264,7 @@ class Ledger:
         wrong += [
             f"the books of {meter} of {customer} from {period:%m-%d}: {said}"
             for (customer, meter, period), said in sorted(advice.items())
-            if said and (customer, meter, period) not in doubtful
+            if said and (customer, meter, period) not in doubtful and not any(one in said for one in forgiven)
         ]
         # What is late in its own period may be billed in one that follows.
         later = Counter[tuple[str, str]]()
@@ -325,7 +346,9 @@ def _match(log: Sequence[Recorded], lines: Sequence[Line]) -> Counter[_Place]:
         for place, entry in entries:
             for line in lines:
                 is_its = (line.customer, line.meter) == (entry.customer, entry.meter)
-                is_then = line.start - stamped_within <= entry.at < line.end
+                is_then = line.start - stamped_within <= entry.at and (
+                    entry.at < line.end or (entry.is_behind_the_end and entry.period < line.end)
+                )
                 if is_its and is_then and line.price in entry.prices:
                     taken = min(left[place], line.left)
                     line.left -= taken

@@ -10,7 +10,7 @@ import pytest
 
 from lives import Event, drawn, lived
 
-LIVES: Final = int(os.environ.get("METERKIT_LIVES", "6"))
+LIVES: Final = int(os.environ.get("METERKIT_LIVES", "20"))
 
 
 @pytest.mark.parametrize("seed", range(LIVES))
@@ -33,6 +33,14 @@ STORIES: Final = {
         Event(at=timedelta(days=10), kind="cancel_now"),
         Event(at=timedelta(days=11), kind="use", what="pages", number=2),
         Event(at=timedelta(days=12), kind="use", what="pages", number=1),
+    ],
+    # Its usage is on no invoice, and is looked for though nothing was sealed since.
+    "a trial that an operator gives while Stripe cannot be asked": [
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(minutes=20), kind="use", what="pages", number=17),
+        Event(at=timedelta(days=14), kind="by_hand", what="trial", number=48),
+        Event(at=timedelta(days=14, minutes=1), kind="stripe_away", number=49),
+        Event(at=timedelta(days=60), kind="hooks_twice"),
     ],
 }
 
