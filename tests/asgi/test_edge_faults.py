@@ -300,7 +300,7 @@ async def test_an_identify_that_returns_another_type_is_told_once_with_the_cure(
     kit: MeterKit, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every request was a 400, blamed on the client, and nothing said what had been returned."""
-    answers: list[Any] = [9177, 9177, b"secret-id", 9177]
+    answers: list[Any] = [91_779_177_917, 91_779_177_917, b"secret-id", 91_779_177_917]
     client = Client(identified(kit, iter(answers).__next__))
     for _ in answers:
         assert await client.get("ignored", "/deny") == 503
@@ -312,7 +312,7 @@ async def test_an_identify_that_returns_another_type_is_told_once_with_the_cure(
     assert "identify returned a value of type int; " in said[0]
     assert "return str(...)" in said[0]
     assert "identify returned a value of type bytes; " in said[1]
-    assert "9177" not in caplog.text
+    assert "91779177917" not in caplog.text
     assert "secret-id" not in caplog.text
 
 
