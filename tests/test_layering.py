@@ -38,7 +38,7 @@ LINE = (
     ("__main__",),
 )
 SUBSCRIPTIONS = (
-    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults", "due_prices"),
+    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults", "due_customers"),
     ("item_price_reading", "monthly_amount", "period_ends"),
     (
         "proration",

@@ -13,10 +13,10 @@ import pytest
 from delivering import kit_for
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
-from meterkit.subscriptions.due_prices import DuePrices
+from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from priced_shop import CATALOG, PLANS, renewed, sell
-from shopping import END, HALF, shop
+from shopping import END, HALF, sell_nothing, shop
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
@@ -522,10 +522,6 @@ plans:
 """)
 
 
-def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
-    """``stripe sync`` makes the prices."""
-
-
 def output_of(model: str, tokens: int) -> dict[str, Any]:
     """The answer of a model."""
     usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
@@ -621,7 +617,7 @@ async def test_a_price_that_ended_unnoticed_is_found_by_the_nightly_sync(store_u
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         await at.kit.customers.override("acme", priced(2), until=HALF)
-        await DuePrices(at.kit.store).remove("acme")
+        await due_prices(at.kit.store).remove("acme")
         at.clock.set(HALF)
         linked = (await at.kit.customers.get("acme")).stripe_customer
         assert linked is not None

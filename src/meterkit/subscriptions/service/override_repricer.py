@@ -24,7 +24,7 @@ from meterkit.errors import (
     StripeUnavailableError,
     SubscriptionBusyError,
 )
-from meterkit.subscriptions.due_prices import DuePrices
+from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.override_prices import gives_price, override_prices, why_unbilled
 from meterkit.subscriptions.proration import Terms
@@ -71,7 +71,7 @@ class OverrideRepricer:
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
-        self._due = DuePrices(self.store)
+        self._due = due_prices(self.store)
         self._throttle = Throttle(_LOGGED_EVERY_S)
 
     async def override(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.customers.states import States
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
 from meterkit.store.tasks import TaskLease
+from meterkit.subscriptions.due_customers import DueCustomers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -67,6 +68,7 @@ class AskedChanges:
         self._store = store
         self._states = States(store)
         self._apply = apply
+        self._due = DueCustomers(store, "changes", kept_ms=_KEPT_MS)
 
     async def put(self, customer: str, plan: str) -> None:
         """Accept a change; it replaces a pending one.
@@ -75,7 +77,7 @@ class AskedChanges:
             StoreError: the store does not answer.
         """
         now_ms = self._store.now_ms()
-        await self._queue(customer, now_ms + _AGAIN_MS)
+        await self._due.put(customer, now_ms + _AGAIN_MS)
         await self._states.change(
             customer, lambda state: replace(state, asked_plan=plan, asked_ms=now_ms), cause="api"
         )
@@ -83,8 +85,7 @@ class AskedChanges:
     async def forget(self, customer: str) -> None:
         """Drop the pending change, if any. Raises StoreError."""
         await self._states.change(customer, _without, cause="api")
-        admin = await self._store.admin()
-        await admin.ask(admin.client.zrem(self._key, customer))
+        await self._due.remove(customer)
 
     async def run(self) -> None:
         """Try what is due, every two seconds, until cancelled.
@@ -102,12 +103,8 @@ class AskedChanges:
         Raises:
             StoreError: the store does not answer.
         """
-        admin = await self._store.admin()
-        due: list[bytes] = await admin.ask(
-            admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
-        )
-        for member in due:
-            await self._try(member.decode())
+        for customer in await self._due.due():
+            await self._try(customer)
 
     async def _try(self, customer: str) -> None:
         _, state = await self._states.read(customer)
@@ -116,13 +113,13 @@ class AskedChanges:
             await self.forget(customer)
             return
         # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
-        await self._queue(customer, self._store.now_ms() + int(1000 * _PATIENCE_S))
+        await self._due.put(customer, self._store.now_ms() + int(1000 * _PATIENCE_S))
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._apply(customer, plan)
         except (StripeUnavailableError, TimeoutError) as error:
             if self._store.now_ms() < state.asked_ms + _GIVEN_UP_MS:
-                await self._queue(customer, self._store.now_ms() + _AGAIN_MS)
+                await self._due.put(customer, self._store.now_ms() + _AGAIN_MS)
                 return
             why = str(error) or "Stripe did not confirm it in time"
         except StoreError:
@@ -136,17 +133,6 @@ class AskedChanges:
                 "customer %r asked for plan %r and keeps the plan of before: %s", customer, plan, why
             )
         await self.forget(customer)
-
-    async def _queue(self, customer: str, due_ms: int) -> None:
-        admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.zadd(self._key, {customer: due_ms})
-        pipe.pexpire(self._key, _KEPT_MS)
-        await admin.ask(pipe.execute())
-
-    @property
-    def _key(self) -> str:
-        return self._store.keys.hooks("changes")
 
 
 def _without(state: CustomerState) -> CustomerState:

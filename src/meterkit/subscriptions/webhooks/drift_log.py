@@ -10,7 +10,7 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.errors import StripeError
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
-from meterkit.subscriptions.due_prices import DuePrices
+from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.item_changes import items_of, prices_in
 from meterkit.subscriptions.override_prices import compared_prices, gives_price
 from meterkit.subscriptions.stripe_objects import is_override_price
@@ -68,7 +68,7 @@ class Drifting:
         except StripeError:
             return
         if any(drift.kind in _OF_PRICES for drift in drifts) and _has_override_price(chosen, given):
-            await DuePrices(self._store).put(customer, self._store.now_ms())
+            await due_prices(self._store).put(customer, self._store.now_ms())
         new = await self._drifts.put(customer, drifts)
         if new:
             self._tell(customer, new[0])
