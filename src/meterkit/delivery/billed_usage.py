@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,7 +10,7 @@ from meterkit.customers.by_hand_lines import BilledLine, BilledUsage
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import segments_of, sent_label
-from meterkit.delivery.invoices import Invoices
+from meterkit.delivery.invoices import Invoices, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.store.event_names import known_meters, read_meters
@@ -114,7 +113,7 @@ def _read_line(
     invoice: Mapping[str, Any] | None, line: Mapping[str, Any], token: str, *, is_packed: bool
 ) -> UsageLine:
     pricing, span = line["pricing"], line["period"]
-    units = int(Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0)))
+    units = int(units_of(line))
     unit = pricing.get("unit_amount_decimal")
     price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
     name = f"{pricing['price_details']['price']}@{span['start']}@{unit}"

@@ -7,12 +7,12 @@ forgotten items that Stripe has of the same customer, meter and period, their un
 from __future__ import annotations
 
 import logging
-from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
+from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sending import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.late_items import LateItems, price_each
@@ -62,11 +62,6 @@ async def late_units_at_stripe(
         if USAGE_KEY in metadata:
             found.setdefault(metadata[USAGE_KEY], []).append(item)
     return found
-
-
-def units_of(item: Mapping[str, Any]) -> int:
-    """The units of an invoice item."""
-    return int(Decimal(str(item.get("quantity_decimal") or item.get("quantity") or 0)))
 
 
 class InvoiceItemMaker:
@@ -120,7 +115,7 @@ class InvoiceItemMaker:
                 item.usage_key, ()
             )
             there = [one for one in known if one["metadata"].get(_ITEM_KEY) == item.id]
-            left = await items.known_units(item) - sum(map(units_of, known))
+            left = await items.known_units(item) - int(sum(map(units_of, known)))
             if there or left <= 0:
                 names = ", ".join(str(one["id"]) for one in there or known)
                 return await items.settle(item, "f", after=f"billed by the invoice item {names}")

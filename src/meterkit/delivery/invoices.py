@@ -144,7 +144,7 @@ class Invoices:
         found: set[str] = set()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
-                if _place_of(line, start_s, end_s) == "inside" and _units_of(line):
+                if _place_of(line, start_s, end_s) == "inside" and units_of(line):
                     price = await self._price_of(line)
                     found |= {price.meter} if price is not None and price.meter is not None else set()
         return found
@@ -194,9 +194,9 @@ def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
     valid = [one for one in lines if one.status != "void"]
     for one in lines:
         if one.status == "void":
-            voided[one.invoice] = voided.get(one.invoice, Decimal(0)) + _units_of(one.line)
+            voided[one.invoice] = voided.get(one.invoice, Decimal(0)) + units_of(one.line)
     for one in valid:
-        unit, units = None if one.price.tiers else _unit_price(one.line, currency), _units_of(one.line)
+        unit, units = None if one.price.tiers else _unit_price(one.line, currency), units_of(one.line)
         priced[unit] = priced.get(unit, Decimal(0)) + units
         span: Mapping[str, int] = one.line.get("period") or {}
         key = (int(span.get("end") or 0), int(span.get("start") or 0), one.price.id)
@@ -236,7 +236,8 @@ def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["ins
     return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
 
 
-def _units_of(line: Mapping[str, Any]) -> Decimal:
+def units_of(line: Mapping[str, Any]) -> Decimal:
+    """The units of an invoice line, or of an invoice item."""
     return Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
 
 

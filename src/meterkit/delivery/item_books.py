@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.invoice_items import late_units_at_stripe, units_of
-from meterkit.errors import StripeError
+from meterkit.delivery.invoice_items import late_units_at_stripe
+from meterkit.delivery.invoices import units_of
+from meterkit.delivery.stripe_books import unless_gone
 from meterkit.outbox.late_items import usage_key_of
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-
-_NOT_THERE: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 
 
 class ItemBook(NamedTuple):
@@ -60,14 +58,11 @@ async def item_books(
     counts = {name: units for name, units in counts.items() if any(units)}
     if not counts or stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
         return {name: ItemBook(sum(units), "") for name, units in counts.items()}
-    try:
-        found = await late_units_at_stripe(api, stripe_customer, start_ms)
-    except StripeError as error:
-        if error.status not in _NOT_THERE:
-            raise
+    found = await unless_gone(late_units_at_stripe(api, stripe_customer, start_ms))
+    if found is None:
         return {name: ItemBook(sum(units), "") for name, units in counts.items()}
     return {
-        name: ItemBook(waiting + made, _advice(waiting, made, sum(map(units_of, found.get(key, ())))))
+        name: ItemBook(waiting + made, _advice(waiting, made, int(sum(map(units_of, found.get(key, ()))))))
         for name, (waiting, made) in counts.items()
         if (key := usage_key_of(customer, meter_token(name), start_ms))
     }

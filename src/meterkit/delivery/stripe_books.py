@@ -60,7 +60,7 @@ class StripeBooks:
         if linked is None or start_s >= end_s:
             return None
         counted = [
-            await _unless_gone(self._summaries.counted(name, linked, start_s, end_s))
+            await unless_gone(self._summaries.counted(name, linked, start_s, end_s))
             for name in self._names(event_name)
         ]
         known = [one for one in counted if one is not None]
@@ -80,7 +80,7 @@ class StripeBooks:
             summaries=self._summaries,
             invoices=self._invoices,
         )
-        return await _unless_gone(asking)
+        return await unless_gone(asking)
 
     async def sent_by_others(self, events: set[str], used: set[str], *, is_closing: bool) -> set[str]:
         """The event names, of those without own usage, that Stripe has units of.
@@ -96,7 +96,7 @@ class StripeBooks:
             return set()
         billed: set[str] = set()
         if self._invoices is not None:
-            billed = await _unless_gone(self._invoices.usage_meters(linked, *self._span_s)) or set()
+            billed = await unless_gone(self._invoices.usage_meters(linked, *self._span_s)) or set()
         found = {event for event in unused if not billed.isdisjoint(self._summaries.meter_ids(event))}
         if is_closing or subscription is None:
             return found
@@ -116,7 +116,7 @@ class StripeBooks:
         return self._start_ms // 1000, self._end_ms // 1000
 
 
-async def _unless_gone(asked: Awaitable[_T]) -> _T | None:
+async def unless_gone(asked: Awaitable[_T]) -> _T | None:
     """Stripe's answer; None: it has no such customer or meter."""
     try:
         return await asked
