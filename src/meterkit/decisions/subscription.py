@@ -43,6 +43,11 @@ _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
 }
 
 
+def interval_of(start_ms: int, end_ms: int) -> Literal["month", "year"]:
+    """The interval of a billing period, by its length."""
+    return "month" if end_ms - start_ms <= _MONTH_MS else "year"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionState:
     """A customer's subscription, as it was when it was last fetched from Stripe.
@@ -217,7 +222,7 @@ class SubscriptionState:
         """The interval that it is paid for, by its current period; None: not known, as in a trial."""
         if self.status == "trialing" or self._is_changed(now_ms) or not self.has_begun_at(now_ms):
             return None
-        return "month" if self.end_ms - self.start_ms <= _MONTH_MS else "year"
+        return interval_of(self.start_ms, self.end_ms)
 
     def with_former_prices(self, known: SubscriptionState, now_ms: int) -> SubscriptionState:
         """Keep the prices that end now: the close of a period that has ended still needs them.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.periods import Bounds, bounds_at
-from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription import ENDED, NEVER_MS, interval_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +100,6 @@ OWN_HOUR_MS: Final = 3_600_000
 """How long Stripe keeps a draft by itself."""
 MARGIN_MS: Final = 300_000
 """Usage is late so long before the draft ends: it must be sent and counted in between."""
-_MONTH_MS: Final = 31 * DAY_MS
 
 
 class Renewals(NamedTuple):
@@ -154,8 +153,8 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
 def _usage_cycle(subscription: SubscriptionState) -> tuple[SubscriptionState, Counting]:
     """The subscription with the period of its metered prices, and the interval of that."""
     start_ms, end_ms = subscription.usage_period
-    per: Interval = "month" if end_ms - start_ms <= _MONTH_MS else "year"
-    return replace(subscription, start_ms=start_ms, end_ms=end_ms), Counting(per=per)
+    counting = Counting(per=interval_of(start_ms, end_ms))
+    return replace(subscription, start_ms=start_ms, end_ms=end_ms), counting
 
 
 _FREE: Final = frozenset({"trialing", "paused", "incomplete", "incomplete_expired", "canceled"})

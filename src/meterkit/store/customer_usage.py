@@ -12,7 +12,7 @@ from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.holdings import Balance
-from meterkit.decisions.item_prices import NO_PRICES
+from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
@@ -159,7 +159,8 @@ def usage_of(
     filled = byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     linked, subscription = state.stripe_customer is not None, state.subscription
-    interval = None if subscription is None else subscription.interval_at(now_ms)
+    paid_per = None if subscription is None else subscription.interval_at(now_ms)
+    interval, own = paid_per or effective.plan.price.interval, prices_by_meter(effective.prices, catalog)
     is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
 
     def of_meter(name: str) -> MeterUsage:
@@ -176,7 +177,7 @@ def usage_of(
         meter = _meter(name, entitlements, view, catalog.meters, linked=linked)
         if is_usage_free and meter["overage_cents"] is not None:
             meter["overage_cents"] = 0
-        price = overage_price_of(entitlements[name], effective, catalog, interval)
+        price = overage_price_of(entitlements[name], own.get(name), catalog.currency, interval)
         return meter if price is None else {**meter, "price": price}
 
     priced = NO_PRICES if is_past or is_usage_free else effective.prices

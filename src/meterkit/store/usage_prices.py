@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from meterkit.decisions.item_prices import prices_by_meter
-
 if TYPE_CHECKING:
-    from meterkit.catalog import Catalog, Entitlement
-    from meterkit.decisions.customer_state import EffectivePlan
+    from meterkit.catalog import Entitlement
+    from meterkit.decisions.item_prices import ItemPrice
 
 
 class OveragePrice(TypedDict):
@@ -26,15 +25,15 @@ class OveragePrice(TypedDict):
 
 
 def overage_price_of(
-    entitlement: Entitlement, effective: EffectivePlan, catalog: Catalog, interval: str | None
+    entitlement: Entitlement, own: ItemPrice | None, currency: str, interval: str
 ) -> OveragePrice | None:
     """The price of a meter's overage; None: it is not billed, or its price is only at Stripe.
 
     Args:
         entitlement: of the meter.
-        effective: what the customer has.
-        catalog: what is sold.
-        interval: that the subscription is paid for; None: as the plan says.
+        own: the price of the customer's subscription item for it; None: not known.
+        currency: of the plans file.
+        interval: that the price is for.
     """
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
     if entitlement.overage.mode != "bill" or per is None or amount_cents is None:
@@ -42,11 +41,10 @@ def overage_price_of(
     found: OveragePrice = {
         "per": per,
         "amount_cents": amount_cents,
-        "currency": catalog.currency,
-        "interval": interval or effective.plan.price.interval,
+        "currency": currency,
+        "interval": interval,
     }
-    known = prices_by_meter(effective.prices, catalog).get(entitlement.meter)
-    return found if known is not None and known.is_exact else {**found, "estimated": True}
+    return found if own is not None and own.is_exact else {**found, "estimated": True}
 
 
 def price_cents(overage: int, entitlement: Entitlement) -> int | None:
@@ -54,5 +52,4 @@ def price_cents(overage: int, entitlement: Entitlement) -> int | None:
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
     if per is None or amount_cents is None:
         return None
-    whole, rest = divmod(overage * amount_cents, per)
-    return whole + (2 * rest > per or (2 * rest == per and whole % 2 == 1))
+    return round(Fraction(overage * amount_cents, per))
