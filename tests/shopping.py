@@ -164,6 +164,10 @@ async def shop(
         yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
 
 
+def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """Make no prices: ``stripe sync`` does."""
+
+
 def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
     """Have the emulated account sell the plans of a plans file: base prices, seats, and all its meters."""
     meters = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -11,11 +11,7 @@ from meterkit.catalog import loads
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
 from priced_shop import renewed
-from shopping import HALF, Shop, shop
-
-if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
-    from meterkit.testing import StripeEmulator
+from shopping import HALF, Shop, sell_nothing, shop
 
 pytestmark = pytest.mark.anyio
 
@@ -45,10 +41,6 @@ plans:
       output_tokens: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 1}}}
       large_output:  {included: unlimited, overage: {bill: {per: 1000, amount_cents: 4}}}
 """
-
-
-def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
-    """The kit makes the prices."""
 
 
 def answer_of(model: str, tokens: int) -> dict[str, Any]:

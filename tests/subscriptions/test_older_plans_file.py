@@ -9,14 +9,12 @@ import pytest
 
 from delivering import kit_for
 from meterkit.catalog import loads
-from shopping import shop
+from shopping import sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from meterkit import MeterKit
-    from meterkit.catalog import Catalog
-    from meterkit.testing import StripeEmulator
     from shopping import Shop
 
 pytestmark = pytest.mark.anyio
@@ -41,10 +39,6 @@ NEWER: Final = f"""{OLDER}  plus:
     price: {{amount_cents: 2000, interval: month}}
     meters: {{words: {{included: 10, overage: {{bill: {{per: 1, amount_cents: 3}}}}}}}}
 """
-
-
-def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
-    """``stripe sync`` makes the prices."""
 
 
 @asynccontextmanager

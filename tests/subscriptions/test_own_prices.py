@@ -14,15 +14,13 @@ from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.delivery.closing import Closer
 from meterkit.stripe.api import StripeApi
-from shopping import END, HALF, Shop, shop
+from shopping import END, HALF, Shop, sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
-    from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -45,10 +43,6 @@ plans:
 PRESENT: Final = "present"
 NEW: Final = "new"
 NEW_END: Final = HALF + timedelta(days=30)
-
-
-def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
-    """``stripe sync`` makes the prices."""
 
 
 @dataclass(kw_only=True)
