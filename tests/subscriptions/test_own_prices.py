@@ -1,4 +1,4 @@
-"""What a customer's usage costs is what the customer's own subscription items at Stripe charge."""
+"""Usage has the price of the customer's own subscription items at Stripe."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ async def test_invoice_lines_list(served: Served) -> None:
 
 
 async def test_balances_pay_what_comes_next(served: Served) -> None:
-    """https://docs.stripe.com/billing/customer/balance: negative is what the customer has."""
+    """https://docs.stripe.com/billing/customer/balance: a negative balance is credit."""
     client, _, _ = served
     await client.v1.customers.update_async("cus_1", {"balance": -400})
     invoice = invoice_of(await subscribe(client))

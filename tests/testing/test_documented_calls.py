@@ -341,7 +341,7 @@ async def test_an_end_at_a_named_instant(served: Served) -> None:
 
 
 async def test_subscriptions_cancel(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/cancel: without proration unless it is asked for."""
+    """https://docs.stripe.com/api/subscriptions/cancel: without proration by default."""
     client, _, clock = served
     made = await subscribe(client)
     clock.advance(timedelta(days=15))
@@ -354,7 +354,7 @@ async def test_subscriptions_cancel(served: Served) -> None:
 
 
 async def test_a_canceled_subscription_changes_no_more(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/update: but for its metadata and cancellation details."""
+    """https://docs.stripe.com/api/subscriptions/update: metadata and cancellation details still do."""
     client, _, _ = served
     made = await subscribe(client)
     await client.v1.subscriptions.cancel_async(made.id)
@@ -365,7 +365,7 @@ async def test_a_canceled_subscription_changes_no_more(served: Served) -> None:
 
 
 async def test_subscriptions_list(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/list: canceled ones only where they are asked for."""
+    """https://docs.stripe.com/api/subscriptions/list: canceled ones only with a status."""
     client, _, _ = served
     made = await subscribe(client)
     await client.v1.subscriptions.cancel_async(made.id)
