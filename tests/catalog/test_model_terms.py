@@ -179,6 +179,14 @@ def test_models_that_a_client_chooses_and_that_cost_nothing_are_named() -> None:
     ]
 
 
+def test_routes_beyond_the_tenth_whose_model_a_client_chooses_are_counted() -> None:
+    text = written('"gpt-4o": {requests: 1, service_tier: {flex: 50%}}')
+    (route,) = [line for line in text.splitlines() if "POST /chat" in line]
+    routes = "\n".join(route.replace("/chat", f"/chat/{nth}") for nth in range(12))
+    ((_, _, message),) = notes(text.replace(route, routes))
+    assert "'POST /chat/9' and 2 more, and calls of a model without a price" in message
+
+
 @pytest.mark.parametrize(
     "text",
     [

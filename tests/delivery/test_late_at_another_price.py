@@ -21,7 +21,7 @@ from switching import CATALOG, PLANS, begin, switch
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from meterkit import MeterKit, MeterUsage
+    from meterkit import LateUsage, MeterKit, MeterUsage
     from meterkit.delivery.reconciling import Reconciled
     from shopping import Shop
 
@@ -96,6 +96,43 @@ async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to
         "billed by an invoice item",
     )
     assert "billed by the invoice item ii_" in str(changes[1][1])
+
+
+@pytest.mark.parametrize("is_billed", [True, False])
+async def test_f_227_a_flush_reports_late_usage_of_a_switch_that_its_own_sync_finds(
+    store_url: str, is_billed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = CATALOG if is_billed else DEAD_LETTER
+    async with shop(store_url, catalog=catalog, selling=sell) as at:
+        await begin(at)
+        await at.kit.flush(everything=True)
+        await at.kit.record("acme", "words", 26)
+        await switch(at, "seven")
+        at.clock.advance(timedelta(minutes=10))
+        (late,) = (await at.kit.flush()).late
+        assert (late.customer, late.meter, late.quantity) == ("acme", "words", 26)
+        assert (late.is_billed, late.by_item) == (is_billed, is_billed)
+        assert late.period == (await at.kit.usage("acme"))["period"]["start"].isoformat().replace(
+            "+00:00", "Z"
+        )
+        (line,) = [one for one in caplog.records if "26 units of words" in one.getMessage()]
+        assert hasattr(line, "is_reported")
+        assert (await at.kit.flush(everything=True)).late == []
+
+
+async def test_f_227_a_flush_reports_late_usage_that_its_own_comparison_finds(at: Shop) -> None:
+    await at.kit.flush(everything=True)
+    await at.kit.record("acme", "words", 26)
+    at.emulator.fail_next("drop", when="before", times=None, path="/v1/billing/meter_events")
+    await at.kit.flush(everything=True, timeout_s=0)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    at.emulator.clear_faults()
+    late: list[LateUsage] = []
+    for _ in range(4):
+        at.clock.advance(timedelta(hours=14))
+        late += (await at.kit.flush(everything=True, timeout_s=0)).late
+    assert [(one.meter, one.quantity, one.by_item) for one in late] == [("words", 26, True)]
 
 
 async def test_i13_an_item_has_the_product_and_the_period_of_its_usage(at: Shop) -> None:

@@ -103,7 +103,17 @@ async def test_that_they_are_added_up_is_logged(
             await at.kit.record("acme", "rows", 1)
         with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
             await at.drainer.fold(await waiting_shards(at.kit.store), 2)
-    assert "3 entries of the audit log wait in shard" in caplog.text
+    assert "audit log: 3 entries wait in shard" in caplog.text
+
+
+async def test_one_entry_that_waits_is_logged_in_the_singular(
+    store_url: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await at.kit.record("acme", "rows", 1)
+        with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
+            await at.drainer.fold(await waiting_shards(at.kit.store), 0)
+    assert "audit log: 1 entry waits in shard" in caplog.text
 
 
 class Life:

@@ -78,8 +78,7 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
         mark_prices(customer, begins, asked.labels, overages, since)
     reply: list[int | bytes] = [0, now]
     for name, quantity in sorted((+late).items()):
-        token = name[-4:]
-        reply += [token.encode(), b"%d" % quantity, _again(shard, asked, name, quantity, now)]
+        reply += [name.encode(), b"%d" % quantity, _again(shard, asked, name, quantity, now)]
     if 1 in reply[4::3]:
         customer.lives, shard.dirty[NAME] = NEVER_MS, now
     if is_once:
@@ -157,9 +156,9 @@ class Stranding(Delivery):
         self._compare("the reply", expected, reply)
         entries: list[list[int | bytes]] = []
         for nth, told in zip(range(2, len(expected), 3), self.shard.histories[NAME], strict=True):
-            token, quantity, is_billed = expected[nth : nth + 3]
+            name, quantity, is_billed = expected[nth : nth + 3]
             if is_billed == 1:
-                meter, units = cast("bytes", token).decode(), int(quantity)
+                meter, units = cast("bytes", name)[-4:].decode(), int(quantity)
                 within = units if asked.meters[meter][0] == "included" else 0
                 begins, _ = self.shard.customers[NAME].begun
                 noted = (f"{meter}m".encode(), within, 0, 0, units - within, 0, units)

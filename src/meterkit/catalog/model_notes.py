@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.additions import reads_tokens
+from meterkit.catalog.notes import first_of
 from meterkit.catalog.price_table import is_listed
 from meterkit.catalog.shapes import kept
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Route
     from meterkit.catalog.routes import RouteTable
 
-_SHOWN_MAX: Final = 10
 _EXAMPLES: Final = {
     "service_tier": "service_tier: {priority: 200%, flex: 50%}",
     "speed": "speed: {fast: 200%}",
@@ -47,7 +47,7 @@ def note_client_choices(
     """
     calling = [(route, written) for route, written in routes if reads_tokens(route)]
     money = [credit for credit in credits_ if credit.unit == "money"]
-    chosen = ", ".join([repr(route.match) for route, _ in calling if route.model is None][:_SHOWN_MAX])
+    chosen = first_of([repr(route.match) for route, _ in calling if route.model is None])
     without_default = [table for table in tables if not table.has("default")]
     selling: list[CreditTable | ModelPricesTable] = [*money, *without_default]
     for table in selling:

@@ -59,7 +59,8 @@ async def flush(
     used, or a spool could not be sent. Without a Stripe key, --all only sends the spools.
     """
     kit = session.make_kit()
-    logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
+    for room in ("delivery", "store"):
+        logging.getLogger(f"meterkit.{room}").addFilter(lambda record: not hasattr(record, "is_reported"))
     if everything and kit.settings.stripe_api_key is None:
         async with started(kit):
             report = await kit.flush(everything=True)

@@ -14,9 +14,10 @@ from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.late_found import LateUsage, collect_late
 from meterkit.outbox.late_terms import (
     deciding_meter,
     is_billed_at,
@@ -81,6 +82,7 @@ _OUTCOMES: Final = (
     "the new price bills them",
     "an invoice item bills them at that price",
 )
+_BY_ITEM: Final = 2
 _WHY: Final = "others changed its price at Stripe: it is compared with Stripe's summary of its minute"
 
 
@@ -206,8 +208,17 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
     text = json.dumps({**asked, "intents": intents})
     reply: list[Any] = await admin.run(store.scripts["strand"], names, customer, token_hex(16), text)
     late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
-    for token, value, outcome in late:
-        _, name, price = asked["meters"][token.decode()]
+    for of, value, outcome in late:
+        period, _, token = of.decode().partition("|")
+        _, name, price = asked["meters"][token]
+        found = LateUsage(
+            customer=customer,
+            meter=name,
+            quantity=int(value),
+            period=iso(from_ms(int(period))),
+            is_billed=bool(outcome),
+            by_item=outcome == _BY_ITEM,
+        )
         _logger.error(
             "%s units of %s that customer %r used%s were not delivered when the price changed at Stripe: they"
             " are late; %s (billing.late_usage)",
@@ -216,6 +227,7 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
             customer,
             price,
             _OUTCOMES[int(outcome)],
+            extra=collect_late([found]),
         )
     return len(reply) > len(("0", "now"))
 

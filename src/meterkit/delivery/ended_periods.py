@@ -29,4 +29,4 @@ async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> No
     for at_ms, period_ms in ended.items():
         await intents.recall(customer, period_ms, until_ms=at_ms)
     sealing = await outbox.cut(customer, None)
-    report_late(None, sealing.late, await outbox.meters())
+    report_late(sealing.late, await outbox.meters())

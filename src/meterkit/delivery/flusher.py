@@ -21,6 +21,7 @@ from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.delivery.spool_replay import count_undelivered
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.late_found import collecting_late
 from meterkit.outbox.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
@@ -154,7 +155,16 @@ class Flusher:
     ) -> FlushReport:
         flush = FlushPass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
         self.report = flush.report
-        deadline = monotonic() + timeout_s
+        with collecting_late(flush.report.late):
+            await self._run_pass(flush, monotonic() + timeout_s, everything=everything, is_alone=is_alone)
+        if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
+            retried = flush.report.retried
+            what = "1 intent is" if retried == 1 else f"{retried} intents are"
+            _logger.warning("%s tried again later: %s", what, flush.report.why)
+        return flush.report
+
+    async def _run_pass(self, flush: FlushPass, deadline: float, *, everything: bool, is_alone: bool) -> None:
+        """Compare with Stripe, seal, send, and make invoice items."""
         await self._compare(flush.report, is_alone=is_alone)
         if everything:
             await self._until_all_is_done(flush, deadline)
@@ -166,11 +176,6 @@ class Flusher:
                 await self._round(flush, due_ms=self._store.now_ms())
         if self._items is not None:
             await self._unless_stopping(self._items.make_due(flush.report, everything=everything))
-        if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
-            retried = flush.report.retried
-            what = "1 intent is" if retried == 1 else f"{retried} intents are"
-            _logger.warning("%s tried again later: %s", what, flush.report.why)
-        return flush.report
 
     async def _until_all_is_done(self, flush: FlushPass, deadline: float) -> None:
         """Seal and send everything, waiting until the deadline for what may not be sent yet."""
@@ -263,7 +268,7 @@ class Flusher:
             flush.report.sealed += sealing.made
             flush.report_unsealed(sealing, self._aside)
             if sealing.late:
-                report_late(flush.report, sealing.late, await outbox.meters())
+                report_late(sealing.late, await outbox.meters())
             is_known = self._restarts is None or await self._unless_stopping(
                 self._restarts.are_over(outbox, shard, flush.report)
             )

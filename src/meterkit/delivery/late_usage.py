@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.delivery.report import REPORTED, LateUsage
+from meterkit.outbox.late_found import LateUsage, collect_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.delivery.reconciling import Reconciled
-    from meterkit.delivery.report import FlushReport
     from meterkit.outbox.sealing import LateUnits
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.event_names import Counted
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.delivery")
 
 
-def report_late(report: FlushReport | None, late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
-    """Put late usage into a report, and log it.
+def report_late(late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
+    """Log late usage; if a flush has found it, put it into the report of that flush.
 
     Args:
-        report: of the flush that has found it; None: a sync has, and only the log says it.
         late: what the seal has counted as late: each unit once.
         meters: the meters that are or were delivered, by token.
     """
@@ -43,15 +41,14 @@ def report_late(report: FlushReport | None, late: Iterable[LateUnits], meters: M
         )
         groups.setdefault((one.customer, one.period_ms), []).append(usage)
     for (customer, _), found in groups.items():
-        if report is not None:
-            report.late += found
+        mark = collect_late(found)
         _logger.error(
             "late usage of customer %r: the invoice of its period from %s was final before it was delivered;"
             " %s (billing.late_usage)",
             customer,
             found[0].period,
             late_in_words(found),
-            extra=None if report is None else REPORTED,
+            extra=mark,
         )
 
 

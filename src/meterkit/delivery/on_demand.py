@@ -13,6 +13,7 @@ import anyio
 from meterkit.customers.states import States
 from meterkit.customers.stranding import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.customers.usage import taken_back
+from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.summaries import until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.late_items import LateItems
@@ -159,6 +160,7 @@ class Cutter:
                     await hold_usage(store, customer, till_ms=till_ms)
                 else:
                     sealing = await outbox.cut(customer, Cut(till_ms=till_ms, labels=labels))
+                    report_late(sealing.late, await outbox.meters())
                     if sealing.aside:
                         raise StoreError(
                             f"usage of customer {customer!r} cannot be sealed: {sealing.aside[customer]}"

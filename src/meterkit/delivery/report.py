@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from meterkit.outbox.late_found import REPORTED, LateUsage
 
 if TYPE_CHECKING:
     from meterkit.outbox.intents import Undelivered
 
-REPORTED: Final = {"is_reported": True}
-"""Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
+__all__ = ["REPORTED", "FlushReport", "LateUsage", "Unsealed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,26 +28,6 @@ class Unsealed:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LateUsage:
-    """Usage that was not delivered before the invoice of its period was final.
-
-    Attributes:
-        meter: its name, or that of an earlier plans file.
-        quantity: in the meter's unit.
-        period: the first instant of its billing period, in ISO 8601.
-        is_billed: whether the invoice of the period that is open now bills it; else no invoice does.
-        by_item: whether an invoice item bills it, at the price at which it was recorded.
-    """
-
-    customer: str
-    meter: str
-    quantity: int
-    period: str
-    is_billed: bool
-    by_item: bool = False
-
-
 @dataclass(slots=True, kw_only=True)
 class FlushReport:
     """What a flush did, and what it left.
@@ -62,7 +43,8 @@ class FlushReport:
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all intents that are parked or dead, of earlier flushes too.
         unsealed: usage that could not be sealed.
-        late: usage whose own invoice was final; ``billing.late_usage`` says what becomes of it.
+        late: usage whose own invoice was final, or whose price had ended at Stripe, as this flush, its syncs
+            and its comparisons found; ``billing.late_usage`` says what becomes of it.
         items: invoice items that were made of late usage, at the price at which it was recorded.
         spooled: settlements sent, by a flush of everything, from spools of processes that are gone.
         spools_left: such spools that were left as they are, and why.

@@ -130,7 +130,7 @@ class Restarts:
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
         report.sealed += sealing.made
         if sealing.late:
-            report_late(report, sealing.late, await outbox.meters())
+            report_late(sealing.late, await outbox.meters())
         is_sealed = not sealing.later and not sealing.aside
         await self._lives.notice(shard, life, noticed_ms, is_sealed=is_sealed)
         self._say_noticed(shard, life)

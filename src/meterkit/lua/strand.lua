@@ -16,7 +16,7 @@
 --       the ledger
 --       last: the caller's clock (ms)
 -- PERIOD|n: the rev of the change that this was done for last: it is done once.
--- Reply {0, now, of what was late its token, how much, 1 where it is billed at the new price, 2 by an invoice item, else 0...}
+-- Reply {0, now, of what was late PERIOD|token, how much, 1 where it is billed at the new price, 2 by an invoice item, else 0...}
 --       the error DAMAGED: a number is not what it must be, and nothing is done
 --include server_ms
 --include read_counters
@@ -105,7 +105,7 @@ for _, name in ipairs(in_order(late)) do
   end
   enter(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
     outcomes[outcome], asked.cause}})
-  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = token, value, outcome
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
 end
 if is_due then -- Counters that have pending usage stay.
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))

@@ -223,8 +223,9 @@ class Drainer:
         full = [one for one in waiting if one.entries > most]
         if full and not self._is_full:
             first = max(full, key=lambda one: one.entries)
+            count = "1 entry waits" if first.entries == 1 else f"{first.entries} entries wait"
             _logger.warning(
-                "%d entries of the audit log wait in shard %d: some are added up", first.entries, first.shard
+                "audit log: %s in shard %d, and those beyond %d are added up", count, first.shard, most
             )
         self._is_full = bool(full)
         for one in full:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     """Is given the customer, and the ends of the periods at Stripe, each with its first instant (ms)."""
 
 FLUSH: Final = "flush"
-"""The cause of a sync by the flusher, which seals the customer's usage after it, and reports what is late."""
+"""The cause of a sync by the flusher."""
 _HELD_MS: Final = 60_000
 _UPDATED: Final = "customer.subscription.updated"
 _OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -105,8 +105,7 @@ class SubscriptionWriter:
                 cause=cause,
             )
             await self._change_prices(customer, before, after, change, store_state)
-        # Usage of a period that had ended before is left to a flush that is under way: its report names it.
-        if moved or (final and cause != FLUSH):
+        if moved or final:
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
         return known
