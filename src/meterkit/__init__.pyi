@@ -83,6 +83,8 @@ from meterkit.notify.messages import Messages as Messages
 from meterkit.notify.rendering import RenderedMessage as RenderedMessage
 from meterkit.outbox.intents import Intent as Intent
 from meterkit.outbox.intents import Undelivered as Undelivered
+from meterkit.outbox.item_commands import QueuedItem as QueuedItem
+from meterkit.outbox.item_commands import QueuedItems as QueuedItems
 from meterkit.outbox.operator_commands import Intents as Intents
 from meterkit.settings import Settings as Settings
 from meterkit.storage.presigning import UploadRefusedError as UploadRefusedError
@@ -127,6 +129,7 @@ from meterkit.sync_parts import SyncGrants as SyncGrants
 from meterkit.sync_parts import SyncIntents as SyncIntents
 from meterkit.sync_parts import SyncMessages as SyncMessages
 from meterkit.sync_parts import SyncObjectStorage as SyncObjectStorage
+from meterkit.sync_parts import SyncQueuedItems as SyncQueuedItems
 from meterkit.sync_parts import SyncRevenue as SyncRevenue
 from meterkit.sync_parts import SyncStripeAccount as SyncStripeAccount
 from meterkit.sync_parts import SyncSubject as SyncSubject

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.loop_thread import LoopThread
     from meterkit.notify.messages import Messages
+    from meterkit.outbox.item_commands import QueuedItems
     from meterkit.outbox.operator_commands import Intents
     from meterkit.storage.service import ObjectStorage
     from meterkit.subscriptions.price_sync import StripeAccount
@@ -29,6 +30,7 @@ __all__ = [
     "SyncIntents",
     "SyncMessages",
     "SyncObjectStorage",
+    "SyncQueuedItems",
     "SyncRevenue",
     "SyncStripeAccount",
     "SyncSubject",
@@ -133,6 +135,16 @@ class SyncIntents:
         self.redrive = loop.blocking(intents.redrive)
         self.park = loop.blocking(intents.park)
         self.drop = loop.blocking(intents.drop)
+        self.items = SyncQueuedItems(intents.items, loop)
+
+
+class SyncQueuedItems:
+    """Lists, redrives and drops queued invoice items; see :class:`meterkit.QueuedItems`."""
+
+    def __init__(self, items: QueuedItems, loop: LoopThread) -> None:
+        self.list = loop.blocking(items.list)
+        self.redrive = loop.blocking(items.redrive)
+        self.drop = loop.blocking(items.drop)
 
 
 class SyncRevenue:

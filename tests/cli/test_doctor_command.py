@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 CHECKS = (
     *("server", "rights", "persistence", "durability", "eviction", "replication", "clock", "shards"),
     *("scripts", "keys", "breaker"),
-    *("pending", "intents", "unlinked", "undelivered", "throughput", "links", "closes", "webhooks"),
+    *("pending", "intents", "items", "unlinked", "undelivered", "throughput", "links", "closes", "webhooks"),
     *("subscriptions", "messages", "audit", "spool"),
 )
 

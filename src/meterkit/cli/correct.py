@@ -191,7 +191,9 @@ def _billed_lines(one: Corrected, currency: str) -> Iterator[str]:
     """Units that a person, or a credit note, gives back: by invoice line, then those on no known line."""
     notes = {note.line: note.id for note in one.credits}
     for line in one.by_hand_lines:
-        where = "on no invoice yet" if line.invoice is None else f"on invoice {line.invoice}"
+        where = f"on invoice {line.invoice}" if line.invoice else "on no invoice yet"
+        if not line.invoice and line.line:
+            where += f", by item {line.line}"
         given = (
             f"given back by credit note {notes[line.line]}" if line.line in notes else "credit them by hand"
         )

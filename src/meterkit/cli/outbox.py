@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from getpass import getuser
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amount_texts import date_and_time, span
+from meterkit.catalog.amount_texts import date_and_time, money, span
 from meterkit.cli.options import whole_number
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
+from meterkit.delivery.invoice_items import span_in_words
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
+from meterkit.outbox.item_commands import QueuedItem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit import Intent, Intents, MeterKit
 
@@ -61,16 +64,21 @@ async def list_all(
         typer.Option("--limit", parser=whole_number(1, _MOST), metavar="N", help="At most so many."),
     ] = 1_000,
 ) -> None:
-    """List what is not delivered, the oldest first.
+    """List what is not delivered, the oldest first: intents, then invoice items for late usage.
 
     Exits 1 if an intent is parked or dead: it waits for an operator.
     """
     async with session.kit(reads=True) as kit:
-        found = await kit.outbox.list(state=state, customer=customer, limit=limit)
-    session.show_rows(found, _row, rare=("compared", "why"), empty="all that is sealed is delivered")
-    if len(found) == limit:
+        intents = await kit.outbox.list(state=state, customer=customer, limit=limit)
+        items: Sequence[QueuedItem] = ()
+        if state in {None, "queued"}:
+            items = await kit.outbox.items.list(customer=customer, limit=limit)
+    rare = ("minute", "first attempt", "attempts", "compared", "why")
+    found: list[Intent | QueuedItem] = [*intents, *items]
+    session.show_rows(found, _row, rare=rare, empty="all that is sealed is delivered")
+    if limit in {len(intents), len(items)}:
         print_note(f"there may be more: --limit {limit}")
-    if any(intent.state in {"parked", "dead"} for intent in found):
+    if any(intent.state in {"parked", "dead"} for intent in intents):
         raise typer.Exit(1)
 
 
@@ -78,9 +86,9 @@ async def list_all(
 async def show(
     session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
 ) -> None:
-    """Show one intent with all that is known of it."""
+    """Show one intent, or one invoice item, with all that is known of it."""
     async with session.kit(reads=True) as kit:
-        found = await kit.outbox.show(intent)
+        found = (await _items_by_id(kit)).get(intent) or await kit.outbox.show(intent)
     session.show(asdict(found), lambda: _print_one(found))
 
 
@@ -106,22 +114,39 @@ async def redrive(
 
     It is sent again under the same identifier where Stripe counts that once for certain. Else it stays
     parked, and 26 hours after its first try it is compared with Stripe's summary before anything is sent.
+    An invoice item that is named is made by the next flush.
     """
     if bool(intents) == everything:
         raise typer.BadParameter("name intents, or give --all")
     async with session.kit() as kit:
-        chosen = intents or await _undelivered(kit, customer)
-        await _each(session, chosen, kit.outbox.redrive, "redriven", reason=reason)
+        chosen, items = intents or await _undelivered(kit, customer), await _items_by_id(kit)
+
+        async def redrive_one(identifier: str, *, reason: str, by: str) -> Intent | QueuedItem:
+            if identifier in items:
+                return await kit.outbox.items.redrive(identifier)
+            return await kit.outbox.redrive(identifier, reason=reason, by=by)
+
+        await _each(session, chosen, redrive_one, "redriven", reason=reason)
 
 
 @command(commands)
 async def park(session: Session, intents: _Identifiers, *, reason: _Reason = "") -> None:
     """Keep queued intents from being sent.
 
-    Until they are redriven or dropped.
+    Until they are redriven or dropped. Invoice items cannot be parked.
     """
     async with session.kit() as kit:
-        await _each(session, intents, kit.outbox.park, "parked", reason=reason)
+        items = await _items_by_id(kit)
+
+        async def park_one(identifier: str, *, reason: str, by: str) -> Intent:
+            if identifier in items:
+                raise MeterkitError(
+                    f"{identifier} is an invoice item, which waits only until Stripe takes it: let the next"
+                    " flush make it, and delete it at Stripe; or drop it"
+                )
+            return await kit.outbox.park(identifier, reason=reason, by=by)
+
+        await _each(session, intents, park_one, "parked", reason=reason)
 
 
 @command(commands)
@@ -135,26 +160,37 @@ async def drop(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give intents up: Stripe is never sent their usage.
+    """Give intents or invoice items up: Stripe is never sent their usage.
 
-    It is counted as dead. Asks first. Entered into the customer's ledger, with who and why: see
-    `meterkit customers history`.
+    It is counted as dead; that of an invoice item stays late, and is on no invoice. Asks first. Entered into
+    the customer's ledger, with who and why: see `meterkit customers history`.
     """
     if not reason:
         raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")
     async with session.kit() as kit:
+        items = await _items_by_id(kit)
         if not yes:
-            await _ask(kit.outbox, intents)
-        await _each(session, intents, kit.outbox.drop, "dropped", reason=reason)
+            await _ask(kit.outbox, items, intents)
+
+        async def drop_one(identifier: str, *, reason: str, by: str) -> Intent | QueuedItem:
+            queue = kit.outbox.items if identifier in items else kit.outbox
+            return await queue.drop(identifier, reason=reason, by=by)
+
+        await _each(session, intents, drop_one, "dropped", reason=reason)
 
 
-async def _ask(outbox: Intents, identifiers: Sequence[str]) -> None:
+async def _items_by_id(kit: MeterKit) -> Mapping[str, QueuedItem]:
+    """The invoice items that wait, by identifier."""
+    return {item.identifier: item for item in await kit.outbox.items.list(limit=_MOST)}
+
+
+async def _ask(outbox: Intents, items: Mapping[str, QueuedItem], identifiers: Sequence[str]) -> None:
     if not sys.stdin.isatty():
         raise MeterkitError(
             "stdin is no terminal to ask for confirmation: give --yes to drop without a question"
         )
     for identifier in identifiers:
-        found = await outbox.show(identifier)
+        found = items.get(identifier) or await outbox.show(identifier)
         print_note(f"{found.state}: {found.quantity:,} of {found.meter} of customer {found.customer}")
     typer.confirm("Stripe is never sent this. Drop it?", abort=True, err=True)
 
@@ -175,13 +211,13 @@ async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
 async def _each(
     session: Session,
     identifiers: Sequence[str],
-    act: Callable[..., Awaitable[Intent]],
+    act: Callable[..., Awaitable[Intent | QueuedItem]],
     done: str,
     *,
     reason: str,
 ) -> None:
     """Apply it to each; a refusal is printed, and the others go on."""
-    seen: list[Intent] = []
+    seen: list[Intent | QueuedItem] = []
     refused: list[dict[str, str]] = []
     for identifier in dict.fromkeys(identifiers):
         try:
@@ -195,18 +231,42 @@ async def _each(
         raise typer.Exit(1)
 
 
-def _tell(seen: Sequence[Intent], done: str) -> None:
-    for intent in seen:
-        what = f"{intent.quantity:,} of {intent.meter} of customer {intent.customer}"
-        line = f"{done}: {what} ({intent.identifier})"
-        if intent.compared_at is not None:
-            line += f"; compared with Stripe's summary from {date_and_time(intent.compared_at)} on"
+def _tell(seen: Sequence[Intent | QueuedItem], done: str) -> None:
+    for one in seen:
+        line = f"{done}: {one.quantity:,} of {one.meter} of customer {one.customer} ({one.identifier})"
+        if isinstance(one, QueuedItem):
+            line += f"; {_bill(one)}" if done == "redriven" else "; no invoice bills it"
+        elif one.compared_at is not None:
+            line += f"; compared with Stripe's summary from {date_and_time(one.compared_at)} on"
         echo(line)
     if not seen:
         print_note(f"nothing was {done}")
 
 
-def _row(intent: Intent) -> dict[str, object]:
+def _bill(item: QueuedItem) -> str:
+    """The words for the amount of an invoice item, its usage, and the invoice that it is for."""
+    used = span_in_words(item.period_start, item.recorded_until - timedelta(milliseconds=1))
+    return (
+        f"invoice item of {money(item.cents, item.currency)} for late usage of {used}, on the next renewal of"
+        f" {item.subscription}"
+    )
+
+
+def _row(intent: Intent | QueuedItem) -> dict[str, object]:
+    if isinstance(intent, QueuedItem):
+        return {
+            "intent": intent.identifier,
+            "state": intent.state,
+            "customer": intent.customer,
+            "meter": intent.meter,
+            "quantity": intent.quantity,
+            "minute": None,
+            "first attempt": None,
+            "attempts": None,
+            "age": span(intent.age_s * 1000),
+            "compared": None,
+            "why": _bill(intent),
+        }
     return {
         "intent": intent.identifier,
         "state": intent.state,
@@ -222,14 +282,17 @@ def _row(intent: Intent) -> dict[str, object]:
     }
 
 
-def _print_one(intent: Intent) -> None:
+def _print_one(intent: Intent | QueuedItem) -> None:
     rows = {
         **_row(intent),
         "Stripe customer": intent.stripe_customer,
         "event name": intent.event_name,
         "period": intent.period_start,
-        "sealed": intent.sealed_at,
     }
+    if isinstance(intent, QueuedItem):
+        rows |= {"queued": intent.queued_at, "due": intent.due_at}
+    else:
+        rows["sealed"] = intent.sealed_at
     width = max(map(len, rows))
     for name, value in rows.items():
         if text := cell_text(value):

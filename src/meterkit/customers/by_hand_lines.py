@@ -43,18 +43,20 @@ class BilledUsage(NamedTuple):
 
     Attributes:
         units: by token, an instant within each line (ms) and its units; lines that cost nothing included.
+        items: by token, the units of this period that invoice items for late usage bill, or are to bill.
         lines: by meter, those that can be credited, newest first.
         changed: when the prices changed last, as the store had it before the lines were read; empty: never.
     """
 
     units: Mapping[str, Sequence[tuple[int, int]]]
+    items: Mapping[str, int]
     lines: Mapping[str, Sequence[BilledLine]]
     changed: str
 
     def dump(self) -> dict[str, Any]:
         """Serialize it for ``restore.lua``."""
         lines = {meter: [line.dump() for line in found] for meter, found in self.lines.items()}
-        return {"units": self.units, "lines": lines, "changed": self.changed}
+        return {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
 
 
 class ByHandLine(NamedTuple):
@@ -62,7 +64,8 @@ class ByHandLine(NamedTuple):
 
     Attributes:
         invoice: its id; None: the line is on no invoice yet, or no Stripe key is set.
-        line: the id of the line, or of the invoice item that becomes it; None: no Stripe key is set.
+        line: the id of the line, or of the invoice item that becomes it, at Stripe or in the queue
+            (``kit.outbox.items``); None: no Stripe key is set.
         units: how many.
         cents: the amount they were billed at.
     """

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.customers.by_hand_lines import BilledLine, BilledUsage
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.price_segments import segments_of, sent_label
+from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
+from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
 from meterkit.delivery.invoices import Invoices, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
+from meterkit.outbox.late_items import LateItems
 from meterkit.store.event_names import known_meters, read_meters
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class UsageLine(NamedTuple):
     Attributes:
         name: stays the same from the pending item to the final invoice.
         token: of the meter.
+        is_item: whether it is an invoice item for late usage.
         price: of a unit, in minor units; None: it bills packages of units.
         units: its quantity.
         start_s, end_s: the span that it bills.
@@ -47,6 +50,7 @@ class UsageLine(NamedTuple):
 
     name: str
     token: str
+    is_item: bool
     price: Fraction | None
     units: int
     start_s: int
@@ -96,10 +100,11 @@ async def usage_lines(
     items += [(None, item) for item in await invoices.pending(stripe_customer)]
     found, seen = list[UsageLine](), Counter[str]()
     for invoice, line in items:
-        meter, is_packed = await invoices.billed_meter(line)
-        if meter not in token_of:
+        late = late_item_token(line, customer, order)
+        meter, is_packed = (None, False) if late else await invoices.billed_meter(line)
+        if not late and meter not in token_of:
             continue
-        read = _read_line(invoice, line, token_of[meter], is_packed=is_packed)
+        read = _read_line(invoice, line, late or token_of[str(meter)], is_packed=is_packed)
         place = f"{'' if invoice is None else invoice['id']} {read.name}"
         seen[place] += 1
         if read.units:
@@ -116,10 +121,12 @@ def _read_line(
     units = int(units_of(line))
     unit = pricing.get("unit_amount_decimal")
     price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
-    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}"
+    item: str | None = (line.get("metadata") or {}).get(ITEM_KEY)
+    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}" if item is None else ""
     return UsageLine(
-        name=name,
+        name=name or f"late@{span['start']}@{item}",
         token=token,
+        is_item=item is not None,
         price=None if is_packed else price,
         units=units,
         start_s=int(span["start"]),
@@ -167,12 +174,39 @@ async def read_billed(
     credited = [one for one in dated if one.price and one.status not in _UNBILLED]
     units: dict[str, list[tuple[int, int]]] = {token: [] for token in wanted}
     for one in found:
-        units[one.token].append((one.instant_ms, one.units))
-    lines = {
-        name: [_billed_line(one, one.price) for one in credited if one.price and one.token in tokens[name]]
-        for name in quantities
-    }
-    return BilledUsage(units=units, lines=lines, changed=changed)
+        if not one.is_item:
+            units[one.token].append((one.instant_ms, one.units))
+    billed = [_billed_line(one, one.price) for one in credited if one.price]
+    made = {one.name for one in found}
+    late = [line for line in await queued_lines(store, view.customer) if line.name not in made]
+    made_here = [(one.token, one.units) for one in credited if one.is_item and one.instant_ms >= start_ms]
+    late_here = [(line.token, line.units) for line in late if line.instant_ms >= start_ms]
+    lines = {name: [one for one in (*late, *billed) if one.token in tokens[name]] for name in quantities}
+    return BilledUsage(units=units, items=_sums(made_here + late_here), lines=lines, changed=changed)
+
+
+async def queued_lines(store: Store, customer: str) -> list[BilledLine]:
+    """The invoice items for late usage that Stripe does not have yet, named as their lines will be."""
+    found = await LateItems(store, await store.admin()).listed(customer)
+    return [
+        BilledLine(
+            token=item.meter_token,
+            name=f"late@{item.period_ms // 1000}@{item.id}@1",
+            instant_ms=(item.period_ms + item.till_ms) // 2,
+            units=item.units,
+            price=Fraction(unit_amount_decimal(item.label)),
+            invoice=None,
+            line=item.id,
+        )
+        for item, _ in reversed(found)
+    ]
+
+
+def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found = Counter[str]()
+    for token, units in pairs:
+        found[token] += units
+    return dict(found)
 
 
 def _billed_line(one: UsageLine, price: Fraction) -> BilledLine:
@@ -217,20 +251,27 @@ async def read_ended_segments(
     start_ms, admin = to_ms(usage["period"]["start"]), await store.admin()
     names = {token: name for name in meters for token in (meter_token(name),)}
     units, lines = dict[str, list[tuple[int, int]]](), dict[str, list[BilledLine]]()
+    items = dict[str, int]()
     for meter in quantities:
         lines[meter] = []
         for token in tokens_of(meter, store.catalog):
-            marks = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|{token}s"))
+            fields = [f"{start_ms}|{token}{letter}" for letter in "sn"]
+            marks, late = await admin.ask(admin.client.hmget(view.keys.totals, fields))
+            by_item = [one._replace(sealed=one.overage) for one in item_segments((late or b"").decode())]
+            items[token] = sum(one.sealed for one in by_item)
             ended = segments_of((marks or b"").decode(), label="", sealed=_ENDLESS, overage=0)[:-1]
             if ended and ended[-1].label == sent_label(names[token], view.entitlements, meters):
                 ended.pop()  # A change that Stripe refused: its price goes on.
             units[token] = [(start_ms, one.sealed) for one in ended]
             lines[meter] += [
-                _unknown_line(token, place, start_ms, one) for place, one in reversed([*enumerate(ended)])
+                _unknown_line(token, f"segment{place}", start_ms, one)
+                for place, one in reversed([*enumerate(ended)])
             ]
-    return BilledUsage(units=units, lines=lines, changed=await _read_changed_at(store, view, start_ms))
+            lines[meter] += [_unknown_line(token, f"item{one.label}", start_ms, one) for one in by_item]
+    changed = await _read_changed_at(store, view, start_ms)
+    return BilledUsage(units=units, items=items, lines=lines, changed=changed)
 
 
-def _unknown_line(token: str, place: int, start_ms: int, ended: Segment) -> BilledLine:
+def _unknown_line(token: str, name: str, start_ms: int, ended: Segment) -> BilledLine:
     price = ended.unit_cents or Fraction(0)
-    return BilledLine(token, f"segment{place}", start_ms, ended.sealed, price, None, None)
+    return BilledLine(token, name, start_ms, ended.sealed, price, None, None)

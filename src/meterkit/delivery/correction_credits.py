@@ -15,7 +15,13 @@ from meterkit.customers.by_hand_lines import ByHandLine, IssuedCredit
 from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
 from meterkit.customers.history import enter
 from meterkit.customers.states import States
-from meterkit.delivery.billed_usage import read_billed, read_ended_segments, tokens_of, usage_lines
+from meterkit.delivery.billed_usage import (
+    queued_lines,
+    read_billed,
+    read_ended_segments,
+    tokens_of,
+    usage_lines,
+)
 from meterkit.errors import SettingsError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
@@ -153,10 +159,11 @@ class CreditIssuer:
         tokens = tokens_of(meter, self._store.catalog)
         found = await usage_lines(api, self._store, customer, state.stripe_customer, tokens, since_s)
         known = {one.name: one for one in found}
+        queued = {one.name for one in await queued_lines(self._store, customer)}
         notes, whys = dict[str, IssuedCredit](), list[str]()
         for line in lines:
             billed = known.get(line.name)
-            why = _why_not(line, billed)
+            why = _WAITING["pending"] if line.name in queued and billed is None else _why_not(line, billed)
             if billed is None or billed.invoice is None or why:
                 whys.append(f"{line.units:,} units: {why}")
                 continue

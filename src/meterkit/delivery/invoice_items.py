@@ -15,11 +15,11 @@ from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sending import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.late_items import LateItems, price_each
+from meterkit.outbox.late_items import LateItems, price_each, usage_key_of
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.delivery.report import FlushReport
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.delivery")
 USAGE_KEY: Final = "meterkit_late_usage"
 """The metadata of an invoice item that names customer, meter and period; see ``usage_key_of``."""
-_ITEM_KEY: Final = "meterkit_late_item"
+ITEM_KEY: Final = "meterkit_late_item"
+"""The metadata of an invoice item that has its identifier in the queue."""
+_SINCE_KEY: Final = "meterkit_late_since"
 _PATH: Final = "/v1/invoiceitems"
 _LATER_MS: Final = 60_000
 _FAILURES_MOST: Final = 3
@@ -62,6 +64,15 @@ async def late_units_at_stripe(
         if USAGE_KEY in metadata:
             found.setdefault(metadata[USAGE_KEY], []).append(item)
     return found
+
+
+def late_item_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:
+    """Which of some meters the late usage is of that a line, or an invoice item, bills; None: of none."""
+    metadata: Mapping[str, str] = line.get("metadata") or {}
+    since, key = metadata.get(_SINCE_KEY, ""), metadata.get(USAGE_KEY)
+    if key is None or ITEM_KEY not in metadata or not since.isdigit():
+        return None
+    return next((token for token in tokens if usage_key_of(customer, token, int(since)) == key), None)
 
 
 class InvoiceItemMaker:
@@ -114,7 +125,7 @@ class InvoiceItemMaker:
             known = (await late_units_at_stripe(self._api, item.stripe_customer, item.period_ms)).get(
                 item.usage_key, ()
             )
-            there = [one for one in known if one["metadata"].get(_ITEM_KEY) == item.id]
+            there = [one for one in known if one["metadata"].get(ITEM_KEY) == item.id]
             left = await items.known_units(item) - int(sum(map(units_of, known)))
             if there or left <= 0:
                 names = ", ".join(str(one["id"]) for one in there or known)
@@ -163,9 +174,9 @@ class InvoiceItemMaker:
             "period": {"start": item.period_ms // 1000, "end": max(item.period_ms, item.till_ms) // 1000},
             "metadata": {
                 USAGE_KEY: item.usage_key,
-                _ITEM_KEY: item.id,
+                ITEM_KEY: item.id,
                 "meterkit_meter": item.meter,
-                "meterkit_late_since": f"{item.period_ms}",
+                _SINCE_KEY: f"{item.period_ms}",
                 "meterkit_price": price_each(item.label, item.currency),
             },
         }

@@ -49,23 +49,25 @@ async def item_books(
         StoreError: the store does not answer.
     """
     customer, start_ms = usage["customer"], to_ms(usage["period"]["start"])
-    if not any(usage["meters"][name]["late"] for name in meters):
+    if not (late := [name for name in meters if usage["meters"][name]["late"]]):
         return {}
     admin, totals = await store.admin(), store.keys.customer(customer).totals
-    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in "af"]
+    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in late for letter in "af"]
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
-    counts = {name: (int(next(kept) or 0), int(next(kept) or 0)) for name in meters}
-    counts = {name: units for name, units in counts.items() if any(units)}
-    if not counts or stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
-        return {name: ItemBook(sum(units), "") for name, units in counts.items()}
+    counts = {name: (int(next(kept) or 0), int(next(kept) or 0)) for name in late}
+    ours = {name: ItemBook(sum(units), "") for name, units in counts.items() if any(units)}
+    if stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
+        return ours
     found = await unless_gone(late_units_at_stripe(api, stripe_customer, start_ms))
     if found is None:
-        return {name: ItemBook(sum(units), "") for name, units in counts.items()}
-    return {
-        name: ItemBook(waiting + made, _advice(waiting, made, int(sum(map(units_of, found.get(key, ()))))))
-        for name, (waiting, made) in counts.items()
-        if (key := usage_key_of(customer, meter_token(name), start_ms))
-    }
+        return ours
+    books: dict[str, ItemBook] = {}
+    for name, (waiting, made) in counts.items():
+        there = found.get(usage_key_of(customer, meter_token(name), start_ms), ())
+        if waiting or made or there:
+            advice = _advice(waiting, made, int(sum(map(units_of, there))))
+            books[name] = ItemBook(waiting + made, advice)
+    return books
 
 
 def _advice(waiting: int, made: int, at_stripe: int) -> str:

@@ -83,10 +83,10 @@ async def undelivered(store: Store, customer: str) -> int:
     usage = await store.usage(customer)
     # What takes units back is subtracted there, and is on its way as well.
     back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
-    items = await LateItems(store, await store.admin()).of(customer)
+    items = await LateItems(store, await store.admin()).listed(customer)
     return (
         back
-        + sum(item.units for item in items)
+        + sum(item.units for item, _ in items)
         + sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values())
     )
 

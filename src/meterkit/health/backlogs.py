@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_texts import span
 from meterkit.health.findings import Finding, named, single
 from meterkit.outbox.closes import Closes
+from meterkit.outbox.late_items import LateItems
 from meterkit.store.messages import CHANNELS, MessageQueue
 from meterkit.store.tasks import Upkeep
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.outbox.closes import Close
+    from meterkit.outbox.late_items import LateItem
     from meterkit.redis.admin import Admin
     from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.tasks import UpkeepSeen
@@ -43,6 +45,36 @@ def unconfirmed(closes: Sequence[Close]) -> list[Finding]:
         problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
         " an invoice is final is on no invoice",
         cure="`meterkit reconcile CUSTOMER --period DATE` has the figures of each, and what to do",
+    )
+
+
+_ITEM_OVERDUE_MS: Final = 60 * 60_000
+"""How long an invoice item may wait: a flush makes it within minutes."""
+
+
+async def look_at_invoice_items(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
+    """How many invoice items for late usage wait, and whether one does for too long.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    found = [item for item, _ in await LateItems(parts.store, admin).listed()]
+    since_ms = parts.store.now_ms() - _ITEM_OVERDUE_MS
+    return f"{len(found):,} wait", unmade_items([item for item in found if item.queued_ms < since_ms])
+
+
+def unmade_items(items: Sequence[LateItem]) -> list[Finding]:
+    """Invoice items that Stripe should have by now. Pure."""
+    if not items:
+        return []
+    count = "1 invoice item for late usage waits"
+    if len(items) > 1:
+        count = f"{len(items):,} invoice items for late usage wait"
+    whose = named([f"{item.in_words()} of customer {item.customer}" for item in items])
+    return single(
+        check="items",
+        problem=f"{count} for more than an hour, and Stripe does not have them: {whose}",
+        cure="`meterkit flush` makes them, or says what holds them up; `meterkit outbox list` has each",
     )
 
 

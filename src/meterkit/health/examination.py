@@ -20,7 +20,12 @@ from meterkit.health.allotments import CHECK as ALLOTMENTS
 from meterkit.health.allotments import allotments_of, units_of
 from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
 from meterkit.health.audit_roots import look_at_roots
-from meterkit.health.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
+from meterkit.health.backlogs import (
+    look_at_closes,
+    look_at_invoice_items,
+    look_at_messages,
+    look_at_stored_objects,
+)
 from meterkit.health.findings import Finding
 from meterkit.health.health import Health, UnseenError
 from meterkit.health.spools import look_at_spool_directory
@@ -370,6 +375,7 @@ _OF_STORE: Final[_Checks] = {
     "breaker": lambda seen: look_at_breaker(seen.parts, seen.admin),
     "pending": _pending,
     "intents": _intents,
+    "items": lambda seen: look_at_invoice_items(seen.parts, seen.admin),
     "unlinked": _unlinked,
     "undelivered": _undelivered,
     "throughput": _throughput,

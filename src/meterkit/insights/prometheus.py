@@ -103,10 +103,10 @@ async def _stored_families(store: Store) -> list[Metric]:
         *_waiting_families(
             "delivery",
             waiting,
-            items="What waits to be delivered to Stripe: customers (pending, unlinked), intents; closes of"
-            " periods.",
-            age="How long the oldest is overdue (pending, queued), in its state (parked, dead), or over"
-            " (unconfirmed).",
+            items="What waits to be delivered to Stripe: customers (pending, unlinked), intents, invoice"
+            " items for late usage; closes of periods.",
+            age="How long the oldest is overdue (pending, queued, invoice_items), in its state (parked,"
+            " dead), or over (unconfirmed).",
         ),
         *_waiting_families(
             "webhook",

@@ -23,6 +23,7 @@ STATES: Final = {
     "pending": "dirty",
     "unlinked": "unlinked",
     "queued": "outbox",
+    "invoice_items": "items",
     "parked": "parked",
     "dead": "dead",
     "unconfirmed": "unclosed",
@@ -36,9 +37,10 @@ class Waiting(NamedTuple):
     """The entries in one state.
 
     Attributes:
-        items: customers (pending, unlinked), intents, or periods whose close is not confirmed in time.
-        age_s: how long the oldest is overdue (pending, queued), in this state (parked, dead), or over
-            (unconfirmed); of unlinked 0, whose time of expiry is kept instead.
+        items: customers (pending, unlinked), intents, invoice items for late usage, or periods whose close is
+            not confirmed in time.
+        age_s: how long the oldest is overdue (pending, queued, invoice_items), in this state (parked, dead),
+            or over (unconfirmed); of unlinked 0, whose time of expiry is kept instead.
     """
 
     items: int

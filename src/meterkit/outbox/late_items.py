@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import blake2b
+from math import floor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import exact_money
@@ -32,6 +34,7 @@ class LateItem:
         till_ms: the first instant after they were, at the latest.
         metered: prices of the subscription then, as ``METER=PRICE``, with blanks between them.
         label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
+        queued_ms: when they became late.
     """
 
     text: str
@@ -49,6 +52,7 @@ class LateItem:
     event_name: str
     label: str
     units: int
+    queued_ms: int
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> LateItem:
@@ -71,6 +75,7 @@ class LateItem:
             event_name=kept["event"],
             label=kept["label"],
             units=int(kept["value"]),
+            queued_ms=int(kept["at"]),
         )
 
     @property
@@ -94,6 +99,11 @@ def price_each(label: str, currency: str) -> str:
     return f"{exact_money(unit_amount_decimal(label), currency)} each"
 
 
+def item_cents(label: str, units: int) -> int:
+    """The amount of an item in minor units, rounded half up, as Stripe rounds a line."""
+    return floor(Fraction(unit_amount_decimal(label)) * units + Fraction(1, 2))
+
+
 class LateItems:
     """The queue. Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
 
@@ -111,11 +121,19 @@ class LateItems:
             for member in found:
                 yield LateItem.read(shard, member)
 
-    async def of(self, customer: str) -> Sequence[LateItem]:
-        """The items of a customer that Stripe does not have yet."""
-        shard = self._store.keys.customer(customer).shard
-        found: list[bytes] = await self._admin.ask(self._admin.client.zrange(self._key(shard), 0, -1))
-        return [item for member in found if (item := LateItem.read(shard, member)).customer == customer]
+    async def listed(self, customer: str | None = None) -> Sequence[tuple[LateItem, int]]:
+        """The items of a customer, or all, that Stripe does not have yet, each with when it is due (ms)."""
+        if customer is None:
+            shards = [at for at, _ in await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")]
+        else:
+            shards = [self._store.keys.customer(customer).shard]
+        found: list[tuple[LateItem, int]] = []
+        for shard in shards:
+            range_ = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
+            members: list[tuple[bytes, float]] = await self._admin.ask(range_)
+            read = [(LateItem.read(shard, member), int(due_ms)) for member, due_ms in members]
+            found += [one for one in read if customer in {None, one[0].customer}]
+        return found
 
     async def count(self) -> int:
         """Count the items that wait."""
@@ -128,16 +146,19 @@ class LateItems:
         found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, [f"{name}a", f"{name}f"]))
         return sum(int(units or 0) for units in found)
 
-    async def settle(self, item: LateItem, letter: Literal["f", "t"], *, after: str) -> bool:
+    async def settle(
+        self, item: LateItem, letter: Literal["f", "t"], *, after: str, cause: str = "clock"
+    ) -> bool:
         """Count an item as made (f) or as never billed (t); False: another process was faster.
 
         Args:
             item: which.
             letter: how its units count from now on.
             after: what became of it, for the customer's ledger.
+            cause: for that ledger.
         """
         keys = self._store.keys.customer(item.customer)
-        entry = ("late", str(self._store.now_ms()), f"{item.period_ms} {item.in_words()}", after, "clock")
+        entry = ("late", str(self._store.now_ms()), f"{item.period_ms} {item.in_words()}", after, cause)
         names = [self._key(item.shard), keys.totals, keys.history]
         script = self._store.scripts["settle_item"]
         return bool(await self._admin.run(script, names, item.text, letter, json.dumps(entry)))

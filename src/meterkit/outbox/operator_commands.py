@@ -25,6 +25,7 @@ from meterkit.outbox.intents import (
     is_refused,
     kept_in,
 )
+from meterkit.outbox.item_commands import QueuedItems
 from meterkit.store.arguments import check_customer, check_text, is_text, shown
 from meterkit.store.event_names import read_meters
 
@@ -142,10 +143,14 @@ class Intents:
 
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer. What is done to
     an intent is entered into its customer's ledger (:meth:`meterkit.Customers.history`), with who and why.
+
+    Attributes:
+        items: the invoice items for late usage that Stripe does not have yet.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.items = QueuedItems(store)
 
     async def list(
         self, *, state: IntentState | None = None, customer: str | None = None, limit: int = 1_000

@@ -249,6 +249,9 @@ async def live_sections(store: Store) -> Sequence[Section]:
         # In the store's outbox are those that are being sent, too.
         for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
     ]
+    items = Figure(
+        "invoice_items", "Invoice items to be made", waiting["invoice_items"].items, opens="outbox"
+    )
     spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     today = sum(minute > since for minute in degraded)
@@ -266,7 +269,7 @@ async def live_sections(store: Store) -> Sequence[Section]:
             if _looks_for_spikes(store)
             else "To look for spikes, list usage.spike under notify in the plans file.",
         ),
-        Section("outbox", "Deliveries to Stripe, and invoices", [*outbox, unconfirmed]),
+        Section("outbox", "Deliveries to Stripe, and invoices", [*outbox, items, unconfirmed]),
         Section(
             "webhooks",
             "Webhooks of Stripe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
+from meterkit.catalog.amount_texts import money
 from meterkit.customers.history import enter
 from meterkit.customers.links import owner_of
 from meterkit.decisions.periods import from_ms
@@ -16,6 +17,7 @@ from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, first_of, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.outbox.item_commands import QueuedItem
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.figures import PagesKit
     from meterkit.store.messages import Channel, KeptMessage
@@ -91,6 +93,8 @@ def queue_lists(kit: PagesKit) -> Sequence[Listing]:
         rows: list[Row] = [
             {"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found
         ]
+        if asked.of in {"", "queued"}:
+            rows += [_item_row(item) for item in await kit.outbox.items.list(limit=_MOST)]
         return first_of(rows, asked, len(queued) == _MOST)
 
     async def webhooks(asked: Asked) -> Rows:
@@ -148,9 +152,13 @@ async def redrive(kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: 
 
 async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> Redriven:
     redriven, refused = list[str](), dict[str, str]()
+    items = {item.identifier for item in await outbox.items.list(limit=_MOST)}
     for one in dict.fromkeys(ids):
         try:
-            await outbox.redrive(one, reason=reason, by=by)
+            if one in items:
+                await outbox.items.redrive(one)
+            else:
+                await outbox.redrive(one, reason=reason, by=by)
         except StoreError:
             raise
         except MeterkitError as error:
@@ -182,6 +190,12 @@ async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str,
         name: owner_of((claim or b"").decode(errors="replace"))
         for name, claim in zip(stripe_customers, claims, strict=True)
     }
+
+
+def _item_row(item: QueuedItem) -> Row:
+    names = ("customer", "state", "meter", "quantity")
+    why = f"invoice item of {money(item.cents, item.currency)} for late usage"
+    return {"intent": item.identifier, **{name: getattr(item, name) for name in names}, "why": why}
 
 
 def _message(channel: Channel, kept: KeptMessage) -> Row:

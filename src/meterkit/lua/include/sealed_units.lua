@@ -1,9 +1,10 @@
 -- sealed_units: how many units of meters were sealed in a period, by price segment.
 --   totals: as read; this: first instant of the period, as text; billed: nil: it has one segment; units: by token the invoice
---   lines of ended segments and of earlier periods: {an instant within the line (ms), units} each
+--   lines of ended segments and of earlier periods: {an instant within the line (ms), units} each; items: by token the units
+--   of this period that invoice items for late usage bill
 -- Returns three functions, and by token the units on lines of this period. sealed_in(token, letters): units in some states,
 -- without those that were taken back again. to_compensate(sealed, tokens, behind): of overage that was sealed, what Stripe has
--- or will get, behind included units and what there was compensation for. in_open(tokens, behind, repaid): the same of
+-- or will get, by events or invoice items, behind included units and what there was compensation for. in_open(tokens, behind, repaid): the same of
 -- all overage of the open segment.
 local function sealed_units(totals, this, billed)
   local ended = {}
@@ -24,7 +25,7 @@ local function sealed_units(totals, this, billed)
   local function to_compensate(sealed, tokens, behind)
     local sent = -behind
     for _, token in ipairs(tokens) do
-      sent = sent + sealed_in(token, 'qlkd')
+      sent = sent + sealed_in(token, 'qlkd') + (billed and billed.items[token] or 0)
     end
     return math.max(0, math.min(sealed, sent))
   end
