@@ -375,6 +375,72 @@ async def test_a_price_that_is_not_one_amount_for_each_unit_is_estimated_and_log
         assert reason in logged[0]
 
 
+ODD_PRICES: Final = {
+    "packages": (
+        {"unit_amount": "30", "transform_quantity[divide_by]": "10", "transform_quantity[round]": "up"},
+        "it is of packages of several units",
+    ),
+    "volume tiers": (
+        {
+            "billing_scheme": "tiered",
+            "tiers_mode": "volume",
+            "tiers[0][up_to]": "100",
+            "tiers[0][unit_amount]": "5",
+            "tiers[1][up_to]": "inf",
+            "tiers[1][unit_amount]": "4",
+        },
+        "it has tiers that are not graduated",
+    ),
+    "a free tier": (
+        {
+            "billing_scheme": "tiered",
+            "tiers_mode": "graduated",
+            "tiers[0][up_to]": "100",
+            "tiers[0][unit_amount]": "0",
+            "tiers[1][up_to]": "inf",
+            "tiers[1][unit_amount]": "5",
+        },
+        "it has a free tier, and Stripe is sent overage alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PRICES)
+async def test_f_227_a_price_that_cannot_be_computed_is_named_by_check_and_health(
+    store_url: str, name: str
+) -> None:
+    price, reason = ODD_PRICES[name]
+
+    async def named(at: Shop) -> list[str]:
+        """What the last sync, then the check, say of it."""
+        problems = [one.problem for one in (await at.kit.health()).findings if one.check == "subscriptions"]
+        drifts = (await at.kit.subscriptions.check()).get(PRESENT, ())
+        return [*problems, *(one.message for one in drifts if one.kind == "inexact_price")]
+
+    async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        found = await at.subscribed(PRESENT, plan="pro")
+        assert await named(at) == []
+        own = (await at.stripe_subscription(found.id))["items"]["data"]
+        await move_to_price(at, found.id, **price)
+        item = next(
+            one
+            for one in (await at.stripe_subscription(found.id))["items"]["data"]
+            if one["price"]["recurring"].get("meter")
+        )
+        said = await named(at)
+        assert len(said) >= 2
+        for words in (said[-2], said[-1]):
+            assert f"words is billed at {item['price']['id']}" in words
+            assert reason in words
+            assert "kit.usage, budgets and spend limits count its overage at the plans file's price" in words
+        assert any(PRESENT in words for words in said)
+        before = next(one["price"]["id"] for one in own if one["price"]["recurring"].get("meter"))
+        await at.stripe_change(f"/v1/subscription_items/{item['id']}", price=before)
+        await at.kit.subscriptions.sync(PRESENT)
+        assert await named(at) == []
+
+
 MORE: Final = f"""{PLANS}  max:
     rank: 20
     price: {{amount_cents: 2000, interval: month}}

@@ -20,6 +20,7 @@ DriftKind = Literal[
     "base_quantity",
     "missing_meter",
     "other_price",
+    "inexact_price",
     "metered_twice",
     "other_item",
     "seats",
@@ -35,6 +36,7 @@ _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
     {
         "two_subscriptions",
         "unknown_price",
+        "inexact_price",
         "currency",
         "interval",
         "collection_paused",

@@ -29,10 +29,43 @@ async def look_at_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:
 
 def drifting(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
     """The customers whose subscriptions are not what the plans file says."""
+    inexact = {
+        customer: odd
+        for customer, drifts in found.items()
+        if (odd := [one.message for one in drifts if one.kind == "inexact_price"])
+    }
+    found = {
+        customer: drifts
+        for customer, drifts in found.items()
+        if any(one.kind != "inexact_price" for one in drifts)
+    }
+    return [*_differing(found), *_inexact(inexact)]
+
+
+def _inexact(found: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """The prices that no price of a unit says, by customer."""
+    if not found:
+        return []
+    whose = named(
+        [f"of customer {customer}: {message}" for customer, said in found.items() for message in said]
+    )
+    return single(
+        check="subscriptions",
+        problem=f"prices at Stripe that cannot be computed exactly, {whose}",
+        cure="move the subscription at Stripe to a price for each unit in the plans file's currency, or leave"
+        " it if it is meant so; `meterkit subscriptions check` lists all",
+    )
+
+
+def _differing(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
     if not found:
         return []
     count = "1 subscription differs" if len(found) == 1 else f"{len(found):,} subscriptions differ"
-    whose = named([f"of customer {customer} ({drifts[0].message})" for customer, drifts in found.items()])
+    firsts = {
+        customer: next(one.message for one in drifts if one.kind != "inexact_price")
+        for customer, drifts in found.items()
+    }
+    whose = named([f"of customer {customer} ({message})" for customer, message in firsts.items()])
     return single(
         check="subscriptions",
         problem=f"{count} from the plans file: {whose}",

@@ -11,6 +11,7 @@ from meterkit.customers.drifts import Drift
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import items_of, updates
+from meterkit.subscriptions.item_price_reading import NO_FACTS, inexact_prices
 from meterkit.subscriptions.stripe_objects import part_of, plan_of_price, seat_key, text_in
 from meterkit.subscriptions.trial_settings import missing_method_action, trial_settings_change
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drifts import DriftKind
     from meterkit.subscriptions.item_changes import Item, PlanPrices
+    from meterkit.subscriptions.item_price_reading import InexactPrice, PriceFacts
 
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def drift_of_customer(
     chosen: Mapping[str, Any] | None,
     catalog: Catalog,
     prices: PlanPrices | None,
+    facts: PriceFacts = NO_FACTS,
 ) -> tuple[Drift, ...]:
     """All differences between a customer's subscriptions and the plans file; empty: all is as the file says.
 
@@ -69,6 +72,7 @@ def drift_of_customer(
         chosen: the one that counts; None: there is none.
         catalog: what is sold.
         prices: of the plan that it is of; None: it is of no plan.
+        facts: about the prices of its metered items; without them no inexact price is found.
     """
     meters: Mapping[str, str] = {} if prices is None else prices.meters
     billing = [one for one in found if bills_here(one, catalog, meters)]
@@ -82,7 +86,11 @@ def drift_of_customer(
         live = [one for one in found if one.get("status") in LIVE]
         return (*drifts, *(drift for one in live for drift in drift_of(one, catalog, None)))
     if chosen.get("status") in LIVE:
-        return (*drifts, *drift_of(chosen, catalog, prices))
+        inexact = [
+            Drift(subscription=text_in(chosen, "id"), kind="inexact_price", message=_inexact_in_words(one))
+            for one in inexact_prices(chosen, facts, catalog)
+        ]
+        return (*drifts, *drift_of(chosen, catalog, prices), *inexact)
     invoice = part_of(chosen, "latest_invoice")
     if invoice.get("status") == "draft" and invoice.get("auto_advance") is False:
         message = (
@@ -90,6 +98,14 @@ def drift_of_customer(
         )
         drifts.append(Drift(subscription=chosen["id"], kind="draft_invoice", message=message))
     return tuple(drifts)
+
+
+def _inexact_in_words(one: InexactPrice) -> str:
+    return (
+        f"{one.meter} is billed at {one.price}, which cannot be computed for a unit: {one.reason}; kit.usage,"
+        " budgets and spend limits count its overage at the plans file's price (estimated), and late usage at"
+        " it is on no invoice"
+    )
 
 
 def drift_of(found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None) -> tuple[Drift, ...]:

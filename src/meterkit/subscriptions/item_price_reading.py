@@ -16,7 +16,7 @@ from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from meterkit.catalog import Catalog, Meter
     from meterkit.decisions.item_prices import ItemPrices
@@ -96,6 +96,30 @@ class PriceFactsReader:
                     price.event_name,
                     subscription,
                     price.reason,
+                )
+
+
+class InexactPrice(NamedTuple):
+    """The price of a metered item that no price of a unit says.
+
+    Attributes:
+        meter: its name in the plans file; the event name if the file has none of it.
+        price: its id at Stripe.
+        reason: why, in words.
+    """
+
+    meter: str
+    price: str
+    reason: str
+
+
+def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog) -> Iterator[InexactPrice]:
+    """The metered items of a subscription whose usage no price of a unit can price."""
+    for shown in items_in(found):
+        for one in item_prices([shown], facts, catalog):
+            if not one.is_exact:
+                yield InexactPrice(
+                    one.meter or one.event_name, text_in(part_of(shown, "price"), "id"), one.reason
                 )
 
 

@@ -17,6 +17,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, updates
+from meterkit.subscriptions.item_price_reading import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.ledger_faults import ledger_faults
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.override_prices import compared_prices, customer_prices
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import Item, PlanPrices
+    from meterkit.subscriptions.item_price_reading import PriceFacts
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
@@ -57,6 +59,7 @@ class Checking:
         self._api = api
         self._fetch = fetch
         self._book = PriceBook(store, api)
+        self._facts = PriceFactsReader(api)
 
     async def run(self) -> dict[str, tuple[Drift, ...]]:
         """What differs, by customer, by one list of all subscriptions and the prices of each plan.
@@ -80,7 +83,9 @@ class Checking:
             chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
             if self._is_behind(known, chosen):
                 await self._fetch(customer)
-            if drift := (*self._drift(found[linked], chosen, prices, state), *faults.get(customer, ())):
+            facts = NO_FACTS if chosen is None else await self._facts.facts_of(chosen)
+            drift = self._drift(found[linked], chosen, prices, state, facts)
+            if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
         await Drifts(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
@@ -149,6 +154,7 @@ class Checking:
         chosen: Mapping[str, Any] | None,
         prices: Mapping[str, PlanPrices | None],
         state: CustomerState,
+        facts: PriceFacts,
     ) -> tuple[Drift, ...]:
         catalog = self._store.catalog
         counts = chosen or next((one for one in found if one.get("status") in LIVE), None)
@@ -157,7 +163,7 @@ class Checking:
         if counts is not None and of_plan is not None:
             given = overrides_at(state.overrides, self._store.now_ms()).meters
             of_plan = compared_prices(of_plan, catalog, given, prices_in(counts))
-        return drift_of_customer(found, chosen, catalog, of_plan)
+        return drift_of_customer(found, chosen, catalog, of_plan, facts)
 
 
 def _have_ended(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -295,7 +301,9 @@ class Repairing:
             subscription=str(counts["id"]),
             status=str(counts["status"]),
             prices=prices,
-            drifts=drift_of_customer(found, chosen, catalog, prices),
+            drifts=drift_of_customer(
+                found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(counts)
+            ),
         )
 
 

@@ -121,7 +121,7 @@ class Looker:
         except UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
         await note_renewal(self.store, customer, subscription, known=known)
-        if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
+        if entry.cause == NIGHTLY or _is_odd(subscription) or _is_odd(known):
             await self._drifting.look(customer, found, chosen)
         if entry.cause == NIGHTLY:
             await self.low(customer)
@@ -164,3 +164,10 @@ class Looker:
             return None
         _, state = await self._states.read(customer)
         return state.subscription
+
+
+def _is_odd(subscription: SubscriptionState | None) -> bool:
+    """Whether a subscription is of no plan, or has a price that cannot be computed exactly."""
+    if subscription is None:
+        return False
+    return subscription.plan is None or not all(price.is_exact for price in subscription.prices)

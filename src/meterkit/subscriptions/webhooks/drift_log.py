@@ -12,6 +12,7 @@ from meterkit.errors import StripeError
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
 from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.item_changes import items_of, prices_in
+from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.override_prices import compared_prices, gives_price
 from meterkit.subscriptions.stripe_objects import is_override_price
 from meterkit.subscriptions.stripe_prices import PriceBook
@@ -41,6 +42,7 @@ class Drifting:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._book = PriceBook(store, api)
+        self._facts = PriceFactsReader(api)
         self._drifts = Drifts(store)
         self._states = States(store)
         self._told_ms = 0
@@ -83,12 +85,13 @@ class Drifting:
         plan = None if chosen is None else plan_in(items_of(chosen), catalog)
         if chosen is None or plan is None:
             return drift_of_customer(found, chosen, catalog, None)
+        facts = await self._facts.facts_of(chosen)
         drifts: tuple[Drift, ...] = ()
         for within_ms in (_LASTS_MS, _FRESH_MS):  # A price may be younger than the book.
             prices = await self._book.of(plan, within_ms=within_ms)
             if prices is not None:
                 prices = compared_prices(prices, catalog, given, prices_in(chosen))
-            drifts = drift_of_customer(found, chosen, catalog, prices)
+            drifts = drift_of_customer(found, chosen, catalog, prices, facts)
             if not drifts:
                 break
         return drifts
