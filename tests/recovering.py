@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from delivering import aclosing_transport
 from houses import CUSTOMERS, House
 from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.recovering import Recovered
     from meterkit.insights.audit.rebuilt import Rebuilt
 
-__all__ = ["Told", "drained", "hours_later", "house_at", "recover", "settings_of"]
+__all__ = ["Told", "drained", "elsewhere_sent", "hours_later", "house_at", "recover", "settings_of"]
 
 
 class Told(NamedTuple):
@@ -74,3 +76,23 @@ async def hours_later(house: House, kit: MeterKit) -> None:
     for _ in range(2):
         house.clock.advance(timedelta(hours=2, minutes=10))
         await house.settle(kit)
+
+
+async def elsewhere_sent(house: House, units: int) -> None:
+    """Have another system send an event for the same customer and meter."""
+    timestamp = int(house.clock()) // 60 * 60
+    event = Sealed(
+        identifier="elsewhere",
+        customer="acme",
+        stripe_customer="cus_acme",
+        period="0",
+        meter_token="",
+        event_name="api_requests",
+        value=units,
+        timestamp=timestamp,
+        key="elsewhere",
+        sealed_ms=0,
+        due_ms=0,
+    )
+    async with aclosing_transport(house.stripe, clock=house.clock) as transport:
+        assert (await transport.send(event)).delivered

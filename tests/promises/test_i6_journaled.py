@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, aclosing_transport
+from delivering import NOW
 from emulated import unpaced
 from houses import linked
-from meterkit.outbox.intents import Sealed
-from recovering import drained, hours_later, house_at, recover, settings_of
+from recovering import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +115,7 @@ async def test_i6_units_that_something_else_has_sent(tmp_path: Path, has_journal
             await kit.record("acme", "requests", 30)
             house.back_up()
             house.clock.advance(timedelta(minutes=5))
-            await send_elsewhere(house, 40)
+            await elsewhere_sent(house, 40)
         if not has_journal:
             lose_journal(tmp_path)
         house.clock.advance(timedelta(minutes=30))
@@ -129,23 +128,3 @@ async def test_i6_units_that_something_else_has_sent(tmp_path: Path, has_journal
             assert one.advice.startswith("30 of the billed units are not in the journal") == has_journal
             await hours_later(house, kit)
             assert house.billed("acme") == 140
-
-
-async def send_elsewhere(house: House, units: int) -> None:
-    """Have another system send an event for the same customer and meter."""
-    timestamp = int(house.clock()) // 60 * 60
-    event = Sealed(
-        identifier="elsewhere",
-        customer="acme",
-        stripe_customer="cus_acme",
-        period="0",
-        meter_token="",
-        event_name="api_requests",
-        value=units,
-        timestamp=timestamp,
-        key="elsewhere",
-        sealed_ms=0,
-        due_ms=0,
-    )
-    async with aclosing_transport(house.stripe, clock=house.clock) as transport:
-        assert (await transport.send(event)).delivered

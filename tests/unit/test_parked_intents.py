@@ -73,14 +73,14 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch:
     async with kit_alone() as kit:
         await keep(kit, "one", 5, restored=GAP)
         recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
-        settle = vars(Recoverer)["_settle"]
+        settle = vars(Recoverer)["_settle_intent"]
 
-        async def once(self: Recoverer, kept: Kept, billed: int, by: str) -> None:
+        async def once(self: Recoverer, kept: Kept, billed: int, by: str, why: str = "") -> None:
             if not billed:
                 await gone()
-            await settle(self, kept, billed, by)
+            await settle(self, kept, billed, by, why)
 
-        monkeypatch.setattr(Recoverer, "_settle", once)
+        monkeypatch.setattr(Recoverer, "_settle_intent", once)
         with pytest.raises(StoreError, match="away"):
             await recoverer.recover()
         monkeypatch.undo()

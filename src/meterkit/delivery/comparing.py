@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.stranding import MISSED, strand_intent
 from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
-from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.forgotten import Forgotten
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.outcomes import CLOCKS_APART_S
+from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.report import REPORTED
-from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import RESTORED, Kept, intents_of
 from meterkit.outbox.operator_commands import change_state, withdraw
-from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -144,6 +144,7 @@ class Comparer:
         self._summaries = summaries
         self._late = LateIntents(store)
         self._forgotten = Forgotten(store, summaries, journal)
+        self._recoverer = Recoverer(store, summaries, journal)
 
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
@@ -167,7 +168,7 @@ class Comparer:
                 _logger.warning("intents are not compared with Stripe's summaries: %s", error)
                 await self._postpone(kept)
                 return
-            except StoreError as error:
+            except MeterkitError as error:
                 # One customer's records may be damaged; that holds up no other customer.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
@@ -202,7 +203,7 @@ class Comparer:
         """
         store = self._store
         if RESTORED in kept.fields:
-            return await self._compare_restored(kept)
+            return await self._recoverer.settle_proven(kept, by=CAUSE)
         judged = await self._judged(kept)
         if judged.verdict == "again":
             more = {"why": kept.fields.get("why", "")}
@@ -237,32 +238,6 @@ class Comparer:
                 store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more
             )
         return judged.verdict if is_so else "again"
-
-    async def _compare_restored(self, kept: Kept) -> Verdict:
-        """Send what a restore has parked only where Stripe has nothing that the store does not know of."""
-        fields, admin = kept.fields, (await self._store.admin()).for_delivery()
-        meters = await read_meters(admin, self._store.keys, self._store.catalog, kept.customer)
-        unknown = await self._forgotten.unknown(
-            kept.customer,
-            fields["event"],
-            fields["stripe"],
-            since_ms=int(fields["period"]),
-            gap=Gap.read(fields[RESTORED]),
-            names={token: counted.event_name for token, counted in meters.items()},
-        )
-        if unknown <= 0:
-            anew = kept.renamed(kept.identifier, self._store.now_ms())
-            after = "queued: Stripe has nothing that the store does not know of"
-            is_so = await change_state(self._store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
-            return "replace" if is_so else "again"
-        why = (
-            f"Stripe has {unknown} more of {fields['event']} than the store knows of: this may be among them"
-        )
-        more = {"why": f"{why}; see `meterkit recover`"}
-        is_so = await change_state(
-            self._store, kept, "parked", cause=CAUSE, after=f"parked: {why}", more=more
-        )
-        return "person" if is_so else "again"
 
     async def _judged(self, kept: Kept) -> Judged:
         fields, start_s = kept.fields, kept.minute_s

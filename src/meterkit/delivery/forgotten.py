@@ -85,6 +85,11 @@ class Forgotten:
         self._journal_fails = Throttle(HOUR_S)
         self._journal_again_s = 0.0
 
+    @property
+    def is_journal_down(self) -> bool:
+        """Whether the journal has just failed to answer: it is asked again a minute later."""
+        return self._journal is not None and monotonic() < self._journal_again_s
+
     async def delivered(self, customer: str) -> Deliveries:
         """Each delivery that the store keeps of a customer's shard.
 
@@ -206,20 +211,25 @@ class Forgotten:
             )
         return max(0, forgotten - sum(lacking)), sum(lacking)
 
-    async def journaled(self, customer: str, event_name: str, stripe_customer: str, gap: Gap) -> int | None:
-        """Units of the gap that only the journal has; None: it does not go back so far, or is not whole.
+    async def journaled(
+        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, enough: int
+    ) -> int | None:
+        """Units of the gap that only the journal has; None: fewer than ``enough``, and it may lack some.
 
         Raises:
             StoreError: the store does not answer.
         """
         known = (await self.delivered(customer)).get((customer, stripe_customer, event_name), ())
         units, lacking = await self._journaled(customer, event_name, stripe_customer, gap, known)
-        if self._journal is None or monotonic() < self._journal_again_s:
+        if self._journal is None or self.is_journal_down:
             return None
+        if units >= enough:
+            return units
         try:
             async with asyncio.timeout(_JOURNAL_S):
                 begun_ms = await self._journal.begun_ms()
-        except (MeterkitError, TimeoutError):  # Its rows could be read: this is asked again with the next.
+        except (MeterkitError, TimeoutError):
+            self._journal_again_s = monotonic() + _JOURNAL_PAUSE_S
             return None
         return None if lacking or begun_ms is None or begun_ms > gap.from_ms else units
 
@@ -237,7 +247,7 @@ class Forgotten:
 
     async def _rows(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
         """What the journal has; nothing where it cannot be read, and for a minute after that."""
-        if self._journal is None or monotonic() < self._journal_again_s:
+        if self._journal is None or self.is_journal_down:
             return ()
         try:
             async with asyncio.timeout(_JOURNAL_S):

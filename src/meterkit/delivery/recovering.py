@@ -1,14 +1,16 @@
-"""``meterkit recover``: settles what a restore of the store has parked, by what Stripe has."""
+"""Settle what a restore of the store has parked, by what Stripe has: all of it, or what is proven."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.report import REPORTED
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import RESTORED, kept_in
@@ -19,7 +21,7 @@ from meterkit.store.server_lives import ServerLives
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
+_logger = logging.getLogger("meterkit.delivery")
+
 _REST: Final = "rest"
+_HELD: Final = "another process recovers; try again in a minute"
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _LEASE_MS: Final = 60_000
+_LATER_MS: Final = 600_000
 _BY_HAND: Final = (
     "Stripe does not say what it has of this customer ({error}): drop the intents (`meterkit outbox list"
     " --customer`) and bill by hand what its invoices lack"
@@ -38,6 +44,11 @@ _BY_HAND: Final = (
 _OF_OTHERS: Final = (
     "{units} of the billed units are not in the journal of deliveries: if something else sends events for"
     " this customer and meter, bill them by an invoice item"
+)
+_LOST: Final = "; the counters lack {} units more: `meterkit recover` takes them from the audit log"
+_UNPROVEN: Final = (
+    "Stripe has {unknown} more of {event} than the store knows of: this may be among them; `meterkit recover`"
+    " settles it"
 )
 
 
@@ -157,35 +168,91 @@ class Recoverer:
         """
         if customer is not None:
             check_customer(customer)
-        lease = TaskLease(self._store, self._store.keys.shard(0, "recover:lease"), lasts_ms=_LEASE_MS)
+        lease = self._lease()
         async with lease.held() as is_held:
             if not is_held:
-                raise MeterkitError("another process recovers; try again in a minute")
+                raise MeterkitError(_HELD)
             await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
             found: list[Recovered] = []
             lines = await self._lines(customer)
             for line in lines:
                 meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
-                found.append(await self._of_line(line, meters, dry_run=dry_run, by=by))
+                found.append(await self._of_line(line, meters, lease, dry_run=dry_run, by=by))
                 if progress is not None:
                     progress(len(found), len(lines))
-                await lease.take()
             return found
+
+    async def settle_proven(
+        self, one: Kept, *, by: str
+    ) -> Literal["again", "delivered", "replace", "person"]:
+        """Settle the line of a parked intent without a person, as far as the journal of deliveries proves it.
+
+        Parked units count as delivered only if the journal has as many. Units that Stripe lacks are sent. The
+        rest stays parked, and says so. If the journal does not answer, the line is due again in ten minutes.
+
+        Args:
+            one: parked by a restore.
+            by: who does it, for the ledger of the customer.
+
+        Returns:
+            What became of the line: ``again``, if it has changed or another process settles it.
+
+        Raises:
+            StripeError: Stripe refuses the key, or does not answer.
+            StoreError: the store does not answer.
+        """
+        store, admin = self._store, (await self._store.admin()).for_delivery()
+        lease = self._lease()
+        async with lease.held() as is_held:
+            lines = await self._lines(one.customer) if is_held else ()
+            line = next((line for line in lines if one in line.parked), None)
+            if line is None:
+                return "again"
+            meters = await read_meters(admin, store.keys, store.catalog, line.customer)
+            done = await self._of_line(line, meters, lease, dry_run=False, by=by, only_proven=True)
+        if done.billed:
+            _logger.warning(
+                "the journal of deliveries settles %d units of %s that a restore had parked of customer %r:"
+                " Stripe has %d, and %d are sent%s",
+                *(done.parked, done.event_name, done.customer, done.billed, done.sent),
+                _LOST.format(done.lost) if done.lost else "",
+                extra=REPORTED,
+            )
+        if done.billed + done.sent < done.parked:
+            return "again" if self._forgotten.is_journal_down else "person"
+        return "delivered" if done.billed else "replace"
+
+    def _lease(self) -> TaskLease:
+        return TaskLease(self._store, self._store.keys.shard(0, "recover:lease"), lasts_ms=_LEASE_MS)
 
     async def _lines(self, customer: str | None) -> Sequence[_Line]:
         admin = (await self._store.admin()).for_delivery()
         lines: dict[tuple[str, str, str], _Line] = {}
-        for shard, place in await count_members(self._store, admin, ("parked",), limit="+inf"):
-            async for page in kept_in(self._store, admin, shard, place):
+        for shard in await self._shards(customer):
+            async for page in kept_in(self._store, admin, shard, "parked"):
                 for kept in page:
                     if RESTORED in kept.fields and customer in {None, kept.customer}:
                         names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
                         lines.setdefault(names, _Line(*names)).parked.append(kept)
         return [lines[names] for names in sorted(lines)]
 
+    async def _shards(self, customer: str | None) -> Iterable[int]:
+        """The shards that may have parked intents of a customer; None: of all."""
+        if customer is not None:
+            return (self._store.keys.customer(customer).shard,)
+        admin = (await self._store.admin()).for_delivery()
+        return [shard for shard, _ in await count_members(self._store, admin, ("parked",), limit="+inf")]
+
     async def _of_line(
-        self, line: _Line, meters: Mapping[str, Counted], *, dry_run: bool, by: str
+        self,
+        line: _Line,
+        meters: Mapping[str, Counted],
+        lease: TaskLease,
+        *,
+        dry_run: bool,
+        by: str,
+        only_proven: bool = False,
     ) -> Recovered:
         counted = meters.get(line.parked[0].fields["meter"])
         told = Recovered(
@@ -210,24 +277,39 @@ class Recoverer:
         except StripeError as error:
             if error.status not in _NOT_THERE:
                 raise
-            return replace(told, advice=_BY_HAND.format(error=error))
-        advice = await self._advice(line, billed)
-        if not dry_run:
+            told = replace(told, advice=_BY_HAND.format(error=error))
+            if only_proven:
+                await self._leave_parked(line.parked, told.advice, by)
+            return told
+        names = (line.customer, line.event_name, line.stripe_customer)
+        journaled = await self._forgotten.journaled(*names, line.gap, billed) if billed else 0
+        sent, lost = line.units - billed, max(0, unknown - billed)
+        told = replace(told, unknown=unknown, billed=billed, sent=sent, lost=lost)
+        if journaled is not None and journaled < billed:
+            told = replace(told, advice=_OF_OTHERS.format(units=billed - journaled))
+        is_proven = not only_proven or (journaled is not None and journaled >= billed)
+        if not is_proven:
+            told = replace(told, billed=0, sent=0 if journaled is None else sent)
+        if not await lease.take():  # A long gap takes minutes to compare.
+            raise MeterkitError(_HELD)
+        why = _UNPROVEN.format(unknown=unknown, event=line.event_name)
+        if not is_proven and journaled is None:
+            await self._leave_parked(line.parked, why, by)
+        elif not dry_run:
             ordered = [await self._joined(kept) for kept in ordered]
             for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
-                await self._settle(kept, part, by)
-        sent, lost = line.units - billed, max(0, unknown - billed)
-        return replace(told, unknown=unknown, billed=billed, sent=sent, lost=lost, advice=advice)
+                await self._settle_intent(kept, part, by, why="" if is_proven else why)
+        return told
 
-    async def _advice(self, line: _Line, billed: int) -> str:
-        """What to do where the journal of deliveries does not have all units that are to count as billed."""
-        if not billed:
-            return ""
-        names = (line.customer, line.event_name, line.stripe_customer)
-        journaled = await self._forgotten.journaled(*names, line.gap)
-        if journaled is None or journaled >= billed:
-            return ""
-        return _OF_OTHERS.format(units=billed - journaled)
+    async def _leave_parked(self, intents: Iterable[Kept], why: str, by: str) -> None:
+        """Leave parked intents to a person; if the journal does not answer, they are compared again first."""
+        later_ms = _LATER_MS if self._forgotten.is_journal_down else None
+        for kept in intents:
+            more = {"why": why, _REST: kept.fields.get(_REST, "")}
+            after = "" if kept.fields.get("why") == why else f"parked: {why}"
+            await change_state(
+                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, more=more
+            )
 
     async def _ordered(self, line: _Line) -> list[Kept]:
         """Those first whose own minute has their quantity at Stripe: it has just these."""
@@ -239,12 +321,14 @@ class Recoverer:
             is_there[kept.identifier] = counted == kept.value + _rest(kept)
         return sorted(line.parked, key=lambda kept: not is_there[kept.identifier])
 
-    async def _settle(self, kept: Kept, billed: int, by: str) -> None:
-        """Count so many units of an intent as delivered, and queue the rest."""
+    async def _settle_intent(self, kept: Kept, billed: int, by: str, why: str = "") -> None:
+        """Count so many units of an intent as delivered, and queue the rest; ``why``: those stay parked."""
         store, left = self._store, kept.value - billed
         if billed and left:
             kept = await self._parted(kept, billed, by)
-        if billed:
+        if billed and why:
+            await self._leave_parked((kept,), why, by)
+        elif billed:
             after = f"delivered: Stripe has {billed} of it that the store had forgotten"
             await change_state(store, kept, "delivered", cause=by, after=after)
         else:
@@ -279,7 +363,7 @@ class Recoverer:
         pipe.zadd(keys.shard(kept.shard, "parked"), {identifier: store.now_ms()})
         await admin.ask(pipe.execute())
         new = replace(rest, identifier=identifier, text=texts[identifier])
-        await self._settle(new, 0, by)
+        await self._settle_intent(new, 0, by)
         return replace(kept, fields=fields, text=texts[kept.identifier])
 
     async def _joined(self, kept: Kept) -> Kept:

@@ -85,6 +85,7 @@ class Restarts:
         self._summaries = summaries
         self._lives = ServerLives(store)
         self._forgotten = Forgotten(store, summaries, journal)
+        self._compare_in_ms = None if journal is None else 0
         self._has_begun = False
         self._said: set[str | None] = set()
         self._waits = Throttle(HOUR_S)
@@ -272,7 +273,8 @@ class Restarts:
         parked = await self._park(line, left, why, report)
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
-            " delivered; %d that wait are parked",
+            " delivered; %d that wait are parked: `meterkit recover` settles those that the journal of"
+            " deliveries does not",
             line.customer,
             line.unknown,
             line.event_name,
@@ -281,12 +283,20 @@ class Restarts:
         )
 
     async def _park(self, line: _Line, intents: Iterable[Kept], why: str, report: FlushReport) -> list[Kept]:
-        """Leave intents to `meterkit recover`; those that were as they were read."""
+        """Leave intents to the journal of deliveries, or to `meterkit recover`; those that were as read."""
         after, more = f"parked: {why}", {"why": why, RESTORED: line.gap.dump()}
         parked = [
             kept
             for kept in intents
-            if await change_state(self._store, kept, "parked", cause=CAUSE, after=after, more=more)
+            if await change_state(
+                self._store,
+                kept,
+                "parked",
+                cause=CAUSE,
+                after=after,
+                compare_in_ms=self._compare_in_ms,
+                more=more,
+            )
         ]
         report.parked += len(parked)
         return parked
