@@ -102,7 +102,7 @@ class Books:
 
 @asynccontextmanager
 async def edited(
-    store_url: str, before: str, after: str, refused: Sequence[str] = ()
+    store_url: str, before: str, after: str, refused: Sequence[str] = (), *, used: int = 30
 ) -> AsyncGenerator[Books]:
     """A present customer bought ``pro`` under one plans file, and a new one under the next, after `sync`."""
     catalog = loads(before)
@@ -110,7 +110,7 @@ async def edited(
         await at.kit.stripe.sync()
         await at.subscribed(PRESENT, plan="pro")
         at.clock.set(HALF)
-        await at.kit.record(PRESENT, "words", 30)
+        await at.kit.record(PRESENT, "words", used)
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
             done = await kit.stripe.sync()
             assert [problem.partition(":")[0] for problem in done.problems] == [*refused]
@@ -277,6 +277,66 @@ async def test_a_former_free_tier_is_what_a_present_customer_has_included(store_
         assert (await books.most(PRESENT), await books.most(NEW)) == (110, 150)
         assert await books.end_periods() == []
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 250)
+
+
+USAGE_SENT: Final = ("api_words}", "api_words, report: usage}")
+
+
+@pytest.mark.parametrize("used", [4, 30])
+@pytest.mark.parametrize("becomes", ["usage", "overage"])
+async def test_an_edited_report_leaves_present_customers_what_their_price_says(
+    store_url: str, becomes: str, used: int
+) -> None:
+    """F-22a: a flat price billed included units, or a free tier came on top of the included quantity."""
+    before, after = PLANS, PLANS.replace(*USAGE_SENT)
+    if becomes == "overage":
+        before, after = after, before
+    async with edited(store_url, before, after, used=used) as books:
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == (5 * max(0, used - 10), 0)
+        await books.kit.subscriptions.sync(PRESENT)
+        await books.kit.record(PRESENT, "words", 100 - used)
+        await books.kit.record(NEW, "words", 100)
+        # Of 100 units 10 are included, once.
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == (450, 450)
+        assert (await books.most(PRESENT), await books.most(NEW)) == (110, 110)
+        assert await books.end_periods() == []
+        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 450)
+
+
+@pytest.mark.parametrize("becomes", ["usage", "overage"])
+async def test_units_that_are_taken_back_after_an_edit_of_report_are_billed_nowhere(
+    store_url: str, becomes: str
+) -> None:
+    before, after = PLANS, PLANS.replace(*USAGE_SENT)
+    if becomes == "overage":
+        before, after = after, before
+    async with edited(store_url, before, after) as books:
+        await books.kit.record(PRESENT, "words", 70)
+        await books.kit.flush(everything=True)
+        books.shop.clock.advance(timedelta(minutes=5))
+        (words,) = await books.kit.correct(PRESENT, {"words": 95}, reason="sent twice", correction_id="T-1")
+        assert (words.taken_back, await books.shown(PRESENT)) == (95, 0)
+        await books.kit.record(PRESENT, "words", 15)
+        # 20 units are left of 115, and 10 of them are included.
+        assert await books.shown(PRESENT) == 50
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 50
+
+
+async def test_present_customers_keep_their_report_in_the_next_period(store_url: str) -> None:
+    async with edited(store_url, PLANS, PLANS.replace(*USAGE_SENT)) as books:
+        await books.kit.flush(everything=True)
+        books.shop.clock.set(END + timedelta(hours=3))
+        books.shop.emulator.advance()
+        await books.kit.subscriptions.sync(PRESENT)
+        await books.kit.record(PRESENT, "words", 30)
+        assert await books.shown(PRESENT) == 100
+        await books.kit.flush(everything=True)
+        books.shop.clock.set(END + timedelta(days=31, hours=3))
+        books.shop.emulator.advance()
+        books.shop.clock.advance(timedelta(hours=2))
+        books.shop.emulator.advance()
+        assert await books.invoiced(PRESENT) == 200
 
 
 async def move_to_price(at: Shop, subscription: str, **price: str) -> None:

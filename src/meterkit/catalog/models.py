@@ -128,6 +128,8 @@ class Entitlement:
         included: quantity per period that the price covers; None: unlimited.
         warn_at: percentages of included at which a threshold is crossed, ascending.
         is_unlimited: whether the file says ``included: unlimited``, rather than nothing.
+        sends_included: whether Stripe gets included units, by the free tier of the customer's own price;
+            None: as the meter's ``report`` says.
     """
 
     meter: str
@@ -137,6 +139,7 @@ class Entitlement:
     overage: Overage
     warn_at: tuple[int, ...]
     is_unlimited: bool = False
+    sends_included: bool | None = None
 
     @property
     def thresholds(self) -> tuple[tuple[int, int], ...]:

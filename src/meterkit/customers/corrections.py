@@ -20,6 +20,7 @@ from meterkit.decisions.audit_terms import paid_price
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of
+from meterkit.decisions.program import sends_included
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealing import kept_ms
@@ -31,7 +32,6 @@ from meterkit.store.usage_prices import price_cents
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from meterkit.catalog import Meter
     from meterkit.customers.by_hand_lines import BilledUsage, IssuedCredit
     from meterkit.redis.scripts import Script
     from meterkit.store.store import Store
@@ -301,7 +301,7 @@ async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
 def _text_of(given: Asked, view: CustomerView) -> str:
     catalog = view.cache.catalog
     meters = [
-        [name, meter_token(name), quantity, _events(name, catalog.meters), _rows(name, view)]
+        [name, meter_token(name), quantity, _events(name, view), _rows(name, view)]
         for name, quantity in given.quantities.items()
     ]
     how = {name: _how(view, name) for name in given.quantities}
@@ -314,11 +314,12 @@ def _text_of(given: Asked, view: CustomerView) -> str:
     return json.dumps({**told, "how": how, "meters": meters, "prices": prices})
 
 
-def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:
+def _events(meter: str, view: CustomerView) -> list[tuple[str, int]]:
     """Under whose events its units go, its own or a derived meter's, and whether included ones do (1)."""
+    meters = view.cache.catalog.meters
     derived = (other for other in meters.values() if other.source == meter and other.stripe is not None)
     return [
-        (meter_token(one.name), int(one.stripe is not None and one.stripe.report == "usage"))
+        (meter_token(one.name), int(sends_included(view.entitlements[meter], one)))
         for one in (meters[meter], *derived)
     ]
 

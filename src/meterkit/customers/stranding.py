@@ -16,6 +16,7 @@ from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
+from meterkit.decisions.program import has_flat_price
 from meterkit.outbox.intents import Kept, kept_in
 from meterkit.outbox.late_found import LateUsage, collect_late
 from meterkit.outbox.late_terms import (
@@ -290,7 +291,8 @@ class _Terms(NamedTuple):
     def item_of(self, meter: Meter) -> Mapping[str, str] | None:
         """Terms of an invoice item at the ended price; None: the price is the same, unknown, or in tiers."""
         is_billed = self.catalog.billing.late_usage == "next_period" and self._is_billed(self.before)
-        if meter.stripe is None or meter.stripe.report != "overage" or self._again(meter) or not is_billed:
+        own = None if self.given is None else self.given.get(meter.name)
+        if not has_flat_price(own, meter) or self._again(meter) or not is_billed:
             return None
         label, terms = self._label(meter, self.before, self.given), item_terms(self.after, self.catalog)
         if unit_cents(label) is None or terms is None or self.before.subscription is None:

@@ -20,6 +20,7 @@ from meterkit.decisions.price_segments import (
     sent_label,
     sent_segments,
 )
+from meterkit.decisions.program import has_flat_price
 from meterkit.store.customer_usage import to_stripe
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ async def priced_usage(
     for name, at in recorded.items():
         has_parts = is_split(name, store.catalog.meters)
         priced = _priced(usage["meters"][name], at, late=late[name], has_parts=has_parts)
-        stripe = store.catalog.meters[name].stripe
-        if priced is not None and stripe is not None and stripe.report == "overage":
+        if priced is not None and at.is_flat:
             found[name] = priced
     return found
 
@@ -124,6 +124,7 @@ class _RecordedAt(NamedTuple):
         sent_label: the price of what was sent under the meter's event: its own, else that of its source.
         stranded: units that others made late: they are recorded twice.
         items: late units that invoice items bill, by their prices.
+        is_flat: whether Stripe gets overage alone, for a flat price.
     """
 
     marks: str
@@ -131,6 +132,7 @@ class _RecordedAt(NamedTuple):
     sent_label: str
     stranded: int
     items: str = ""
+    is_flat: bool = True
 
 
 async def _recorded_at(
@@ -155,6 +157,7 @@ async def _recorded_at(
             sent_label=sent_label(name, given, catalog.meters),
             stranded=int(next(kept) or 0),
             items=(next(kept) or b"").decode(),
+            is_flat=has_flat_price(given[name], catalog.meters[name]),
         )
         for name in names
     }

@@ -123,7 +123,8 @@ def with_item_prices(
 ) -> Mapping[str, Entitlement]:
     """The same entitlements, with overage at the prices of the customer's own items.
 
-    Where Stripe is sent all units, the free tier of the price decides what is included.
+    A price with a free tier decides what is included, and that Stripe gets all units; a flat price, that it
+    gets overage alone. So an edited ``report`` leaves present customers what they bought.
     """
     changed: dict[str, Entitlement] = {}
     for name, price in prices_by_meter(prices, catalog).items():
@@ -134,11 +135,12 @@ def with_item_prices(
             if meter.source is not None and not meter.is_row:  # Its source decides what is billed.
                 changed[name] = replace(own, overage=price.apply_to(own.overage))
             continue
-        is_all_sent = stripe is not None and stripe.report == "usage"
+        is_other = (stripe is not None and stripe.report == "usage") is not bool(price.free)
         now = replace(
             own,
             overage=price.apply_to(own.overage),
-            included=price.free if is_all_sent else own.included,
+            included=price.free or own.included,
+            sends_included=bool(price.free) if is_other and stripe is not None else None,
         )
         if now != own:
             changed[name] = now

@@ -255,10 +255,22 @@ def _backed(
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
     """Which classes of units go to Stripe under a meter's event: included, overage (0 or 1 each)."""
-    stripe = meter.stripe
-    if stripe is None or stripe.report == "none":
+    if meter.stripe is None or meter.stripe.report == "none":
         return 0, 0
-    return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")
+    return int(sends_included(entitlement, meter)), int(entitlement.overage.mode == "bill")
+
+
+def sends_included(entitlement: Entitlement | None, meter: Meter) -> bool:
+    """Whether included units go to Stripe under a meter's event, by the customer's price or the file."""
+    if entitlement is not None and entitlement.meter == meter.name and entitlement.sends_included is not None:
+        return entitlement.sends_included
+    return meter.stripe is not None and meter.stripe.report == "usage"
+
+
+def has_flat_price(entitlement: Entitlement | None, meter: Meter) -> bool:
+    """Whether Stripe gets overage alone under a meter's event, for a flat price."""
+    is_sent = meter.stripe is not None and meter.stripe.report != "none"
+    return is_sent and not sends_included(entitlement, meter)
 
 
 def demands_of(

@@ -11,7 +11,7 @@ from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
-from meterkit.decisions.program import reported_parts
+from meterkit.decisions.program import has_flat_price, reported_parts
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: boo
             own = given.get(deciding_meter(name, catalog))
             kind = late_class(own, meter) if is_billed else ""
             label, priced = own_label(name, given or None, prices, catalog)
-            is_flat = int(meter.stripe.report == "overage")
+            is_flat = int(has_flat_price(given.get(name), meter))
             words = price_in_words(given.get(name), catalog.currency)
             found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
     return json.dumps(found, separators=(",", ":"))

@@ -18,7 +18,7 @@ from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, pa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from meterkit.catalog import Catalog, Meter
+    from meterkit.catalog import Catalog
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.stripe.api import StripeApi
 
@@ -141,18 +141,12 @@ def item_prices(items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: 
         if event_name is not None:
             meter = names.get(event_name) or meter_in(key_in(price))
             label, free = _label_of(price, catalog.currency)
-            if free and not _is_all_sent(catalog.meters.get(meter)):
-                label, free = unknown_label("it has a free tier, and Stripe is sent overage alone"), 0
             found.append(ItemPrice(meter, event_name, label, free))
     of_event = Counter(one.event_name for one in found)
     twice = unknown_label("two items bill it")
     return tuple(
         sorted({one if of_event[one.event_name] == 1 else one._replace(label=twice, free=0) for one in found})
     )
-
-
-def _is_all_sent(meter: Meter | None) -> bool:
-    return meter is None or meter.stripe is None or meter.stripe.report == "usage"
 
 
 def _metered(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
