@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from delivering import kit_for
 from meterkit.catalog import loads
 from shopping import HALF, PLANS, Shop, shop
 
@@ -102,3 +103,24 @@ async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
         changed = await at.kit.subscriptions.change_plan("other", "open")
         assert await at.items(changed.subscription.id) == {"price_open": 1, "price_open_ai_tokens": None}
         assert await at.items(found.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert found.seats == 0
+
+
+async def test_seats_of_an_item_are_shown_though_the_plan_covers_all_by_now(store_url: str) -> None:
+    """F-22g: `seats` was 0 for a customer who still pays for two."""
+    async with shop(store_url) as at:
+        found = await at.subscribed(plan="pro", seats=12)
+        assert (found.seats, (await at.items(found.id))["price_pro_seat"]) == (12, 2)
+        unlimited = PLANS.replace("seats:    {included: 10,", "seats:    {included: unlimited,")
+        assert unlimited != PLANS
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(unlimited)) as kit:
+            await kit.subscriptions.sync("acme")
+            shown = await kit.subscriptions.get("acme")
+            assert shown is not None
+            assert shown.seats == 2
+            assert (await kit.check("acme", "seats", 1000)).allowed
+            # The item is none of the plan's any more: `repair` removes it, and a credit follows.
+            await kit.subscriptions.repair("acme")
+            shown = await kit.subscriptions.get("acme")
+            assert shown is not None
+            assert (shown.seats, "price_pro_seat" in await at.items(found.id)) == (0, False)

@@ -367,8 +367,19 @@ async def test_a_second_stripe_customer_that_pays_is_named_with_its_subscription
         (dead,) = await at.kit.webhooks.dead()
         told = f"its subscription {subscription} of plan 'max' is active without effect"
         assert (told in dead.why) == (status == "active")
+        cure = "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`"
+        assert (cure in dead.why) == (status == "active")
+        # Whoever opens a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
+        assert ("the payer wrote that id" in dead.why) == (status == "active")
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
+        assert (await at.kit.customers.get("acme")).plan == "free"
         (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
         assert dead.why in finding.problem
+        # The cure of the message, where the customer confirms the payment.
+        await at.kit.customers.unlink("acme")
+        assert await at.kit.webhooks.redrive("cus_acme") == 1
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == ("max" if status == "active" else "free")
 
 
 async def test_who_is_linked_here_stays_so_whatever_stripe_names(store_url: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
-from meterkit.subscriptions.change_rules import included_seats, sells_seats
+from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.item_price_reading import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import recurring_of
 from meterkit.subscriptions.period_ends import usage_period, voided_span
@@ -205,9 +205,11 @@ def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
 
 
 def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
-    """In all, those that the base price covers included; 0: the plan sells none."""
-    meter = seat_meter(catalog.meters)
-    if plan.seat_price is None or not sells_seats(plan, meter):
+    """In all, those that the base price covers included; 0: the plan sells none, and no item has any.
+
+    Of a plan that covers all seats by now, the seats of an item that is still paid for.
+    """
+    if plan.seat_price is None:
         return 0
     price, key = plan.seat_price.stripe_price, seat_key(plan.key)
     paid = sum(
@@ -215,7 +217,7 @@ def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> 
         for item in items
         if id_in(item, "price") == price or key_in(part_of(item, "price")) == key
     )
-    return included_seats(plan, meter) + paid
+    return included_seats(plan, seat_meter(catalog.meters)) + paid
 
 
 def _period(

@@ -46,7 +46,8 @@ class Subscription:
         status: Stripe's word; what is scheduled has bound at its second.
         access: what the customer may do.
         seats: that the base price covers and those that are bought, by the quantities at Stripe; 0: the plan
-            sells no seats, as where they are unlimited. The gauge has the seats in use.
+            sells no seats. Where they are unlimited, those of an item that is still paid for. The gauge has
+            the seats in use.
         current_period_start: first instant of the period that is billed (UTC).
         current_period_end: first instant after it.
         cancel_at_period_end: whether it ends with the period.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import Customers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LINK: Final = "link"
 """The kind of a note that names a checkout session."""
+_PAYERS_WORD: Final = ", if the customer confirms the payment (on a Payment Link the payer wrote that id)"
 
 
 class CustomerLinker:
@@ -73,9 +75,10 @@ class CustomerLinker:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        named = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
+        by_key = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
             stripe_customer
         )
+        named = by_key
         for session in sessions:
             named = named or await self._named_by(session, stripe_customer)
         if not named:
@@ -84,18 +87,22 @@ class CustomerLinker:
             await self._customers.link(named, stripe_customer)
         except CustomerError as error:
             message = f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
-            raise CustomerError(f"{message}{self._unused(found)}") from error
+            unused = self._unused_subscription(found, named, stripe_customer, is_payers_word=not by_key)
+            raise CustomerError(f"{message}{unused}") from error
         return named
 
-    def _unused(self, found: Iterable[Mapping[str, Any]]) -> str:
-        """Sentence about a live subscription that has no effect; empty if there is none."""
+    def _unused_subscription(
+        self, found: Iterable[Mapping[str, Any]], named: str, stripe_customer: str, *, is_payers_word: bool
+    ) -> str:
+        """Sentence about a live subscription that has no effect, and its cure; empty if there is none."""
         for one in found:
             plan = plan_of(one, self._store.catalog)
             if plan is not None and one.get("status") in LIVE:
+                doubt = _PAYERS_WORD if is_payers_word else ""
                 return (
                     f"; its subscription {one['id']} of plan {plan.key!r} is {one['status']} without effect:"
-                    " cancel and refund it at Stripe, or unlink the customer to use it"
-                    " (meterkit customers unlink)"
+                    f" cancel and refund it at Stripe, or use it{doubt}: `meterkit customers unlink"
+                    f" {quote(named)}`, then `meterkit webhooks redrive {stripe_customer}`"
                 )
         return ""
 
