@@ -135,12 +135,13 @@ def with_item_prices(
             if meter.source is not None and not meter.is_row:  # Its source decides what is billed.
                 changed[name] = replace(own, overage=price.apply_to(own.overage))
             continue
-        is_other = (stripe is not None and stripe.report == "usage") is not bool(price.free)
+        included, has_tier = price.free or own.included, price.free > 0
+        is_edited = stripe is not None and included > 0 and has_tier != (stripe.report == "usage")
         now = replace(
             own,
             overage=price.apply_to(own.overage),
-            included=price.free or own.included,
-            sends_included=bool(price.free) if is_other and stripe is not None else None,
+            included=included,
+            sends_included=has_tier if is_edited else None,
         )
         if now != own:
             changed[name] = now

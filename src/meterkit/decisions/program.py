@@ -268,9 +268,9 @@ def sends_included(entitlement: Entitlement | None, meter: Meter) -> bool:
 
 
 def has_flat_price(entitlement: Entitlement | None, meter: Meter) -> bool:
-    """Whether Stripe gets overage alone under a meter's event, for a flat price."""
-    is_sent = meter.stripe is not None and meter.stripe.report != "none"
-    return is_sent and not sends_included(entitlement, meter)
+    """Whether Stripe certainly gets overage alone under a meter's event, by the file and by the price."""
+    is_overage = meter.stripe is not None and meter.stripe.report == "overage"
+    return is_overage and not sends_included(entitlement, meter)
 
 
 def demands_of(

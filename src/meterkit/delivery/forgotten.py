@@ -212,7 +212,7 @@ class Forgotten:
         return max(0, forgotten - sum(lacking)), sum(lacking)
 
     async def journaled(
-        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, enough: int
+        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, enough: int | None = None
     ) -> int | None:
         """Units of the gap that only the journal has; None: fewer than ``enough``, and it may lack some.
 
@@ -223,7 +223,7 @@ class Forgotten:
         units, lacking = await self._journaled(customer, event_name, stripe_customer, gap, known)
         if self._journal is None or self.is_journal_down:
             return None
-        if units >= enough:
+        if enough is not None and units >= enough:
             return units
         try:
             async with asyncio.timeout(_JOURNAL_S):
