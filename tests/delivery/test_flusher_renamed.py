@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from delivering import CATALOG, NOW, PLANS, desk, kit_for
+from meterkit import MeterKit
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from delivering import Desk
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +65,86 @@ async def test_i6_what_is_left_of_both_when_a_period_ends_has_a_minute_each(
     assert at.accepted("acme") == 13
     assert minutes(at) == [JULY - timedelta(minutes=left) for left in (4, 3, 2, 1)]
     assert CATALOG.meters.keys() != RENAMED.meters.keys()
+
+
+WARNING: Final = (
+    "meter 'calls' sends event 'api_requests', which this store has counted as meter 'requests' until now"
+)
+CURE: Final = "keep the key 'requests' in the plans file, and write `name:` for what customers see"
+
+
+async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at:
+        assert "counted as meter" not in caplog.text
+        for _ in range(2):
+            async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED):
+                pass
+        # Once: the second process knows both names.
+        assert (caplog.text.count(WARNING), caplog.text.count(CURE)) == (1, 1)
+        assert (
+            "the included quantity, cap, grants and rates of 'calls' beside those of 'requests'"
+            in caplog.text
+        )
+        (record,) = [one for one in caplog.records if WARNING in one.getMessage()]
+        assert record.levelname == "WARNING"
+
+
+async def test_f_22a_a_reload_names_a_renamed_meter(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text(PLANS)
+    async with MeterKit(str(plans), redis_url=store_url, flush=False) as kit:
+        plans.write_text(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        assert WARNING not in caplog.text
+        assert await kit.reload()
+        assert WARNING in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("edit", "is_named"),
+    [
+        # Another event is another meter, and a name for customers changes nothing that is counted.
+        (("requests:", "calls:", "api_requests", "other"), False),
+        (("unit: request,", "unit: request, name: Calls,"), False),
+        # The old key may be taken by a meter of another event.
+        (("requests: {", "requests: {unit: request, stripe: {event_name: new}}\n  calls: {"), True),
+    ],
+)
+async def test_f_22a_only_a_meter_that_takes_over_an_event_is_named(
+    store_url: str, edit: tuple[str, ...], is_named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    edited = PLANS
+    for old, new in zip(edit[::2], edit[1::2], strict=True):
+        assert old in edited
+        edited = edited.replace(old, new, 1 if is_named else -1)
+    edited = edited.replace("{requests: 1}", "{calls: 1}") if "calls:" in edited else edited
+    async with (
+        desk(store_url) as at,
+        kit_for(store_url, at.url, clock=at.clock, catalog=loads(edited)),
+    ):
+        assert (WARNING in caplog.text) == is_named
+
+
+async def test_a_budget_counts_what_was_spent_under_both_names_of_a_meter(store_url: str) -> None:
+    before = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 1000}
+    meters: {words: {included: 0, overage: {bill: {per: 1, amount_cents: 5}}}}
+"""
+    async with (
+        desk(store_url, catalog=loads(before)) as at,
+        kit_for(store_url, at.url, clock=at.clock, catalog=loads(before.replace("words:", "terms:"))) as kit,
+    ):
+        await at.kit.record("acme", "words", 150)
+        assert (await kit.check("acme", "terms", 50)).allowed
+        assert not (await kit.check("acme", "terms", 51)).allowed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
+
+
+_logger = logging.getLogger("meterkit.store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,20 @@ def known_meters(catalog: Catalog) -> dict[str, Counted]:
 
 
 async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
-    """Have the store remember the meters of this plans file. Raises StoreError where it does not answer."""
+    """Have the store remember the meters of this plans file; log those that it knows under another name.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    with suppress(ValueError, TypeError):  # A damaged entry does not keep a process from starting.
+        for former, name, event_name in renamed_meters(await _remembered(admin, keys), catalog):
+            _logger.warning(
+                "meter %r sends event %r, which this store has counted as meter %r until now: in the billing"
+                " periods that are open customers get the included quantity, cap, grants and rates of %r"
+                " beside those of %r; to give nothing twice, keep the key %r in the plans file, and write"
+                " `name:` for what customers see",
+                *(name, event_name, former, name, former, former),
+            )
     kept = {
         token: json.dumps([counted.meter, counted.event_name], ensure_ascii=False)
         for token, counted in known_meters(catalog).items()
@@ -44,6 +62,26 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     if kept:
         client = admin.client
         await admin.ask(client.hset(keys.events, mapping=kept))
+
+
+def renamed_meters(remembered: Mapping[str, Counted], catalog: Catalog) -> list[tuple[str, str, str]]:
+    """The former name, name and event name of each new meter that takes over an event. Pure.
+
+    Args:
+        remembered: meters of earlier plans files, by token.
+        catalog: the plans file.
+    """
+    own = known_meters(catalog)
+    former = {
+        one.event_name: one.meter
+        for token, one in remembered.items()
+        if token not in own or own[token].event_name != one.event_name
+    }
+    return [
+        (former[one.event_name], one.meter, one.event_name)
+        for token, one in own.items()
+        if token not in remembered and one.event_name in former
+    ]
 
 
 def own_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, Counted]:
@@ -96,12 +134,16 @@ async def read_meters(
         data: bytes | None = await admin.ask(client.hget(keys.customer(customer).state, "data"))
         own = own_meters(CustomerState.parse(data or b""), catalog, at_ms or admin.now_ms())
         return {**await read_meters(admin, keys, catalog), **own}
-    kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.events))
+    return {**await _remembered(admin, keys), **known_meters(catalog)}
+
+
+async def _remembered(admin: Admin, keys: Keys) -> dict[str, Counted]:
+    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.events))
     found: dict[str, Counted] = {}
     for token, data in kept.items():
         meter, event_name = json.loads(data)
         found[token.decode()] = Counted(meter=meter, event_name=event_name)
-    return found | known_meters(catalog)
+    return found
 
 
 async def former_meters(
