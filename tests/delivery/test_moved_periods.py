@@ -52,6 +52,10 @@ plans:
   yearly:
     extends: pro
     price: {amount_cents: 10000, interval: year, stripe_price: price_yearly}
+  lite:
+    extends: pro
+    rank: 5
+    price: {amount_cents: 300, interval: month, stripe_price: price_lite}
   cheap:
     extends: pro
     price: {amount_cents: 500, interval: month, stripe_price: price_cheap}
@@ -81,13 +85,103 @@ def changed(**params: Any) -> Act:
 ANEW: Final = {"billing_cycle_anchor": {"type": "now"}}
 
 
-def canceled(**params: Any) -> Act:
-    """It is canceled, and the customer subscribes again at once."""
+def ended(**params: Any) -> Act:
+    """It is canceled."""
 
     async def act(at: Ending) -> None:
         asked: Any = params
         await at.found.client.v1.subscriptions.cancel_async((await shown(at))["id"], asked)
+
+    return act
+
+
+def canceled(**params: Any) -> Act:
+    """It is canceled, and the customer subscribes again at once."""
+
+    async def act(at: Ending) -> None:
+        await ended(**params)(at)
         await at.found.subscribe(items=[{"price": price} for price in PRICES])
+
+    return act
+
+
+async def ended_after_a_better_one(at: Ending) -> None:
+    """A subscription of a higher rank ended before this one, and was billed."""
+    await ended(invoice_now=True)(at)
+    await at.found.subscribe(
+        items=[{"price": price.replace("pro", "lite")} for price in PRICES], metadata={"number": "2"}
+    )
+    await at.found.settle()
+    await use_again(at)
+    at.clock.advance(HOUR)
+    await ended()(at)
+
+
+async def ended_after_failed_payments(at: Ending) -> None:
+    """The renewal cannot be paid: weeks later Stripe cancels the subscription."""
+    at.stripe.fail_payments("cus_acme")
+    await at.flush()
+    await at.reach(JUNE + 2 * HOUR)
+    await use_again(at)
+    at.go(JUNE + 29 * DAY)
+
+
+async def use_again(at: Ending) -> None:
+    """Another 20 units beyond what is included are delivered, and 7 are pending."""
+    await at.kit.record("acme", "requests", 30)
+    await at.flush()
+    at.clock.advance(5 * MINUTE)
+    await at.kit.record("acme", "requests", 7)
+
+
+async def ended_and_finalized(at: Ending) -> None:
+    """The same with a last invoice, which another program finalizes seconds later."""
+    await ended_with_stamps_ahead(invoice_now=True)(at)
+    at.clock.advance(timedelta(seconds=5))
+    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
+    await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
+
+
+def paused(*, resumed: str = "", is_seen: bool = True, then: Act | None = None, **params: Any) -> Act:
+    """It is paused, and resumed three days later, in a cycle that begins ``now`` or in the old one."""
+
+    async def act(at: Ending) -> None:
+        asked: Any = params
+        subscriptions, found = at.found.client.v1.subscriptions, (await shown(at))["id"]
+        await subscriptions.pause_async(found, asked)
+        if is_seen:
+            at.clock.advance(timedelta(seconds=20))
+            await at.found.settle()
+            await at.hourly(at.clock.now() + MINUTE, 4)
+        if resumed or then:
+            at.go(at.clock.now() + 3 * DAY)
+        if then:
+            await then(at)
+        if resumed:
+            anchor: Any = {"billing_cycle_anchor": {"type": resumed}}
+            await subscriptions.resume_async(found, anchor)
+
+    return act
+
+
+def unbilled(what: str = "none") -> Any:
+    """How much usage a pause charges: of the time until ``now``, or ``none``."""
+    return {"outstanding_usage_through": {"type": what}}
+
+
+async def deleted(at: Ending) -> None:
+    """The customer is deleted at Stripe, which cancels its subscriptions."""
+    await at.found.client.v1.customers.delete_async("cus_acme")
+
+
+def ended_with_stamps_ahead(**params: Any) -> Act:
+    """Deliveries within one minute are stamped with minutes ahead; at Stripe nothing is billed then."""
+
+    async def act(at: Ending) -> None:
+        for _ in range(6):
+            await at.flush()
+            await at.kit.record("acme", "requests", 1)
+        await ended(**params)(at)
 
     return act
 
@@ -191,6 +285,8 @@ class Case:
         said: how often the log says that usage is late.
         begun: further terms of the subscription.
         when: the instant.
+        used: units that are recorded after it.
+        waiting: units in invoice items that wait for an invoice.
     """
 
     act: Act
@@ -201,6 +297,8 @@ class Case:
     said: int = 0
     begun: Mapping[str, Any] = field(default_factory=dict[str, Any])
     when: datetime = ACT
+    used: int = 50
+    waiting: int = 0
 
 
 TRIAL: Final = {"trial_end": int((MAY + 14 * DAY).timestamp())}
@@ -213,6 +311,50 @@ CASES: Final[Mapping[str, Case]] = {
     "begun anew twice": Case(act=again, billed=[20, 47], late=7, said=1),
     "canceled, begun again": Case(act=canceled(), billed=[47], late=27, lost=20, said=2),
     "canceled with an invoice, begun again": Case(act=canceled(invoice_now=True), billed=[27, 40]),
+    "ended": Case(act=ended(), billed=[], late=27, lost=27, said=2, used=5),
+    "ended, and the rest of the time credited": Case(
+        act=ended(prorate=True), billed=[], late=27, lost=27, said=2, used=5
+    ),
+    "ended after a better one": Case(
+        act=ended_after_a_better_one, billed=[27], late=27, lost=27, said=2, used=5
+    ),
+    "ended after failed payments": Case(
+        act=ended_after_failed_payments, billed=[27], late=27, lost=27, said=2, used=5
+    ),
+    "ended by the customer's deletion": Case(act=deleted, billed=[], late=27, lost=27, said=2, used=5),
+    "ended with stamps ahead": Case(
+        act=ended_with_stamps_ahead(), billed=[], late=33, lost=33, said=2, used=5
+    ),
+    "ended with an invoice and stamps ahead": Case(
+        act=ended_with_stamps_ahead(invoice_now=True), billed=[27], late=6, lost=6, said=1, used=5
+    ),
+    "ended with an invoice, finalized by others, and stamps ahead": Case(
+        act=ended_and_finalized, billed=[27], late=6, lost=6, said=2, used=5
+    ),
+    "paused": Case(act=paused(), billed=[], waiting=20, late=7, lost=7, said=1, used=5),
+    "paused with an invoice": Case(
+        act=paused(invoicing_behavior="invoice"), billed=[20], late=7, lost=7, said=1, used=5
+    ),
+    "paused without its usage": Case(
+        act=paused(bill_for=unbilled()), billed=[], late=27, lost=27, said=2, used=5
+    ),
+    "paused, then ended": Case(act=paused(then=ended()), billed=[], late=27, lost=27, said=2, used=5),
+    "paused, then ended with an invoice": Case(
+        act=paused(then=ended(invoice_now=True)), billed=[20], late=7, lost=7, said=1, used=5
+    ),
+    "paused and resumed": Case(act=paused(resumed="now"), billed=[20, 40], late=7, lost=7, said=1),
+    "paused and resumed in its cycle": Case(
+        act=paused(resumed="unchanged"), billed=[60], late=7, lost=7, said=1
+    ),
+    "paused with an invoice and resumed in its cycle": Case(
+        act=paused(resumed="unchanged", invoicing_behavior="invoice"), billed=[20, 40], late=7, lost=7, said=1
+    ),
+    "paused and resumed before a sync": Case(
+        act=paused(resumed="now", is_seen=False), billed=[20, 47], late=7, said=1
+    ),
+    "paused and resumed in its cycle before a sync": Case(
+        act=paused(resumed="unchanged", is_seen=False), billed=[77]
+    ),
     "a paid subscription on trial": Case(act=changed(trial_end=5), billed=[], late=27, lost=27, said=2),
     "a trial for the rest of the period": Case(act=trial_until_the_end, billed=[], late=27, lost=27, said=2),
     "the base price becomes yearly": Case(act=yearly, billed=[77]),
@@ -262,7 +404,7 @@ async def go_on(at: Ending, until: datetime) -> None:
     for _ in range(4):
         end_s = min(item["current_period_end"] for item in (await shown(at))["items"]["data"])
         end = datetime.fromtimestamp(end_s, UTC)
-        if end > until:
+        if not at.clock.now() < end <= until:
             return
         for span in (15 * MINUTE, 3 * HOUR):
             await at.reach(end + span)
@@ -306,14 +448,14 @@ def billed(at: Ending) -> list[int]:
     return found
 
 
-async def assert_reconciled(at: Ending) -> None:
+async def assert_reconciled(at: Ending, *, waiting: int) -> None:
     """See that our books and Stripe's agree in each period, and know of each unit on an invoice."""
     invoiced = 0
     for start in {name.partition("|")[0] for name in await totals(at) if name.endswith("|e")}:
         for one in await at.kit.reconcile("acme", at=from_ms(int(start))):
             assert one.agrees, one
             invoiced += one.invoiced or 0
-    assert invoiced == sum(billed(at))
+    assert invoiced == sum(billed(at)) + waiting
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -328,7 +470,7 @@ async def test_each_unit_is_on_one_invoice_or_late(
         await at.found.settle()
         late_at_once = late_units(await counted(at))
         at.clock.advance(5 * MINUTE)
-        await at.kit.record("acme", "requests", 50)
+        await at.kit.record("acme", "requests", case.used)
         await at.flush(everything=False)
         await at.look()
         await go_on(at, at.clock.now() + 65 * DAY)
@@ -338,9 +480,9 @@ async def test_each_unit_is_on_one_invoice_or_late(
         assert (billed(at), late, late - units["m"] - by_item) == (case.billed, case.late, case.lost)
         assert (by_item, late_at_once) == (case.by_item, late_units(units))
         await assert_books(at)
-        await assert_reconciled(at)
+        await assert_reconciled(at, waiting=case.waiting)
         if not case.begun and case.billed:
-            assert units["o"] - units["m"] == sum(case.billed) + case.lost + case.by_item
+            assert units["o"] - units["m"] == sum(case.billed) + case.lost + case.by_item + case.waiting
         said = [one for one in caplog.records if one.levelno >= logging.ERROR]
         assert len([one for one in said if "late usage of customer" in one.getMessage()]) == case.said
         assert len(said) == case.said

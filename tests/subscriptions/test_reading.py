@@ -254,6 +254,21 @@ def test_of_paid_subscriptions_the_best_plan_counts() -> None:
     assert in_force([lost, active_pro], CATALOG, known="sub_f") == active_pro
 
 
+def test_of_ended_subscriptions_the_one_that_ended_last_counts() -> None:
+    """Its rank and its beginning count only where several ended at once, as by the customer's deletion."""
+    rising = [
+        shown(item("price_max"), id="sub_a", status="canceled", created=5, ended_at=10),
+        shown(id="sub_b", status="canceled", created=9, ended_at=11),
+        shown(id="sub_c", status="incomplete_expired", created=8, ended_at=12),
+        shown(id="sub_d", status="canceled", created=1, ended_at=20),
+        shown(item("price_max"), id="sub_e", status="canceled", created=0, ended_at=20),
+        shown(id="sub_f", status="incomplete", created=0),
+    ]
+    for count in range(1, len(rising) + 1):
+        for order in (rising[:count], rising[:count][::-1]):
+            assert in_force(order, CATALOG) == rising[count - 1]
+
+
 def test_a_subscription_to_something_else_is_none_of_ours_unless_it_counted() -> None:
     other = shown(item("price_other"), id="sub_x", created=99)
     mine = shown(id="sub_y", status="canceled", created=1)

@@ -177,6 +177,11 @@ def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
     return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms).start_ms != at_ms
 
 
+def stops_billing_ms(subscription: SubscriptionState) -> int:
+    """Instant at which Stripe stops billing usage: a pause or the end; :data:`NEVER_MS`: neither is known."""
+    return subscription.usage_period[1] if subscription.status == "paused" else subscription.ends_ms()
+
+
 def is_final(invoiced_ms: int | None, *, final_ms: int, held_ms: int, now_ms: int) -> bool:
     """Whether usage that is sent now would miss its invoice.
 

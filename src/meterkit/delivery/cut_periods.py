@@ -26,11 +26,14 @@ async def invoiced_units(
     *,
     summaries: Summaries,
     invoices: Invoices,
+    counted: int,
+    stops_ms: int,
 ) -> Invoiced:
     """Read the units of event names that invoices have of a period.
 
     A period that was cut short ends, in our books, behind all minutes that its deliveries were stamped with.
-    Stripe's next invoice has the units of these minutes: they count for the period that recorded them.
+    Stripe's next invoice has the units of these minutes: they count for the period that recorded them. After
+    a subscription's last period, no invoice has them.
 
     Args:
         store: where the customer is.
@@ -40,6 +43,8 @@ async def invoiced_units(
         span_ms: start and end of the period.
         summaries: give counted units.
         invoices: give invoice lines.
+        counted: by Stripe, in the period.
+        stops_ms: when the subscription of the period stops billing usage.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -48,11 +53,12 @@ async def invoiced_units(
     start_ms, end_ms = span_ms
     edges = await read_stripe_edges(store, customer, start_ms, end_ms)
     meters = [meter for event_name in event_names for meter in summaries.meter_ids(event_name)]
-    found = await invoices.invoiced(stripe_customer, meters, start_ms // 1000, edges.end_ms // 1000)
+    span_s = start_ms // 1000, edges.end_ms // 1000
+    found = await invoices.invoiced(stripe_customer, meters, *span_s, counted=counted)
     if found.state in {"none", "unknown"}:
         return found
 
-    async def counted(from_ms: int, until_ms: int) -> int:
+    async def units(from_ms: int, until_ms: int) -> int:
         first_s, end_s = -(-from_ms // _MINUTE_MS) * 60, until_ms // _MINUTE_MS * 60
         if first_s >= end_s:
             return 0
@@ -61,6 +67,6 @@ async def invoiced_units(
         ]
         return int(sum(filter(None, found)))
 
-    on_the_next = await counted(edges.end_ms, end_ms)
-    of_the_former = await counted(edges.start_ms, start_ms)
+    on_the_next = await units(edges.end_ms, end_ms) if edges.end_ms < stops_ms else 0
+    of_the_former = await units(edges.start_ms, start_ms)
     return replace(found, quantity=found.quantity + on_the_next - of_the_former)

@@ -153,6 +153,8 @@ def advice_on_invoices(
         return f"{expected} are on no invoice yet: Stripe makes it within an hour or two"
     if missing > 0:
         where = f"invoice {names} has {invoiced.quantity}" if names else "no invoice line has them"
+        if invoiced.state == "pending":
+            where = f"with pending invoice items {names} have {invoiced.quantity}"
         begins = f"{missing} of {expected} units that Stripe has counted{price} are on no invoice ({where}"
         if invoiced.voided:
             units = sum(invoiced.voided.values(), Decimal(0))

@@ -33,7 +33,8 @@ MADE_WITHIN_MS: Final = 2 * 3_600_000
 """Stripe makes the invoice of a renewal some time after it, within an hour or so."""
 _TOLERANCE_S: Final = 86_400
 """By so much a line may be longer than the period: these begin and end at whole minutes."""
-State = Literal["none", "draft", "final", "unknown"]
+State = Literal["none", "pending", "draft", "final", "unknown"]
+_PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,9 @@ class Invoiced:
     """What the invoices of a customer have of one event name in a period.
 
     Attributes:
-        quantity: units on invoice lines.
-        state: ``none``: no invoice has such a line; ``draft``: one that has may change; ``unknown``: the
-            lines do not show units, see ``why``.
+        quantity: units on invoice lines, and in pending items.
+        state: ``none``: no invoice has such a line; ``pending``: invoice items that wait for an invoice do;
+            ``draft``: one that has may change; ``unknown``: the lines do not show units, see ``why``.
         invoices: the ids of those invoices.
         subscriptions: the ids of their subscriptions.
         prices: units by what one costs there, in minor units; None: a line does not show that, or has
@@ -105,6 +106,7 @@ class Invoices:
         self._currency = currency
         self._prices: dict[str, PriceTerms] = prices
         self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._pending: dict[str, list[dict[str, Any]]] = {}
 
     async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
         """The invoices of a customer that were made since an instant, with all their lines."""
@@ -123,11 +125,25 @@ class Invoices:
         return found
 
     async def invoiced(
-        self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
+        self, stripe_customer: str, meters: Sequence[str], start_s: int, end_s: int, *, counted: int = 0
     ) -> Invoiced:
-        """What invoices have of a customer's usage of some meters in a period (Unix seconds)."""
+        """What invoices have of a customer's usage of some meters in a period (Unix seconds).
+
+        It lists pending items if no draft has the usage and the lines have less than Stripe has ``counted``.
+        """
+        found = await self._read_lines(await self.of(stripe_customer, start_s), meters, start_s, end_s)
+        if found.state in {"draft", "unknown"} or found.quantity >= counted:
+            return found
+        items = await self.pending(stripe_customer)
+        pending = [{"id": one["id"], "status": _PENDING, "lines": {"data": [one]}} for one in items]
+        made = await self.of(stripe_customer, start_s)
+        return await self._read_lines([*made, *pending], meters, start_s, end_s) if pending else found
+
+    async def _read_lines(
+        self, invoices: Iterable[Mapping[str, Any]], meters: Iterable[str], start_s: int, end_s: int
+    ) -> Invoiced:
         wanted, lines = set(meters), list[_UsageLine]()
-        for invoice in await self.of(stripe_customer, start_s):
+        for invoice in invoices:
             for line in invoice["lines"].get("data") or ():
                 price, place = await self._price_of(line), _place_of(line, start_s, end_s)
                 if price is None or price.meter not in wanted or place == "outside":
@@ -151,7 +167,10 @@ class Invoices:
 
     async def pending(self, stripe_customer: str) -> list[dict[str, Any]]:
         """The invoice items of a customer that are on no invoice yet, such as usage at a price that ended."""
-        return await self._api.list("/v1/invoiceitems", {"customer": stripe_customer, "pending": True})
+        if stripe_customer not in self._pending:
+            asked: dict[str, Parameter] = {"customer": stripe_customer, "pending": True}
+            self._pending[stripe_customer] = await self._api.list("/v1/invoiceitems", asked)
+        return self._pending[stripe_customer]
 
     async def billed_meter(self, line: Mapping[str, Any]) -> tuple[str | None, bool]:
         """The id of the meter that a line or a pending invoice item bills, and whether it bills packages."""
@@ -203,11 +222,12 @@ def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
         charge = charges.get(key, LineCharge(one.price, Decimal(0), 0, 0))
         cents = charge.cents + int(one.line.get("amount") or 0)
         charges[key] = charge._replace(units=charge.units + units, cents=cents, lines=charge.lines + 1)
-    is_draft = any(one.status == "draft" for one in valid)
+    states: tuple[State, ...] = (_PENDING, "draft")
+    unsettled = [state for state in states if any(one.status == state for one in valid)]
     is_comparable = all(one.line.get("currency") == one.price.currency for one in valid)
     return Invoiced(
         quantity=sum(priced.values(), Decimal(0)),
-        state="draft" if is_draft else "final" if valid else "none",
+        state=unsettled[0] if unsettled else "final" if valid else "none",
         invoices=list(dict.fromkeys(one.invoice for one in valid)),
         subscriptions=list(dict.fromkeys(filter(None, (_subscription_of(one.line) for one in valid)))),
         prices={unit: units for unit, units in priced.items() if unit is not None and units}

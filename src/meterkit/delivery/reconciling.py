@@ -61,10 +61,11 @@ class Reconciled:
             customer or meter.
         difference: ``confirmed`` less what was delivered of all meters that have had this event name, such as
             one that was renamed, late units that Stripe has counted included; None where ``confirmed`` is.
-        invoiced: units of the event name on invoice lines of this period; None: no invoice is to have them,
-            or the lines do not show units.
-        invoice: ``final``, or ``draft`` while one of those invoices may change; ``none``: there is no such
-            line; ``unknown``: lines do not show units; empty: nothing is to be invoiced, as in a trial.
+        invoiced: units of the event name on invoice lines of this period, and in pending invoice items; None:
+            no invoice is to have them, or the lines do not show units.
+        invoice: ``final``, or ``draft`` while one of those invoices may change; ``pending`` while invoice
+            items wait for an invoice, as in a pause; ``none``: there is no such line; ``unknown``: lines do
+            not show units; empty: nothing is to be invoiced, as in a trial.
         invoiced_cents: the amount of these lines, before discounts and taxes; None: not known.
         mispriced: units of the event name that are on lines of another price than that at which they were
             recorded; 0 as well where the prices are not known.
@@ -254,9 +255,10 @@ class Reconciler:
         priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = {name: usage["meters"][name] for name in meters if events[name] == event}
+            confirmed = await books.confirmed(event)
             sides[event] = OfEvent(
-                confirmed=await books.confirmed(event),
-                invoiced=await books.invoiced(event),
+                confirmed=confirmed,
+                invoiced=await books.invoiced(event, confirmed or 0),
                 recorded=_sum_priced([priced.get(name) for name in named]),
                 invoicing=invoicing,
                 meter=next(iter(named)),

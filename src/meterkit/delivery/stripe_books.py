@@ -6,6 +6,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.decisions.periods import stamped_span_s, to_ms
+from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.delivery.cut_periods import invoiced_units
 from meterkit.errors import StripeError
 from meterkit.store.event_names import former_events
@@ -66,11 +68,18 @@ class StripeBooks:
         known = [one for one in counted if one is not None]
         return int(sum(known)) if known else None
 
-    async def invoiced(self, event_name: str) -> Invoiced | None:
-        """Units of an event name on invoice lines; None: Stripe has no such customer, or makes no invoice."""
+    async def invoiced(self, event_name: str, counted: int) -> Invoiced | None:
+        """Units of an event name on invoice lines; None: Stripe has no such customer, or makes no invoice.
+
+        Args:
+            event_name: of the meter.
+            counted: what Stripe has counted in the period.
+        """
         linked = self._state.stripe_customer
         if linked is None or self._invoices is None:
             return None
+        subscription = self._state.subscription
+        is_its = subscription is not None and subscription.created_ms <= self._start_ms
         asking = invoiced_units(
             self._store,
             self._customer,
@@ -79,6 +88,8 @@ class StripeBooks:
             (self._start_ms, self._end_ms),
             summaries=self._summaries,
             invoices=self._invoices,
+            counted=counted,
+            stops_ms=stops_billing_ms(subscription) if subscription is not None and is_its else NEVER_MS,
         )
         return await unless_gone(asking)
 

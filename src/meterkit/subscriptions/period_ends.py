@@ -73,7 +73,7 @@ def period_ends(
     """The latest ends of periods whose invoices are known, or are certainly not to come.
 
     A renewal makes a draft that takes usage. A period that others ended has its invoice at once, or none: a
-    cycle begun anew, a trial of a paid subscription, a subscription canceled amid its period.
+    cycle begun anew, a trial of a paid subscription, a subscription canceled or paused amid its period.
 
     Args:
         found: all subscriptions of a Stripe customer, with ``latest_invoice`` expanded.
@@ -98,7 +98,8 @@ def _cut_ms(shown: Mapping[str, Any], before: SubscriptionState, after: Subscrip
     if shown.get("status") in ENDED:
         at_ms = int(shown.get("ended_at") or 0) * _SECOND_MS
     elif after is not None and after.id == before.id:
-        at_ms = after.usage_period[0]
+        start_ms, end_ms = after.usage_period
+        at_ms = end_ms if after.status == "paused" else start_ms
     else:
         return 0
     return at_ms if is_cut_short(before, at_ms) else 0

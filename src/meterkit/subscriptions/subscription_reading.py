@@ -55,8 +55,9 @@ def in_force(
 ) -> Mapping[str, Any] | None:
     """Which of a Stripe customer's subscriptions counts; None: none is of a plan of the plans file.
 
-    The liveliest, of those the one of the plan with the highest rank, and of those the youngest. One whose
-    price the plans file has lost counts only if it counted before.
+    The liveliest, of those the one of the plan with the highest rank, and of those the youngest. Of ended
+    ones the last to end counts: it was billed last. One whose price the plans file has lost counts only if it
+    counted before.
 
     Args:
         found: all of the customer's, ended ones too, as Stripe shows them.
@@ -182,14 +183,15 @@ def metered_of(found: Mapping[str, Any]) -> str:
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 
 
-def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, float, int, str]:
+def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, int, float, int, str]:
     """Sort key of a customer's subscriptions: the one that counts is first."""
     status, plan = text_in(found, "status"), plan_of(found, catalog)
     liveliness = next(
         (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
     )
     rank = inf if plan is None else -plan.rank
-    return liveliness, rank, -int(found.get("created") or 0), text_in(found, "id")
+    ended_s, created_s = (int(found.get(instant) or 0) for instant in ("ended_at", "created"))
+    return liveliness, -ended_s, rank, -created_s, text_in(found, "id")
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
