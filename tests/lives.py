@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog import loads
-from meterkit.errors import MeterkitError
+from corrected import Correction, Corrections
+from life_shop import METERS, PLANS, ShopFile
+from meterkit.errors import MeterkitError, QuantityError
 from operator_acts import ACTS, Desk, Nothing
 from priced import Ledger
 from world import Killed, Refused, run
@@ -23,69 +24,15 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from meterkit import Corrected
     from world import World
 
-__all__ = ["CATALOG", "Event", "Life", "drawn", "lived"]
+__all__ = ["Event", "Life", "drawn", "lived"]
 
 START: Final = datetime(2031, 1, 5, 9, 20, 30, tzinfo=UTC)
 YEAR: Final = timedelta(days=365)
 CUSTOMER: Final = "acme"
 STRIPE_CUSTOMER: Final = "cus_acme"
-PLANS: Final = ("basic", "pro", "tried", "max")
-METERS: Final = ("tokens", "pages", "calls")
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {unit: token, stripe: {event_name: ai_tokens}}
-  pages:  {unit: page, stripe: {event_name: pdf_pages}}
-  calls:  {unit: call, stripe: {event_name: api_calls}}
-  seats:  {unit: seat, kind: gauge}
-routes: [{match: "*", exempt: true}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      tokens: {included: 5, overage: deny}
-      pages:  {included: 5, overage: deny}
-      calls:  {included: 5, overage: deny}
-  basic:
-    rank: 1
-    price: {amount_cents: 1500, interval: month, stripe_price: price_basic}
-    seat_price: {amount_cents: 300, stripe_price: price_basic_seat}
-    meters:
-      tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
-      pages:  {included: 10, overage: deny}
-      calls:  {included: 20, overage: {bill: {per: 1, amount_cents: 2}}}
-      seats:  {included: 1, overage: deny}
-  pro:
-    rank: 2
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 200, stripe_price: price_pro_seat}
-    meters:
-      tokens: {included: 20, overage: {bill: {per: 1, amount_cents: 3}}}
-      pages:  {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}
-      calls:  {included: 20, overage: {bill: {per: 1, amount_cents: 2}}}
-      seats:  {included: 3, overage: deny}
-  tried:
-    rank: 3
-    price: {amount_cents: 3300, interval: month, stripe_price: price_tried}
-    trial: 14d
-    meters:
-      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 4}}}
-      pages:  {included: 0, overage: {bill: {per: 1, amount_cents: 6}}}
-      calls:  {included: unlimited}
-  max:
-    rank: 4
-    price: {amount_cents: 9900, interval: month, stripe_price: price_max}
-    seat_price: {amount_cents: 100, stripe_price: price_max_seat}
-    meters:
-      tokens: {included: unlimited}
-      pages:  {included: 30, overage: {bill: {per: 1, amount_cents: 7}}}
-      calls:  {included: 50, overage: {bill: {per: 1, amount_cents: 1}}}
-      seats:  {included: 5, overage: deny}
-""")
 # How often each kind of event comes, of a hundred.
 KINDS: Final = {
     "use": 50,
@@ -106,8 +53,12 @@ KINDS: Final = {
     "kill": 4,
     "by_hand": 14,
     "other_handler": 1,
+    "new_prices": 4,
+    "correct": 8,
 }
-_CHOICES: Final = {"use": METERS, "by_hand": tuple(ACTS)}
+_CHOICES: Final = {"use": METERS, "correct": METERS, "by_hand": tuple(ACTS)}
+ALLOWANCES: Final = ("prorated", "whole")
+DOWNGRADES: Final = ("period_end", "now")
 IDLE: Final = timedelta(days=3)
 # Around the end of a period, in minutes from it.
 AROUND: Final = (-7, 2, 13, 40, 70, 180)
@@ -129,7 +80,10 @@ class Event:
 def drawn(seed: int) -> list[Event]:
     """The events of a life."""
     random = Random(seed)  # noqa: S311 - a story, not a secret
-    events = [Event(at=timedelta(), kind="subscribe", what=random.choice(PLANS), number=random.randint(1, 6))]
+    events = [
+        Event(at=timedelta(), kind="open_shop", what=ALLOWANCES[seed % 2], number=seed // 2 % 2),
+        Event(at=timedelta(), kind="subscribe", what=random.choice(PLANS), number=random.randint(1, 6)),
+    ]
     at = timedelta()
     while True:
         # Often minutes apart, so that one thing comes into another; else days.
@@ -152,7 +106,9 @@ class Life:
 
     world: World
     ledger: Ledger
+    corrections: Corrections
     told: list[str] = field(default_factory=list[str])
+    _file: ShopFile = field(default_factory=ShopFile)
     _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
     _turned_at: datetime = START
     _acted_at: datetime = START
@@ -161,7 +117,7 @@ class Life:
     async def live(self, events: Sequence[Event]) -> None:
         """Live a year, and on in peace until its last invoice is final."""
         world = self.world
-        world.emulator.add_plans(CATALOG)
+        world.emulator.add_plans(self._file.catalog)
         world.emulator.add_customer(STRIPE_CUSTOMER)
         world.emulator.add_payment_method(STRIPE_CUSTOMER)
         await world.do(world.kit.customers.link(CUSTOMER, STRIPE_CUSTOMER))
@@ -170,16 +126,19 @@ class Life:
             await self._until(START + event.at)
             came = await self._do(event)
             self.told.append(f"{event}: {came}")
-        for name in ("stripe", "hooks", "lost"):
+        for name in ("stripe", "hooks", "lost", "elder"):
             self._back_at[name] = world.now
         world.process.dies_at = 0
         await self._until(world.now + timedelta(minutes=30))
         await self._mend_payments()
+        for asked in self.corrections.unsettled:
+            await self._corrected(asked)
         await self._until(world.now + timedelta(days=37))
 
     async def _do(self, event: Event) -> str:
         """Have an event happen; what came of it."""
         act: Callable[[Event], Coroutine[Any, Any, object]] = getattr(self, f"_{event.kind}")
+        self.world.alternate()
         try:
             came = await act(event)
         except Killed:
@@ -189,6 +148,39 @@ class Life:
             return f"{type(error).__name__} {error}"[:160]
         return "" if came is None else str(came)
 
+    async def _open_shop(self, event: Event) -> None:
+        """Write the plans file."""
+        self._file = ShopFile(allowance=event.what, downgrade=DOWNGRADES[event.number])
+        await self._deploy()
+
+    async def _deploy(self, *, beside: bool = False) -> None:
+        self.ledger.catalog = self._file.catalog
+        await self.world.deploy(self.ledger.catalog, beside=beside)
+
+    async def _new_prices(self, event: Event) -> str:
+        """The seller changes the usage prices of a plan: for present customers nothing changes."""
+        self._file = self._file.with_prices(event.what, event.number)
+        if event.number % 2:
+            self._back_at["elder"] = self.world.now + timedelta(days=event.number)
+        await self._deploy(beside=event.number % 2 == 1)
+        return await self._sync_prices()
+
+    async def _sync_prices(self) -> str:
+        """Run ``meterkit stripe sync``, and again where it was killed; Stripe has answered by then."""
+        is_away, self.world.stripe_is_away = self.world.stripe_is_away, False
+        before = await self.ledger.charged()
+        while True:
+            try:
+                done = await self.world.do(self.world.kit.stripe.sync())
+            except Killed:
+                await self._revive()
+            else:
+                break
+        self.world.stripe_is_away = is_away
+        self.ledger.expect_charged(before, await self.ledger.charged(), "stripe sync")
+        assert not done.problems, done.problems
+        return f"{sum(line.action == 'made' for line in done.lines)} made"
+
     async def _use(self, event: Event) -> None:
         process = self.world.process
         # Whether usage was recorded is known here: what becomes of it as a process dies has tests of its own.
@@ -196,31 +188,70 @@ class Life:
         await self.ledger.record(CUSTOMER, event.what, event.number)
         process.dies_at = process.steps + dies_in if dies_in > 0 else 0
 
+    async def _correct(self, event: Event) -> str:
+        """Somebody takes units back, once or again, more than there are, or less than nothing."""
+        ways, corrections = event.number % 6, self.corrections
+        asked = Correction(f"c-{len(corrections.asked)}", event.what, event.number, ways == 1)
+        if ways == 2:
+            asked = asked._replace(quantity=sum(entry.quantity for entry in self.ledger.log) + 1)
+        if ways == 3:
+            asked = asked._replace(quantity=-event.number)
+        if ways >= 4 and corrections.asked:
+            asked = [*corrections.asked.values()][-1]._replace(credit=True)
+        try:
+            found = await self._corrected(asked)
+        except QuantityError:
+            assert asked.quantity < 0
+            del corrections.asked[asked.id]
+            return "refused"
+        return f"{asked.id} {found}"
+
+    async def _corrected(self, asked: Correction) -> Corrected:
+        """Have units taken back, and again where the process was killed."""
+        while True:
+            try:
+                return await self.corrections.correct(asked)
+            except Killed:
+                await self._revive()
+
     async def _subscribe(self, event: Event) -> str:
-        plan = CATALOG.plans[event.what]
+        plan = self.ledger.catalog.plans[event.what]
         seats = event.number % 4 + 1 if plan.seat_price is not None else 1
         made = await self.world.do(self.world.kit.subscriptions.create(CUSTOMER, plan.key, seats))
+        await self.ledger.expect_sold(made.subscription.id, plan.key)
         if made.client_secret is not None and made.subscription.status == "incomplete":
             with suppress(ValueError):  # The payment fails.
                 self.world.emulator.confirm_payment(made.client_secret)
         return made.subscription.status
 
     async def _change_plan(self, event: Event) -> str:
+        before = await self.ledger.plan_at_stripe()
         made = await self.world.do(self.world.kit.subscriptions.change_plan(CUSTOMER, event.what))
+        if made.confirmed and made.subscription.pending_change is None and before != event.what:
+            await self.ledger.expect_sold(made.subscription.id, event.what)
         return f"{made.subscription.plan}, later {made.subscription.pending_change}"
 
     async def _set_seats(self, event: Event) -> None:
-        await self.world.do(self.world.kit.subscriptions.set_seats(CUSTOMER, event.number % 6 + 1))
+        await self._keeping(self.world.kit.subscriptions.set_seats(CUSTOMER, event.number % 6 + 1), "seats")
 
     async def _cancel(self, _: Event) -> None:
-        await self.world.do(self.world.kit.subscriptions.cancel(CUSTOMER))
+        await self._keeping(self.world.kit.subscriptions.cancel(CUSTOMER), "cancel")
 
     async def _cancel_now(self, event: Event) -> None:
         cancel = self.world.kit.subscriptions.cancel
         await self.world.do(cancel(CUSTOMER, immediately=True, give_back=event.number % 2 == 0))
 
     async def _resume(self, _: Event) -> None:
-        await self.world.do(self.world.kit.subscriptions.resume(CUSTOMER))
+        await self._keeping(self.world.kit.subscriptions.resume(CUSTOMER), "resume")
+
+    async def _keeping(self, work: Coroutine[Any, Any, object], name: str) -> None:
+        """Have the kit do something that changes no price of usage."""
+        self.world.emulator.advance()
+        before = await self.ledger.charged()
+        try:
+            await self.world.do(work)
+        finally:
+            self.ledger.expect_charged(before, await self.ledger.charged(), name)
 
     async def _fail_payments(self, _: Event) -> None:
         self.world.emulator.fail_payments(STRIPE_CUSTOMER)
@@ -279,19 +310,23 @@ class Life:
         """Let time pass, in which Stripe and the process do by themselves what they do."""
         world = self.world
         self._ends = await self._bounds()
+        await self.ledger.plan_times.learn(self.ledger.catalog)
         while (due := self._next_turn()) < instant:
             await world.until(due)
-            self._come_back()
+            await self._come_back()
+            world.alternate()
             if "drafts" in self._back_at:
                 await self._finalize_drafts()
+            is_heard = not (world.hooks_are_away or world.hooks_are_lost or world.stripe_is_away)
             with suppress(Killed):
                 await world.turn()
+                self.ledger.heard_of = world.now if is_heard else self.ledger.heard_of
             await self._revive()
             self._turned_at = world.now
             if not self._ends or self._ends[-1] <= world.now:
                 self._ends = await self._bounds()
         await world.until(instant)
-        self._come_back()
+        await self._come_back()
 
     async def _finalize_drafts(self) -> None:
         self.world.emulator.advance()
@@ -326,7 +361,7 @@ class Life:
         """Whether something was recorded since the last look."""
         return bool(self.ledger.log) and self.ledger.log[-1].at > self._turned_at - timedelta(minutes=6)
 
-    def _come_back(self) -> None:
+    async def _come_back(self) -> None:
         """End the outages that are over."""
         world, over = self.world, {name for name, at in self._back_at.items() if at <= self.world.now}
         for name in over:
@@ -334,6 +369,8 @@ class Life:
         world.stripe_is_away = world.stripe_is_away and "stripe" not in over
         world.hooks_are_away = world.hooks_are_away and "hooks" not in over
         world.hooks_are_lost = world.hooks_are_lost and "lost" not in over
+        if "elder" in over:
+            await world.end_elder()
 
     async def _revive(self) -> None:
         if not self.world.process.is_alive:
@@ -344,8 +381,12 @@ def lived(patched: pytest.MonkeyPatch, events: Sequence[Event]) -> tuple[list[st
     """Live a life; what is wrong at its end, and what has happened."""
 
     async def story(world: World) -> tuple[list[str], list[str]]:
-        life = Life(world=world, ledger=Ledger(world=world, catalog=CATALOG))
+        ledger = Ledger(world=world, catalog=ShopFile().catalog)
+        life = Life(
+            world=world, ledger=ledger, corrections=Corrections(ledger=ledger, customer=CUSTOMER)
+        )
         await life.live(events)
+        await life.corrections.audit()
         return await life.ledger.audit(), life.told
 
-    return run(patched, story, catalog=CATALOG, start=START)
+    return run(patched, story, catalog=ShopFile().catalog, start=START)

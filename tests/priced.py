@@ -13,9 +13,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from included import PlanTimes, usage_terms
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit import CustomerUsage
     from meterkit.catalog import Catalog, Plan
     from world import World
 
@@ -34,7 +37,8 @@ class Recorded:
     """Usage that was recorded.
 
     Attributes:
-        overage: how much of it goes to Stripe: beyond what is included, on a plan that bills that.
+        beyond: how much of it is beyond what is included.
+        overage: how much of that goes to Stripe: on a plan that bills it.
         period: the first instant of its billing period.
         prices: what a unit may cost, in cents: by the plan that decided, and by the one that Stripe charged
             for then, where somebody has just changed it there. Empty: nothing, it was on trial.
@@ -44,6 +48,7 @@ class Recorded:
     customer: str
     meter: str
     quantity: int
+    beyond: int
     overage: int
     at: datetime
     plan: str
@@ -86,20 +91,32 @@ class Ledger:
     world: World
     catalog: Catalog
     log: list[Recorded] = field(default_factory=list[Recorded])
+    heard_of: datetime = datetime.min.replace(tzinfo=UTC)
+    wrong: list[str] = field(default_factory=list[str])
+    plan_times: PlanTimes = field(init=False)
+    _names: dict[str, str] = field(default_factory=dict[str, str])
     _known: dict[str, _AtStripe | None] = field(default_factory=dict[str, "_AtStripe | None"])
+
+    def __post_init__(self) -> None:
+        self.plan_times = PlanTimes(world=self.world)
 
     async def record(self, customer: str, meter: str, quantity: int) -> None:
         """Record usage with the kit, and note it."""
         world, kit = self.world, self.world.kit
         before = await world.do(kit.usage(customer))
+        found = await self.subscription(customer)
+        if found is not None:
+            await self._check_included(found, meter, before)
         await world.do(kit.record(customer, meter, quantity))
         after = await world.do(kit.usage(customer))
         beyond = after["meters"][meter]["overage"]
         if before["period"]["start"] == after["period"]["start"]:
             beyond -= before["meters"][meter]["overage"]
+            self._check_classified(customer, meter, before, quantity, beyond)
         plan = self.catalog.plans[after["plan"]]
         is_billed = plan.entitlements[meter].overage.mode == "bill"
-        known, shown = self._known.get(customer), await self._at_stripe(customer)
+        known = self._known.get(customer)
+        shown = None if found is None else await self._terms_of(found)
         self._known[customer] = shown
         prices: set[Decimal | None] = {self._price(plan, meter)}
         if shown is not None:
@@ -110,6 +127,7 @@ class Ledger:
                 customer=customer,
                 meter=meter,
                 quantity=quantity,
+                beyond=beyond,
                 overage=beyond if is_billed else 0,
                 at=world.now,
                 plan=plan.key,
@@ -119,32 +137,103 @@ class Ledger:
             )
         )
 
+    async def _check_included(self, found: Mapping[str, Any], meter: str, usage: CustomerUsage) -> None:
+        """Compare what is included, and the price beyond it, with what Stripe and the plans file say."""
+        if not usage_terms(usage, found, self.catalog):
+            return
+        await self.plan_times.learn(self.catalog)
+        shown = usage["meters"][meter]
+        wanted = self.plan_times.included(found, meter, self.catalog, heard_of=self.heard_of)
+        if wanted is not None and shown["included"] != wanted:
+            self.wrong.append(
+                f"{self.world.now:%m-%d %H:%M} {shown['included']} {meter} are included, not {wanted}"
+            )
+        price, charged = shown.get("price"), (await self._prices_of(found)).get(meter)
+        if wanted is not None and price is not None and charged is not None:
+            cents = Decimal(price["amount_cents"]) / price["per"]
+            if cents != charged and not price.get("estimated"):
+                self.wrong.append(
+                    f"{self.world.now:%m-%d %H:%M} {meter} are shown at {cents}, and charged at {charged}"
+                )
+
+    def _check_classified(
+        self, customer: str, meter: str, usage: CustomerUsage, quantity: int, beyond: int
+    ) -> None:
+        """Compare what counts as overage with what was included and not used up."""
+        included, period = usage["meters"][meter]["included"], usage["period"]["start"]
+        paid = sum(
+            entry.quantity - entry.beyond
+            for entry in self.log
+            if (entry.customer, entry.meter, entry.period) == (customer, meter, period)
+        )
+        left = max(0, included - paid) if isinstance(included, int) else quantity
+        if usage["meters"][meter]["granted"] == 0 and beyond != max(0, quantity - left):
+            self.wrong.append(
+                f"{self.world.now:%m-%d %H:%M} of {quantity} {meter} {beyond} are overage, of {included}"
+                f" included {paid} are used"
+            )
+
+    async def subscription(self, customer: str) -> dict[str, Any] | None:
+        """The newest subscription that has not ended."""
+        found = await self.world.list("/v1/subscriptions", customer=f"cus_{customer}", status="all")
+        return next((each for each in found if each["status"] not in _ENDED), None)
+
+    async def charged(self) -> dict[str, Mapping[str, Decimal]]:
+        """What subscriptions charge for usage: cents for a unit, by meter."""
+        found = await self.world.list("/v1/subscriptions")
+        return {each["id"]: await self._prices_of(each) for each in found}
+
+    def expect_charged(
+        self, before: Mapping[str, Mapping[str, Decimal]], after: Mapping[str, object], what: str
+    ) -> None:
+        """Expect what a present customer pays for usage to be as before."""
+        self.wrong += [
+            f"{what} changed the prices of {name} from {before[name]} to {after[name]}"
+            for name in before.keys() & after.keys()
+            if before[name] != after[name]
+        ]
+
+    async def prices_now(self, customer: str) -> Mapping[str, Decimal] | None:
+        """What the customer's subscription charges for usage; None: there is none."""
+        found = await self._at_stripe(customer)
+        return None if found is None else found.prices
+
+    async def expect_sold(self, subscription: str, plan: str) -> None:
+        """Expect a subscription to charge for usage what the newest plans file says of its plan."""
+        wanted = {name: self._price(self.catalog.plans[plan], name) for name in self.catalog.meters}
+        found = await self._prices_of(await self.world.ask("GET", f"/v1/subscriptions/{subscription}"))
+        if found != {name: price for name, price in wanted.items() if price is not None}:
+            self.wrong.append(f"{plan} was sold with the prices {found}, the plans file has {wanted}")
+
+    async def plan_at_stripe(self) -> str | None:
+        """The plan whose base price the subscription has."""
+        (found, *_) = [*await self.world.list("/v1/subscriptions"), None]
+        bases = {item["price"]["id"] for item in found["items"]["data"]} if found else set[str]()
+        return next((plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None)
+
     async def _at_stripe(self, customer: str) -> _AtStripe | None:
         """What Stripe charges for usage by the items of the customer's subscription; None: there is none."""
-        (found, *_) = [
-            *(
-                each
-                for each in await self.world.list(
-                    "/v1/subscriptions", customer=f"cus_{customer}", status="all"
-                )
-                if each["status"] not in _ENDED
-            ),
-            None,
-        ]
-        if found is None:
-            return None
-        events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
-        names = {
-            meter.stripe.event_name: name
-            for name, meter in self.catalog.meters.items()
-            if meter.stripe is not None
-        }
-        prices = {
-            names[events[price["recurring"]["meter"]]]: Decimal(price["unit_amount_decimal"])
-            for item in found["items"]["data"]
+        found = await self.subscription(customer)
+        return None if found is None else await self._terms_of(found)
+
+    async def _terms_of(self, subscription: Mapping[str, Any]) -> _AtStripe:
+        return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)
+
+    async def _prices_of(self, subscription: Mapping[str, Any]) -> dict[str, Decimal]:
+        names = await self._meters()
+        return {
+            names[price["recurring"]["meter"]]: Decimal(price["unit_amount_decimal"])
+            for item in subscription["items"]["data"]
             if (price := item["price"])["recurring"]["usage_type"] == "metered"
         }
-        return _AtStripe(prices, found["status"] in _FREE)
+
+    async def _meters(self) -> Mapping[str, str]:
+        """Meters of the plans file by the ids of Stripe's."""
+        if not self._names:
+            names = {meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe}
+            listed = await self.world.list("/v1/billing/meters")
+            self._names |= {one["id"]: names[one["event_name"]] for one in listed}
+        return self._names
 
     def _price(self, plan: Plan, meter: str) -> Decimal | None:
         """Cents for a unit beyond what is included."""
@@ -194,12 +283,7 @@ class Ledger:
 
     async def lines(self) -> list[Line]:
         """All lines of Stripe's invoices that charge usage; of void ones where a person forgives them."""
-        events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
-        names = {
-            meter.stripe.event_name: name
-            for name, meter in self.catalog.meters.items()
-            if meter.stripe is not None
-        }
+        names = await self._meters()
         found: list[Line] = []
         for invoice in await self.world.list("/v1/invoices"):
             if invoice["status"] == "void" and not invoice["metadata"].get("forgiven"):
@@ -212,7 +296,7 @@ class Ledger:
                 found.append(
                     Line(
                         customer=invoice["customer"].removeprefix("cus_"),
-                        meter=names[events[price["recurring"]["meter"]]],
+                        meter=names[price["recurring"]["meter"]],
                         price=Decimal(line["pricing"]["unit_amount_decimal"]),
                         quantity=quantity,
                         amount=line["amount"],
@@ -277,7 +361,7 @@ class Ledger:
                 wrong.append(
                     f"{line}: {line.left - billed_late} of it were never recorded at that price then"
                 )
-        return wrong + self._accepted(late) + await self._remembered(late)
+        return self.wrong + wrong + self._accepted(late) + await self._remembered(late)
 
     async def _remembered(self, told: Mapping[_Place, int]) -> list[str]:
         """Where the kit shows another quantity of a period than was recorded in it.
@@ -289,7 +373,7 @@ class Ledger:
             late[customer, meter] += units
         for entry in self.log:
             recorded[entry.customer, entry.meter, entry.period] += entry.quantity
-        for (customer, meter, period), units in sorted(recorded.items()):
+        for (customer, meter, period), units in sorted((+recorded).items()):
             usage = await self.world.do(self.world.kit.usage(customer, period=period))
             shown = usage["meters"][meter]["recorded"]
             again = late[customer, meter]

@@ -156,6 +156,7 @@ class World:
     Attributes:
         emulator: Stripe.
         process: the one that is alive now.
+        elder: one more, which still has the plans file of before; None: all have the same.
         stripe_is_away: whether calls to Stripe do not get there.
         hooks_are_away: whether Stripe cannot deliver webhooks, and tries again later.
         hooks_are_lost: whether they are answered with 200 and forgotten.
@@ -170,6 +171,7 @@ class World:
         self.emulator = StripeEmulator(clock=self.clock, automatic_webhooks=False)
         self.emulator.add_endpoint(HOOK, secret=SECRET, app=self._take)
         self.process: Process
+        self.elder: Process | None = None
 
     @property
     def kit(self) -> MeterKit:
@@ -196,6 +198,28 @@ class World:
         self.process = Process(kit)
         await self.process.run(kit.store.start())
         return self.process
+
+    async def deploy(self, catalog: Catalog, *, beside: bool = False) -> None:
+        """Start a process with another plans file, and stop the one of before, unless it goes on beside it."""
+        before, self._catalog = self.process, catalog
+        await self.end_elder()
+        await self.begin()
+        self.elder = before
+        if not beside:
+            await self.end_elder()
+
+    async def end_elder(self) -> None:
+        """Stop the process that has the plans file of before."""
+        if self.process.kit.catalog is not self._catalog:
+            self.alternate()
+        if self.elder is not None:
+            elder, self.elder = self.elder, None
+            await elder.stop()
+
+    def alternate(self) -> None:
+        """Have the other process take what comes next, as behind a load balancer."""
+        if self.elder is not None:
+            self.process, self.elder = self.elder, self.process
 
     async def do(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Have the process that is alive do something."""
@@ -418,6 +442,7 @@ async def _world(
     try:
         yield world
     finally:
+        await world.end_elder()
         await world.process.stop()
 
 

@@ -31,7 +31,7 @@ ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expi
 _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
-_FORMER_MAX: Final = 12
+_FORMER_MAX: Final = 24
 _MONTH_MS: Final = 31 * 86_400_000
 _KEPT_MS: Final = 400 * 86_400_000
 _PRICES: Final = frozenset({"prices", "pending_prices"})
@@ -191,10 +191,12 @@ class SubscriptionState:
         return self.seats
 
     def prices_at(self, at_ms: int) -> ItemPrices:
-        """Prices of its metered items at an instant; none before it began and after it has ended."""
-        if at_ms < self.created_ms or not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
-            return NO_PRICES
+        """Prices of metered items at an instant, earlier subscriptions included; none between two of them."""
         former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
+        if at_ms < self.created_ms:
+            return former or NO_PRICES
+        if not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
+            return NO_PRICES
         if former is not None:
             return former
         if not self._is_changed(at_ms):
@@ -232,12 +234,15 @@ class SubscriptionState:
             now_ms: the instant.
         """
         kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
-        before, until_ms = known.prices, now_ms
+        before, until_ms, is_same = known.prices, now_ms, known.id == self.id
         if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
             until_ms = known.pending_at_ms
-        is_read_anew = (known.id, known.metered) == (self.id, self.metered)
-        if before and before != self.prices and not is_read_anew:
-            kept = (*kept, (until_ms, before))[-_FORMER_MAX:]
+        has_ended = before != self.prices and known.metered != self.metered if is_same else True
+        if before and has_ended:
+            # Usage of the time before the subscription has other prices.
+            begun = (known.created_ms, NO_PRICES)
+            until_ms = until_ms if is_same else min(until_ms, known.ends_ms())
+            kept = (*kept, *(() if begun in kept else (begun,)), (until_ms, before))[-_FORMER_MAX:]
         return replace(self, former_prices=kept)
 
     def ends_ms(self) -> int:

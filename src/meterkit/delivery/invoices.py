@@ -325,7 +325,7 @@ async def invoicing_of(
         if not made_ms:
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
-        prices = subscription.prices_at(end_ms - 1)
+        prices = subscription.prices_at(min(end_ms, made_ms) - 1)
         return Invoicing(subscription.id, subscription.plan, made_ms, is_last, prices)
     entries = await history_of(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
@@ -341,7 +341,8 @@ async def invoicing_of(
             if invoicing is None:
                 return None
             ended = until(entries, "plan", from_ms(invoicing.made_ms)) or usage["plan"]
-            return invoicing._replace(plan=ended, prices=subscription.prices_at(end_ms - 1))
+            prices = subscription.prices_at(min(end_ms, invoicing.made_ms) - 1)
+            return invoicing._replace(plan=ended, prices=prices)
     return None
 
 
