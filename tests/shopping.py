@@ -100,7 +100,10 @@ class Shop:
         return [
             exchange
             for exchange in self.emulator.requests
-            if exchange.method != "GET" and exchange.status in {0, 200} and not exchange.replayed
+            if exchange.method != "GET"
+            and exchange.status in {0, 200}
+            and not exchange.replayed
+            and not exchange.path.endswith("/create_preview")
         ]
 
     async def stripe_subscription(self, subscription: str) -> dict[str, Any]:

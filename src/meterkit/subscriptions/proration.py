@@ -1,7 +1,7 @@
-"""What another plan or other seats cost: proration, by the prices of the plans file. Pure.
+"""Proration: the cost of another plan or other seats, as Stripe previews it or else an estimate. Pure.
 
-Within a billing period that is credit for what is not used, and a charge for what is: by the second, and
-rounded once a line, half away from zero, as Stripe does
+The estimate takes the prices of the plans file. Within a billing period it credits what is not used, and
+charges what is: by the second, rounded once a line, half away from zero, as Stripe does
 (https://docs.stripe.com/billing/subscriptions/prorations).
 """
 
@@ -27,7 +27,7 @@ _Part = Literal["base", "seats"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proration:
-    """What a change costs for the rest of the period, before taxes and discounts; in minor units.
+    """What a change costs for the rest of the period, after discounts and with taxes; in minor units.
 
     Attributes:
         credit_cents: given back for what was paid and is not used any more; at least 0.
@@ -44,6 +44,23 @@ class Proration:
     currency: str
     effective_at: datetime
     description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewedCharges:
+    """What a change costs by Stripe's own preview, after discounts and with taxes; in minor units.
+
+    Attributes:
+        credit_cents: given back for the rest of the period; at least 0.
+        charge_cents: charged for it; at least 0.
+        period_cents: the price of the next period, usage left out; None: there is no next period.
+        currency: of the subscription.
+    """
+
+    credit_cents: int
+    charge_cents: int
+    period_cents: int | None
+    currency: str
 
 
 class Line(NamedTuple):
@@ -137,8 +154,11 @@ def cost_of(
     currency: str,
     now_ms: int,
     next_period: Terms | None = None,
+    previewed: PreviewedCharges | None = None,
 ) -> Proration:
     """What it costs to have ``after`` in place of ``before``: nothing where that begins with the next period.
+
+    Without a preview of Stripe's it is an estimate by the prices of the plans file.
 
     Args:
         known: the subscription.
@@ -149,6 +169,7 @@ def cost_of(
         currency: of the prices.
         now_ms: the instant.
         next_period: what it has from the next period on; None: it ends with this one.
+        previewed: what Stripe says that the change costs; None: not known.
     """
     is_trial = known.status_at(now_ms) == "trialing"
     start_ms, period_end_ms = _current_period(known, before.plan, now_ms)
@@ -165,6 +186,10 @@ def cost_of(
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
         lines = _lines(before, seat_meter), _lines(after, seat_meter)
         credit_cents, charge_cents = proration_of(*lines, paid, comes)
+    period_cents = None if next_period is None else _period_cents(next_period, seat_meter)
+    if previewed is not None:
+        credit_cents, charge_cents = previewed.credit_cents, previewed.charge_cents
+        period_cents, currency = previewed.period_cents, previewed.currency
     at_ms = now_ms if when == "now" else period_end_ms
     return Proration(
         credit_cents=credit_cents,
@@ -173,7 +198,7 @@ def cost_of(
         currency=currency,
         effective_at=from_ms(at_ms),
         description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms)
-        + _describe_next_period(next_period, seat_meter, currency),
+        + _describe_next_period(next_period, period_cents, currency),
     )
 
 
@@ -196,13 +221,17 @@ def _lines(terms: Terms, seat_meter: str | None) -> dict[Literal["base", "seats"
     return lines
 
 
-def _describe_next_period(terms: Terms | None, seat_meter: str | None, currency: str) -> str:
+def _period_cents(terms: Terms, seat_meter: str | None) -> int:
+    """Price of a period by the plans file."""
+    return sum(line.amount_cents * line.quantity for line in _lines(terms, seat_meter).values())
+
+
+def _describe_next_period(terms: Terms | None, period_cents: int | None, currency: str) -> str:
     """The price of each period from the next one on, as a sentence; empty if there is none."""
-    if terms is None:
+    if terms is None or period_cents is None:
         return ""
-    amount_cents = sum(line.amount_cents * line.quantity for line in _lines(terms, seat_meter).values())
     interval = terms.plan.price.interval
-    return f" From the next period on it costs {money(amount_cents, currency)} a {interval}, before usage."
+    return f" From the next period on it costs {money(period_cents, currency)} a {interval}, before usage."
 
 
 def _described(

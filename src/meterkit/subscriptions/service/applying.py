@@ -50,7 +50,7 @@ class Applying:
 
     async def update(self, live: LiveSubscription, target: Terms) -> None:
         """Bring the items to what they are to be, now; the difference is on the next invoice."""
-        items = await self._updates(live, target)
+        items = await self.changes_of_items(live, target)
         params = trial_settings_change(live.found, target.plan)
         if items:
             params |= {"items": items, "proration_behavior": "create_prorations"}
@@ -68,7 +68,7 @@ class Applying:
             SubscriptionError: the customer needs a payment method, or another one.
         """
         params: dict[str, Parameter] = {
-            "items": await self._updates(live, target),
+            "items": await self.changes_of_items(live, target),
             "proration_behavior": "always_invoice",
             "payment_behavior": "error_if_incomplete",
             "off_session": True,  # The customer's browser is not asked: what was set up counts.
@@ -87,9 +87,13 @@ class Applying:
         await live.release()
         return None
 
+    async def changes_of_items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+        """Changes that bring the items to those of a plan with its seats; empty if there are none."""
+        return updates(live.items, self._store.catalog, *await self._read_prices(live, target))
+
     async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
         """Whether the items that a plan and its seats need differ in metered ones from those there are."""
-        return changes_metered(live.items, await self._updates(live, target))
+        return changes_metered(live.items, await self.changes_of_items(live, target))
 
     async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: Terms) -> None:
         """Schedule other items for the end of the period; all phases from then on get them.
@@ -138,10 +142,6 @@ class Applying:
         if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
             sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
             await live.send_phases(schedule, sent)
-
-    async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
-        """What brings the items to what they are to be; empty where nothing is to be done."""
-        return updates(live.items, self._store.catalog, *await self._read_prices(live, target))
 
     async def _read_prices(
         self, live: LiveSubscription, target: Terms, at_ms: int = 0

@@ -26,8 +26,9 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, held_back
-from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
+from meterkit.subscriptions.proration import Terms, ends_trial
 from meterkit.subscriptions.service.applying import Applying
+from meterkit.subscriptions.service.change_costs import Change, ChangePricer
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
@@ -74,13 +75,7 @@ class Changing:
         """What a change would cost and what would be above its limits, by the subscription at Stripe."""
         _, state = await States(self.store).read(customer)
         self._in_force(customer, state)
-        await self.fetch(customer)
-        return await self.estimate(customer, plan, seats)
-
-    async def estimate(self, customer: str, plan: str | None, seats: int | None = None) -> Preview:
-        """Compute the preview from the stored subscription, while Stripe does not answer."""
-        _, state = await States(self.store).read(customer)
-        known = self._in_force(customer, state)
+        live, known = await self._live(customer, 0)
         current = self._plan_of(customer, known)
         wanted = current if plan is None else check_sold(plan, self._catalog)
         levels = await self._levels(customer)
@@ -88,9 +83,18 @@ class Changing:
         later = self._pending_terms(known, target, self._in_use(levels)) if plan is None else None
         when = self._time_of_change(current, wanted, await self._plans_of_period(customer, known, current))
         return Preview(
-            proration=self._cost(known, current, target, when, later),
+            proration=await self._cost(customer, live, known, Change(current, target, when, later)),
             over_limit=over_limit(self._catalog, wanted, target.seats, levels),
         )
+
+    async def estimate(self, customer: str, wanted: Plan) -> Proration:
+        """Estimate the cost of a plan from the stored subscription, while Stripe does not answer."""
+        _, state = await States(self.store).read(customer)
+        known = self._in_force(customer, state)
+        current = self._plan_of(customer, known)
+        target = self._terms(known, current, wanted, None, self._in_use(await self._levels(customer)))
+        when = self._time_of_change(current, wanted, await self._plans_of_period(customer, known, current))
+        return ChangePricer(self.store).estimate(known, Change(current, target, when))
 
     async def change_plan(
         self, customer: str, wanted: Plan, begun: asyncio.Event
@@ -108,7 +112,8 @@ class Changing:
             applying = await self.applying(customer)
             target = self._terms(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
-            costs.append(self._cost(known, current, target, self._time_of_change(current, wanted, had)))
+            change = Change(current, target, self._time_of_change(current, wanted, had))
+            costs.append(await self._cost(customer, live, known, change))
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(current, wanted, pending, had)
             if wanted.key != current.key:
@@ -146,7 +151,7 @@ class Changing:
             await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats, in_use)
             after = None if live.schedule is None else self._pending_terms(known, target, in_use)
-            costs.append(self._cost(known, current, target, "now", after))
+            costs.append(await self._cost(customer, live, known, Change(current, target, "now", after)))
             if live.schedule is not None:
 
                 def terms_of(plan: Plan) -> Terms:
@@ -275,26 +280,10 @@ class Changing:
         """Time at which a change takes effect that is not scheduled yet."""
         return "period_end" if self._course_of_change(current, wanted, None, had) == "period_end" else "now"
 
-    def _cost(
-        self,
-        known: SubscriptionState,
-        current: Plan,
-        target: Terms,
-        when: Literal["now", "period_end"],
-        later: Terms | None = None,
+    async def _cost(
+        self, customer: str, live: LiveSubscription, known: SubscriptionState, change: Change
     ) -> Proration:
-        """Proration of a change; ``later`` is a scheduled change that stays."""
-        now_ms = self.store.now_ms()
-        return cost_of(
-            known,
-            Terms(plan=current, seats=known.seats_at(now_ms)),
-            target,
-            when=when,
-            seat_meter=self._seat_meter,
-            currency=self._catalog.currency,
-            now_ms=now_ms,
-            next_period=None if known.cancel_at_ms is not None else later or target,
-        )
+        return await ChangePricer(self.store).price(live, await self.applying(customer), known, change)
 
     def _in_force(self, customer: str, state: CustomerState) -> SubscriptionState:
         known = state.subscription

@@ -183,8 +183,8 @@ class Subscriptions:
     async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
         """What another plan, or other seats, would cost, and what would be above their limits.
 
-        Changes nothing. The period is that of the subscription at Stripe; prices are those of the plans file,
-        before taxes and discounts.
+        Changes nothing. Stripe previews it by the customer's own items, discounts and taxes. If Stripe
+        refuses, the description says that the cost is estimated by the prices of the plans file.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
@@ -365,7 +365,7 @@ class Subscriptions:
     async def _accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
         """Have a change tried in the background that is not confirmed yet."""
         await self._unconfirmed.put(customer, wanted.key)
-        cost = (await self._changing.estimate(customer, wanted.key)).proration
+        cost = await self._changing.estimate(customer, wanted)
         known = await self.get(customer)
         if known is None:
             raise NoSubscriptionError(customer)
