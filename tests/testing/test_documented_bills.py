@@ -528,3 +528,103 @@ async def test_a_price_may_have_its_tax_in_it() -> None:
         assert (invoice.total_excluding_tax, invoice.total) == (1500, 1800)
         taxes = [(tax.tax_behavior, tax.amount, tax.taxable_amount) for tax in invoice.total_taxes or ()]
         assert taxes == [("exclusive", 200, 1000), ("inclusive", 100, 500)]
+
+
+async def _rate(client: stripe.StripeClient, percentage: float, *, inclusive: bool = False) -> str:
+    wanted: Any = {"display_name": "VAT", "percentage": percentage, "inclusive": inclusive}
+    return (await client.v1.tax_rates.create_async(wanted)).id
+
+
+async def test_tax_rates_create(served: Served) -> None:
+    """https://docs.stripe.com/api/tax_rates/create: the percentage of a rate never changes."""
+    client, _, _ = served
+    made = await client.v1.tax_rates.create_async(
+        {"display_name": "VAT", "percentage": 7.5, "inclusive": True, "country": "DE"}
+    )
+    assert (made.percentage, made.inclusive, made.country, made.active) == (7.5, True, "DE", True)
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.tax_rates.update_async(made.id, {"percentage": 8})  # type: ignore[typeddict-unknown-key]
+
+
+async def test_tax_rates_list(served: Served) -> None:
+    """https://docs.stripe.com/api/tax_rates/list."""
+    client, _, _ = served
+    one, two = await _rate(client, 7), await _rate(client, 19, inclusive=True)
+    await client.v1.tax_rates.update_async(one, {"active": False})
+    rates = client.v1.tax_rates
+    assert [rate.id for rate in (await rates.list_async()).data] == [two, one]
+    assert [rate.id for rate in (await rates.list_async({"active": True})).data] == [two]
+    assert (await rates.retrieve_async(one)).active is False
+
+
+async def test_the_default_tax_rates_of_a_subscription_tax_its_invoices(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: on top, or within the amount."""
+    client, _, clock = served
+    top, within = await _rate(client, 19), await _rate(client, 25, inclusive=True)
+    made = await subscribe(client, default_tax_rates=[top])
+    invoice = invoice_of(made)
+    assert (amounts(invoice), invoice.subtotal, invoice.total) == ([1000], 1000, 1190)
+    taxes: Any = invoice.total_taxes
+    assert [(tax.amount, tax.tax_behavior, tax.tax_rate_details.tax_rate) for tax in taxes] == [
+        (190, "exclusive", top)
+    ]
+    await client.v1.subscriptions.update_async(made.id, {"default_tax_rates": [within]})
+    clock.advance(timedelta(days=30, minutes=1))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert (renewal.total_excluding_tax, renewal.total) == (800, 1000)
+    assert [rate.id for rate in renewal.default_tax_rates] == [within]
+
+
+async def test_the_tax_rates_of_an_item_replace_the_default_ones(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: also on its prorations."""
+    client, _, clock = served
+    top, own = await _rate(client, 19), await _rate(client, 10)
+    items: Any = [{"price": "price_10", "tax_rates": [own]}, {"price": "price_seat"}]
+    made = await subscribe(client, items=items, default_tax_rates=[top])
+    assert invoice_of(made).total == 1000 + 100 + 900 + 171
+    clock.advance(timedelta(days=15))
+    change: Any = {
+        "items": [{"id": item_of(made).id, "price": "price_20"}],
+        "proration_behavior": "always_invoice",
+        "expand": ["latest_invoice"],
+    }
+    upgrade = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+    assert (amounts(upgrade), upgrade.total) == ([-500, 1000], 550)
+
+
+async def test_several_tax_rates_are_each_of_the_amount_without_tax(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: up to five of them."""
+    client, _, _ = served
+    rates = [await _rate(client, 15), await _rate(client, 25, inclusive=True)]
+    invoice = invoice_of(await subscribe(client, default_tax_rates=rates))
+    taxes: Any = invoice.total_taxes
+    assert [(tax.amount, tax.taxable_amount) for tax in taxes] == [(120, 800), (200, 800)]
+    assert (invoice.total_excluding_tax, invoice.total) == (800, 1120)
+
+
+async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served) -> None:
+    """https://docs.stripe.com/billing/subscriptions/coupons: then the subscription's, off what is left."""
+    client, _, clock = served
+    coupons = client.v1.coupons
+    half = (await coupons.create_async({"percent_off": 50, "duration": "forever"})).id
+    once = (await coupons.create_async({"amount_off": 100, "currency": "usd", "duration": "once"})).id
+    items: Any = [
+        {"price": "price_10", "discounts": [{"coupon": half}, {"coupon": once}]},
+        {"price": "price_seat"},
+    ]
+    made = await subscribe(client, items=items, discounts=[{"coupon": half}])
+    invoice = invoice_of(made)
+    assert (amounts(invoice), invoice.total) == ([1000, 900], 200 + 450)
+    lines: Any = invoice.lines.data
+    assert [[off.amount for off in line.discount_amounts] for line in lines] == [[500, 100, 200], [450]]
+    clock.advance(timedelta(days=15))
+    change: Any = {
+        "items": [{"id": item_of(made).id, "price": "price_20"}],
+        "proration_behavior": "always_invoice",
+        "expand": ["latest_invoice"],
+    }
+    upgrade = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+    assert amounts(upgrade) == [-100, 250]
+    clock.advance(timedelta(days=15, minutes=1))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert renewal.total == 500 + 450

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.registry import Behaviour
     from meterkit.testing.emulator.selling.balance_entries import BalanceTransaction
     from meterkit.testing.emulator.selling.coupons import Coupon, Discount, PromotionCode
+    from meterkit.testing.emulator.selling.tax_rates import TaxRate
     from meterkit.testing.emulator.subscribing.schedules import Schedule
     from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
 
@@ -81,6 +82,7 @@ class Account:
             self.products = Products()
             self.prices = Prices()
             self.coupons: Registry[Coupon] = Registry("coupon")
+            self.tax_rates: Registry[TaxRate] = Registry("tax rate")
             self.promotion_codes: Registry[PromotionCode] = Registry("promotion code")
             self.discounts: Registry[Discount] = Registry("discount")
             self.checkouts = CheckoutSessions(self.emit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -15,12 +16,13 @@ from meterkit.testing.emulator.selling.price_params import named_price
 from meterkit.testing.emulator.selling.redeeming import tell_of_discounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Params
-    from meterkit.testing.emulator.invoicing.invoices import Usage
+    from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
@@ -64,7 +66,7 @@ def tax_percent(account: Account, subscription: Subscription) -> Decimal | None:
 ADDED_MAX: Final = 20
 LINE_LENGTH: Final = 23
 # Accepted and without effect.
-IGNORED: Final = ("discounts", "metadata", "tax_rates")
+IGNORED: Final = ("discounts", "metadata")
 
 
 def added_lines(account: Account, subscription: Subscription, params: Params) -> list[Line]:
@@ -85,12 +87,14 @@ def added_lines(account: Account, subscription: Subscription, params: Params) ->
 
 
 def _line(account: Account, subscription: Subscription, params: Params) -> Line:
-    params.only("price", "price_data", "quantity", *IGNORED)
+    params.only("price", "price_data", "quantity", "tax_rates", *IGNORED)
     if "price" not in params and "price_data" not in params:
         raise missing_parameter(params.path("price"))
     price = named_price(account, params, currency=subscription.currency, recurs=False)
     quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
-    return item_line(account, price, quantity, subscription=subscription.id)
+    line = item_line(account, price, quantity, subscription=subscription.id)
+    line.rate_ids = params.listed("tax_rates") if "tax_rates" in params else ()
+    return line
 
 
 def item_line(account: Account, price: Price, quantity: Decimal, *, subscription: str | None = None) -> Line:
@@ -189,7 +193,7 @@ def draft_of(
         subscription_metadata=dict(subscription.metadata),
         customer_email=customer.texts["email"],
         customer_name=customer.texts["name"],
-        lines=list(lines),
+        lines=_with_rates(account, subscription, lines),
         usages=list(usages),
         auto_advance=True,
         collection_method=subscription.collection_method,
@@ -197,6 +201,7 @@ def draft_of(
         starting_balance=customer.balance,
         discounts=in_force(subscription.discounts, now=now),
         tax_percent=tax_percent(account, subscription),
+        rate_ids=subscription.rate_ids,
         test_clock=customer.test_clock,
     )
     invoice.schedule(now + HOUR_S)
@@ -207,7 +212,23 @@ def draft_of(
 def total_of(account: Account, subscription: Subscription, lines: Sequence[Line]) -> int:
     """Return what lines come to on an invoice of now, in minor units of the currency."""
     discounts = in_force(subscription.discounts, now=account.now)
-    return work_out(lines, discounts, tax_percent(account, subscription)).total
+    taxed = _with_rates(account, subscription, lines)
+    return work_out(taxed, discounts, tax_percent(account, subscription), now=account.now).total
+
+
+def _with_rates(account: Account, subscription: Subscription, lines: Iterable[Line]) -> list[Line]:
+    """Lines with the tax rates of an invoice of now; a rate that the account does not have taxes nothing."""
+    return [
+        replace(
+            line,
+            tax_rates=[
+                rate.rate
+                for each in line.rate_ids or subscription.rate_ids
+                if (rate := account.tax_rates.get(each)) is not None
+            ],
+        )
+        for line in lines
+    ]
 
 
 def drop_ended(account: Account, subscription: Subscription) -> None:
@@ -215,6 +236,8 @@ def drop_ended(account: Account, subscription: Subscription) -> None:
     left = in_force(subscription.discounts, now=account.now)
     tell_of_discounts(account, subscription.discounts, left)
     subscription.discounts = left
+    for item in subscription.items:
+        item.discounts = in_force(item.discounts, now=account.now)
 
 
 def spend_discounts(account: Account, subscription: Subscription, invoice: Invoice) -> None:
@@ -224,13 +247,15 @@ def spend_discounts(account: Account, subscription: Subscription, invoice: Invoi
     (https://docs.stripe.com/api/coupons/object#coupon_object-duration).
     """
     used = {discount for line in invoice.totals.lines for discount, off in line.off.items() if off}
-    left = [
-        discount
-        for discount in subscription.discounts
-        if discount.coupon.duration != "once" or discount.id not in used
-    ]
-    tell_of_discounts(account, subscription.discounts, left)
-    subscription.discounts = left
+
+    def left_of(discounts: Iterable[Discount]) -> list[Discount]:
+        left = [each for each in discounts if each.coupon.duration != "once" or each.id not in used]
+        tell_of_discounts(account, discounts, left)
+        return left
+
+    subscription.discounts = left_of(subscription.discounts)
+    for item in subscription.items:
+        item.discounts = left_of(item.discounts)
 
 
 def _net_debits(subscription: Subscription, invoice: Invoice) -> None:
@@ -254,9 +279,8 @@ def subscription_of(account: Account, invoice: Invoice) -> Subscription | None:
 def count_usage(account: Account, subscription: Subscription | None, invoice: Invoice) -> None:
     """Count the usage of a draft anew: what arrives late is on it until it is finalized."""
     if invoice.status == "draft" and subscription is not None:
-        invoice.usage_lines = [
-            line for usage in invoice.usages for line in usage_lines(account, subscription, usage)
-        ]
+        lines = (line for usage in invoice.usages for line in usage_lines(account, subscription, usage))
+        invoice.usage_lines = _with_rates(account, subscription, lines)
 
 
 def shown_now(account: Account, invoice: Invoice) -> JsonObject:

@@ -8,7 +8,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+from meterkit.testing.emulator.invoicing.invoices import Line
+from meterkit.testing.emulator.invoicing.usages import Usage
 from meterkit.testing.emulator.metering.summaries import aggregate
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, charges_of, to_cents
@@ -125,6 +126,8 @@ def usage_of(item: Item, *, until: int, removed: bool = False) -> Usage | None:
         end=until,
         arrived_from=item.arrived_from,
         removed=removed,
+        rate_ids=item.rate_ids,
+        discounts=tuple(item.discounts),
     )
 
 
@@ -180,6 +183,8 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
                 item=None if usage.removed else usage.item,
                 invoice_item=new_id("ii_1", length=LINE_LENGTH) if usage.removed else None,
                 created=account.now,
+                rate_ids=usage.rate_ids,
+                discounts=usage.discounts,
             )
         )
     return lines
@@ -199,6 +204,8 @@ def _line(item: Item, *, amount: int, text: str, start: int, end: int, proration
         item=item.id,
         proration=proration,
         invoice_item=new_id("ii_1", length=LINE_LENGTH) if proration else None,
+        rate_ids=item.rate_ids,
+        discounts=tuple(item.discounts),
     )
 
 

@@ -123,7 +123,7 @@ def _of_line(invoice: Invoice, params: Params) -> int:
         message = f"The line amount ({amount}) is greater than that of the invoice line ({line.amount})."
         raise ApiError(message, param=params.path("amount"))
     share = Fraction(amount, line.amount or 1)
-    return amount - to_cents(total.discount * share) + to_cents(((total.tax or 0) - total.tax_within) * share)
+    return amount - to_cents(total.discount * share) + to_cents((total.tax - total.tax_within) * share)
 
 
 def _take_effect(account: Account, invoice: Invoice, *, pre: int, post: int, credit: int) -> None:

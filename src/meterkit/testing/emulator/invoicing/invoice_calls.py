@@ -40,7 +40,8 @@ from meterkit.testing.emulator.subscribing.updates import rearrange
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.invoicing.invoices import Invoice, Line, Usage
+    from meterkit.testing.emulator.invoicing.invoices import Invoice, Line
+    from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 

@@ -12,9 +12,11 @@ from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.selling.prices import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from decimal import Decimal
 
-    from meterkit.testing.emulator.invoicing.totals import LineTotal, Totals
+    from meterkit.testing.emulator.invoicing.totals import LineTotal, Rate, Totals
+    from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
@@ -27,7 +29,7 @@ ITEMS_MAX: Final = 250
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("client_secret", "days_until_due", "disputed", "finalized_at", "finalizes_at", "overdue_told"),
-    *("paid_at", "paid_out_of_band", "post_credited", "pre_credited", "proration_date"),
+    *("paid_at", "paid_out_of_band", "post_credited", "pre_credited", "proration_date", "rate_ids"),
     *("subscription", "subscription_metadata"),
     *("tax_percent", "uncollectible_at", "usage_lines", "usages", "voided_at"),
 )
@@ -44,7 +46,6 @@ NONE_OF_IT: Final[JsonObject] = {
     "account_name": "Emulated account",
     "customer_tax_exempt": "none",
     "customer_tax_ids": [],
-    "default_tax_rates": [],
     "total_pretax_credit_amounts": [],
 }
 
@@ -62,6 +63,9 @@ class Line:
         customer: who is charged by an invoice item that a call has made; None: of other lines.
         metadata: of such an invoice item; None: that of the subscription.
         created: when an invoice item was made, in Unix seconds; 0: at ``start``.
+        rate_ids: its own tax rates; empty: it has the default ones of its subscription.
+        tax_rates: those rates, once it is on an invoice.
+        discounts: of its item.
     """
 
     id: str
@@ -79,6 +83,9 @@ class Line:
     created: int = 0
     proration: bool = False
     invoice_item: str | None = None
+    rate_ids: Sequence[str] = ()
+    tax_rates: Sequence[Rate] = ()
+    discounts: Sequence[Discount] = ()
 
     @property
     def product(self) -> str:
@@ -100,7 +107,7 @@ class Line:
             "description": self.description,
             "discount_amounts": shown_discounts(total.off),
             "discountable": not self.proration,
-            "discounts": [],
+            "discounts": [discount.id for discount in self.discounts],
             "invoice": invoice.id,
             "livemode": invoice.livemode,
             "metadata": dict(invoice.subscription_metadata if self.metadata is None else self.metadata),
@@ -138,23 +145,6 @@ class Line:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Usage that an invoice charges: of an item, within a span of Unix seconds, at the price of that time.
-
-    Attributes:
-        arrived_from: how many events arrived too early to count; see :class:`Item`.
-        removed: whether the item is gone, or has another price: then an invoice item charges the usage.
-    """
-
-    item: str
-    price: Price
-    start: int
-    end: int
-    arrived_from: int = 0
-    removed: bool = False
-
-
 @dataclass(slots=True, kw_only=True)
 class Invoice:
     """An invoice. Instants are in Unix seconds, amounts in minor units of the currency.
@@ -169,6 +159,7 @@ class Invoice:
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
         overdue_told: whether an event has reported that its due date passed.
+        rate_ids: the default tax rates of its subscription.
         disputed: whether the bank of its customer takes the payment back.
         pre_credited, post_credited: what credit notes took off before it was paid, and gave back afterwards.
     """
@@ -187,7 +178,7 @@ class Invoice:
     customer_name: str | None = None
     status: InvoiceStatus = "draft"
     lines: list[Line] = field(default_factory=list[Line])
-    usages: list[Usage] = field(default_factory=list[Usage])
+    usages: list[Usage] = field(default_factory=list["Usage"])
     usage_lines: list[Line] = field(default_factory=list[Line])
     auto_advance: bool = False
     collection_method: str = "charge_automatically"
@@ -212,6 +203,7 @@ class Invoice:
     proration_date: int | None = None
     discounts: list[Discount] = field(default_factory=list["Discount"])
     tax_percent: Decimal | None = None
+    rate_ids: Sequence[str] = ()
     test_clock: str | None = None
     paid_out_of_band: bool = False
     overdue_told: bool = False
@@ -250,7 +242,7 @@ class Invoice:
     @property
     def totals(self) -> Totals:
         """What it comes to: lines, less discounts, plus tax."""
-        return work_out(self.all_lines, self.discounts, self.tax_percent)
+        return work_out(self.all_lines, self.discounts, self.tax_percent, now=self.created)
 
     def schedule(self, at: int | None) -> None:
         """Say when it is finalized by itself, where it is; a charge follows at once."""
@@ -306,6 +298,7 @@ class Invoice:
                 "paid_at": self.paid_at,
                 "voided_at": self.voided_at,
             },
+            "default_tax_rates": [{"id": rate, "object": "tax_rate"} for rate in self.rate_ids],
             "discounts": [discount.id for discount in self.discounts],
             "subtotal": totals.subtotal,
             "subtotal_excluding_tax": totals.subtotal - totals.tax_within,

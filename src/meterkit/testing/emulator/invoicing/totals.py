@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meterkit.testing.emulator.selling.amounts import to_cents
+from meterkit.testing.emulator.selling.coupons import in_force
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,28 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
 
 TAX_RATE: Final = "txr_1emulated"
+
+
+class Rate(NamedTuple):
+    """A rate of tax.
+
+    Attributes:
+        id: ``txr_…``.
+        percentage: of the amount without tax.
+        inclusive: whether the amount has the tax in it; else the tax comes on top.
+    """
+
+    id: str
+    percentage: Decimal
+    inclusive: bool
+
+
+class LineTax(NamedTuple):
+    """The tax of a line at one rate, and what it is a share of, in minor units of the currency."""
+
+    rate: Rate
+    amount: int
+    taxable: int
 
 
 class Charged(Protocol):
@@ -40,7 +63,17 @@ class Charged(Protocol):
 
     @property
     def includes_tax(self) -> bool:
-        """Whether its amount has the tax in it; else the tax comes on top."""
+        """Whether its amount has automatic tax in it; else that comes on top."""
+        ...
+
+    @property
+    def tax_rates(self) -> Sequence[Rate]:
+        """The rates that it is taxed at, where tax is not automatic."""
+        ...
+
+    @property
+    def discounts(self) -> Sequence[Discount]:
+        """Its own discounts, taken off before those of all lines."""
         ...
 
 
@@ -51,14 +84,12 @@ class LineTotal:
     Attributes:
         off: a discount's id to what it takes off.
         left: what discounts leave of its amount.
-        tax: None: nothing is taxed.
-        includes_tax: whether what is left has the tax in it.
+        of_rates: its tax at each rate.
     """
 
     off: dict[str, int]
     left: int
-    tax: int | None
-    includes_tax: bool
+    of_rates: tuple[LineTax, ...]
 
     @property
     def discount(self) -> int:
@@ -66,25 +97,23 @@ class LineTotal:
         return sum(self.off.values())
 
     @property
-    def taxable(self) -> int:
-        """The amount that the tax is a share of."""
-        return self.left - self.tax_within
+    def tax(self) -> int:
+        """All tax."""
+        return sum(each.amount for each in self.of_rates)
 
     @property
     def tax_within(self) -> int:
         """The tax that the amount has in it."""
-        return (self.tax or 0) * self.includes_tax
+        return sum(each.amount for each in self.of_rates if each.rate.inclusive)
 
     @property
     def total(self) -> int:
         """The amount with tax."""
-        return self.taxable + (self.tax or 0)
+        return self.left - self.tax_within + self.tax
 
     def taxes(self) -> list[JsonObject]:
-        """Return the tax as Stripe shows it."""
-        if self.tax is None:
-            return []
-        return [_shown_tax(self.tax, taxable=self.taxable, is_inclusive=self.includes_tax)]
+        """Return the taxes as Stripe shows them."""
+        return [_shown_tax(each) for each in self.of_rates]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +132,7 @@ class Totals:
     @property
     def tax(self) -> int:
         """All tax."""
-        return sum(line.tax or 0 for line in self.lines)
+        return sum(line.tax for line in self.lines)
 
     @property
     def tax_within(self) -> int:
@@ -128,31 +157,37 @@ class Totals:
         return shown_discounts(sums)
 
     def taxes(self) -> list[JsonObject]:
-        """Return the taxes as Stripe shows them, each way of charging them by itself."""
-        shown: list[JsonObject] = []
-        for is_inclusive in (False, True):
-            taxed = [
-                line for line in self.lines if line.includes_tax is is_inclusive and line.tax is not None
-            ]
-            if taxed:
-                tax, taxable = sum(line.tax or 0 for line in taxed), sum(line.taxable for line in taxed)
-                shown.append(_shown_tax(tax, taxable=taxable, is_inclusive=is_inclusive))
-        return shown
+        """Return the taxes as Stripe shows them, each rate by itself, those on top first."""
+        taxes = [each for line in self.lines for each in line.of_rates]
+        sums: dict[Rate, LineTax] = {}
+        for each in sorted(taxes, key=lambda tax: tax.rate.inclusive):
+            known = sums.get(each.rate, LineTax(each.rate, 0, 0))
+            sums[each.rate] = LineTax(each.rate, known.amount + each.amount, known.taxable + each.taxable)
+        return [_shown_tax(each) for each in sums.values()]
 
 
-def work_out(lines: Sequence[Charged], discounts: Iterable[Discount], tax_percent: Decimal | None) -> Totals:
+def work_out(
+    lines: Sequence[Charged], discounts: Iterable[Discount], tax_percent: Decimal | None, *, now: int
+) -> Totals:
     """Work out what lines come to.
 
-    Discounts are taken off one after the other, each off what is left, and spread over the lines by their
-    amounts. They take nothing off prorations and credits: "discountable=false"
-    (https://docs.stripe.com/billing/subscriptions/prorations).
+    A line's own discounts in force ``now`` come first
+    (https://docs.stripe.com/billing/subscriptions/coupons). The others are taken off one after the other,
+    each off what is left, and spread over the lines by their amounts. Discounts take nothing off prorations
+    and credits: "discountable=false" (https://docs.stripe.com/billing/subscriptions/prorations).
 
-    The tax comes on top, or is within the amounts of prices with ``tax_behavior=inclusive``
-    (https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior): each is worked out on the total
+    Automatic tax comes on top, or is within the amounts of prices with ``tax_behavior=inclusive``
+    (https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior); without it a line has its own tax
+    rates (https://docs.stripe.com/billing/taxes/tax-rates). The tax of a rate is worked out on the total
     after discounts, and spread over the lines so that their taxes add up to it.
     """
     off: list[dict[str, int]] = [{} for _ in lines]
     left = [line.amount for line in lines]
+    for place, line in enumerate(lines):
+        for discount in in_force(line.discounts, now=now):
+            if left[place] > 0 and not line.proration and discount.is_for(line.product):
+                off[place][discount.id] = discount.off(left[place])
+                left[place] -= off[place][discount.id]
     for discount in discounts:
         places = [
             place
@@ -161,35 +196,46 @@ def work_out(lines: Sequence[Charged], discounts: Iterable[Discount], tax_percen
         ]
         base = sum(left[place] for place in places)
         rate = Fraction(discount.off(base), base or 1)
-        shares = _spread([left[place] for place in places], rate, floor)
+        shares = _spread([left[place] * rate for place in places], floor)
         for place, share in zip(places, shares, strict=True):
             off[place][discount.id] = share
             left[place] -= share
-    taxes = _taxes_of_lines(lines, left, tax_percent)
+    taxes = _taxes_of_lines([_rates_of(line, tax_percent) for line in lines], left)
     return Totals(
         lines=tuple(
-            LineTotal(off=off[place], left=left[place], tax=taxes[place], includes_tax=line.includes_tax)
-            for place, line in enumerate(lines)
+            LineTotal(off=off[place], left=left[place], of_rates=tuple(taxes[place]))
+            for place in range(len(lines))
         ),
         subtotal=sum(line.amount for line in lines),
         discount=sum(line.amount for line in lines) - sum(left),
     )
 
 
-def _taxes_of_lines(
-    lines: Sequence[Charged], left: Sequence[int], percent: Decimal | None
-) -> list[int | None]:
-    """The tax of what discounts leave of each line; None: nothing is taxed."""
-    taxes: list[int | None] = [None] * len(lines)
-    if percent is None:
-        return taxes
-    on_top = Fraction(percent) / 100
-    for is_inclusive, rate in ((False, on_top), (True, on_top / (1 + on_top))):
-        places = [place for place, line in enumerate(lines) if line.includes_tax is is_inclusive]
-        shares = _spread([left[place] for place in places], rate, to_cents)
-        for place, share in zip(places, shares, strict=True):
-            taxes[place] = share
+def _rates_of(line: Charged, percent: Decimal | None) -> Sequence[Rate]:
+    """The rates of a line: automatic tax, or its own ones."""
+    return line.tax_rates if percent is None else (Rate(TAX_RATE, percent, line.includes_tax),)
+
+
+def _taxes_of_lines(rates: Sequence[Sequence[Rate]], left: Sequence[int]) -> list[list[LineTax]]:
+    """The taxes of what discounts leave of each line, each a share of the amount without tax."""
+    taxes: list[list[LineTax]] = [[] for _ in left]
+    without = [
+        amount / (1 + sum((_share(rate) for rate in own if rate.inclusive), Fraction(0)))
+        for amount, own in zip(left, rates, strict=True)
+    ]
+    for rate in dict.fromkeys(each for own in rates for each in own):
+        places = [place for place, own in enumerate(rates) if rate in own]
+        shares = _spread([without[place] * _share(rate) for place in places], to_cents)
+        for place, amount in zip(places, shares, strict=True):
+            taxes[place].append(LineTax(rate, amount, 0))
+    for place, own in enumerate(taxes):
+        taxable = left[place] - sum(each.amount for each in own if each.rate.inclusive)
+        taxes[place] = [each._replace(taxable=taxable) for each in own]
     return taxes
+
+
+def _share(rate: Rate) -> Fraction:
+    return Fraction(rate.percentage) / 100
 
 
 def shown_discounts(off: dict[str, int]) -> list[JsonObject]:
@@ -197,14 +243,14 @@ def shown_discounts(off: dict[str, int]) -> list[JsonObject]:
     return [{"amount": amount, "discount": discount} for discount, amount in off.items()]
 
 
-def _shown_tax(tax: int, *, taxable: int, is_inclusive: bool) -> JsonObject:
+def _shown_tax(tax: LineTax) -> JsonObject:
     """A tax as Stripe shows it (https://docs.stripe.com/api/invoices/object#invoice_object-total_taxes)."""
     return {
-        "amount": tax,
-        "tax_behavior": "inclusive" if is_inclusive else "exclusive",
-        "tax_rate_details": {"tax_rate": TAX_RATE},
+        "amount": tax.amount,
+        "tax_behavior": "inclusive" if tax.rate.inclusive else "exclusive",
+        "tax_rate_details": {"tax_rate": tax.rate.id},
         "taxability_reason": "standard_rated",
-        "taxable_amount": taxable,
+        "taxable_amount": tax.taxable,
         "type": "tax_rate_details",
     }
 
@@ -226,12 +272,12 @@ def tax_to_json(
     }
 
 
-def _spread(amounts: Sequence[int], rate: Fraction, to_whole: Callable[[Fraction], int]) -> list[int]:
-    """Take a rate of each amount, in whole units that add up to the rate of their sum."""
+def _spread(parts: Sequence[Fraction], to_whole: Callable[[Fraction], int]) -> list[int]:
+    """Round parts to whole units that add up to their rounded sum."""
     shares: list[int] = []
-    reached, given = 0, 0
-    for amount in amounts:
-        reached += amount
-        shares.append(to_whole(reached * rate) - given)
+    reached, given = Fraction(0), 0
+    for part in parts:
+        reached += part
+        shares.append(to_whole(reached) - given)
         given += shares[-1]
     return shares

@@ -12,7 +12,7 @@ from meterkit.testing.emulator.registry import Registry
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from meterkit.testing.emulator.invoicing.totals import Totals
+    from meterkit.testing.emulator.invoicing.totals import Rate, Totals
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Prices, Products
@@ -36,6 +36,8 @@ class CheckoutLine:
         amount: what it costs at once, in minor units of the currency.
         includes_tax: whether the amount has the tax in it.
         proration: no.
+        tax_rates: none: the page has automatic tax alone.
+        discounts: none: those of the page are for all lines.
     """
 
     id: str
@@ -45,6 +47,8 @@ class CheckoutLine:
     amount: int
     includes_tax: bool
     proration: bool = False
+    tax_rates: tuple[Rate, ...] = ()
+    discounts: tuple[Discount, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,7 +108,8 @@ class CheckoutSession:
     @property
     def totals(self) -> Totals:
         """The amount due on the page: lines, less discounts, plus tax."""
-        return work_out(() if self.trial else self.lines, self.discounts, self.tax_percent)
+        lines = () if self.trial else self.lines
+        return work_out(lines, self.discounts, self.tax_percent, now=self.created)
 
     def to_json(self) -> JsonObject:
         """Return the session as Stripe shows it (https://docs.stripe.com/api/checkout/sessions/object)."""
@@ -168,10 +173,9 @@ class CheckoutSessions(Registry[CheckoutSession]):
 def line_items(session: CheckoutSession, *, prices: Prices, products: Products) -> list[JsonObject]:
     """Return what is offered, as Stripe shows it (https://docs.stripe.com/api/checkout/sessions/line_items)."""
     shown: list[JsonObject] = []
-    totals = work_out(session.lines, session.discounts, session.tax_percent).lines
+    totals = work_out(session.lines, session.discounts, session.tax_percent, now=session.created).lines
     for line, total in zip(session.lines, totals, strict=True):
         price = prices.find(line.price)
-        tax = total.tax or 0
         amounts = {"amount_subtotal": line.amount, "amount_total": total.total}
         shown.append(
             {
@@ -179,7 +183,7 @@ def line_items(session: CheckoutSession, *, prices: Prices, products: Products) 
                 "object": "item",
                 "amount_discount": total.discount,
                 **amounts,
-                "amount_tax": tax,
+                "amount_tax": total.tax,
                 "currency": session.currency,
                 "description": products.find(price.product).name,
                 "price": price.to_json(),

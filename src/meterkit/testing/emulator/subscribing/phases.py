@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+    from meterkit.testing.emulator.invoicing.invoices import Line
+    from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.subscribing.schedules import AddedItem, Phase, PhaseItem, Schedule
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 

@@ -239,7 +239,7 @@ def _charge(
 
 
 def _remaining(account: Account, subscription: Subscription, item: Item, *, at: int) -> Line:
-    anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
+    anchor, discounts = subscription.billing_cycle_anchor, [*item.discounts, *subscription.discounts]
     return remaining_line(account, item, anchor=anchor, at=at, discounts=discounts)
 
 

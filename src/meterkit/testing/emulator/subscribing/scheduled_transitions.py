@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoicing.invoices import Usage
+    from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.protocol import JsonObject
 
 Moving: TypeAlias = Invoice | Subscription | Schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
@@ -59,7 +59,7 @@ class Item:
         usage_from: from where on usage has not been charged yet.
         arrived_from: how many events the account had accepted when it got its price: they do not count where
             usage is priced by arrival.
-        terms: thresholds and tax rates; without effect on amounts, as are its own discounts.
+        terms: thresholds, without effect on amounts, and tax rates.
     """
 
     id: str
@@ -85,6 +85,11 @@ class Item:
             terms=dict(self.terms),
             discounts=list(self.discounts),
         )
+
+    @property
+    def rate_ids(self) -> tuple[str, ...]:
+        """Its own tax rates."""
+        return tuple(cast("list[str]", self.terms.get("tax_rates") or ()))
 
     def renew(self, anchor: int, *, now: int) -> None:
         """Begin the period that lies in the cycle of ``anchor`` now."""
@@ -144,7 +149,7 @@ class Subscription:
         trial_action: what becomes of it without a payment method at the trial's end.
         paused_by: why it is paused; None while it is not.
         resumption: id of the invoice that has to be paid before it is resumed.
-        terms: its :data:`SUBSCRIPTION_TERMS`, without effect on amounts.
+        terms: its :data:`SUBSCRIPTION_TERMS`; all but ``default_tax_rates`` without effect on amounts.
     """
 
     id: str
@@ -197,6 +202,11 @@ class Subscription:
     def item_discounts(self) -> list[Discount]:
         """The discounts of its items."""
         return [discount for item in self.items for discount in item.discounts]
+
+    @property
+    def rate_ids(self) -> tuple[str, ...]:
+        """Its default tax rates."""
+        return tuple(cast("list[str]", self.terms.get("default_tax_rates") or ()))
 
     @property
     def renews_at(self) -> int:

@@ -1,7 +1,7 @@
 """Billing terms that subscriptions, schedule phases and their default settings share, and terms of items.
 
-They are stored as given and shown as Stripe shows them. Tax rates, terms of invoices and of Stripe Connect
-change no amount here.
+They are stored as given and shown as Stripe shows them. Tax rates that the account has change amounts;
+terms of invoices and of Stripe Connect do not.
 """
 
 from __future__ import annotations

@@ -1,0 +1,278 @@
+"""A preview of seats or of a plan is what Stripe invoices, now and for the next period, to the cent.
+
+Compared with the customer's own items: kept and new prices, discounts, taxes, a yearly price.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from delivering import kit_for
+from meterkit.catalog import loads
+from meterkit.stripe.api import StripeApi
+from shopping import HALF, sell_nothing, shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from meterkit import Proration
+    from meterkit.stripe.request import Parameter
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+  seats: {unit: seat, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {words: {included: 0, overage: deny}}
+  team:
+    rank: 5
+    price: {amount_cents: 1003, interval: INTERVAL}
+    seat_price: {amount_cents: 703}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}, seats: {included: 2}}
+  pro:
+    rank: 10
+    price: {amount_cents: 2903, interval: INTERVAL}
+    seat_price: {amount_cents: 907}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
+  year:
+    rank: 20
+    price: {amount_cents: 29_003, interval: year}
+    seat_price: {amount_cents: 9_007}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
+"""
+NEW_PRICES: Final = (
+    ("1003", "1511"),
+    ("703", "809"),
+    ("2903", "3307"),
+    ("907", "1009"),
+    ("29_003", "31_013"),
+)
+CHANGES: Final[Mapping[str, dict[str, Any]]] = {
+    "more seats": {"seats": 6},
+    "fewer seats": {"seats": 3},
+    "a dearer plan": {"plan": "pro"},
+    "a cheaper plan": {"plan": "team"},
+}
+COUPONS: Final[Mapping[str, dict[str, Parameter]]] = {
+    "no coupon": {},
+    "a percentage": {"percent_off": 33, "duration": "forever"},
+    "an amount": {"amount_off": 251, "currency": "usd", "duration": "forever"},
+    "the first month": {"percent_off": 50, "duration": "repeating", "duration_in_months": 1},
+}
+TAXES: Final = ("no tax", "tax on top", "tax within")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buyer:
+    """A shop with a customer on a plan with seats, half of whose period is left."""
+
+    shop: Shop
+    api: StripeApi
+    subscription: str
+
+    async def preview(self, **change: Any) -> Proration:
+        return (await self.shop.kit.subscriptions.preview("acme", **change)).proration
+
+    async def change(self, *, plan: str | None = None, seats: int | None = None) -> Proration:
+        made = self.shop.kit.subscriptions
+        if plan is not None:
+            return (await made.change_plan("acme", plan)).proration
+        assert seats is not None
+        return (await made.set_seats("acme", seats)).proration
+
+    async def invoiced(self, start: datetime) -> int:
+        """What invoices charge for time from an instant on, discounts and taxes included, without usage."""
+        prices = await self.shop.stripe_list("/v1/prices")
+        metered = {price["id"] for price in prices if price["recurring"].get("meter")}
+        return sum(
+            line["amount"]
+            - sum(off["amount"] for off in line["discount_amounts"])
+            + sum(tax["amount"] for tax in line["taxes"] if tax["tax_behavior"] == "exclusive")
+            for invoice in await self.shop.invoices()
+            for line in invoice["lines"]["data"]
+            if line["period"]["start"] == int(start.timestamp())
+            and line["pricing"]["price_details"]["price"] not in metered
+        )
+
+
+@asynccontextmanager
+async def buyer(
+    store_url: str,
+    *,
+    plan: str,
+    interval: str = "month",
+    tax: str = "no tax",
+    item: bool = False,
+    coupon: Mapping[str, Parameter] | None = None,
+    keeps: bool = True,
+) -> AsyncGenerator[Buyer]:
+    before = PLANS.replace("INTERVAL", interval)
+    after = before
+    for old, new in NEW_PRICES if keeps else ():
+        after = re.sub(rf"\b{old}\b", new, after)
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        begun = await at.subscribed(plan=plan, seats=5)
+        api = StripeApi(at.kit.settings)
+        terms: dict[str, Parameter] = {}
+        target = f"/v1/subscriptions/{begun.id}"
+        if item:
+            found = (await at.stripe_subscription(begun.id))["items"]["data"]
+            target = f"/v1/subscription_items/{found[0]['id']}"
+        if tax != "no tax":
+            rate: dict[str, Parameter] = {"display_name": "VAT", "inclusive": tax == "tax within"}
+            rate["percentage"] = Decimal("19.5")
+            made = await api.post("/v1/tax_rates", rate)
+            terms["tax_rates" if item else "default_tax_rates"] = [made["id"]]
+        if coupon:
+            terms["discounts"] = [{"coupon": (await api.post("/v1/coupons", coupon))["id"]}]
+        if terms:
+            await api.post(target, terms)
+        at.clock.set(HALF)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            await kit.stripe.sync()
+            yield Buyer(shop=replace(at, kit=kit), api=api, subscription=begun.id)
+        await api.close()
+
+
+def period_cents(proration: Proration) -> int:
+    """The price of the next period that a preview says."""
+    found = re.search(r"From the next period on it costs USD ([\d,.]+) a", proration.description)
+    assert found is not None, proration.description
+    return int(found[1].replace(",", "").replace(".", ""))
+
+
+async def compare(found: Buyer, change: Mapping[str, Any]) -> None:
+    """See that a change is invoiced as it was previewed, now and for the period after it."""
+    preview = await found.preview(**change)
+    now = found.shop.clock.now()
+    made = await found.change(**change)
+    assert made == preview
+    known = await found.shop.kit.subscriptions.sync("acme")
+    assert known is not None
+    end = known.current_period_end
+    later = end + timedelta(minutes=1)
+    while found.shop.clock.now() < later:
+        found.shop.clock.set(min(later, found.shop.clock.now() + timedelta(days=30)))
+        found.shop.emulator.advance()
+    charged = await found.invoiced(now) if preview.effective_at == now else 0
+    assert charged == preview.net_cents == preview.charge_cents - preview.credit_cents
+    assert await found.invoiced(end) == period_cents(preview)
+
+
+MATRIX: Final = (
+    ("no coupon", "no tax", False),
+    ("the first month", "no tax", False),
+    ("an amount", "tax within", False),
+    ("a percentage", "tax on top", False),
+    ("a percentage", "tax on top", True),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("coupon", "tax", "item"), MATRIX)
+async def test_a_change_at_kept_prices_is_invoiced_as_previewed(
+    store_url: str, change: str, coupon: str, tax: str, item: bool
+) -> None:
+    plan = "pro" if change == "a cheaper plan" else "team"
+    async with buyer(store_url, plan=plan, coupon=COUPONS[coupon], tax=tax, item=item) as found:
+        await compare(found, CHANGES[change])
+
+
+@pytest.mark.parametrize("change", ["more seats", "a dearer plan", "a cheaper plan"])
+async def test_a_change_of_a_yearly_price_is_invoiced_as_previewed(store_url: str, change: str) -> None:
+    """Usage is invoiced by the month beside it."""
+    plan = "pro" if change == "a cheaper plan" else "team"
+    options: Any = {"interval": "year", "coupon": COUPONS["a percentage"], "tax": "tax on top"}
+    async with buyer(store_url, plan=plan, **options) as found:
+        await compare(found, CHANGES[change])
+
+
+async def test_a_change_to_a_yearly_price_is_invoiced_as_previewed(store_url: str) -> None:
+    async with buyer(store_url, plan="team", tax="tax on top") as found:
+        await compare(found, {"plan": "year"})
+
+
+async def test_a_scheduled_change_to_another_interval_says_what_its_period_costs(store_url: str) -> None:
+    async with buyer(store_url, plan="year", coupon=COUPONS["a percentage"]) as found:
+        await compare(found, {"plan": "team"})
+
+
+async def test_what_waits_for_an_invoice_already_is_no_part_of_a_preview(store_url: str) -> None:
+    """Changes of seats wait for the next invoice; a preview of Stripe's has those of before on it."""
+    async with buyer(store_url, plan="team", tax="tax on top") as found:
+        nets = list[int]()
+        for seats in (6, 9, 4, 7, 5, 8, 3):
+            preview = await found.preview(seats=seats)
+            assert await found.change(seats=seats) == preview
+            nets.append(preview.net_cents)
+        assert sum(nets) == nets[0] + sum(nets[1:])
+        preview = await found.preview(plan="pro")
+        assert await found.change(plan="pro") == preview
+        lines = await found.api.list("/v1/invoices", {"limit": 1})
+        waiting = round(sum(nets) / Decimal("1.195"))
+        assert lines[0]["subtotal"] == pytest.approx(waiting + preview.net_cents / 1.195, abs=2)
+
+
+async def test_a_price_that_an_operator_has_given_is_previewed(store_url: str) -> None:
+    async with buyer(store_url, plan="team", keeps=False) as found:
+        items = (await found.shop.stripe_subscription(found.subscription))["items"]["data"]
+        seats = next(item for item in items if item.get("quantity") == 3)
+        own: dict[str, Parameter] = {
+            "currency": "usd",
+            "unit_amount": 399,
+            "recurring": {"interval": "month"},
+        }
+        own |= {"product": seats["price"]["product"], "metadata": seats["price"]["metadata"]}
+        price = (await found.api.post("/v1/prices", own))["id"]
+        changed: dict[str, Parameter] = {"price": price, "quantity": 3, "proration_behavior": "none"}
+        await found.api.post(f"/v1/subscription_items/{seats['id']}", changed)
+        await compare(found, {"seats": 8})
+
+
+async def test_the_end_of_a_trial_is_previewed_with_what_it_charges(store_url: str) -> None:
+    """A trial that a plan gives ends with an upgrade: the whole period is charged at once."""
+    trial = PLANS.replace(
+        "    seat_price: {amount_cents: 703}", "    trial: 14d\n    seat_price: {amount_cents: 703}"
+    )
+    catalog = loads(trial.replace("INTERVAL", "month"))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        begun = await at.subscribed(plan="team", seats=4)
+        assert begun.status == "trialing"
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.add_payment_method(linked)
+        seats = (await at.kit.subscriptions.preview("acme", seats=6)).proration
+        assert (seats.net_cents, period_cents(seats)) == (0, 1003 + 4 * 703)
+        preview = (await at.kit.subscriptions.preview("acme", plan="pro")).proration
+        assert (await at.kit.subscriptions.change_plan("acme", "pro")).proration == preview
+        assert (await at.invoices())[-1]["total"] == preview.net_cents > 2903
+
+
+async def test_a_preview_that_stripe_refuses_is_an_estimate_that_says_so(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with buyer(store_url, plan="team") as found:
+        for _ in range(2):
+            found.shop.emulator.fail_next(400, path="/v1/invoices/create_preview")
+        estimate = await found.preview(seats=8)
+        assert estimate.charge_cents == (6 * 809 + 1) // 2
+        assert "is estimated by the prices of the plans file" in estimate.description
+        assert any("does not preview a change of subscription" in one.message for one in caplog.records)
