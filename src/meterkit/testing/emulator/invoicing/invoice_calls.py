@@ -51,7 +51,8 @@ STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 def _retrieve(account: Account, call: Call) -> JsonObject:
     call.params.only(expandable=None)
-    return shown_now(account, _found(account, call))
+    preview = account.invoices.previews.get(call.object_id)
+    return shown_now(account, _found(account, call)) if preview is None else preview.to_json()
 
 
 def _list(account: Account, call: Call) -> JsonObject:
@@ -71,7 +72,7 @@ def _list(account: Account, call: Call) -> JsonObject:
 
 def _lines(account: Account, call: Call) -> JsonObject:
     call.params.only(*PAGING, expandable=None)
-    invoice = _found(account, call)
+    invoice = account.invoices.previews.get(call.object_id) or _found(account, call)
     return call.page(invoice.lines_to_json())
 
 
@@ -268,9 +269,9 @@ def _create(account: Account, call: Call) -> JsonObject:
         invoice = _of_new(account, params, details, mode=read_mode(details, version=call.version))
     else:
         invoice = _of_change(account, params, details, version=call.version)
-    shown = invoice.to_json()
-    shown["id"] = f"upcoming_{invoice.id}"
-    return shown
+    invoice.id = f"upcoming_{invoice.id}"
+    account.invoices.keep_preview(invoice)
+    return invoice.to_json()
 
 
 def _of_change(account: Account, params: Params, details: Params, *, version: str) -> Invoice:

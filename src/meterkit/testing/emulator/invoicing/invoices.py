@@ -26,6 +26,7 @@ InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 LINES_SHOWN: Final = 10
 # https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice.
 ITEMS_MAX: Final = 250
+PREVIEWS_MAX: Final = 100
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("client_secret", "days_until_due", "disputed", "finalized_at", "finalizes_at", "overdue_told"),
@@ -327,6 +328,7 @@ class Invoices(Registry[Invoice]):
     Attributes:
         pending: the id of a subscription to the invoice items that its next invoice takes up, and the id of a
             customer to those that the next invoice of any of its subscriptions does.
+        previews: the latest previews by their ids.
     """
 
     def __init__(self) -> None:
@@ -335,6 +337,13 @@ class Invoices(Registry[Invoice]):
         self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
         self._numbers = Counter[str]()
         self.pending: dict[str, list[Line]] = {}
+        self.previews: dict[str, Invoice] = {}
+
+    def keep_preview(self, preview: Invoice) -> None:
+        """Keep a preview, which can be retrieved for a while (https://docs.stripe.com/invoicing/preview)."""
+        self.previews[preview.id] = preview
+        if len(self.previews) > PREVIEWS_MAX:
+            del self.previews[next(iter(self.previews))]
 
     def waiting(self, subscription: Subscription) -> list[Line]:
         """Return the invoice items that the next invoice of a subscription takes up."""
