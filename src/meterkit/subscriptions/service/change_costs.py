@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 from meterkit.subscriptions.invoice_previews import InvoicePreviewer
 from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
 
@@ -59,6 +59,7 @@ class ChangePricer:
         """Cost of a change by Stripe's preview; an estimate if Stripe refuses to preview it.
 
         Raises:
+            CurrencyError: Stripe bills the customer in another currency.
             StripeUnavailableError: Stripe does not answer.
         """
         later, is_now = change.next_terms(known), change.when == "now"
@@ -74,7 +75,7 @@ class ChangePricer:
                 is_invoiced=change.target.plan.key != change.current.key,
                 ends_trial=ends_trial(known, change.current, change.target.plan, self.store.now_ms()),
             )
-        except StripeUnavailableError:
+        except (CurrencyError, StripeUnavailableError):
             raise
         except StripeError as error:
             _logger.warning(
