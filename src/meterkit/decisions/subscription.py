@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.decisions.fixed_prices import base_interval
 from meterkit.decisions.item_prices import NO_PRICES, dump_item_prices, parse_item_prices
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class SubscriptionState:
         prices: what they charge; empty: not known, or there are none.
         pending_prices: the same of what a scheduled change brings.
         former_prices: those that have ended, each behind the instant when it did, oldest first.
+        base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
+            known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: what it brings in a month by its prices, in millionths of the currency's smallest unit.
         currency: of ``mrr``, in lower case.
@@ -118,6 +121,8 @@ class SubscriptionState:
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
+    base_price: str = ""
+    seat_price: str = ""
     mark: str = ""
     mrr: int = 0
     currency: str = ""
@@ -224,7 +229,7 @@ class SubscriptionState:
         """The interval that it is paid for, by its current period; None: not known, as in a trial."""
         if self.status == "trialing" or self._is_changed(now_ms) or not self.has_begun_at(now_ms):
             return None
-        return interval_of(self.start_ms, self.end_ms)
+        return base_interval(self.base_price) or interval_of(self.start_ms, self.end_ms)
 
     def with_former_prices(self, known: SubscriptionState, now_ms: int) -> SubscriptionState:
         """Keep the prices that end now: the close of a period that has ended still needs them.

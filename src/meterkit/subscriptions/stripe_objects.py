@@ -42,6 +42,19 @@ def id_in(found: Mapping[str, Any], name: str) -> str:
     return text_in(found, name) or text_in(part_of(found, name), "id")
 
 
+def fixed_price_in(price: Mapping[str, Any]) -> str:
+    """A licensed price as ``AMOUNT CURRENCY INTERVAL``; empty where a unit has no single amount."""
+    recurring, amount = (
+        part_of(price, "recurring"),
+        price.get("unit_amount_decimal") or price.get("unit_amount"),
+    )
+    if amount is None or price.get("tiers_mode") or part_of(price, "transform_quantity"):
+        return ""
+    interval, count = text_in(recurring, "interval"), recurring.get("interval_count", 1)
+    every = interval if count == 1 else f"{count} {interval}s"
+    return f"{amount} {text_in(price, 'currency')} {every}"
+
+
 def items_in(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The items of a subscription, or of a phase of its schedule."""
     items: object = found.get("items")

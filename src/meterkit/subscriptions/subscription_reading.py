@@ -14,6 +14,7 @@ from meterkit.subscriptions.period_ends import usage_period, voided_span
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
+    fixed_price_in,
     has_subscription_method,
     id_in,
     is_charged,
@@ -169,6 +170,8 @@ def read_subscription(
         **usage_period(items, end_ms),
         metered=metered_of(found),
         prices=item_prices(items, facts, catalog),
+        base_price=_first_price(item for item in items if plan and _plan_key(item, catalog) == plan.key),
+        seat_price=_first_price(item for item in items if plan and _is_seat(item, plan)),
         mark=mark_of(found),
         mrr=recurring.micro_cents,
         currency=recurring.currency,
@@ -206,6 +209,17 @@ def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
     return plan_of_price(id_in(item, "price"), key_in(part_of(item, "price")), catalog)
 
 
+def _first_price(items: Iterable[Mapping[str, Any]]) -> str:
+    """What a unit of the first of some licensed items costs; empty: not known, or there is none."""
+    return next((fixed_price_in(part_of(item, "price")) for item in items), "")
+
+
+def _is_seat(item: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether an item sells seats of a plan."""
+    own = None if plan.seat_price is None else plan.seat_price.stripe_price
+    return id_in(item, "price") == own or key_in(part_of(item, "price")) == seat_key(plan.key)
+
+
 def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
     """In all, those that the base price covers included; 0: the plan sells none, and no item has any.
 
@@ -213,12 +227,7 @@ def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> 
     """
     if plan.seat_price is None:
         return 0
-    price, key = plan.seat_price.stripe_price, seat_key(plan.key)
-    paid = sum(
-        int(item.get("quantity") or 0)
-        for item in items
-        if id_in(item, "price") == price or key_in(part_of(item, "price")) == key
-    )
+    paid = sum(int(item.get("quantity") or 0) for item in items if _is_seat(item, plan))
     return included_seats(plan, seat_meter(catalog.meters)) + paid
 
 

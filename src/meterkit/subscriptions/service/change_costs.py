@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
-from meterkit.subscriptions.invoice_previews import InvoicePreviewer
 from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
+from meterkit.subscriptions.service.invoice_previews import InvoicePreviewer
 
 if TYPE_CHECKING:
     from meterkit.catalog import Plan

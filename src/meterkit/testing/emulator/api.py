@@ -40,7 +40,7 @@ from meterkit.testing.emulator.selling.customer_calls import (
     clock_time,
 )
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
-from meterkit.testing.emulator.selling.tax_rates import TAX_RATE_CALLS
+from meterkit.testing.emulator.selling.tax_rate_calls import TAX_RATE_CALLS
 from meterkit.testing.emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
