@@ -451,17 +451,6 @@ ODD_PRICES: Final = {
         },
         "it has tiers that are not graduated",
     ),
-    "a free tier": (
-        {
-            "billing_scheme": "tiered",
-            "tiers_mode": "graduated",
-            "tiers[0][up_to]": "100",
-            "tiers[0][unit_amount]": "0",
-            "tiers[1][up_to]": "inf",
-            "tiers[1][unit_amount]": "5",
-        },
-        "it has a free tier, and Stripe is sent overage alone",
-    ),
 }
 
 
