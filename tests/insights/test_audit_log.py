@@ -164,6 +164,24 @@ async def test_the_event_id_of_usage_is_known(any_store_url: str, tmp_path: Path
         assert [one.is_right async for one in verify(Database(at.url))] == [True]
 
 
+async def test_the_event_id_of_a_providers_answer_and_job_is_known(
+    any_store_url: str, tmp_path: Path
+) -> None:
+    """F-22a: a background response counts by the provider's id, and its row has the app's."""
+    usage = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
+    said = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    job = {"object": "response", "id": "resp_1", "background": True, "model": "gpt-4o", "output": []}
+    chat = {"object": "chat.completion", "model": "gpt-4o", "choices": [], "usage": said}
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
+        await at.kit.record_usage("acme", chat, event_id="chat-1")
+        for event_id in ("job-1", "job-2"):
+            await at.kit.record_usage(
+                "acme", {**job, "status": "completed", "usage": usage}, event_id=event_id
+            )
+        rows = [(row["quantity"], row["event_id"]) for row in await at.rows()]
+        assert sorted(rows) == [(7, "chat-1"), (10, "job-1")]
+
+
 async def test_corrections_and_drops_are_entered(any_store_url: str, tmp_path: Path) -> None:
     async with audited(any_store_url, sqlite_in(tmp_path)) as at:
         await at.desk.link("acme")

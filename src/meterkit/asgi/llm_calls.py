@@ -175,7 +175,8 @@ async def record_calls(
     revenues: list[Fraction | None] = []
     is_unknown = False
     for call in late:
-        of_parts = await _count_job(store, view, call, call_id or call.response_id or "", by=by)
+        job_id = call_id or call.response_id or ""
+        of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
     own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
@@ -228,7 +229,13 @@ def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> 
 
 
 async def _count_job(
-    store: Store, view: CustomerView | None, call: CallUsage, job_id: str, *, by: Counting
+    store: Store,
+    view: CustomerView | None,
+    call: CallUsage,
+    job_id: str,
+    *,
+    by: Counting,
+    event_id: str | None,
 ) -> list[Fraction | None] | None:
     """Count a job, or a part of it, once for the customer who began it.
 
@@ -247,7 +254,7 @@ async def _count_job(
         )
         return None
     return [
-        await store.record(owner, part, event_id=call_name(call), counts_once=True, tells_revenue=True)
+        await store.record(owner, part, event_id=event_id, job_id=call_name(call), tells_revenue=True)
         for part in (parts if counts else ())
     ]
 

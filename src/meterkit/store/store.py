@@ -276,13 +276,13 @@ class Store:
         used: Used,
         *,
         event_id: str | None,
-        counts_once: bool = False,
+        job_id: str | None = None,
         occurred_ms: int | None = None,
         tells_revenue: bool = False,
     ) -> Fraction | None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
 
-        With ``counts_once`` the event id counts once in all, and not once for each meter.
+        The id of a provider's job counts once in all; the app's event id counts once for each meter.
 
         Returns:
             The revenue in micro-units; None: not asked, or the store has not said it yet.
@@ -292,10 +292,10 @@ class Store:
         """
         if self.is_off:
             return None
-        event = None
-        if event_id is not None:
-            key = self.keys.event(view.shard, view.customer, event_id)
-            event = EventMark(key) if counts_once else EventMark(key, event_id, used.given())
+        event, counted_id = None, event_id if job_id is None else job_id
+        if counted_id is not None:
+            key = self.keys.event(view.shard, view.customer, counted_id)
+            event = EventMark(key, event_id or "", used.given() if job_id is None else {})
         settlement = Settlement(
             view, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells_revenue
         )
