@@ -492,8 +492,12 @@ async def test_each_refusal_for_its_currency_is_told_as_one(store_url: str, mess
     async with billing("starlette", store_url) as (client, at):
         await at.subscribed("acme", "team")
         at.emulator.fail_next("error", status=400, path="*", message=message, times=None)
-        refused = await client.put("/subscription/plan", json={"plan": "pro"})
-        assert (*told(refused), refused.json()["currency"]) == (409, "currency-fixed", "eur")
+        for refused in (
+            await client.put("/subscription/plan", json={"plan": "pro"}),
+            await client.put("/subscription/seats", json={"seats": 9}),
+            await client.get("/subscription/preview?plan=pro"),
+        ):
+            assert (*told(refused), refused.json()["currency"]) == (409, "currency-fixed", "eur")
 
 
 async def test_the_portal_of_a_customer_that_stripe_has_deleted_is_not_found(

@@ -173,7 +173,7 @@ async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
     "What another plan, or other seats, would cost",
     query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
     gives=Preview,
-    troubles=("none", "conflict", "plan", "request"),
+    troubles=("none", "conflict", "currency", "plan", "request"),
 )
 async def _preview(kit: BillingKit, asked: Asked) -> Preview:
     plan, seats = asked.query.get("plan"), _seats_in(asked.query)
@@ -199,7 +199,7 @@ async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Ac
     "Have other seats",
     takes=SeatsBody,
     gives=SubscriptionChange,
-    troubles=("none", "seats", "conflict", "payment", "method", "invoice"),
+    troubles=("none", "seats", "conflict", "currency", "payment", "method", "invoice"),
 )
 async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
