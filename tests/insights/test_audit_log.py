@@ -170,8 +170,14 @@ async def test_the_event_id_of_a_providers_answer_and_job_is_known(
     """F-22a: a background response counts by the provider's id, and its row has the app's."""
     usage = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
     said = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-    job = {"object": "response", "id": "resp_1", "background": True, "model": "gpt-4o", "output": []}
-    chat = {"object": "chat.completion", "model": "gpt-4o", "choices": [], "usage": said}
+    job: dict[str, Any] = {
+        "object": "response",
+        "id": "resp_1",
+        "background": True,
+        "model": "gpt-4o",
+        "output": [],
+    }
+    chat: dict[str, Any] = {"object": "chat.completion", "model": "gpt-4o", "choices": [], "usage": said}
     async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
         await at.kit.record_usage("acme", chat, event_id="chat-1")
         for event_id in ("job-1", "job-2"):

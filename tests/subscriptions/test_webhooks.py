@@ -369,7 +369,7 @@ async def test_a_second_stripe_customer_that_pays_is_named_with_its_subscription
         assert (told in dead.why) == (status == "active")
         cure = "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`"
         assert (cure in dead.why) == (status == "active")
-        # Whoever opens a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
+        # The visitor of a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
         assert ("the payer wrote that id" in dead.why) == (status == "active")
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
         assert (await at.kit.customers.get("acme")).plan == "free"
