@@ -46,6 +46,12 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     Raises:
         StoreError: the store does not answer.
     """
+    kept = {
+        token: json.dumps([counted.meter, counted.event_name], ensure_ascii=False)
+        for token, counted in known_meters(catalog).items()
+    }
+    if not kept:
+        return
     with suppress(ValueError, TypeError):  # A damaged entry does not keep a process from starting.
         for former, name, event_name in renamed_meters(await _remembered(admin, keys), catalog):
             _logger.warning(
@@ -55,13 +61,7 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
                 " `name:` for what customers see",
                 *(name, event_name, former, name, former, former),
             )
-    kept = {
-        token: json.dumps([counted.meter, counted.event_name], ensure_ascii=False)
-        for token, counted in known_meters(catalog).items()
-    }
-    if kept:
-        client = admin.client
-        await admin.ask(client.hset(keys.events, mapping=kept))
+    await admin.ask(admin.client.hset(keys.events, mapping=kept))
 
 
 def renamed_meters(remembered: Mapping[str, Counted], catalog: Catalog) -> list[tuple[str, str, str]]:
