@@ -109,10 +109,13 @@ def _advice_on_tiers(charges: Sequence[LineCharge], names: str, currency: str) -
         due += one.price.charge(one.units, after=before) or 0
         before, billed, rounding = before + one.units, billed + one.cents, rounding + one.rounding
     switched = list(dict.fromkeys(one.price.id for one in tiered))
-    if not switched[1:] or abs(due - billed) <= rounding:
+    if not tiered[1:] or abs(due - billed) <= rounding:
         return ""
+    how = f"the tiers began again when {' was switched to '.join(switched)}"
+    if not switched[1:]:
+        how = f"the tiers of {switched[0]} began again when its item was removed and added"
     return (
-        f"the tiers began again when {' was switched to '.join(switched)} ({names}):"
+        f"{how} ({names}):"
         f" {money(billed, currency)} are billed, and with each tier once it would be"
         f" {money(round(due), currency)}: see who switched the price at once, such as a portal"
         f"{_outcome(due - billed, currency)}"
