@@ -244,8 +244,8 @@ async def copy_row(world: World, customer: str) -> None:
     world.rows(
         "INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms, quantity,"
         " included, granted, credited, overage, reported, late, place, hash) SELECT 'copy', meter, kind,"
-        " customer, period_start_ms, recorded_at_ms, quantity, included, granted, credited, overage, reported,"
-        " late, 5, hash FROM meterkit_audit WHERE customer = ? AND place = 4",
+        " customer, period_start_ms, recorded_at_ms, quantity, included, granted, credited, overage,"
+        " reported, late, 5, hash FROM meterkit_audit WHERE customer = ? AND place = 4",
         customer,
     )
 

@@ -125,7 +125,12 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
         ),
     ),
     ("a switch before anything was used", [tiered("a", 0, 0), tiered("b", 150, 125)], ""),
-    ("the same price in two spans", [tiered("a", 100, 0), tiered("a", 100, 0)], ""),
+    (
+        "the same price in two spans",
+        [tiered("a", 100, 0), tiered("a", 100, 0)],
+        "the tiers of a began again when its item was removed and added (in_1): USD 0.00 are billed",
+    ),
+    ("the same price in two spans, within the free tier", [tiered("a", 60, 0), tiered("a", 40, 0)], ""),
     ("from tiers to a flat price", [tiered("a", 100, 0), flat(4, 10)], ""),
 ]
 
