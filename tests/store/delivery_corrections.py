@@ -50,6 +50,7 @@ class Restore:
         events: token to event name.
         taken: minutes that no intent may have (ms).
         changed: when prices were changed last, as was read with invoices; None: no price ended.
+        items: token to the units that invoice items for late usage bill.
     """
 
     quantities: Mapping[str, int]
@@ -64,6 +65,7 @@ class Restore:
     taken: Sequence[int]
     prices: Prices
     changed: str | None
+    items: Mapping[str, int]
 
 
 def restore(
@@ -182,7 +184,8 @@ class _Work:
             done = off + min(part - off, unsent, counts[meter])
             counts[meter] -= done
             taken[kind], missing[kind] = done, part - done
-        owed = max(0, min(missing["overage"], self.net(tokens, "qlkd") - behind - repaid))
+        by_item = sum(asked.items.get(token, 0) for token in tokens)
+        owed = max(0, min(missing["overage"], self.net(tokens, "qlkd") + by_item - behind - repaid))
         back = self.at_stripe(tokens, owed)
         back_included = self.at_stripe(too, missing["included"])
         customer.overage[meter] -= back

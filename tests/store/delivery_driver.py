@@ -562,7 +562,10 @@ class Delivery(Checks):
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
             prices=prices,
-            changed=self.changed(),
+            changed=(changed := self.changed()),
+            items={}
+            if changed is None
+            else {token: self.random.choice((0, 0, 3, 700)) for own in tokens.values() for token in own},
         )
         sending: dict[str, Any] = {
             "stripe": restored.stripe,
@@ -575,6 +578,7 @@ class Delivery(Checks):
         if restored.changed is not None:
             lines = dict.fromkeys(quantities, ())
             sending["billed"] = {"changed": restored.changed, "units": {}, "lines": lines}
+            sending["billed"]["items"] = restored.items
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
         audited = bool(self._audit())
