@@ -89,6 +89,7 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(at: Shop) -> None:
         await at.kit.outbox.items.drop(item.identifier, reason="a test")
     entry = (await at.kit.customers.history("acme"))[-1]
     assert (entry.kind, entry.after, entry.cause) == ("late", "dropped: a test", "olga")
+    assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 35
     await at.kit.flush(everything=True)
     await renewed(at)
     assert (await item_lines(at), await metered_lines(at)) == ([], [("price_seven_words", 5, 7)])

@@ -216,8 +216,21 @@ class Shard:
             lines = "".join(f"{label} {counted};" for label, counted in known.items())
             lines += f"{item['label']} {left};" * bool(left)
             customer.closed[f"{name}n"] = cast("int", lines)
+            self._lower_mark(customer, name, item["label"], units)
         self.histories[item["customer"]].append(entry)
         self.keep(f"t:{item['customer']}", TOTALS_MS)
+
+    @staticmethod
+    def _lower_mark(customer: Customer, name: str, label: str, units: int) -> None:
+        """Take units off the ended segments of a price; each counts those before it, too."""
+        marks = [line.split() for line in str(customer.closed.get(f"{name}s", "")).split(";")[:-1]]
+        less, before, lines = 0, 0, list[str]()
+        for known, sealed, overage in marks:
+            less += min(units - less, int(overage) - before) if known == label else 0
+            before = int(overage)
+            lines.append(f"{known} {sealed} {before - less};")
+        if lines:
+            customer.closed[f"{name}s"] = cast("int", "".join(lines))
 
     def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""

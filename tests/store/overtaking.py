@@ -121,6 +121,10 @@ class Overtaking(Delivery):
         item = {"customer": NAME, "period": name[:-5], "meter": meter, "label": "1/5", "value": "5"}
         customer.closed[f"{name}a"] = random.choice((5, 12))
         customer.closed[f"{name}n"] = cast("int", random.choice(("1/5 5;", "1/5 6;", "1/7 7;1/5 5;")))
+        marks = ("", "1/7 0 9;", "1/5 3 9;", "1/5 0 2;1/7 0 9;1/5 1 12;", "1/7 0 2;1/5 0 4;1/5* 2 9;")
+        customer.closed.pop(f"{name}s", None)
+        if mark := random.choice(marks):
+            customer.closed[f"{name}s"] = cast("int", mark)
         is_there, letter = random.random() < 0.8, random.choice("ft")
         self.shard.items = {item_text(item): self.wall} if is_there else {}
         self.store(f"t:{NAME}", "items")

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 CORRECTED: Final = ("include/lower_rows.lua", "include/lower_spend.lua", "include/enter_correction.lua")
-LATE: Final = tuple(f"include/{name}.lua" for name in ("overtake", "late_parts", "queue_item", "count_item"))
+LATE: Final = tuple(
+    f"include/{name}.lua" for name in ("overtake", "late_parts", "queue_item", "count_item", "lower_mark")
+)
 PRICES: Final = (
     "include/mark_prices.lua",
     "include/begin_prices.lua",

@@ -7,6 +7,7 @@
 -- Reply 1 done    0 it was settled before
 --include enter
 --include count_item
+--include lower_mark
 local items_key, totals_key, history_key = unpack(KEYS)
 local text, letter, entry = unpack(ARGV)
 local call, item = redis.call, cjson.decode(text)
@@ -18,6 +19,7 @@ call('HINCRBY', totals_key, name .. 'a', '-' .. item.value)
 call('HINCRBY', totals_key, name .. letter, item.value)
 if letter == 't' then
   count_item(totals_key, name, item.label, -item.value)
+  lower_mark(totals_key, name, item.label, tonumber(item.value))
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 enter(history_key, {cjson.decode(entry)})
