@@ -98,7 +98,7 @@ class QueuedItems:
     async def drop(self, identifier: str, *, reason: str, by: str = "api") -> QueuedItem:
         """Give an item up: its units stay late, and no invoice bills them.
 
-        If a flush makes the item meanwhile, Stripe has it all the same, and ``reconcile`` names it.
+        If a flush makes the item meanwhile, Stripe has it, and ``reconcile`` names it.
 
         Args:
             identifier: of the item.
