@@ -97,7 +97,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "nothing found in 24 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "nothing found in 25 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -203,7 +203,7 @@ async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
     found = await examined(directory, sound.url)
     (finding,) = found.findings
     assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
-    assert set(found.not_looked_at) == {*CHECKS[-12:-1], "stripe"}
+    assert set(found.not_looked_at) == {*CHECKS[-13:-1], "stripe"}
     assert (await examined(directory, sound.url, shards=8)).findings == []
 
 

@@ -64,9 +64,10 @@ async def list_all(
         typer.Option("--limit", parser=whole_number(1, _MOST), metavar="N", help="At most so many."),
     ] = 1_000,
 ) -> None:
-    """List what is not delivered, the oldest first: intents, then invoice items for late usage.
+    """List what is not delivered, the oldest first.
 
-    Exits 1 if an intent is parked or dead: it waits for an operator.
+    Intents, then invoice items for late usage. Exits 1 if an intent is parked or dead: it waits for an
+    operator.
     """
     async with session.kit(reads=True) as kit:
         intents = await kit.outbox.list(state=state, customer=customer, limit=limit)
@@ -86,7 +87,7 @@ async def list_all(
 async def show(
     session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
 ) -> None:
-    """Show one intent, or one invoice item, with all that is known of it."""
+    """Show one intent or invoice item with all that is known of it."""
     async with session.kit(reads=True) as kit:
         found = (await _items_by_id(kit)).get(intent) or await kit.outbox.show(intent)
     session.show(asdict(found), lambda: _print_one(found))
@@ -160,10 +161,10 @@ async def drop(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give intents or invoice items up: Stripe is never sent their usage.
+    """Give intents up: Stripe is never sent their usage.
 
-    It is counted as dead; that of an invoice item stays late, and is on no invoice. Asks first. Entered into
-    the customer's ledger, with who and why: see `meterkit customers history`.
+    Invoice items, too. It is counted as dead; that of an invoice item stays late, and is on no invoice. Asks
+    first. Entered into the customer's ledger, with who and why: see `meterkit customers history`.
     """
     if not reason:
         raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")
