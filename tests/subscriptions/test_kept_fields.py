@@ -124,8 +124,11 @@ def of_items(phase: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
     return {item["price"]: {name: item[name] for name in names} for item in phase["items"]}
 
 
-async def by_operator(at: Rich) -> dict[str, Any]:
-    """Give the subscription a schedule with everything, and with two phases ahead."""
+async def by_operator(at: Rich, *, ends: bool = False) -> dict[str, Any]:
+    """Give the subscription a schedule with everything, and with two phases ahead.
+
+    ``ends``: the discount ends with the current phase, and the subscription with the last one.
+    """
     found = await at.stripe_subscription(at.subscription)
     schedule = await at.client.v1.subscription_schedules.create_async({"from_subscription": at.subscription})
     terms = {**PHASE, "default_payment_method": found["default_payment_method"]}
@@ -138,13 +141,15 @@ async def by_operator(at: Rich) -> dict[str, Any]:
         for item in found["items"]["data"]
     ]
     starts = [schedule.phases[0].start_date, *AHEAD]
+    ahead = without(terms, ("discounts",)) if ends else terms
     asked: Any = {
         "default_settings": {**DEFAULTS, "default_payment_method": found["default_payment_method"]},
         "metadata": {"operator": "eve"},
         "phases": [
-            {**terms, "items": items, "start_date": start, "end_date": end}
+            {**(ahead if start in AHEAD else terms), "items": items, "start_date": start, "end_date": end}
             for start, end in zip(starts, (*AHEAD, int((END + 123 * DAY).timestamp())), strict=True)
         ],
+        "end_behavior": "cancel" if ends else "release",
     }
     await at.client.v1.subscription_schedules.update_async(schedule.id, asked)
     await at.kit.subscriptions.sync("acme")
@@ -265,6 +270,76 @@ async def test_a_downgrade_that_is_taken_back_keeps_every_field(store_url: str) 
         await at.kit.subscriptions.change_plan("acme", "pro")
         assert (await at.schedule())["status"] == "released"
         assert (await at.shown(), await at.item_terms()) == (before, items)
+
+
+async def test_a_direct_change_at_stripe_stays_where_a_schedule_is_sent_again(store_url: str) -> None:
+    """New seats put the terms back that an operator had changed, and a discount that was taken off."""
+    async with rich(store_url) as at:
+        await at.kit.subscriptions.change_plan("acme", "team")
+        item = (await at.stripe_subscription(at.subscription))["items"]["data"][0]["id"]
+        changed: dict[str, str] = {
+            "default_tax_rates[0]": "txr_new",
+            "description": "Terms of 2032",
+            "discounts": "",
+            "on_behalf_of": "acct_new",
+            "items[0][id]": item,
+            "items[0][tax_rates][0]": "txr_new_item",
+            "items[0][discounts]": "",
+        }
+        await at.stripe_change(f"/v1/subscriptions/{at.subscription}", **changed)
+        before, items = await at.shown(), await at.item_terms()
+        await at.kit.subscriptions.set_seats("acme", 13)
+        assert (await at.shown(), await at.item_terms()) == (before, items)
+        assert (before["discounts"], before["on_behalf_of"]) == ([], "acct_new")
+
+
+async def taken_back(at: Rich) -> None:
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await at.kit.subscriptions.change_plan("acme", "pro")
+
+
+async def resumed(at: Rich) -> None:
+    for _ in range(2):
+        await at.kit.subscriptions.cancel("acme")
+        found = await at.kit.subscriptions.cancel("acme")
+        assert found.cancel_at_period_end
+        assert (await at.stripe_subscription(at.subscription))["schedule"] is None
+        await at.kit.subscriptions.resume("acme")
+        await at.kit.subscriptions.resume("acme")
+
+
+PHASES_AHEAD: Final[dict[str, tuple[str, Callable[[Rich], Awaitable[object]]]]] = {
+    "upgrade": ("team", lambda at: at.kit.subscriptions.change_plan("acme", "pro")),
+    "take back": ("pro", taken_back),
+    "cancel and resume, twice": ("pro", resumed),
+}
+
+
+@pytest.mark.parametrize("name", PHASES_AHEAD)
+async def test_an_operators_phases_ahead_stay_through(store_url: str, name: str) -> None:
+    """A customer got rid of them, and of the end of a discount, by a cancellation that was taken back."""
+    plan, act = PHASES_AHEAD[name]
+    async with rich(store_url, plan=plan, seats=12) as at:
+        await by_operator(at, ends=True)
+        before, live = await at.schedule(), await at.shown()
+        await act(at)
+        after = await at.schedule()
+        assert (after["status"], after["end_behavior"]) == ("active", "cancel")
+        own = ("items", "discounts")
+        assert [without(phase, own) for phase in after["phases"] if phase["start_date"] in AHEAD] == [
+            without(phase, own) for phase in before["phases"] if phase["start_date"] in AHEAD
+        ]
+        assert [phase["discounts"] for phase in after["phases"] if phase["start_date"] in AHEAD] == [[], []]
+        assert {item["price"] for phase in after["phases"] for item in phase["items"]} == {
+            *("price_pro", "price_pro_seat", "price_pro_ai_tokens", "price_addon"),
+        }
+        assert await at.shown() == live
+        at.clock.set(END + 70 * DAY)
+        assert (await at.shown())["discounts"] == []
+
+
+def without(phase: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in phase.items() if name not in names}
 
 
 async def test_a_schedule_that_cancels_before_the_change_is_left_alone(store_url: str) -> None:

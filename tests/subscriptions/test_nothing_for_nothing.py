@@ -374,6 +374,68 @@ async def test_money_that_went_back_or_never_came_is_not_credited(
         assert "ends without a credit for the rest of its period: " in caplog.text
 
 
+@pytest.mark.parametrize("reduce", ["seats", "plan"])
+@pytest.mark.parametrize("leave", [add_draft, void_renewal])
+async def test_a_period_that_is_not_paid_is_not_given_back_by_a_reduction(
+    store_url: str, reduce: str, leave: Callable[[Shop], Awaitable[None] | None]
+) -> None:
+    """Fewer seats in a month that was never paid, and then the end: the credit bought the next plan."""
+    catalog = loads(PLANS + "billing: {changes: {downgrade: now}}\n")
+    async with shop(store_url, catalog=catalog) as at:
+        await at.subscribed(plan="pro", seats=30)
+        if (waits := leave(at)) is not None:
+            await waits
+        service = at.kit.subscriptions
+        with pytest.raises(SubscriptionError, match=r"gives back a part .* is (draft|void)\. Ask again"):
+            await (
+                service.set_seats("acme", 12) if reduce == "seats" else service.change_plan("acme", "team")
+            )
+        at.emulator.fail_payments(await stripe_customer(at))
+        await service.cancel("acme", immediately=True)
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await balance(at) == 0
+
+
+async def test_a_reduction_in_a_paid_period_is_credited_as_before(store_url: str) -> None:
+    async with shop(store_url, start=START) as at:
+        await at.subscribed(plan="pro", seats=30)
+        at.clock.set(HALF)
+        changed = await at.kit.subscriptions.set_seats("acme", 12)
+        assert changed.proration.net_cents == -18 * 900 // 2
+
+
+async def pay_out_of_band(at: Shop) -> None:
+    """The renewal is paid outside of Stripe, which a person notes there."""
+    at.emulator.fail_payments(await stripe_customer(at))
+    at.clock.set(END + timedelta(hours=2))
+    at.emulator.advance()
+    renewal = (await at.invoices())[-1]["id"]
+    await at.stripe_change(f"/v1/invoices/{renewal}/pay", paid_out_of_band="true")
+
+
+async def pay_from_balance(at: Shop) -> None:
+    linked = await stripe_customer(at)
+    await at.stripe_change(f"/v1/customers/{linked}/balance_transactions", amount="-2900", currency="usd")
+    at.clock.set(END + timedelta(hours=2))
+    at.emulator.advance()
+
+
+@pytest.mark.parametrize("pay", [pay_out_of_band, pay_from_balance])
+async def test_a_month_that_is_paid_without_a_charge_is_credited(
+    store_url: str, pay: Callable[[Shop], Awaitable[None]]
+) -> None:
+    """The end failed with HTTP 404 where an invoice was paid without a charge at Stripe."""
+    async with shop(store_url, start=START) as at:
+        await at.subscribed(plan="pro")
+        await pay(at)
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await balance(at) == -2892  # 29.00 less two hours.
+
+
 async def test_a_month_that_is_paid_is_credited_with_its_changes(store_url: str) -> None:
     """The credit is on the customer's balance; no payment is refunded."""
     async with shop(store_url, start=START) as at:

@@ -138,7 +138,10 @@ def test_a_discount_is_sent_by_one_name(shown: object, expected: dict[str, str])
 def test_the_phase_after_the_change_has_the_discounts_of_now_and_no_coupon_again() -> None:
     given = {"coupon": "ONCE", "discount": None, "promotion_code": None}
     shown = schedule(phase(START, LATER, {**BASE, "discounts": [given]}, discounts=[given]))
-    now = subscription({**BASE, "discounts": ["di_item"]}, discounts=["di_2"])
+    there = {"object": "discount", "source": {"type": "coupon", "coupon": "ONCE"}}
+    now = subscription(
+        {**BASE, "discounts": [{"id": "di_item", **there}]}, discounts=[{"id": "di_2", **there}]
+    )
     first, second = sent(cut_phases(shown, now, change_s=END, interval="month"))
     assert (first["discounts"], first["items"][0]["discounts"]) == (
         [{"coupon": "ONCE"}],

@@ -52,13 +52,17 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
 
 
 async def refunded_cents(api: StripeApi, invoice: str) -> int:
-    """Sum of an invoice's payments that were refunded, or are disputed, in minor units of its currency."""
+    """Sum of an invoice's payments that were refunded, or are disputed, in minor units of its currency.
+
+    What was paid outside of Stripe has no charge.
+    """
     refunded = 0
     for payment in await api.list(PAYMENTS, {"invoice": invoice, "status": "paid"}):
-        intent = id_in(part_of(payment, "payment"), "payment_intent")
-        if not intent:
-            continue
-        paid = await api.get(f"/v1/payment_intents/{intent}")
-        charge = await api.get(f"/v1/charges/{id_in(paid, 'latest_charge')}")
-        refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
+        paid = part_of(payment, "payment")
+        name = id_in(paid, "charge")
+        if intent := id_in(paid, "payment_intent"):
+            name = id_in(await api.get(f"/v1/payment_intents/{intent}"), "latest_charge")
+        if name:
+            charge = await api.get(f"/v1/charges/{name}")
+            refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
     return refunded

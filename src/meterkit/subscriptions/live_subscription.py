@@ -12,15 +12,23 @@ from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.item_changes import items_of, prices_in
 from meterkit.subscriptions.monthly_amount import COUPONS
-from meterkit.subscriptions.schedule_phases import PRORATED
+from meterkit.subscriptions.schedule_phases import (
+    PRORATED,
+    has_own_terms,
+    present_phases,
+    restored_schedule,
+)
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,
+    MADE_MARK,
     NEVER_BEGAN,
+    RELEASED_MARK,
     id_in,
     key_of,
     mark_of,
     part_of,
+    text_in,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ _logger = logging.getLogger("meterkit.subscriptions")
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
 _GONE: Final = frozenset({"canceled", "completed", "released"})
+_EXPAND: Final = ("schedule", "latest_invoice", "discounts", "items.data.discounts")
 _REPLAYS_MAX: Final = 16
 FLEXIBLE: Final[Mapping[str, Parameter]] = {"billing_mode": {"type": "flexible"}}
 """The billing mode in which Stripe bills usage at the price that it was recorded under."""
@@ -62,7 +71,7 @@ class LiveSubscription:
     async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
         """Look at it; None: Stripe does not have it."""
         try:
-            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule", "latest_invoice"]})
+            found = await api.get(f"{_PATH}/{subscription}", {"expand": _EXPAND})
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -96,6 +105,11 @@ class LiveSubscription:
         return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
 
     @property
+    def released_schedule(self) -> str:
+        """The id of the schedule that its cancellation has released; empty: none."""
+        return text_in(part_of(self.found, "metadata"), RELEASED_MARK)
+
+    @property
     def is_classic(self) -> bool:
         """Whether it has Stripe's classic billing mode."""
         return part_of(self.found, "billing_mode").get("type") == "classic"
@@ -105,9 +119,8 @@ class LiveSubscription:
         if "items" in params:
             await self.make_flexible()
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
-        await self._post(
-            f"{_PATH}/{self.id}", {**params, "metadata": {CHANGE_MARK: key}}, key, (_sign, _sign(self))
-        )
+        metadata = {**part_of(params, "metadata"), CHANGE_MARK: key}
+        await self._post(f"{_PATH}/{self.id}", {**params, "metadata": metadata}, key, (_sign, _sign(self)))
 
     async def release(self) -> None:
         """Take back what is scheduled; it stays as it is now."""
@@ -126,12 +139,19 @@ class LiveSubscription:
         return self.schedule or await self._new_schedule(change_s)
 
     async def send_phases(
-        self, schedule: Mapping[str, Any], phases: Sequence[Mapping[str, Parameter]]
+        self,
+        schedule: Mapping[str, Any],
+        phases: Sequence[Mapping[str, Parameter]],
+        *,
+        end_behavior: str | None = None,
     ) -> None:
         """Replace the current and future phases of its schedule; all else of the schedule stays."""
         params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": PRORATED}
+        if end_behavior is not None:
+            params["end_behavior"] = end_behavior
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
-        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {CHANGE_MARK: key}}
+        made = {MADE_MARK: "yes"} if self.schedule is None and end_behavior is None else {}
+        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {**made, CHANGE_MARK: key}}
         await self._post(path, sent, key, (_scheduled, schedule["id"]))
 
     async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:
@@ -150,14 +170,35 @@ class LiveSubscription:
         )
 
     async def cancel_at_end(self) -> None:
-        """Have it end with its period; what is scheduled for it gives way."""
-        await self.release()
-        await self.update({"cancel_at_period_end": True})
+        """Have it end with its period; what is scheduled for it gives way.
 
-    async def resume(self) -> None:
-        """Have it go on."""
-        at_end = bool(self.found.get("cancel_at_period_end"))
-        await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
+        A schedule with terms of its own is named on the subscription, so that :meth:`resume` can restore it.
+        """
+        live: LiveSubscription | None = self
+        if self.schedule is not None and has_own_terms(self.schedule):
+            await self.update({"metadata": {RELEASED_MARK: str(self.schedule["id"])}})
+            live = await LiveSubscription.fetch(self.api, self.id, self.again)
+        if live is not None:
+            await live.release()
+            await live.update({"cancel_at_period_end": True})
+
+    async def resume(self, now_s: int) -> None:
+        """Have it go on, with the phases ahead of the schedule that its cancellation has released."""
+        if self.is_ending:
+            at_end = bool(self.found.get("cancel_at_period_end"))
+            await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
+        live = await LiveSubscription.fetch(self.api, self.id, self.again)
+        if live is None or not live.released_schedule:
+            return
+        kept = await _schedule(self.api, live.released_schedule)
+        if live.schedule is None and any(phase["end_date"] > now_s for phase in kept["phases"]):
+            made = await live.open_schedule(max(phase["end_date"] for phase in kept["phases"]))
+            drafts = present_phases(restored_schedule(made, kept, now_s), live.found)
+            phases = [draft.to_params(draft.lines()) for draft in drafts]
+            await live.send_phases(made, phases, end_behavior=str(kept["end_behavior"]))
+        live = await LiveSubscription.fetch(self.api, self.id, self.again)
+        if live is not None:
+            await live.update({"metadata": {RELEASED_MARK: ""}})
 
     async def end(self, *, give_back: bool = False) -> None:
         """End it now: bill what was used; with ``give_back`` credit what was paid for the rest of the period.

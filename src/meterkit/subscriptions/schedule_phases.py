@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.item_changes import as_new, item_of
-from meterkit.subscriptions.stripe_objects import id_in, part_of
+from meterkit.subscriptions.stripe_objects import MADE_MARK, id_in, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import Item
@@ -62,6 +62,8 @@ _SUBSCRIPTION_SETTINGS: Final = (
     "on_behalf_of",
     "transfer_data",
 )
+_OF_PHASE: Final = (*_SUBSCRIPTION_SETTINGS, "metadata", "trial", "trial_end")
+_ONCE: Final = ("add_invoice_items", "billing_cycle_anchor", "trial_end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,8 @@ class PhaseDraft:
 def present_phases(schedule: Mapping[str, Any], subscription: Mapping[str, Any]) -> list[PhaseDraft]:
     """Return the current and the future phases of a schedule as they are.
 
-    The current phase consists of what the subscription has now: direct changes of it stay.
+    The current phase has the items, settings, discounts and metadata that the subscription has now: direct
+    changes of the subscription stay.
 
     Args:
         schedule: as Stripe shows it, with expanded prices.
@@ -146,6 +149,46 @@ def cut_phases(
     return drafts
 
 
+def restored_schedule(made: Mapping[str, Any], kept: Mapping[str, Any], now_s: int) -> dict[str, Any]:
+    """A new schedule of a subscription with the phases ahead of one that was released.
+
+    Args:
+        made: the new schedule, with its one phase.
+        kept: the released one, which has not been over at ``now_s``.
+        now_s: this instant (Unix seconds).
+    """
+    ahead = sorted(
+        (phase for phase in kept["phases"] if phase["start_date"] > now_s), key=lambda one: one["start_date"]
+    )
+    end_s = ahead[0]["start_date"] if ahead else max(phase["end_date"] for phase in kept["phases"])
+    (current,) = made["phases"]
+    return {**made, "phases": [{**current, "end_date": end_s}, *ahead]}
+
+
+def has_own_terms(schedule: Mapping[str, Any]) -> bool:
+    """Whether a schedule has more than one change of plan, which its release would lose.
+
+    That is a cancellation at its end, a further phase, or a phase ahead with other terms than the current
+    one.
+    A phase that meterkit has made has the terms that the subscription had at that time.
+    """
+    current, *later = _present(schedule)
+    if schedule.get("end_behavior") == "cancel" or len(later) > 1:
+        return True
+    if part_of(schedule, "metadata").get(MADE_MARK):
+        return False
+    lasting = _lasting_terms(current)
+    return any(_lasting_terms(phase) != lasting or any(map(phase.get, _ONCE)) for phase in later)
+
+
+def _lasting_terms(phase: Mapping[str, Any]) -> tuple[object, ...]:
+    """Terms of a phase and of its items that do not concern its beginning, its end, prices and quantities."""
+    params = _object(phase, ())
+    terms = {name: params[name] for name in sorted(params) if name not in {*NOT_CONTINUED, "items"}}
+    of_items = sorted({repr(sorted(_settings(item).items())) for item in phase["items"]})
+    return terms, params.get("discounts"), of_items
+
+
 def _present(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The current phase and those after it; past ones can be left out."""
     phases: list[Mapping[str, Any]] = sorted(schedule["phases"], key=lambda phase: phase["start_date"])
@@ -164,13 +207,14 @@ def _draft_of(
         return PhaseDraft(params=params, items=items, settings=settings)
     live: Sequence[Mapping[str, Any]] = subscription["items"]["data"]
     by_price = {id_in(item, "price"): item for item in phase["items"]}
+    present = _object(_present_terms(_terms_of(subscription, phase), phase, _OF_PHASE), ())
     return PhaseDraft(
-        params={**_subscription_params(subscription), **params},
+        params={name: value for name, value in present.items() if name != "items"},
         items=tuple(item_of(item) for item in live),
         settings={
-            item["id"]: _settings(by_price[price])
-            if (price := id_in(item, "price")) in by_price
-            else _live_settings(item)
+            item["id"]: _settings(
+                _present_terms(item, by_price.get(id_in(item, "price"), {}), _ITEM_SETTINGS)
+            )
             for item in live
         },
     )
@@ -227,12 +271,59 @@ def _set_params(draft: PhaseDraft, params: Mapping[str, Parameter]) -> PhaseDraf
     return replace(draft, params={**draft.params, **params})
 
 
-def _subscription_params(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Settings of the subscription as parameters of a phase: one that names less might clear them."""
-    shown = {name: subscription.get(name) for name in _SUBSCRIPTION_SETTINGS}
-    settings = dict(part_of(subscription, "invoice_settings"))
-    settings["days_until_due"] = subscription.get("days_until_due")
-    return _object({**shown, "invoice_settings": settings}, ())
+def _terms_of(subscription: Mapping[str, Any], phase: Mapping[str, Any]) -> dict[str, Any]:
+    """A subscription with its trial and `days_until_due` as a phase has them, and the metadata of both.
+
+    A phase puts its metadata on the subscription: an older value would replace the present one.
+    """
+    terms = dict(subscription)
+    if "status" in terms:
+        is_trial = terms["status"] == "trialing"
+        terms |= {"trial": None, "trial_end": terms.get("trial_end") if is_trial else None}
+    if "days_until_due" in terms:
+        days = {"days_until_due": terms["days_until_due"]}
+        terms["invoice_settings"] = {**part_of(terms, "invoice_settings"), **days}
+    if "metadata" in terms:
+        own = part_of(terms, "metadata")
+        terms["metadata"] = {name: own[name] for name in part_of(phase, "metadata") if name in own}
+    return terms
+
+
+def _present_terms(
+    live: Mapping[str, Any], shown: Mapping[str, Any], settings: Iterable[str]
+) -> dict[str, Any]:
+    """What a phase, or an item of it, shows, with the terms that the subscription, or its item, has now.
+
+    Args:
+        live: the subscription or its item.
+        shown: the phase or its item.
+        settings: the names that have the same value in both.
+    """
+    terms = {**shown, **{name: live[name] for name in settings if name in live}}
+    if "discounts" in live:
+        terms["discounts"] = _present_discounts(live["discounts"], shown.get("discounts"))
+    return terms
+
+
+def _present_discounts(live: object, shown: object) -> list[object]:
+    """Discounts of a phase that the subscription still has, as shown, and its other ones by their ids."""
+    left, kept = list(cast("list[object]", live or [])), list[object]()
+    for each in cast("list[object]", shown or []):
+        same = next((one for one in left if _names(each) & _names(one)), None)
+        if same is not None:
+            left.remove(same)
+            kept.append(each)
+    return kept + left
+
+
+def _names(discount: object) -> set[str]:
+    """The ids of a discount, its coupon and its promotion code that are shown."""
+    if not isinstance(discount, dict):
+        return {str(discount)}
+    shown = cast("dict[str, Any]", discount)
+    source = part_of(shown, "source")
+    found = (id_in(shown, "id"), id_in(shown, "discount"), id_in(shown, "promotion_code"))
+    return {*found, id_in(shown, "coupon"), id_in(source, "coupon")} - {""}
 
 
 def _phase_item(item: Mapping[str, Any], place: str) -> Item:
@@ -244,12 +335,6 @@ def _settings(item: Mapping[str, Any]) -> dict[str, Parameter]:
     """All parameters of a phase's item but price and quantity."""
     shown = {name: value for name, value in item.items() if name not in _ITEM_OWN}
     return _object(shown, ("items",))
-
-
-def _live_settings(item: Mapping[str, Any]) -> dict[str, Parameter]:
-    """The parameters of a subscription's item that no phase has yet."""
-    names = (*_ITEM_SETTINGS, "discounts")
-    return _object({name: item.get(name) for name in names}, ("items",))
 
 
 def _object(found: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Parameter]:

@@ -165,6 +165,10 @@ def is_charged(found: Mapping[str, Any]) -> bool:
 
 CHANGE_MARK: Final = "meterkit_change"
 """The key of the metadata of a subscription under which the mark of the last change stands."""
+MADE_MARK: Final = "meterkit_made"
+"""The key of the metadata of a schedule that meterkit has made for a change of plan."""
+RELEASED_MARK: Final = "meterkit_released_schedule"
+"""The key of the metadata of an ending subscription: the schedule that it had, which a resume restores."""
 _AGAIN_MAX: Final = 8
 _T = TypeVar("_T")
 

@@ -13,8 +13,9 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.drift import plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
+from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.override_prices import customer_prices
-from meterkit.subscriptions.schedule_phases import cut_phases, present_phases
+from meterkit.subscriptions.schedule_phases import cut_phases, has_own_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import remedy
 from meterkit.subscriptions.trial_settings import trial_settings_change
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import Item
-    from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.proration import Terms
 
 
@@ -84,12 +84,26 @@ class Applying:
             if error.is_replayed:
                 raise
             return await remedy(self._store, live, params, error)
-        await live.release()
+        changed = live if live.schedule is None else await LiveSubscription.fetch(self._api(), live.id)
+        if changed is not None:
+            await self.take_back(changed, target)
         return None
 
     async def changes_of_items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
         """Changes that bring the items to those of a plan with its seats; empty if there are none."""
         return updates(live.items, self._store.catalog, *await self._read_prices(live, target))
+
+    async def take_back(self, live: LiveSubscription, target: Terms) -> None:
+        """End a scheduled change of plan: release the schedule, or give its phases the plan in force.
+
+        The latter keeps a schedule that has terms of its own, such as an operator's phases ahead.
+        """
+        if live.schedule is None:
+            return
+        if has_own_terms(live.schedule):
+            await self.set_scheduled_seats(live, live.schedule, lambda _: target)
+        else:
+            await live.release()
 
     async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
         """Whether the items that a plan and its seats need differ in metered ones from those there are."""

@@ -24,6 +24,7 @@ from meterkit.subscriptions.change_rules import (
     repeats_tiers,
     seats_on,
 )
+from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, held_back
 from meterkit.subscriptions.proration import Terms, ends_trial
@@ -114,13 +115,14 @@ class Changing:
             had = await self._plans_of_period(customer, known, current)
             change = Change(current, target, self._time_of_change(current, wanted, had))
             costs.append(await self._cost(customer, live, known, change))
+            await self._check_credit(live, costs[-1])
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(current, wanted, pending, had)
             if wanted.key != current.key:
                 await self._check_method(live, known, current, wanted, course)
             if wanted.key == current.key:
                 if course == "take_back":
-                    await live.release()
+                    await applying.take_back(live, target)
                 # Items that others changed at Stripe become those of the plan again.
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
@@ -152,6 +154,7 @@ class Changing:
             target = self._terms(known, current, current, seats, in_use)
             after = None if live.schedule is None else self._pending_terms(known, target, in_use)
             costs.append(await self._cost(customer, live, known, Change(current, target, "now", after)))
+            await self._check_credit(live, costs[-1])
             if live.schedule is not None:
 
                 def terms_of(plan: Plan) -> Terms:
@@ -185,8 +188,8 @@ class Changing:
 
         async def attempt(again: int) -> None:
             live, _ = await self._live(customer, again)
-            if live.is_ending:
-                await live.resume()
+            if live.is_ending or live.released_schedule:
+                await live.resume(self.store.now_ms() // 1000)
 
         await persistently(attempt)
 
@@ -326,6 +329,17 @@ class Changing:
             return
         if not await PaymentGate(self.api).can_charge(live.found):
             await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
+
+    async def _check_credit(self, live: LiveSubscription, cost: Proration) -> None:
+        """Refuse a change that gives back more than it charges while its period is not paid in full.
+
+        What is given back reduces later invoices, or becomes the customer's balance.
+        """
+        if cost.net_cents < 0 and (reason := await why_unpaid(self.api(), live.found)):
+            raise SubscriptionError(
+                f"the subscription {live.id} cannot be reduced now: that gives back a part of this period's"
+                f" price, and {reason}. Ask again once the period is paid, or in the next one"
+            )
 
     async def applying(self, customer: str) -> Applying:
         """Changes of items by what is stored of the customer now."""
