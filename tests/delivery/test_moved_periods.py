@@ -501,3 +501,24 @@ async def test_a_flush_says_once_what_its_own_look_makes_late(
         assert len([line for line in shown if "7 of requests: " in line]) == 1
         assert not [one for one in caplog.records if "late" in one.msg and not hasattr(one, "is_reported")]
         assert late_units(await counted(at)) == 7
+
+
+@pytest.mark.parametrize("minutes", [0, 20 * 60])
+async def test_usage_after_a_trial_that_ended_unnoticed_is_free_and_said_so(
+    store_url: str, minutes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator ends a trial, and no webhook tells of it: what is recorded until the next sync is free."""
+    async with waiting(store_url, ACT, begun=TRIAL) as at:
+        await changed(trial_end="now")(at)
+        at.clock.advance(timedelta(seconds=5) + minutes * MINUTE)
+        await at.kit.record("acme", "requests", 50)
+        await at.kit.subscriptions.sync("acme")
+        await at.flush(everything=False)
+        await go_on(at, at.clock.now() + 35 * DAY)
+        assert billed(at) == []
+        said = [
+            one.getMessage()
+            for one in caplog.records
+            if "the trial of customer 'acme' ended" in one.getMessage()
+        ]
+        assert len(said) == bool(minutes)

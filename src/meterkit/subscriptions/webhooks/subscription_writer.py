@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.granting import move_grants
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.period_grants import SHORTEST_MS
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED, switched_by_others
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
     """Is given the customer, and the ends of the periods at Stripe, each with its first instant (ms)."""
 
+_logger = logging.getLogger("meterkit.subscriptions")
 FLUSH: Final = "flush"
 """The cause of a sync by the flusher."""
 _HELD_MS: Final = 60_000
@@ -105,7 +108,8 @@ class SubscriptionWriter:
                 cause=cause,
             )
             await self._change_prices(customer, before, after, change, store_state)
-        if moved or final:
+        is_free_over = self._is_free_period_over(customer, before, after)
+        if moved or final or is_free_over:
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
         return known
@@ -134,6 +138,27 @@ class SubscriptionWriter:
             if invoice.final_ms and (is_moved or is_new):
                 (moved if is_moved else final)[at_ms] = start_ms
         return final, moved
+
+    def _is_free_period_over(self, customer: str, before: CustomerState, after: CustomerState) -> bool:
+        """Whether a trial has ended earlier than known, or a pause: usage until now is sealed as free.
+
+        Logs the end of a trial that was learned late: no invoice bills what was used since then.
+        """
+        known, subscription, now_ms = before.subscription, after.subscription, self._store.now_ms()
+        if known is None or subscription is None or known.id != subscription.id:
+            return False
+        status = known.status_at(now_ms)
+        if status not in {"trialing", "paused"} or subscription.status_at(now_ms) != "active":
+            return False
+        ended_ms = subscription.trial_end_ms or now_ms
+        if status == "trialing" and now_ms > ended_ms + _HELD_MS:
+            _logger.warning(
+                "the trial of customer %r ended at Stripe at %s, and meterkit has learned of that at %s: what"
+                " was recorded in between and not sent yet counts as usage of the trial: no invoice bills it",
+                customer,
+                *(date_and_time(from_ms(at_ms)) for at_ms in (ended_ms, now_ms)),
+            )
+        return True
 
     def _bounds(self, state: CustomerState) -> Bounds:
         """The period of now that follows from a state."""
