@@ -187,6 +187,36 @@ async def test_a_key_of_a_purchase_is_refused_with_another_amount(
         await at.kit.credits.buy("acme", 5000, idempotency_key="order 2", **urls)
 
 
+@pytest.mark.parametrize("amount", [1000, 5000])
+@pytest.mark.parametrize(("first", "then"), [({}, BACK), (BACK, {})])
+async def test_a_key_is_refused_for_a_page_and_a_card(
+    store_url: str, first: dict[str, Any], then: dict[str, Any], amount: int
+) -> None:
+    """One key opened a page and charged the card: two purchases."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        await at.kit.credits.buy("acme", 1000, idempotency_key="order 1", **first)
+        kind = "on a page" if first else "with the saved card"
+        for _ in range(2):
+            with pytest.raises(MeterkitError, match=f"a purchase of 1000 cents {kind}"):
+                await at.kit.credits.buy("acme", amount, idempotency_key="order 1", **then)
+        await at.settle()
+        assert await balance(at) == (0 if first else 10 * DOLLAR)
+
+
+async def test_a_top_up_that_is_paid_outside_of_stripe_is_granted(store_url: str) -> None:
+    """Stripe has no charge of such an invoice: the webhook failed with HTTP 404 again and again."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at, "pm_card_chargeCustomerFail")
+        made = await bought(at)
+        assert made.status == "open"
+        await at.client.v1.invoices.pay_async(str(made.invoice), {"paid_out_of_band": True})
+        await at.settle()
+        assert await balance(at) == 10 * DOLLAR
+
+
 @pytest.mark.parametrize("step", range(1, 5))
 async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
     """I4: whatever step the process dies after, the webhook or the app's next try ends it."""

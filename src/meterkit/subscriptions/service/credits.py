@@ -102,15 +102,16 @@ class Credits:
             amount_cents: one of the amounts under ``top_up`` in the plans file.
             success_url: where Stripe sends the customer afterwards.
             cancel_url: where Stripe sends a customer who goes back; with ``success_url`` only.
-            idempotency_key: your name of this purchase: the same one charges once in 24 hours, and is refused
-                with another amount; default: one for this call alone.
+            idempotency_key: your name of this purchase: the same one charges once in 24 hours. It is refused
+                with another amount, and with a page where the card was charged, or the reverse; default: one
+                for this call alone.
 
         Raises:
             CustomerError: the id is not allowed.
             QuantityError: the amount is not sold.
             PaymentMethodMissingError: there is no saved card; open a page.
             MeterkitError: the plans file sells no top-ups, Stripe has no price of them yet, or
-                ``idempotency_key`` was used with another amount.
+                ``idempotency_key`` was used for another purchase.
             SettingsError: no Stripe key is set.
             StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
             StoreError: the store does not answer.
@@ -126,8 +127,7 @@ class Credits:
         price = await self._price(credit, amount_cents)
         mark: dict[str, Parameter] = {**mark_of_top_up(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        key = key_of("top-up-page", customer, key)
-        return await self._open_page(linked, price, amount_cents, mark, urls, key)
+        return await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
 
     async def charge(self, customer: str, amount_cents: int, key: str, *, event: str = "") -> TopUp:
         """Charge the saved card for a top-up; raises as :meth:`buy` does.
@@ -201,7 +201,7 @@ class Credits:
                 "metadata": {},
             },
             amount_cents,
-            key,
+            f"{key}-invoice",
         )
         return TopUp(amount_cents=amount_cents, status="open", url=text_in(made, "url") or None)
 
@@ -239,28 +239,31 @@ class Credits:
     async def _create_once(
         self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
     ) -> dict[str, Any]:
-        """Create an invoice or a page; refuse an idempotency key that was used with another amount."""
+        """Create an invoice or a page; refuse a key of a purchase of another amount, or of the other kind."""
         metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{key} {amount_cents}"}
         try:
             return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=key)
         except StripeError as error:
             if error.type != "idempotency_error":
                 raise
-            earlier = await self._bought_before(path, str(asked["customer"]), key)
-            if earlier in {None, amount_cents}:
+            earlier = await self._bought_before(str(asked["customer"]), key)
+            if earlier is None or earlier == (path, amount_cents):
                 raise
+            kind = "on a page" if earlier[0] == _SESSIONS else "with the saved card"
             raise MeterkitError(
-                f"idempotency_key: found with {amount_cents} cents; it names a purchase of {earlier} cents."
-                " Use another key for another purchase, or repeat it with the same amount"
+                f"idempotency_key: found with {amount_cents} cents; it names a purchase of {earlier[1]} cents"
+                f" {kind}. Use another key for another purchase, or repeat it as it was"
             ) from error
 
-    async def _bought_before(self, path: str, linked: str, key: str) -> int | None:
-        """The cents of the purchase that a key was used for; None: it is not found."""
+    async def _bought_before(self, linked: str, key: str) -> tuple[str, int] | None:
+        """The path and the cents of the purchase that a key was used for; None: it is not found."""
         since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
-        for one in await self._api().list(path, {"customer": linked, "created": {"gte": since_s}}):
-            name, _, cents = text_in(part_of(one, "metadata"), _PURCHASE).partition(" ")
-            if name == key:
-                return int(cents)
+        asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
+        for path in (_INVOICES, _SESSIONS):
+            for one in await self._api().list(path, asked):
+                name, _, cents = text_in(part_of(one, "metadata"), _PURCHASE).partition(" ")
+                if name == key:
+                    return path, int(cents)
         return None
 
     def _sold(self, amount_cents: int) -> str:
