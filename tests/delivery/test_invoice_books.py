@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conserving_books import assert_books
-from period_ending import HOUR, JUNE, MINUTE, UNHELD, ending
+from period_ending import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, ending, paying
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -323,3 +323,24 @@ async def test_units_of_a_void_invoice_are_named(
         one = await books(at)
         assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
         assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice
+
+
+async def test_f_227_units_of_others_are_found_in_past_periods_without_own_usage(store_url: str) -> None:
+    """A period in which nothing was recorded was compared as a calendar month, or not at all."""
+    async with paying(store_url, UNHELD) as at:
+        for end in (JUNE, JULY):
+            await at.reach(end - 3 * HOUR)
+            fields: Any = {
+                "event_name": "requests",
+                "timestamp": int((end - 5 * HOUR).timestamp()),
+                "payload": {"stripe_customer_id": "cus_acme", "value": "7"},
+            }
+            await at.found.client.v1.billing.meter_events.create_async(fields)
+            await at.reach(end + 3 * HOUR)
+        assert at.billed() == [7, 7]
+        for start, end in ((MAY, JUNE), (JUNE, JULY)):
+            for instant in (start, start + 20 * HOUR, end - HOUR):
+                (found,) = await at.kit.reconcile("acme", at=instant)
+                assert (found.period_start, found.period_end, found.invoiced) == (start, end, 7)
+                assert not found.agrees
+                assert "something else sends to this meter" in found.advice

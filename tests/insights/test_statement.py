@@ -325,3 +325,28 @@ async def test_a_change_in_the_first_second_of_a_period_is_on_its_statement(
         if start > APRIL:
             before = await at.kit.statement("acme", APRIL + DAY)
             assert before.total_cents == 2_000
+
+
+@pytest.mark.parametrize("when", [MAY, MAY + 5 * DAY], ids=["at a renewal", "amid a period"])
+async def test_each_invoice_is_on_one_statement_whether_or_not_something_is_used(
+    store_url: str, tmp_path: Path, when: datetime
+) -> None:
+    """Months without usage were calendar months: their invoices stood on two statements."""
+    async with month(store_url, sqlite_in(tmp_path)) as at:
+        await at.kit.record("acme", "words", 150)
+        await at.flush()
+        await at.reach(when)
+        await at.kit.subscriptions.change_plan("acme", "max")
+        await at.found.settle()
+        for end in (MAY, JUNE, JUNE + 30 * DAY):
+            await at.reach(max(end, when) + 3 * HOUR)
+        await at.drain()
+        shown: list[str] = []
+        instant = at.clock.now()
+        while instant > APRIL - 12 * DAY:
+            found = await at.kit.statement("acme", instant)
+            assert_sums(found)
+            shown += [invoice.id for invoice in found.invoices]
+            instant = found.period_start - timedelta(seconds=1)
+        stripe: Any = at.stripe
+        assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field
 from meterkit.decisions.packed import Head, MeterCounts
-from meterkit.decisions.periods import bounds_at
 
 if TYPE_CHECKING:
     from meterkit.decisions.holdings import Balance
+    from meterkit.decisions.periods import Bounds
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 # Names of totals of a closed period by the class that its usage was in; see close_period.lua.
@@ -49,8 +49,13 @@ class CountsView:
         # Clocks go back; a customer's time does not.
         self.now_ms = max(now_ms, head.seen_ms)
 
-    def go_back(self, at_ms: int) -> bool:
-        """Show the period that an instant lies in; whether that is one that is over."""
+    def go_back(self, at_ms: int, grid: Bounds) -> bool:
+        """Show the period that an instant lies in; whether that is one that is over.
+
+        Args:
+            at_ms: the instant.
+            grid: its period by the subscription, for one in which nothing was recorded.
+        """
         if self.start_ms <= at_ms < self.end_ms:
             return False
         head = Head.read(self._counters.get(HEAD_FIELD))
@@ -60,9 +65,12 @@ class CountsView:
             spans[head.begins_ms] = min(head.ends_ms, self.start_ms)
             self._is_open = head.begins_ms <= at_ms < spans[head.begins_ms]
         found = [start for start, end in spans.items() if start <= at_ms < end]
-        calendar = bounds_at(at_ms)
-        self.start_ms = found[0] if found else calendar.start_ms
-        self.end_ms = spans[found[0]] if found else calendar.end_ms
+        if found:
+            self.start_ms, self.end_ms = found[0], spans[found[0]]
+        else:
+            before = [end for end in (*spans.values(), self.end_ms) if end <= at_ms]
+            after = [start for start in (*spans, self.start_ms) if start > at_ms]
+            self.start_ms, self.end_ms = max([grid.start_ms, *before]), min([grid.end_ms, *after])
         self._is_past = True
         return True
 

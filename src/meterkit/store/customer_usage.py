@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.decisions.customer_state import CustomerState, entitlements_of
+from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
@@ -154,7 +154,7 @@ def usage_of(
     bounds = effective.bounds
     counted, kept = byte_fields(counters), text_fields(totals)
     view = CountsView(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
-    is_past = at_ms is not None and view.go_back(at_ms)
+    is_past = at_ms is not None and view.go_back(at_ms, bounds_of(state, effective.counting, at_ms))
     entitlements = entitlements_of(effective, catalog)
     filled = byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}

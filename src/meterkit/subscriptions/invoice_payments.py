@@ -54,7 +54,7 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
 async def refunded_cents(api: StripeApi, invoice: str) -> int:
     """Sum of an invoice's payments that were refunded, or are disputed, in minor units of its currency.
 
-    What was paid outside of Stripe has no charge.
+    A payment outside of Stripe has no charge.
     """
     refunded = 0
     for payment in await api.list(PAYMENTS, {"invoice": invoice, "status": "paid"}):

@@ -333,7 +333,7 @@ class Changing:
     async def _check_credit(self, live: LiveSubscription, cost: Proration) -> None:
         """Refuse a change that gives back more than it charges while its period is not paid in full.
 
-        What is given back reduces later invoices, or becomes the customer's balance.
+        A credit reduces later invoices, or becomes the customer's balance.
         """
         if cost.net_cents < 0 and (reason := await why_unpaid(self.api(), live.found)):
             raise SubscriptionError(
