@@ -41,16 +41,17 @@ OF_A_CHANGE: Final = (
     *("cancellation_details", "items", "off_session", "payment_behavior", "proration_behavior"),
     *("proration_date", "trial_end", "trial_from_plan"),
 )
-NOT_EMULATED: Final = (
-    *("default_source", "pause_collection", "payment_settings", "pending_invoice_item_interval"),
-    "trial_settings",
-)
+OF_PAYMENTS: Final[dict[str, Any]] = {
+    "pause_collection": {"behavior": "keep_as_draft", "resumes_at": 1_945_000_000},
+    "payment_settings": {"payment_method_types": ["card", "link"], "save_default_payment_method": "off"},
+    "trial_settings": {"end_behavior": {"missing_payment_method": "pause"}},
+}
 TERMS: Final = sample(
     subscription_types.SubscriptionModifyParams,
     without=dict.fromkeys(
         (
             *OF_A_CHANGE,
-            *NOT_EMULATED,
+            *OF_PAYMENTS,
             *("collection_method", "days_until_due", "default_payment_method"),
             *("api_key", "content_type", "headers", "idempotency_key", "max_network_retries"),
             *("stripe_account", "stripe_context", "stripe_version"),
@@ -75,7 +76,8 @@ class Rich(Shop):
         """The subscription without what each change, period and mark changes."""
         found = await self.stripe_subscription(self.subscription)
         found["metadata"].pop("meterkit_change", None)
-        return {name: found.get(name) for name in (*TERMS, "collection_method", "default_payment_method")}
+        names = (*TERMS, *OF_PAYMENTS, "collection_method", "default_payment_method")
+        return {name: found.get(name) for name in names}
 
     async def item_terms(self) -> dict[str, dict[str, Any]]:
         """Settings of each item, by its price."""
@@ -112,7 +114,7 @@ async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGe
             for item in (await at.stripe_subscription(begun.id))["items"]["data"]
         ]
         added: dict[str, Any] = {"price": "price_addon", "quantity": 0, **ITEM_TERMS}
-        asked: Any = {**TERMS, "default_payment_method": method, "items": [*items, added]}
+        asked: Any = {**TERMS, **OF_PAYMENTS, "default_payment_method": method, "items": [*items, added]}
         await client.v1.subscriptions.update_async(begun.id, asked)
         await kit.subscriptions.sync("acme")
         clock.set(HALF)

@@ -16,6 +16,7 @@ from meterkit.testing.emulator.subscribing.revision import Wanted
 from meterkit.testing.emulator.subscribing.subscription_terms import read_subscription_terms
 from meterkit.testing.emulator.subscribing.terms import (
     ITEM_TERMS,
+    SHOWN_TERMS,
     SUBSCRIPTION_TERMS,
     read_terms,
 )
@@ -163,12 +164,10 @@ SETTINGS: Final = (
     *("automatic_tax", "cancel_at", "cancel_at_period_end", "cancellation_details", "collection_method"),
     *("days_until_due", "discounts"),
     *("default_payment_method", "description", "metadata", "pause_collection", "payment_settings"),
-    *("trial_settings", *SUBSCRIPTION_TERMS),
+    *("trial_settings", *SUBSCRIPTION_TERMS, *SHOWN_TERMS),
 )
 # Accepted and without effect.
-IGNORED_SETTINGS: Final = (
-    *("default_source", "off_session", "pending_invoice_item_interval", "trial_from_plan"),
-)
+IGNORED_SETTINGS: Final = ("off_session", "trial_from_plan")
 TRIAL_DAYS_MAX: Final = 730
 DAY_S: Final = 86_400
 ACTIONS: Final = ("cancel", "create_invoice", "pause")
@@ -206,6 +205,10 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     subscription.trial_action = action or subscription.trial_action
     saved = params.choice("payment_settings[save_default_payment_method]", ("off", "on_subscription"))
     subscription.save_payment_method = saved or subscription.save_payment_method
+    subscription.shown |= read_terms(params, SHOWN_TERMS)
+    payment = params.hash("payment_settings")
+    if payment is not None and "payment_method_types" in payment:
+        subscription.shown["payment_method_types"] = payment.listed("payment_method_types") or None
     if "pause_collection" in params:
         subscription.pause_collection = _pause_collection(params)
 

@@ -9,7 +9,12 @@ from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode, period_at
-from meterkit.testing.emulator.subscribing.terms import ITEM_TERMS, SUBSCRIPTION_TERMS, shown_terms
+from meterkit.testing.emulator.subscribing.terms import (
+    ITEM_TERMS,
+    SHOWN_TERMS,
+    SUBSCRIPTION_TERMS,
+    shown_terms,
+)
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
@@ -24,11 +29,11 @@ ENDED: Final = ("canceled", "incomplete_expired")
 # Fields of a subscription that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("cancellation", "paused_at", "paused_by", "prorate_at_cancel", "resumption", "save_payment_method"),
-    *("tax_liability", "terms", "trial_action", "trial_end_told"),
+    *("shown", "tax_liability", "terms", "trial_action", "trial_end_told"),
 )
 NOTHING: Final = (
-    *("application", "billing_cycle_anchor_config", "customer_account", "default_source"),
-    *("next_pending_invoice_item_invoice", "pending_invoice_item_interval", "presentment_details"),
+    *("application", "billing_cycle_anchor_config", "customer_account"),
+    *("next_pending_invoice_item_invoice", "presentment_details"),
 )
 
 
@@ -182,6 +187,7 @@ class Subscription:
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     pause_collection: JsonObject | None = None
     save_payment_method: str = "off"
+    shown: JsonObject = field(default_factory=dict[str, object])
     pending_setup_intent: str | None = None
     pending_update: PendingUpdate | None = None
     schedule: str | None = None
@@ -217,6 +223,7 @@ class Subscription:
         """Return another subscription with the same content, to change and perhaps to drop."""
         return replace(
             self,
+            shown=dict(self.shown),
             items=[item.copy() for item in self.items],
             metadata=dict(self.metadata),
             terms=dict(self.terms),
@@ -231,6 +238,7 @@ class Subscription:
             **fields_of(self, *HIDDEN),
             "object": "subscription",
             **terms,
+            **shown_terms(self.shown, SHOWN_TERMS),
             "automatic_tax": tax_to_json(enabled=self.automatic_tax, liability=self.tax_liability),
             "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
@@ -247,7 +255,7 @@ class Subscription:
             },
             "payment_settings": {
                 "payment_method_options": None,
-                "payment_method_types": None,
+                "payment_method_types": self.shown.get("payment_method_types"),
                 "save_default_payment_method": self.save_payment_method,
             },
             "pending_update": None if self.pending_update is None else self.pending_update.to_json(),

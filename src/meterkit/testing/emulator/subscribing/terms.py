@@ -36,6 +36,11 @@ SUBSCRIPTION_TERMS: Final[Mapping[str, Shape]] = {
     "on_behalf_of": str,
     "transfer_data": {"amount_percent": float, "destination": str},
 }
+# Terms of a subscription that no phase of a schedule has; they are shown, and change no amount here.
+SHOWN_TERMS: Final[Mapping[str, Shape]] = {
+    "default_source": str,
+    "pending_invoice_item_interval": {"interval": str, "interval_count": int},
+}
 # https://docs.stripe.com/api/subscription_schedules/update#update_subscription_schedule-default_settings.
 DEFAULT_SETTINGS: Final[Mapping[str, Shape]] = {
     **{name: shape for name, shape in SUBSCRIPTION_TERMS.items() if name != "default_tax_rates"},
