@@ -6,61 +6,24 @@ Compared with the customer's own items: kept and new prices, discounts, taxes, a
 from __future__ import annotations
 
 import re
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import kit_for
+from kept_prices import PLANS, buyer
 from meterkit.catalog import loads
-from meterkit.stripe.api import StripeApi
-from shopping import HALF, sell_nothing, shop
+from shopping import sell_nothing, shop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
 
+    from kept_prices import Buyer
     from meterkit import Proration
     from meterkit.stripe.request import Parameter
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: api_words}}
-  seats: {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 0, overage: deny}}
-  team:
-    rank: 5
-    price: {amount_cents: 1003, interval: INTERVAL}
-    seat_price: {amount_cents: 703}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}, seats: {included: 2}}
-  pro:
-    rank: 10
-    price: {amount_cents: 2903, interval: INTERVAL}
-    seat_price: {amount_cents: 907}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
-  year:
-    rank: 20
-    price: {amount_cents: 29_003, interval: year}
-    seat_price: {amount_cents: 9_007}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
-"""
-NEW_PRICES: Final = (
-    ("1003", "1511"),
-    ("703", "809"),
-    ("2903", "3307"),
-    ("907", "1009"),
-    ("29_003", "31_013"),
-)
 CHANGES: Final[Mapping[str, dict[str, Any]]] = {
     "more seats": {"seats": 6},
     "fewer seats": {"seats": 3},
@@ -73,80 +36,6 @@ COUPONS: Final[Mapping[str, dict[str, Parameter]]] = {
     "an amount": {"amount_off": 251, "currency": "usd", "duration": "forever"},
     "the first month": {"percent_off": 50, "duration": "repeating", "duration_in_months": 1},
 }
-TAXES: Final = ("no tax", "tax on top", "tax within")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Buyer:
-    """A shop with a customer on a plan with seats, half of whose period is left."""
-
-    shop: Shop
-    api: StripeApi
-    subscription: str
-
-    async def preview(self, **change: Any) -> Proration:
-        return (await self.shop.kit.subscriptions.preview("acme", **change)).proration
-
-    async def change(self, *, plan: str | None = None, seats: int | None = None) -> Proration:
-        made = self.shop.kit.subscriptions
-        if plan is not None:
-            return (await made.change_plan("acme", plan)).proration
-        assert seats is not None
-        return (await made.set_seats("acme", seats)).proration
-
-    async def invoiced(self, start: datetime) -> int:
-        """What invoices charge for time from an instant on, discounts and taxes included, without usage."""
-        prices = await self.shop.stripe_list("/v1/prices")
-        metered = {price["id"] for price in prices if price["recurring"].get("meter")}
-        return sum(
-            line["amount"]
-            - sum(off["amount"] for off in line["discount_amounts"])
-            + sum(tax["amount"] for tax in line["taxes"] if tax["tax_behavior"] == "exclusive")
-            for invoice in await self.shop.invoices()
-            for line in invoice["lines"]["data"]
-            if line["period"]["start"] == int(start.timestamp())
-            and line["pricing"]["price_details"]["price"] not in metered
-        )
-
-
-@asynccontextmanager
-async def buyer(
-    store_url: str,
-    *,
-    plan: str,
-    interval: str = "month",
-    tax: str = "no tax",
-    item: bool = False,
-    coupon: Mapping[str, Parameter] | None = None,
-    keeps: bool = True,
-) -> AsyncGenerator[Buyer]:
-    before = PLANS.replace("INTERVAL", interval)
-    after = before
-    for old, new in NEW_PRICES if keeps else ():
-        after = re.sub(rf"\b{old}\b", new, after)
-    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        begun = await at.subscribed(plan=plan, seats=5)
-        api = StripeApi(at.kit.settings)
-        terms: dict[str, Parameter] = {}
-        target = f"/v1/subscriptions/{begun.id}"
-        if item:
-            found = (await at.stripe_subscription(begun.id))["items"]["data"]
-            target = f"/v1/subscription_items/{found[0]['id']}"
-        if tax != "no tax":
-            rate: dict[str, Parameter] = {"display_name": "VAT", "inclusive": tax == "tax within"}
-            rate["percentage"] = "19.5"
-            made = await api.post("/v1/tax_rates", rate)
-            terms["tax_rates" if item else "default_tax_rates"] = [made["id"]]
-        if coupon:
-            terms["discounts"] = [{"coupon": (await api.post("/v1/coupons", coupon))["id"]}]
-        if terms:
-            await api.post(target, terms)
-        at.clock.set(HALF)
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
-            await kit.stripe.sync()
-            yield Buyer(shop=replace(at, kit=kit), api=api, subscription=begun.id)
-        await api.close()
 
 
 def period_cents(proration: Proration) -> int:

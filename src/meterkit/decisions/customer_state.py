@@ -10,6 +10,7 @@ from meterkit.catalog import override
 from meterkit.decisions.allowance import PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.fixed_prices import base_interval
 from meterkit.decisions.item_prices import with_item_prices
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.decision import Reason
-    from meterkit.decisions.item_prices import ItemPrices
+from meterkit.decisions.item_prices import ItemPrices
 
 _SEATS: Final = "seats"
 _UNPAID: Final = "incomplete"
@@ -291,7 +292,11 @@ def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -
         catalog.plans.get(subscription.plan or ""),
         catalog.plans.get(subscription.pending_plan or ""),
     )
-    is_other = before is not None and after is not None and before.price.interval != after.price.interval
+    is_other = (
+        before is not None
+        and after is not None
+        and after.price.interval != (base_interval(subscription.base_price) or before.price.interval)
+    )
     per = counted_per(own)
     if own.price.included_per == "interval":  # A plan may have another interval in the file by now.
         per = subscription.interval_at(now_ms) or per

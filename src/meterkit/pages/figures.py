@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, replace
 from math import ceil
 from threading import Semaphore
-from typing import TYPE_CHECKING, Final, Protocol, TypedDict
+from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
 from meterkit.catalog.models import SPEND
@@ -15,7 +15,8 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import database_at
-from meterkit.insights.simulation.terms import Offers, seats_cents, tenures
+from meterkit.insights.simulation.plan_costs import plan_cost
+from meterkit.insights.simulation.terms import Offers, tenures
 from meterkit.pages.budget_figures import budgets_in, top_up_page
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from meterkit.customers.grants import Grants
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.insights.audit.database import DaySums
+    from meterkit.insights.simulation.plan_costs import PlanCost
     from meterkit.insights.simulation.terms import Terms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
@@ -90,9 +92,10 @@ class PagesKit(Protocol):
 class Cost(TypedDict):
     """What the period costs until now. Money is in minor units.
 
-    ``plan_cents`` is the price of the plan in the plans file, per ``interval``, and ``seats_cents`` that of
-    the seats beyond those that it includes. ``overage_cents`` is the sum
-    over meters; ``unpriced`` names the meters with overage whose price only Stripe knows.
+    ``plan_cents`` is the price of the plan per ``interval``, and ``seats_cents`` that of the seats beyond
+    those that it includes: by the items of the customer's subscription, else by the plans file. If these are
+    in another currency, ``plan_currency`` names it. ``overage_cents`` is the sum over meters; ``unpriced``
+    names the meters with overage whose price only Stripe knows.
     """
 
     currency: str
@@ -101,6 +104,7 @@ class Cost(TypedDict):
     interval: str
     overage_cents: int
     unpriced: list[str]
+    plan_currency: NotRequired[str]
 
 
 class Days(TypedDict):
@@ -113,7 +117,8 @@ class Days(TypedDict):
 class Seats(TypedDict):
     """The gauge of seats: how many are taken, and how many the plan or the subscription gives.
 
-    ``seat_cents`` is the price of one more in minor units; None: the plan sells none.
+    ``seat_cents`` is the price of one more in minor units, by the subscription's item where it has one; None:
+    the plan sells none.
     """
 
     meter: str
@@ -200,16 +205,17 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     if not start_ms <= now_ms < end_ms:
         return found
     rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
-    tenure, offers = had[customer], Offers(kit.catalog)
+    tenure, offers, now = had[customer], Offers(kit.catalog), Offers(kit.catalog, own_prices=True)
+    priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
-    seats = seats_of(kit.catalog, usage)
+    seats = seats_of(kit.catalog, usage, priced)
     # Another plan need not have the seats that are paid for, only those in use.
     needs = replace(tenure, seats=0 if seats is None else seats["used"])
     others = [(other, offers.to(needs.on(other.key))) for other in kit.catalog.plans.values()]
     return {
         **found,
-        "cost": cost_of(kit.catalog, usage, tenure.seats),
-        "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, offers.to(tenure)),
+        "cost": cost_of(kit.catalog, usage, priced),
+        "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
         "other_plans": on_other_plans(
             kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
         ),
@@ -240,13 +246,13 @@ def _forecast(
     return forecast_of(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
 
 
-def seats_of(catalog: Catalog, usage: CustomerUsage) -> Seats | None:
+def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> Seats | None:
     """The seats of a customer; None: the plans file counts none."""
-    meter, plan = seat_meter(catalog.meters), catalog.plans.get(usage["plan"])
+    meter = seat_meter(catalog.meters)
     if meter is None or meter not in usage["meters"]:
         return None
     counts = usage["meters"][meter]
-    price = None if plan is None or plan.seat_price is None else plan.seat_price.amount_cents
+    price = None if priced is None or priced.seat is None else priced.seat.cents()
     return {"meter": meter, "used": counts["used"], "included": counts["included"], "seat_cents": price}
 
 
@@ -263,15 +269,14 @@ def beyond_included(gauge: MeterUsage) -> int:
     return 0 if gauge["included"] == "unlimited" else max(0, gauge["used"] - gauge["included"])
 
 
-def cost_of(catalog: Catalog, usage: CustomerUsage, seats: int) -> Cost:
+def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> Cost:
     """The price of the plan, of its seats beyond those included, and of overage until now.
 
     Args:
         catalog: has the prices.
         usage: of the period.
-        seats: that the subscription pays for, those that the price covers included.
+        priced: the price of the plan and its seats; None: the plans file lacks the plan.
     """
-    plan = catalog.plans.get(usage["plan"])
     counts = usage["meters"]
     # A derived meter is billed by its own event at a price of its own. A gauge has no overage to bill, and
     # what a row of prices by model costs is a part of its meter's cost.
@@ -280,16 +285,19 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, seats: int) -> Cost:
         for name, meter in catalog.meters.items()
         if meter.stripe is not None and not meter.is_row and name in counts
     ]
-    return {
+    found: Cost = {
         "currency": catalog.currency,
-        "plan_cents": 0 if plan is None else plan.price.amount_cents,
-        "interval": "month" if plan is None else plan.price.interval,
-        "seats_cents": 0 if plan is None else seats_cents(catalog, plan, seats),
+        "plan_cents": 0 if priced is None else priced.base.cents(),
+        "interval": "month" if priced is None else priced.base.interval,
+        "seats_cents": 0 if priced is None else priced.seats_cents,
         "overage_cents": sum(counts[name]["overage_cents"] or 0 for name in billed),
         "unpriced": [
             name for name in billed if counts[name]["overage"] and counts[name]["overage_cents"] is None
         ],
     }
+    if priced is not None and priced.base.currency != catalog.currency:
+        found["plan_currency"] = priced.base.currency
+    return found
 
 
 def days_of(sums: DaySums, start_ms: int, until_ms: int) -> Days:

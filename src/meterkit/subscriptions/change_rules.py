@@ -30,7 +30,13 @@ class OverLimit:
 
 
 def course_of(
-    current: Plan, wanted: Plan, *, pending: str | None, changes: Changes, repeats_tiers: bool = False
+    current: Plan,
+    wanted: Plan,
+    *,
+    pending: str | None,
+    changes: Changes,
+    repeats_tiers: bool = False,
+    paid_per: str | None = None,
 ) -> Course:
     """Course of a change of plan; the ranks of the plans decide, never their prices.
 
@@ -46,11 +52,13 @@ def course_of(
         pending: the key of the plan that is scheduled, or None.
         changes: of the plans file.
         repeats_tiers: the result of :func:`repeats_tiers`.
+        paid_per: the interval that the subscription is paid for; None: that of the plan.
     """
     if wanted.key == current.key:
         return "keep" if pending is None else "take_back"
     when = changes.downgrade if wanted.rank < current.rank else changes.upgrade
-    if repeats_tiers or (wanted.rank <= current.rank and _by_year(current) and not _by_year(wanted)):
+    leaves_year = _by_year(current, paid_per) and not _by_year(wanted)
+    if repeats_tiers or (wanted.rank <= current.rank and leaves_year):
         when = "period_end"
     return "keep" if when == "period_end" and pending == wanted.key else when
 
@@ -70,8 +78,8 @@ def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]
     return not begun.isdisjoint(meters_billed_by_tiers(meters, wanted))
 
 
-def _by_year(plan: Plan) -> bool:
-    return (plan.price.interval, plan.price.included_per) == ("year", "interval")
+def _by_year(plan: Plan, paid_per: str | None = None) -> bool:
+    return (paid_per or plan.price.interval, plan.price.included_per) == ("year", "interval")
 
 
 def covers_all_seats(plan: Plan, seat_meter: str | None) -> bool:

@@ -206,7 +206,8 @@ def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[
     """The period that is paid for now: the known one, or by the anchor where no renewal is known yet."""
     if now_ms < known.end_ms:
         return known.start_ms, known.end_ms
-    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=plan.price.interval)
+    interval = known.interval_at(now_ms) or plan.price.interval
+    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=interval)
     return bounds.start_ms, bounds.end_ms
 
 

@@ -14,13 +14,15 @@ from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.customer_ids import customers_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
-from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
+from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan
+from meterkit.decisions.fixed_prices import NO_FIXED_PRICES
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
 from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import budgets_of
+from meterkit.insights.simulation.plan_costs import fixed_prices_at, plan_cost
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.fixed_prices import FixedPrices
     from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.insights.simulation.plan_costs import PlanCost
     from meterkit.store.store import Store
 
 _HALF: Final = Fraction(1, 2)
-_MONTHS: Final = 12
 _DAY_MS: Final = 86_400_000
 
 
@@ -135,7 +138,13 @@ class Terms:
         return frozenset(meter for meter, units in overage.items() if units and self.labels.get(meter) == "-")
 
 
-def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], seats: int) -> Terms:
+def terms_of(
+    catalog: Catalog,
+    plan: Plan,
+    given: Mapping[str, Entitlement],
+    seats: int,
+    own: FixedPrices = NO_FIXED_PRICES,
+) -> Terms:
     """The terms of a plan.
 
     Args:
@@ -143,6 +152,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         plan: which.
         given: its entitlements, the customer's overrides laid over them.
         seats: that the subscription pays for, those that the price covers included.
+        own: the prices of the plan and its seats that the subscription has.
     """
     meters = catalog.meters
     counters = {
@@ -154,7 +164,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return Terms(
         plan=plan.key,
-        fixed_cents=_fixed_cents(catalog, plan, seats),
+        fixed_cents=_in_currency(catalog, plan_cost(catalog, plan, seats, own), plan, seats),
         included={name: of.included for name, of in counters.items() if of.included is not None},
         caps={name: most for name, of in counters.items() if (most := billed_most(of)) is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
@@ -173,18 +183,10 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
     )
 
 
-def seats_cents(catalog: Catalog, plan: Plan, seats: int) -> int:
-    """The price of the seats beyond those that a plan includes, in minor units for its interval."""
-    meter = seat_meter(catalog.meters)
-    if plan.seat_price is None or meter is None:
-        return 0
-    return max(0, seats - (plan.entitlements[meter].included or 0)) * plan.seat_price.amount_cents
-
-
-def _fixed_cents(catalog: Catalog, plan: Plan, seats: int) -> Fraction:
-    cents = plan.price.amount_cents + seats_cents(catalog, plan, seats)
-    is_shared = plan.price.interval == "year" and plan.price.included_per != "interval"
-    return Fraction(cents, _MONTHS if is_shared else 1)
+def _in_currency(catalog: Catalog, cost: PlanCost, plan: Plan, seats: int) -> Fraction:
+    """The price of a period in the currency of the plans file; of an item in another one the file's."""
+    known = cost if cost.base.currency == catalog.currency else plan_cost(catalog, plan, seats)
+    return known.per_period(plan)
 
 
 _PAGE: Final = 500
@@ -204,6 +206,7 @@ class Tenure:
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
         prices: of the subscription's metered items when the period ended, or now.
+        fixed: what the subscription pays for the plan and its seats.
     """
 
     start_ms: int
@@ -216,10 +219,12 @@ class Tenure:
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
     prices: ItemPrices = NO_PRICES
+    fixed: FixedPrices = NO_FIXED_PRICES
 
     def on(self, plan: str) -> Tenure:
         """The same on another plan, as it is sold."""
-        return replace(self, plan=plan, overrides={}, subject_overrides={}, prices=NO_PRICES)
+        sold = replace(self, plan=plan, overrides={}, subject_overrides={})
+        return replace(sold, prices=NO_PRICES, fixed=NO_FIXED_PRICES)
 
 
 class Offers:
@@ -227,25 +232,26 @@ class Offers:
 
     Args:
         catalog: what is sold.
-        own_prices: whether overage costs what a customer's subscription items charge, rather than what
-            ``catalog`` says.
+        own_prices: whether a plan, its seats and overage cost what a customer's subscription items charge,
+            rather than what ``catalog`` says.
     """
 
     def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
         self._own_prices = own_prices
-        self._known: dict[tuple[str, int, str, ItemPrices], Terms] = {}
+        self._known: dict[tuple[str, int, str, ItemPrices, FixedPrices], Terms] = {}
 
     def to(self, tenure: Tenure) -> Terms:
         """What a customer gets and pays; the default plan stands in for one that the file lacks."""
         catalog, overrides = self._catalog, tenure.overrides
         prices = tenure.prices if self._own_prices else NO_PRICES
+        fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
         text = json.dumps(overrides, sort_keys=True) if overrides else ""
-        key = (tenure.plan, tenure.seats, text, prices)
+        key = (tenure.plan, tenure.seats, text, prices, fixed)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
-            self._known[key] = terms_of(catalog, plan, given, tenure.seats)
+            self._known[key] = terms_of(catalog, plan, given, tenure.seats, fixed)
         return self._known[key]
 
 
@@ -298,10 +304,11 @@ def _tenure(
     given = effective_plan(state, catalog, last_ms)
     changes = [entry for entry in ledger if entry.kind == "plan"]
     later = next((entry.before for entry in changes if to_ms(entry.at) > last_ms), None)
+    plan = later or given.missing_plan or given.plan.key
     return Tenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
-        plan=later or given.missing_plan or given.plan.key,
+        plan=plan,
         is_changed=any(start_ms < to_ms(entry.at) <= last_ms for entry in changes),
         is_granted=state.granted,
         is_unpaid=state.subscription is not None and state.subscription.is_usage_free_of(start_ms),
@@ -309,4 +316,5 @@ def _tenure(
         overrides=own.meters,
         subject_overrides=own.subjects,
         prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
+        fixed=fixed_prices_at(state.subscription, plan, last_ms),
     )

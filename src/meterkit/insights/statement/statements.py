@@ -16,7 +16,8 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import open_database
-from meterkit.insights.simulation.terms import seats_cents, tenures
+from meterkit.insights.simulation.plan_costs import plan_cost
+from meterkit.insights.simulation.terms import tenures
 from meterkit.insights.statement.invoices import PeriodInvoices, shown_invoice
 from meterkit.insights.statement.lines import (
     BalanceEntry,
@@ -275,20 +276,22 @@ class _Making:
         )
 
     async def _fixed(self) -> list[StatementLine]:
-        """The price of the plan and of its seats, by the plans file."""
+        """The price of the plan and of its seats, by the subscription's items or else by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog
         plan = catalog.plans.get(self._usage["plan"])
-        if plan is None or not plan.price.amount_cents:
+        if plan is None:
             return []
         had = await tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
-        price, seats = plan.price.amount_cents, seats_cents(catalog, plan, had[customer].seats)
-        of = f"{plan.name}, per {plan.price.interval}"
+        cost = plan_cost(catalog, plan, had[customer].seats, had[customer].fixed)
+        price, of = cost.base.cents(), f"{plan.name}, per {cost.base.interval}"
+        if not price:
+            return []
         found = [
             self._line("plan", "subscription", of, quantity=1, unit_amount=f"{price}", amount_cents=price)
         ]
-        if seats and plan.seat_price is not None:
-            each = plan.seat_price.amount_cents
-            more = {"quantity": seats // each, "unit_amount": f"{each}", "amount_cents": seats}
+        if cost.seats_cents and cost.seat is not None:
+            more = {"quantity": cost.paid_seats, "unit_amount": f"{cost.seat.cents()}"}
+            more |= {"amount_cents": cost.seats_cents}
             found.append(self._line("seats", "subscription", f"Seats of {plan.name}", **more))
         return found
 

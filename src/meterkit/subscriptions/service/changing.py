@@ -82,7 +82,8 @@ class Changing:
         levels = await self._levels(customer)
         target = self._terms(known, current, wanted, seats, self._in_use(levels))
         later = self._pending_terms(known, target, self._in_use(levels)) if plan is None else None
-        when = self._time_of_change(current, wanted, await self._plans_of_period(customer, known, current))
+        had = await self._plans_of_period(customer, known, current)
+        when = self._time_of_change(known, current, wanted, had)
         return Preview(
             proration=await self._cost(customer, live, known, Change(current, target, when, later)),
             over_limit=over_limit(self._catalog, wanted, target.seats, levels),
@@ -94,7 +95,8 @@ class Changing:
         known = self._in_force(customer, state)
         current = self._plan_of(customer, known)
         target = self._terms(known, current, wanted, None, self._in_use(await self._levels(customer)))
-        when = self._time_of_change(current, wanted, await self._plans_of_period(customer, known, current))
+        had = await self._plans_of_period(customer, known, current)
+        when = self._time_of_change(known, current, wanted, had)
         return ChangePricer(self.store).estimate(known, Change(current, target, when))
 
     async def change_plan(
@@ -113,11 +115,11 @@ class Changing:
             applying = await self.applying(customer)
             target = self._terms(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
-            change = Change(current, target, self._time_of_change(current, wanted, had))
+            change = Change(current, target, self._time_of_change(known, current, wanted, had))
             costs.append(await self._cost(customer, live, known, change))
             await self._check_credit(live, costs[-1])
             pending = known.pending_plan if live.schedule is not None else None
-            course = self._course_of_change(current, wanted, pending, had)
+            course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key != current.key:
                 await self._check_method(live, known, current, wanted, course)
             if wanted.key == current.key:
@@ -267,7 +269,12 @@ class Changing:
         return [current, *(plan for plan in plans if plan.key in former and is_sold(plan))]
 
     def _course_of_change(
-        self, current: Plan, wanted: Plan, pending: str | None, had: Iterable[Plan]
+        self,
+        known: SubscriptionState,
+        current: Plan,
+        wanted: Plan,
+        pending: str | None,
+        had: Iterable[Plan],
     ) -> Course:
         return course_of(
             current,
@@ -275,13 +282,15 @@ class Changing:
             pending=pending,
             changes=self._catalog.billing.changes,
             repeats_tiers=repeats_tiers(had, wanted, self._catalog.meters),
+            paid_per=known.interval_at(self.store.now_ms()),
         )
 
     def _time_of_change(
-        self, current: Plan, wanted: Plan, had: Iterable[Plan]
+        self, known: SubscriptionState, current: Plan, wanted: Plan, had: Iterable[Plan]
     ) -> Literal["now", "period_end"]:
         """Time at which a change takes effect that is not scheduled yet."""
-        return "period_end" if self._course_of_change(current, wanted, None, had) == "period_end" else "now"
+        course = self._course_of_change(known, current, wanted, None, had)
+        return "period_end" if course == "period_end" else "now"
 
     async def _cost(
         self, customer: str, live: LiveSubscription, known: SubscriptionState, change: Change

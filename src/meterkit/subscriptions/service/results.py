@@ -206,7 +206,8 @@ def _period_of(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple
     plan = catalog.plans.get(known.plan_at(now_ms) or "")
     if known.start_ms <= now_ms < known.end_ms or now_ms >= known.ends_ms() or plan is None:
         return known.start_ms, known.end_ms
-    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=plan.price.interval)
+    interval = known.interval_at(now_ms) or plan.price.interval
+    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=interval)
     return bounds.start_ms, bounds.end_ms
 
 
