@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from meterkit import MeterkitError
 from meterkit.catalog import loads
 from meterkit.fastapi import billing_router
 from shopping import END, HALF, Shop, shop
@@ -172,3 +173,38 @@ async def test_f_224_the_books_name_a_switch_that_began_the_free_tier_again(stor
         said = "USD 0.00 are billed, and with each tier once it would be USD 9.00"
         assert said in one.advice
         assert "bill USD" not in one.advice
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"included": 150}, {"included": 50}, {"included": "unlimited"}, {"included": 150, "overage": "deny"}],
+)
+async def test_an_included_quantity_that_stripes_tiers_do_not_have_is_refused(
+    store_url: str, given: dict[str, object]
+) -> None:
+    """The price at Stripe has the free tier: the override was stored, and invoices went by the tier."""
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        with pytest.raises(MeterkitError, match=r"override of requests: found `included: .*kit\.grants\.add"):
+            await at.kit.customers.override("acme", {"requests": given})
+        assert (await at.kit.customers.get("acme")).overrides == {}
+        await at.kit.grants.add("acme", {"requests": 50}, grant_id="more")
+        await at.kit.record("acme", "requests", 160)
+        shown = (await at.kit.usage("acme"))["meters"]["requests"]
+        assert (shown["included"], shown["overage"], shown["overage_cents"]) == (100, 10, 100)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + timedelta(hours=3))
+        at.emulator.advance()
+        assert await usage_cents(at) == 100
+
+
+async def test_other_overrides_of_a_meter_with_tiers_are_stored(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        given: dict[str, dict[str, object]] = {
+            "requests": {"included": 100, "rate": "5/hour"},
+            "words": {"included": 9},
+        }
+        assert (await at.kit.customers.override("acme", given)).overrides == given
+        # Nobody is billed for it: no subscription is in force.
+        assert (await at.kit.customers.override("bob", {"requests": {"included": 7}})).overrides

@@ -629,3 +629,35 @@ async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served
     clock.advance(timedelta(days=15, minutes=1))
     renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
     assert renewal.total == 500 + 450
+
+
+async def test_invoice_line_items_update(served: Served) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
+    client, _, _ = served
+    draft = await _draft(served)
+    line, rate = draft.lines.data[0].id, await _rate(client, 19)
+    wanted: Any = {"amount": 800, "description": "Less", "metadata": {"by": "hand"}, "tax_rates": [rate]}
+    changed = await client.v1.invoices.line_items.update_async(str(draft.id), line, wanted)
+    assert (changed.amount, changed.description, changed.metadata.to_dict()) == (800, "Less", {"by": "hand"})
+    await client.v1.invoices.line_items.update_async(str(draft.id), line, {"quantity": 2})
+    done = await client.v1.invoices.finalize_invoice_async(str(draft.id))
+    assert (amounts(done), done.total) == ([1600], 1904)
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.invoices.line_items.update_async(str(draft.id), line, {"amount": 1})
+    assert caught.value.code == "invoice_not_editable"
+
+
+async def test_invoice_line_items_bulk_update(served: Served) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
+    client, _, _ = served
+    draft = await _draft(served)
+    line = {"id": draft.lines.data[0].id, "amount": 700}
+    wrong: Any = {"lines": [line, {"id": "il_none", "amount": 1}]}
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoices.update_lines_async(str(draft.id), wrong)
+    assert amounts(await client.v1.invoices.retrieve_async(str(draft.id))) == [1000]
+    right: Any = {"lines": [line], "invoice_metadata": {"by": "hand"}}
+    changed = await client.v1.invoices.update_lines_async(str(draft.id), right)
+    assert (amounts(changed), changed.total) == ([700], 700)
+    assert changed.metadata is not None
+    assert changed.metadata.to_dict() == {"by": "hand"}

@@ -227,6 +227,7 @@ class Customers:
         Raises:
             MeterkitError: an argument is of another form, ``until`` is naive or not in the future, or no
                 invoice can bill a price: there is no Stripe key or no subscription, or Stripe cannot bill so.
+                Or ``included`` differs from the free tier of the price that bills the subscription's usage.
             StripeError: Stripe refuses, or does not answer; ask again.
             UnknownFeatureError: the plans file has no such feature.
             PlansError: an override cannot be read; with all that is wrong.

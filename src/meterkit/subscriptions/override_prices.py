@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
-from meterkit.catalog.billed_meters import billed_as, billed_meters
+from meterkit.catalog.billed_meters import billed_as, billed_meters, meters_billed_by_tiers
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
@@ -89,6 +89,29 @@ def why_unbilled(catalog: Catalog, plan: Plan, given: Given, name: str) -> str |
             " write `report: overage`, or `included: 0`"
         )
     return after[0] if isinstance(after, tuple) and after[1] else None
+
+
+def why_unlike_tiers(catalog: Catalog, plan: Plan, given: Given, meters: Iterable[str]) -> str | None:
+    """Why an invoice would not go by the included quantity that overrides give; None: it would.
+
+    Args:
+        catalog: where the plan is.
+        plan: that the customer subscribes to.
+        given: all overrides of the customer.
+        meters: those that are being overridden.
+    """
+    own, named = override(catalog, plan, given), set(meters)
+    for meter in meters_billed_by_tiers(catalog.meters, plan):
+        name = catalog.meters[meter].source or meter
+        before, after = plan.entitlements[name].included, own[name].included
+        if name in named and before != after:
+            found = "unlimited" if after is None else after
+            return (
+                f"override of {name}: found `included: {found}`; Stripe gets all units of {meter} (`report:"
+                f" usage`) and its price includes {before}, so invoices would go by that. To give more, grant"
+                " units with `kit.grants.add`. To include other quantities, write `report: overage` for it"
+            )
+    return None
 
 
 def compared_prices(

@@ -26,7 +26,12 @@ from meterkit.errors import (
 )
 from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.override_prices import gives_price, override_prices, why_unbilled
+from meterkit.subscriptions.override_prices import (
+    gives_price,
+    override_prices,
+    why_unbilled,
+    why_unlike_tiers,
+)
 from meterkit.subscriptions.proration import Terms
 from meterkit.subscriptions.service.applying import Applying
 from meterkit.subscriptions.service.pending_changes import alone
@@ -94,6 +99,7 @@ class OverrideRepricer:
         priced = [name for name in meters if gives_price(after, name)]
         taken_back = [name for name in meters if gives_price(before, name) and name not in priced]
         is_subscribed = self._is_subscribed(state)
+        self._refuse_unlike_tiers(state, after, meters)
         if priced or (taken_back and is_subscribed):
             self._refuse_without_stripe(customer, (*priced, *taken_back)[0], is_subscribed=is_subscribed)
             async with alone(self.store, customer):
@@ -258,6 +264,14 @@ class OverrideRepricer:
         given = entitlements_on(plan, before, self._catalog, now_ms)
         then = entitlements_on(plan, after, self._catalog, now_ms, own_prices=False)
         return ended_labels(given, then, self._catalog)
+
+    def _refuse_unlike_tiers(self, state: CustomerState, given: Given, meters: Collection[str]) -> None:
+        known, now_ms = state.subscription, self.store.now_ms()
+        plan = None if known is None else self._catalog.plans.get(known.plan_at(now_ms) or "")
+        if plan is None or not self._is_subscribed(state):
+            return
+        if (why := why_unlike_tiers(self._catalog, plan, given, meters)) is not None:
+            raise MeterkitError(why)
 
     def _refuse_without_stripe(self, customer: str, name: str, *, is_subscribed: bool) -> None:
         try:

@@ -23,6 +23,7 @@ from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.credit_notes import CREDIT_NOTE_CALLS
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
 from meterkit.testing.emulator.invoicing.item_calls import INVOICE_ITEM_CALLS
+from meterkit.testing.emulator.invoicing.line_calls import LINE_CALLS
 from meterkit.testing.emulator.invoicing.one_time import ONE_TIME_CALLS
 from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
@@ -85,6 +86,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *ITEM_CALLS,
     *PREVIEW_CALLS,
     *INVOICE_CALLS,
+    *LINE_CALLS,
     *ONE_TIME_CALLS,
     *INVOICE_ITEM_CALLS,
     *BALANCE_CALLS,

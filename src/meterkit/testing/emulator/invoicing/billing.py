@@ -193,7 +193,7 @@ def draft_of(
         subscription_metadata=dict(subscription.metadata),
         customer_email=customer.texts["email"],
         customer_name=customer.texts["name"],
-        lines=_with_rates(account, subscription, lines),
+        lines=with_rates(account, subscription, lines),
         usages=list(usages),
         auto_advance=True,
         collection_method=subscription.collection_method,
@@ -212,11 +212,11 @@ def draft_of(
 def total_of(account: Account, subscription: Subscription, lines: Sequence[Line]) -> int:
     """Return what lines come to on an invoice of now, in minor units of the currency."""
     discounts = in_force(subscription.discounts, now=account.now)
-    taxed = _with_rates(account, subscription, lines)
+    taxed = with_rates(account, subscription, lines)
     return work_out(taxed, discounts, tax_percent(account, subscription), now=account.now).total
 
 
-def _with_rates(account: Account, subscription: Subscription, lines: Iterable[Line]) -> list[Line]:
+def with_rates(account: Account, subscription: Subscription, lines: Iterable[Line]) -> list[Line]:
     """Lines with the tax rates of an invoice of now; a rate that the account does not have taxes nothing."""
     return [
         replace(
@@ -280,7 +280,7 @@ def count_usage(account: Account, subscription: Subscription | None, invoice: In
     """Count the usage of a draft anew: what arrives late is on it until it is finalized."""
     if invoice.status == "draft" and subscription is not None:
         lines = (line for usage in invoice.usages for line in usage_lines(account, subscription, usage))
-        invoice.usage_lines = _with_rates(account, subscription, lines)
+        invoice.usage_lines = with_rates(account, subscription, lines)
 
 
 def shown_now(account: Account, invoice: Invoice) -> JsonObject:
