@@ -206,5 +206,5 @@ async def test_other_overrides_of_a_meter_with_tiers_are_stored(store_url: str) 
             "words": {"included": 9},
         }
         assert (await at.kit.customers.override("acme", given)).overrides == given
-        # Nobody is billed for it: no subscription is in force.
+        # Without a subscription no invoice bills it.
         assert (await at.kit.customers.override("bob", {"requests": {"included": 7}})).overrides

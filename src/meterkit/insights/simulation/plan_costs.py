@@ -16,7 +16,7 @@ _MONTHS: Final = 12
 
 
 class PlanCost(NamedTuple):
-    """What a plan with its seats costs for an interval.
+    """Cost of a plan with its seats for an interval.
 
     Attributes:
         base: the price of the plan.
@@ -59,7 +59,7 @@ def plan_cost(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices = NO_FI
 
 
 def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: int) -> FixedPrices:
-    """What a customer pays for a plan and its seats; empty where the subscription is not of this plan.
+    """Prices that a customer pays for a plan and its seats; empty where the subscription is not of this plan.
 
     Args:
         subscription: of the customer; None: there is none.

@@ -23,7 +23,7 @@ _logger = logging.getLogger("meterkit.subscriptions")
 _ESTIMATED: Final = " This is estimated by the prices of the plans file: Stripe gave no preview."
 
 
-class Change(NamedTuple):
+class RequestedChange(NamedTuple):
     """A change of a subscription.
 
     Attributes:
@@ -54,7 +54,7 @@ class ChangePricer:
     store: Store
 
     async def price(
-        self, live: LiveSubscription, applying: Applying, known: SubscriptionState, change: Change
+        self, live: LiveSubscription, applying: Applying, known: SubscriptionState, change: RequestedChange
     ) -> Proration:
         """Cost of a change by Stripe's preview; an estimate if Stripe refuses to preview it.
 
@@ -87,13 +87,13 @@ class ChangePricer:
             return self.estimate(known, change)
         return self._cost_of(known, change, previewed)
 
-    def estimate(self, known: SubscriptionState, change: Change) -> Proration:
+    def estimate(self, known: SubscriptionState, change: RequestedChange) -> Proration:
         """Cost of a change by the prices of the plans file; its description says so."""
         found = self._cost_of(known, change, None)
         return replace(found, description=f"{found.description}{_ESTIMATED}")
 
     def _cost_of(
-        self, known: SubscriptionState, change: Change, previewed: PreviewedCharges | None
+        self, known: SubscriptionState, change: RequestedChange, previewed: PreviewedCharges | None
     ) -> Proration:
         catalog, now_ms = self.store.catalog, self.store.now_ms()
         return cost_of(

@@ -29,7 +29,7 @@ from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, held_back
 from meterkit.subscriptions.proration import Terms, ends_trial
 from meterkit.subscriptions.service.applying import Applying
-from meterkit.subscriptions.service.change_costs import Change, ChangePricer
+from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
@@ -85,7 +85,7 @@ class Changing:
         had = await self._plans_of_period(customer, known, current)
         when = self._time_of_change(known, current, wanted, had)
         return Preview(
-            proration=await self._cost(customer, live, known, Change(current, target, when, later)),
+            proration=await self._cost(customer, live, known, RequestedChange(current, target, when, later)),
             over_limit=over_limit(self._catalog, wanted, target.seats, levels),
         )
 
@@ -97,7 +97,7 @@ class Changing:
         target = self._terms(known, current, wanted, None, self._in_use(await self._levels(customer)))
         had = await self._plans_of_period(customer, known, current)
         when = self._time_of_change(known, current, wanted, had)
-        return ChangePricer(self.store).estimate(known, Change(current, target, when))
+        return ChangePricer(self.store).estimate(known, RequestedChange(current, target, when))
 
     async def change_plan(
         self, customer: str, wanted: Plan, begun: asyncio.Event
@@ -115,7 +115,7 @@ class Changing:
             applying = await self.applying(customer)
             target = self._terms(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
-            change = Change(current, target, self._time_of_change(known, current, wanted, had))
+            change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had))
             costs.append(await self._cost(customer, live, known, change))
             await self._check_credit(live, costs[-1])
             pending = known.pending_plan if live.schedule is not None else None
@@ -155,7 +155,9 @@ class Changing:
             await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats, in_use)
             after = None if live.schedule is None else self._pending_terms(known, target, in_use)
-            costs.append(await self._cost(customer, live, known, Change(current, target, "now", after)))
+            costs.append(
+                await self._cost(customer, live, known, RequestedChange(current, target, "now", after))
+            )
             await self._check_credit(live, costs[-1])
             if live.schedule is not None:
 
@@ -293,7 +295,7 @@ class Changing:
         return "period_end" if course == "period_end" else "now"
 
     async def _cost(
-        self, customer: str, live: LiveSubscription, known: SubscriptionState, change: Change
+        self, customer: str, live: LiveSubscription, known: SubscriptionState, change: RequestedChange
     ) -> Proration:
         return await ChangePricer(self.store).price(live, await self.applying(customer), known, change)
 

@@ -101,7 +101,7 @@ class InvoicePreviewer:
         params: Mapping[str, Parameter],
     ) -> list[Mapping[str, Any]]:
         """Lines of a preview, without usage and without items that wait for an invoice already."""
-        api, mode = self.live.api, FLEXIBLE if self.live.is_classic else {}
+        api, mode = self.live.api, dict(FLEXIBLE) if self.live.is_classic else {}
         asked: dict[str, Parameter] = {
             **params,
             "subscription": self.live.id,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
 
-    from meterkit.testing.emulator.invoicing.totals import LineTotal, Rate, Totals
+    from meterkit.testing.emulator.invoicing.totals import AppliedRate, LineTotal, Totals
     from meterkit.testing.emulator.invoicing.usages import Usage
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
@@ -85,7 +85,7 @@ class Line:
     proration: bool = False
     invoice_item: str | None = None
     rate_ids: Sequence[str] = ()
-    tax_rates: Sequence[Rate] = ()
+    tax_rates: Sequence[AppliedRate] = ()
     discounts: Sequence[Discount] = ()
 
     @property

@@ -25,8 +25,8 @@ def _update(account: Account, call: Call) -> JsonObject:
     params, invoice = call.params, _draft(account, call.object_id)
     params.only(*CHANGED, expandable=None)
     before = invoice.to_json()
-    place = _place(invoice, call.inner_id, param="line_item_id")
-    invoice.lines[place] = _changed(account, invoice, invoice.lines[place], params)
+    place = _index_of_line(invoice, call.inner_id, param="line_item_id")
+    invoice.lines[place] = _apply_change(account, invoice, invoice.lines[place], params)
     account.emit("invoice.updated", invoice.to_json(), previous=before)
     return invoice.lines_to_json()[place]
 
@@ -38,8 +38,8 @@ def _update_many(account: Account, call: Call) -> JsonObject:
     before, lines = invoice.to_json(), list(invoice.lines)
     for each in params.hashes("lines"):
         each.only("id", *CHANGED)
-        place = _place(invoice, each.required("id"), param=each.path("id"))
-        lines[place] = _changed(account, invoice, lines[place], each)
+        place = _index_of_line(invoice, each.required("id"), param=each.path("id"))
+        lines[place] = _apply_change(account, invoice, lines[place], each)
     invoice.lines = lines
     params.amend("invoice_metadata", invoice.metadata)
     account.emit("invoice.updated", invoice.to_json(), previous=before)
@@ -53,8 +53,8 @@ def _draft(account: Account, invoice_id: str) -> Invoice:
     return invoice
 
 
-def _place(invoice: Invoice, line_id: str, *, param: str) -> int:
-    """Where a line is among those that can be changed; usage is counted anew until the end."""
+def _index_of_line(invoice: Invoice, line_id: str, *, param: str) -> int:
+    """Index of a line that can be changed; usage is counted anew until the end."""
     for place, line in enumerate(invoice.lines):
         if line.id == line_id:
             return place
@@ -63,7 +63,7 @@ def _place(invoice: Invoice, line_id: str, *, param: str) -> int:
     raise missing_resource("invoice line item", line_id, param=param)
 
 
-def _changed(account: Account, invoice: Invoice, line: Line, params: Params) -> Line:
+def _apply_change(account: Account, invoice: Invoice, line: Line, params: Params) -> Line:
     """A line as a call wants it: an amount is of all units, a quantity at the price of one."""
     params.refuse_both("amount", "quantity", param="amount")
     line = replace(line, description=params.text("description") or line.description)

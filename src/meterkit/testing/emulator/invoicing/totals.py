@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TAX_RATE: Final = "txr_1emulated"
 
 
-class Rate(NamedTuple):
-    """A rate of tax.
+class AppliedRate(NamedTuple):
+    """A rate of tax that a line has.
 
     Attributes:
         id: ``txr_…``.
@@ -38,7 +38,7 @@ class Rate(NamedTuple):
 class LineTax(NamedTuple):
     """The tax of a line at one rate, and what it is a share of, in minor units of the currency."""
 
-    rate: Rate
+    rate: AppliedRate
     amount: int
     taxable: int
 
@@ -67,7 +67,7 @@ class Charged(Protocol):
         ...
 
     @property
-    def tax_rates(self) -> Sequence[Rate]:
+    def tax_rates(self) -> Sequence[AppliedRate]:
         """The rates that it is taxed at, where tax is not automatic."""
         ...
 
@@ -159,7 +159,7 @@ class Totals:
     def taxes(self) -> list[JsonObject]:
         """Return the taxes as Stripe shows them, each rate by itself, those on top first."""
         taxes = [each for line in self.lines for each in line.of_rates]
-        sums: dict[Rate, LineTax] = {}
+        sums: dict[AppliedRate, LineTax] = {}
         for each in sorted(taxes, key=lambda tax: tax.rate.inclusive):
             known = sums.get(each.rate, LineTax(each.rate, 0, 0))
             sums[each.rate] = LineTax(each.rate, known.amount + each.amount, known.taxable + each.taxable)
@@ -211,12 +211,12 @@ def work_out(
     )
 
 
-def _rates_of(line: Charged, percent: Decimal | None) -> Sequence[Rate]:
+def _rates_of(line: Charged, percent: Decimal | None) -> Sequence[AppliedRate]:
     """The rates of a line: automatic tax, or its own ones."""
-    return line.tax_rates if percent is None else (Rate(TAX_RATE, percent, line.includes_tax),)
+    return line.tax_rates if percent is None else (AppliedRate(TAX_RATE, percent, line.includes_tax),)
 
 
-def _taxes_of_lines(rates: Sequence[Sequence[Rate]], left: Sequence[int]) -> list[list[LineTax]]:
+def _taxes_of_lines(rates: Sequence[Sequence[AppliedRate]], left: Sequence[int]) -> list[list[LineTax]]:
     """The taxes of what discounts leave of each line, each a share of the amount without tax."""
     taxes: list[list[LineTax]] = [[] for _ in left]
     without = [
@@ -234,7 +234,7 @@ def _taxes_of_lines(rates: Sequence[Sequence[Rate]], left: Sequence[int]) -> lis
     return taxes
 
 
-def _share(rate: Rate) -> Fraction:
+def _share(rate: AppliedRate) -> Fraction:
     return Fraction(rate.percentage) / 100
 
 

@@ -12,7 +12,7 @@ from meterkit.testing.emulator.registry import Registry
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from meterkit.testing.emulator.invoicing.totals import Rate, Totals
+    from meterkit.testing.emulator.invoicing.totals import AppliedRate, Totals
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Prices, Products
@@ -47,7 +47,7 @@ class CheckoutLine:
     amount: int
     includes_tax: bool
     proration: bool = False
-    tax_rates: tuple[Rate, ...] = ()
+    tax_rates: tuple[AppliedRate, ...] = ()
     discounts: tuple[Discount, ...] = ()
 
 

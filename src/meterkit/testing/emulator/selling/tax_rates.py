@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.totals import Rate
+from meterkit.testing.emulator.invoicing.totals import AppliedRate
 from meterkit.testing.emulator.protocol import fields_of
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class TaxRate:
     texts: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
 
     @property
-    def rate(self) -> Rate:
+    def rate(self) -> AppliedRate:
         """What totals are computed with."""
-        return Rate(self.id, self.percentage, self.inclusive)
+        return AppliedRate(self.id, self.percentage, self.inclusive)
 
     def to_json(self) -> JsonObject:
         """Return the rate as Stripe shows it (https://docs.stripe.com/api/tax_rates/object)."""
