@@ -13,7 +13,7 @@ import pytest
 
 from kept_prices import PLANS, buyer
 from meterkit.catalog import loads
-from shopping import sell_nothing, shop
+from shopping import END, sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,6 +114,30 @@ async def test_what_waits_for_an_invoice_already_is_no_part_of_a_preview(store_u
         preview = await found.preview(plan="pro")
         assert await found.change(plan="pro") == preview
         assert (await found.shop.invoices())[-1]["total"] == waiting + preview.net_cents
+
+
+@pytest.mark.parametrize(
+    ("change", "coupon"),
+    [
+        ("more seats", "an amount"),
+        ("a dearer plan", "no coupon"),
+        ("a cheaper plan", "no coupon"),
+        ("a cheaper plan", "an amount"),
+    ],
+)
+async def test_usage_is_no_part_of_a_preview(store_url: str, change: str, coupon: str) -> None:
+    """Also where a change bills the usage until then, and a coupon is taken off usage, too."""
+    plan = "pro" if change == "a cheaper plan" else "team"
+    async with buyer(store_url, plan=plan, coupon=COUPONS[coupon]) as found:
+        await found.shop.kit.record("acme", "words", 30)
+        await found.shop.kit.flush(everything=True)
+        preview = await found.preview(**CHANGES[change])
+        assert await found.change(**CHANGES[change]) == preview
+        found.shop.clock.set(END + timedelta(hours=2))
+        found.shop.emulator.advance()
+        totals = sum(invoice["total"] for invoice in (await found.shop.invoices())[1:])
+        usage = 20 * (4 if plan == "pro" else 5)
+        assert totals == preview.net_cents + period_cents(preview) + usage
 
 
 async def test_a_price_that_an_operator_has_given_is_previewed(store_url: str) -> None:

@@ -82,16 +82,22 @@ class InvoicePreviewer:
         return -sum(each for each in amounts if each < 0), sum(each for each in amounts if each > 0)
 
     async def _preview_period(self, changes: Sequence[Mapping[str, Parameter]], begins_s: int) -> int:
-        """Price of a whole period with changed items.
+        """Price of a whole period with changed items, without usage.
 
         The preview begins a period now, without prorations: a yearly base price beside monthly usage is not
-        on the next invoice (https://docs.stripe.com/billing/subscriptions/billing-cycle).
+        on the next invoice (https://docs.stripe.com/billing/subscriptions/billing-cycle). It has no metered
+        items: a coupon for an amount would be taken off usage, too.
         """
+        metered = {item.id for item in self.live.items if item.meter is not None}
+        items: list[Parameter] = [{"id": item, "deleted": True} for item in sorted(metered)]
+        items += [
+            one for one in changes if one.get("id") not in metered and ("id" in one or "quantity" in one)
+        ]
         is_trial = self.live.found.get("status") == "trialing"
         begins_now = {"trial_end": "now"} if is_trial else {"billing_cycle_anchor": {"type": "now"}}
         details: dict[str, Parameter] = {**begins_now, "proration_behavior": "none"}
-        if changes:
-            details["items"] = list(changes)
+        if items:
+            details["items"] = items
         return sum(map(_total_of, await self._lines(changes, details, await self._discounts(begins_s))))
 
     async def _lines(
