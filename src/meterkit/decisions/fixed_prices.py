@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Final, Literal, NamedTuple
 
 _INTERVALS: Final[dict[str, Literal["month", "year"]]] = {"month": "month", "year": "year"}
+_MONTH_MS: Final = 31 * 86_400_000
 
 
 class FixedPrice(NamedTuple):
@@ -47,3 +48,8 @@ NO_FIXED_PRICES: Final = FixedPrices()
 def base_interval(base_price: str) -> Literal["month", "year"] | None:
     """The interval of a kept base price; None: not known, or another one."""
     return _INTERVALS.get(base_price.partition(" ")[2].partition(" ")[2])
+
+
+def interval_of(start_ms: int, end_ms: int) -> Literal["month", "year"]:
+    """The interval of a billing period, by its length."""
+    return "month" if end_ms - start_ms <= _MONTH_MS else "year"

@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.decisions.fixed_prices import base_interval
+from meterkit.decisions.fixed_prices import base_interval, interval_of
 from meterkit.decisions.item_prices import NO_PRICES, dump_item_prices, parse_item_prices
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _FORMER_MAX: Final = 24
-_MONTH_MS: Final = 31 * 86_400_000
 _KEPT_MS: Final = 400 * 86_400_000
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -42,11 +41,6 @@ _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "cancel": "canceled",
     "pause": "paused",
 }
-
-
-def interval_of(start_ms: int, end_ms: int) -> Literal["month", "year"]:
-    """The interval of a billing period, by its length."""
-    return "month" if end_ms - start_ms <= _MONTH_MS else "year"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

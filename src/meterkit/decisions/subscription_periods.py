@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.value_parsers import DAY_MS
+from meterkit.decisions.fixed_prices import interval_of
 from meterkit.decisions.periods import Bounds, bounds_at
-from meterkit.decisions.subscription import ENDED, NEVER_MS, interval_of
+from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
