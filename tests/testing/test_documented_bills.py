@@ -661,3 +661,16 @@ async def test_invoice_line_items_bulk_update(served: Served) -> None:
     assert (amounts(changed), changed.total) == ([700], 700)
     assert changed.metadata is not None
     assert changed.metadata.to_dict() == {"by": "hand"}
+
+
+async def test_previews_are_kept_for_a_while(served: Served) -> None:
+    """https://docs.stripe.com/invoicing/preview: retrieved by their ids, with all lines."""
+    client, _, _ = served
+    made = await subscribe(client)
+    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    name = str(preview.id)
+    assert name.startswith("upcoming_in_")
+    assert (await client.v1.invoices.retrieve_async(name)).total == preview.total
+    assert amounts(preview) == [
+        line.amount for line in (await client.v1.invoices.line_items.list_async(name)).data
+    ]
