@@ -100,6 +100,7 @@ async def buyer(
     coupon: Mapping[str, Parameter] | None = None,
     keeps: bool = True,
     more: Sequence[tuple[str, str]] = (),
+    scheduled: str = "",
     **settings: Any,
 ) -> AsyncGenerator[Buyer]:
     """A customer on ``plan`` with five seats, amid its period.
@@ -112,6 +113,7 @@ async def buyer(
         item: whether tax and coupon are of the first item, rather than of the subscription.
         coupon: parameters of a coupon.
         keeps: whether the plans file has other prices by now.
+        scheduled: the key of a plan that a change is scheduled to, before the prices change.
         more: further changes of the plans file, each a text and what replaces it.
         settings: of the kit with the changed plans file.
     """
@@ -124,6 +126,8 @@ async def buyer(
     async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         begun = await at.subscribed(plan=plan, seats=5)
+        if scheduled:
+            await at.kit.subscriptions.change_plan("acme", scheduled)
         api = StripeApi(at.kit.settings)
         terms: dict[str, Parameter] = {}
         target = f"/v1/subscriptions/{begun.id}"

@@ -185,3 +185,8 @@ async def test_a_preview_that_stripe_refuses_is_an_estimate_that_says_so(
         assert estimate.charge_cents == (6 * 809 + 1) // 2
         assert "is estimated by the prices of the plans file" in estimate.description
         assert any("does not preview a change of subscription" in one.message for one in caplog.records)
+
+
+async def test_a_scheduled_plan_keeps_the_price_that_it_was_scheduled_at(store_url: str) -> None:
+    async with buyer(store_url, plan="pro", scheduled="team") as found:
+        await compare(found, CHANGES["more seats"])

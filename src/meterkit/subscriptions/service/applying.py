@@ -105,6 +105,18 @@ class Applying:
         else:
             await live.release()
 
+    async def changes_to_scheduled(self, live: LiveSubscription, later: Terms) -> list[dict[str, Parameter]]:
+        """Changes that bring the licensed items to those of a scheduled plan, at the prices of its phase."""
+        drafts = [] if live.schedule is None else present_phases(live.schedule, live.found)[1:]
+        for draft in drafts:
+            plan = plan_in(draft.items, self._store.catalog)
+            if plan is not None and plan.key == later.plan.key:
+                priced = await self._read_prices(live, later)
+                lines = next_items(draft.items, self._store.catalog, *priced, draft.settings)
+                gone: list[dict[str, Parameter]] = [{"id": item.id, "deleted": True} for item in live.items]
+                return gone + [line for line in lines if "quantity" in line]
+        return await self.changes_of_items(live, later)
+
     async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
         """Whether the items that a plan and its seats need differ in metered ones from those there are."""
         return changes_metered(live.items, await self.changes_of_items(live, target))

@@ -66,7 +66,7 @@ class ChangePricer:
         now = await applying.changes_of_items(live, change.target) if is_now else []
         then = now if later is change.target and is_now else None
         if later is not None and then is None:
-            then = await applying.changes_of_items(live, later)
+            then = await applying.changes_to_scheduled(live, later)
         try:
             previewed = await InvoicePreviewer(live).preview(
                 now,
