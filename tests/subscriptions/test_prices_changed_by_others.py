@@ -10,7 +10,7 @@ import pytest
 from meterkit.customers import states
 from meterkit.errors import StoreError
 from priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
-from shopping import HALF, shop
+from shopping import END, HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -168,3 +168,54 @@ async def test_a_key_that_may_not_read_subscriptions_holds_nothing_up(at: Shop) 
     await at.kit.flush()
     at.emulator.clear_faults()
     assert await counted(at) == 550
+
+
+@pytest.mark.parametrize("ago", [timedelta(hours=1), timedelta(seconds=1), -timedelta(minutes=10)])
+async def test_i13_pending_usage_of_a_closed_period_has_its_own_price_whenever_the_switch_was(
+    at: Shop, ago: timedelta
+) -> None:
+    """F-226: webhook and worker were late, and the draft had the price of the portal, or no line at all."""
+    at.clock.set(END - timedelta(minutes=3) - max(ago, timedelta()))
+    await at.kit.record("acme", "tokens", 50)
+    at.clock.set(END - ago)
+    at.emulator.advance()
+    await switch(at)
+    at.clock.set(END + timedelta(minutes=20))
+    at.emulator.advance()
+    await at.kit.record("acme", "tokens", 10)
+    await at.kit.flush(everything=True)
+    at.clock.set(END + timedelta(hours=2))
+    at.emulator.advance()
+    at.clock.set(END + timedelta(days=31))
+    at.emulator.advance()
+    assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
+    assert [(units, cents) for _, units, cents in await item_lines(at)] == [(50, 250)]
+    assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_a_correction_that_stripe_does_not_have_when_the_price_changes_is_undone(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-222: units were shown as taken back, and their line or their invoice item billed them."""
+    await at.kit.record("acme", "tokens", 20)
+    await refused(at)
+    at.clock.advance(timedelta(minutes=2))
+    (first,) = await at.kit.correct("acme", {"tokens": 50}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.by_hand) == (50, 0)
+    await switch(at)
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.subscriptions.sync("acme")
+    # Of 50 units Stripe did not have 20, and no invoice bills these.
+    usage = (await at.kit.usage("acme"))["meters"]["tokens"]
+    assert (usage["overage"], usage["overage_cents"], usage["late"]) == (500, 2_500, 0)
+    assert (
+        "a correction took back 30 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
+    )
+    at.clock.advance(timedelta(minutes=5))
+    await at.kit.flush(everything=True)
+    (again,) = await at.kit.correct("acme", {"tokens": 30}, reason="a loop", correction_id="c-2")
+    assert (again.taken_back, again.by_hand, again.by_hand_cents) == (0, 30, 150)
+    await renewed(at)
+    assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(at) == []
+    assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))

@@ -83,6 +83,7 @@ _OUTCOMES: Final = (
     "the new price bills them",
     "an invoice item bills them at that price",
 )
+_UNDONE: Final = 3
 _BY_ITEM: Final = 2
 _WHY: Final = "others changed its price at Stripe: it is compared with Stripe's summary of its minute"
 
@@ -156,6 +157,7 @@ async def strand_usage(
         {
             "meters": meters,
             "items": items,
+            "back": await _undelivered_corrections(store, customer, items),
             "pending": sorted(pending),
             "since": since,
             "labels": {} if given is None or then is None else ended_labels(given, then, catalog),
@@ -212,6 +214,16 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
     for of, value, outcome in late:
         period, _, token = of.decode().partition("|")
         _, name, price = asked["meters"][token]
+        if int(outcome) == _UNDONE:
+            _logger.error(
+                "a correction took back %s units of %s that customer %r used%s, and Stripe did not have it"
+                " when the price changed there: they are recorded again; correct them under another id",
+                value.decode(),
+                name,
+                customer,
+                price,
+            )
+            continue
         found = LateUsage(
             customer=customer,
             meter=name,
@@ -247,6 +259,27 @@ async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Ma
                 if is_its and token in found and MISSED not in kept.fields:
                     found[token].append(kept)
     return {token: sorted(line, key=lambda kept: kept.minute_s) for token, line in found.items()}
+
+
+async def _undelivered_corrections(
+    store: Store, customer: str, tokens: Collection[str]
+) -> list[tuple[str, str]]:
+    """Find what takes units back and was never tried, of meters without parts and prices by model."""
+    meters = store.catalog.meters
+    with_parts = {meter.source for meter in meters.values()} | {
+        name for name, of in meters.items() if of.source
+    }
+    plain = {token for name in meters if (token := meter_token(name)) in tokens and name not in with_parts}
+    shard, admin = store.keys.customer(customer).shard, (await store.admin()).for_delivery()
+    return [
+        (kept.identifier, kept.text)
+        async for page in kept_in(store, admin, shard, "outbox")
+        for kept in page
+        if kept.customer == customer
+        and kept.value < 0
+        and not kept.first_ms
+        and kept.fields["meter"] in plain
+    ]
 
 
 async def _park(store: Store, kept: Kept, price: str, item: Mapping[str, str] | None, cause: str) -> None:

@@ -10,13 +10,14 @@
 -- ARGV  1 the customer    2 32 hex digits that are new
 --       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
 --       that ended in words; items: a token to what an invoice item needs, see queue_item; pending: tokens whose pending units are late; intents: the late ones, each with its
---       identifier and as it was read, Stripe has none of it; since: a token to what was sealed after the change;
+--       identifier and as it was read, Stripe has none of it; back: the same of corrections, or nil; since: a token to what was sealed after the change;
 --       labels: of the prices that end (see mark_prices); rev: of the state before the change; empty: what is late
 --       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for
 --       the ledger
 --       last: the caller's clock (ms)
 -- PERIOD|n: the rev of the change that this was done for last: it is done once.
--- Reply {0, now, of what was late PERIOD|token, how much, 1 where it is billed at the new price, 2 by an invoice item, else 0...}
+-- Reply {0, now, of what was late PERIOD|token, how much, 1 where it is billed at the new price, 2 by an invoice item, 3 where
+--       a correction of it is undone, else 0...}
 --       the error DAMAGED: a number is not what it must be, and nothing is done
 --include server_ms
 --include read_counters
@@ -32,8 +33,8 @@ local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key,
   audit_key = unpack(KEYS)
 local customer, nonce = unpack(ARGV)
 local asked, now, call = cjson.decode(ARGV[3]), server_ms(ARGV[#ARGV]), redis.call
-local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, {}, {'|....[qlkdxta]$'})
+local totals, head, meters, damaged = {}, read_counters(counters_key)
+damaged = damaged or whole_numbers(totals_key, totals, {'|....[pqlkdxta]$'})
 if damaged then
   return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
 end
@@ -54,19 +55,53 @@ for _, token in ipairs(asked.pending) do
     is_late(this, token, meters[token].pending)
     meters[token].pending = 0
   end
+  -- Pending units of a closed period would be sealed for its draft, which may have the new price by now.
+  for _, name in ipairs(in_order(totals)) do
+    local period = string.match(name, '^(%d+)|' .. token .. 'p$')
+    local has_one_price = period and not totals[period .. '|' .. token .. 's'] and not totals[this .. '|' .. token .. 'y']
+    if has_one_price and asked.items[token] then
+      is_late(period, token, tonumber(totals[name]))
+      call('HDEL', totals_key, name)
+    end
+  end
 end
-for _, one in ipairs(asked.intents) do
-  local id, read = unpack(one)
-  if call('HGET', intents_key, id) == read then
-    local intent = cjson.decode(read)
+local function remove(id, read, use)
+  local intent = cjson.decode(read)
+  if call('HGET', intents_key, id) == read and (use == is_late or intent.period == this) then
     local counted, value = count_of(intent, intent.state)
     call('HINCRBY', totals_key, counted, '-' .. value)
     call('HDEL', intents_key, id)
-    call('ZREM', outbox_key, id)
-    call('ZREM', parked_key, id)
-    call('ZREM', compare_key, id)
-    is_late(intent.period, intent.meter, tonumber(value))
+    for _, key in ipairs({outbox_key, parked_key, compare_key}) do
+      call('ZREM', key, id)
+    end
+    use(intent.period, intent.meter, tonumber(value))
   end
+end
+
+local function restore(period, token, quantity)
+  local name, meter_name, meter = period .. '|' .. token, asked.meters[token][2], meters[token]
+  local off = math.min(quantity, late[name] or 0)
+  late[name] = (late[name] or 0) > off and late[name] - off or nil
+  local left = quantity - off
+  if left > 0 and meter then
+    meter.overage = meter.overage + left
+    call('HSET', counters_key, token .. 'm', pack_meter(meter))
+    if audit_key then
+      enter_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, nil, '', {token .. 'm', 0, 0, 0, left, 0, left})
+    end
+    enter(history_key, {{'correction', text('%.0f', now), text('%.0f of %s taken back', left, meter_name),
+      'recorded again: Stripe did not have it when the price changed', asked.cause}})
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, text('%.0f', left), 3
+  end
+end
+
+for _, one in ipairs(asked.intents) do
+  remove(one[1], one[2], is_late)
+end
+-- A correction that Stripe does not have yet lowers no line of the price that ended: it lowers what is late, and the rest
+-- of its units is recorded again.
+for _, one in ipairs(asked.back or {}) do
+  remove(one[1], one[2], restore)
 end
 local ended = {}
 for token, meter in pairs(meters) do
@@ -83,6 +118,7 @@ for _, name in ipairs(in_order(late)) do
   local item, is_billed = asked.items[token], head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
   if item then
     item.customer, item.period, item.meter, item.name, item.value = customer, period, token, meter_name, value
+    item.till = period == this and item.till or totals[period .. '|e'] or item.till
     queue_item(items_key, totals_key, nonce .. '-' .. #reply, item, now)
   else
     call('HINCRBY', totals_key, name .. 't', value)
