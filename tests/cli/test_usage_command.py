@@ -88,12 +88,12 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
     columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "cost", "to send")
     assert [
         [*columns, "delivered"],
-        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "EUR 50.02", "2,001", "0"],
+        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "EUR 50.03", "2,001", "0"],
         ["tokens", "7", "7", "10", "0", "3,000,003", "0", "0", "0"],  # No price.
     ] == rows
     assert {"ai": 1_200, "promo": 0} == found["balance"]
-    # 2,001 pages at 5 cents per 2 are 5,002.5 cents, to even.
-    assert (5_002, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
+    # 2,001 pages at 5 cents per 2 are 5,002.5 cents.
+    assert (5_003, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
 
 
 async def test_columns_with_nothing_in_them_are_not_shown(stored: Shell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 from counters import flat_of
@@ -249,9 +250,9 @@ class Checks:
 
 
 def _cents(given: Entitlement, overage: int) -> int | None:
-    """What overage costs, half to even."""
+    """What overage costs, half up."""
     per, cents = given.overage.per, given.overage.amount_cents
-    return None if per is None or cents is None else round(Fraction(overage * cents, per))
+    return None if per is None or cents is None else floor(Fraction(overage * cents, per) + Fraction(1, 2))
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -270,12 +270,14 @@ async def test_units_paid_by_grants_or_credits_are_never_reported(any_store_url:
         await kit.record("acme", "pages", 10 + 3 + 3)
         row = (await kit.usage("acme"))["meters"]["pages"]
         assert (row["recorded"], row["overage"], row["pending"]) == (16, 3, 13)
-        # 3 units at 5 cents per 2 are 7.5 cents, to even.
+        # 3 units at 5 cents per 2 are 7.5 cents.
         assert row["overage_cents"] == 8
 
 
-@pytest.mark.parametrize(("pages", "cents"), [(1, 2), (2, 5), (3, 8), (5, 12)])
-async def test_money_is_rounded_once_half_to_even(any_store_url: str, pages: int, cents: int) -> None:
+@pytest.mark.parametrize(("pages", "cents"), [(1, 3), (2, 5), (3, 8), (5, 13)])
+async def test_money_is_rounded_half_up_as_invoice_lines_are(
+    any_store_url: str, pages: int, cents: int
+) -> None:
     async with kit_on(any_store_url) as (kit, _):
         for _ in range(10 + pages):
             await kit.record("acme", "pages", 1)

@@ -16,7 +16,7 @@ from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import SettingsError, StoreError, StripeUnavailableError
-from priced_shop import CATALOG, PLANS, metered_lines, renewed, sell
+from priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from shopping import END, HALF, shop
 from subscriptions.test_derived_costs import PLANS as DERIVED
 from subscriptions.test_derived_costs import charged_cents
@@ -615,3 +615,43 @@ async def test_units_of_a_derived_meter_are_on_a_line_of_its_own(store_url: str)
         assert await balance(at) == 20 + 160 + 420
         await renewed(at)
         assert await charged_cents(at) == 180 + 600
+
+
+async def test_late_units_on_an_invoice_item_are_credited_at_their_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await at.kit.record("acme", "tokens", 50)
+        await change_at_stripe(at, begun.id, "basic", "cheaper")
+        await at.kit.subscriptions.sync("acme")
+        at.clock.advance(5 * MINUTE)
+        await use(at, 20)
+        found = await correct(at, 100, credit=True)
+        assert (found.taken_back, by_hand(found), found.never_billed) == (20, [(60, 300), (20, 100)], 0)
+        assert found.not_credited.count("no invoice has them yet") == 2
+        again = await correct(at, 20, id_="c-2")
+        assert (by_hand(again), again.never_billed) == ([(20, 100)], 0)
+        await renewed(at)
+        final = await correct(at, 100, credit=True)
+        assert (final.left_by_hand, final.not_credited, sorted(await notes(at))) == (0, "", [100, 300])
+        assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
+        assert [(units, cents) for _, units, cents in await item_lines(at)] == [(50, 250)]
+        await agrees(at)
+
+
+async def test_late_units_of_the_last_period_are_credited_at_their_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 130)
+        at.clock.set(END - 3 * MINUTE)
+        await at.kit.record("acme", "tokens", 50)
+        at.clock.set(END + 3 * HOUR)
+        at.emulator.advance()
+        await change_at_stripe(at, begun.id, "basic", "cheaper")
+        await at.kit.subscriptions.sync("acme")
+        await use(at, 105)
+        found = await correct(at, 105 + 60, credit=True)
+        assert (found.taken_back, by_hand(found), found.beyond) == (105, [(50, 250), (10, 50)], 0)
+        assert await notes(at) == [50]

@@ -572,3 +572,36 @@ def forgotten(state: CustomerState) -> CustomerState:
     """A state as a release wrote it that did not read what items charge."""
     assert state.subscription is not None
     return replace(state, subscription=replace(state.subscription, prices=()))
+
+
+async def test_overage_is_shown_as_the_lines_of_the_invoice_are_rounded(store_url: str) -> None:
+    """F-221: half cents were rounded to even, and only once over prices that have a line each."""
+    after = MORE.replace("per: 1, amount_cents: 3", "per: 1000, amount_cents: 7")
+    before = after.replace("per: 1, amount_cents: 5", "per: 1000, amount_cents: 12")
+    async with edited(store_url, before, after) as books:
+        # 20 units of before come to 0.24 cents.
+        await books.kit.record(PRESENT, "words", 1_355)
+        assert await books.shown(PRESENT) == 17  # 16.5
+        await books.kit.subscriptions.change_plan(PRESENT, "max")
+        await books.kit.record(PRESENT, "words", 206)
+        assert await books.shown(PRESENT) == 18  # 16.5 and 1.442
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 18
+
+
+@pytest.mark.parametrize("currency", ["usd", "jpy"])
+async def test_units_that_a_plan_did_not_bill_cost_nothing_once_it_does(
+    store_url: str, currency: str
+) -> None:
+    """F-22h: the cost of later units was not shown."""
+    plans = PLANS.replace("currency: usd", f"currency: {currency}")
+    async with edited(store_url, plans, plans.replace(*DEARER)) as books:
+        await books.kit.customers.override(PRESENT, {"words": {"overage": "deny"}})
+        await books.kit.record(PRESENT, "words", 10)
+        assert await books.shown(PRESENT) == 100
+        await books.kit.customers.override(PRESENT, {"words": {}})
+        await books.kit.record(PRESENT, "words", 7)
+        assert await books.shown(PRESENT) == 135
+        assert await books.most(PRESENT) == (1000 - 135) // 5
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 135

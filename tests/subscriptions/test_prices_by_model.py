@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from delivering import kit_for
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import with_overrides
@@ -357,3 +358,70 @@ async def test_the_segment_of_a_table_ends_where_a_flat_price_follows_and_comes_
             await use(at, opus=tokens)
             cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
         assert cents == [200, 200, 200, 230, 230, 250]
+
+
+PRO: Final = """    rank: 1
+    price: {{amount_cents: 1000, interval: month}}
+    meters: {{output_tokens: {{included: 1000, overage: {{bill: {}}}}}}}"""
+EDITS: Final = {
+    "a model added": (
+        "pro",
+        ("0.5 per 1000, ", '0.5 per 1000, "grok-*": 9 per 1000, '),
+        [("Output tokens", 2_500, 10), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 5_000, 3)],
+    ),
+    "a model removed": (
+        "pro",
+        ('"gpt-*-mini": 0.5 per 1000, ', ""),
+        [("Output tokens", 4_500, 18), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 3_000, 2)],
+    ),
+    "dearer": (
+        "pro",
+        ("default: 4 per", "default: 6 per"),
+        [("Output tokens", 2_500, 10), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 5_000, 3)],
+    ),
+    "a flat price in place of the table": (
+        "pro",
+        ("bill: {price: prices.output}", "bill: {per: 1000, amount_cents: 6}"),
+        [("Output tokens", 5_500, 22), ("claude-opus-*", 1_000, 20), ("gpt-*-mini", 3_000, 2)],
+    ),
+    "a flat price in place of the table of one plan": (
+        "pro",
+        (
+            f"  pro:\n{PRO.format('{price: prices.output}')}",
+            f"  pro:\n{PRO.format('{per: 1000, amount_cents: 6}')}",
+        ),
+        [("Output tokens", 5_500, 22), ("claude-opus-*", 1_000, 20), ("gpt-*-mini", 3_000, 2)],
+    ),
+    "a table in place of a flat price": (
+        "flat",
+        ("bill: {per: 100, amount_cents: 1}", "bill: {price: prices.output}"),
+        [("Output tokens", 9_500, 95)],
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+async def test_an_edited_table_leaves_present_customers_the_prices_of_their_items(
+    store_url: str, edit: str
+) -> None:
+    """F-221: a new model was on no invoice, and units at prices that are gone were shown at others."""
+    plan, (old, new), billed = EDITS[edit]
+    before = PLANS.replace("TABLE", TABLE)
+    async with shop(store_url, catalog=loads(before), selling=nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan=plan)
+        at.clock.set(HALF)
+        await use(at, opus=2_000, mini=3_000, other=1_000)  # 1,000 are included.
+        after = before.replace(old, new)
+        assert after != before
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            assert (await kit.stripe.sync()).problems == []
+            edited = replace(at, kit=kit)
+            await use(edited, opus=1_000, mini=2_000, other=1_500)
+            usage = (await kit.usage("acme"))["meters"]["output_tokens"]
+            await kit.flush(everything=True)
+            await renewed(edited)
+            found = [(name.removeprefix("Output tokens: "), *more) for name, *more in await lines(edited)]
+            assert sorted(found) == sorted(billed)
+            assert usage["overage_cents"] == sum(cents for _, _, cents in billed)
+            assert all(one.agrees for one in await kit.reconcile("acme", at=HALF))

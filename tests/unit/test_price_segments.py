@@ -62,7 +62,7 @@ def test_a_price_is_named_by_quantity_and_amount() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (FREE, PRO, {TOKENS: "-"}),
+        (FREE, PRO, {TOKENS: "0"}),
         (PRO, FREE, {TOKENS: "1000/12"}),
         (PRO, TOP, {TOKENS: "1000/12"}),
         (PRO, replace(PRO, key="same"), {}),
@@ -122,13 +122,16 @@ def test_what_a_unit_costs_is_exact() -> None:
     ("segments", "expected"),
     [
         ([("1/5", 0, 3), ("1/3", 0, 2)], 21),
-        ([("1000/12", 0, 125)], 2),  # 1.5: half to even.
-        ([("1000/12", 0, 375)], 4),  # 4.5
-        ([("1000/1", 0, 250), ("1000/1", 0, 251)], 1),  # Rounded once, not twice.
+        ([("1000/12", 0, 125)], 2),  # 1.5: half up.
+        ([("1000/12", 0, 375)], 5),  # 4.5
+        ([("1000/1", 0, 500), ("1000/2", 0, 250)], 2),  # Half a cent each: each has a line.
         ([("1/5", 0, 3), ("-", 0, 2)], None),
         ([("-", 0, 2), ("1/5", 0, 3)], None),
         ([("-", 9, 0), ("1/5", 0, 3)], 15),
-        ([("1/5", 0, 3), ("-", 0, 0)], None),
+        ([("1/5", 0, 3), ("-", 0, 0)], 15),
+        ([("-", 0, 0)], None),
+        ([("0", 0, 3)], None),
+        ([("0", 0, 2), ("1/5", 0, 3), ("0", 0, 4)], 15),
         ([], 0),
     ],
 )

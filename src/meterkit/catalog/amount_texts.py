@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC
 from decimal import Decimal
+from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ def minor_units(currency: str) -> int:
 def micros_per_minor_unit(currency: str) -> int:
     """How many millionths of one of a currency make a minor unit: 10,000 a cent."""
     return 10**6 // minor_units(currency)
+
+
+_HALF: Final = Fraction(1, 2)
+
+
+def rounded_cents(amount: Fraction) -> int:
+    """Round an amount to minor units as Stripe rounds an invoice line: half up."""
+    return floor(amount + _HALF)
 
 
 def money(amount_cents: int, currency: str) -> str:

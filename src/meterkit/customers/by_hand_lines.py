@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import floor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meterkit.catalog.amount_texts import rounded_cents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_HALF: Final = Fraction(1, 2)
 
 
 class BilledLine(NamedTuple):
@@ -112,5 +111,5 @@ class AssignedLine(NamedTuple):
         """
         (name, invoice, line, price, quantity), before, part = kept
         left = [int(quantity) - int(before), int(quantity) - int(before) - int(part)]
-        cents = [floor(Fraction(price) * units + _HALF) for units in left]
+        cents = [rounded_cents(Fraction(price) * units) for units in left]
         return cls(name, invoice or None, line or None, int(part), cents[0] - cents[1])

@@ -118,7 +118,7 @@ class Corrected:
         by_hand: how many Stripe was sent already and has billed, or bills: a credit note gives them back, or
             an operator.
         by_hand_cents: what ``by_hand`` costs: by its invoice lines, and where these are not known as overage
-            by the price in the plans file, rounded half to even; None where it gives none.
+            by the price in the plans file, rounded half up; None where it gives none.
         by_hand_lines: the invoice lines that have them, newest first.
         credits: those that give them back (``credit=True``).
         not_credited: why ``credit=True`` gives back only a part of ``by_hand``; empty: it gives back all.

@@ -14,11 +14,11 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import (
     is_split,
-    label_of,
-    overage_price,
+    overage_cents,
     segments_of,
     sent_label,
     sent_segments,
+    shown_label,
 )
 from meterkit.decisions.program import has_flat_price
 from meterkit.store.customer_usage import to_stripe
@@ -83,8 +83,8 @@ async def priced_usage(
     return found
 
 
-async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerState) -> Fraction:
-    """What the overage of a period that is over costs, in minor units, by the prices it was recorded at.
+async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerState) -> int:
+    """Sum the cost of overage of a period that is over, in minor units, rounded as its invoice lines are.
 
     Meters without a price in the plans file are left out.
 
@@ -98,10 +98,10 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
     """
     subscription = state.subscription
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
-        return Fraction(0)
+        return 0
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or to_stripe(counts)]
     recorded = await _recorded_at(store, usage, state, used) if used else {}
-    total = Fraction(0)
+    total = 0
     for name, at in recorded.items():
         counts = usage["meters"][name]
         if is_split(name, store.catalog.meters):
@@ -111,7 +111,7 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
             overage = counts["overage"] - at.stranded
             segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
         # A price that is not known matters only where something was recorded at it.
-        total += overage_price([one for one in segments if one.overage]) or 0
+        total += overage_cents([one for one in segments if one.overage]) or 0
     return total
 
 
@@ -153,7 +153,7 @@ async def _recorded_at(
     return {
         name: _RecordedAt(
             marks=(next(kept) or b"").decode(),
-            label=label_of(given[name]),
+            label=shown_label(given[name], catalog.meters[name]),
             sent_label=sent_label(name, given, catalog.meters),
             stranded=int(next(kept) or 0),
             items=(next(kept) or b"").decode(),

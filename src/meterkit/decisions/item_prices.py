@@ -124,10 +124,12 @@ def with_item_prices(
     """The same entitlements, with overage at the prices of the customer's own items.
 
     A price with a free tier decides what is included, and that Stripe gets all units; a flat price, that it
-    gets overage alone. So an edited ``report`` leaves present customers what they bought.
+    gets overage alone. So an edited ``report`` leaves present customers what they bought. A model that has no
+    item of its own has the default price: its price in the plans file is newer than the subscription.
     """
     changed: dict[str, Entitlement] = {}
-    for name, price in prices_by_meter(prices, catalog).items():
+    known = prices_by_meter(prices, catalog)
+    for name, price in known.items():
         own, meter, stripe = given[name], catalog.meters[name], catalog.meters[name].stripe
         if not price.is_exact:
             continue
@@ -145,11 +147,18 @@ def with_item_prices(
         )
         if now != own:
             changed[name] = now
-    for name, own in ({**given, **changed} if changed else {}).items():
+    for name, own in ({**given, **changed} if known else {}).items():
         if own.overage.rows is not None:
-            rows = _with_highest(own.overage.rows, {**given, **changed})
+            rows = _with_highest(_with_items(own.overage.rows, known), {**given, **changed})
             changed[name] = replace(own, overage=replace(own.overage, rows=rows))
     return {**given, **changed} if changed else given
+
+
+def _with_items(rows: PriceRows, known: Mapping[str, ItemPrice]) -> PriceRows:
+    """Prices by model without those that no item bills, if one bills the default."""
+    if rows.default not in known:
+        return rows
+    return replace(rows, models=tuple(of for of in rows.models if of[1] in known))
 
 
 def _with_highest(rows: PriceRows, given: Mapping[str, Entitlement]) -> PriceRows:

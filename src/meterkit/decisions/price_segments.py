@@ -10,6 +10,7 @@ from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.catalog.amount_texts import rounded_cents
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter
 
 _NO_PRICE: Final = "-"
+_NOT_BILLED: Final = "0"
 _BY_MODEL: Final = "*"
 
 
@@ -25,8 +27,9 @@ class Segment(NamedTuple):
     """A part of a period at one price.
 
     Attributes:
-        label: of the price: ``PER/AMOUNT_CENTS``, or ``-`` where the plans file names none; with ``*`` behind
-            it the default of prices by model, and the overage is counted by these.
+        label: of the price: ``PER/AMOUNT_CENTS``; ``0`` where the plan bills no overage, or ``-`` where the
+            plans file names no price; with ``*`` behind it the default of prices by model, and the overage is
+            counted by these.
         sealed: units that were sealed for Stripe in it.
         overage: units that were recorded as overage in it.
     """
@@ -45,6 +48,17 @@ class Segment(NamedTuple):
         """Whether its overage has several prices, and is counted by these on meters of their own."""
         return self.label.endswith(_BY_MODEL)
 
+    def outside_rows(self, overage: int, elsewhere: int) -> Segment:
+        """The part of the one segment of a period that no meter of prices by model has counted.
+
+        Args:
+            overage: all units of it, late ones included.
+            elsewhere: units that those meters have counted.
+        """
+        label = self.label.removesuffix(_BY_MODEL)
+        units = overage if self.is_by_model else self.overage
+        return self._replace(label=label, overage=max(0, units - elsewhere))
+
 
 def label_of(entitlement: Entitlement) -> str:
     """The label of the price that overage of a meter has."""
@@ -53,6 +67,17 @@ def label_of(entitlement: Entitlement) -> str:
         return _NO_PRICE
     by_model = "" if overage.rows is None else _BY_MODEL
     return f"{overage.per or 1}/{overage.amount_cents}{by_model}"
+
+
+def shown_label(entitlement: Entitlement, meter: Meter) -> str:
+    """The label of the price that overage of a meter is shown at.
+
+    Overage on a plan that does not bill it stays overage, and costs nothing. Where Stripe is sent all units,
+    its own price decides.
+    """
+    is_all_sent = meter.stripe is not None and meter.stripe.report == "usage"
+    is_billed = entitlement.overage.mode == "bill" and entitlement.included is not None
+    return label_of(entitlement) if is_billed or is_all_sent else _NOT_BILLED
 
 
 def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
@@ -154,7 +179,8 @@ def ended_labels(
 
 def _billed_label(meter: str, given: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
     """The label of the price of a meter; a derived one that Stripe bills may have that of its source."""
-    return sent_label(meter, given, meters) if is_split(meter, meters) else label_of(given[meter])
+    is_part = is_split(meter, meters)
+    return sent_label(meter, given, meters) if is_part else shown_label(given[meter], meters[meter])
 
 
 def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Segment]:
@@ -182,22 +208,13 @@ def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Se
 
 
 def overage_cents(segments: Sequence[Segment]) -> int | None:
-    """What overage costs in minor units: exact over all segments, rounded once, half to even.
+    """What overage costs in minor units: each segment has an invoice line, and is rounded as that is.
 
-    None: the plans file does not name the price of a segment that has overage, or of the last one.
+    None: the price of a segment that has overage is not known, or nothing has a price.
     """
-    exact = overage_price(segments)
-    return None if exact is None else round(exact)
-
-
-def overage_price(segments: Sequence[Segment]) -> Fraction | None:
-    """The same, not rounded."""
-    total = Fraction(0)
-    for segment in segments:
-        if segment.is_by_model:
-            continue
-        if segment.unit_cents is not None:
-            total += segment.overage * segment.unit_cents
-        elif segment.overage or segment is segments[-1]:
-            return None
-    return total
+    billed = [one for one in segments if not one.is_by_model and one.label != _NOT_BILLED]
+    used = [one for one in billed if one.overage]
+    if not used and segments and segments[-1].unit_cents is None:
+        return None
+    cents = [None if one.unit_cents is None else rounded_cents(one.overage * one.unit_cents) for one in used]
+    return None if None in cents else sum(filter(None, cents))

@@ -7,10 +7,9 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from hashlib import blake2b
-from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_texts import money, rounded_cents
 from meterkit.customers.by_hand_lines import ByHandLine, IssuedCredit
 from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
 from meterkit.customers.history import enter
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 _NOTES: Final = "/v1/credit_notes"
 _CORRECTION: Final = "meterkit_correction"
 _DATED: Final = "@"
-_HALF: Final = Fraction(1, 2)
 _NO_LINE: Final = "their invoice line is not known: credit them at Stripe"
 _AGAIN: Final = "correct again with the same id when it is final"
 _WAITING: Final = {
@@ -268,4 +266,4 @@ def _credit_total(cents: int, line: Mapping[str, Any]) -> int:
     off = sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
     tax = sum(int(one["amount"]) for one in line.get("taxes") or () if one.get("tax_behavior") == "exclusive")
     share = Fraction(cents, int(line["amount"]) or 1)
-    return cents - floor(off * share + _HALF) + floor(tax * share + _HALF)
+    return cents - rounded_cents(off * share) + rounded_cents(tax * share)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_texts import money, rounded_cents
 from meterkit.delivery.invoice_advice import mispriced
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class OfEvent:
         if self.invoiced is None or self.invoiced.cents is None or self.recorded is None:
             return ""
         due = sum((units * price for price, units in self.recorded.items()), Fraction(0))
-        return money(round(self.invoiced.cents - due), currency) if self.invoiced.cents > due else ""
+        return money(rounded_cents(self.invoiced.cents - due), currency) if self.invoiced.cents > due else ""
 
 
 def advice_on_difference(side: OfEvent, difference: int, parked: str) -> str:

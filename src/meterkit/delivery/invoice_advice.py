@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterkit.catalog.amount_texts import exact_money, money
+from meterkit.catalog.amount_texts import exact_money, money, rounded_cents
 from meterkit.delivery.invoices import MADE_WITHIN_MS
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def advice_on_prices(found: Sequence[Mispriced], invoices: Sequence[str], curren
 def _outcome(missing: Fraction, currency: str) -> str:
     """Advice for so many minor units that invoice lines lack; below 0: that they have too much."""
     if missing < 0:
-        return f", and credit {money(round(-missing), currency)}"
-    less = money(round(missing), currency)
+        return f", and credit {money(rounded_cents(-missing), currency)}"
+    less = money(rounded_cents(missing), currency)
     return f"; that is {less} less, and the customer's own price gives no more" if missing else ""
 
 
@@ -94,7 +94,8 @@ def advice_on_amounts(charges: Sequence[LineCharge], invoices: Sequence[str], cu
             return ""
         if abs(one.cents - alone) > one.rounding:
             return (
-                f"{one.units} units at {one.price.id} come to {money(round(alone), currency)}, and the lines"
+                f"{one.units} units at {one.price.id} come to"
+                f" {money(rounded_cents(alone), currency)}, and the lines"
                 f" have {money(one.cents, currency)} ({names}): see who changed them"
                 f"{_outcome(alone - one.cents, currency)}"
             )
@@ -117,7 +118,7 @@ def _advice_on_tiers(charges: Sequence[LineCharge], names: str, currency: str) -
     return (
         f"{how} ({names}):"
         f" {money(billed, currency)} are billed, and with each tier once it would be"
-        f" {money(round(due), currency)}: see who switched the price at once, such as a portal"
+        f" {money(rounded_cents(due), currency)}: see who switched the price at once, such as a portal"
         f"{_outcome(due - billed, currency)}"
     )
 

@@ -304,7 +304,7 @@ class SummaryWatch:
             "at_ms": self._store.now_ms(),
             "period_start_ms": start_ms,
             "period_end_ms": end_ms,
-            "overage_cents": round(charge),
+            "overage_cents": charge,
             "meters": meters,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
@@ -20,11 +21,12 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.price_segments import (
     is_split,
-    label_of,
     overage_cents,
     segments_of,
     sent_label,
     sent_segments,
+    shown_label,
+    unit_cents,
 )
 from meterkit.decisions.subscription_periods import is_provisional
 from meterkit.store.counts_view import CountsView
@@ -32,11 +34,11 @@ from meterkit.store.event_names import Counted
 from meterkit.store.usage_prices import OveragePrice, overage_price_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Storage
-    from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.decisions.item_prices import ItemPrice, ItemPrices
     from meterkit.decisions.price_segments import Segment
     from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
@@ -79,8 +81,8 @@ class MeterUsage(Deliveries):
 
     ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
     meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
-    customer's price when it was recorded, rounded once, half to even, None where no price is known
-    (of a derived meter and its source the cost of what Stripe gets under the event of each);
+    customer's price when it was recorded, rounded half up for each price as on an invoice line, None where no
+    price is known (of a derived meter and its source the cost of what Stripe gets under the event of each);
     ``price`` is there for meters whose overage is billed at a known price;
     ``over_cap`` are units beyond the plan's cap, which are recorded, are no overage, and are not billed;
     ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
@@ -174,7 +176,9 @@ def usage_of(
             if catalog.storage is not None and catalog.storage.gauge == name:
                 found["types"] = _types(catalog.storage, filled)
             return found
-        meter = _meter(name, entitlements, view, catalog.meters, linked=linked)
+        rows = _rows_of(name, entitlements, view, catalog.meters, own)
+        rows |= _former_rows(name, gone, view, effective.prices)
+        meter = _meter(name, entitlements, view, catalog.meters, rows, linked=linked)
         if is_usage_free and meter["overage_cents"] is not None:
             meter["overage_cents"] = 0
         price = overage_price_of(entitlements[name], own.get(name), catalog.currency, interval)
@@ -193,7 +197,7 @@ def usage_of(
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
             **{
-                one.meter: _former_meter(token, one.event_name, view, priced, linked=linked)
+                one.meter: _former_meter(token, one, view, priced, linked=linked)
                 for token, one in gone.items()
             },
         },
@@ -214,13 +218,17 @@ def _meter(
     entitlements: Mapping[str, Entitlement],
     view: CountsView,
     meters: Mapping[str, Meter],
+    rows: Mapping[str, Sequence[Segment]],
     *,
     linked: bool,
 ) -> MeterUsage:
     entitlement, token = entitlements[name], meter_token(name)
     counts, held = view.counted(token), view.held(token)
     where, stranded = _counts_of(token, view, linked=linked), view.delivery(token, "t")
-    segments = _segments(entitlement, view, stranded)
+    segments = _price_segments(token, shown_label(entitlement, meters[name]), view, stranded)
+    if rows and len(segments) == 1:  # The file may have got or lost prices by model since the period began.
+        elsewhere = sum(view.counted(row).overage for row in rows)
+        segments = [segments[0].outside_rows(counts.overage, elsewhere)]
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
         segments = sent_segments(view.marks(token), items, label=label, sent=to_stripe(where) - stranded)
@@ -236,26 +244,49 @@ def _meter(
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
-        "overage_cents": overage_cents([*segments, *_of_rows(name, entitlements, view, meters)]),
+        "overage_cents": overage_cents([*segments, *chain.from_iterable(rows.values())]),
     }
 
 
-def _segments(entitlement: Entitlement, view: CountsView, stranded: int) -> list[Segment]:
+def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[Segment]:
     """The price segments of a meter, less what others made late: that is recorded twice, and billed once."""
-    token = meter_token(entitlement.meter)
     overage = view.counted(token).overage - stranded
-    return segments_of(view.marks(token), label=label_of(entitlement), sealed=0, overage=overage)
+    return segments_of(view.marks(token), label=label, sealed=0, overage=overage)
 
 
-def _of_rows(
-    source: str, entitlements: Mapping[str, Entitlement], view: CountsView, meters: Mapping[str, Meter]
-) -> Iterator[Segment]:
-    """The price segments of overage at each price by model, so far as there is any."""
+def _rows_of(
+    source: str,
+    entitlements: Mapping[str, Entitlement],
+    view: CountsView,
+    meters: Mapping[str, Meter],
+    own: Mapping[str, ItemPrice],
+) -> dict[str, Sequence[Segment]]:
+    """The price segments with overage of each meter that counts a price by model, by token."""
+    found: dict[str, Sequence[Segment]] = {}
     for name, meter in meters.items():
         if meter.is_row and meter.source == source:
+            token, label = meter_token(name), shown_label(entitlements[name], meter)
+            if unit_cents(label) is None and name in own and own[name].is_exact:
+                label = own[name].label  # The plans file has prices by model in other plans only.
             # Units under the source's event have the default price.
-            stranded = view.delivery(meter_token(name if meter.stripe is not None else source), "t")
-            yield from (one for one in _segments(entitlements[name], view, stranded) if one.overage)
+            stranded = view.delivery(token if meter.stripe is not None else meter_token(source), "t")
+            found[token] = [one for one in _price_segments(token, label, view, stranded) if one.overage]
+    return found
+
+
+def _former_rows(
+    source: str, gone: Mapping[str, Counted], view: CountsView, prices: ItemPrices
+) -> Mapping[str, Sequence[Segment]]:
+    """Find the same of prices by model that the plans file has no longer."""
+    return {
+        token: [one for one in _price_segments(token, price.label, view) if one.overage]
+        for token, counted in gone.items()
+        if counted.meter.startswith(f"{source}:") and (price := _price_of(counted, prices)) is not None
+    }
+
+
+def _price_of(counted: Counted, prices: ItemPrices) -> ItemPrice | None:
+    return next((one for one in prices if one.event_name == counted.event_name and one.is_exact), None)
 
 
 def _gauge(
@@ -308,15 +339,13 @@ def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
 
 
 def _former_meter(
-    token: str, event_name: str, view: CountsView, prices: ItemPrices, *, linked: bool
+    token: str, one: Counted, view: CountsView, prices: ItemPrices, *, linked: bool
 ) -> MeterUsage:
     """A meter that the plans file has no longer, at the price of the item that bills its event name."""
-    found = _counts_of(token, view, linked=linked)
-    price = next((one for one in prices if one.event_name == event_name and one.is_exact), None)
+    found, price = _counts_of(token, view, linked=linked), _price_of(one, prices)
     if price is None:
         return found
-    segments = segments_of(view.marks(token), label=price.label, sealed=0, overage=found["overage"])
-    return {**found, "overage_cents": overage_cents(segments)}
+    return {**found, "overage_cents": overage_cents(_price_segments(token, price.label, view))}
 
 
 def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, more: int) -> int | Unlimited:

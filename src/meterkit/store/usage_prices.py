@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from meterkit.catalog.amount_texts import rounded_cents
+
 if TYPE_CHECKING:
     from meterkit.catalog import Entitlement
     from meterkit.decisions.item_prices import ItemPrice
@@ -48,8 +50,8 @@ def overage_price_of(
 
 
 def price_cents(overage: int, entitlement: Entitlement) -> int | None:
-    """What overage costs in minor units: exact until here, rounded half to even."""
+    """What overage costs in minor units: exact until here, rounded half up."""
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
     if per is None or amount_cents is None:
         return None
-    return round(Fraction(overage * amount_cents, per))
+    return rounded_cents(Fraction(overage * amount_cents, per))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customer_ids import pages_set_up
@@ -78,12 +77,12 @@ async def _whose_period_ended(
 
 async def _charged(
     store: Store, customer: str, state: CustomerState, begins_ms: int, since_ms: int, until_ms: int
-) -> Fraction:
+) -> int:
     """What all periods of a customer cost that ended in a span, in minor units."""
     admin = (await store.admin()).for_delivery()
     totals: Any = await admin.ask(admin.client.hgetall(store.keys.customer(customer).totals))
     ends = {int(name[:-2]): int(end) for name, end in totals.items() if name.endswith(b"|e")}
-    total = Fraction(0)
+    total = 0
     for start_ms in sorted(
         {begins_ms, *(start for start, end in ends.items() if since_ms < end <= until_ms)}
     ):

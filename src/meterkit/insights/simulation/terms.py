@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import floor
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,7 @@ from meterkit.decisions.fixed_prices import NO_FIXED_PRICES
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
-from meterkit.decisions.price_segments import label_of, overage_price, segments_of
+from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import budgets_of
 from meterkit.insights.simulation.plan_costs import fixed_prices_at, plan_cost
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.plan_costs import PlanCost
     from meterkit.store.store import Store
 
-_HALF: Final = Fraction(1, 2)
 _DAY_MS: Final = 86_400_000
 
 
@@ -127,11 +125,11 @@ class Terms:
         Each meter's overage is rounded by itself, half up, as the line of it on an invoice is.
         """
         lines = (
-            overage_price(segments_of("", label=self.labels[meter], sealed=0, overage=units)) or 0
+            overage_cents(segments_of("", label=self.labels[meter], sealed=0, overage=units)) or 0
             for meter, units in overage.items()
             if meter in self.labels
         )
-        return self.fixed_cents + sum(floor(line + _HALF) for line in lines)
+        return self.fixed_cents + sum(lines)
 
     def unpriced(self, overage: Mapping[str, int]) -> frozenset[str]:
         """Meters whose overage is billed at a price that the plans file does not name."""

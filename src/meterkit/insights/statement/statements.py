@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.amount_texts import micros_per_minor_unit, rounded_cents
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import history_of
 from meterkit.customers.states import States
@@ -304,15 +304,16 @@ class _Making:
         """
         by_model = sum(one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:"))
         prices: list[tuple[int | None, int | None, int]] = await self._ask(self._events.prices_of, wanted)
-        exact, unknown = Fraction(0), 0
+        cents = unknown = 0
         for micros, per, units in prices:
             if micros is None or not per:
                 unknown += units
             else:
-                exact += Fraction(units * micros, per * micros_per_minor_unit(self._store.catalog.currency))
+                unit = per * micros_per_minor_unit(self._store.catalog.currency)
+                cents += rounded_cents(Fraction(units * micros, unit))
         unknown = max(0, unknown - by_model)
         note = f"{unknown} units have no price in the plans file" if unknown else ""
-        return replace(line, quantity=line.overage - by_model, amount_cents=round(exact), note=note)
+        return replace(line, quantity=line.overage - by_model, amount_cents=cents, note=note)
 
 
 def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
