@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +24,7 @@ from meterkit.insights.simulation.plan_costs import fixed_prices_at, plan_cost
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from fractions import Fraction
 
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.models import Rate, SubjectPlan
