@@ -1,4 +1,4 @@
-"""What an operator does by hand in Stripe's Dashboard, past the library: thirty kinds of acts."""
+"""What an operator does by hand in Stripe's Dashboard, past the library: more than thirty kinds of acts."""
 
 from __future__ import annotations
 
@@ -172,6 +172,25 @@ async def _collection_goes_on(desk: Desk) -> None:
     await desk.update(pause_collection="")
 
 
+async def _pause(desk: Desk) -> None:
+    """Pause the subscription: its usage is charged with the next invoice, at once, or not at all."""
+    found = await desk.subscription()
+    params = (
+        {},
+        {"invoicing_behavior": "invoice"},
+        {"bill_for[outstanding_usage_through][type]": "none"},
+    )[desk.number % 3]
+    await desk.world.ask("POST", f"/v1/subscriptions/{found['id']}/pause", **params)
+
+
+async def _resume(desk: Desk) -> None:
+    found = await desk.subscription()
+    anchor = ("now", "unchanged")[desk.number % 2]
+    await desk.world.ask(
+        "POST", f"/v1/subscriptions/{found['id']}/resume", **{"billing_cycle_anchor[type]": anchor}
+    )
+
+
 async def _sent_invoices(desk: Desk) -> None:
     await desk.update(collection_method="send_invoice", days_until_due="14")
 
@@ -229,7 +248,8 @@ async def _credit_note(desk: Desk) -> None:
 
 async def _cancel(desk: Desk) -> None:
     found = await desk.subscription()
-    await desk.world.ask("DELETE", f"/v1/subscriptions/{found['id']}", invoice_now="true")
+    invoice_now = ("true", "false")[desk.number % 2]
+    await desk.world.ask("DELETE", f"/v1/subscriptions/{found['id']}", invoice_now=invoice_now)
 
 
 async def _cancel_at_end(desk: Desk) -> None:
@@ -279,6 +299,8 @@ ACTS: Final[Mapping[str, Callable[[Desk], Coroutine[Any, Any, None]]]] = {
     "trial_ends": _trial_ends,
     "collection_paused": _collection_paused,
     "collection_goes_on": _collection_goes_on,
+    "pause": _pause,
+    "resume": _resume,
     "sent_invoices": _sent_invoices,
     "charged_invoices": _charged_invoices,
     "finalize": _finalize,
