@@ -15,7 +15,7 @@ from conserving_books import assert_books
 from meterkit.cli.flush import late_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from period_ending import EVENTS, HOUR, JUNE, MAY, MINUTE, paying
+from period_ending import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, paying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -138,8 +138,7 @@ async def ended_and_finalized(at: Ending) -> None:
     """The same with a last invoice, which another program finalizes seconds later."""
     await ended_with_stamps_ahead(invoice_now=True)(at)
     at.clock.advance(timedelta(seconds=5))
-    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
-    await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
+    await finalize_draft(at)
 
 
 def paused(*, resumed: str = "", is_seen: bool = True, then: Act | None = None, **params: Any) -> Act:
@@ -230,6 +229,34 @@ async def yearly_and_too_late(at: Ending) -> None:
     at.go(JUNE + 3 * HOUR)
 
 
+async def kept_as_draft(at: Ending) -> None:
+    """Collection is paused before a renewal; usage is delivered days later, and then the draft is sent."""
+    await changed(pause_collection={"behavior": "keep_as_draft"})(at)
+    await at.reach(JUNE + 5 * DAY)
+    await at.flush()
+    await finalize_draft(at)
+
+
+async def kept_and_finalized(at: Ending) -> None:
+    """The same, but a person finalizes the draft before the usage is delivered."""
+    await changed(pause_collection={"behavior": "keep_as_draft"})(at)
+    await at.reach(JUNE + 5 * DAY)
+    await finalize_draft(at)
+
+
+async def kept_until_the_next(at: Ending) -> None:
+    """The same, but the next period is over: its invoice is the latest, and nothing shows the older draft."""
+    await changed(pause_collection={"behavior": "keep_as_draft"})(at)
+    await at.reach(JULY + 2 * HOUR)
+    await at.flush()
+
+
+async def finalize_draft(at: Ending) -> None:
+    """A person or another program finalizes the draft of the renewal."""
+    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
+    await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
+
+
 async def renewed(at: Ending) -> None:
     """The period is over."""
     at.go(JUNE + timedelta(seconds=5))
@@ -238,8 +265,7 @@ async def renewed(at: Ending) -> None:
 async def finalized(at: Ending) -> None:
     """Another program finalizes the renewal's draft seconds after it was made."""
     await renewed(at)
-    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
-    await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
+    await finalize_draft(at)
 
 
 async def voided(at: Ending) -> None:
@@ -373,6 +399,13 @@ CASES: Final[Mapping[str, Case]] = {
         )
         for behavior in ("keep_as_draft", "mark_uncollectible")
     },
+    "collection paused, delivered days late": Case(act=kept_as_draft, billed=[27, 40], when=JUNE - HOUR),
+    "collection paused, finalized before": Case(
+        act=kept_and_finalized, billed=[20, 47], late=7, said=1, when=JUNE - HOUR
+    ),
+    "collection paused, and renewed again": Case(
+        act=kept_until_the_next, billed=[20, 47], late=7, said=1, when=JUNE - HOUR
+    ),
     "collection paused: void": Case(
         act=changed(pause_collection={"behavior": "void"}), billed=[], late=77, lost=77, said=1
     ),

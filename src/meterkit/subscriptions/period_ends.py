@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.outbox.invoice_ends import RENEWAL, InvoiceEnd, finalized_ms
-from meterkit.subscriptions.stripe_objects import part_of, text_in
+from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -114,5 +114,12 @@ def _renewal_of(shown: Mapping[str, Any]) -> PeriodEnd | None:
     if int(shown.get("trial_start") or 0) < at_s <= int(shown.get("trial_end") or 0):
         return None
     held_s = invoice.get("automatically_finalizes_at") if invoice.get("auto_advance") is True else None
+    if (
+        finalized_ms(invoice) == 0
+        and invoice.get("auto_advance") is False
+        and shown.get("status") not in ENDED
+    ):
+        # A draft that waits for a person. After the next renewal no sync of the subscription shows it.
+        held_s = min((int(item.get("current_period_end") or 0) for item in items_in(shown)), default=0)
     end = InvoiceEnd(held_ms=int(held_s or 0) * _SECOND_MS, final_ms=finalized_ms(invoice))
     return PeriodEnd(at_s * _SECOND_MS, end)
