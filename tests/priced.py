@@ -209,7 +209,9 @@ class Ledger:
         """The plan whose base price the subscription has."""
         (found, *_) = [*await self.world.list("/v1/subscriptions"), None]
         bases = {item["price"]["id"] for item in found["items"]["data"]} if found else set[str]()
-        return next((plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None)
+        return next(
+            (plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None
+        )
 
     async def _at_stripe(self, customer: str) -> _AtStripe | None:
         """What Stripe charges for usage by the items of the customer's subscription; None: there is none."""
@@ -230,7 +232,9 @@ class Ledger:
     async def _meters(self) -> Mapping[str, str]:
         """Meters of the plans file by the ids of Stripe's."""
         if not self._names:
-            names = {meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe}
+            names = {
+                meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe
+            }
             listed = await self.world.list("/v1/billing/meters")
             self._names |= {one["id"]: names[one["event_name"]] for one in listed}
         return self._names
@@ -282,20 +286,27 @@ class Ledger:
         return {plan.price.stripe_price for plan in self.catalog.plans.values()}
 
     async def lines(self) -> list[Line]:
-        """All lines of Stripe's invoices that charge usage; of void ones where a person forgives them."""
+        """All lines of Stripe's invoices that charge usage, and the items that wait for an invoice.
+
+        Of void invoices those that a person forgives count.
+        """
         names = await self._meters()
         found: list[Line] = []
-        for invoice in await self.world.list("/v1/invoices"):
+        # A pause puts usage into items that wait for the invoice of its resumption.
+        pending: dict[str, Any] = {"id": "pending", "status": "pending", "customer": ""}
+        for invoice in [pending, *await self.world.list("/v1/invoices")]:
             if invoice["status"] == "void" and not invoice["metadata"].get("forgiven"):
                 continue
-            for line in await self.world.list(f"/v1/invoices/{invoice['id']}/lines"):
+            of = f"/v1/invoices/{invoice['id']}/lines"
+            lines = self.world.list(of) if invoice is not pending else self._pending_items()
+            for line in await lines:
                 price = await self._metered(line)
                 if price is None or not int(line["quantity"]):
                     continue
                 quantity = int(Decimal(line["quantity_decimal"]))
                 found.append(
                     Line(
-                        customer=invoice["customer"].removeprefix("cus_"),
+                        customer=str(invoice["customer"] or line["customer"]).removeprefix("cus_"),
                         meter=names[price["recurring"]["meter"]],
                         price=Decimal(line["pricing"]["unit_amount_decimal"]),
                         quantity=quantity,
@@ -307,6 +318,9 @@ class Ledger:
                     )
                 )
         return sorted(found, key=lambda line: (line.start, line.meter, line.price))
+
+    async def _pending_items(self) -> list[dict[str, Any]]:
+        return await self.world.list("/v1/invoiceitems", pending="true")
 
     async def _metered(self, line: dict[str, Any]) -> dict[str, Any] | None:
         """The price of a line that charges usage; None: it charges something else."""
