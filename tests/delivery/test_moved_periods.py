@@ -521,6 +521,28 @@ async def test_each_unit_is_on_one_invoice_or_late(
         assert len(said) == case.said
 
 
+async def test_usage_of_an_item_that_others_removed_is_billed_by_an_invoice_item(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plans file still has the price; no item of the subscription bills what is sent now."""
+    async with waiting(store_url, ACT) as at:
+        (item,) = [
+            {"id": item["id"], "deleted": True}
+            for item in (await shown(at))["items"]["data"]
+            if item["price"]["id"] == "price_pro_requests"
+        ]
+        await changed(items=[item])(at)
+        await at.found.settle()
+        await at.flush()
+        await go_on(at, JUNE + DAY)
+        units = await counted(at)
+        assert (billed(at), units["f"], late_units(units) + units["b"]) == ([20], 7, 7)
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=MAY))
+        (said,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+        assert "7 units of requests" in said
+        assert "an invoice item bills them" in said
+
+
 @pytest.mark.parametrize("name", ["begun anew", "begun anew at other prices", "finalized by others"])
 async def test_a_flush_says_once_what_its_own_look_makes_late(
     store_url: str, name: str, caplog: pytest.LogCaptureFixture

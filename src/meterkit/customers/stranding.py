@@ -338,10 +338,21 @@ class _Terms(NamedTuple):
         }
 
     def _again(self, meter: Meter) -> str:
+        if self._is_removed(meter):
+            return ""
         old, new = self._label(meter, self.before, self.given), self._label(meter, self.after, self.then)
         is_free, is_still_free = (not self._is_billed(state) for state in (self.before, self.after))
         is_same = is_still_free if is_free else is_same_price(old, new)
         return _again(meter, self.then, self.catalog) if is_same else ""
+
+    def _is_removed(self, meter: Meter) -> bool:
+        """Whether no item of the subscription bills the meter any more, whatever the plans file says."""
+        found = self.after.subscription
+        if found is None or meter.stripe is None or (found.metered and not found.prices):
+            return False
+        own = own_meters(self.before, self.catalog, self.switch.changed_ms).get(meter_token(meter.name))
+        events = {meter.stripe.event_name, *([] if own is None else [own.event_name])}
+        return events.isdisjoint(price.event_name for price in found.prices)
 
     def _is_billed(self, state: CustomerState) -> bool:
         return is_billed_at(state.subscription, self.switch.changed_ms)
