@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from meterkit import MeterkitError
+from meterkit import MeterkitError, SubscriptionError
 from meterkit.catalog import loads
 from meterkit.fastapi import billing_router
 from shopping import END, HALF, Shop, shop
@@ -57,6 +57,11 @@ plans:
     extends: team
     rank: 9
     price: {amount_cents: 2200}
+  payg:
+    extends: team
+    rank: 1
+    price: {amount_cents: 0}
+    payment_method: optional
 """)
 
 
@@ -143,6 +148,35 @@ async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) 
         await at.kit.subscriptions.sync("acme")
         change = await at.kit.subscriptions.change_plan("acme", "back")
         assert change.subscription.plan == "back"
+
+
+async def test_a_new_subscription_does_not_begin_the_tiers_of_an_unpaid_period_again(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="payg")
+        await at.kit.record("acme", "requests", 100)
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        for plan in ("payg", "team"):
+            with pytest.raises(SubscriptionError, match="until 2031-07-01 00:00 UTC"):
+                await at.kit.subscriptions.create("acme", plan)
+        with pytest.raises(SubscriptionError, match="tiers"):
+            await at.kit.subscriptions.checkout(
+                "acme", "team", success_url="https://a", cancel_url="https://a"
+            )
+        await at.subscribed(plan="flat")
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        with pytest.raises(SubscriptionError, match="tiers"):
+            await at.kit.subscriptions.create("acme", "payg")
+        at.clock.set(END + timedelta(hours=2))
+        assert (await at.subscribed(plan="payg")).plan == "payg"
+
+
+async def test_a_paid_month_begins_tiers_again_with_the_next_subscription(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        assert (await at.subscribed(plan="team")).plan == "team"
 
 
 async def test_f_224_the_books_name_a_switch_that_began_the_free_tier_again(store_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 GrantLine = tuple[str, str, int, int, int]
 """A recurring grant: name without the period, target, quantity (units, or micro-credits), priority, life (ms;
 0: until the period ends)."""
+
+
+INCLUDED: Final = "i:"
+"""Before a meter's name: its included quantity, as a target of an overdraft."""
 
 
 class PlanChange(NamedTuple):
@@ -33,6 +37,33 @@ class PlanChange(NamedTuple):
         """Read a change as a state stores it."""
         plan, until_ms, is_priced, used, *_ = (*kept, ())
         return cls(plan, until_ms, bool(is_priced), tuple((meter, units) for meter, units in used))
+
+
+class Overdraft(NamedTuple):
+    """Use beyond what was paid, in a period that was cut short and whose rest no money was kept for.
+
+    Attributes:
+        start_ms: the first instant of the period.
+        cut_ms: when it was cut short: its subscription ended, or a cycle began anew.
+        end_ms: when it would have ended.
+        per: what included quantities are counted over in it.
+        units: target of a grant, or ``i:METER`` of an included quantity, to what was used beyond.
+        before: the part of it that earlier periods had left.
+    """
+
+    start_ms: int
+    cut_ms: int
+    end_ms: int
+    per: Literal["month", "year"]
+    units: tuple[tuple[str, int], ...] = ()
+    before: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, kept: Sequence[Any]) -> Overdraft:
+        """Read one as a state stores it."""
+        start_ms, cut_ms, end_ms, per, *parts = kept
+        units, before = (tuple((target, beyond) for target, beyond in part) for part in parts[:2])
+        return cls(start_ms, cut_ms, end_ms, per, units, before)
 
 
 class PeriodGrants(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
-from meterkit.decisions.allowance import PlanChange
+from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.fixed_prices import base_interval
@@ -80,6 +80,7 @@ class CustomerState:
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
         plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_history`.
+        overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
     """
 
     plan: str | None = None
@@ -93,6 +94,7 @@ class CustomerState:
     asked_plan: str | None = None
     asked_ms: int = 0
     plan_changes: tuple[PlanChange, ...] = ()
+    overdraft: Overdraft | None = None
     subscription: SubscriptionState | None = None
 
     def dump(self) -> str:
@@ -115,6 +117,8 @@ class CustomerState:
             given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
         if "plan_changes" in given:
             given["plan_changes"] = tuple(map(PlanChange.of, given["plan_changes"]))
+        if "overdraft" in given:
+            given["overdraft"] = Overdraft.of(given["overdraft"])
         kept = None if subscription is None else SubscriptionState.of(subscription)
         return cls(**given, subscription=kept)
 

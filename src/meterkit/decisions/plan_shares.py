@@ -13,11 +13,13 @@ from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants
+from meterkit.decisions.allowance import INCLUDED, Allowance, EarlierPeriod, Overdraft, PeriodGrants
 from meterkit.decisions.customer_state import bounds_of, counted_per, effective_plan
 from meterkit.decisions.grants import MICRO, grant_lines, in_burn_order
-from meterkit.decisions.plan_history import UNKNOWN_PLAN, plan_spans
-from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.period_grants import SHORTEST_MS
+from meterkit.decisions.plan_history import UNKNOWN_PLAN, PlanSpan, plan_spans
+from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription_periods import Counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.allowance import GrantLine
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
-    from meterkit.decisions.plan_history import PlanSpan
-    from meterkit.decisions.subscription_periods import Counting
 
 _PERIODS_MAX: Final = 24
 _CHANGED: Final = 2
@@ -57,20 +57,21 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     """
     effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
     has_changed = state.plan is None and _has_changed_since(state, effective.bounds.start_ms, now_ms)
-    if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms):
+    is_overdrawn = state.overdraft is not None
+    if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms or is_overdrawn):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         shares = plan_shares(spans, *_uncut_period(state, counting, now_ms), counting, catalog)
-    earlier = () if not life_ms else tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
+    earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
+    overdrawn = _overdrawn(state, spans, counting, catalog, now_ms)
     lives_on = any(grant.expires_ms for grant in effective.plan.grants)
-    if not shares and not earlier and not lives_on:
+    if not shares and not earlier and not overdrawn and not lives_on:
         return effective
     allowance = Allowance(earlier=earlier)
-    if shares:
-        included, grants = _prorated_included(effective.plan, shares, catalog), _prorated_grants(shares)
-        allowance = replace(allowance, included=included, grants=grants)
+    if shares or overdrawn:
+        allowance = replace(_allowance_by(effective.plan, shares, catalog, overdrawn), earlier=earlier)
     return replace(
         effective,
         allowance=None if allowance == Allowance() else allowance,
@@ -105,6 +106,12 @@ def plan_shares(
     """
     if catalog.billing.changes.allowance == "whole":
         return ()
+    return _shares(spans, start_ms, end_ms, counting, catalog)
+
+
+def _shares(
+    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: Counting, catalog: Catalog
+) -> tuple[PlanShare, ...]:
     inside = [span for span in spans if span.from_ms < end_ms]
     whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
     parts = inside[max(whole) :]
@@ -172,6 +179,24 @@ def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
     return PeriodGrants(in_burn_order(lines), limits)
 
 
+def _allowance_by(
+    plan: Plan, shares: Sequence[PlanShare], catalog: Catalog, overdrawn: Mapping[str, int] = _NOTHING
+) -> Allowance:
+    """What shares give, or all of the plan without any, less what is overdrawn."""
+    shares = shares or (PlanShare(plan, Fraction(1)),)
+    included = (
+        (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
+        for name, units in _prorated_included(plan, shares, catalog)
+    )
+    return Allowance(included=tuple(included), grants=_less(_prorated_grants(shares), overdrawn))
+
+
+def _quantities_of(allowance: Allowance) -> dict[str, int]:
+    """All that an allowance gives, by target as in an overdraft."""
+    grants = () if allowance.grants is None else allowance.grants.limits
+    return {**{f"{INCLUDED}{name}": units for name, units in allowance.included}, **dict(grants)}
+
+
 def _round_up(target: str, quantity: Fraction) -> int:
     unit = MICRO if target.startswith("c:") else 1
     return ceil(quantity / unit) * unit
@@ -185,7 +210,15 @@ def _earlier_periods(
     now_ms: int,
     life_ms: int,
 ) -> Iterator[EarlierPeriod]:
-    """Earlier periods whose grants may still live, the latest first."""
+    """Earlier periods whose grants may still live, the latest first.
+
+    A period that was cut short gives no more than its part, also where another subscription has begun since.
+    """
+    cut = state.overdraft
+    if cut is not None and now_ms < max(cut.end_ms, cut.start_ms + life_ms):
+        yield EarlierPeriod(
+            cut.start_ms, cut.cut_ms, _prorated_grants(_cut_shares(spans, cut, catalog)), True
+        )
     subscription, first_ms = state.subscription, 0
     certain_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
@@ -196,7 +229,10 @@ def _earlier_periods(
         start_ms = bounds_of(state, counting, end_ms - 1).start_ms
         if start_ms < first_ms or start_ms + life_ms <= now_ms:
             return
-        grants = _grants_of(spans, start_ms, end_ms, counting, catalog)
+        is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
+        overdrawn = _overdrawn(state, spans, counting, catalog, start_ms)
+        grants = _grants_of(spans, start_ms, end_ms, counting, catalog, overdrawn)
+        grants = PeriodGrants(()) if is_cut else grants
         lines = tuple(line for line in grants.lines if line[4] and start_ms + line[4] > now_ms)
         if lines:
             is_certain = end_ms > certain_ms
@@ -205,15 +241,109 @@ def _earlier_periods(
 
 
 def _grants_of(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: Counting, catalog: Catalog
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: Counting,
+    catalog: Catalog,
+    overdrawn: Mapping[str, int],
 ) -> PeriodGrants:
-    """The recurring grants of one period."""
+    """The recurring grants of one period, less what is overdrawn."""
     shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
-    if shares:
-        return _prorated_grants(shares)
+    last = _last_share(spans, end_ms, counting, catalog)
+    if shares or overdrawn:
+        return _less(_prorated_grants(shares or (last,)), overdrawn)
+    return PeriodGrants(() if last.plan is None else grant_lines(last.plan))
+
+
+def _less(grants: PeriodGrants, overdrawn: Mapping[str, int]) -> PeriodGrants:
+    limits = ((target, max(0, units - overdrawn.get(target, 0))) for target, units in grants.limits)
+    return grants._replace(limits=tuple(limits))
+
+
+def _last_share(spans: Sequence[PlanSpan], end_ms: int, counting: Counting, catalog: Catalog) -> PlanShare:
+    """All of a period, of its last plan."""
     last = next(span for span in reversed(spans) if span.from_ms < end_ms)
-    plan = _share_of(last, Fraction(1), counting, catalog).plan
-    return PeriodGrants(() if plan is None else grant_lines(plan))
+    return _share_of(last, Fraction(1), counting, catalog)
+
+
+def _cut_shares(spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog) -> tuple[PlanShare, ...]:
+    """The plans of a period that was cut short; the time after that gives nothing."""
+    inside = [span for span in spans if span.from_ms < cut.cut_ms]
+    if catalog.billing.changes.allowance == "whole":
+        inside = [inside[-1]._replace(is_priced=False)]
+    inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
+    shares = _shares(inside, cut.start_ms, cut.end_ms, Counting(per=cut.per), catalog)
+    return shares or (PlanShare(None, Fraction(1)),)
+
+
+def overdraft_of(
+    state: CustomerState, catalog: Catalog, last_ms: int, cut_ms: int, used: Mapping[str, int]
+) -> Overdraft:
+    """Use beyond the part of a period that was paid; what was overdrawn before adds to it.
+
+    Args:
+        state: as it was when the period was cut short.
+        catalog: what is sold.
+        last_ms: an instant of the period.
+        cut_ms: when it was cut short.
+        used: by target, as in :class:`~meterkit.decisions.allowance.Overdraft`, what was used in the period.
+    """
+    effective, spans = effective_plan(state, catalog, last_ms), plan_spans(state, catalog, last_ms)
+    start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
+    cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
+    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog), catalog))
+    before = _overdrawn(state, spans, effective.counting, catalog, last_ms)
+    targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}
+    units = [
+        (target, used.get(target, 0) + before.get(target, 0) - due.get(target, 0))
+        for target in sorted(targets)
+    ]
+    return cut._replace(units=tuple(one for one in units if one[1] > 0), before=tuple(sorted(before.items())))
+
+
+def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Overdraft | None:
+    """Reduce an overdraft by the last period of a subscription, whose money was kept."""
+    if state.overdraft is None:
+        return None
+    effective, spans = effective_plan(state, catalog, last_ms), plan_spans(state, catalog, last_ms)
+    start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
+    shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
+    before = _overdrawn(state, spans, effective.counting, catalog, last_ms)
+    left = _reduced(before, _allowance_by(effective.plan, shares, catalog))
+    units = tuple(sorted(left.items()))
+    return state.overdraft._replace(units=units, before=units)
+
+
+def _reduced(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, int]:
+    """The part of an overdraft that a period does not make up for."""
+    due = _quantities_of(allowance)
+    left = ((target, units - due.get(target, 0)) for target, units in overdrawn.items())
+    return {target: units for target, units in left if units > 0}
+
+
+def _overdrawn(
+    state: CustomerState, spans: Sequence[PlanSpan], counting: Counting, catalog: Catalog, now_ms: int
+) -> dict[str, int]:
+    """What this period has to make up for, by target: each period of a subscription since the cut does."""
+    cut, subscription = state.overdraft, state.subscription
+    if cut is None or subscription is None or state.plan is not None:
+        return {}
+    if not subscription.has_begun_at(now_ms) or subscription.status_at(now_ms) in ENDED:
+        return {}
+    start_ms = bounds_of(state, counting, now_ms).start_ms
+    # The counts of a period go on where another one begins within two minutes.
+    left: dict[str, int] = dict(cut.before if start_ms < cut.start_ms + SHORTEST_MS else cut.units)
+    first_ms = max(cut.cut_ms, min(subscription.created_ms or subscription.start_ms, subscription.start_ms))
+    for _ in range(_PERIODS_MAX):
+        if start_ms <= first_ms or not left:
+            return left
+        end_ms, start_ms = start_ms, bounds_of(state, counting, start_ms - 1).start_ms
+        shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
+        plan = _last_share(spans, end_ms, counting, catalog).plan
+        if plan is not None:
+            left = _reduced(left, _allowance_by(plan, shares, catalog))
+    return {}
 
 
 def _uncut_period(state: CustomerState, counting: Counting, now_ms: int) -> tuple[int, int]:
@@ -222,6 +352,11 @@ def _uncut_period(state: CustomerState, counting: Counting, now_ms: int) -> tupl
         state = replace(state, subscription=replace(state.subscription, cancel_at_ms=None))
     bounds = bounds_of(state, counting, now_ms)
     return bounds.start_ms, bounds.end_ms
+
+
+def uncut_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, int]:
+    """The counting period of an instant, to the end that is paid for."""
+    return _uncut_period(state, effective_plan(state, catalog, at_ms).counting, at_ms)
 
 
 def longest_life_ms(catalog: Catalog) -> int:

@@ -6,6 +6,7 @@ invoice was voided or marked uncollectible, and while a bank debit is on its way
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.subscriptions.stripe_objects import id_in, part_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 PAYMENTS: Final = "/v1/invoice_payments"
+_OWED: Final = frozenset({"paid", "open"})
 
 
 async def why_unpaid(api: StripeApi, found: Mapping[str, Any]) -> str | None:
@@ -66,3 +68,49 @@ async def refunded_cents(api: StripeApi, invoice: str) -> int:
             charge = await api.get(f"/v1/charges/{name}")
             refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
     return refunded
+
+
+async def is_rest_paid(
+    api: StripeApi, found: Mapping[str, Any], *, start_ms: int, cut_ms: int, end_ms: int
+) -> bool:
+    """Whether the money for the rest of a period that was cut short was kept.
+
+    It was not where a proration gave it back, where the price is 0 or a discount took it all, or where the
+    invoice is void or a draft that Stripe does not collect any more. An open invoice is a debt: it counts.
+
+    Args:
+        api: the way to Stripe.
+        found: the subscription as Stripe shows it.
+        start_ms: when the period that was paid began.
+        cut_ms: when it was cut short.
+        end_ms: when it would have ended.
+    """
+    asked: dict[str, Parameter] = {"subscription": str(found["id"]), "created": {"gte": start_ms // 1000}}
+    charged, credited = Fraction(0), Fraction(0)
+    for invoice in await api.list("/v1/invoices", asked):
+        shown = part_of(invoice, "lines")
+        lines = (
+            await api.list(f"/v1/invoices/{invoice['id']}/lines") if shown.get("has_more") else shown["data"]
+        )
+        parts = [_part_within(line, cut_ms // 1000, end_ms // 1000) for line in lines]
+        if invoice["status"] in _OWED:
+            charged += sum(part for part in parts if part > 0)
+        if invoice["status"] != "void":
+            credited -= sum(part for part in parts if part < 0)
+    pending: dict[str, Parameter] = {"customer": id_in(found, "customer"), "pending": True}
+    for item in await api.list("/v1/invoiceitems", pending):
+        if id_in(part_of(part_of(item, "parent"), "subscription_details"), "subscription") == found["id"]:
+            credited -= min(Fraction(0), _part_within(item, cut_ms // 1000, end_ms // 1000))
+    return charged > 2 * credited
+
+
+def _part_within(line: Mapping[str, Any], cut_s: int, end_s: int) -> Fraction:
+    """The part of an invoice line, less discounts, for the time from one second to another.
+
+    A charge that begins with that time pays for a period of its own.
+    """
+    start_s, till_s = (int(line["period"][edge]) for edge in ("start", "end"))
+    cents = int(line["amount"]) - sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
+    if till_s <= start_s or (cents > 0 and start_s >= cut_s):
+        return Fraction(0)
+    return Fraction(cents * max(0, min(till_s, end_s) - max(start_s, cut_s)), till_s - start_s)

@@ -95,14 +95,18 @@ def period_ends(
 
 def _cut_ms(shown: Mapping[str, Any], before: SubscriptionState, after: SubscriptionState | None) -> int:
     """The instant at which a period of the known subscription was cut short; 0: it was not."""
+    at_ms = last_edge_ms(shown, before, after)
+    return at_ms if at_ms and is_cut_short(before, at_ms) else 0
+
+
+def last_edge_ms(shown: Mapping[str, Any], before: SubscriptionState, after: SubscriptionState | None) -> int:
+    """The end of the known subscription, or the beginning of its present period; 0: not known."""
     if shown.get("status") in ENDED:
-        at_ms = int(shown.get("ended_at") or 0) * _SECOND_MS
-    elif after is not None and after.id == before.id:
-        start_ms, end_ms = after.usage_period
-        at_ms = end_ms if after.status == "paused" else start_ms
-    else:
+        return int(shown.get("ended_at") or 0) * _SECOND_MS
+    if after is None or after.id != before.id:
         return 0
-    return at_ms if is_cut_short(before, at_ms) else 0
+    start_ms, end_ms = after.usage_period
+    return end_ms if after.status == "paused" else start_ms
 
 
 def _renewal_of(shown: Mapping[str, Any]) -> PeriodEnd | None:

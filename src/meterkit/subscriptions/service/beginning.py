@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.billed_meters import is_sold
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
+from meterkit.errors import InvoiceOpenError, SubscriptionError, SubscriptionExistsError
+from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
 from meterkit.subscriptions.override_prices import customer_prices
@@ -136,6 +139,7 @@ class Beginning:
                 return mine
             await self._refuse_in_force(customer, found)
             await self._refuse_debtor(customer, linked, found)
+            await self._refuse_repeated_tiers(customer, plan)
             for waiting in self._unpaid(found):
                 if are_of(items_of(waiting), items):
                     return waiting
@@ -162,6 +166,7 @@ class Beginning:
         found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
+        await self._refuse_repeated_tiers(customer, plan)
         for waiting in self._unpaid(found):  # Else both could be paid for.
             await give_up(api, waiting)
         data: dict[str, Parameter] = {
@@ -214,6 +219,22 @@ class Beginning:
         dunning = self._store.catalog.dunning
         api = self._api()
         await refuse_debtor(api, customer, linked, found, dunning=dunning, is_ours=self._is_ours)
+
+    async def _refuse_repeated_tiers(self, customer: str, plan: Plan) -> None:
+        """Raises SubscriptionError where the tiers of a price began in a period that was cut short unpaid."""
+        _, state = await self._states.read(customer)
+        cut, plans, now_ms = state.overdraft, self._store.catalog.plans, self._store.now_ms()
+        if cut is None or now_ms >= cut.end_ms:
+            return
+        since_ms = now_ms - (cut.end_ms - cut.start_ms)
+        had = [plans[one.plan] for one in state.plan_changes if one.until_ms > since_ms and one.plan in plans]
+        if repeats_tiers(filter(is_sold, had), plan, self._store.catalog.meters):
+            raise SubscriptionError(
+                f"plan {plan.key!r} bills usage by tiers (`report: usage`), and customer {customer!r} has"
+                " ended a subscription whose tiers began in a period until"
+                f" {from_ms(cut.end_ms):%Y-%m-%d %H:%M} UTC and whose rest was not paid: subscribe to it"
+                " from then on"
+            )
 
     def _unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those that wait for their first payment, or for a payment method."""

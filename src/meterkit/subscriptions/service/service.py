@@ -257,8 +257,7 @@ class Subscriptions:
             immediately: end it now.
             give_back: credit what was paid for the rest of the period to the customer's balance at Stripe;
                 nothing is refunded. If an invoice of the period is not paid, nothing is credited, and a
-                warning is logged. It is for you to allow, not for customers to choose: who ends a
-                subscription and begins another has what is included anew.
+                warning is logged. What was used beyond the part that stays paid, the next subscription lacks.
 
         Raises:
             NoSubscriptionError: no subscription is in force.

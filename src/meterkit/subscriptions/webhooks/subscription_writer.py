@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.granting import move_grants
+from meterkit.customers.overdrafts import read_overdraft
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.period_grants import SHORTEST_MS
 from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.subscription import ENDED, switched_by_others
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
 from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS, keep_invoice_end
-from meterkit.subscriptions.period_ends import period_ends
+from meterkit.subscriptions.invoice_payments import is_rest_paid
+from meterkit.subscriptions.period_ends import last_edge_ms, period_ends
 from meterkit.subscriptions.stripe_objects import part_of
 from meterkit.subscriptions.subscription_reading import metered_of
 from meterkit.subscriptions.webhooks.plan_change_time import plan_changed_ms
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.allowance import Overdraft
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.subscription import SubscriptionState
@@ -45,6 +50,7 @@ FLUSH: Final = "flush"
 """The cause of a sync by the flusher."""
 _HELD_MS: Final = 60_000
 _UPDATED: Final = "customer.subscription.updated"
+_PAYING: Final = frozenset({"active", "past_due"})
 _OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -89,9 +95,11 @@ class SubscriptionWriter:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        having = _having(linked, subscription, self._store.catalog)
         rev, before = await self._states.read(customer)
-        after, known = having(before), before.subscription
+        known = before.subscription
+        after = _having(linked, subscription, self._store.catalog)(before)
+        overdraft = await self._read_overdraft(customer, before, after, found)
+        having = _having(linked, subscription, self._store.catalog, overdraft)
         if _goes_on(known) and _goes_on(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
         final, moved = await self._keep_ends(customer, after, period_ends(found, known, subscription))
@@ -113,6 +121,49 @@ class SubscriptionWriter:
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
         return known
+
+    async def _read_overdraft(
+        self,
+        customer: str,
+        before: CustomerState,
+        after: CustomerState,
+        found: Sequence[Mapping[str, Any]],
+    ) -> Overdraft | None:
+        """Read use that is not paid, if a period was cut short and the money for its rest not kept.
+
+        If a subscription has ended otherwise, its last period reduces an earlier overdraft.
+        """
+        known = before.subscription
+        shown = next((one for one in found if known is not None and one["id"] == known.id), None)
+        cut_ms = 0 if known is None or shown is None else last_edge_ms(shown, known, after.subscription)
+        if known is None or shown is None or not cut_ms or before.plan is not None:
+            return None
+        last_ms = max(cut_ms - 1, known.start_ms)  # It may end in the second in which it begins.
+        start_ms, end_ms = uncut_period(before, self._store.catalog, last_ms)
+        has_ended = shown["status"] in ENDED
+        if known.status_at(last_ms) not in _PAYING or not start_ms <= cut_ms:
+            return None
+        if not has_ended and not start_ms < cut_ms <= self._bounds(after).start_ms:
+            return None
+        since_ms = min(known.start_ms, start_ms)
+        if cut_ms < end_ms and not await self._is_rest_paid(shown, since_ms, cut_ms, end_ms):
+            return await read_overdraft(self._store, customer, before, last_ms, cut_ms)
+        return overdraft_after(before, self._store.catalog, last_ms) if has_ended else None
+
+    async def _is_rest_paid(self, shown: Mapping[str, Any], since_ms: int, cut_ms: int, end_ms: int) -> bool:
+        """Whether the money for the rest of a period was kept; also if the key may not read invoices."""
+        try:
+            return await is_rest_paid(self._api(), shown, start_ms=since_ms, cut_ms=cut_ms, end_ms=end_ms)
+        except StripeError as error:
+            if error.status not in _OF_THE_KEY:
+                raise
+            _logger.warning(
+                "subscription %s ended before its period, and the key may not read whether the rest was paid"
+                " (%s): what is included counts as paid; allow the key to read invoices and invoice items",
+                shown["id"],
+                error,
+            )
+            return True
 
     async def _keep_ends(
         self, customer: str, after: CustomerState, ends: Sequence[PeriodEnd]
@@ -211,11 +262,15 @@ def _goes_on(subscription: SubscriptionState | None) -> bool:
 
 
 def _having(
-    linked: str, subscription: SubscriptionState | None, catalog: Catalog
+    linked: str,
+    subscription: SubscriptionState | None,
+    catalog: Catalog,
+    overdraft: Overdraft | None = None,
 ) -> Callable[[CustomerState], CustomerState]:
     def change(state: CustomerState) -> CustomerState:
         if state.stripe_customer != linked:
             raise UnlinkedError
-        return with_subscription(state, subscription, catalog.plans)
+        changed = with_subscription(state, subscription, catalog.plans)
+        return changed if overdraft is None else replace(changed, overdraft=overdraft)
 
     return change

@@ -1,0 +1,58 @@
+"""Use of a billing period that was cut short, beyond the part of it that was paid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.allowance import INCLUDED
+from meterkit.decisions.holdings import Holding
+from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
+from meterkit.decisions.packed import Head, MeterCounts
+from meterkit.decisions.plan_shares import overdraft_of, uncut_period
+
+if TYPE_CHECKING:
+    from meterkit.decisions.allowance import Overdraft
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.store import Store
+
+
+async def read_overdraft(
+    store: Store, customer: str, state: CustomerState, last_ms: int, cut_ms: int
+) -> Overdraft:
+    """Compute what a customer has used in a period beyond the part of it until an instant.
+
+    Args:
+        store: where usage is counted.
+        customer: the customer's id.
+        state: as it was when the period was cut short.
+        last_ms: an instant of the period.
+        cut_ms: when it was cut short.
+
+    Raises:
+        StoreError: the store does not answer.
+        ValueError: a counter is damaged.
+    """
+    start_ms, end_ms = uncut_period(state, store.catalog, last_ms)
+    used = await _read_use(store, customer, start_ms, end_ms)
+    return overdraft_of(state, store.catalog, last_ms, cut_ms, used)
+
+
+async def _read_use(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:
+    """Included units and recurring grants that were used in a period, by target."""
+    admin, keys, meters = await store.admin(), store.keys.customer(customer), [*store.catalog.meters]
+    pipe = admin.client.pipeline(transaction=True)
+    pipe.hmget(keys.counters, [HEAD_FIELD, *map(meter_field, meters)])
+    pipe.hmget(keys.totals, [f"{start_ms}|{meter_token(name)}i" for name in meters])
+    pipe.hgetall(keys.grants)
+    (head, *counts), closed, grants = await admin.ask(pipe.execute())
+    is_open = start_ms <= Head.read(head).begins_ms < end_ms
+    used = Counter[str]()
+    for name, packed, over in zip(meters, counts, closed, strict=True):
+        now = MeterCounts.read(packed).included if is_open else 0
+        used[f"{INCLUDED}{name}"] = now + int(over or 0)
+    for name, text in grants.items():
+        if name.startswith(b"p "):
+            grant = Holding.parse(name.decode(), text.decode())
+            used[grant.target] += grant.used if start_ms <= grant.effective_ms < end_ms else 0
+    return used

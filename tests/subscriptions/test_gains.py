@@ -1,0 +1,164 @@
+"""Money that is given back buys no quantity: no order of acts includes a month again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from gaining import CATALOG, DAY, HOUR, WHOLE, Gainer
+from shopping import END, HALF, START, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+
+pytestmark = pytest.mark.anyio
+
+BOTH: Final = pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["prorated", "whole"])
+
+
+@BOTH
+@pytest.mark.parametrize("end", ["cancel back", "portal invoice", "portal cancel", "late cancel"])
+async def test_a_month_that_was_given_back_is_not_included_again(
+    store_url: str, catalog: Catalog, end: str
+) -> None:
+    async with shop(store_url, catalog=catalog) as at:
+        gainer = Gainer(at=at)
+        await gainer.do("create pro")
+        assert gainer.taken == 1_210
+        at.clock.advance(HOUR)
+        await gainer.do(end)
+        hours, before = 1, gainer.taken
+        at.clock.advance(HOUR)
+        await gainer.do("create pro")
+        # Each hour of 720 pays for 1.39 requests and 0.29 credits, rounded up.
+        assert gainer.taken - before == -(-1_000 * hours // 720) + -(-210 * hours // 720)
+        await gainer.do("wait 744")
+        assert gainer.taken - before == 1_210 + -(-1_000 * hours // 720) + -(-210 * hours // 720)
+
+
+@BOTH
+async def test_unused_credit_goes_back_with_the_money(store_url: str, catalog: Catalog) -> None:
+    async with shop(store_url, catalog=catalog) as at:
+        for credits_ in (1, 2):  # One for each hour, of the grant that lives for 61 days.
+            await at.subscribed(plan="pro")
+            await at.kit.consume("acme", "requests")
+            at.clock.advance(HOUR)
+            await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+            assert (await at.kit.usage("acme"))["balance"] == {"usd": credits_}
+        await at.subscribed(plan="pro")
+        assert (await at.kit.usage("acme"))["balance"] == {"usd": 210 + 2}
+
+
+async def test_a_plan_without_a_price_includes_its_quantity_once(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        for _ in range(4):
+            await gainer.do("create payg")
+            at.clock.advance(HOUR)
+            await gainer.do("cancel now")
+        await gainer.do("create payg")
+        assert gainer.taken <= 50 + 4 + 5 * 10
+        await gainer.do("wait 744")
+
+
+async def test_a_month_that_was_kept_is_included_again(store_url: str) -> None:
+    """The money of two months pays for two months."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        for end in ("cancel now", "portal keep", "cancel now"):
+            await gainer.do("create pro")
+            at.clock.advance(DAY)
+            before = gainer.taken
+            await gainer.do(end)
+            await gainer.do("create pro")
+            assert gainer.taken - before >= 1_210
+            await at.kit.subscriptions.cancel("acme", immediately=True)
+
+
+async def test_what_was_overdrawn_is_made_up_for_once(store_url: str) -> None:
+    """A smaller plan makes up for it over several periods, also where it ends and begins again."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="pro")
+        assert (await at.kit.consume("acme", "requests", 252)).allowed
+        at.clock.advance(HOUR)
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        await at.subscribed(plan="team")
+        given = list[object]()
+        for _ in range(4):  # 250 of 252 requests were not paid.
+            given.append((await at.kit.usage("acme"))["meters"]["requests"]["included"])
+            await at.kit.subscriptions.cancel("acme")
+            at.clock.advance(31 * DAY)
+            at.emulator.advance()
+            await at.kit.subscriptions.sync("acme")
+            await at.subscribed(plan="team")
+        assert given == [0, 0, 50, 100]
+
+
+async def test_a_unit_beyond_what_is_left_is_overage_and_billed(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "tokens", 1_000)
+        at.clock.set(HALF)
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "tokens", 510)
+        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert (tokens["included"], tokens["overage"], tokens["overage_cents"]) == (500, 10, 20)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + 16 * DAY)
+        at.emulator.advance()
+        assert [invoice["total"] for invoice in await at.invoices()] == [2900, -1450, 2900, 2920]
+
+
+async def test_the_next_process_knows_it_too(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        await gainer.do("create pro")
+        at.clock.set(START + HOUR)
+        await gainer.do("cancel back")
+        await gainer.do("create pro")
+        async with at.kit.__class__(
+            CATALOG, clock=at.clock, redis_url=store_url, flush=False, shards=4, store_timeout=10.0
+        ) as other:
+            assert not (await other.check("acme", "requests")).allowed
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        ["create pro", "portal invoice", "late pro", "create pro", "cancel back", "create pro", "wait 200"],
+        ["create team", "change pro", "portal cancel", "create payg", "cancel now", "create pro"],
+        ["create pro", "portal anew", "wait 30", "portal anew", "cancel back", "late cancel", "create pro"],
+        [
+            "create payg",
+            "cancel now",
+            "create payg",
+            "change pro",
+            "late anew",
+            "portal invoice",
+            "create pro",
+        ],
+    ],
+)
+async def test_no_order_of_acts_gives_more_than_the_money_pays_for(store_url: str, acts: list[str]) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        for act in (*acts, "wait 744"):
+            await gainer.do(act)
+        assert gainer.taken <= await gainer.paid_for(), gainer.acts
+
+
+async def test_a_key_that_may_not_read_invoices_is_told_of(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        await gainer.do("create pro")
+        at.clock.advance(HOUR)
+        await gainer.portal("invoice")
+        at.emulator.fail_next("error", path="/v1/invoices", status=403, times=1)
+        await at.kit.subscriptions.sync("acme")
+        await gainer.do("create pro")
+        assert gainer.taken == 2 * 1_210
+        assert "allow the key to read invoices" in caplog.text
