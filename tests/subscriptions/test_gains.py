@@ -11,6 +11,7 @@ from shopping import END, HALF, START, shop
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
+    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +59,7 @@ async def test_a_plan_without_a_price_includes_its_quantity_once(store_url: str)
             at.clock.advance(HOUR)
             await gainer.do("cancel now")
         await gainer.do("create payg")
-        assert gainer.taken <= 50 + 4 + 5 * 10
+        assert gainer.taken <= 50 + 4 + 10
         await gainer.do("wait 744")
 
 
@@ -162,3 +163,49 @@ async def test_a_key_that_may_not_read_invoices_is_told_of(
         await gainer.do("create pro")
         assert gainer.taken == 2 * 1_210
         assert "allow the key to read invoices" in caplog.text
+
+
+async def left(at: Shop) -> int:
+    """Included requests that are left; live credits pay for more."""
+    usage = await at.kit.usage("acme")
+    remaining = usage["meters"]["requests"]["remaining"]
+    assert isinstance(remaining, int)
+    return remaining - usage["balance"]["usd"]
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+async def test_the_default_plan_is_included_once_a_month(store_url: str, *, is_used: bool) -> None:
+    """Who begins a subscription and ends it again has the rest of the month, not another one."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        assert (await at.kit.consume("acme", "requests", 7)).allowed
+        given = list[int]()
+        for plan in ("payg", "pro", "pro", "payg"):
+            at.clock.advance(HOUR)
+            await at.subscribed(plan=plan)
+            at.clock.advance(HOUR)
+            if is_used:
+                assert (await at.kit.consume("acme", "requests")).allowed
+            await at.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
+            at.clock.advance(HOUR)
+            given.append(await left(at))
+            await at.kit.consume("acme", "requests")
+        assert given == [3, 2, 1, 0]
+        at.clock.set(END)
+        assert await left(at) == 10
+
+
+async def test_a_renewal_that_is_never_collected_is_not_paid(store_url: str) -> None:
+    """Stripe stops the collection of a draft if its subscription is canceled."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        gainer = Gainer(at=at)
+        await gainer.do("create pro")
+        at.clock.set(END + HOUR / 6)
+        await gainer.do("wait 0")
+        (draft,) = await at.stripe_list("/v1/invoices", status="draft")
+        await at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance="false")
+        assert gainer.taken == 2 * 1_210
+        await gainer.do("portal keep")
+        at.clock.advance(HOUR)
+        before = gainer.taken
+        await gainer.do("create pro")
+        assert gainer.taken - before == 1 + 1

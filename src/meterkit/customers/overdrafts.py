@@ -1,4 +1,4 @@
-"""Use of a billing period that was cut short, beyond the part of it that was paid."""
+"""Use beyond the paid part of a period that was cut short, and use without a subscription."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from meterkit.decisions.allowance import INCLUDED
 from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
-from meterkit.decisions.plan_shares import overdraft_of, uncut_period
+from meterkit.decisions.plan_shares import overdraft_of, spent_by, uncut_period
 
 if TYPE_CHECKING:
     from meterkit.decisions.allowance import Overdraft
@@ -36,6 +36,40 @@ async def read_overdraft(
     start_ms, end_ms = uncut_period(state, store.catalog, last_ms)
     used = await _read_use(store, customer, start_ms, end_ms)
     return overdraft_of(state, store.catalog, last_ms, cut_ms, used)
+
+
+async def read_spent(
+    store: Store, customer: str, state: CustomerState, began_ms: int | None
+) -> Overdraft | None:
+    """Compute what a customer has used in a month without a subscription, where one begins or ends.
+
+    Counters go on where nothing was used in between: they have that use themselves.
+
+    Args:
+        store: where usage is counted.
+        customer: the customer's id.
+        state: as it was before.
+        began_ms: when a subscription began; None: it has ended.
+
+    Raises:
+        StoreError: the store does not answer.
+        ValueError: a counter is damaged.
+    """
+    admin, keys, meters = await store.admin(), store.keys.customer(customer), [*store.catalog.meters]
+    asked = [HEAD_FIELD, *map(meter_field, meters)]
+    packed, *counts = await admin.ask(admin.client.hmget(keys.counters, asked))
+    head, spent = Head.read(packed), state.spent
+    if began_ms is None:
+        if spent is None or (head.begins_ms, head.ends_ms) != (spent.cut_ms, spent.end_ms):
+            return None
+        return spent._replace(units=spent.before)
+    _, end_ms = uncut_period(state, store.catalog, began_ms)
+    used = {
+        f"{INCLUDED}{name}": MeterCounts.read(count).included
+        for name, count in zip(meters, counts, strict=True)
+    }
+    is_of_month = head.ends_ms == end_ms
+    return spent_by(state, store.catalog, began_ms, used if is_of_month else {}, head.begins_ms)
 
 
 async def _read_use(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:

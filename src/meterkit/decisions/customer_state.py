@@ -81,6 +81,8 @@ class CustomerState:
         asked_ms: when that was.
         plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_history`.
         overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
+        spent: use without a subscription in a month in which one has begun, and when the counters of the last
+            of it began (``cut_ms``); None: none has begun.
     """
 
     plan: str | None = None
@@ -95,6 +97,7 @@ class CustomerState:
     asked_ms: int = 0
     plan_changes: tuple[PlanChange, ...] = ()
     overdraft: Overdraft | None = None
+    spent: Overdraft | None = None
     subscription: SubscriptionState | None = None
 
     def dump(self) -> str:
@@ -117,8 +120,8 @@ class CustomerState:
             given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
         if "plan_changes" in given:
             given["plan_changes"] = tuple(map(PlanChange.of, given["plan_changes"]))
-        if "overdraft" in given:
-            given["overdraft"] = Overdraft.of(given["overdraft"])
+        for name in given.keys() & {"overdraft", "spent"}:
+            given[name] = Overdraft.of(given[name])
         kept = None if subscription is None else SubscriptionState.of(subscription)
         return cls(**given, subscription=kept)
 

@@ -7,6 +7,7 @@ rounded up.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -18,7 +19,7 @@ from meterkit.decisions.customer_state import bounds_of, counted_per, effective_
 from meterkit.decisions.grants import MICRO, grant_lines, in_burn_order
 from meterkit.decisions.period_grants import SHORTEST_MS
 from meterkit.decisions.plan_history import UNKNOWN_PLAN, PlanSpan, plan_spans
-from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import Counting
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     """
     effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
     has_changed = state.plan is None and _has_changed_since(state, effective.bounds.start_ms, now_ms)
-    is_overdrawn = state.overdraft is not None
+    is_overdrawn = state.overdraft is not None or state.spent is not None
     if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms or is_overdrawn):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
@@ -65,7 +66,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     if has_changed:
         shares = plan_shares(spans, *_uncut_period(state, counting, now_ms), counting, catalog)
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
-    overdrawn = _overdrawn(state, spans, counting, catalog, now_ms)
+    overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms)
     lives_on = any(grant.expires_ms for grant in effective.plan.grants)
     if not shares and not earlier and not overdrawn and not lives_on:
         return effective
@@ -106,10 +107,10 @@ def plan_shares(
     """
     if catalog.billing.changes.allowance == "whole":
         return ()
-    return _shares(spans, start_ms, end_ms, counting, catalog)
+    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog)
 
 
-def _shares(
+def _shares_of_spans(
     spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: Counting, catalog: Catalog
 ) -> tuple[PlanShare, ...]:
     inside = [span for span in spans if span.from_ms < end_ms]
@@ -182,7 +183,7 @@ def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
 def _allowance_by(
     plan: Plan, shares: Sequence[PlanShare], catalog: Catalog, overdrawn: Mapping[str, int] = _NOTHING
 ) -> Allowance:
-    """What shares give, or all of the plan without any, less what is overdrawn."""
+    """Add up shares, or the whole plan if there are none, less the overdraft."""
     shares = shares or (PlanShare(plan, Fraction(1)),)
     included = (
         (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
@@ -230,7 +231,7 @@ def _earlier_periods(
         if start_ms < first_ms or start_ms + life_ms <= now_ms:
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
-        overdrawn = _overdrawn(state, spans, counting, catalog, start_ms)
+        overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
         grants = _grants_of(spans, start_ms, end_ms, counting, catalog, overdrawn)
         grants = PeriodGrants(()) if is_cut else grants
         lines = tuple(line for line in grants.lines if line[4] and start_ms + line[4] > now_ms)
@@ -273,7 +274,7 @@ def _cut_shares(spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog) -> 
     if catalog.billing.changes.allowance == "whole":
         inside = [inside[-1]._replace(is_priced=False)]
     inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
-    shares = _shares(inside, cut.start_ms, cut.end_ms, Counting(per=cut.per), catalog)
+    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, Counting(per=cut.per), catalog)
     return shares or (PlanShare(None, Fraction(1)),)
 
 
@@ -293,7 +294,7 @@ def overdraft_of(
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
     due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog), catalog))
-    before = _overdrawn(state, spans, effective.counting, catalog, last_ms)
+    before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}
     units = [
         (target, used.get(target, 0) + before.get(target, 0) - due.get(target, 0))
@@ -309,7 +310,7 @@ def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Ove
     effective, spans = effective_plan(state, catalog, last_ms), plan_spans(state, catalog, last_ms)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
-    before = _overdrawn(state, spans, effective.counting, catalog, last_ms)
+    before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     left = _reduced(before, _allowance_by(effective.plan, shares, catalog))
     units = tuple(sorted(left.items()))
     return state.overdraft._replace(units=units, before=units)
@@ -322,16 +323,18 @@ def _reduced(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, in
     return {target: units for target, units in left if units > 0}
 
 
-def _overdrawn(
+def _overdraft_at(
     state: CustomerState, spans: Sequence[PlanSpan], counting: Counting, catalog: Catalog, now_ms: int
 ) -> dict[str, int]:
-    """What this period has to make up for, by target: each period of a subscription since the cut does."""
-    cut, subscription = state.overdraft, state.subscription
-    if cut is None or subscription is None or state.plan is not None:
-        return {}
-    if not subscription.has_begun_at(now_ms) or subscription.status_at(now_ms) in ENDED:
+    """Compute the overdraft at the start of this period: each period since the cut makes up for a part."""
+    cut, spent, subscription = state.overdraft, state.spent, state.subscription
+    if state.plan is not None:
         return {}
     start_ms = bounds_of(state, counting, now_ms).start_ms
+    if subscription is None or not subscription.is_live_at(now_ms):
+        return dict(spent.units) if spent is not None and spent.has(start_ms) else {}
+    if cut is None:
+        return {}
     # The counts of a period go on where another one begins within two minutes.
     left: dict[str, int] = dict(cut.before if start_ms < cut.start_ms + SHORTEST_MS else cut.units)
     first_ms = max(cut.cut_ms, min(subscription.created_ms or subscription.start_ms, subscription.start_ms))
@@ -352,6 +355,29 @@ def _uncut_period(state: CustomerState, counting: Counting, now_ms: int) -> tupl
         state = replace(state, subscription=replace(state.subscription, cancel_at_ms=None))
     bounds = bounds_of(state, counting, now_ms)
     return bounds.start_ms, bounds.end_ms
+
+
+def spent_by(
+    state: CustomerState, catalog: Catalog, at_ms: int, used: Mapping[str, int], begun_ms: int
+) -> Overdraft:
+    """Use without a subscription in the calendar month in which one begins.
+
+    Args:
+        state: before it has begun.
+        catalog: what is sold.
+        at_ms: when it began.
+        used: by target, what counters have.
+        begun_ms: when these counters began.
+    """
+    counting = effective_plan(state, catalog, at_ms).counting
+    start_ms, end_ms = _uncut_period(state, counting, at_ms)
+    month, before = Overdraft(start_ms, begun_ms, end_ms, counting.per), dict[str, int]()
+    if state.spent is not None and state.spent.has(start_ms):
+        month, before = state.spent, dict(state.spent.units)
+    units = Counter(before) + Counter(used)
+    return month._replace(
+        cut_ms=begun_ms, units=tuple(sorted(units.items())), before=tuple(sorted(before.items()))
+    )
 
 
 def uncut_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, int]:

@@ -281,7 +281,7 @@ class CompiledCatalog:
 
     def effective(self, state: CustomerState, now_ms: int) -> EffectivePlan:
         """What follows from a state at an instant; shared without a subscription and overrides."""
-        if state.subscription is not None or state.overrides or state.overdraft is not None:
+        if state.subscription or state.overrides or state.overdraft or state.spent:
             return effective_terms(state, self.catalog, now_ms)
         changes = state.plan_changes if self._grants_live_on else ()
         key = (state.plan, state.status, state.status_since_ms, state.anchor_ms, changes)

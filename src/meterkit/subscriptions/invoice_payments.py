@@ -93,7 +93,8 @@ async def is_rest_paid(
             await api.list(f"/v1/invoices/{invoice['id']}/lines") if shown.get("has_more") else shown["data"]
         )
         parts = [_part_within(line, cut_ms // 1000, end_ms // 1000) for line in lines]
-        if invoice["status"] in _OWED:
+        is_collected = invoice["status"] == "draft" and invoice.get("auto_advance") is True
+        if invoice["status"] in _OWED or is_collected:
             charged += sum(part for part in parts if part > 0)
         if invoice["status"] != "void":
             credited -= sum(part for part in parts if part < 0)

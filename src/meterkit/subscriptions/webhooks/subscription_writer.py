@@ -6,12 +6,12 @@ import logging
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.granting import move_grants
-from meterkit.customers.overdrafts import read_overdraft
+from meterkit.customers.overdrafts import read_overdraft, read_spent
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import effective_plan, with_subscription
@@ -98,8 +98,11 @@ class SubscriptionWriter:
         rev, before = await self._states.read(customer)
         known = before.subscription
         after = _having(linked, subscription, self._store.catalog)(before)
-        overdraft = await self._read_overdraft(customer, before, after, found)
-        having = _having(linked, subscription, self._store.catalog, overdraft)
+        overdraft, spent = await self._read_overdraft(customer, before, after, found), None
+        if before.plan is None and _goes_on(subscription) != _goes_on(known):
+            began_ms = subscription.created_ms if _goes_on(subscription) else None
+            spent = await read_spent(self._store, customer, before, began_ms)
+        having = _having(linked, subscription, self._store.catalog, overdraft, spent)
         if _goes_on(known) and _goes_on(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
         final, moved = await self._keep_ends(customer, after, period_ends(found, known, subscription))
@@ -256,7 +259,7 @@ class SubscriptionWriter:
         return changed_ms
 
 
-def _goes_on(subscription: SubscriptionState | None) -> bool:
+def _goes_on(subscription: SubscriptionState | None) -> TypeGuard[SubscriptionState]:
     """Whether a subscription has begun and has not ended: its periods follow each other."""
     return subscription is not None and subscription.has_begun and subscription.status not in ENDED
 
@@ -266,11 +269,12 @@ def _having(
     subscription: SubscriptionState | None,
     catalog: Catalog,
     overdraft: Overdraft | None = None,
+    spent: Overdraft | None = None,
 ) -> Callable[[CustomerState], CustomerState]:
     def change(state: CustomerState) -> CustomerState:
         if state.stripe_customer != linked:
             raise UnlinkedError
         changed = with_subscription(state, subscription, catalog.plans)
-        return changed if overdraft is None else replace(changed, overdraft=overdraft)
+        return replace(changed, overdraft=overdraft or state.overdraft, spent=spent or state.spent)
 
     return change
