@@ -30,9 +30,13 @@ class _Seen(NamedTuple):
 
 @dataclass(kw_only=True)
 class PlanTimes:
-    """Which plans subscriptions had, and when."""
+    """Which plans subscriptions had, and when.
+
+    ``was_cut``: whether a period was cut short. What was used beyond its part may be missing in later ones.
+    """
 
     world: World
+    was_cut: bool = False
     _seen: dict[str, list[_Seen]] = field(default_factory=dict[str, "list[_Seen]"])
     _known: set[str] = field(default_factory=set[str])
     _since_s: int = 0
@@ -46,7 +50,10 @@ class PlanTimes:
                 found = event["data"]["object"]
                 start_s, end_s = _period(found)
                 seen = _Seen(event["created"], _plan(found, catalog), start_s, end_s)
-                self._seen.setdefault(found["id"], []).append(seen)
+                known = self._seen.setdefault(found["id"], [])
+                is_moved = bool(known) and known[-1].start_s < start_s < known[-1].end_s
+                self.was_cut |= is_moved or (found["ended_at"] or end_s) < end_s
+                known.append(seen)
             self._known.add(event["id"])
 
     def included(

@@ -377,7 +377,7 @@ CASES: Final[Mapping[str, Case]] = {
         act=paused(resumed="unchanged", invoicing_behavior="invoice"), billed=[20, 40], late=7, lost=7, said=1
     ),
     "paused and resumed before a sync": Case(
-        act=paused(resumed="now", is_seen=False), billed=[20, 47], late=7, said=1
+        act=paused(resumed="now", is_seen=False), billed=[20, 52], late=7, said=1
     ),
     "paused and resumed in its cycle before a sync": Case(
         act=paused(resumed="unchanged", is_seen=False), billed=[77]

@@ -19,7 +19,7 @@ from meterkit.decisions.customer_state import bounds_of, counted_per, effective_
 from meterkit.decisions.grants import MICRO, grant_lines, in_burn_order
 from meterkit.decisions.period_grants import SHORTEST_MS
 from meterkit.decisions.plan_history import UNKNOWN_PLAN, PlanSpan, plan_spans
-from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import Counting
 
 if TYPE_CHECKING:
@@ -331,7 +331,8 @@ def _overdraft_at(
     if state.plan is not None:
         return {}
     start_ms = bounds_of(state, counting, now_ms).start_ms
-    if subscription is None or not subscription.is_live_at(now_ms):
+    has_begun = subscription is not None and subscription.has_begun_at(now_ms)
+    if subscription is None or not has_begun or subscription.status_at(now_ms) in ENDED:
         return dict(spent.units) if spent is not None and spent.has(start_ms) else {}
     if cut is None:
         return {}

@@ -165,10 +165,6 @@ class SubscriptionState:
         """Whether it has begun, and its trial has not ended without the payment method that it requires."""
         return self.has_begun and not (self.awaits_payment_method and self._has_trial_ended(now_ms))
 
-    def is_live_at(self, now_ms: int) -> bool:
-        """Whether it has begun and has not ended."""
-        return self.has_begun_at(now_ms) and self.status_at(now_ms) not in ENDED
-
     def status_at(self, now_ms: int) -> Status:
         """Its status by the clock: what Stripe tells of later has bound at its second."""
         if self.status in ENDED:
