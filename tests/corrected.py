@@ -1,4 +1,4 @@
-"""The oracle of corrections: units that are taken back are on no invoice, and billed ones are credited once."""
+"""The oracle of corrections: what is taken back is on no invoice, and billed units are credited once."""
 
 from __future__ import annotations
 
@@ -55,15 +55,14 @@ class Corrections:
         begun = self._begun.setdefault(asked.id, now)
         given: dict[str, Any] = {"reason": "a loop", "correction_id": asked.id}
         quantities = {asked.meter: asked.quantity}
-        (found,) = await world.do(
-            world.kit.correct(self.customer, quantities, **given, credit=asked.credit)
-        )
+        (found,) = await world.do(world.kit.correct(self.customer, quantities, **given, credit=asked.credit))
         known = self._done.get(asked.id)
         self._done[asked.id] = found
         if known is None:
             at, period = begun if found.is_repeated else now
             self._check_parts(found, period)
             self._take(found, at, period, charged)
+            self.ledger.sent_back[found.meter] += found.sent_back
         else:
             self._check_repeated(known, found)
         await self._check_lines(found)
@@ -80,7 +79,9 @@ class Corrections:
             if one is not found and one.meter == found.meter
         )
         if found.asked - found.beyond < min(found.asked, recorded - earlier):
-            self._complain(f"{found.beyond} of {found.asked} {found.meter} are beyond {recorded} recorded ones")
+            self._complain(
+                f"{found.beyond} of {found.asked} {found.meter} are beyond {recorded} recorded ones"
+            )
 
     def _check_repeated(self, known: Corrected, found: Corrected) -> None:
         names = ("taken_back", "overage", "included", "granted_next", "by_hand", "never_billed", "beyond")

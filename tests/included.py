@@ -87,7 +87,7 @@ class PlanTimes:
 
 
 def _parts(seen: Sequence[_Seen], start_s: int, now_s: int) -> list[tuple[int, str | None]]:
-    """The plans of a period, each with its first second; a change in the first minute counts from the start."""
+    """The plans of a period by their first second; a change in the first minute counts from the start."""
     found: list[tuple[int, str | None]] = []
     for one in seen:
         if one.at_s <= start_s + _FIRST_MINUTE_S:

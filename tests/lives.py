@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from corrected import Correction, Corrections
+from kept_terms import Terms, read_terms
 from life_shop import METERS, PLANS, ShopFile
 from meterkit.errors import MeterkitError, QuantityError
 from operator_acts import ACTS, Desk, Nothing
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from world import World
 
 __all__ = ["Event", "Life", "drawn", "lived"]
+
+_T = TypeVar("_T")
 
 START: Final = datetime(2031, 1, 5, 9, 20, 30, tzinfo=UTC)
 YEAR: Final = timedelta(days=365)
@@ -109,6 +112,7 @@ class Life:
     corrections: Corrections
     told: list[str] = field(default_factory=list[str])
     _file: ShopFile = field(default_factory=ShopFile)
+    _later: Terms | None = None
     _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
     _turned_at: datetime = START
     _acted_at: datetime = START
@@ -139,6 +143,9 @@ class Life:
         """Have an event happen; what came of it."""
         act: Callable[[Event], Coroutine[Any, Any, object]] = getattr(self, f"_{event.kind}")
         self.world.alternate()
+        await self._check_later()
+        if event.kind in {"by_hand", "change_at_stripe", "portal_cancel"}:
+            self._later = None
         try:
             came = await act(event)
         except Killed:
@@ -226,7 +233,12 @@ class Life:
 
     async def _change_plan(self, event: Event) -> str:
         before = await self.ledger.plan_at_stripe()
-        made = await self.world.do(self.world.kit.subscriptions.change_plan(CUSTOMER, event.what))
+        made = await self._keeping_terms(
+            self.world.kit.subscriptions.change_plan(CUSTOMER, event.what), f"to {event.what}"
+        )
+        if made.subscription.pending_change is not None:
+            later = await read_terms(self.world, STRIPE_CUSTOMER)
+            self._later = later if later is not None and later.is_lasting else None
         if made.confirmed and made.subscription.pending_change is None and before != event.what:
             await self.ledger.expect_sold(made.subscription.id, event.what)
         return f"{made.subscription.plan}, later {made.subscription.pending_change}"
@@ -249,9 +261,28 @@ class Life:
         self.world.emulator.advance()
         before = await self.ledger.charged()
         try:
-            await self.world.do(work)
+            await self._keeping_terms(work, name)
         finally:
             self.ledger.expect_charged(before, await self.ledger.charged(), name)
+
+    async def _keeping_terms(self, work: Coroutine[Any, Any, _T], name: str) -> _T:
+        """Have the kit change a subscription; what an operator has put on it stays."""
+        self.world.emulator.advance()
+        before = await read_terms(self.world, STRIPE_CUSTOMER)
+        made = await self.world.do(work)
+        self._complain(before, await read_terms(self.world, STRIPE_CUSTOMER), name)
+        return made
+
+    def _complain(self, before: Terms | None, after: Terms | None, name: str, *, phases: bool = True) -> None:
+        lost = [] if before is None else before.lost(after, phases=phases)
+        self.ledger.wrong += [f"{self.world.now:%m-%d %H:%M} {name}: {one}" for one in lost]
+
+    async def _check_later(self) -> None:
+        """Expect the terms of before a scheduled change to hold behind it, unless an operator was at work."""
+        if self._later is not None:
+            self._complain(
+                self._later, await read_terms(self.world, STRIPE_CUSTOMER), "a scheduled change", phases=False
+            )
 
     async def _fail_payments(self, _: Event) -> None:
         self.world.emulator.fail_payments(STRIPE_CUSTOMER)
@@ -382,9 +413,7 @@ def lived(patched: pytest.MonkeyPatch, events: Sequence[Event]) -> tuple[list[st
 
     async def story(world: World) -> tuple[list[str], list[str]]:
         ledger = Ledger(world=world, catalog=ShopFile().catalog)
-        life = Life(
-            world=world, ledger=ledger, corrections=Corrections(ledger=ledger, customer=CUSTOMER)
-        )
+        life = Life(world=world, ledger=ledger, corrections=Corrections(ledger=ledger, customer=CUSTOMER))
         await life.live(events)
         await life.corrections.audit()
         return await life.ledger.audit(), life.told

@@ -282,6 +282,29 @@ async def _schedule(desk: Desk) -> None:
     await desk.world.ask("POST", "/v1/subscription_schedules", from_subscription=found["id"])
 
 
+async def _schedule_terms(desk: Desk) -> None:
+    """Put the subscription under a schedule with terms of its own, and a further phase of a month."""
+    found = await desk.subscription()
+    made = await desk.world.ask("POST", "/v1/subscription_schedules", from_subscription=found["id"])
+    start_s, end_s = (made["phases"][0][f"{edge}_date"] for edge in ("start", "end"))
+    params: dict[str, str] = {}
+    for place, (first_s, last_s) in enumerate(((start_s, end_s), (end_s, end_s + 30 * _DAY_S))):
+        phase = f"phases[{place}]"
+        for number, item in enumerate(found["items"]["data"]):
+            params[f"{phase}[items][{number}][price]"] = item["price"]["id"]
+            if not _is_metered(item):
+                params[f"{phase}[items][{number}][quantity]"] = str(item["quantity"])
+        params |= {
+            f"{phase}[start_date]": str(first_s),
+            f"{phase}[end_date]": str(last_s),
+            f"{phase}[default_tax_rates][0]": f"txr_phase_{place}",
+            f"{phase}[metadata][phase]": f"p{place}",
+            f"{phase}[description]": f"by hand, phase {place}",
+            f"{phase}[automatic_tax][enabled]": "false",
+        }
+    await desk.world.ask("POST", f"/v1/subscription_schedules/{made['id']}", **params)
+
+
 ACTS: Final[Mapping[str, Callable[[Desk], Coroutine[Any, Any, None]]]] = {
     "percent_off": _percent_off,
     "amount_off_once": _amount_off_once,
@@ -316,4 +339,5 @@ ACTS: Final[Mapping[str, Callable[[Desk], Coroutine[Any, Any, None]]]] = {
     "recreate": _recreate,
     "balance": _balance,
     "schedule": _schedule,
+    "schedule_terms": _schedule_terms,
 }

@@ -7,6 +7,7 @@ with all invoices of the emulated account, and with what ``kit.reconcile`` says 
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -91,7 +92,8 @@ class Ledger:
     world: World
     catalog: Catalog
     log: list[Recorded] = field(default_factory=list[Recorded])
-    heard_of: datetime = datetime.min.replace(tzinfo=UTC)
+    sent_back: Counter[str] = field(default_factory=Counter[str])
+    heard_of: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     wrong: list[str] = field(default_factory=list[str])
     plan_times: PlanTimes = field(init=False)
     _names: dict[str, str] = field(default_factory=dict[str, str])
@@ -345,6 +347,7 @@ class Ledger:
         unbilled = _match(self.log, lines)
         late, agree, advice = await self._books()
         again = self._billed_again(lines, late)
+        self._forgive_sent_back(lines, advice)
         for customer, meter, period in sorted({*unbilled, *late}):
             units, told = unbilled[customer, meter, period], late[customer, meter, period]
             # Late units that a later price bills may stand on the line that others were taken off.
@@ -378,6 +381,22 @@ class Ledger:
                     f"{line}: {line.left - billed_late} of it were never recorded at that price then"
                 )
         return self.wrong + wrong + self._accepted(late) + await self._remembered(late)
+
+    def _forgive_sent_back(self, lines: Sequence[Line], advice: dict[_Place, str]) -> None:
+        """Take off lines what the books tell people to credit, up to what corrections have sent back.
+
+        A negative event that is on its way while others end its price comes too late for its line.
+        """
+        for (customer, meter, period), said in advice.items():
+            credited = re.search(r"credit (\d+) units", said)
+            if credited is None or int(credited[1]) > self.sent_back[meter]:
+                continue
+            left, advice[customer, meter, period] = int(credited[1]), ""
+            self.sent_back[meter] -= left
+            for line in lines:
+                taken = min(left, line.left) if (line.customer, line.meter) == (customer, meter) else 0
+                line.left -= taken
+                left -= taken
 
     async def _remembered(self, told: Mapping[_Place, int]) -> list[str]:
         """Where the kit shows another quantity of a period than was recorded in it.

@@ -200,7 +200,7 @@ class World:
         return self.process
 
     async def deploy(self, catalog: Catalog, *, beside: bool = False) -> None:
-        """Start a process with another plans file, and stop the one of before, unless it goes on beside it."""
+        """Start a process with another plans file; the one of before stops, unless it goes on beside it."""
         before, self._catalog = self.process, catalog
         await self.end_elder()
         await self.begin()

@@ -42,6 +42,16 @@ STORIES: Final = {
         Event(at=timedelta(days=14, minutes=1), kind="stripe_away", number=49),
         Event(at=timedelta(days=60), kind="hooks_twice"),
     ],
+    # The books of the first one have its price, not the one that the plans file has got.
+    "a new price, and a new subscription": [
+        Event(at=timedelta(), kind="open_shop", what="prorated"),
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(minutes=20), kind="use", what="pages", number=17),
+        Event(at=timedelta(days=40), kind="new_prices", what="pro", number=54),
+        Event(at=timedelta(days=41), kind="cancel_now"),
+        Event(at=timedelta(days=42), kind="subscribe", what="max"),
+        Event(at=timedelta(days=90), kind="hooks_twice"),
+    ],
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from hooking import CATALOG
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.subscriptions.item_price_reading import PriceFacts
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,
@@ -277,3 +278,28 @@ def test_a_subscription_to_something_else_is_none_of_ours_unless_it_counted() ->
     assert in_force([other, mine], CATALOG) == mine
     # The plans file has lost its price: it is still what the customer has.
     assert in_force([other, mine], CATALOG, known="sub_x") == other
+
+
+METERED = {
+    "id": "price_words",
+    "currency": "usd",
+    "unit_amount_decimal": "3",
+    "recurring": {"meter": "mtr_1", "usage_type": "metered"},
+}
+FACTS = PriceFacts({"mtr_1": "api_words"}, {})
+
+
+@pytest.mark.parametrize(("currency", "label"), [("usd", "1/3"), ("eur", "?it is in eur")])
+def test_a_price_with_several_currencies_is_shown_in_its_default_one(currency: str, label: str) -> None:
+    # https://docs.stripe.com/payments/checkout/localize-prices/manual-currency-prices
+    found = shown(item("price_pro"), item("price_words") | {"price": METERED}, currency=currency)
+    (price,) = read_subscription(found, CATALOG, facts=FACTS).prices
+    assert price.label == label
+
+
+def test_the_price_of_a_scheduled_phase_is_in_the_currency_of_its_subscription() -> None:
+    later = {"start_date": END, "items": [{"price": "price_max"}, {"price": METERED}]}
+    schedule = {"status": "active", "current_phase": {"end_date": END}, "phases": [later]}
+    found = shown(currency="eur", schedule=schedule)
+    (price,) = read_subscription(found, CATALOG, facts=FACTS).pending_prices
+    assert price.reason == "it is in eur"

@@ -14,6 +14,7 @@ from meterkit.decisions.customer_state import (
     entitlements_of,
     with_subscription,
 )
+from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState, switched_by_others
 from meterkit.decisions.transitions import InForce
 
@@ -334,3 +335,25 @@ def test_only_a_subscription_that_is_paid_for_brings_something(
     state = replace(STATE, subscription=sold)
     force = InForce.of(state, CATALOG, NOW_MS)
     assert (force.mrr, force.currency) == ((expected, "usd") if expected else (0, ""))
+
+
+@pytest.mark.parametrize("next_label", ["1/5", "1/3"])
+def test_prices_of_an_earlier_subscription_are_known_for_its_time(next_label: str) -> None:
+    # The plans file may have another price by now; its periods are closed and compared after its end.
+    first_prices, next_prices = ((ItemPrice("words", "api_words", label),) for label in ("1/3", next_label))
+    first = replace(ACTIVE, created_ms=NOW_MS, metered="mtr_1=price_1", prices=first_prices)
+    ended = replace(first, status="canceled", ended_at_ms=NOW_MS + DAY_MS)
+    began_ms = NOW_MS + 3 * DAY_MS
+    after = replace(ACTIVE, id="sub_2", created_ms=began_ms, metered="mtr_1=price_2", prices=next_prices)
+    known = SubscriptionState.of(after.with_former_prices(ended, began_ms + DAY_MS).kept())
+    assert known.prices_at(NOW_MS - 1) == ()
+    assert known.prices_at(NOW_MS + DAY_MS - 1) == first_prices
+    assert known.prices_at(NOW_MS + 2 * DAY_MS) == ()
+    assert known.prices_at(began_ms) == next_prices
+    # A change of the second one's own price is kept beside it.
+    changed = replace(after, metered="mtr_1=price_3", prices=()).with_former_prices(
+        known, began_ms + 2 * DAY_MS
+    )
+    assert changed.prices_at(NOW_MS) == first_prices
+    assert changed.prices_at(NOW_MS + 2 * DAY_MS) == ()
+    assert changed.prices_at(began_ms + DAY_MS) == next_prices

@@ -116,20 +116,23 @@ class InexactPrice(NamedTuple):
 def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog) -> Iterator[InexactPrice]:
     """The metered items of a subscription whose usage no price of a unit can price."""
     for shown in items_in(found):
-        for one in item_prices([shown], facts, catalog):
+        for one in item_prices([shown], facts, catalog, currency=text_in(found, "currency")):
             if not one.is_exact:
                 yield InexactPrice(
                     one.meter or one.event_name, text_in(part_of(shown, "price"), "id"), one.reason
                 )
 
 
-def item_prices(items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog) -> ItemPrices:
+def item_prices(
+    items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog, *, currency: str
+) -> ItemPrices:
     """What the metered items of a subscription, or of a phase of its schedule, charge.
 
     Args:
         items: as Stripe shows them.
         facts: what else Stripe says of their prices.
         catalog: names the meters and the currency.
+        currency: of the subscription: a price with `currency_options` is shown in its default currency.
     """
     names = {
         meter.stripe.event_name: name for name, meter in catalog.meters.items() if meter.stripe is not None
@@ -140,7 +143,7 @@ def item_prices(items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: 
         event_name = facts.events.get(_meter(price))
         if event_name is not None:
             meter = names.get(event_name) or meter_in(key_in(price))
-            label, free = _label_of(price, catalog.currency)
+            label, free = _label_of(price, catalog.currency, currency)
             found.append(ItemPrice(meter, event_name, label, free))
     of_event = Counter(one.event_name for one in found)
     twice = unknown_label("two items bill it")
@@ -158,11 +161,12 @@ def _meter(price: Mapping[str, Any]) -> str:
     return text_in(part_of(price, "recurring"), "meter")
 
 
-def _label_of(price: Mapping[str, Any], currency: str) -> tuple[str, int]:
+def _label_of(price: Mapping[str, Any], currency: str, billed_in: str) -> tuple[str, int]:
     """The label of a price, and the units of a free first tier."""
     tiers: list[Mapping[str, Any]] = price.get("tiers") or []
-    if text_in(price, "currency") != currency:
-        return unknown_label(f"it is in {text_in(price, 'currency')}"), 0
+    for known in (billed_in or currency, text_in(price, "currency")):
+        if known != currency:
+            return unknown_label(f"it is in {known}"), 0
     if part_of(price, "transform_quantity"):
         return unknown_label("it is of packages of several units"), 0
     if not tiers and price.get("billing_scheme") != _TIERED:

@@ -169,7 +169,7 @@ def read_subscription(
         awaits_payment_method=awaits,
         **usage_period(items, end_ms),
         metered=metered_of(found),
-        prices=item_prices(items, facts, catalog),
+        prices=item_prices(items, facts, catalog, currency=text_in(found, "currency")),
         base_price=_first_price(item for item in items if plan and _plan_key(item, catalog) == plan.key),
         seat_price=_first_price(item for item in items if plan and _is_seat(item, plan)),
         mark=mark_of(found),
@@ -287,7 +287,8 @@ def _pending(
         known = 0 if plan is None else _seats(items, plan, catalog)
         if next_plan is not plan or seats != known:
             at_ms = _ms(phase.get("start_date"))
-            priced = item_prices(items_in(phase), facts, catalog)
+            currency = text_in(found, "currency")
+            priced = item_prices(items_in(phase), facts, catalog, currency=currency)
             return {
                 "pending_plan": next_plan.key,
                 "pending_at_ms": at_ms,
