@@ -15,6 +15,7 @@ from meterkit.decisions.customer_state import (
     with_subscription,
 )
 from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.known_prices import add_former_prices
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState, switched_by_others
 from meterkit.decisions.transitions import InForce
 
@@ -345,15 +346,14 @@ def test_prices_of_an_earlier_subscription_are_known_for_its_time(next_label: st
     ended = replace(first, status="canceled", ended_at_ms=NOW_MS + DAY_MS)
     began_ms = NOW_MS + 3 * DAY_MS
     after = replace(ACTIVE, id="sub_2", created_ms=began_ms, metered="mtr_1=price_2", prices=next_prices)
-    known = SubscriptionState.of(after.with_former_prices(ended, began_ms + DAY_MS).kept())
+    known = SubscriptionState.of(add_former_prices(ended, after, began_ms + DAY_MS).kept())
     assert known.prices_at(NOW_MS - 1) == ()
     assert known.prices_at(NOW_MS + DAY_MS - 1) == first_prices
     assert known.prices_at(NOW_MS + 2 * DAY_MS) == ()
     assert known.prices_at(began_ms) == next_prices
     # A change of the second one's own price is kept beside it.
-    changed = replace(after, metered="mtr_1=price_3", prices=()).with_former_prices(
-        known, began_ms + 2 * DAY_MS
-    )
+    again = replace(after, metered="mtr_1=price_3", prices=())
+    changed = add_former_prices(known, again, began_ms + 2 * DAY_MS)
     assert changed.prices_at(NOW_MS) == first_prices
     assert changed.prices_at(NOW_MS + 2 * DAY_MS) == ()
     assert changed.prices_at(began_ms + DAY_MS) == next_prices

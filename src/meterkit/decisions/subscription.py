@@ -32,8 +32,6 @@ ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expi
 _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
-_FORMER_MAX: Final = 24
-_KEPT_MS: Final = 400 * 86_400_000
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
@@ -224,25 +222,6 @@ class SubscriptionState:
         if self.status == "trialing" or self._is_changed(now_ms) or not self.has_begun_at(now_ms):
             return None
         return base_interval(self.base_price) or interval_of(self.start_ms, self.end_ms)
-
-    def with_former_prices(self, known: SubscriptionState, now_ms: int) -> SubscriptionState:
-        """Keep the prices that end now: the close of a period that has ended still needs them.
-
-        Args:
-            known: the customer's subscription as it was known until now.
-            now_ms: the instant.
-        """
-        kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
-        before, until_ms, is_same = known.prices, now_ms, known.id == self.id
-        if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
-            until_ms = known.pending_at_ms
-        has_ended = before != self.prices and known.metered != self.metered if is_same else True
-        if before and has_ended:
-            # Usage of the time before the subscription has other prices.
-            begun = (known.created_ms, NO_PRICES)
-            until_ms = until_ms if is_same else min(until_ms, known.ends_ms())
-            kept = (*kept, *(() if begun in kept else (begun,)), (until_ms, before))[-_FORMER_MAX:]
-        return replace(self, former_prices=kept)
 
     def ends_ms(self) -> int:
         """When it ended, or will by what is known; :data:`NEVER_MS`: nothing is known of an end."""
