@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,7 @@ _SUBSCRIPTION: Final = (
 )
 _BOTH: Final = ("collection_method", "description", "default_tax_rates", "automatic_tax", "metadata")
 _OF_ITEM: Final = ("tax_rates", "discounts", "metadata")
+_LISTS: Final = frozenset({"default_tax_rates", "tax_rates", "discounts"})
 _OURS: Final = "meterkit"
 
 
@@ -109,13 +110,19 @@ def _shared(shown: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(name: str, value: Any) -> Any:
     if name == "metadata":
-        return {key: text for key, text in (value or {}).items() if not key.startswith(_OURS)}
+        metadata: Mapping[str, str] = value or {}
+        return {key: text for key, text in metadata.items() if not key.startswith(_OURS)}
     if name == "automatic_tax":
-        return bool((value or {}).get("enabled"))
-    if isinstance(value, list):
-        listed = cast("list[Any]", value)
-        return sorted(one["id"] if isinstance(one, dict) and "id" in one else str(one) for one in listed)
+        tax: Mapping[str, Any] = value or {}
+        return bool(tax.get("enabled"))
+    if name in _LISTS:
+        listed: list[Any] = value or []
+        return sorted(_id(one) for one in listed)
     return value or None
+
+
+def _id(one: str | Mapping[str, Any]) -> str:
+    return one if isinstance(one, str) else str(one["id"])
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> list[str]:

@@ -126,7 +126,7 @@ def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog
 def item_prices(
     items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog, *, currency: str
 ) -> ItemPrices:
-    """What the metered items of a subscription, or of a phase of its schedule, charge.
+    """Prices of the metered items of a subscription, or of a phase of its schedule.
 
     Args:
         items: as Stripe shows them.
