@@ -96,11 +96,12 @@ class Corrections:
         price = None if charged is None else charged.get(found.meter)
         for place in range(len(log) - 1, -1, -1):
             entry = log[place]
-            if entry.at > at or entry not in self._entries(found.meter, period):
+            # Late units of an earlier period are recorded once more in this one, as overage.
+            if entry.at > at or entry.meter != found.meter or entry.period > period:
                 continue
             is_open = price is None or not entry.overage or not entry.prices or price in entry.prices
             beyond = min(left["overage"], entry.beyond) if is_open else 0
-            rest = min(left["rest"], entry.quantity - entry.beyond)
+            rest = min(left["rest"], entry.quantity - entry.beyond) if entry.period == period else 0
             left -= Counter(overage=beyond, rest=rest)
             log[place] = replace(
                 entry,
