@@ -50,13 +50,14 @@ class Terms:
         wrong = _differences(self.own, after.own, "the subscription")
         for item in self.items.keys() & after.items.keys():
             wrong += _differences(self.items[item], after.items[item], item)
-        for start_s, _, terms in after.phases if phases else ():
+        for place, (start_s, _, terms) in enumerate(after.phases if phases else ()):
             (first_s, known) = next(
                 ((first_s, of) for first_s, _, of in reversed(self.phases) if first_s <= start_s),
                 (0, self.own),
             )
-            # Metadata of a phase is added to the subscription's as the phase begins, and stays there.
-            left_out = {"metadata"} if first_s != start_s else set[str]()
+            # Metadata of a phase is added to the subscription's as the phase begins, and stays there. The
+            # current phase has what the subscription has (decision 0365).
+            left_out = {"metadata"} if first_s != start_s or not place else set[str]()
             compared = terms.keys() - left_out
             known = {name: value for name, value in known.items() if name in compared}
             wrong += _differences(known, terms, "a phase")
