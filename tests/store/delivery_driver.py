@@ -576,9 +576,12 @@ class Delivery(Checks):
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
         if restored.changed is not None:
-            lines = dict.fromkeys(quantities, ())
-            sending["billed"] = {"changed": restored.changed, "units": {}, "lines": lines}
-            sending["billed"]["items"] = restored.items
+            sending["billed"] = {
+                "changed": restored.changed,
+                "units": {},
+                "lines": dict.fromkeys(quantities, ()),
+                "items": restored.items,
+            }
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
         audited = bool(self._audit())

@@ -121,7 +121,8 @@ def _read_line(
     units = int(units_of(line))
     unit = pricing.get("unit_amount_decimal")
     price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
-    item: str | None = (line.get("metadata") or {}).get(ITEM_KEY)
+    metadata: Mapping[str, str] = line.get("metadata") or {}
+    item = metadata.get(ITEM_KEY)
     name = f"{pricing['price_details']['price']}@{span['start']}@{unit}" if item is None else ""
     return UsageLine(
         name=name or f"late@{span['start']}@{item}",

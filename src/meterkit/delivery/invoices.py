@@ -223,7 +223,7 @@ def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
         cents = charge.cents + int(one.line.get("amount") or 0)
         charges[key] = charge._replace(units=charge.units + units, cents=cents, lines=charge.lines + 1)
     states: tuple[State, ...] = (_PENDING, "draft")
-    unsettled = [state for state in states if any(one.status == state for one in valid)]
+    unsettled: list[State] = [state for state in states if any(one.status == state for one in valid)]
     is_comparable = all(one.line.get("currency") == one.price.currency for one in valid)
     return Invoiced(
         quantity=sum(priced.values(), Decimal(0)),
