@@ -51,8 +51,10 @@ class PlanTimes:
                 start_s, end_s = _period(found)
                 seen = _Seen(event["created"], _plan(found, catalog), start_s, end_s)
                 known = self._seen.setdefault(found["id"], [])
-                is_moved = bool(known) and known[-1].start_s < start_s < known[-1].end_s
-                self.was_cut |= is_moved or (found["ended_at"] or end_s) < end_s
+                last = known[-1] if known else seen
+                is_shorter = last.start_s == start_s and end_s < last.end_s  # It is paused.
+                is_moved = last.start_s < start_s < last.end_s
+                self.was_cut |= is_moved or is_shorter or (found["ended_at"] or end_s) < end_s
                 known.append(seen)
             self._known.add(event["id"])
 
