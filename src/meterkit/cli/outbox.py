@@ -171,7 +171,7 @@ async def drop(
     async with session.kit() as kit:
         items = await _items_by_id(kit)
         if not yes:
-            await _ask(kit.outbox, items, intents)
+            await _confirm_drop(kit.outbox, items, intents)
 
         async def drop_one(identifier: str, *, reason: str, by: str) -> Intent | QueuedItem:
             queue = kit.outbox.items if identifier in items else kit.outbox
@@ -185,7 +185,7 @@ async def _items_by_id(kit: MeterKit) -> Mapping[str, QueuedItem]:
     return {item.identifier: item for item in await kit.outbox.items.list(limit=_MOST)}
 
 
-async def _ask(outbox: Intents, items: Mapping[str, QueuedItem], identifiers: Sequence[str]) -> None:
+async def _confirm_drop(outbox: Intents, items: Mapping[str, QueuedItem], identifiers: Sequence[str]) -> None:
     if not sys.stdin.isatty():
         raise MeterkitError(
             "stdin is no terminal to ask for confirmation: give --yes to drop without a question"
@@ -227,12 +227,12 @@ async def _each(
             print_note(f"not {done}: {error}")
             refused.append({"intent": identifier, "message": str(error)})
     told = {done: [asdict(intent) for intent in seen], "refused": refused}
-    session.show(told, lambda: _tell(seen, done))
+    session.show(told, lambda: _print_done(seen, done))
     if refused:
         raise typer.Exit(1)
 
 
-def _tell(seen: Sequence[Intent | QueuedItem], done: str) -> None:
+def _print_done(seen: Sequence[Intent | QueuedItem], done: str) -> None:
     for one in seen:
         line = f"{done}: {one.quantity:,} of {one.meter} of customer {one.customer} ({one.identifier})"
         if isinstance(one, QueuedItem):

@@ -10,7 +10,7 @@ _MONTH_MS: Final = 31 * 86_400_000
 
 
 class FixedPrice(NamedTuple):
-    """What one unit of a licensed item costs.
+    """Price of one unit of a licensed item.
 
     Attributes:
         unit_amount: in minor units of the currency.

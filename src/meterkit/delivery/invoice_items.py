@@ -67,7 +67,7 @@ async def late_units_at_stripe(
 
 
 def late_item_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:
-    """Which of some meters the late usage is of that a line, or an invoice item, bills; None: of none."""
+    """Find the meter, of some, whose late usage a line or an invoice item bills; None: of none."""
     metadata: Mapping[str, str] = line.get("metadata") or {}
     since, key = metadata.get(_SINCE_KEY, ""), metadata.get(USAGE_KEY)
     if key is None or ITEM_KEY not in metadata or not since.isdigit():

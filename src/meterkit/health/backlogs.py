@@ -53,7 +53,7 @@ _ITEM_OVERDUE_MS: Final = 60 * 60_000
 
 
 async def look_at_invoice_items(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
-    """How many invoice items for late usage wait, and whether one does for too long.
+    """Count the invoice items for late usage that wait, and report one that waits too long.
 
     Raises:
         StoreError: the store does not answer.

@@ -85,7 +85,7 @@ class QueuedItems:
         return sorted(shown_items, key=lambda one: (one.queued_at, one.identifier))[:limit]
 
     async def redrive(self, identifier: str) -> QueuedItem:
-        """Have an item made by the next flush, also one that Stripe did not take lately.
+        """Queue an item for the next flush, also one that Stripe did not take lately.
 
         Raises:
             MeterkitError: no item that waits has this identifier.

@@ -48,7 +48,7 @@ class Proration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewedCharges:
-    """What a change costs by Stripe's own preview, after discounts and with taxes; in minor units.
+    """Cost of a change by Stripe's own preview, after discounts and with taxes; in minor units.
 
     Attributes:
         credit_cents: given back for the rest of the period; at least 0.

@@ -210,7 +210,7 @@ def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
 
 
 def _first_price(items: Iterable[Mapping[str, Any]]) -> str:
-    """What a unit of the first of some licensed items costs; empty: not known, or there is none."""
+    """Price of a unit of the first of some licensed items; empty: not known, or there is none."""
     return next((fixed_price_in(part_of(item, "price")) for item in items), "")
 
 

@@ -33,7 +33,7 @@ class TaxRate:
 
     @property
     def rate(self) -> AppliedRate:
-        """What totals are computed with."""
+        """The form that totals are computed with."""
         return AppliedRate(self.id, self.percentage, self.inclusive)
 
     def to_json(self) -> JsonObject:
