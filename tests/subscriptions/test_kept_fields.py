@@ -295,6 +295,45 @@ async def test_a_direct_change_at_stripe_stays_where_a_schedule_is_sent_again(st
         assert (before["discounts"], before["on_behalf_of"]) == ([], "acct_new")
 
 
+async def use_operators_price(at: Rich) -> None:
+    """Put the item of usage on a price of nine cents that an operator made by hand."""
+    items = (await at.stripe_subscription(at.subscription))["items"]["data"]
+    item = next(one for one in items if one["price"]["recurring"].get("meter"))
+    at.emulator.add_price(9, price_id="price_agreed", meter=item["price"]["recurring"]["meter"])
+    await at.stripe_change(f"/v1/subscription_items/{item['id']}", price="price_agreed")
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.subscriptions.sync("acme")
+
+
+async def fewer_then_taken_back(at: Rich) -> None:
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await at.kit.subscriptions.change_plan("acme", "pro")
+
+
+PLAN_STAYS: Final[dict[str, Callable[[Rich], Awaitable[object]]]] = {
+    "seats": lambda at: at.kit.subscriptions.set_seats("acme", 13),
+    "the plan in force": CHANGES["upgrade"],
+    "a downgrade taken back": fewer_then_taken_back,
+}
+
+
+@pytest.mark.parametrize("change", PLAN_STAYS)
+async def test_i13_an_operators_price_of_usage_stays_while_the_plan_does(store_url: str, change: str) -> None:
+    """F-220: usage went back to the price of the plan, two cents."""
+    async with rich(store_url) as at:
+        await use_operators_price(at)
+        before = await at.item_terms()
+        await PLAN_STAYS[change](at)
+        assert await at.item_terms() == before
+        await at.kit.record("acme", "tokens", 1_010)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 90
+        await at.kit.flush(everything=True)
+        at.clock.set(END + timedelta(hours=2))
+        lines = [line for one in await at.invoices() for line in one["lines"]["data"]]
+        of_usage = [line for line in lines if line["pricing"]["price_details"]["price"] == "price_agreed"]
+        assert [(line["quantity"], line["amount"]) for line in of_usage if line["quantity"]] == [(10, 90)]
+
+
 async def taken_back(at: Rich) -> None:
     await at.kit.subscriptions.change_plan("acme", "team")
     await at.kit.subscriptions.change_plan("acme", "pro")

@@ -132,7 +132,7 @@ def compared_prices(
         meter = _meter_id(prices, event)
         if meter is not None:
             own[meter] = _find_matching(listed, wanted, meter) or wanted.shape.told(wanted.unit)
-    return _replaced(prices, own)
+    return with_metered(prices, own)
 
 
 async def customer_prices(
@@ -162,7 +162,7 @@ async def customer_prices(
                 " price needs; `meterkit stripe sync` makes it"
             )
         own[meter] = _find_matching(listed, wanted, meter) or await _make_price(api, prices, wanted, meter)
-    return _replaced(prices, own)
+    return with_metered(prices, own)
 
 
 async def _make_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
@@ -210,11 +210,11 @@ def _find_matching(shown: Iterable[Mapping[str, Any]], wanted: WantedPrice, mete
     return next((str(price["id"]) for price in flat if shape_of(price) == shape), None)
 
 
-def _replaced(prices: PlanPrices, own: Mapping[str, str]) -> PlanPrices:
+def with_metered(prices: PlanPrices, own: Mapping[str, str]) -> PlanPrices:
     """Prices of a plan with other ones of some meters (meter's id to the price)."""
     kept = {price: meter for price, meter in prices.metered.items() if meter not in own}
     metered = {**kept, **{price: meter for meter, price in own.items()}}
-    return replace(prices, metered=metered, overridden=frozenset(own.values()))
+    return replace(prices, metered=metered, overridden=prices.overridden | frozenset(own.values()))
 
 
 def _with_overrides(catalog: Catalog, plan: Plan, given: Given) -> Plan:

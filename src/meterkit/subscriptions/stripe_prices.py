@@ -14,6 +14,7 @@ from meterkit.subscriptions.stripe_objects import (
     base_key,
     id_in,
     is_override_price,
+    key_in,
     meter_key,
     plan_of_price,
     seat_key,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.item_changes import Item
 
 
 PRICES: Final = "/v1/prices"
@@ -63,6 +65,17 @@ async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
         metered=metered,
         meters=meters_of_file(await api.list(METERS), catalog),
     )
+
+
+async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: Item, plan: str) -> bool:
+    """Whether the metered price of an item, which has no lookup key, is another plan's by its product.
+
+    So it is after the base price alone was switched in the dashboard. Raises StripeError.
+    """
+    listed = await api.list(PRICES, {"product": item.product, "active": True})
+    bases = {plan_of_price(price["id"], key_in(price), catalog): price for price in listed}
+    others = [base for key, base in bases.items() if key not in {None, plan}]
+    return any(plan not in bases or item.price in metered_among(listed, base) for base in others)
 
 
 async def prices_by_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from meterkit.subscriptions.change_rules import (
 from meterkit.subscriptions.drift import plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.override_prices import customer_prices
+from meterkit.subscriptions.override_prices import customer_prices, with_metered
 from meterkit.subscriptions.schedule_phases import cut_phases, has_own_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import remedy
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
+from meterkit.subscriptions.stripe_prices import is_of_another_plan
 from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
@@ -90,8 +93,15 @@ class Applying:
         return None
 
     async def changes_of_items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
-        """Changes that bring the items to those of a plan with its seats; empty if there are none."""
-        return updates(live.items, self._store.catalog, *await self._read_prices(live, target))
+        """Changes that bring the items to those of a plan with its seats; empty if there are none.
+
+        Where the plan stays, so do the metered prices that an operator has given the customer.
+        """
+        prices, paid = await self._read_prices(live, target)
+        current = plan_in(live.items, self._store.catalog)
+        if current is not None and current.key == prices.plan:
+            prices = with_metered(prices, await self._operators_prices(live, prices))
+        return updates(live.items, self._store.catalog, prices, paid)
 
     async def take_back(self, live: LiveSubscription, target: Terms) -> None:
         """End a scheduled change of plan: release the schedule, or give its phases the plan in force.
@@ -168,6 +178,22 @@ class Applying:
         if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
             sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
             await live.send_phases(schedule, sent)
+
+    async def _operators_prices(self, live: LiveSubscription, prices: PlanPrices) -> dict[str, str]:
+        """Read which metered items have a price that an operator made by hand: meter to price."""
+        times = Counter(item.meter for item in live.items)
+        overridden = {prices.metered[price] for price in prices.overridden}
+        return {
+            item.meter: item.price
+            for item in live.items
+            if item.meter is not None
+            and item.meter in prices.meters
+            and item.meter not in overridden
+            and times[item.meter] == 1
+            and item.price not in prices.metered
+            and not item.key.startswith(LOOKUP_MARK)
+            and not await is_of_another_plan(self._api(), self._store.catalog, item, prices.plan)
+        }
 
     async def _read_prices(
         self, live: LiveSubscription, target: Terms, at_ms: int = 0
