@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from world import World
 
@@ -29,14 +29,21 @@ class Terms:
     Attributes:
         own: of the subscription.
         items: of its items, by id.
-        phases: of phases that are not over: first second, end, terms.
-        has_schedule: whether there is one.
+        once: the coupons of its discounts for one invoice, by the discount's id.
+        spent: the discounts that invoices have made use of.
+        now_s: when they were read.
+        phases: of phases that are not over: first second, terms.
+        is_by_hand: whether an operator has given the phases ahead terms of their own: they are not dropped.
     """
 
     subscription: str
     own: Mapping[str, Any]
     items: Mapping[str, Mapping[str, Any]]
-    phases: tuple[tuple[int, int, Mapping[str, Any]], ...] = ()
+    once: Mapping[str, str]
+    spent: frozenset[str]
+    now_s: int
+    phases: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    is_by_hand: bool = False
 
     def lost(self, after: Terms | None, *, phases: bool = True) -> list[str]:
         """What differs afterwards, in words.
@@ -47,26 +54,50 @@ class Terms:
         """
         if after is None or after.subscription != self.subscription:
             return []
-        wrong = _differences(self.own, after.own, "the subscription")
+        spent = [coupon for discount, coupon in self.once.items() if discount in after.spent]
+        left = [coupon for coupon in self.own["discounts"] if coupon not in spent]
+        wrong = _differences({**self.own, "discounts": left}, after.own, "the subscription")
         for item in self.items.keys() & after.items.keys():
             wrong += _differences(self.items[item], after.items[item], item)
-        for place, (start_s, _, terms) in enumerate(after.phases if phases else ()):
-            (first_s, known) = next(
-                ((first_s, of) for first_s, _, of in reversed(self.phases) if first_s <= start_s),
-                (0, self.own),
-            )
-            # Metadata of a phase is added to the subscription's as the phase begins, and stays there. The
-            # current phase has what the subscription has (decision 0365).
-            left_out = {"metadata"} if first_s != start_s or not place else set[str]()
-            compared = terms.keys() - left_out
-            known = {name: value for name, value in known.items() if name in compared}
-            wrong += _differences(known, terms, "a phase")
+        if phases:
+            for start_s, terms in after.phases:
+                wrong += self._lost_of_phase(start_s, terms)
+            kept = {start_s for start_s, _ in after.phases}
+            ahead = {start_s for start_s, _ in self.phases if self.is_by_hand and start_s > self.now_s}
+            wrong += [f"the phase of {start_s} is gone" for start_s in ahead - kept]
         return wrong
+
+    def _lost_of_phase(self, start_s: int, terms: Mapping[str, Any]) -> list[str]:
+        """What a phase of afterwards has otherwise.
+
+        The current one has what the subscription has, unless it was left as it was (decision 0365). One ahead
+        stays, and a new one goes on with the terms of that time. Metadata of a phase is added to the
+        subscription's as the phase begins, and stays there.
+        """
+        first_s, known = next(
+            ((first_s, of) for first_s, of in reversed(self.phases) if first_s <= start_s), (0, self.own)
+        )
+        if start_s == first_s and terms == known:
+            return []
+        expected = self.own if first_s <= self.now_s else known
+        left_out = set[str]() if start_s == first_s or start_s <= self.now_s else {"metadata"}
+        return _differences(
+            {name: value for name, value in expected.items() if name in terms.keys() - left_out},
+            terms,
+            f"the phase of {start_s}",
+        )
+
+    def under(self, released: Terms | None) -> Terms:
+        """The same with the phases ahead of a schedule that a cancellation has released."""
+        if self.phases or released is None or released.subscription != self.subscription:
+            return self
+        ahead = tuple(phase for phase in released.phases if phase[0] > self.now_s)
+        return replace(self, phases=ahead, is_by_hand=released.is_by_hand)
 
     @property
     def is_lasting(self) -> bool:
         """Whether no phase changes them."""
-        return not any(_differences(self.own, of, "") for _, _, of in self.phases)
+        return not any(_differences(self.own, of, "") for _, of in self.phases)
 
 
 async def read_terms(world: World, customer: str) -> Terms | None:
@@ -80,9 +111,20 @@ async def read_terms(world: World, customer: str) -> Terms | None:
         **{"expand[0]": "discounts", "expand[1]": "schedule"},
     )
     own = {name: shown.get(name) for name in _SUBSCRIPTION} | _shared(shown)
-    own["discounts"] = sorted(one["source"]["coupon"] for one in shown["discounts"] if one.get("end") is None)
+    discounts = {one["id"]: one["source"]["coupon"] for one in shown["discounts"] if one.get("end") is None}
+    own["discounts"] = sorted(discounts.values())
     schedule: dict[str, Any] = shown.get("schedule") or {}
     now_s = int(world.clock())
+    invoices = await world.list("/v1/invoices", customer=customer, subscription=shown["id"])
+    metadata: Mapping[str, str] = schedule.get("metadata") or {}
+    phases = tuple(
+        (
+            phase["start_date"],
+            _shared({**phase, "collection_method": phase["collection_method"] or shown["collection_method"]}),
+        )
+        for phase in schedule.get("phases", ())
+        if (phase["end_date"] or 1 << 40) > now_s
+    )
     return Terms(
         subscription=shown["id"],
         own=own,
@@ -90,18 +132,27 @@ async def read_terms(world: World, customer: str) -> Terms | None:
             item["id"]: {name: _plain(name, item.get(name)) for name in _OF_ITEM}
             for item in shown["items"]["data"]
         },
-        phases=tuple(
-            (
-                phase["start_date"],
-                phase["end_date"] or 1 << 40,
-                _shared(
-                    {**phase, "collection_method": phase["collection_method"] or shown["collection_method"]}
-                ),
-            )
-            for phase in schedule.get("phases", ())
-            if (phase["end_date"] or 1 << 40) > now_s
+        once={discount: coupon for discount, coupon in discounts.items() if await _is_once(world, coupon)},
+        spent=frozenset(
+            off["discount"]
+            for invoice in invoices
+            for off in invoice["total_discount_amounts"] or ()
+            if off["amount"]
         ),
+        now_s=now_s,
+        phases=phases,
+        is_by_hand="meterkit_made" not in metadata and _differ(of for _, of in phases),
     )
+
+
+def _differ(phases: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether they have other terms, metadata apart."""
+    return len({repr([of[name] for name in _BOTH if name != "metadata"]) for of in phases}) > 1
+
+
+async def _is_once(world: World, coupon: str) -> bool:
+    shown = await world.ask("GET", f"/v1/coupons/{coupon}")
+    return bool(shown["duration"] == "once")
 
 
 def _shared(shown: Mapping[str, Any]) -> dict[str, Any]:

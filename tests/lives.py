@@ -113,6 +113,7 @@ class Life:
     told: list[str] = field(default_factory=list[str])
     _file: ShopFile = field(default_factory=ShopFile)
     _later: Terms | None = None
+    _released: Terms | None = None
     _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
     _turned_at: datetime = START
     _acted_at: datetime = START
@@ -247,6 +248,8 @@ class Life:
         await self._keeping(self.world.kit.subscriptions.set_seats(CUSTOMER, event.number % 6 + 1), "seats")
 
     async def _cancel(self, _: Event) -> None:
+        before = await read_terms(self.world, STRIPE_CUSTOMER)
+        self._released = before if before is not None and before.phases else self._released
         await self._keeping(self.world.kit.subscriptions.cancel(CUSTOMER), "cancel")
 
     async def _cancel_now(self, event: Event) -> None:
@@ -269,8 +272,12 @@ class Life:
         """Have the kit change a subscription; what an operator has put on it stays."""
         self.world.emulator.advance()
         before = await read_terms(self.world, STRIPE_CUSTOMER)
+        if before is not None and name == "resume":
+            before = before.under(self._released)
         made = await self.world.do(work)
-        self._complain(before, await read_terms(self.world, STRIPE_CUSTOMER), name)
+        after = await read_terms(self.world, STRIPE_CUSTOMER)
+        # A cancellation releases the schedule; what resumes it, restores it.
+        self._complain(before, after, name, phases=name != "cancel")
         return made
 
     def _complain(self, before: Terms | None, after: Terms | None, name: str, *, phases: bool = True) -> None:
