@@ -433,8 +433,10 @@ class Ledger:
     async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool], dict[_Place, str]]:
         """By customer, meter and period: the late units, whether the books agree, what they say."""
         late, agree, advice = Counter[_Place](), defaultdict[_Place, bool](bool), dict[_Place, str]()
-        for customer, period in sorted({(one.customer, one.period) for one in self.log if one.quantity}):
+        for customer, period in sorted({(one.customer, one.period) for one in self.log}):
             for one in await self.world.do(self.world.kit.reconcile(customer, at=period)):
+                if one.period_start != period:  # All of it was taken back, and another period is there.
+                    continue
                 late[customer, one.meter, period] = one.late
                 agree[customer, one.meter, period] = one.agrees
                 advice[customer, one.meter, period] = one.advice if one.is_closed else ""

@@ -59,6 +59,14 @@ STORIES: Final = {
         Event(at=timedelta(days=42), kind="subscribe", what="max"),
         Event(at=timedelta(days=90), kind="hooks_twice"),
     ],
+    # Stripe has charged them by then: the books of a period in which nothing is left say what to credit.
+    "a correction that Stripe does not have when an operator pauses": [
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(minutes=20), kind="use", what="calls", number=56),
+        Event(at=timedelta(days=2), kind="correct", what="calls", number=2),
+        Event(at=timedelta(days=2, minutes=1), kind="by_hand", what="pause"),
+        Event(at=timedelta(days=60), kind="cancel_now", number=1),
+    ],
 }
 
 

@@ -249,6 +249,25 @@ async def test_usage_that_waits_for_the_next_invoice_is_credited_when_that_is_fi
         await agrees(at)
 
 
+async def test_the_line_that_is_named_on_a_draft_is_the_one_that_is_credited(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 160)
+        at.clock.set(END)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        draft = await correct(at, 30, credit=True)
+        assert (by_hand(draft), "is a draft: correct again" in draft.not_credited) == ([(30, 90)], True)
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        final = await correct(at, 30, credit=True)
+        assert (final.by_hand_lines, final.credits[0].line) == (
+            draft.by_hand_lines,
+            draft.by_hand_lines[0].line,
+        )
+
+
 @pytest.mark.parametrize("plan", ["basic", "cheaper"])
 async def test_units_of_the_last_period_are_on_its_invoice(store_url: str, plan: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:

@@ -163,6 +163,19 @@ async def test_a_draft_shows_the_usage_that_has_arrived_wherever_it_is_shown() -
             assert line.parent.type == "subscription_item_details"
 
 
+async def test_a_line_of_usage_keeps_its_id_until_it_is_final() -> None:
+    """A line of a draft is changed by its id: https://docs.stripe.com/api/invoice-line-item/update."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock, "price_tokens_1", "price_tokens_2")
+        named = [line.id for line in draft.lines.data]
+        await use(client, "3", at=MAY - 60)
+        seen = await client.v1.invoices.retrieve_async(draft.id)
+        done = await client.v1.invoices.finalize_invoice_async(draft.id)
+        assert [[line.id for line in shown.lines.data] for shown in (seen, done)] == [named, named]
+        assert len({*named}) == 2, "each line has its own id"
+
+
 @pytest.mark.parametrize(("lag", "billed"), [(59, [30]), (61, [0])])
 async def test_an_invoice_may_not_have_yet_what_a_summary_shows(lag: int, billed: list[int]) -> None:
     """Events are counted later, and no page says when: an invoice that is finalized before lacks them.

@@ -163,15 +163,17 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
     quantity = max(Decimal(0), aggregate(events, meter=meter))
     name, rate = _name(account, usage.price), _rate(usage.price)
     lines: list[Line] = []
-    for charge in charges_of(usage.price.pricing, quantity):
+    for place, charge in enumerate(charges_of(usage.price.pricing, quantity)):
         where = (
             rate
             if charge.tier is None
             else f"(Tier {charge.tier} at {_money(usage.price, charge.unit_amount)})"
         )
+        made = new_id("il_1", length=LINE_LENGTH), new_id("ii_1", length=LINE_LENGTH)
+        line_id, item_id = usage.ids.setdefault(place, made)
         lines.append(
             Line(
-                id=new_id("il_1", length=LINE_LENGTH),
+                id=line_id,
                 amount=to_cents(charge.amount),
                 description=f"{shown(charge.quantity)} × {name} {where}",  # noqa: RUF001 - Stripe's.
                 start=usage.start,
@@ -181,7 +183,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
                 unit_amount=charge.unit_amount,
                 subscription=subscription.id,
                 item=None if usage.removed else usage.item,
-                invoice_item=new_id("ii_1", length=LINE_LENGTH) if usage.removed else None,
+                invoice_item=item_id if usage.removed else None,
                 created=account.now,
                 rate_ids=usage.rate_ids,
                 discounts=usage.discounts,

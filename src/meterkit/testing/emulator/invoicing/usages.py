@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Usage:
         removed: whether the item is gone, or has another price: then an invoice item charges the usage.
         rate_ids: the item's own tax rates.
         discounts: the item's.
+        ids: of its lines and of their invoice items, by place: they stay while a draft is counted anew.
     """
 
     item: str
@@ -31,3 +32,4 @@ class Usage:
     removed: bool = False
     rate_ids: Sequence[str] = ()
     discounts: Sequence[Discount] = ()
+    ids: dict[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]], compare=False)
