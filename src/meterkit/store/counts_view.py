@@ -44,10 +44,7 @@ class CountsView:
         # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
         is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
         self._over = now_ms >= ends or is_another
-        if is_another:
-            self.start_ms = start_ms
-        else:
-            self.start_ms = max(start_ms, ends) if self._over else began
+        self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
         self.end_ms = end_ms
         # Clocks go back; a customer's time does not.
         self.now_ms = max(now_ms, head.seen_ms)
