@@ -120,7 +120,8 @@ class SubscriptionWriter:
             )
             await self._change_prices(customer, before, after, change, store_state)
         is_free_over = self._is_free_period_over(customer, before, after)
-        if moved or final or is_free_over:
+        # Usage of a period that had ended before is left to a flush that is under way: its report names it.
+        if moved or is_free_over or (final and cause != FLUSH):
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
         return known
