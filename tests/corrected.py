@@ -20,7 +20,7 @@ _MARK = "meterkit_correction"
 
 
 class Correction(NamedTuple):
-    """A correction that somebody asks for, once or again."""
+    """A correction that is asked for, once or again."""
 
     id: str
     meter: str
@@ -42,7 +42,7 @@ class Corrections:
 
     @property
     def unsettled(self) -> list[Correction]:
-        """Those whose outcome nobody knows yet."""
+        """Those whose outcome is not known yet."""
         return [asked for id_, asked in self.asked.items() if id_ not in self._done]
 
     async def correct(self, asked: Correction) -> Corrected:

@@ -61,7 +61,7 @@ class PlanTimes:
     def included(
         self, subscription: Mapping[str, Any], meter: str, catalog: Catalog, *, heard_of: datetime
     ) -> int | None:
-        """What a period includes of a meter by now; None: the rule says nothing of it.
+        """Included quantity of a meter in a period by now; None: the rule does not cover it.
 
         Args:
             subscription: as Stripe shows it.

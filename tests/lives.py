@@ -197,7 +197,7 @@ class Life:
         process.dies_at = process.steps + dies_in if dies_in > 0 else 0
 
     async def _correct(self, event: Event) -> str:
-        """Somebody takes units back, once or again, more than there are, or less than nothing."""
+        """Take units back, once or again, more than there are, or less than nothing."""
         ways, corrections = event.number % 6, self.corrections
         asked = Correction(f"c-{len(corrections.asked)}", event.what, event.number, ways == 1)
         if ways == 2:

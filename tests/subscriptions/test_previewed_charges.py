@@ -1,4 +1,4 @@
-"""A preview of seats or of a plan is what Stripe invoices, now and for the next period, to the cent.
+"""A preview of seats or of a plan shows the amounts that Stripe invoices, now and next, to the cent.
 
 Compared with the customer's own items: kept and new prices, discounts, taxes, a yearly price.
 """

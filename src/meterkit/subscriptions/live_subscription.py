@@ -183,7 +183,7 @@ class LiveSubscription:
             await live.update({"cancel_at_period_end": True})
 
     async def resume(self, now_s: int) -> None:
-        """Have it go on, with the phases ahead of the schedule that its cancellation has released."""
+        """Resume it, with the phases ahead of the schedule that its cancellation has released."""
         if self.is_ending:
             at_end = bool(self.found.get("cancel_at_period_end"))
             await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
