@@ -254,32 +254,19 @@ def _bill(item: QueuedItem) -> str:
 
 
 def _row(intent: Intent | QueuedItem) -> dict[str, object]:
-    if isinstance(intent, QueuedItem):
-        return {
-            "intent": intent.identifier,
-            "state": intent.state,
-            "customer": intent.customer,
-            "meter": intent.meter,
-            "quantity": intent.quantity,
-            "minute": None,
-            "first attempt": None,
-            "attempts": None,
-            "age": span(intent.age_s * 1000),
-            "compared": None,
-            "why": _bill(intent),
-        }
+    sent = None if isinstance(intent, QueuedItem) else intent
     return {
         "intent": intent.identifier,
         "state": intent.state,
         "customer": intent.customer,
         "meter": intent.meter,
         "quantity": intent.quantity,
-        "minute": intent.minute,
-        "first attempt": intent.first_attempt_at,
-        "attempts": intent.attempts,
+        "minute": sent and sent.minute,
+        "first attempt": sent and sent.first_attempt_at,
+        "attempts": sent and sent.attempts,
         "age": span(intent.age_s * 1000),
-        "compared": intent.compared_at,
-        "why": intent.why,
+        "compared": sent and sent.compared_at,
+        "why": _bill(intent) if isinstance(intent, QueuedItem) else intent.why,
     }
 
 
