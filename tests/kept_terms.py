@@ -72,20 +72,21 @@ class Terms:
 
         The current one has what the subscription has, unless it was left as it was (decision 0365). One ahead
         stays, and a new one goes on with the terms of that time. Metadata of a phase is added to the
-        subscription's as the phase begins, and stays there.
+        subscription's as the phase begins, and stays there: the current one need not repeat it.
         """
         first_s, known = next(
             ((first_s, of) for first_s, of in reversed(self.phases) if first_s <= start_s), (0, self.own)
         )
         if start_s == first_s and terms == known:
             return []
-        expected = self.own if first_s <= self.now_s else known
-        left_out = set[str]() if start_s == first_s or start_s <= self.now_s else {"metadata"}
-        return _differences(
-            {name: value for name, value in expected.items() if name in terms.keys() - left_out},
-            terms,
-            f"the phase of {start_s}",
-        )
+        expected = dict(self.own if first_s <= self.now_s else known)
+        if start_s <= self.now_s:
+            expected["metadata"] = {
+                name: value for name, value in expected["metadata"].items() if name in terms["metadata"]
+            }
+        elif start_s != first_s:
+            del expected["metadata"]
+        return _differences(expected, terms, f"the phase of {start_s}")
 
     def under(self, released: Terms | None) -> Terms:
         """The same with the phases ahead of a schedule that a cancellation has released."""
