@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from clusters import Cluster, Watched
     from servers import Server
 
+pytest_plugins = ["costs.plugin"]
+
 # How long an example takes says how busy the machine is; a commit has one verdict, on any day.
 _QUIET = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, suppress_health_check=_QUIET, derandomize=True)

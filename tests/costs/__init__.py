@@ -1,0 +1,1 @@
+"""What each test costs: see :mod:`costs.plugin`."""

@@ -1,0 +1,89 @@
+"""Counts the CPU seconds of each test, its processes' too, and refuses a dear test without a reason.
+
+CPU, not time: a busy machine makes a test late, not dear. What fixtures of a module or of the whole run take
+to be set up counts for none of the tests that share them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from costs.cpu import cpu_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["BUDGET_S", "REFUSED_S", "Costs", "pytest_addoption", "pytest_configure"]
+
+# What a test may take. One that takes about as much must not fail by chance: refused is what takes far more.
+BUDGET_S: Final = 0.5
+REFUSED_S: Final = 1.5
+_SHOWN: Final = 20
+_PROPERTY: Final = "cpu_s"
+_BEGAN: Final = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", type=Path, metavar="FILE", help="write the CPU seconds of each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"dear(why): why the test takes more than {BUDGET_S} s of CPU.")
+    config.pluginmanager.register(Costs(config.getoption("--costs")), "costs")
+
+
+class Costs:
+    """What is known of the costs of a run; in each worker of it, and in the process that reports."""
+
+    def __init__(self, written_to: Path | None) -> None:
+        self._written_to = written_to
+        self._shared_s = 0.0
+        self._by_test: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        if fixturedef.scope == "function":
+            return (yield)
+        began, shared_s = cpu_seconds(), self._shared_s
+        try:
+            return (yield)
+        finally:
+            # One fixture may ask for another, whose part is in this one's.
+            self._shared_s = shared_s + cpu_seconds() - began
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
+        item.stash[_BEGAN] = cpu_seconds() - self._shared_s
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
+        yield
+        cost = cpu_seconds() - self._shared_s - item.stash[_BEGAN]
+        item.user_properties.append((_PROPERTY, round(cost, 3)))
+        if cost > REFUSED_S and item.get_closest_marker("dear") is None:
+            pytest.fail(
+                f"the test took {cost:.1f} s of CPU; a test may take {BUDGET_S} s. Make it cheaper, or say"
+                ' why it needs more: @pytest.mark.dear("why").',
+                pytrace=False,
+            )
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            self._by_test[report.nodeid] = sum(
+                float(str(cost)) for name, cost in report.user_properties if name == _PROPERTY
+            )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        dearest = sorted(self._by_test.items(), key=lambda one: (-one[1], one[0]))
+        if self._written_to is not None:
+            lines = (f"{cost:8.3f}  {test}\n" for test, cost in dearest)
+            self._written_to.write_text("".join(lines), encoding="utf-8")
+        if len(dearest) > _SHOWN:
+            total = sum(self._by_test.values())
+            terminalreporter.write_sep("=", f"the dearest of {total:.0f} CPU seconds")
+            for test, cost in dearest[:_SHOWN]:
+                terminalreporter.write_line(f"{cost:7.2f} s  {test}")
