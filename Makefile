@@ -105,7 +105,7 @@ docs: $(VENV)/.dev
 	@# Quiet where all is well; else once more, for what it has to say.
 	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
 	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py
-	@$(BIN)/python tests/shown_blocks.py
+	@$(BIN)/python tests/drivers/shown_blocks.py
 
 bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md

@@ -17,17 +17,17 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from certificates import Authority
-from clusters import spawn_cluster, spawn_watched
-from lua_runtime import compile_once
+from drivers.lua_runtime import compile_once
 from meterkit.redis import memory
-from servers import redis_binary, spawn_server
+from servers.certificates import Authority
+from servers.clusters import spawn_cluster, spawn_watched
+from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from clusters import Cluster, Watched
-    from servers import Server
+    from servers.clusters import Cluster, Watched
+    from servers.stores import Server
 
 pytest_plugins = ["costs.plugin"]
 

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse
 
 import meterkit
-from metering import hello, served
+from drivers.app import hello, served
 from meterkit.fastapi import requires
 from test_readme import NAMES, ROOT, blocks
 

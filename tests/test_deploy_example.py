@@ -21,7 +21,7 @@ import yaml
 
 from meterkit.settings import Settings
 from meterkit.testing import StripeEmulator
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 from test_examples import wait_until_ready
 
 if TYPE_CHECKING:

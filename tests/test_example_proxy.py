@@ -25,17 +25,17 @@ import pytest
 from genai_prices import Usage, calc_price
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from delivering import STRIPE_KEY
-from fake_providers import ANTHROPIC_KEY, OPENAI_KEY, WORDS, FakeProviders
-from faults import eventually
+from drivers.delivery import STRIPE_KEY
+from faults.refusals import eventually
 from meterkit import MeterKit, identify
 from meterkit.testing import StripeEmulator
-from servers import spawn_server
+from servers.model_providers import ANTHROPIC_KEY, OPENAI_KEY, WORDS, FakeProviders
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

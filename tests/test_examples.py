@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from commands import TIMEOUT_S, Done, Shell
-from servers import free_port
+from drivers.command_line import TIMEOUT_S, Done, Shell
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from commands import Shell
+from drivers.command_line import Shell
 from test_readme import ROOT, blocks
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The library with one place made wrong on purpose: a test must notice (see python_mutants.py).
+"""The library with one place made wrong on purpose: a test must notice (see faults/python_mutants.py).
 
 A sample with the test that notices each; all mutants that are tried with ``METERKIT_ALL_MUTANTS=1``.
 """
@@ -16,15 +16,15 @@ from zlib import crc32
 
 import pytest
 
-from python_mutants import mutants, survivors_known
+from faults.python_mutants import mutants, survivors_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from python_mutants import Mutant
+    from faults.python_mutants import Mutant
 
 ROOT: Final = Path(__file__).parents[1]
-NOTICED: Final = Path(__file__).with_name("python_noticed.txt")
+NOTICED: Final = Path(__file__).parent / "faults" / "python_noticed.txt"
 SAMPLE: Final = 12
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
@@ -97,7 +97,7 @@ def run(directory: Path, places: str, tests: Iterable[str], lines: Sequence[str]
     }
     plain = ("-q", "-p", "no:cacheprovider", "--tb", "native", "--timeout", "0")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "python_mutants_run", *plain, *tests],
+        [sys.executable, "-m", "pytest", "-p", "faults.python_mutants_run", *plain, *tests],
         cwd=ROOT,
         env=os.environ | more,
         capture_output=True,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import meterkit
-from faults import eventually, http_scope
-from metering import answering, hello, served
+from drivers.app import answering, hello, served
+from faults.refusals import eventually, http_scope
 from meterkit import MeterKit
 from meterkit.decisions.packed import MeterCounts
 from meterkit.redis.event_loops import running_loop
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
     from meterkit.redis.lane import Lane
     from meterkit.redis.settling import Allotting
 

@@ -12,14 +12,14 @@ import pytest
 from asgi.test_llm_model_prices import answering, ask
 from asgi.test_llm_overage_prices import ask as ask_stream
 from asgi.test_llm_overage_prices import streaming
-from delivering import NOW, until
-from llm_apps import metered
+from drivers.delivery import NOW, until
+from drivers.llm_apps import metered
 from meterkit import identify
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

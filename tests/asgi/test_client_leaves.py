@@ -13,9 +13,18 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from faults import eventually
-from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, listening, metered, openai_stream, text_tokens, tokens
-from metering import http_scope
+from drivers.app import http_scope
+from drivers.llm_apps import (
+    PLANS,
+    PROMPT,
+    PROMPT_TOKENS,
+    listening,
+    metered,
+    openai_stream,
+    text_tokens,
+    tokens,
+)
+from faults.refusals import eventually
 from meterkit import current
 from tokens.recordings import chat, chat_usage, sse
 
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 import meterkit
-from faults import settled
-from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, stream_of, text_tokens, tokens
-from metering import http_scope
+from drivers.app import http_scope
+from drivers.llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, stream_of, text_tokens, tokens
+from faults.refusals import settled
 from meterkit.llm import stop_on_disconnect
 from tokens.recordings import chat, chat_usage
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
-from metering import PLANS, http_scope, no_more, served
+from drivers.app import PLANS, http_scope, no_more, served
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 import meterkit
-from faults import eventually, settled
-from llm_apps import read_all
+from drivers.llm_apps import read_all
+from faults.refusals import eventually, settled
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock

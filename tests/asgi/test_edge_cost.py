@@ -14,8 +14,8 @@ from typing import Final
 
 import pytest
 
-from edge_instructions import fewest
-from metering import hello, http_scope
+from costs.edge_instructions import fewest
+from drivers.app import hello, http_scope
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import load
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_client_leaves import saying, taken
-from faults import PLANS as WIDE
-from faults import Client, catalog, eventually, kit_at, settled, stopped, used
-from faults import metered as behind
-from llm_apps import PLANS as LLM_PLANS
-from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
-from metering import PLANS, hello, http_scope, no_more, served
+from drivers.app import PLANS, hello, http_scope, no_more, served
+from drivers.llm_apps import PLANS as LLM_PLANS
+from drivers.llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
+from faults.refusals import PLANS as WIDE
+from faults.refusals import Client, catalog, eventually, kit_at, settled, stopped, used
+from faults.refusals import metered as behind
 from meterkit import record
 from meterkit.asgi import exchange, kept_request
 from meterkit.catalog.argument_checks import check_quantity
@@ -24,7 +24,7 @@ from meterkit.tokens.response import ResponseReader
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 import meterkit
-from counters import put_head
-from faults import (
+from drivers.counters import put_head
+from faults.refusals import (
     PLANS,
     Client,
     answer_ok,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit import MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

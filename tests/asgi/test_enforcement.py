@@ -10,16 +10,16 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from metering import HEADERS, PLANS, hello, http_scope, served
+from drivers.app import HEADERS, PLANS, hello, http_scope, served
 from meterkit import MeterKit, MeterMiddleware, SettingsError, current, identify, record, record_usage, tap
 from meterkit.catalog import enforced, loads
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -21,15 +21,15 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.testclient import WebSocketDenialResponse
 
-from delivering import NOW
-from metering import HEADERS, PLANS, Served, served
+from drivers.app import HEADERS, PLANS, Served, served
+from drivers.delivery import NOW
 from meterkit import Decision, MeterKit, MeterkitError, MeterMiddleware, UnknownFeatureError, allows, identify
 from meterkit.asgi.problems import TYPES, ProblemContext, problem
 from meterkit.catalog import loads
 from meterkit.decisions.decision import Reason
 from meterkit.fastapi import Current, requires, responses
 from meterkit.testing import Clock
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator

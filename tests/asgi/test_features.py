@@ -14,8 +14,9 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from faults import evalsha_calls
-from metering import PLANS, served
+from drivers.app import PLANS, served
+from faults.proxy import TcpProxy
+from faults.refusals import evalsha_calls
 from meterkit import (
     CustomerError,
     MeterKit,
@@ -26,13 +27,12 @@ from meterkit import (
     allows,
 )
 from meterkit.catalog import loads
-from proxy import TcpProxy
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

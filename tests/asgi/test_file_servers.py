@@ -17,8 +17,8 @@ from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from faults import http_scope
-from metering import served
+from drivers.app import served
+from faults.refusals import http_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

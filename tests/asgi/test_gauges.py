@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from faults import renew_holds, settled, stopped
-from metering import hello, http_scope, served
+from drivers.app import hello, http_scope, served
+from faults.refusals import renew_holds, settled, stopped
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads as plans_of
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
-    from servers import Server
+    from drivers.app import Served
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

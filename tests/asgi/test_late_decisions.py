@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import pytest
 
-from delivering import NOW
-from faults import eventually, settled
-from llm_apps import openai_stream, read_all
+from drivers.delivery import NOW
+from drivers.llm_apps import openai_stream, read_all
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, settled
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
-from proxy import TcpProxy
 from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults import evalsha_calls, settled
-from llm_apps import answering, listening, metered, read_all
-from metering import http_scope
+from drivers.app import http_scope
+from drivers.llm_apps import answering, listening, metered, read_all
+from faults.refusals import evalsha_calls, settled
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from starlette.responses import JSONResponse
 
-from faults import settled
-from llm_apps import metered
+from drivers.llm_apps import metered
+from faults.refusals import settled
 from meterkit import current
 from tokens.recordings import compact
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
     from meterkit import Decision
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, read_all, tokens
-from metering import http_scope
+from drivers.app import http_scope
+from drivers.llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, read_all, tokens
 from tokens.packing import BR, brotli, hide
 from tokens.recordings import (
     DETAILED,
@@ -34,7 +34,7 @@ from tokens.recordings import (
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -12,15 +12,15 @@ import pytest
 import meterkit
 from asgi.test_llm_model_prices import answering, ask
 from asgi.test_llm_money import PLANS, SAID, give, price_of, spent
-from delivering import until
-from llm_apps import metered, read_all, tokens
+from drivers.delivery import until
+from drivers.llm_apps import metered, read_all, tokens
 from meterkit import MeterKit, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

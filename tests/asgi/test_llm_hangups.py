@@ -12,8 +12,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import meterkit
-from faults import eventually
-from llm_apps import (
+from drivers.app import http_scope
+from drivers.llm_apps import (
     METERS,
     PLANS,
     PROMPT,
@@ -28,7 +28,7 @@ from llm_apps import (
     text_tokens,
     tokens,
 )
-from metering import http_scope
+from faults.refusals import eventually
 from tokens.recordings import (
     MISSING,
     RECORDINGS,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message
 
-    from metering import Served
+    from drivers.app import Served
     from tokens.recordings import Recording
 
 pytestmark = pytest.mark.anyio

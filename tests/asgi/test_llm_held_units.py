@@ -8,13 +8,13 @@ import pytest
 
 import meterkit
 from asgi.test_llm_model_prices import answering
-from llm_apps import metered, read_all
+from drivers.llm_apps import metered, read_all
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llm_apps import metered, stream_of, tokens
+from drivers.llm_apps import metered, stream_of, tokens
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
 from tokens.recordings import LIE, chat, chat_usage, sse

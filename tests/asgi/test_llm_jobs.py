@@ -12,19 +12,19 @@ import pytest
 
 from asgi.test_llm_estimates import ask
 from asgi.test_llm_outliving import HELD, USAGE, asked, becomes, renew, response, saying
-from faults import eventually, settled
-from llm_apps import PLANS, answering, metered, tokens
-from metering import http_scope
+from drivers.app import http_scope
+from drivers.llm_apps import PLANS, answering, metered, tokens
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, settled
 from meterkit import Caller, MeterKit, MeterkitError, StoreError, record_usage
 from meterkit.tokens.jobs import batch_line
-from proxy import TcpProxy
 from tokens.recordings import chat_usage, compact
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
-    from servers import Server
+    from drivers.app import Served
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -15,13 +15,13 @@ import pytest
 from genai_prices import Usage, calc_price
 
 from asgi.test_llm_model_prices import answering, ask
-from delivering import until
-from llm_apps import metered
+from drivers.delivery import until
+from drivers.llm_apps import metered
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

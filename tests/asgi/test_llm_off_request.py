@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_apps import METERS, PLANS, tokens
+from drivers.llm_apps import METERS, PLANS, tokens
 from meterkit import CallUsage, MeterKit, MeterkitError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
 from tokens.recordings import chat, chat_usage, sse

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 import meterkit
-from llm_apps import METERS, metered, openai_stream, stream_of, tokens
+from drivers.llm_apps import METERS, metered, openai_stream, stream_of, tokens
 from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from faults import eventually
-from llm_apps import PLANS, PROMPT, answering, metered, read_all, tokens
+from drivers.llm_apps import PLANS, PROMPT, answering, metered, read_all, tokens
+from faults.refusals import eventually
 from meterkit import record_usage
 from meterkit.store.jobs import HELD_AT_MOST_MS
 from tokens.recordings import JSON_TYPE, SSE_TYPE, compact, sse
@@ -19,7 +19,7 @@ from tokens.recordings import JSON_TYPE, SSE_TYPE, compact, sse
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

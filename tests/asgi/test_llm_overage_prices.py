@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import until
-from llm_apps import metered, read_all
+from drivers.delivery import until
+from drivers.llm_apps import metered, read_all
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import meterkit
-from faults import eventually
-from llm_apps import PLANS, metered, tokens
+from drivers.llm_apps import PLANS, metered, tokens
+from faults.refusals import eventually
 from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

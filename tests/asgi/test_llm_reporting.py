@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 import meterkit
-from faults import eventually
-from llm_apps import PLANS, PROMPT, metered, stream_of, tokens
+from drivers.llm_apps import PLANS, PROMPT, metered, stream_of, tokens
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError
 from meterkit.asgi.context import exchange
 from meterkit.asgi.llm_calls import LlmCalls
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from metering import http_scope
+from drivers.app import http_scope
 from meterkit import MeterKit
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import RequestReservation, reservation

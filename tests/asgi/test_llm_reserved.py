@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 import meterkit
-from delivering import until
-from faults import stopped
-from llm_apps import listening, metered, openai_stream, read_all
-from metering import hello, http_scope
+from drivers.app import hello, http_scope
+from drivers.delivery import until
+from drivers.llm_apps import listening, metered, openai_stream, read_all
+from faults.refusals import stopped
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from metering import Served
-    from servers import Server
+    from drivers.app import Served
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import until
-from llm_apps import metered, read_all
+from drivers.delivery import until
+from drivers.llm_apps import metered, read_all
 from tokens.recordings import compact
 from tokens.unit_payloads import PAYLOADS
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from asgi.test_llm_model_prices import answering, ask
-from llm_apps import metered
+from drivers.llm_apps import metered
 from meterkit import MeterKit
 from tokens.recordings import compact
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_apps import (
+from drivers.app import http_scope, no_more
+from drivers.llm_apps import (
     METERS,
     PLANS,
     PROMPT,
@@ -21,7 +22,6 @@ from llm_apps import (
     replaying,
     tokens,
 )
-from metering import http_scope, no_more
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.tokens.response import ResponseReader
@@ -42,7 +42,7 @@ from tokens.recordings import (
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

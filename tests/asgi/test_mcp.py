@@ -10,10 +10,10 @@ from weakref import WeakSet
 import pytest
 from mcp import MCPError
 
-from faults import settled
-from llm_apps import read_all
-from mcp_apps import PLANS, SERVERS, Ran, agent, serving
-from metering import answering, http_scope, served
+from drivers.app import answering, http_scope, served
+from drivers.llm_apps import read_all
+from drivers.mcp_apps import PLANS, SERVERS, Ran, agent, serving
+from faults.refusals import settled
 from meterkit import Caller
 from meterkit.asgi.mcp_messages import McpMessage
 from meterkit.asgi.mcp_requests import McpLines

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import pytest
 
-from mcp_apps import Ran, serving
+from drivers.mcp_apps import Ran, serving
 from meterkit.asgi.mcp_messages import MESSAGE_BYTES_MAX, McpMessage, UnreadableMessageError, read_message
 
 if TYPE_CHECKING:
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from mcp_apps import PLANS, SERVERS, Ran, agent, serving
-from metering import http_scope, served
+from drivers.app import http_scope, served
+from drivers.mcp_apps import PLANS, SERVERS, Ran, agent, serving
 from meterkit import metrics_app, record
 from meterkit.asgi.mcp_answers import AnswerReader
 from meterkit.tokens.framing.incremental import drain

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 
-from delivering import NOW
-from metering import HEADERS, PLANS, answering, hello, served
+from drivers.app import HEADERS, PLANS, answering, hello, served
+from drivers.delivery import NOW
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock

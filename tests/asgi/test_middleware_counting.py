@@ -15,7 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from metering import HEADERS, answering, hello, http_scope, no_more, served
+from drivers.app import HEADERS, answering, hello, http_scope, no_more, served
 from meterkit import MeterkitError, QuantityError, UnknownMeterError, current, record
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.packed import unpack_field
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

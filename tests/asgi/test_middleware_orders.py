@@ -13,8 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 
-from llm_apps import metered, stream_of, tokens
-from metering import HEADERS
+from drivers.app import HEADERS
+from drivers.llm_apps import metered, stream_of, tokens
 from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:

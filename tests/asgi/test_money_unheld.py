@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from asgi.test_llm_model_prices import answering, ask
-from delivering import until
-from llm_apps import metered
+from drivers.delivery import until
+from drivers.llm_apps import metered
 
 if TYPE_CHECKING:
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

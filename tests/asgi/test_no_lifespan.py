@@ -17,14 +17,14 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from delivering import PLANS, STRIPE_KEY, RunningClock, kit_for, until
-from faults import eventually, loop_clock
-from llm_apps import listening
-from metering import HEADERS, hello, http_scope, no_more
+from drivers.app import HEADERS, hello, http_scope, no_more
+from drivers.delivery import PLANS, STRIPE_KEY, RunningClock, kit_for, until
+from drivers.llm_apps import listening
+from faults.refusals import eventually, loop_clock
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from metering import PLANS, hello, http_scope, no_more, served
+from drivers.app import PLANS, hello, http_scope, no_more, served
 from meterkit.asgi import logs
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from faults import eventually, settled
-from llm_apps import metered, read_all
+from drivers.llm_apps import metered, read_all
+from faults.refusals import eventually, settled
 from tokens.openai_payloads import PAYLOADS, answer, response
 from tokens.recordings import JSON_TYPE, SSE_TYPE
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
     from tokens.openai_payloads import Payload
 
 pytestmark = pytest.mark.anyio

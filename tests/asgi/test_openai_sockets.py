@@ -8,7 +8,7 @@ import pytest
 
 from asgi.test_openai_charges import PLANS, spent
 from asgi.test_socket_usage import delta, done, provider, talk
-from llm_apps import metered, tokens
+from drivers.llm_apps import metered, tokens
 from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
 
 if TYPE_CHECKING:

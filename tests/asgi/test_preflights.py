@@ -14,7 +14,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 
-from metering import hello, served
+from drivers.app import hello, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 import meterkit
 from asgi.test_websockets import opened
-from faults import eventually
-from llm_apps import answering
-from metering import served
+from drivers.app import served
+from drivers.llm_apps import answering
+from faults.refusals import eventually
 from meterkit import Caller
 from meterkit.store.jobs import owners_of
 from tokens.recordings import JSON_TYPE, compact
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = [pytest.mark.anyio]
 

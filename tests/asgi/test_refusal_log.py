@@ -11,7 +11,7 @@ import anyio
 import pytest
 from starlette.responses import PlainTextResponse
 
-from metering import PLANS, hello, served
+from drivers.app import PLANS, hello, served
 from meterkit.asgi import logs
 
 if TYPE_CHECKING:

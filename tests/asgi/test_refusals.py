@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from metering import PLANS, Served, hello, served
+from drivers.app import PLANS, Served, hello, served
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

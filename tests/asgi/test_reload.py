@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
-from faults import Client, eventually
-from metering import hello
+from drivers.app import hello
+from drivers.delivery import NOW
+from faults.refusals import Client, eventually
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, PlansError, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meterkit
-from faults import renew_holds, settled, stopped
-from metering import answering, hello, http_scope, served
+from drivers.app import answering, hello, http_scope, served
+from faults.refusals import renew_holds, settled, stopped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
-    from servers import Server
+    from drivers.app import Served
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from genai_prices import Usage, calc_price
 
 import meterkit
 from asgi.test_llm_model_prices import give, spent
-from delivering import until
-from llm_apps import metered, read_all, stream_of, tokens
+from drivers.delivery import until
+from drivers.llm_apps import metered, read_all, stream_of, tokens
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
 from tokens.recordings import compact
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

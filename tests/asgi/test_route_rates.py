@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from metering import HEADERS, hello, served
+from drivers.app import HEADERS, hello, served
 from meterkit import PlansError
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

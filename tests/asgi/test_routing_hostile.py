@@ -17,8 +17,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, Router
 
 from asgi.test_routing import http, line
-from llm_apps import listening
-from metering import PLANS, answering, served
+from drivers.app import PLANS, answering, served
+from drivers.llm_apps import listening
 from meterkit.asgi import routing
 from meterkit.asgi.routing import own_root_path
 

@@ -14,7 +14,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
 from asgi.test_routing import http, line
-from metering import hello, http_scope, no_more, served
+from drivers.app import hello, http_scope, no_more, served
 from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, is_preflight
 

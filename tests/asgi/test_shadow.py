@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.responses import JSONResponse
 
-from metering import PLANS, hello, served
+from drivers.app import PLANS, hello, served
 from meterkit import current
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import settled
-from llm_apps import PLANS, metered, tokens
+from drivers.llm_apps import PLANS, metered, tokens
+from faults.refusals import settled
 from meterkit.asgi.socket_usage import SocketUsage
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

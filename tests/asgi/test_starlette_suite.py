@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from foreign_suites import Fetched, Suite, differences
+from drivers.foreign_suites import Fetched, Suite, differences
 
 SUITE = Suite(
     project="starlette",

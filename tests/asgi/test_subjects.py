@@ -13,8 +13,8 @@ import meterkit
 from asgi.test_llm_model_prices import answering as answering_with_tokens
 from asgi.test_llm_model_prices import ask
 from asgi.test_websockets import looked, opened
-from faults import eventually, settled
-from metering import answering, hello, http_scope, no_more, served
+from drivers.app import answering, hello, http_scope, no_more, served
+from faults.refusals import eventually, settled
 from meterkit import Caller, MeterKit, MeterkitError, identify
 from meterkit.asgi import websocket
 from meterkit.catalog import loads
@@ -23,7 +23,7 @@ from meterkit.store.subject_usage import usage_by
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
     from meterkit import Current
 
 pytestmark = pytest.mark.anyio

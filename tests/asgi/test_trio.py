@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from faults import answer_ok, http_scope, kit_at, metered
-from metering import no_more
+from drivers.app import no_more
+from faults.refusals import answer_ok, http_scope, kit_at, metered
 from meterkit import MeterkitError
 
 if TYPE_CHECKING:

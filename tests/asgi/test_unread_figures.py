@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from llm_apps import PLANS, answering, metered, tokens
+from drivers.llm_apps import PLANS, answering, metered, tokens
 from meterkit import record, record_usage
 from tokens.recordings import (
     EVENTSTREAM_TYPE,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from llm_apps import PLANS, answering, metered, tokens
-from metering import http_scope, no_more
+from drivers.app import http_scope, no_more
+from drivers.llm_apps import PLANS, answering, metered, tokens
 from meterkit import PlansError
 from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.reading import Reading

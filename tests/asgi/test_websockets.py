@@ -10,13 +10,13 @@ import pytest
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import meterkit
-from delivering import NOW
-from faults import eventually
-from metering import served
+from drivers.app import served
+from drivers.delivery import NOW
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi import websocket
 from meterkit.testing import Clock
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meterkit
-from faults import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
+from faults.proxy import TcpProxy
+from faults.refusals import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.store import fallback
 from meterkit.testing import Clock
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from meterkit import Decision, MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 

@@ -16,8 +16,8 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from llm_apps import listening
-from metering import HEADERS, PLANS, hello, http_scope, no_more, served
+from drivers.app import HEADERS, PLANS, hello, http_scope, no_more, served
+from drivers.llm_apps import listening
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

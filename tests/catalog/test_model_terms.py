@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 import jsonschema
 import pytest
 
+from drivers.schema_values import to_json
 from meterkit.catalog import json_schema, loads
 from meterkit.catalog.document import parse
 from meterkit.catalog.errors import Problems
 from meterkit.errors import PlansError
-from schema_values import to_json
 
 if TYPE_CHECKING:
     from meterkit.catalog.model_prices import ProviderPrices

@@ -9,12 +9,12 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
+from drivers.schema_values import to_json
 from meterkit.catalog import json_schema, loads
 from meterkit.catalog.additions import additions_of
 from meterkit.catalog.document import parse
 from meterkit.catalog.errors import Problems
 from meterkit.errors import PlansError
-from schema_values import to_json
 
 GOOD: Final = (Path(__file__).parent / "good" / "money.yaml").read_text("utf-8")
 LONG: Final = "m" * 257

@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.shown_blocks import shown
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.catalog.match_lines import covers, parse_match
 from meterkit.catalog.model_prices import has_all_of
 from meterkit.catalog.notes import COMPARED_MAX, summary
-from shown_blocks import shown
 
 if TYPE_CHECKING:
     from starlette.types import Scope

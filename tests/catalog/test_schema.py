@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
+from drivers.schema_values import to_json
 from meterkit.catalog import json_schema
 from meterkit.catalog.document import parse
 from meterkit.catalog.errors import Problems
-from schema_values import to_json
 
 jsonschema = pytest.importorskip("jsonschema")
 

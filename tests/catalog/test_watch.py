@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
+from faults.refusals import eventually
 from meterkit.catalog.watch import WatchedPlans
 
 if TYPE_CHECKING:

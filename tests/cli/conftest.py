@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import Shell
+from drivers.command_line import Shell
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
 
 MAKE_A_KIT = """\
 import importlib.util

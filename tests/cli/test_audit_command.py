@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import rows_in
-from commands import TIMEOUT_S, Shell
-from faults import eventually
-from kit_parts import parts_of
+from drivers.audited_kit import rows_in
+from drivers.command_line import TIMEOUT_S, Shell
+from drivers.kit_parts import parts_of
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.health.audit_log import look_at_audit_database
 from meterkit.testing import StripeEmulator

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import rows_in
-from commands import Shell
-from delivering import STRIPE_KEY
+from drivers.audited_kit import rows_in
+from drivers.command_line import Shell
+from drivers.delivery import STRIPE_KEY
+from drivers.period_ends import JULY, JUNE, MAY, PLANS, paying
 from meterkit.delivery.audit_root import ROOT, ROWS
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
-from period_ending import JULY, JUNE, MAY, PLANS, paying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from commands import Done
-    from period_ending import Ending
+    from drivers.command_line import Done
+    from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from anyio import to_thread
 
-from delivering import STRIPE_KEY
+from drivers.delivery import STRIPE_KEY
+from drivers.priced_shop import CATALOG, PLANS, sell
+from drivers.shop import shop
 from meterkit import MeterKit
-from priced_shop import CATALOG, PLANS, sell
-from shopping import shop
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

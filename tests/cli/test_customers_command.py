@@ -13,7 +13,7 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 UNKNOWN: dict[str, object] = {
     "customer": "acme",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from commands import TIMEOUT_S, Shell, first_line
+from drivers.command_line import TIMEOUT_S, Shell, first_line
 from meterkit import MeterKit
 from meterkit.catalog import load
 from meterkit.cli.demo.run import PLANS

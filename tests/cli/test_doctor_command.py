@@ -14,14 +14,14 @@ from meterkit import MeterKit
 from meterkit.subscriptions.webhooks.hint_scripts import Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import StripeEmulator
-from servers import Server, spawn_server
-from servers_acl import DOCUMENTED, NEEDED, url_of_user
+from servers.store_users import DOCUMENTED, NEEDED, url_of_user
+from servers.stores import Server, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
     from meterkit.health.examination import Health
     from meterkit.health.findings import Finding
 

@@ -12,7 +12,7 @@ from meterkit.health import findings, webhooks
 from meterkit.health.allotments import allotments_of
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
 
 
 ALLOTTED: Final = """

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clusters import spawn_watched
-from delivering import CATALOG
-from faults import stopped
+from drivers.delivery import CATALOG
+from drivers.spools import spool_with
+from faults.proxy import TcpProxy
+from faults.refusals import stopped
 from meterkit import MeterKit
 from meterkit.health.spools import growing, no_room
 from meterkit.spool.directory import SpoolSeen
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from servers import spawn_server
-from spooling import spool_with
+from servers.clusters import spawn_watched
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
     from meterkit.health.examination import Health
     from meterkit.health.findings import Finding
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clusters import spawn_cluster, spawn_watched
-from delivering import CATALOG
-from faults import stopped
+from drivers.delivery import CATALOG
+from faults.refusals import stopped
 from meterkit import MeterKit
+from servers.clusters import spawn_cluster, spawn_watched
 
 if TYPE_CHECKING:
     from meterkit.health.examination import Health

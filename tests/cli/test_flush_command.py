@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from auditing import rows_in
-from commands import TIMEOUT_S, Shell, first_line
-from faults import eventually
+from drivers.audited_kit import rows_in
+from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.spools import spool_with
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from spooling import spool_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

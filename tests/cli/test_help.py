@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
 
 COMMANDS: Final = {
     "": (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from commands import Shell
-from delivering import STRIPE_KEY
-from hooking import PLANS
+from drivers.command_line import Shell
+from drivers.delivery import STRIPE_KEY
+from drivers.webhooks import PLANS
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:

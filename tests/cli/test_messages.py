@@ -11,10 +11,10 @@ import pytest
 
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
 
 COMMANDS = (
     ("customers", "list"),

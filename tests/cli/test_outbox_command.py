@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import TIMEOUT_S
-from outboxes import recorded
+from drivers.command_line import TIMEOUT_S
+from drivers.waiting_outbox import recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
     from meterkit import Intent
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anyio import to_thread
 
-from commands import Done, Shell
-from delivering import STRIPE_KEY
+from drivers.command_line import Done, Shell
+from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 

@@ -12,7 +12,7 @@ from meterkit.testing import StripeEmulator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

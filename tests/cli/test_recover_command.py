@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.waiting_outbox import recorded
 from meterkit.health.findings import undelivered
 from meterkit.outbox.intents import Undelivered
-from outboxes import recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio

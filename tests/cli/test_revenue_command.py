@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import Shell
-from hooking import DAY, PLANS, hooked
+from drivers.command_line import Shell
+from drivers.webhooks import DAY, PLANS, hooked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

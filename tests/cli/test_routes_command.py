@@ -7,7 +7,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 APP = """\
 from fastapi import FastAPI

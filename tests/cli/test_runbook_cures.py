@@ -17,18 +17,18 @@ import pytest
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
-from auditing import sqlite_in
-from commands import TIMEOUT_S, Shell
-from delivering import STRIPE_KEY
-from emulated import reached
-from faults import eventually
+from drivers.audited_kit import sqlite_in
+from drivers.command_line import TIMEOUT_S, Shell
+from drivers.delivery import STRIPE_KEY
+from drivers.emulated_account import reached
+from drivers.spools import spool_with
+from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.cli.app import app
 from meterkit.errors import MeterkitError
 from meterkit.store.tasks import Upkeep
 from meterkit.testing import StripeEmulator
-from spooling import spool_with
 from storage.moto_bucket import BOTO3
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from commands import Shell
+from drivers.command_line import Shell
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -18,7 +18,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

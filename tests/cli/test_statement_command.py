@@ -16,7 +16,7 @@ from meterkit.insights.audit.draining import drainer_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from moto.server import ThreadedMotoServer
 
-from commands import Shell
+from drivers.command_line import Shell
 from storage.conftest import forget_all
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 
 def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:

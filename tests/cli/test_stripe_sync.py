@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from commands import Shell
-from delivering import STRIPE_KEY
-from emulated import unpaced
+from drivers.command_line import Shell
+from drivers.delivery import STRIPE_KEY
+from drivers.emulated_account import unpaced
 from meterkit.catalog import loads
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi

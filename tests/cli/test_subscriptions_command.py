@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.shop import CATALOG, PLANS, sell
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from shopping import CATALOG, PLANS, sell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import TIMEOUT_S
-from forked_command import run_forked
+from drivers.command_line import TIMEOUT_S
+from drivers.forked_command import run_forked
 from meterkit import MeterKit
 from meterkit.cli.output import print_records
 
 if TYPE_CHECKING:
-    from commands import Shell
+    from drivers.command_line import Shell
 
 LONG = "customer-with-a-rather-long-identifier@example.com"
 MOST = 10**15 - 1

@@ -17,7 +17,7 @@ from meterkit.safe_text import csv_cell, escape_invisible
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

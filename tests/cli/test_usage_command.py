@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import Shell
+from drivers.command_line import Shell
 from meterkit import MeterKit
 from meterkit.insights.audit.draining import drainer_of
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from commands import TIMEOUT_S
-from hooking import PLANS
+from drivers.command_line import TIMEOUT_S
+from drivers.webhooks import PLANS
 from meterkit import MeterKit
 from meterkit.subscriptions.webhooks.hint_scripts import Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
@@ -18,7 +18,7 @@ from meterkit.testing import StripeEmulator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from commands import Shell
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

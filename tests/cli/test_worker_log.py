@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import TIMEOUT_S, Shell
+from drivers.command_line import TIMEOUT_S, Shell
 from meterkit import MeterKit
 from meterkit.cli.output import JsonLines
 from meterkit.testing import StripeEmulator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import TIMEOUT_S, Shell
-from faults import eventually
-from messaging import PLANS, SECRET, mailbox, receiver
+from drivers.command_line import TIMEOUT_S, Shell
+from drivers.messages import PLANS, SECRET, mailbox, receiver
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 

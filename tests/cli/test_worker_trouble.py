@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from commands import TIMEOUT_S, Shell, first_line
+from drivers.command_line import TIMEOUT_S, Shell, first_line
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from forked_command import RunningCommand
+    from drivers.forked_command import RunningCommand
     from meterkit.testing.emulator import Exchange
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import TIMEOUT_S, Shell
-from faults import eventually
+from drivers.command_line import TIMEOUT_S, Shell
+from drivers.subscribed_customer import fetched, subscription
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from subscribed import fetched, subscription
 
 if TYPE_CHECKING:
     from pathlib import Path

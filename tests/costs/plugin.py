@@ -1,4 +1,4 @@
-"""Counts the CPU seconds of each test, its processes' too, and refuses a dear test without a reason.
+"""Count the CPU seconds of each test, its processes' too.
 
 CPU, not time: a busy machine makes a test late, not dear. What fixtures of a module or of the whole run take
 to be set up counts for none of the tests that share them.
@@ -16,11 +16,8 @@ from costs.cpu import cpu_seconds
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["BUDGET_S", "REFUSED_S", "Costs", "pytest_addoption", "pytest_configure"]
+__all__ = ["Costs", "pytest_addoption", "pytest_configure"]
 
-# What a test may take. One that takes about as much must not fail by chance: refused is what takes far more.
-BUDGET_S: Final = 0.5
-REFUSED_S: Final = 1.5
 _SHOWN: Final = 20
 _PROPERTY: Final = "cpu_s"
 _BEGAN: Final = pytest.StashKey[float]()
@@ -31,7 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"dear(why): why the test takes more than {BUDGET_S} s of CPU.")
     config.pluginmanager.register(Costs(config.getoption("--costs")), "costs")
 
 
@@ -64,12 +60,6 @@ class Costs:
         yield
         cost = cpu_seconds() - self._shared_s - item.stash[_BEGAN]
         item.user_properties.append((_PROPERTY, round(cost, 3)))
-        if cost > REFUSED_S and item.get_closest_marker("dear") is None:
-            pytest.fail(
-                f"the test took {cost:.1f} s of CPU; a test may take {BUDGET_S} s. Make it cheaper, or say"
-                ' why it needs more: @pytest.mark.dear("why").',
-                pytrace=False,
-            )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":

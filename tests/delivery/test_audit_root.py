@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import rows_in, sqlite_in
+from drivers.audited_kit import rows_in, sqlite_in
+from drivers.period_ends import HOUR, JUNE, MINUTE, ending
 from meterkit.delivery.audit_root import ROOT, ROWS, root_in
 from meterkit.delivery.closing import Closer
 from meterkit.insights.audit.database import Database
 from meterkit.stripe.api import StripeApi
-from period_ending import HOUR, JUNE, MINUTE, ending
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from period_ending import Ending
+    from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
+from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
@@ -21,7 +21,7 @@ from meterkit.stripe.api import StripeApi
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from delivering import NOW, desk, have_at_stripe
+from drivers.delivery import NOW, desk, have_at_stripe
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from decimal import Decimal
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import HistoryEntry
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
 from meterkit.delivery.on_demand import deliver_customer
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keeping import kit_alone
+from drivers.kept_intents import kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.delivery.error_reports import (
     BATCH,
     Cause,
@@ -15,7 +16,6 @@ from meterkit.delivery.error_reports import (
     state_of,
 )
 from meterkit.outbox.batches import Refusable, Refusing
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

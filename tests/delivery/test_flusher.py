@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import CATALOG, EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
+from drivers.delivery import CATALOG, EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
 from meterkit.outbox.outbox import Outbox

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, desk, until
-from workers import workers
+from drivers.delivery import NOW, desk, until
+from drivers.workers import workers
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

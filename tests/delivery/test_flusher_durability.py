@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
 from meterkit import StoreError
-from servers import redis_binary, spawn_server
+from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from answering import answer, answering
-from delivering import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, kit_for
+from drivers.delivery import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, kit_for
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
+from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.outcomes import Outcome
     from meterkit.outbox.intents import Sealed

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
-from answering import answer, answering
-from counters import put_head
-from delivering import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
-from faults import loop_clock
-from kit_parts import parts_of
+from drivers.counters import put_head
+from drivers.delivery import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
+from drivers.kit_parts import parts_of
+from faults.refusals import loop_clock
 from meterkit import CustomerError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token, shard_of
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
+from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
-    from answering import Asked
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit.testing.emulator.faults import Action
-    from servers import Server
+    from servers.fixed_answers import Asked
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

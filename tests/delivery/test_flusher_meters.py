@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from delivering import NOW, kit_for
+from drivers.delivery import NOW, kit_for
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import CATALOG, NOW, PLANS, desk, kit_for
+from drivers.delivery import CATALOG, NOW, PLANS, desk, kit_for
 from meterkit import MeterKit
 from meterkit.catalog import loads
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

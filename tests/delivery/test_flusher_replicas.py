@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import desk, until
-from faults import stopped
+from drivers.delivery import desk, until
+from faults.refusals import stopped
 from meterkit import StoreError
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

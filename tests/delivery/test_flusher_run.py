@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from delivering import desk, until
+from drivers.delivery import desk, until
 from meterkit import StoreError
 from meterkit.outbox.outbox import Outbox
 

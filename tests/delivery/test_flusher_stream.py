@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import FAULTS, KEY_REFUSED, NOW, desk, until
+from drivers.delivery import FAULTS, KEY_REFUSED, NOW, desk, until
+from drivers.workers import workers
 from meterkit.outbox.batches import intents_in
 from meterkit.testing import Clock
-from workers import workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from delivering import Desk
-    from servers import Server
+    from drivers.delivery import Desk
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

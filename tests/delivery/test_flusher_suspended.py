@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, desk
+from drivers.delivery import NOW, desk
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.sending import stopwatch
 from meterkit.testing import Clock
@@ -15,10 +15,10 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit.delivery.outcomes import Outcome
     from meterkit.outbox.intents import Sealed
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import PLANS, desk, kit_for
+from drivers.delivery import PLANS, desk, kit_for
+from drivers.spools import spool_with
 from meterkit import SettingsError
 from meterkit.catalog import loads
-from spooling import spool_with
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.period_ends import JUNE, MAY
+from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
 from meterkit.decisions.keys import meter_token
-from period_ending import JUNE, MAY
-from planting import DAY, Error, Planted, misnamed, month, reports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from planting import Command, World
+    from drivers.planted_month import Command, World
 
 pytestmark = pytest.mark.anyio
 

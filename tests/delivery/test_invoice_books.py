@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conserving_books import assert_books
-from period_ending import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, ending, paying
+from books.period_books import assert_books
+from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, ending, paying
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from drivers.period_ends import Ending
     from meterkit import Reconciled
-    from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from auditing import sqlite_in
-from delivering import NOW, kit_for
-from delivering import desk as open_desk
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import NOW, kit_for
+from drivers.delivery import desk as open_desk
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.outcomes import Outcome
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from delivering import kit_for, said_late
+from drivers.delivery import kit_for, said_late
+from drivers.priced_shop import item_lines, metered_lines, renewed, sell
+from drivers.shop import END, HALF, shop
+from drivers.switched_shop import CATALOG, PLANS, begin, switch
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.late_items import LateItems
 from meterkit.testing.emulator.selling.amounts import Pricing, Tier
-from priced_shop import item_lines, metered_lines, renewed, sell
-from shopping import END, HALF, shop
-from switching import CATALOG, PLANS, begin, switch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from drivers.shop import Shop
     from meterkit import LateUsage, MeterKit, MeterUsage
     from meterkit.delivery.reconciling import Reconciled
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from conserving_books import assert_books
-from period_ending import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
+from books.period_books import assert_books
+from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
 
 if TYPE_CHECKING:
-    from period_ending import Ending
+    from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from delivering import CATALOG
+from drivers.delivery import CATALOG
 from meterkit.stripe.meters import meter_differences
 from meterkit.testing import StripeEmulator
 

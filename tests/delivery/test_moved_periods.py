@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from conserving_books import assert_books
+from books.period_books import assert_books
+from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, paying
 from meterkit.cli.flush import late_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from period_ending import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, paying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from typing import TypeAlias
 
-    from period_ending import Ending
+    from drivers.period_ends import Ending
 
     Act: TypeAlias = Callable[[Ending], Awaitable[None]]
 

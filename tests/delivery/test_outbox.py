@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from counters import put_head
-from delivering import CATALOG, NOW
-from faults import counters as shown
+from drivers.counters import put_head
+from drivers.delivery import CATALOG, NOW
+from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
 from meterkit.outbox.intents import Move
@@ -22,7 +22,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

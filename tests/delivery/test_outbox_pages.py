@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
 from meterkit.decisions.keys import meter_token
 from meterkit.outbox.intents import kept_in
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealing import Sealer
 
 if TYPE_CHECKING:
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

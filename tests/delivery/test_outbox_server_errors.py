@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, desk
+from drivers.delivery import NOW, desk
 from meterkit import StoreError
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.scripts import Script
 
 if TYPE_CHECKING:
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.period_ends import JUNE, MAY, MINUTE
+from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
 from meterkit.decisions.keys import meter_token
 from meterkit.insights.audit.chain import Head, link_hash
-from period_ending import JUNE, MAY, MINUTE
-from planting import DAY, Error, Planted, misnamed, month, reports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from planting import World
+    from drivers.planted_month import World
 
 pytestmark = pytest.mark.anyio
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from commands import Shell
+from drivers.command_line import Shell
+from drivers.operator_pages import JSON, pages_of
+from drivers.priced_shop import item_lines, metered_lines, renewed, sell
+from drivers.shop import HALF, shop
+from drivers.switched_shop import CATALOG, PLANS, begin, switch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.store_readings import read_deliveries
 from meterkit.outbox.late_items import LateItems
-from operating import JSON, pages_of
-from priced_shop import item_lines, metered_lines, renewed, sell
-from shopping import HALF, shop
-from switching import CATALOG, PLANS, begin, switch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from drivers.shop import Shop
     from meterkit import Corrected, QueuedItem
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, PLANS, desk, kit_for
+from drivers.delivery import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
 from meterkit.cli.flush import undelivered_lines
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import Reconciled
 
 pytestmark = pytest.mark.anyio

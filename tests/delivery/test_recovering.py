@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, desk, have_at_stripe
-from emulated import unpaced
+from drivers.delivery import NOW, desk, have_at_stripe
+from drivers.emulated_account import unpaced
+from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.store.tasks import TaskLease
 from meterkit.stripe.api import StripeApi
-from restoring import LAG, linked, parked_by_a_restore, states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from delivering import Desk
-    from servers import Server
+    from drivers.delivery import Desk
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import sqlite_in
-from delivering import delivered, desk
-from hooking import SECRET
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import delivered, desk
+from drivers.webhooks import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.error_reports import take_refusals
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit.outbox.journal import Journal
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, PLANS, desk, have_at_stripe, kit_for
-from faults import stats
+from drivers.delivery import NOW, PLANS, desk, have_at_stripe, kit_for
+from drivers.restored_store import LAG, begin_anew, come_back, linked, states
+from faults.proxy import TcpProxy
+from faults.refusals import stats
 from meterkit.catalog import loads
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
 from meterkit.store.server_lives import ServerLives
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from restoring import LAG, begin_anew, come_back, linked, states
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from delivering import Desk
-    from servers import Server
+    from drivers.delivery import Desk
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from answering import answer, answering
+from drivers.stripe_sdk import StripeSession
 from meterkit.delivery.background import transport_of
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.outbox.intents import Sealed
 from meterkit.settings import Settings
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
+from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from answering import Asked
     from meterkit.delivery.outcomes import Kind
     from meterkit.delivery.sending import Transport
+    from servers.fixed_answers import Asked
 
 pytestmark = pytest.mark.anyio
 

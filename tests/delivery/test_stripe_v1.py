@@ -18,22 +18,22 @@ import pytest
 import trustme
 from anyio.abc import SocketAttribute, SocketStream
 
-from answering import Answering, answer, answering
+from drivers.stripe_sdk import StripeSession
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
+from servers.fixed_answers import Answering, answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from importlib.machinery import ModuleSpec
 
-    from answering import Asked
     from meterkit.delivery.outcomes import Kind
     from meterkit.delivery.sending import Transport
+    from servers.fixed_answers import Asked
 
 pytestmark = pytest.mark.anyio
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.app import served
+from drivers.llm_apps import listening
 from field.file_servers import APPS
-from llm_apps import listening
-from metering import served
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.app import served
+from drivers.llm_apps import listening
 from field.frameworks import ANY, APPS, CHAT, ITEM, MCP_CALL
-from llm_apps import listening
-from metering import served
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,10 +15,10 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
+from drivers.llm_apps import listening
 from field.endpoints import routes
 from field.shared import EVENTS, PLANS
 from field.traffic import BILLED, INCLUDED, Visitors, visiting
-from llm_apps import listening
 from meterkit import MeterKit, MeterMiddleware, identify
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from llm_apps import listening
-from metering import served
+from drivers.app import served
+from drivers.llm_apps import listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from faults import http_scope
+from drivers.app import served
+from faults.refusals import http_scope
 from field.path_apps import NAMES, LooseApp, RandomApps, is_canonical
-from metering import served
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, STRIPE_KEY, until
+from drivers.delivery import NOW, STRIPE_KEY, until
 from field.deployments import ALL, SOME, Deployment, running
 from field.shared import EVENTS, PLANS
 from field.traffic import BILLED, INCLUDED, REFUSED, Visitors, ready, visiting

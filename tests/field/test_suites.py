@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from foreign_suites import Fetched, Suite, differences
+from drivers.foreign_suites import Fetched, Suite, differences
 
 FASTAPI: Final = Suite(
     project="fastapi",

@@ -8,7 +8,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from faults import eventually
+from faults.refusals import eventually
 from field.deployments import Deployment, running
 from field.test_servers import LEFT_BEHIND, office
 from field.traffic import ready, visiting

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import create_engine, text
 
-from auditing import sqlite_in
+from drivers.audited_kit import sqlite_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import audited, sqlite_in
-from delivering import PLANS
-from faults import kit_at
+from drivers.audited_kit import audited, sqlite_in
+from drivers.delivery import PLANS
+from drivers.process_metrics import said_by, told
+from faults.refusals import kit_at
 from meterkit import MeterKit
 from meterkit.insights.audit.draining import read_backlog, waiting_shards
-from told import said_by, told
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
     from meterkit.health.findings import Finding
 
 pytestmark = pytest.mark.anyio

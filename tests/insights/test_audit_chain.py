@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import Column, MetaData, Table, create_engine, text
 
-from auditing import ROWS_IN_ALL, insert_all, row_of, rows_in, sqlite_in
-from forked_command import forks
+from drivers.audited_kit import ROWS_IN_ALL, insert_all, row_of, rows_in, sqlite_in
+from drivers.forked_command import forks
 from meterkit.insights.audit import chaining, verifying
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.database import TABLE, Database

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import audited, lose_all, rebuild, sqlite_in
-from delivering import PLANS
+from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
+from drivers.delivery import PLANS
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
     from meterkit.insights.audit.rebuilt import Rebuilt
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import audited, lose_all, rebuild, rows_in, sqlite_in
-from kit_parts import parts_of
+from drivers.audited_kit import audited, lose_all, rebuild, rows_in, sqlite_in
+from drivers.kit_parts import parts_of
 from meterkit import StoreError, StripeError
 from meterkit.decisions.keys import meter_token
 from meterkit.health.audit_log import look_at_audit_log
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.insights.audit.rebuilt import Rebuilt
 

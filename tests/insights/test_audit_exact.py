@@ -19,9 +19,10 @@ import anyio
 import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
-from auditing import audited, rebuild, rows_in, sqlite_in, sums_of
-from delivering import PLANS
-from faults import eventually, kit_at, settled, used
+from drivers.audited_kit import audited, rebuild, rows_in, sqlite_in, sums_of
+from drivers.delivery import PLANS
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, kit_at, settled, used
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms, to_ms
@@ -29,15 +30,14 @@ from meterkit.insights.audit.database import Database, insert_once
 from meterkit.insights.audit.draining import Drainer, waiting_shards
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
+    from faults.proxy import Mode
     from meterkit.insights.audit.entries import Row
-    from proxy import Mode
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +60,7 @@ async def test_a_drainer_that_is_killed_before_it_acknowledges_enters_nothing_tw
         told = json.dumps({"store": store_url, "database": audit_url, "shards": 4})
         for _ in range(2):
             done = subprocess.run(  # noqa: ASYNC221 - nothing else is to go on meanwhile
-                [sys.executable, str(TESTS / "audit_process.py"), told],
+                [sys.executable, str(TESTS / "drivers/audit_process.py"), told],
                 env={"PYTHONPATH": f"{TESTS}", "PATH": ""},
                 check=False,
                 timeout=300,

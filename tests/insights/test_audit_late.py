@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from auditing import audited, rebuild, sqlite_in
+from drivers.audited_kit import audited, rebuild, sqlite_in
+from drivers.subscribed_customer import END, fetched, subscription
 from insights.test_audit_log import agrees
 from meterkit.decisions.periods import to_ms
-from subscribed import END, fetched, subscription
 
 if TYPE_CHECKING:
     from pathlib import Path

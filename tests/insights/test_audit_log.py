@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import audited, rows_in, sqlite_in, sums_of
-from delivering import PLANS
+from drivers.audited_kit import audited, rows_in, sqlite_in, sums_of
+from drivers.delivery import PLANS
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -26,7 +26,7 @@ from meterkit.store.hold import Used
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
 
 pytestmark = pytest.mark.anyio
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import audited, lose_all, rebuild, sqlite_in
-from delivering import have_at_stripe
+from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
+from drivers.delivery import have_at_stripe
 from meterkit import MeterkitError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
 
 pytestmark = pytest.mark.anyio
 

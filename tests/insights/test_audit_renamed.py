@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from auditing import Audited, audited, lose_all, rebuild, sqlite_in
-from delivering import PLANS, kit_for
+from drivers.audited_kit import Audited, audited, lose_all, rebuild, sqlite_in
+from drivers.delivery import PLANS, kit_for
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer

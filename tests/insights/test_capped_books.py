@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from auditing import audited, lose_all, rebuild, sqlite_in
-from delivering import NOW
+from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
+from drivers.delivery import NOW
+from drivers.served_traffic import drain, simulated_at
 from meterkit.catalog import loads
 from meterkit.pages.statement_csv import csv_of
-from really_serving import drain, simulated_at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from auditing import Audited
+    from drivers.audited_kit import Audited
 
 pytestmark = pytest.mark.anyio
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from auditing import sqlite_in
+from drivers.audited_kit import sqlite_in
+from drivers.priced_shop import renewed, sell
+from drivers.shop import HALF, shop
+from drivers.switched_shop import CATALOG, begin, switch
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
-from priced_shop import renewed, sell
-from shopping import HALF, shop
-from switching import CATALOG, begin, switch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,10 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
-from auditing import audited
-from counters import pack_field
-from faults import kit_at, settled
+from drivers.audited_kit import audited
+from drivers.counters import pack_field
+from faults.proxy import TcpProxy
+from faults.refusals import kit_at, settled
 from meterkit import MeterKit, MeterkitError, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
@@ -23,12 +24,11 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.tallies import Tallies
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from faults import eventually
+from drivers.process_metrics import said_by
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -24,7 +25,6 @@ from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.store.tasks import Upkeep
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
-from told import said_by
 
 if TYPE_CHECKING:
     from starlette.requests import Request

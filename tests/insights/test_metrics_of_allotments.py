@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
-from metering import hello, served
+from drivers.app import hello, served
+from drivers.process_metrics import told
+from faults.refusals import eventually
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.views import PreparedDecision
-from told import told
 
 if TYPE_CHECKING:
     from meterkit.redis.lane import Lane

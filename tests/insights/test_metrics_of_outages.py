@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clusters import spawn_watched
-from faults import eventually, kit_at, settled
+from drivers.process_metrics import told
+from drivers.spools import spool_with
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, kit_at, settled
 from meterkit.redis import producer
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from servers import spawn_server
-from spooling import spool_with
-from told import told
+from servers.clusters import spawn_watched
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clusters import Cluster
-    from servers import Server
+    from servers.clusters import Cluster
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

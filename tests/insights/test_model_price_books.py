@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import sqlite_in
-from delivering import said_late
-from period_ending import HOUR, JULY, JUNE, MAY, MINUTE, paying
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import said_late
+from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, paying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import datetime
     from pathlib import Path
 
+    from drivers.period_ends import Ending
     from meterkit import Statement
-    from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -10,13 +10,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hooking import hooked
-from kit_parts import parts_of
+from books.revenue_shop import CATALOG, MICRO, YEARLY, books, on
+from drivers.kit_parts import parts_of
+from drivers.webhooks import hooked
 from meterkit import metrics_app
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.health.audit_log import look_at_revenue
 from meterkit.insights.revenue.revenue import Revenue
-from revenue_books import CATALOG, MICRO, YEARLY, books, on
 
 if TYPE_CHECKING:
     from pathlib import Path

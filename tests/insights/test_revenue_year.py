@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from books.revenue_shop import MICRO, YEARLY, books, on
 from meterkit.insights.audit.draining import drainer_of
-from revenue_books import MICRO, YEARLY, books, on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
-    from revenue_books import Books
+    from books.revenue_shop import Books
 
 pytestmark = pytest.mark.anyio
 

@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from faults import PLANS, kit_at
+from drivers.promql import names_in, problems_in
+from faults.refusals import PLANS, kit_at
 from meterkit import metrics_app
 from meterkit.catalog import loads
 from meterkit.store.tasks import Upkeep
-from promql import names_in, problems_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import CATALOG
-from kit_parts import parts_of
+from drivers.delivery import CATALOG
+from drivers.kit_parts import parts_of
 from meterkit import Drift, MeterKit
 from meterkit.health import findings, spools
 from meterkit.health.audit_log import added_up, undrained

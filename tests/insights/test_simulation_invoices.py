@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from hooking import hooked
+from drivers.served_traffic import drain, simulated_at
+from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
-from really_serving import drain, simulated_at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.subscribed_customer import NOW
 from meterkit.catalog.models import Rate
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
 from meterkit.insights.simulation.log import Event, Sums, UsageLog
 from meterkit.insights.simulation.refusals import refuse_beyond
 from meterkit.insights.simulation.terms import Terms
-from subscribed import NOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

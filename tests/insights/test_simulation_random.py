@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from really_serving import TODAY, agree, drain, served, simulated, traffic
+from drivers.served_traffic import TODAY, agree, drain, served, simulated, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from really_serving import CUSTOMERS, START, TODAY, Call, agree, charged, drain, served, simulated, traffic
+from drivers.served_traffic import (
+    CUSTOMERS,
+    START,
+    TODAY,
+    Call,
+    agree,
+    charged,
+    drain,
+    served,
+    simulated,
+    traffic,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import event
 
-from auditing import row_of, sqlite_in
-from hooking import hooked
+from drivers.audited_kit import row_of, sqlite_in
+from drivers.period_ends import HOUR, JUNE, MAY, paying
+from drivers.webhooks import hooked
 from meterkit import MeterkitError, SettingsError
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -20,14 +21,13 @@ from meterkit.insights.statement import statements
 from meterkit.insights.statement.events import page_of
 from meterkit.insights.statement.lines import Wanted
 from meterkit.testing import Clock
-from period_ending import HOUR, JUNE, MAY, paying
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from drivers.period_ends import Ending
     from meterkit import Statement, StatementLine
-    from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
 

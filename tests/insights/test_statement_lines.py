@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import sqlite_in
+from drivers.audited_kit import sqlite_in
+from drivers.period_ends import HOUR, JUNE, MAY, paying
 from meterkit.insights.statement.invoices import shown_invoice
 from meterkit.insights.statement.lines import invoice_lines
 from meterkit.testing.emulator.invoicing.invoices import Invoice
-from period_ending import HOUR, JUNE, MAY, paying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from drivers.period_ends import Ending
     from meterkit import Statement
-    from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
 

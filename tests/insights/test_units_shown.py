@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from genai_prices import Usage, calc_price
 
-from auditing import audited
-from delivering import NOW
+from drivers.audited_kit import audited
+from drivers.delivery import NOW
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
-    from auditing import Audited
+    from drivers.audited_kit import Audited
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import Client, eventually
-from metering import hello
+from drivers.app import hello
+from faults.refusals import Client, eventually
 from meterkit import CreditsLow, MeterKit, MeterkitError, MeterMiddleware, UsageThreshold, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -20,7 +20,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

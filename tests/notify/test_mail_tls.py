@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
 
-from certificates import Authority
-from messaging import NOW, Mailbox, kit_of, pass_over
+from drivers.messages import NOW, Mailbox, kit_of, pass_over
 from meterkit.testing import Clock
+from servers.certificates import Authority
 
 if TYPE_CHECKING:
     import ssl

@@ -13,9 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from standardwebhooks import Webhook
 
-from faults import eventually
-from kit_parts import parts_of
-from messaging import (
+from drivers.kit_parts import parts_of
+from drivers.messages import (
     NOW,
     OTHER_SECRET,
     PLANS,
@@ -27,12 +26,13 @@ from messaging import (
     pass_over,
     receiver,
 )
+from drivers.process_metrics import told
+from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.health.backlogs import look_at_messages
 from meterkit.notify.messages import write_unwanted
 from meterkit.testing import Clock
-from told import told
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from crash_process import SharedClock
-from forked_command import forks
-from messages_process import STEPS, Life, deliver
-from messaging import NOW, kit_of, mailbox, pass_over, receiver
+from drivers.forked_command import forks
+from drivers.messages import NOW, kit_of, mailbox, pass_over, receiver
+from drivers.messages_process import STEPS, Life, deliver
+from faults.crash_process import SharedClock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

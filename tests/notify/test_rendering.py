@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from messaging import PLANS
+from drivers.messages import PLANS
 from meterkit.catalog import loads
 from meterkit.catalog.notifications import MESSAGE_EVENTS
 from meterkit.notify.message import message_of

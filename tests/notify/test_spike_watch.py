@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import Engine, event
 
-from messaging import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
+from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
 from meterkit import MeterKit, UsageSpike
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms

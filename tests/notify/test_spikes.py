@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
+from drivers.synthetic_usage import history
 from meterkit.notify.spikes import FLOOR, HOUR_MS, Pace, Spike, pace_of, spike_at
-from spiking import history
 
 CUSTOMERS: Final = int(os.environ.get("METERKIT_SPIKE_CUSTOMERS", "10"))
 DAYS: Final = 28 + (365 if CUSTOMERS >= 200 else 30)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from messaging import NOW, any_event, kit_of, mailbox, pass_over, receiver
+from drivers.messages import NOW, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.errors import StoreError
 from meterkit.notify.watches import StorageWatch
 from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from messaging import Receiver
+    from drivers.messages import Receiver
     from meterkit import MeterKit, StorageOver
 
 pytestmark = pytest.mark.anyio

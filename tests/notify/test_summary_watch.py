@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-import subscribed
-from messaging import PLANS, any_event, kit_of, mailbox, pass_over, receiver
+from drivers import subscribed_customer as subscribed
+from drivers.messages import PLANS, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
@@ -19,7 +19,7 @@ from meterkit.store.tasks import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from messaging import Receiver
+    from drivers.messages import Receiver
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
-from messaging import NOW, any_event, kit_of
+from drivers.messages import NOW, any_event, kit_of
+from faults.refusals import eventually
 from meterkit.errors import StoreError
 from meterkit.notify.watches import Lookout, StorageWatch, SummaryWatch, tell_once
 from meterkit.store.messages import next_notices

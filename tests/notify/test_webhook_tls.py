@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from certificates import Authority
-from messaging import NOW, kit_of, pass_over, receiver
+from drivers.messages import NOW, kit_of, pass_over, receiver
 from meterkit.testing import Clock
+from servers.certificates import Authority
 
 if TYPE_CHECKING:
     import ssl

@@ -14,9 +14,11 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import sqlite_in
-from browsing import chromium, faultless, found, needs_chromium, new_context
-from llm_apps import listening
+from drivers.audited_kit import sqlite_in
+from drivers.browser import chromium, faultless, found, needs_chromium, new_context
+from drivers.llm_apps import listening
+from drivers.shop import START
+from drivers.usage_figures import Tables, numbers_of
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -25,8 +27,6 @@ from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import Row
 from meterkit.pages import usage_page
 from meterkit.testing import Clock
-from shopping import START
-from usage_figures import Tables, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

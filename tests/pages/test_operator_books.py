@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import sqlite_in
-from delivering import desk
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import desk
+from drivers.operator_pages import JSON, PLANS, figures_on, pages_of, selling
+from drivers.shop import START
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -17,8 +19,6 @@ from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.outbox.closes import Close, Closes
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.testing import Clock
-from operating import JSON, PLANS, figures_on, pages_of, selling
-from shopping import START
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import sqlite_in
-from browsing import check, chromium, faultless, found, needs_chromium
-from llm_apps import listening
+from drivers.audited_kit import sqlite_in
+from drivers.browser import check, chromium, faultless, found, needs_chromium
+from drivers.llm_apps import listening
+from drivers.operator_pages import JSON, flat, selling, write_snapshot
+from drivers.redrives import kill_message, redrives
 from meterkit.insights.audit.database import Database
 from meterkit.pages import operator_pages
-from operating import JSON, flat, selling, write_snapshot
-from redriving import kill_message, redrives
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -14,19 +14,19 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from auditing import sqlite_in
+from drivers.audited_kit import sqlite_in
+from drivers.operator_pages import JSON, figures_on, flat, pages_of, selling
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages import operator_pages
 from meterkit.safe_text import csv_cell
-from operating import JSON, figures_on, flat, pages_of, selling
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
+from drivers.operator_pages import pages_of, selling
+from drivers.redrives import kill_message, kill_webhook, redrives
 from meterkit.pages import operator_queues
-from operating import pages_of, selling
-from redriving import kill_message, kill_webhook, redrives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

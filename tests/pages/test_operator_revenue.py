@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import sqlite_in
+from drivers.audited_kit import sqlite_in
+from drivers.operator_pages import JSON, figures_on, pages_of, selling
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import Overview
 from meterkit.insights.revenue import lists as revenue_lists
 from meterkit.insights.revenue.figures import MOVES, Paying, Used
 from meterkit.insights.revenue.lists import Changes, RevenueLists
 from meterkit.insights.revenue.tables import RevenueTables
-from operating import JSON, figures_on, pages_of, selling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

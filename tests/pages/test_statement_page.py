@@ -16,9 +16,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import row_of, sqlite_in
-from browsing import chromium, faultless, needs_chromium
-from llm_apps import listening
+from drivers.audited_kit import row_of, sqlite_in
+from drivers.browser import chromium, faultless, needs_chromium
+from drivers.llm_apps import listening
+from drivers.shop import START
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -28,7 +29,6 @@ from meterkit.insights.statement import statements
 from meterkit.pages import usage_page
 from meterkit.pages.statement_csv import COLUMNS, csv_of
 from meterkit.testing import Clock
-from shopping import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -17,8 +17,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import sqlite_in
-from faults import eventually
+from drivers.audited_kit import sqlite_in
+from drivers.shop import CATALOG, START, shop
+from drivers.usage_figures import Tables, numbers_of
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -28,8 +30,6 @@ from meterkit.pages import figures as page_figures
 from meterkit.pages import usage_page
 from meterkit.pages.figures import days_of
 from meterkit.testing import Clock
-from shopping import CATALOG, START, shop
-from usage_figures import Tables, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -13,19 +13,19 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from delivering import STRIPE_KEY, desk, kit_for
-from metering import PLANS, served
+from drivers.app import PLANS, served
+from drivers.delivery import STRIPE_KEY, desk, kit_for
 from meterkit import MeterKit, MeterMiddleware, SettingsError, StoreError, current, identify, record
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages, usage_page
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.types import Receive, Scope, Send
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

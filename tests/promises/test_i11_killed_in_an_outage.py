@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually, kit_at, loop_clock, used
-from proxy import TcpProxy
-from workers import Worker, start
+from drivers.workers import Worker, start
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, kit_at, loop_clock, used
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 
-PROGRAM = Path(__file__).parent.parent / "spool_process.py"
+PROGRAM = Path(__file__).parent.parent / "drivers/spool_process.py"
 
 
 @pytest.fixture

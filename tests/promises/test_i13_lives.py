@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from lives import Event, drawn, lived
+from faults.lives import Event, drawn, lived
 
 LIVES: Final = int(os.environ.get("METERKIT_LIVES", "20"))
 

@@ -11,17 +11,17 @@ from zlib import crc32
 
 import pytest
 
+from books.price_oracle import Ledger
+from drivers.world import Killed, run
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError, SubscriptionError
 from meterkit.redis import memory
-from priced import Ledger
-from world import Killed, run
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from world import World
+    from drivers.world import World
 
 START: Final = datetime(2031, 6, 1, 0, 0, 30, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, 0, 0, 30, tzinfo=UTC)

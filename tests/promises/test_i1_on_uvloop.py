@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metering import hello, served
+from drivers.app import hello, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

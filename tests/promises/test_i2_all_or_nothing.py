@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import WITHOUT_TTL

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW
-from faults import eventually, kit_at, used
+from drivers.delivery import NOW
+from drivers.workers import workers
+from faults.refusals import eventually, kit_at, used
 from meterkit.catalog import loads
 from meterkit.store.allotting import HOT
 from meterkit.testing import Clock
@@ -20,13 +21,12 @@ from store.allotting_processes import CATALOG, Processes
 from store.allotting_processes_paid import PaidProcesses
 from store.script_driver import life
 from store.script_wires import load_texts, server_wire
-from workers import workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from servers import Server
-    from workers import Worker
+    from drivers.workers import Worker
+    from servers.stores import Server
 
 PLANS: Final = """
 schema: 1

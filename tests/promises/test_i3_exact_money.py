@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
+from drivers.workers import start
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 from promises.exact_books import BUDGET, CENT, OVERAGE, PLANS, Account, Hold
-from workers import start
 
 if TYPE_CHECKING:
-    from workers import Worker
+    from drivers.workers import Worker
 
 pytestmark = pytest.mark.anyio
 
 DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "1500"))
-PROGRAM: Final = Path(__file__).parents[1] / "exact_process.py"
+PROGRAM: Final = Path(__file__).parents[1] / "drivers/exact_process.py"
 CUSTOMERS: Final = 16
 STEPS: Final = 40
 PROCESSES: Final = 4

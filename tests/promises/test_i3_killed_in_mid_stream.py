@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import pytest
 
-from delivering import NOW
-from faults import eventually
-from proxy import TcpProxy
-from reserving import KINDS, METERS, STREAMS, body, purse, reservers, worth
+from drivers.delivery import NOW
+from drivers.reservations import KINDS, METERS, STREAMS, body, purse, reservers, worth
+from faults.proxy import TcpProxy
+from faults.refusals import eventually
 
 if TYPE_CHECKING:
-    from reserving import Plan, Purse
-    from servers import Server
-    from workers import Worker
+    from drivers.reservations import Plan, Purse
+    from drivers.workers import Worker
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
+from drivers.workers import workers
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from workers import workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from servers import Server
-    from workers import Worker
+    from drivers.workers import Worker
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
-from reserving import INPUT, METERS, OUTPUT, STREAMS, purse, reservers, worth
+from drivers.delivery import NOW
+from drivers.reservations import INPUT, METERS, OUTPUT, STREAMS, purse, reservers, worth
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from reserving import Case, Plan, Purse, Way
-    from servers import Server
-    from workers import Worker
+    from drivers.reservations import Case, Plan, Purse, Way
+    from drivers.workers import Worker
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from delivering import NOW, desk
+from drivers.delivery import NOW, desk
+from drivers.workers import workers
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from workers import workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from servers import Server
-    from workers import Worker
+    from drivers.workers import Worker
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

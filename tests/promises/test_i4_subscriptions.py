@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.subscribed_customer import END, INSTANT, NOW, fetched, kit_of, subscription
 from meterkit.testing import Clock
-from subscribed import END, INSTANT, NOW, fetched, kit_of, subscription
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

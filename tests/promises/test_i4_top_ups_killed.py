@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from hooking import NOW, hooked
-from topping_up import AUTO, BACK, DOLLAR, balance, bought, dying, night, opened, sold, with_card
-from workers import start
+from drivers.top_ups import AUTO, BACK, DOLLAR, balance, bought, dying, night, opened, sold, with_card
+from drivers.webhooks import NOW, hooked
+from drivers.workers import start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from hooking import Hooked
-    from workers import Worker
+    from drivers.webhooks import Hooked
+    from drivers.workers import Worker
 
 pytestmark = pytest.mark.anyio
 
-PROGRAM: Final = Path(__file__).parents[1] / "top_up_process.py"
+PROGRAM: Final = Path(__file__).parents[1] / "drivers/top_up_process.py"
 POSTS: Final = [f"post {number}" for number in range(1, 5)]
 GRANTING: Final = ("read", "granted", "noted")
 

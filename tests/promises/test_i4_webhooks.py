@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from delivering import STRIPE_KEY, until
-from hooking import PLANS, SECRET
+from drivers.delivery import STRIPE_KEY, until
+from drivers.webhooks import PLANS, SECRET
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

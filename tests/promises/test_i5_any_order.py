@@ -19,8 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from conserving import assert_conserved, sample
-from delivering import FAULTS, NOW, aclosing_transport, kit_for
+from books.conservation import assert_conserved, sample
+from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import FlushReport
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.sending import Elapsed
     from meterkit.outbox.intents import Attempt, Move
-    from servers import Server
+    from servers.stores import Server
 
 IS_SOAK: Final = os.environ.get("METERKIT_HYPOTHESIS_PROFILE") == "soak"
 CUSTOMERS: Final = ("acme", "zeta")

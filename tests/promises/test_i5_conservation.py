@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import RedisError
 
-from conserving import REPORTED, SOMEWHERE, assert_conserved, sample
-from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
+from books.conservation import REPORTED, SOMEWHERE, assert_conserved, sample
+from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, kit_for
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
@@ -22,8 +22,8 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from conserving import Sample
-    from delivering import Desk
+    from books.conservation import Sample
+    from drivers.delivery import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 

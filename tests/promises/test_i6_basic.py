@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from delivering import FAULTS, KEY_REFUSED, STRIPE_KEY, desk
+from drivers.delivery import FAULTS, KEY_REFUSED, STRIPE_KEY, desk
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from delivering import Desk
+    from drivers.delivery import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from soaking import CUSTOMERS, HOT, INCLUDED, Soak
+from faults.soak import CUSTOMERS, HOT, INCLUDED, Soak
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
-from emulated import unpaced
-from houses import linked
-from recovering import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
+from drivers.delivery import NOW
+from drivers.emulated_account import unpaced
+from drivers.recovery import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
+from drivers.restorable_kit import linked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from houses import House
+    from drivers.restorable_kit import House
     from meterkit import MeterKit
 
 pytestmark = [

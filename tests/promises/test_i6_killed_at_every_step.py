@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from crash_process import SharedClock
-from crashing import Drawn, start_of
+from faults.crash_process import SharedClock
+from faults.crashes import Drawn, start_of
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, kit_for
-from emulated import unpaced
-from faults import eventually
-from houses import linked
+from drivers.delivery import NOW, kit_for
+from drivers.emulated_account import unpaced
+from drivers.recovery import Told, drained, hours_later, house_at, recover, settings_of
+from drivers.restorable_kit import linked
+from faults.proxy import TcpProxy
+from faults.refusals import eventually
 from meterkit import StoreError
-from proxy import TcpProxy
-from recovering import Told, drained, hours_later, house_at, recover, settings_of
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, kit_for
-from faults import eventually
-from houses import CUSTOMERS, House, linked
+from drivers.delivery import NOW, kit_for
+from drivers.restorable_kit import CUSTOMERS, House, linked
+from faults.proxy import TcpProxy
+from faults.refusals import eventually
 from meterkit import StoreError
 from meterkit.testing import Clock, StripeEmulator
-from proxy import TcpProxy
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

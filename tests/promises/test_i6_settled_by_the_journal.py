@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
-from emulated import unpaced
-from houses import linked
+from drivers.delivery import NOW
+from drivers.emulated_account import unpaced
+from drivers.recovery import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
+from drivers.restorable_kit import linked
 from meterkit.store.tasks import TaskLease
-from recovering import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from houses import House
+    from drivers.restorable_kit import House
     from meterkit import MeterKit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]

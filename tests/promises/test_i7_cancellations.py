@@ -17,12 +17,12 @@ import uvloop
 from redis.asyncio.client import Pipeline, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from delivering import PLANS, STRIPE_KEY
-from messaging import SECRET
-from metering import HEADERS, hello
+from drivers.app import HEADERS, hello
+from drivers.delivery import PLANS, STRIPE_KEY
+from drivers.messages import SECRET
 from meterkit import Contact, MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -17,8 +17,8 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from llm_apps import listening
-from metering import HEADERS, PLANS, hello, http_scope, no_more, served
+from drivers.app import HEADERS, PLANS, hello, http_scope, no_more, served
+from drivers.llm_apps import listening
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 

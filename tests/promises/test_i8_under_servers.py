@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
-from llm_apps import listening, read_all
-from metering import served
+from drivers.app import served
+from drivers.llm_apps import listening, read_all
+from faults.refusals import eventually
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from metering import Served
+    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

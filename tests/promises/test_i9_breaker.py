@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults import (
+from faults.proxy import TcpProxy
+from faults.refusals import (
     Client,
     FakeRedis,
     eventually,
@@ -22,15 +23,14 @@ from faults import (
     used,
 )
 from meterkit.redis import scripts
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from faults.proxy import Mode
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
-    from proxy import Mode
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

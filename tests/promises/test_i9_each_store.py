@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from clusters import Cluster, Watched, spawn_cluster, spawn_watched
-from faults import Client, eventually, kit_at, loop_clock, metered, settled, stopped, used
+from faults.refusals import Client, eventually, kit_at, loop_clock, metered, settled, stopped, used
 from meterkit.redis import producer
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from servers import Server, spawn_server
+from servers.clusters import Cluster, Watched, spawn_cluster, spawn_watched
+from servers.stores import Server, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults import Client, eventually, kit_at, loop_clock, metered, settled, used
+from faults.refusals import Client, eventually, kit_at, loop_clock, metered, settled, used
 from meterkit.errors import StoreError
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 

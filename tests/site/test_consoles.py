@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import pytest
 
-from commands import TIMEOUT_S
-from forked_program import forked_program
+from drivers.command_line import TIMEOUT_S
+from drivers.forked_program import forked_program
+from drivers.shown_blocks import ROOT, Shown, shown
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
-from servers import free_port
-from shown_blocks import ROOT, Shown, shown
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

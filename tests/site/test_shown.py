@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from meterkit.catalog import Catalog
-    from servers import Server
+    from servers.stores import Server
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from delivering import NOW
-from faults import eventually
-from kit_parts import parts_of
+from drivers.delivery import NOW
+from drivers.kit_parts import parts_of
+from faults.refusals import eventually
 from meterkit import MeterKit, metrics_app
 from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit, throttle
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
@@ -35,7 +35,7 @@ from storage.test_histories import PLANS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.storage.records import carried
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
 
     from meterkit.storage.aws import Page
-    from servers import Server
+    from servers.stores import Server
     from storage.objects import Format, Happened
 
 pytestmark = pytest.mark.anyio

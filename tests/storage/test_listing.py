@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
+from faults.small_disk import run_on_a_small_disk
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError, StoreError
@@ -18,7 +19,6 @@ from meterkit.storage.aws import Page, Version
 from meterkit.storage.recalculation import Difference, Listed, Listing, differences
 from meterkit.storage.shelf import Known
 from meterkit.testing import Clock
-from small_disk import run_on_a_small_disk
 from storage.objects import Happened
 from storage.test_histories import PLANS
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock

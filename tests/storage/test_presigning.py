@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit, QuantityError, UploadRefusedError
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError

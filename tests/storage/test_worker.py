@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import pytest
 
-from commands import TIMEOUT_S, Shell
-from faults import eventually
+from drivers.command_line import TIMEOUT_S, Shell
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.store.tasks import Upkeep
 from meterkit.testing import StripeEmulator

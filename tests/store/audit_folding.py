@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from counters import pack_field
+from drivers.counters import pack_field
 from meterkit.decisions.keys import Keys, meter_token
 from meterkit.insights.audit.entries import CLASSES, rows_of
 from meterkit.redis import scripts

@@ -6,7 +6,7 @@ import json
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from counters import flat_of, packed_of
+from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from counters import flat_of, packed_of
+from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack, pack_numbers

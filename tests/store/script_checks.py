@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from counters import flat_of
+from drivers.counters import flat_of
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import Keys

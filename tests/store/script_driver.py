@@ -10,7 +10,7 @@ import struct
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from counters import flat_of, pack_field, packed_of
+from drivers.counters import flat_of, pack_field, packed_of
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field

@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Final
 
-from counters import pack_field
+from drivers.counters import pack_field
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState

@@ -10,14 +10,14 @@ import fakeredis
 import hiredis
 from redis.exceptions import ResponseError
 
-from lua_runtime import compile_once
+from drivers.lua_runtime import compile_once
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from servers import Server
+    from servers.stores import Server
 
 CLOCK: Final = {
     (0, 0): 0,

@@ -12,7 +12,7 @@ from store.script_driver import life
 from store.script_wires import fake_wire, server_wire
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -23,7 +23,7 @@ from store.script_wires import server_wire
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from servers import Server
+    from servers.stores import Server
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from clusters import Cluster, spawn_cluster
-from delivering import CATALOG, desk
-from faults import eventually, loop_clock, open_sockets, stopped
+from drivers.changing_servers import CUSTOMERS, recorded, under_load
+from drivers.delivery import CATALOG, desk
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, loop_clock, open_sockets, stopped
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.usage import usage_of_all
 from meterkit.redis.discovery import Slots, redirection_of, slot_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import Place
-from proxy import TcpProxy
-from servers_acl import NEEDED
-from several import CUSTOMERS, recorded, under_load
+from servers.clusters import Cluster, spawn_cluster
+from servers.store_users import NEEDED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from certificates import Authority
     from meterkit.redis.cluster_lane import ClusterLane
-    from servers import Server
+    from servers.certificates import Authority
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import Echo, FakeRedis, eventually, loop_clock, open_sockets, stopped
+from faults.proxy import TcpProxy
+from faults.refusals import Echo, FakeRedis, eventually, loop_clock, open_sockets, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import Connection, ReplyError, give_up, pack_each
 from meterkit.redis.handshake import connect
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from certificates import Authority
     from meterkit.redis.connection import Unsent
-    from servers import Server
+    from servers.certificates import Authority
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

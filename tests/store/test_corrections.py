@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import CATALOG, NOW, PLANS, desk
+from drivers.delivery import CATALOG, NOW, PLANS, desk
 from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.customers.grants import Grants
@@ -17,9 +17,9 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import Corrected
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, desk
+from drivers.delivery import NOW, desk
 from meterkit import CustomerError
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import Corrected
 
 pytestmark = pytest.mark.anyio

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.subscribed_customer import END, NOW, fetched, kit_of, subscription
 from meterkit.testing import Clock
-from subscribed import END, NOW, fetched, kit_of, subscription
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

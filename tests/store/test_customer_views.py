@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from counters import flat_of, packed_of
+from drivers.counters import flat_of, packed_of
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand

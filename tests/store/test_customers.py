@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from delivering import CATALOG
-from faults import Client, before_asking, before_script, kit_at, metered, settled
+from drivers.delivery import CATALOG
+from faults.refusals import Client, before_asking, before_script, kit_at, metered, settled
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 
 @pytest.mark.anyio

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import delivered, desk
+from drivers.delivery import delivered, desk
 from meterkit import StoreError
 from meterkit.decisions.keys import meter_token
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

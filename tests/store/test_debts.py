@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import until
+from drivers.delivery import until
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock

@@ -18,7 +18,7 @@ from store.script_wires import fake_wire, server_wire
 from store.stranding import Stranding
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 # Each answer that the scripts have; `fence` and `usage` answer with numbers.
 ANSWERS = {

@@ -28,7 +28,7 @@ from store.stranding import Stranding
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from servers import Server
+    from servers.stores import Server
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 

@@ -21,7 +21,7 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
-from servers import redis_binary, valkey_binary
+from servers.stores import redis_binary, valkey_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from small_disk import run_on_a_small_disk
+from faults.small_disk import run_on_a_small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

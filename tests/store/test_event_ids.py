@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually
+from faults.proxy import TcpProxy
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.redis import producer
 from meterkit.testing import Clock
-from proxy import TcpProxy
 from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

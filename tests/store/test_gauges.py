@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, QuantityError, StoreError, UnknownMeterError
@@ -17,7 +17,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW
+from drivers.delivery import NOW
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
-from subscribed import fetched, subscription
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
-    from servers import Server
+    from servers.stores import Server
     from store.script_wires import Wire
 
 FILES: Final = (

@@ -18,7 +18,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 PLANS = """
 schema: 1

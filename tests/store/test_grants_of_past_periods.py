@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from subscribed import fetched, subscription
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

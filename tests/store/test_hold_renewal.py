@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
+from faults.refusals import (
     Client,
     answer_ok,
     before_asking,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.redis.hold_renewal import Renewable
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

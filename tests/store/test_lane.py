@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
+from faults.proxy import TcpProxy
+from faults.refusals import (
     Client,
     Echo,
     FakeRedis,
@@ -41,17 +42,16 @@ from meterkit.redis.handshake import connect
 from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from faults.proxy import Mode
     from meterkit import MeterKit
     from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
-    from proxy import Mode
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from faults import Client, Echo, eventually, kit_at, metered, settled, used
+from faults.refusals import Client, Echo, eventually, kit_at, metered, settled, used
 from meterkit.redis import memory, scripts
 from meterkit.redis.connection import ReplyError
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from faults import eventually, kit_at
+from faults.refusals import eventually, kit_at
 from meterkit.errors import StoreError
 from meterkit.redis.handshake import connect
 from meterkit.redis.names import addresses_of
 from meterkit.redis.url import Address
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

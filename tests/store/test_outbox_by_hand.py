@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, PLANS, desk, kit_for
+from drivers.delivery import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StoreError
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from delivering import Desk
+    from drivers.delivery import Desk
     from meterkit import Intent
 
 pytestmark = pytest.mark.anyio

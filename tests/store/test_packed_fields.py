@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from counters import pack_field
+from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import Head, MeterCounts
@@ -18,7 +18,7 @@ from store.script_wires import fake_wire, server_wire
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from servers import Server
+    from servers.stores import Server
     from store.script_wires import Wire
 
 MOST: Final = 9 * 10**15

@@ -21,7 +21,7 @@ from store.script_wires import server_wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from servers import Server
+    from servers.stores import Server
 
     Advance = Callable[..., list[int]]
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
+from faults.proxy import TcpProxy
+from faults.refusals import (
     Client,
     Echo,
     FakeRedis,
@@ -42,8 +43,7 @@ from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from proxy import TcpProxy
-from servers import free_port, redis_binary, spawn_server
+from servers.stores import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.redis.breaker import AnyConnection, Connector
     from meterkit.redis.connection import OnEnd
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from metering import answering
+from drivers.app import answering
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
@@ -20,7 +20,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

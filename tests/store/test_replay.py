@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from faults import kit_at, used
+from faults.refusals import kit_at, used
 from meterkit.decisions.keys import meter_field
 from meterkit.redis.settling import NEVER_SENT, Sent
 from meterkit.store.hold import Used
@@ -16,7 +16,7 @@ from meterkit.store.settlement import Settlement
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

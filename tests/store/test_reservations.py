@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import renew_holds, stopped
+from faults.refusals import renew_holds, stopped
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.store.hold import Used
@@ -19,7 +19,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 

@@ -12,12 +12,12 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from auditing import sqlite_in
-from delivering import STRIPE_KEY
-from emulated import reached
-from hooking import NOW, hooked, hooked_kit
-from kit_parts import parts_of
-from messaging import SECRET
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import STRIPE_KEY
+from drivers.emulated_account import reached
+from drivers.kit_parts import parts_of
+from drivers.messages import SECRET
+from drivers.webhooks import NOW, hooked, hooked_kit
 from meterkit import Contact, MeterKit
 from meterkit.catalog import loads
 from meterkit.cli.app import app
@@ -30,15 +30,15 @@ from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock, StripeEmulator
-from servers import spawn_server
-from servers_acl import url_of_user
+from servers.store_users import url_of_user
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
     from meterkit import StorageOver
-    from servers import Server
+    from servers.stores import Server
 
 PLANS: Final = """
 schema: 1

@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from meterkit.redis.server import CLUSTER_COMMANDS, commands_to_try
-from servers import spawn_server
-from servers_acl import DOCUMENTED, NEEDED
+from servers.store_users import DOCUMENTED, NEEDED
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from counters import flat_of, packed_of
+from drivers.counters import flat_of, packed_of
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.store.customer_usage import CustomerUsage
-    from servers import Server
+    from servers.stores import Server
     from store.script_wires import Wire
 
 RANDOMS = st.randoms(use_true_random=False)

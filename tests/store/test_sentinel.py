@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clusters import SERVICE, Watched, spawn_watched
-from delivering import CATALOG, desk
-from faults import FakeRedis, eventually, stopped
+from drivers.changing_servers import CUSTOMERS, recorded, under_load
+from drivers.delivery import CATALOG, desk
+from faults.proxy import TcpProxy
+from faults.refusals import FakeRedis, eventually, stopped
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.redis.discovery import master_of
 from meterkit.redis.url import parse_redis_url
-from proxy import TcpProxy
-from servers import free_port
-from several import CUSTOMERS, recorded, under_load
+from servers.clusters import SERVICE, Watched, spawn_watched
+from servers.stores import free_port
 
 if TYPE_CHECKING:
-    from certificates import Authority
+    from servers.certificates import Authority
 
 pytestmark = pytest.mark.anyio
 

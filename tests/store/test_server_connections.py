@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import CATALOG, NOW, desk, kit_for, until
-from faults import FakeRedis
+from drivers.delivery import CATALOG, NOW, desk, kit_for, until
+from faults.refusals import FakeRedis
 from meterkit import MeterKit, StoreError
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_v1 import StripeV1Transport
@@ -20,13 +20,13 @@ from meterkit.redis.durability import Keeping
 from meterkit.redis.server import durability_of, eviction_warning
 from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
-from servers import free_port, redis_binary, spawn_server
-from servers_acl import url_of_user
+from servers.store_users import url_of_user
+from servers.stores import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -9,13 +9,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from delivering import CATALOG, until
+from drivers.delivery import CATALOG, until
+from faults.proxy import TcpProxy
 from meterkit import MeterKit, StoreError
-from proxy import TcpProxy
-from servers import free_port, spawn_server
+from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

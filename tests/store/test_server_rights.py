@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from delivering import CATALOG, PLANS, desk, kit_for, until
-from faults import eventually
-from hooking import hooked
+from drivers.delivery import CATALOG, PLANS, desk, kit_for, until
+from drivers.webhooks import hooked
+from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
 from meterkit.cli.app import app as cli
@@ -22,14 +22,14 @@ from meterkit.redis import scripts
 from meterkit.redis.server import COMMANDS, commands_to_try, rights_refusal
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock
-from servers import redis_binary, spawn_server
-from servers_acl import DOCUMENTED, NEEDED, url_of_user
+from servers.store_users import DOCUMENTED, NEEDED, url_of_user
+from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from meterkit import SubscriptionChanged
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"

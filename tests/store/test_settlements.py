@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
+from faults.proxy import TcpProxy
+from faults.refusals import (
     Client,
     answer_ok,
     counters,
@@ -40,15 +41,14 @@ from meterkit.redis.producer import SettlementQueue, pack_sequence
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from servers import spawn_server
+from servers.stores import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
@@ -708,7 +708,7 @@ def test_i6_two_loops_in_two_threads_share_one_kit(valkey: Server) -> None:
 HEAD = """
 import asyncio, os, sys
 sys.path[:0] = {path!r}
-from faults import kit_at, settled
+from faults.refusals import kit_at, settled
 from meterkit.store.settlement import Settlement
 from meterkit.store.hold import Used
 kit = kit_at({url!r})

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW
-from faults import eventually, killing, left_in_doubt, settled, stats, stopped
+from drivers.delivery import NOW
+from faults.proxy import TcpProxy
+from faults.refusals import eventually, killing, left_in_doubt, settled, stats, stopped
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_field
@@ -21,13 +22,12 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from meterkit.redis.lane import Lane
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

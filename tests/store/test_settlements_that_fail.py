@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults import kit_at, settled, used
+from faults.refusals import kit_at, settled, used
 from meterkit.decisions.keys import meter_field, meter_token
 from meterkit.errors import StoreError
 from meterkit.store.hold import Used
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import until
+from drivers.delivery import until
 from meterkit import MeterKit, MeterkitError, PlansError
 from meterkit.catalog import loads
 from meterkit.testing import Clock

@@ -17,7 +17,7 @@ from store.script_wires import fake_wire, load_texts, server_wire
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from servers import Server
+    from servers.stores import Server
     from store.script_wires import Wire
 
 SEEN: Final = frozenset({"c 0", "c 1", "d 0", "d 1", "s 0", "s 5", "notice", "spend", "over the cap"})

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
+from faults.proxy import TcpProxy
+from faults.refusals import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
 from meterkit.errors import StoreError
 from meterkit.redis import producer
 from meterkit.redis.filelock import FileLock
@@ -31,15 +32,14 @@ from meterkit.store.hold import Used
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 
@@ -574,7 +574,7 @@ FULL = """
 import asyncio, json, logging, resource, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from faults import kit_at
+from faults.refusals import kit_at
 from meterkit.redis import producer
 from meterkit.redis.filelock import FileLock
 

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from small_disk import run_on_a_small_disk
+from faults.small_disk import run_on_a_small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from servers import Server
+    from servers.stores import Server
 
 TESTS: Final = Path(__file__).parents[1]
 BEGIN: Final = """
 import asyncio, logging, sys
 sys.path[:0] = [{tests!r}]
-from faults import Client, eventually, kit_at, metered, settled, used
+from faults.refusals import Client, eventually, kit_at, metered, settled, used
 from meterkit.redis import producer
 from meterkit.store import spool
-from proxy import TcpProxy
+from faults.proxy import TcpProxy
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 producer._SPILL_AFTER_S = 0.05

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import catalog
+from faults.refusals import catalog
 from meterkit.decisions.event_marks import EventMark
 from meterkit.redis.settling import Sent
 from meterkit.redis.url import parse_redis_url

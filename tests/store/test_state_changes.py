@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import before_script, eventually
+from drivers.subscribed_customer import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
+from faults.refusals import before_script, eventually
 from meterkit.catalog import loads
 from meterkit.customers import deletion, states
 from meterkit.customers.deletion import delete
@@ -19,12 +20,11 @@ from meterkit.decisions.periods import to_ms
 from meterkit.decisions.transitions import InForce
 from meterkit.store.messages import tell
 from meterkit.testing import Clock
-from subscribed import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.store.customer_usage import PeriodUsage
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
+from faults.proxy import TcpProxy
+from faults.refusals import (
     Client,
     answer_ok,
     catalog,
@@ -35,14 +36,13 @@ from meterkit.redis.url import parse_redis_url
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
 from meterkit.store.store import Store
-from proxy import TcpProxy
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from starlette.types import Message
 
     from meterkit import MeterKit
-    from servers import Server
+    from servers.stores import Server
 
 TESTS = str(Path(__file__).parent.parent)
 
@@ -52,7 +52,7 @@ def run_program(program: str, url: str) -> tuple[str, str, int]:
     head = f"""
         import asyncio, os, sys
         sys.path.insert(0, {TESTS!r})
-        from faults import Client, kit_at, metered, settled, used
+        from faults.refusals import Client, kit_at, metered, settled, used
         from meterkit.store.settlement import Settlement
         from meterkit.store.hold import Used
         kit = kit_at({url!r}, store_timeout=5.0)  # What is slow on a busy machine is not away.
@@ -295,7 +295,7 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
     program = f"""
         import gc, {module}
         from pathlib import Path
-        from faults import open_sockets
+        from faults.refusals import open_sockets
         async def main():
             await kit.start()
             await kit.usage("acme")
@@ -320,7 +320,7 @@ def test_i7_a_loop_closed_from_within_another_leaves_nothing(valkey: Server, mod
     # F-16
     program = f"""
         import {module}
-        from faults import open_sockets
+        from faults.refusals import open_sockets
         async def main():
             await kit.start()
             post(1)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from faults import evalsha_calls, eventually, renew_holds, settled
+from drivers.delivery import NOW
+from drivers.workers import start
+from faults.proxy import TcpProxy
+from faults.refusals import evalsha_calls, eventually, renew_holds, settled
 from meterkit import CustomerError, MeterKit, MeterkitError, PlansError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import shard_of
@@ -24,15 +26,13 @@ from meterkit.store.replay import Replay, read, write
 from meterkit.store.settlement import Settlement
 from meterkit.store.subject_usage import usage_by
 from meterkit.testing import Clock
-from proxy import TcpProxy
-from workers import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from clusters import Cluster
-    from servers import Server
-    from workers import Worker
+    from drivers.workers import Worker
+    from servers.clusters import Cluster
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,7 @@ plans:
       team:
         calls:  {included: 100}
 """
-PROGRAM: Final = Path(__file__).parent.parent / "subject_process.py"
+PROGRAM: Final = Path(__file__).parent.parent / "drivers/subject_process.py"
 USER: Final = {"user": "u_7"}
 BUDGET: Final = 2_000_000
 WORD: Final = 30

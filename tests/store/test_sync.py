@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import STRIPE_KEY
+from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit, MeterkitError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.loop_thread import LoopThread

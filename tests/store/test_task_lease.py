@@ -7,7 +7,7 @@ from math import inf
 import anyio
 import pytest
 
-from delivering import desk
+from drivers.delivery import desk
 from meterkit.store.tasks import TaskLease
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.subscribed_customer import INSTANT, NOW, PLANS, kit_of
 from meterkit import MeterkitError, UnknownFeatureError
 from meterkit.catalog import loads, override
 from meterkit.customers.states import States, sweep_scheduled_transitions
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
-from subscribed import INSTANT, NOW, PLANS, kit_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from certificates import Authority
-from delivering import desk
-from faults import (
+from drivers.delivery import desk
+from faults.proxy import TcpProxy
+from faults.refusals import (
     PLANS,
     Client,
     Echo,
@@ -43,13 +43,13 @@ from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.redis.tls import Tls
-from proxy import TcpProxy
+from servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from meterkit.redis.lane import Lane
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 

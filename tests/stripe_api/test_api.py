@@ -14,20 +14,20 @@ from urllib.parse import parse_qsl
 import pytest
 import stripe
 
-from answering import answer, answering
-from emulated import unpaced
+from drivers.emulated_account import unpaced
+from drivers.stripe_sdk import StripeSession
 from meterkit import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
+from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from importlib.machinery import ModuleSpec
 
-    from answering import Asked
+    from servers.fixed_answers import Asked
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulated import unpaced
+from drivers.emulated_account import unpaced
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.priced_shop import metered_lines, renewed
+from drivers.shop import END, HALF, shop
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from priced_shop import metered_lines, renewed
-from shopping import END, HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import until
-from faults import eventually
-from hooking import hooked, hooked_kit
+from drivers.delivery import until
+from drivers.top_ups import AUTO, DOLLAR, balance, bought, cut_off, dying, night, opened, parts_of, with_card
+from drivers.webhooks import hooked, hooked_kit
+from faults.refusals import eventually
 from meterkit import MeterkitError, StripeError
-from topping_up import AUTO, DOLLAR, balance, bought, cut_off, dying, night, opened, parts_of, with_card
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit import CreditsLow
     from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from drivers.shop import shop
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionBusyError
 from meterkit.subscriptions.problem_documents import problem_of
 from meterkit.subscriptions.service import pending_changes
-from shopping import shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

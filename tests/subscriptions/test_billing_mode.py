@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.shop import HALF, shop
 from meterkit.errors import SubscriptionError
-from shopping import HALF, shop
 
 if TYPE_CHECKING:
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -14,19 +14,19 @@ from fastapi import FastAPI, Header, HTTPException
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.shop import END, HALF, START, shop
 from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
 from meterkit.testing.emulator.webhooks.deliveries import sign
-from shopping import END, HALF, START, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from starlette.types import ASGIApp, Scope
 
+    from drivers.shop import Shop
     from meterkit import MeterKit
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -13,19 +13,19 @@ from fastapi import FastAPI, Header
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from llm_apps import listening
+from drivers.llm_apps import listening
+from drivers.shop import HALF, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
-from shopping import HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.types import ASGIApp, Scope
 
+    from drivers.shop import Shop
     from meterkit import MeterKit
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -10,17 +10,17 @@ import httpx
 import pytest
 
 import meterkit
+from drivers.priced_shop import renewed
+from drivers.shop import HALF, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
-from priced_shop import renewed
-from shopping import HALF, shop
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from drivers.shop import Shop
     from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from delivering import STRIPE_KEY
+from drivers.delivery import STRIPE_KEY
+from drivers.shop import END, PLANS, shop
+from drivers.stripe_sdk import tls
 from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.catalog import loads
 from meterkit.customers.drifts import Drifts
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from shopping import END, PLANS, shop
-from stripe_session import tls
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit import Drift, Subscription
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

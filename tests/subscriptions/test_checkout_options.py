@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.shop import PLANS, shop
 from meterkit import MeterkitError, PlansError
 from meterkit.catalog import loads
 from meterkit.subscriptions.service.payment_pages import options_of
-from shopping import PLANS, shop
 
 pytestmark = pytest.mark.anyio
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from hooking import hooked
+from drivers.webhooks import hooked
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.shop import shop
 from meterkit import Contact, MeterkitError
-from shopping import shop
 
 if TYPE_CHECKING:
     from meterkit.subscriptions.service.stripe_customers import ContactSource

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
+from drivers.shop import END, HALF, shop
 from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage
 from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import SettingsError, StoreError, StripeUnavailableError
-from priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
-from shopping import END, HALF, shop
 from subscriptions.test_derived_costs import PLANS as DERIVED
 from subscriptions.test_derived_costs import charged_cents
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
@@ -27,11 +27,11 @@ from subscriptions.test_prices_by_model import nothing as sell_nothing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from drivers.shop import Shop
     from meterkit import Corrected
     from meterkit.catalog import Catalog
     from meterkit.customers.by_hand_lines import BilledUsage
     from meterkit.testing import StripeEmulator
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from hooking import DAY, NOW, PLANS, hooked, shop
+from drivers.webhooks import DAY, NOW, PLANS, hooked, shop
 from meterkit.catalog import loads
 from meterkit.errors import InvoiceOpenError
 from meterkit.starlette import billing_routes
@@ -19,7 +19,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

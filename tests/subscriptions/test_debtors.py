@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hooking import DAY, NOW, hooked, shop
+from drivers.webhooks import DAY, NOW, hooked, shop
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.shop import PLANS, shop
 from meterkit.catalog import loads
 from meterkit.customers.customers import Customers
 from meterkit.errors import CustomerError, StripeUnavailableError
@@ -16,13 +17,12 @@ from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import Looker
 from meterkit.subscriptions.webhooks.hint_scripts import Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from shopping import PLANS, shop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from drivers.shop import Shop
     from meterkit.store.store import Store
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

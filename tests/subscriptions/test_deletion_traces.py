@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from auditing import sqlite_in
-from hooking import NOW, Hooked, hooked
-from messaging import SECRET, contact, courier
-from metering import answering
+from drivers.app import answering
+from drivers.audited_kit import sqlite_in
+from drivers.messages import SECRET, contact, courier
+from drivers.webhooks import NOW, Hooked, hooked
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.customers.drifts import Drift, Drifts
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.priced_shop import renewed
+from drivers.shop import HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
-from priced_shop import renewed
-from shopping import HALF, Shop, sell_nothing, shop
 
 pytestmark = pytest.mark.anyio
 

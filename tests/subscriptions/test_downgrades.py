@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import END, HALF, START, Shop
+from drivers.shop import shop as shop_with_seats
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
-from shopping import END, HALF, START, Shop
-from shopping import shop as shop_with_seats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

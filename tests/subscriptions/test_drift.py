@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.shop import CATALOG
 from meterkit.customers.drifts import Drift
 from meterkit.subscriptions.drift import drift_of, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.subscription_reading import read_subscription
-from shopping import CATALOG
 
 TEAM = PlanPrices(
     plan="team",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from delivering import until
-from shopping import HALF, shop
+from drivers.delivery import until
+from drivers.shop import HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

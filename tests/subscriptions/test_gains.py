@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from gaining import CATALOG, DAY, HOUR, WHOLE, Gainer
-from shopping import END, HALF, START, shop
+from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
+from drivers.shop import END, HALF, START, shop
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit.catalog import Catalog
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

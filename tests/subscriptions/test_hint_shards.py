@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import hook_process
-from clusters import Cluster, spawn_cluster
-from delivering import CATALOG
-from hooking import hooked
+from drivers import hook_process
+from drivers.delivery import CATALOG
+from drivers.webhooks import hooked
+from drivers.workers import start
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
@@ -26,12 +26,12 @@ from meterkit.subscriptions.webhooks.older_queue import SIDE_BY_SIDE_MS
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 from meterkit.testing import Clock
-from workers import start
+from servers.clusters import Cluster, spawn_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hooking import DAY, hooked
+from drivers.webhooks import DAY, hooked
 from meterkit import MeterkitError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit import Imported, ImportProgress
 
 pytestmark = pytest.mark.anyio

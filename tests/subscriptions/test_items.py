@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import HALF, PLANS, Shop, shop
 from meterkit.catalog import loads
-from shopping import HALF, PLANS, Shop, shop
 
 if TYPE_CHECKING:
     from meterkit import Subscription

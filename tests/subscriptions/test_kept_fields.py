@@ -12,12 +12,12 @@ import pytest
 from stripe.params import _subscription_modify_params as subscription_types
 from stripe.params import _subscription_schedule_modify_params as schedule_types
 
-from delivering import STRIPE_KEY, kit_for
-from emulated import reached
+from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.emulated_account import reached
+from drivers.sdk_parameters import sample
+from drivers.shop import CATALOG, END, HALF, START, Shop, sell
 from meterkit.errors import SubscriptionError
 from meterkit.testing import Clock, StripeEmulator
-from sdk_parameters import sample
-from shopping import CATALOG, END, HALF, START, Shop, sell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -11,15 +11,15 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import sqlite_in
-from delivering import kit_for
-from kept_prices import PLANS, buyer
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import kit_for
+from drivers.price_shop import PLANS, buyer
+from drivers.served_traffic import drain, simulated_at
+from drivers.shop import END, HALF, START, sell_nothing, shop
+from drivers.usage_figures import Tables
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.pages import usage_page
-from really_serving import drain, simulated_at
-from shopping import END, HALF, START, sell_nothing, shop
-from usage_figures import Tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

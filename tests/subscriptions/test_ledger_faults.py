@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.shop import END, HALF, PLANS, shop
 from meterkit.catalog import loads
-from shopping import END, HALF, PLANS, shop
 
 if TYPE_CHECKING:
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import shop
 from meterkit.errors import CustomerError, StripeError, StripeUnavailableError
-from shopping import shop
 
 if TYPE_CHECKING:
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import END, HALF, PLANS, START, Shop
 from meterkit.catalog import loads
 from meterkit.errors import UnknownPlanError
 from meterkit.testing import Clock, StripeEmulator
-from shopping import END, HALF, PLANS, START, Shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from period_ending import MAY, MINUTE, paying
+from drivers.period_ends import MAY, MINUTE, paying
 
 if TYPE_CHECKING:
-    from period_ending import Ending
+    from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, TypedDict
 import anyio
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import CATALOG, END, HALF, PLANS, START, shop
 from meterkit import PaymentMethodMissingError, SubscriptionError, SubscriptionExistsError
 from meterkit.catalog import loads
-from shopping import CATALOG, END, HALF, PLANS, START, shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

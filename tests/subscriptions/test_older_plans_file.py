@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import sell_nothing, shop
 from meterkit.catalog import loads
-from shopping import sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from drivers.shop import Shop
     from meterkit import MeterKit
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

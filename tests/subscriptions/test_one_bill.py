@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import STRIPE_KEY, kit_for
+from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.shop import END, HALF, START, Shop
 from meterkit.catalog import loads
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import sync
 from meterkit.testing import Clock, StripeEmulator
-from shopping import END, HALF, START, Shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

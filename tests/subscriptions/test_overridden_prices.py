@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import anyio
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.priced_shop import CATALOG, PLANS, renewed, sell
+from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
 from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from priced_shop import CATALOG, PLANS, renewed, sell
-from shopping import END, HALF, sell_nothing, shop
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.delivery.closing import Closer
 from meterkit.stripe.api import StripeApi
-from shopping import END, HALF, Shop, sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

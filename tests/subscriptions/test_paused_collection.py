@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hooking import DAY, hooked
-from subscribed import INSTANT
+from drivers.subscribed_customer import INSTANT
+from drivers.webhooks import DAY, hooked
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

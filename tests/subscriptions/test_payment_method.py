@@ -10,21 +10,21 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from delivering import kit_for
-from hooking import DAY, hooked
-from hooking import NOW as HOOKED_AT
+from drivers.delivery import kit_for
+from drivers.shop import START, shop
+from drivers.webhooks import DAY, hooked
+from drivers.webhooks import NOW as HOOKED_AT
 from meterkit import PaymentMethodMissingError, StripeUnavailableError, SubscriptionExistsError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
-from shopping import START, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from hooking import Hooked
+    from drivers.shop import Shop
+    from drivers.webhooks import Hooked
     from meterkit import NewSubscription
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

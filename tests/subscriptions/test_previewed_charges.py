@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from kept_prices import PLANS, buyer
+from drivers.price_shop import PLANS, buyer
+from drivers.shop import END, sell_nothing, shop
 from meterkit.catalog import loads
-from shopping import END, sell_nothing, shop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kept_prices import Buyer
+    from drivers.price_shop import Buyer
     from meterkit import Proration
     from meterkit.stripe.request import Parameter
 

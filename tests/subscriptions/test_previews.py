@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.shop import CATALOG, END, HALF, START, shop
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.subscriptions.proration import Terms, cost_of
-from shopping import CATALOG, END, HALF, START, shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Literal
 
+    from drivers.shop import Shop
     from meterkit.subscriptions.proration import Proration
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import pytest
 
+from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
+from drivers.shop import HALF, shop
 from meterkit.catalog import loads
 from meterkit.errors import StripeUnavailableError
-from priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
-from shopping import HALF, shop
 
 if TYPE_CHECKING:
     from meterkit import SubscriptionChanged

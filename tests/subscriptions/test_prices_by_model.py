@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.priced_shop import item_lines, renewed
+from drivers.shop import HALF, shop
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.errors import MeterkitError
-from priced_shop import item_lines, renewed
-from shopping import HALF, shop
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

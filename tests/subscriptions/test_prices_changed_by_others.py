@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
+from drivers.shop import END, HALF, shop
 from meterkit.customers import states
 from meterkit.errors import StoreError
-from priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
-from shopping import END, HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

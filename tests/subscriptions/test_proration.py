@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.subscriptions.proration import Cycle, Line, proration_of
 from meterkit.testing import Clock, StripeEmulator
 

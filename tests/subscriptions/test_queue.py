@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import CATALOG
+from drivers.delivery import CATALOG
+from faults.proxy import TcpProxy
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import shard_of
 from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 from meterkit.testing import Clock
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

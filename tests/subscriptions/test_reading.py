@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hooking import CATALOG
+from drivers.webhooks import CATALOG
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.subscriptions.item_price_reading import PriceFacts
 from meterkit.subscriptions.subscription_reading import (

@@ -8,9 +8,9 @@ import pytest
 from stripe import SubscriptionSchedule
 from stripe.params import _subscription_schedule_modify_params as types
 
+from drivers.sdk_parameters import fields
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
-from sdk_parameters import fields
 
 START, END, LATER = 1_000_000, 2_000_000, 3_000_000
 

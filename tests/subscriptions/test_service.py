@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from delivering import kit_for, until
+from drivers.delivery import kit_for, until
+from drivers.shop import CATALOG, END, HALF, PLANS, START, sell, shop
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import (
@@ -25,7 +26,6 @@ from meterkit.errors import (
 )
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-from shopping import CATALOG, END, HALF, PLANS, START, sell, shop
 
 if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter

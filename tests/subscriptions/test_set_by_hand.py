@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from delivering import kit_for
+from drivers.delivery import kit_for
+from drivers.shop import PLANS, shop
 from meterkit.catalog import loads
 from meterkit.errors import UnknownPlanError
-from shopping import PLANS, shop
 
 pytestmark = pytest.mark.anyio
 

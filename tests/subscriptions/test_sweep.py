@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hooking import DAY, NOW, hooked, hooked_kit
+from drivers.webhooks import DAY, NOW, hooked, hooked_kit
 from meterkit import StripeUnavailableError
 from meterkit.catalog import loads
 from meterkit.subscriptions.webhooks.nightly_sync import Night, Sweeper, due_shards
@@ -15,7 +15,7 @@ from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from drivers.shop import END, HALF, Shop, shop
 from meterkit import MeterkitError, SubscriptionError
 from meterkit.catalog import loads
 from meterkit.fastapi import billing_router
-from shopping import END, HALF, Shop, shop
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

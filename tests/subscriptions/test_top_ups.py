@@ -9,14 +9,14 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from hooking import hooked, hooked_kit
+from drivers.top_ups import BACK, DOLLAR, PLANS, balance, bought, cut_off, dying, opened, sold, with_card
+from drivers.webhooks import hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
-from topping_up import BACK, DOLLAR, PLANS, balance, bought, cut_off, dying, opened, sold, with_card
 
 if TYPE_CHECKING:
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hooking import DAY, hooked
+from drivers.shop import PLANS, START, shop
+from drivers.webhooks import DAY, hooked
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.customers.usage import overage_charge
-from shopping import PLANS, START, shop
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

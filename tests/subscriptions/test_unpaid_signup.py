@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.shop import shop
+from drivers.subscribed_customer import subscription
 from meterkit.decisions.customer_state import CustomerState, with_subscription
-from shopping import shop
-from subscribed import subscription
 
 if TYPE_CHECKING:
-    from shopping import Shop
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.shop import END, HALF, PLANS, shop
 from meterkit.catalog import loads
 from meterkit.errors import (
     InvoiceOpenError,
@@ -18,11 +19,10 @@ from meterkit.errors import (
 )
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from shopping import END, HALF, PLANS, shop
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit.stripe.request import Parameter
-    from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-import hook_process
-from delivering import STRIPE_KEY
-from hooking import CATALOG, DAY, hooked
+from drivers import hook_process
+from drivers.delivery import STRIPE_KEY
+from drivers.webhooks import CATALOG, DAY, hooked
+from drivers.workers import start
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS
 from meterkit.subscriptions.webhooks.stripe_events import hint_of
-from workers import start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit.subscriptions.webhooks.customer_sync import Looker
     from meterkit.subscriptions.webhooks.queue import HookQueue
     from meterkit.testing.emulator.webhooks.events import Event
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

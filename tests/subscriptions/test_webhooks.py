@@ -15,7 +15,8 @@ import httpx
 import pytest
 import stripe
 
-from hooking import DAY, HOOK, NOW, SECRET, hooked, hooked_kit, shop
+from drivers.webhooks import DAY, HOOK, NOW, SECRET, hooked, hooked_kit, shop
+from faults.proxy import TcpProxy
 from meterkit import (
     PaymentFailed,
     PaymentSucceeded,
@@ -30,16 +31,15 @@ from meterkit.starlette import stripe_webhook
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.webhooks import BODY_BYTES_MAX
 from meterkit.testing.emulator.webhooks.deliveries import FORGERIES
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit import MeterKit
     from meterkit.subscriptions.webhooks.hint_scripts import Entry
     from meterkit.testing.emulator.webhooks.deliveries import Forgery
-    from servers import Server
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -108,10 +108,10 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from auditing import sqlite_in
-from faults import eventually
-from hooking import hooked
-from llm_apps import read_all
+from drivers.audited_kit import sqlite_in
+from drivers.llm_apps import read_all
+from drivers.webhooks import hooked
+from faults.refusals import eventually
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.insights.audit.draining import drainer_of
@@ -125,7 +125,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from hooking import Hooked
+    from drivers.webhooks import Hooked
     from meterkit import StatementEvent
 
 pytestmark = pytest.mark.anyio

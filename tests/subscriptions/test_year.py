@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from hooking import hooked
+from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.errors import SeatsInUseError
 from meterkit.testing import Clock, StripeEmulator

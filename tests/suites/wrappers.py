@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from lua_runtime import compile_once
+from drivers.lua_runtime import compile_once
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.redis import event_loops, memory

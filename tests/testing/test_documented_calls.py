@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import DAY, MAY, SECOND, amounts, invoice_of, item_of, refusal, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, item_of, refusal, shop, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

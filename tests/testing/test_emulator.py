@@ -11,7 +11,7 @@ import httpx
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio

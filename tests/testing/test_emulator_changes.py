@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import (
+from drivers.emulated_account import account
+from drivers.emulated_shop import (
     DAY,
     HOUR,
     MAY,

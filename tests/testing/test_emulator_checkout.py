@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import shop
+from drivers.emulated_account import account
+from drivers.emulated_shop import shop
 
 if TYPE_CHECKING:
     from meterkit.testing import StripeEmulator

@@ -9,9 +9,9 @@ import httpx
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, shop
 from meterkit.testing import StripeEmulator
-from subscribing import DAY, HOUR, MAY, SECOND, shop
 
 pytestmark = pytest.mark.anyio
 

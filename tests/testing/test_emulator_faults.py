@@ -16,7 +16,7 @@ import pytest
 import stripe
 from anyio.lowlevel import checkpoint
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.testing import Clock, Fault, StripeEmulator
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import SECOND, amounts, invoice_of, item_of, items_of, refusal, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import SECOND, amounts, invoice_of, item_of, items_of, refusal, shop, subscribe
 
 pytestmark = pytest.mark.anyio
 

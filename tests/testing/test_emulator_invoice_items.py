@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import shop, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 from meterkit.testing import Clock, StripeEmulator
 from meterkit.testing.emulator.selling.amounts import Pricing
 from meterkit.testing.emulator.selling.prices import Price, Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.revision import Wanted
-from subscribing import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
+from drivers.emulated_shop import told
 from meterkit.testing import StripeEmulator
-from subscribing import told
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
 from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import DAY, HOUR, SECOND, invoice_of, shop, subscribe, told
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, HOUR, SECOND, invoice_of, shop, subscribe, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

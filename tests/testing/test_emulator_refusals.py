@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import MAY, SECOND, refusal, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import MAY, SECOND, refusal, shop, subscribe
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ import pytest
 import stripe
 from stripe.params import _subscription_schedule_modify_params as types
 
-from emulated import account
-from sdk_parameters import sample
-from subscribing import DAY, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+from drivers.sdk_parameters import sample
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, told
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, told
 
 pytestmark = pytest.mark.anyio
 

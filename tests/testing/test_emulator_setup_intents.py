@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import stripe
 
-from emulated import account
-from subscribing import item_of, refusal, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import item_of, refusal, shop, subscribe
 
 pytestmark = pytest.mark.anyio
 

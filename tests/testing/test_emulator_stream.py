@@ -11,7 +11,7 @@ import httpx
 import pytest
 import stripe
 
-from emulated import reached
+from drivers.emulated_account import reached
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

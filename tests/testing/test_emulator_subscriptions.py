@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import stripe
 
-from emulated import account
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe, told
 from meterkit.testing import StripeEmulator
-from subscribing import DAY, HOUR, MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
 

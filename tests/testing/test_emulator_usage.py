@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from emulated import account
-from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
 
 if TYPE_CHECKING:
     import stripe

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from emulated import account
+from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

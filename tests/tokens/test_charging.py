@@ -12,7 +12,7 @@ from genai_prices import Usage, calc_price
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_instructions import counted
+from costs.edge_instructions import counted
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import Charges, Remainders

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from metering import http_scope, no_more
+from drivers.app import http_scope, no_more
 from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.reading import Reading
 from meterkit.catalog import Route

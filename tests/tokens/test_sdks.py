@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_apps import listening
+from drivers.llm_apps import listening
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
 from tokens.openai_payloads import PAYLOADS

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, PLANS
-from keeping import PERIOD_MS, kit_alone
+from drivers.delivery import NOW, PLANS
+from drivers.kept_intents import PERIOD_MS, kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
@@ -18,7 +19,6 @@ from meterkit.delivery.closing import Closer
 from meterkit.outbox.closes import Close, Closes
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keeping import PERIOD_MS, kit_alone, subscription
+from drivers.kept_intents import PERIOD_MS, kit_alone, subscription
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import ClosingLook, _held_in_words
 from meterkit.delivery.reconciling import Reconciled, Reconciler
 from meterkit.outbox.invoice_ends import InvoiceEnd
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from servers import Server
+    from servers.stores import Server
 
 pytest_plugins = ["pytester"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import HERE_S, PERIOD_MS, kit_alone
+from drivers.delivery import NOW
+from drivers.kept_intents import HERE_S, PERIOD_MS, kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.summaries import until_counted
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping

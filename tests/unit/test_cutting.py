@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import NOW_MS, PERIOD_MS, keep, kit_alone
+from drivers.delivery import NOW
+from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.customers.states import States
 from meterkit.delivery.on_demand import Cutter
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.testing import Clock
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.outbox.invoice_ends import InvoiceEnd
 from meterkit.stripe.request import ENDED_HERE
-from stripe_objects import ObjectsAtStripe
 
 pytestmark = pytest.mark.anyio
 

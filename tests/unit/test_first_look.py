@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import PERIOD_MS, kit_alone, subscription
+from drivers.delivery import NOW
+from drivers.kept_intents import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.errors import StripeUnavailableError

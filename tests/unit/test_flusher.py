@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW
-from faults import eventually
-from keeping import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.delivery import NOW
+from drivers.kept_intents import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.stripe_objects import Counted
+from faults.refusals import eventually
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.outcomes import Outcome
 from meterkit.errors import StripeUnavailableError
 from meterkit.testing import Clock
-from stripe_objects import Counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import kit_alone
+from drivers.delivery import NOW
+from drivers.kept_intents import kit_alone
+from drivers.stripe_objects import Counted, Rows
 from meterkit.customers.links import Delivered
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.outbox.journal import JournalRow
-from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.delivery.invoices import Invoiced, Invoices
-from stripe_objects import ObjectsAtStripe
 
 pytestmark = pytest.mark.anyio
 

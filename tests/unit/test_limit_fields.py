@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from faults import catalog
+from faults.refusals import catalog
 from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
 from meterkit.decisions.verdict import reset_ms

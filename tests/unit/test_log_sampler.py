@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from delivering import CATALOG
+from drivers.delivery import CATALOG
 from meterkit import StoreError
 from meterkit.asgi import logs
 from meterkit.asgi.logs import Sampler, TroubleLog

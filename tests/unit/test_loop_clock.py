@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from faults import loop_clock
+from faults.refusals import loop_clock
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metering import PLANS, hello
+from drivers.app import PLANS, hello
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
 

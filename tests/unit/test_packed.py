@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from counters import pack_field
+from drivers.counters import pack_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.delivery import NOW
+from drivers.kept_intents import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.stripe_objects import Counted, Rows
 from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
@@ -20,7 +21,6 @@ from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.intents import Kept, Sealed, find_kept
 from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end
 from meterkit.outbox.journal import JournalRow
-from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:
     from meterkit import MeterKit

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.decisions.allowance import PlanChange
 from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState, entitlements_of, with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.plan_history import with_plan_changes
 from meterkit.decisions.plan_shares import effective_terms
-from subscribed import subscription
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import Mode, TcpProxy
+from faults.proxy import Mode, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

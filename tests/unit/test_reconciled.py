@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keeping import NOW_MS, keep, kit_alone, subscription
+from drivers.kept_intents import NOW_MS, keep, kit_alone, subscription
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.invoices import Invoicing, invoicing_of
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.errors import StripeError
-from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
     from meterkit import MeterKit

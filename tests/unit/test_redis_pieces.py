@@ -28,7 +28,7 @@ from meterkit.redis.server import eviction_warning, not_past
 from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, Place
-from servers import free_port
+from servers.stores import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

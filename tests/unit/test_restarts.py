@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW
-from keeping import HERE_S, NOW_MS, keep, kit_alone
+from drivers.delivery import NOW
+from drivers.kept_intents import HERE_S, NOW_MS, keep, kit_alone
+from drivers.stripe_objects import Counted
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.restarts import Restarts
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
-from stripe_objects import Counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

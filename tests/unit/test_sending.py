@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
+from drivers.delivery import NOW, kit_for
 from meterkit.decisions.ambiguity import COMPARED_MS, SURE_MS
 from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.sending import Lease, Sender

@@ -17,7 +17,7 @@ from store.script_wires import load_texts, server_wire
 
 if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
-    from servers import Server
+    from servers.stores import Server
 
 PLANS = """
 schema: 1

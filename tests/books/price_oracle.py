@@ -1,0 +1,484 @@
+"""The oracle of promise I13: which invoice lines the recorded usage must come to, without asking the library.
+
+It keeps a log of what was recorded: how much, when, how much of it was overage of a plan that bills it, and
+the price that was in force then, by the plans file. From that follows what invoices must charge. It compares
+with all invoices of the emulated account, and with what ``kit.reconcile`` says of the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from books.included_oracle import PlanTimes, usage_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from drivers.world import World
+    from meterkit import CustomerUsage
+    from meterkit.catalog import Catalog, Plan
+
+__all__ = ["Ledger", "Line", "Recorded"]
+
+_Place: TypeAlias = tuple[str, str, datetime]
+_STAMPED_WITHIN: Final = timedelta(minutes=15)
+"""Usage is stamped when it is sealed: an item of the same price that a person puts in by then may bill it."""
+_ENDED: Final = frozenset({"canceled", "incomplete_expired", "incomplete"})
+_FREE: Final = frozenset({"trialing", "paused"})
+"""Usage of these times is never billed: https://docs.stripe.com/billing/subscriptions/trials/free-trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Usage that was recorded.
+
+    Attributes:
+        beyond: how much of it is beyond what is included.
+        overage: how much of that goes to Stripe: on a plan that bills it.
+        period: the first instant of its billing period.
+        prices: what a unit may cost, in cents: by the plan that decided, and by the one that Stripe charged
+            for then, where somebody has just changed it there. Empty: nothing, it was on trial.
+        is_behind_the_end: whether Stripe had no subscription any more: the last invoice may have it.
+    """
+
+    customer: str
+    meter: str
+    quantity: int
+    beyond: int
+    overage: int
+    at: datetime
+    plan: str
+    period: datetime
+    prices: tuple[Decimal, ...]
+    is_behind_the_end: bool = False
+
+
+class _AtStripe(NamedTuple):
+    """What Stripe charges for usage: cents for a unit, by meter, and whether it charges nothing now."""
+
+    prices: Mapping[str, Decimal]
+    is_free: bool
+
+
+@dataclass(kw_only=True)
+class Line:
+    """A line of an invoice that charges usage. ``left``: what no recorded usage accounts for yet."""
+
+    customer: str
+    meter: str
+    price: Decimal
+    quantity: int
+    amount: int
+    start: datetime
+    end: datetime
+    invoice: str
+    left: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.quantity} {self.meter} at {self.price} in {self.start:%m-%d %H:%M}/{self.end:%m-%d %H:%M}"
+        )
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What was recorded in a world."""
+
+    world: World
+    catalog: Catalog
+    log: list[Recorded] = field(default_factory=list[Recorded])
+    sent_back: Counter[str] = field(default_factory=Counter[str])
+    heard_of: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    wrong: list[str] = field(default_factory=list[str])
+    plan_times: PlanTimes = field(init=False)
+    _names: dict[str, str] = field(default_factory=dict[str, str])
+    _known: dict[str, _AtStripe | None] = field(default_factory=dict[str, "_AtStripe | None"])
+
+    def __post_init__(self) -> None:
+        self.plan_times = PlanTimes(world=self.world)
+
+    async def record(self, customer: str, meter: str, quantity: int) -> None:
+        """Record usage with the kit, and note it."""
+        world, kit = self.world, self.world.kit
+        before = await world.do(kit.usage(customer))
+        found = await self.subscription(customer)
+        if found is not None:
+            await self._check_included(found, meter, before)
+        await world.do(kit.record(customer, meter, quantity))
+        after = await world.do(kit.usage(customer))
+        beyond = after["meters"][meter]["overage"]
+        if before["period"]["start"] == after["period"]["start"]:
+            beyond -= before["meters"][meter]["overage"]
+            self._check_classified(customer, meter, before, quantity, beyond)
+        plan = self.catalog.plans[after["plan"]]
+        is_billed = plan.entitlements[meter].overage.mode == "bill"
+        known = self._known.get(customer)
+        shown = None if found is None else await self._terms_of(found)
+        self._known[customer] = shown
+        prices: set[Decimal | None] = {self._price(plan, meter)}
+        if shown is not None:
+            own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
+            prices = set() if shown.is_free else own or prices
+        self.log.append(
+            Recorded(
+                customer=customer,
+                meter=meter,
+                quantity=quantity,
+                beyond=beyond,
+                overage=beyond if is_billed else 0,
+                at=world.now,
+                plan=plan.key,
+                period=after["period"]["start"],
+                prices=tuple(sorted(price for price in prices if price is not None)),
+                is_behind_the_end=shown is None,
+            )
+        )
+
+    async def _check_included(self, found: Mapping[str, Any], meter: str, usage: CustomerUsage) -> None:
+        """Compare what is included, and the price beyond it, with what Stripe and the plans file say."""
+        if not usage_terms(usage, found, self.catalog):
+            return
+        await self.plan_times.learn(self.catalog)
+        shown = usage["meters"][meter]
+        wanted = self.plan_times.included(found, meter, self.catalog, heard_of=self.heard_of)
+        included = shown["included"]
+        is_less = self.plan_times.was_cut and isinstance(included, int) and included <= (wanted or 0)
+        if wanted is not None and included != wanted and not is_less:
+            self.wrong.append(
+                f"{self.world.now:%m-%d %H:%M} {shown['included']} {meter} are included, not {wanted}"
+            )
+        price, charged = shown.get("price"), (await self._prices_of(found)).get(meter)
+        if wanted is not None and price is not None and charged is not None:
+            cents = Decimal(price["amount_cents"]) / price["per"]
+            if cents != charged and not price.get("estimated"):
+                self.wrong.append(
+                    f"{self.world.now:%m-%d %H:%M} {meter} are shown at {cents}, and charged at {charged}"
+                )
+
+    def _check_classified(
+        self, customer: str, meter: str, usage: CustomerUsage, quantity: int, beyond: int
+    ) -> None:
+        """Compare what counts as overage with what was included and not used up."""
+        included, period = usage["meters"][meter]["included"], usage["period"]["start"]
+        paid = sum(
+            entry.quantity - entry.beyond
+            for entry in self.log
+            if (entry.customer, entry.meter, entry.period) == (customer, meter, period)
+        )
+        left = max(0, included - paid) if isinstance(included, int) else quantity
+        if usage["meters"][meter]["granted"] == 0 and beyond != max(0, quantity - left):
+            self.wrong.append(
+                f"{self.world.now:%m-%d %H:%M} of {quantity} {meter} {beyond} are overage, of {included}"
+                f" included {paid} are used"
+            )
+
+    async def subscription(self, customer: str) -> dict[str, Any] | None:
+        """The newest subscription that has not ended."""
+        found = await self.world.list("/v1/subscriptions", customer=f"cus_{customer}", status="all")
+        return next((each for each in found if each["status"] not in _ENDED), None)
+
+    async def charged(self) -> dict[str, Mapping[str, Decimal]]:
+        """What subscriptions charge for usage: cents for a unit, by meter."""
+        found = await self.world.list("/v1/subscriptions")
+        return {each["id"]: await self._prices_of(each) for each in found}
+
+    def expect_charged(
+        self, before: Mapping[str, Mapping[str, Decimal]], after: Mapping[str, object], what: str
+    ) -> None:
+        """Expect what a present customer pays for usage to be as before."""
+        self.wrong += [
+            f"{what} changed the prices of {name} from {before[name]} to {after[name]}"
+            for name in before.keys() & after.keys()
+            if before[name] != after[name]
+        ]
+
+    async def prices_now(self, customer: str) -> Mapping[str, Decimal] | None:
+        """What the customer's subscription charges for usage; None: there is none."""
+        found = await self._at_stripe(customer)
+        return None if found is None else found.prices
+
+    async def expect_sold(self, subscription: str, plan: str) -> None:
+        """Expect a subscription to charge for usage what the newest plans file says of its plan."""
+        wanted = {name: self._price(self.catalog.plans[plan], name) for name in self.catalog.meters}
+        found = await self._prices_of(await self.world.ask("GET", f"/v1/subscriptions/{subscription}"))
+        if found != {name: price for name, price in wanted.items() if price is not None}:
+            self.wrong.append(f"{plan} was sold with the prices {found}, the plans file has {wanted}")
+
+    async def plan_at_stripe(self) -> str | None:
+        """The plan whose base price the subscription has."""
+        (found, *_) = [*await self.world.list("/v1/subscriptions"), None]
+        bases = {item["price"]["id"] for item in found["items"]["data"]} if found else set[str]()
+        return next(
+            (plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None
+        )
+
+    async def _at_stripe(self, customer: str) -> _AtStripe | None:
+        """What Stripe charges for usage by the items of the customer's subscription; None: there is none."""
+        found = await self.subscription(customer)
+        return None if found is None else await self._terms_of(found)
+
+    async def _terms_of(self, subscription: Mapping[str, Any]) -> _AtStripe:
+        return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)
+
+    async def _prices_of(self, subscription: Mapping[str, Any]) -> dict[str, Decimal]:
+        names = await self._meters()
+        return {
+            names[price["recurring"]["meter"]]: Decimal(price["unit_amount_decimal"])
+            for item in subscription["items"]["data"]
+            if (price := item["price"])["recurring"]["usage_type"] == "metered"
+        }
+
+    async def _meters(self) -> Mapping[str, str]:
+        """Meters of the plans file by the ids of Stripe's."""
+        if not self._names:
+            names = {
+                meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe
+            }
+            listed = await self.world.list("/v1/billing/meters")
+            self._names |= {one["id"]: names[one["event_name"]] for one in listed}
+        return self._names
+
+    def _price(self, plan: Plan, meter: str) -> Decimal | None:
+        """Cents for a unit beyond what is included."""
+        overage = plan.entitlements[meter].overage
+        if overage.mode != "bill" or overage.amount_cents is None:
+            return None
+        return Decimal(overage.amount_cents) / (overage.per or 1)
+
+    async def metered_prices(self, plan: str) -> list[str]:
+        """The prices at Stripe of what a plan bills beyond what is included."""
+        events = {meter["event_name"]: meter["id"] for meter in await self.world.list("/v1/billing/meters")}
+        prices = await self.world.list("/v1/prices", active="true")
+        found: list[str] = []
+        for name, meter in self.catalog.meters.items():
+            cents = self._price(self.catalog.plans[plan], name)
+            if cents is not None and meter.stripe is not None:
+                found.append(
+                    next(
+                        price["id"]
+                        for price in prices
+                        if price["recurring"]["meter"] == events[meter.stripe.event_name]
+                        and Decimal(price["unit_amount_decimal"]) == cents
+                    )
+                )
+        return found
+
+    async def change_at_stripe(
+        self, subscription: dict[str, Any], plan: str, *, proration_behavior: str
+    ) -> None:
+        """Give a subscription the items of another plan, as a person does in the Dashboard or in a portal."""
+        base = str(self.catalog.plans[plan].price.stripe_price)
+        items: list[dict[str, str]] = []
+        for item in subscription["items"]["data"]:
+            is_base = item["price"]["id"] in self._bases()
+            items.append({"id": item["id"], **({"price": base} if is_base else {"deleted": "true"})})
+        items += [{"price": price} for price in await self.metered_prices(plan)]
+        params = {
+            f"items[{place}][{name}]": value
+            for place, item in enumerate(items)
+            for name, value in item.items()
+        }
+        params["proration_behavior"] = proration_behavior
+        await self.world.ask("POST", f"/v1/subscriptions/{subscription['id']}", **params)
+
+    def _bases(self) -> set[str | None]:
+        return {plan.price.stripe_price for plan in self.catalog.plans.values()}
+
+    async def lines(self) -> list[Line]:
+        """All lines of Stripe's invoices that charge usage, and the items that wait for an invoice.
+
+        Of void invoices those that a person forgives count.
+        """
+        names = await self._meters()
+        found: list[Line] = []
+        # A pause puts usage into items that wait for the invoice of its resumption.
+        pending: dict[str, Any] = {"id": "pending", "status": "pending", "customer": ""}
+        for invoice in [pending, *await self.world.list("/v1/invoices")]:
+            if invoice["status"] == "void" and not invoice["metadata"].get("forgiven"):
+                continue
+            of = f"/v1/invoices/{invoice['id']}/lines"
+            lines = self.world.list(of) if invoice is not pending else self._pending_items()
+            for line in await lines:
+                price = await self._metered(line)
+                if price is None or not int(line["quantity"]):
+                    continue
+                quantity = int(Decimal(line["quantity_decimal"]))
+                found.append(
+                    Line(
+                        customer=str(invoice["customer"] or line["customer"]).removeprefix("cus_"),
+                        meter=names[price["recurring"]["meter"]],
+                        price=Decimal(line["pricing"]["unit_amount_decimal"]),
+                        quantity=quantity,
+                        amount=line["amount"],
+                        start=_instant(line["period"]["start"]),
+                        end=_instant(line["period"]["end"]),
+                        invoice=invoice["id"],
+                        left=quantity,
+                    )
+                )
+        return sorted(found, key=lambda line: (line.start, line.meter, line.price))
+
+    async def _pending_items(self) -> list[dict[str, Any]]:
+        return await self.world.list("/v1/invoiceitems", pending="true")
+
+    async def _metered(self, line: dict[str, Any]) -> dict[str, Any] | None:
+        """The price of a line that charges usage; None: it charges something else."""
+        pricing: dict[str, Any] = line.get("pricing") or {}
+        details: dict[str, Any] = pricing.get("price_details") or {}
+        if details.get("price") is None:
+            return None
+        price = await self.world.ask("GET", f"/v1/prices/{details['price']}")
+        recurring: dict[str, Any] = price.get("recurring") or {}
+        return price if recurring.get("usage_type") == "metered" else None
+
+    async def audit(self) -> list[str]:
+        """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""
+        lines = await self.lines()
+        void = await self.world.list("/v1/invoices", status="void")
+        forgiven = [one["id"] for one in void if one["metadata"].get("forgiven")]
+        wrong = [
+            f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
+        ]
+        unbilled = _match(self.log, lines)
+        late, agree, advice = await self._books()
+        again = self._billed_again(lines, late)
+        self._forgive_sent_back(lines, advice)
+        for customer, meter, period in sorted({*unbilled, *late}):
+            units, told = unbilled[customer, meter, period], late[customer, meter, period]
+            # Late units that a later price bills may stand on the line that others were taken off.
+            if not units <= told <= units + again[customer, meter]:
+                wrong.append(
+                    f"{units} {meter} of {customer} in the period from {period:%m-%d} are on no invoice at"
+                    f" their price, {told} are told to be late"
+                )
+                if agree[customer, meter, period]:
+                    wrong.append(
+                        f"and the books of {meter} of {customer} from {period:%m-%d} say all is right"
+                    )
+        # Usage that met a change by others may have two prices: the books name it where they differ.
+        doubtful = {
+            (entry.customer, entry.meter, entry.period) for entry in self.log if len(entry.prices) > 1
+        }
+        wrong += [
+            f"the books of {meter} of {customer} from {period:%m-%d}: {said}"
+            for (customer, meter, period), said in sorted(advice.items())
+            if said and (customer, meter, period) not in doubtful and not any(one in said for one in forgiven)
+        ]
+        # What is late in its own period may be billed in one that follows.
+        later = Counter[tuple[str, str]]()
+        for (customer, meter, _), units in late.items():
+            later[customer, meter] += units
+        for line in lines:
+            billed_late = min(line.left, later[line.customer, line.meter])
+            later[line.customer, line.meter] -= billed_late
+            if line.left > billed_late:
+                wrong.append(
+                    f"{line}: {line.left - billed_late} of it were never recorded at that price then"
+                )
+        return self.wrong + wrong + self._accepted(late) + await self._remembered(late)
+
+    def _forgive_sent_back(self, lines: Sequence[Line], advice: dict[_Place, str]) -> None:
+        """Take off lines what the books tell people to credit, up to what corrections have sent back.
+
+        A negative event that is on its way while others end its price comes too late for its line.
+        """
+        for (customer, meter, period), said in advice.items():
+            credited = re.search(r"credit (\d+) units", said)
+            if credited is None or int(credited[1]) > self.sent_back[meter]:
+                continue
+            left, advice[customer, meter, period] = int(credited[1]), ""
+            self.sent_back[meter] -= left
+            for line in lines:
+                taken = min(left, line.left) if (line.customer, line.meter) == (customer, meter) else 0
+                line.left -= taken
+                left -= taken
+
+    async def _remembered(self, told: Mapping[_Place, int]) -> list[str]:
+        """Where the kit shows another quantity of a period than was recorded in it.
+
+        Late units are recorded once more, in the period that bills them.
+        """
+        recorded, late, wrong = Counter[_Place](), Counter[tuple[str, str]](), list[str]()
+        for (customer, meter, _), units in told.items():
+            late[customer, meter] += units
+        for entry in self.log:
+            recorded[entry.customer, entry.meter, entry.period] += entry.quantity
+        for (customer, meter, period), units in sorted((+recorded).items()):
+            usage = await self.world.do(self.world.kit.usage(customer, period=period))
+            shown = usage["meters"][meter]["recorded"]
+            again = late[customer, meter]
+            if usage["period"]["start"] != period or not units <= shown <= units + again:
+                wrong.append(
+                    f"{units} {meter} of {customer} were recorded in the period from {period:%m-%d}, the kit"
+                    f" shows {shown} of that from {usage['period']['start']:%m-%d}"
+                )
+        return wrong
+
+    def _billed_again(self, lines: Sequence[Line], late: Mapping[_Place, int]) -> Counter[tuple[str, str]]:
+        """By customer and meter: how many late units are on an invoice after all."""
+        found = Counter[tuple[str, str]]()
+        for line in lines:
+            found[line.customer, line.meter] += line.quantity
+        for (customer, meter, _), units in late.items():
+            found[customer, meter] += units
+        for entry in self.log:
+            found[entry.customer, entry.meter] -= entry.overage if entry.prices else 0
+        return found
+
+    async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool], dict[_Place, str]]:
+        """By customer, meter and period: the late units, whether the books agree, what they say."""
+        late, agree, advice = Counter[_Place](), defaultdict[_Place, bool](bool), dict[_Place, str]()
+        for customer, period in sorted({(one.customer, one.period) for one in self.log}):
+            for one in await self.world.do(self.world.kit.reconcile(customer, at=period)):
+                if one.period_start != period:  # All of it was taken back, and another period is there.
+                    continue
+                late[customer, one.meter, period] = one.late
+                agree[customer, one.meter, period] = one.agrees
+                advice[customer, one.meter, period] = one.advice if one.is_closed else ""
+        return late, agree, advice
+
+    def _accepted(self, late: Counter[_Place]) -> list[str]:
+        """Where Stripe has more than was recorded; what is late may have come to it twice."""
+        recorded, wrong = Counter[tuple[str, str]](), list[str]()
+        for entry in self.log:
+            recorded[entry.customer, entry.meter] += entry.overage
+        for (customer, meter, _), units in late.items():
+            recorded[customer, meter] += units
+        for (customer, meter), units in sorted(recorded.items()):
+            stripe = self.catalog.meters[meter].stripe
+            has = 0 if stripe is None else self.world.emulator.accepted(f"cus_{customer}", stripe.event_name)
+            if has > units:
+                wrong.append(f"Stripe has {has} {meter} of {customer}, {units} were recorded")
+        return wrong
+
+
+def _match(log: Sequence[Recorded], lines: Sequence[Line]) -> Counter[_Place]:
+    """Take what was recorded off the lines that charge it; what is on none, by customer, meter and period."""
+    left = Counter[int]({place: entry.overage for place, entry in enumerate(log) if entry.prices})
+    entries = list(enumerate(log))
+    # What may have one price only comes first.
+    entries.sort(key=lambda found: (len(found[1].prices), found[1].at))
+    for stamped_within in (timedelta(), _STAMPED_WITHIN):
+        for place, entry in entries:
+            for line in lines:
+                is_its = (line.customer, line.meter) == (entry.customer, entry.meter)
+                is_then = line.start - stamped_within <= entry.at and (
+                    entry.at < line.end or (entry.is_behind_the_end and entry.period < line.end)
+                )
+                if is_its and is_then and line.price in entry.prices:
+                    taken = min(left[place], line.left)
+                    line.left -= taken
+                    left[place] -= taken
+    unbilled = Counter[_Place]()
+    for place, entry in entries:
+        unbilled[entry.customer, entry.meter, entry.period] += left[place]
+    return +unbilled
+
+
+def _instant(second: int) -> datetime:
+    return datetime.fromtimestamp(second, UTC)

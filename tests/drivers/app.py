@@ -1,0 +1,150 @@
+"""An app behind the middleware, in this process: what tests of the edge hold in their hands."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from drivers.delivery import NOW
+from faults.refusals import http_scope as request
+from faults.refusals import used
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_numbers = count()
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  pages:    {unit: page}
+features: [basic, full]
+routes:
+  - {match: "GET /healthz", exempt: true}
+  - {match: "/billing/{path:path}", always: true, consume: {requests: 1}}
+  - {match: "GET /full", feature: full, consume: {requests: 1}}
+  - {match: "/attempt", consume: {requests: 1}, charge_on: attempt}
+  - {match: "/errors", consume: {requests: 1}, charge_on: [client_error, server_error]}
+  - {match: "/strict", consume: {requests: 1}, on_store_failure: deny}
+  - {match: "/shadow", consume: {requests: 1}, enforcement: shadow}
+  - {match: "/quiet", consume: {requests: 1}, headers: none}
+  - {match: "/both", consume: {requests: 1}, headers: both}
+  - {match: "/pages", consume: {pages: 1}}
+  - {match: "/v1/{path:path}", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    features: [basic]
+    meters:
+      requests: {rate: 20/hour, included: 5, overage: deny}
+      tokens:   {rate: 1000/hour}
+      pages:    {concurrency: 1}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month}
+    features: [basic, full]
+    meters:
+      requests: {rate: 20/hour, included: 3, overage: deny}
+      tokens:   {included: 10, overage: {bill: {cap: 5}}}
+"""
+HEADERS = {"x-customer-id": "acme"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """An app that is served.
+
+    Attributes:
+        app: with the middleware around it.
+        client: a customer's, who is called acme.
+    """
+
+    app: ASGIApp
+    kit: MeterKit
+    clock: Clock
+    client: httpx.AsyncClient
+
+    async def counted(self, customer: str = "acme", meter: str = "requests") -> tuple[int, int]:
+        """What is recorded, and what is held."""
+        return await used(self.kit, customer, meter)
+
+    async def left(self, path: str = "/v1/x", **options: Any) -> str:
+        """The ``RateLimit`` field of one more request."""
+        return (await self.client.get(path, **options)).headers["ratelimit"]
+
+
+@asynccontextmanager
+async def served(
+    app: ASGIApp,
+    *,
+    plans: str | Path = PLANS,
+    who: Callable[[Scope], Any] | None = None,
+    redis_url: str = "memory://",
+    raise_app_exceptions: bool = True,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> AsyncGenerator[Served]:
+    """Serve an app behind the middleware, under a clock that stands still."""
+    clock = Clock(NOW)
+    given: dict[str, Any] = {"shards": 4, "flush": False} | (settings or {})
+    kit = MeterKit(
+        loads(plans) if isinstance(plans, str) else plans,
+        clock=clock,
+        redis_url=redis_url,
+        key_prefix=f"edge{next(_numbers)}",
+        **given,
+    )
+    wrapped = MeterMiddleware(app, kit=kit, identify=who or identify.header("x-customer-id"), **options)
+    transport = httpx.ASGITransport(app=wrapped, raise_app_exceptions=raise_app_exceptions)
+    async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:
+        yield Served(app=wrapped, kit=kit, clock=clock, client=client)
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200."""
+    del scope, receive
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def answering(status: int) -> ASGIApp:
+    """An app that answers with a status."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+def http_scope(path: str = "/v1/x", *, method: str = "GET", customer: str = "acme", **more: Any) -> Scope:
+    """The scope of a request, as a server makes it."""
+    return {
+        **request(customer, path),
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "method": method,
+        "client": ("127.0.0.1", 5000),
+        "server": ("app", 80),
+        "state": {},
+        **more,
+    }
+
+
+async def no_more() -> Message:
+    """A client that has sent all it will."""
+    return {"type": "http.request", "body": b"", "more_body": False}

@@ -1,0 +1,131 @@
+"""A kit with an audit log, and what stands in its database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import create_engine, select, update
+
+from drivers.delivery import Desk, desk
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.insights.audit.database import TABLE, Database
+from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.entries import CLASSES, Row
+from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from multiprocessing.connection import Connection
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.insights.audit.rebuilt import Rebuilt
+
+COUNTED: Final = ("recorded", "summed", "corrected")
+
+
+def rows_in(url: str) -> list[dict[str, Any]]:
+    """All rows of the audit log, in the order in which they were recorded."""
+    engine = create_engine(url)
+    try:
+        TABLE.metadata.create_all(engine)
+        with engine.connect() as connection:
+            found = connection.execute(select(TABLE).order_by(TABLE.c.recorded_at_ms, TABLE.c.event))
+            return [dict(row) for row in found.mappings()]
+    finally:
+        engine.dispose()
+
+
+def sums_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, int]]:
+    """By customer, meter and period the units of each class."""
+    found: dict[tuple[str, str, int], dict[str, int]] = {}
+    for row in rows:
+        if row["kind"] in COUNTED:
+            place = (row["customer"], row["meter"], row["period_start_ms"])
+            sums = found.setdefault(place, dict.fromkeys((*CLASSES, "quantity"), 0))
+            for name in sums:
+                sums[name] += row[name]
+    return found
+
+
+def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:
+    """A row of three units of overage."""
+    return Row(f"0/p/{nth}", "tokens", "recorded", customer, 0, nth, 3, overage=3)._replace(**more)
+
+
+ROWS_IN_ALL: Final = 240
+
+
+def insert_all(url: str, size: int, inserted: Connection) -> None:
+    """Insert rows of four customers, in batches that begin before the last one ended, as retries do.
+
+    ``inserted`` gets a byte behind each batch.
+    """
+    database, first = Database(url), 0
+    while first < ROWS_IN_ALL:
+        span = range(max(0, first - 10), min(ROWS_IN_ALL, first + size))
+        database.insert([row_of(nth, f"c{nth % 4}") for nth in span])
+        inserted.send_bytes(b"+")
+        first += size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """A desk with an audit log."""
+
+    desk: Desk
+    url: str
+    drainer: Drainer
+
+    @property
+    def kit(self) -> MeterKit:
+        return self.desk.kit
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """What stands in the database once all is drained."""
+        assert await self.drainer.drain() == 0
+        return await asyncio.to_thread(rows_in, self.url)
+
+    async def move(self, period_start_ms: int) -> None:
+        """Have all rows in another period."""
+        await asyncio.to_thread(_move, self.url, period_start_ms)
+
+
+def _move(url: str, period_start_ms: int) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(update(TABLE).values(period_start_ms=period_start_ms))
+    engine.dispose()
+
+
+def sqlite_in(directory: Path) -> str:
+    """The URL of a database in a directory."""
+    return f"sqlite:///{directory}/audit.db"
+
+
+@asynccontextmanager
+async def audited(store_url: str, url: str, **more: Any) -> AsyncGenerator[Audited]:
+    """A desk whose kit keeps an audit log, which is drained when the test says so."""
+    async with desk(store_url, audit_url=url, **more) as at:
+        yield Audited(desk=at, url=url, drainer=Drainer(at.kit.store, Database(url), least_age_ms=0))
+
+
+async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:
+    """Rebuild counters, with what Stripe says or without."""
+    summaries = StripeSummaries(StripeApi(log.kit.settings)) if asks_stripe else None
+    try:
+        return await Rebuilder(log.kit.store, log.drainer, summaries).rebuild(**more)
+    finally:
+        if summaries is not None:
+            await summaries.close()
+
+
+async def lose_all(at: Audited) -> None:
+    """The store is emptied, and whoever holds the app's own records sets the customer up again."""
+    admin: Any = await at.kit.store.admin()
+    await admin.client.flushall()
+    at.kit.store.use(at.kit.store.catalog)

@@ -1,0 +1,197 @@
+"""Real MCP servers with two tools, and the plans that sell them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import httpx2
+import pytest
+from mcp.client.streamable_http import streamable_http_client
+from mcp.server.mcpserver import Elicit, Resolve
+from mcp.types import (
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    InputRequests,
+    InputRequiredResult,
+)
+from pydantic import BaseModel
+
+from drivers.app import served
+from drivers.llm_apps import listening
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from drivers.app import Served
+
+__all__ = ["PLANS", "SERVERS", "Ran", "agent", "mcp_app", "serving"]
+
+Ran = list[str]
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  searches: {unit: search}
+  calls:    {unit: call}
+  other:    {unit: message}
+  output_tokens: {unit: token}
+features: [reports]
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {"*": {input_tokens: 0 per 1, output_tokens: 0.001 per 1}}
+    top_up: {packs: [5000, 1000], url: "https://shop.example/top-up"}
+routes:
+  - {match: "MCP tools/call search*", consume: {searches: 1, calls: 1}}
+  - {match: "MCP tools/call write", model: own, reserve: {output_tokens: {default: 2000, ceiling: 2000}}}
+  - {match: "MCP tools/call report", feature: reports, consume: {calls: 5}}
+  - {match: "MCP tools/call", consume: {calls: 1}}
+  - {match: "MCP *", consume: {other: 1}}
+  - {match: "*", consume: {other: 100}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      searches: {included: 3, overage: deny}
+      calls: {rate: 20/hour}
+"""
+
+
+def _tools(server: Any, ran: Ran) -> None:
+    def search_web(q: str) -> str:
+        ran.append("search_web")
+        return f"found {q}"
+
+    def add(a: int, b: int) -> int:
+        ran.append("add")
+        return a + b
+
+    def fail() -> str:
+        ran.append("fail")
+        raise ValueError("no")
+
+    def report() -> str:
+        ran.append("report")
+        return "done"
+
+    def write() -> str:
+        ran.append("write")
+        return "text"
+
+    for tool in (search_web, add, fail, report, write):
+        server.add_tool(tool)
+
+
+class Answer(BaseModel):
+    """The user's answer to a question."""
+
+    sure: bool
+
+
+def ask_first() -> Elicit[Answer]:
+    """Ask in the first round."""
+    return Elicit("Sure?", Answer)
+
+
+def ask_second(first: Annotated[Answer, Resolve(ask_first)]) -> Elicit[Answer]:
+    """Ask in the second round: it needs the first answer."""
+    return Elicit(f"{first.sure}?", Answer)
+
+
+_QUESTION: Final[InputRequests] = {
+    "sure": ElicitRequest(
+        params=ElicitRequestFormParams(message="Sure?", requested_schema=Answer.model_json_schema())
+    )
+}
+
+
+def _asking_tool_of_mcp(server: Any, ran: Ran) -> None:
+    def book(second: Annotated[Answer, Resolve(ask_second)]) -> str:
+        ran.append("book")
+        return f"booked {second.sure}"
+
+    server.add_tool(book)
+
+
+def _asking_tool_of_fastmcp(server: Any, ran: Ran) -> None:
+    dependencies: Any = pytest.importorskip("fastmcp.server.dependencies")
+
+    def book() -> str | InputRequiredResult:
+        asked = int(dependencies.get_context().request_state or 0)
+        if asked < 2:
+            return InputRequiredResult(input_requests=_QUESTION, request_state=str(asked + 1))
+        ran.append("book")
+        return "booked True"
+
+    server.add_tool(book)
+
+
+async def say_yes(context: object, params: object) -> ElicitResult:
+    """Answer each question of a server."""
+    del context, params
+    return ElicitResult(action="accept", content={"sure": True})
+
+
+def mcp_app(ran: Ran, *, path: str = "/mcp", **options: Any) -> Any:
+    """The server of the official SDK."""
+    module: Any = pytest.importorskip("mcp.server.mcpserver")
+    server = module.MCPServer("shop")
+    _tools(server, ran)
+    _asking_tool_of_mcp(server, ran)
+    return server.streamable_http_app(streamable_http_path=path, **options)
+
+
+def fastmcp_app(ran: Ran, **options: Any) -> Any:
+    """FastMCP, mounted in Starlette: https://gofastmcp.com/deployment/http"""
+    module: Any = pytest.importorskip("fastmcp")
+    routing: Any = pytest.importorskip("starlette.routing")
+    applications: Any = pytest.importorskip("starlette.applications")
+    server = module.FastMCP("shop")
+    _tools(server, ran)
+    _asking_tool_of_fastmcp(server, ran)
+    inner = server.http_app(path="/mcp", **options)
+    return applications.Starlette(routes=[routing.Mount("/api", inner)], lifespan=inner.lifespan)
+
+
+SERVERS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
+    "mcp": (mcp_app, "/mcp", {}),
+    "mcp stateless json": (mcp_app, "/mcp", {"stateless_http": True, "json_response": True}),
+    "fastmcp": (fastmcp_app, "/api/mcp", {}),
+    "fastmcp stateless json": (fastmcp_app, "/api/mcp", {"stateless_http": True, "json_response": True}),
+}
+
+
+@asynccontextmanager
+async def serving(
+    name: str, ran: Ran, plans: str = PLANS, *, included: int = 3, **edge: Any
+) -> AsyncGenerator[tuple[Served, str]]:
+    """A server behind the middleware under uvicorn, and its address; `edge` are options of `served`."""
+    make, path, options = SERVERS[name]
+    plans = plans.replace("included: 3", f"included: {included}").replace(
+        ": 20/hour", f": {20 * included}/hour"
+    )
+    lines = plans.replace('"MCP ', f'"MCP {path} ') if path != "/mcp" else plans
+    async with (
+        served(make(ran, **options), plans=lines, **edge) as at,
+        listening(at.app, lifespan="on") as port,
+    ):
+        yield at, f"http://127.0.0.1:{port}{path}"
+    for task in asyncio.all_tasks():  # One for each loop: sse-starlette ends it with the process.
+        if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
+            task.cancel()
+
+
+@asynccontextmanager
+async def agent(url: str, mode: str = "auto", customer: str = "acme") -> AsyncGenerator[Any]:
+    """The client of the official SDK."""
+    module: Any = pytest.importorskip("mcp")
+    async with httpx2.AsyncClient(headers={"x-customer-id": customer}, timeout=30) as http:
+        transport = streamable_http_client(url, http_client=http)
+        async with module.Client(transport, mode=mode, elicitation_callback=say_yes) as client:
+            yield client

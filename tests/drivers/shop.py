@@ -1,0 +1,195 @@
+"""A kit, an emulated Stripe that sells its plans, and one clock for both."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.stripe_sdk import tls
+from meterkit.catalog import loads
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from meterkit import MeterKit, Subscription
+    from meterkit.catalog import Catalog
+    from meterkit.testing.emulator import Exchange
+
+START: Final = datetime(2031, 6, 1, tzinfo=UTC)
+HALF: Final = datetime(2031, 6, 16, tzinfo=UTC)
+END: Final = datetime(2031, 7, 1, tzinfo=UTC)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  storage:  {unit: byte, kind: gauge}
+  seats:    {unit: seat, kind: gauge}
+features: [basic, full]
+routes:
+  - {match: "POST /billing/webhooks/stripe", exempt: true}
+  - {match: "/billing/{path:path}", always: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    features: [basic]
+    meters:
+      requests: {included: 10, overage: deny}
+      tokens:   {included: 0, overage: deny}
+      seats:    {included: 3, overage: deny}
+  team:
+    rank: 5
+    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
+    seat_price: {amount_cents: 700, stripe_price: price_team_seat}
+    features: [basic]
+    meters:
+      requests: {included: 100, overage: deny}
+      tokens:   {included: 100, overage: bill}
+      storage:  {included: 50MB}
+      seats:    {included: 5, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
+    seat_price: {amount_cents: 900, stripe_price: price_pro_seat}
+    features: all
+    meters:
+      requests: {included: 1_000, overage: deny}
+      tokens:   {included: 1_000, overage: bill}
+      storage:  {included: 100MB}
+      seats:    {included: 10, overage: deny}
+  tried:
+    rank: 7
+    price: {amount_cents: 2000, interval: month, stripe_price: price_tried}
+    trial: 14d
+    meters:
+      tokens:   {included: 100, overage: bill}
+      seats:    {included: 5, overage: deny}
+"""
+CATALOG: Final = loads(PLANS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shop:
+    """All that a test of subscriptions looks at."""
+
+    kit: MeterKit
+    emulator: StripeEmulator
+    clock: Clock
+    url: str
+
+    async def subscribed(self, customer: str = "acme", plan: str = "team", seats: int = 1) -> Subscription:
+        """Begin a subscription and pay for it."""
+        made = await self.kit.subscriptions.create(customer, plan, seats)
+        if made.client_secret is not None and made.subscription.status == "incomplete":
+            self.emulator.confirm_payment(made.client_secret)
+        found = await self.kit.subscriptions.sync(customer)
+        assert found is not None
+        return found
+
+    def changes(self) -> list[Exchange]:
+        """What has changed anything at Stripe: requests that took effect for the first time."""
+        return [
+            exchange
+            for exchange in self.emulator.requests
+            if exchange.method != "GET"
+            and exchange.status in {0, 200}
+            and not exchange.replayed
+            and not exchange.path.endswith("/create_preview")
+        ]
+
+    async def stripe_subscription(self, subscription: str) -> dict[str, Any]:
+        """A subscription as Stripe shows it."""
+        return await self._asked(f"/v1/subscriptions/{subscription}")
+
+    async def stripe_list(self, path: str, **query: str) -> list[dict[str, Any]]:
+        """What Stripe lists, the youngest first."""
+        found: list[dict[str, Any]] = (await self._asked(path, limit="100", **query))["data"]
+        return found
+
+    async def items(self, subscription: str) -> dict[str, int | None]:
+        """What a subscription at Stripe consists of: price to quantity."""
+        found = (await self.stripe_subscription(subscription))["items"]["data"]
+        return {item["price"]["id"]: item.get("quantity") for item in found}
+
+    async def invoices(self) -> list[dict[str, Any]]:
+        """All invoices at Stripe, the oldest first."""
+        return (await self.stripe_list("/v1/invoices"))[::-1]
+
+    async def stripe_change(self, path: str, **params: str) -> None:
+        """Change something at Stripe past the kit, as a person does in its Dashboard."""
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
+            (await client.post(path, data=params)).raise_for_status()
+
+    async def stripe_delete(self, path: str) -> None:
+        """Delete something at Stripe past the kit."""
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
+            (await client.delete(path)).raise_for_status()
+
+    async def _asked(self, path: str, **query: str) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
+            answer = await client.get(path, params=query)
+            found: dict[str, Any] = answer.raise_for_status().json()
+            return found
+
+
+@asynccontextmanager
+async def shop(
+    store_url: str,
+    *,
+    start: datetime = START,
+    catalog: Catalog = CATALOG,
+    selling: Callable[[StripeEmulator, Catalog], None] | None = None,
+    **settings: Any,
+) -> AsyncGenerator[Shop]:
+    """A kit on ``store_url`` whose Stripe is an emulator that sells the plans, reached over HTTP.
+
+    ``selling`` makes the prices there; default: :func:`sell`.
+    """
+    clock = Clock(start)
+    emulator = StripeEmulator(clock=clock)
+    (selling or sell)(emulator, catalog)
+    async with (
+        emulator.serve() as url,
+        kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
+    ):
+        yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
+
+
+def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """Make no prices: ``stripe sync`` does."""
+
+
+def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
+    """Have the emulated account sell the plans of a plans file: base prices, seats, and all its meters."""
+    meters = {
+        meter.stripe.event_name: emulator.add_meter(meter.stripe.event_name)
+        for meter in catalog.meters.values()
+        if meter.stripe is not None
+    }
+    seats: set[str] = set()
+    for plan in catalog.plans.values():
+        if plan.price.stripe_price is None:
+            continue
+        product = emulator.add_product(plan.name, product_id=f"prod_{plan.key}")
+        interval = plan.price.interval
+        emulator.add_price(
+            plan.price.amount_cents, price_id=plan.price.stripe_price, product=product, interval=interval
+        )
+        for event, meter in meters.items():
+            emulator.add_price(2, price_id=f"price_{plan.key}_{event}", product=product, meter=meter)
+        seat = plan.seat_price
+        if seat is not None and seat.stripe_price is not None and seat.stripe_price not in seats:
+            seats.add(seat.stripe_price)
+            emulator.add_price(seat.amount_cents, price_id=seat.stripe_price, interval=interval)

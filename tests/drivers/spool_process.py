@@ -1,0 +1,98 @@
+"""A kit in a process of its own that spools: reads commands as JSON lines, answers each with one.
+
+Its argument is a JSON object: ``store`` is a URL, ``spools`` a directory, ``crash`` names where the process
+kills itself with SIGKILL, or is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from drivers.workers import obey
+from faults.refusals import Client, kit_at, metered
+from meterkit.redis import producer
+from meterkit.spool.spool_file import SpoolFile
+from meterkit.store.replay import Replay
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash_at(point: str) -> None:
+    """Have the process die at a point between two steps of a spool."""
+    append, send = SpoolFile.append, Replay.send
+
+    def appending(self: SpoolFile, data: bytes) -> None:
+        is_header = not self.begins
+        if point == "half a record written" and not is_header:
+            lock: Any = vars(self)["_lock"]
+            os.pwrite(lock.fileno(), data[: len(data) // 2], self.end)
+            die()
+        append(self, data)
+        if is_header == (point == "header written"):
+            die()
+
+    async def sending(self: Replay, records: Any) -> None:
+        await send(self, records[: len(records) // 2])
+        die()
+
+    def removing(_: SpoolFile) -> None:
+        die()
+
+    name, replaced = {
+        "half of it sent": ("send", sending),
+        "sent, and not removed": ("remove", removing),
+    }.get(point, ("append", appending))
+    if point:
+        setattr(Replay if name == "send" else SpoolFile, name, replaced)
+
+
+class Commands:
+    """What the process can be asked for."""
+
+    def __init__(self, kit: Any) -> None:
+        self.kit = kit
+        self.app = metered(kit)
+
+    async def nothing(self) -> str:
+        """Say that it is ready."""
+        return "ready"
+
+    async def serve(self, customer: str, times: int) -> list[int]:
+        """Serve requests; their statuses."""
+        return [await Client(self.app).get(customer) for _ in range(times)]
+
+    async def record(self, customer: str, quantity: int) -> None:
+        """Record; answers once that is told."""
+        await self.kit.record(customer, "tokens", quantity)
+
+    async def state(self) -> dict[str, Any]:
+        """How the store is reached, and what waits for it."""
+        lane: Any = self.kit.store.lanes[asyncio.get_running_loop()]
+        unwritten = cast("list[object]", vars(lane.spool)["_unwritten"])
+        unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
+        return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}
+
+    async def stop(self) -> None:
+        """Stop the kit; the next command ends the process."""
+        await self.kit.stop()
+
+
+async def main() -> None:
+    options = json.loads(sys.argv[1])
+    setattr(producer, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
+    crash_at(options.get("crash", ""))
+    kit = kit_at(options["store"], spool_dir=Path(options["spools"]), store_timeout=0.2, start_timeout=0.5)
+    await kit.start()
+    await obey(Commands(kit))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,111 @@
+"""A kit that sells balances in money at an emulated account: what tests of top-ups share."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from drivers.webhooks import hooked
+from meterkit.catalog import loads
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
+from meterkit.subscriptions.service.credits import Credits
+from meterkit.subscriptions.top_up_payments import TopUpPayments
+from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
+from meterkit.subscriptions.webhooks.queue import HookQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from contextlib import AbstractAsyncContextManager
+
+    from drivers.webhooks import Hooked
+    from meterkit import MeterKit, TopUp
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    top_up: {packs: [1000, 5000]}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "POST /v1/chat/completions", usage: openai}
+plans:
+  payg: {price: {amount_cents: 0, interval: month}}
+"""
+CATALOG: Final = loads(PLANS)
+AUTO: Final = loads(
+    PLANS.replace(
+        "packs: [1000, 5000]", "packs: [1000], auto: {below: 500, amount: 2000, at_most: 2 per month}"
+    )
+)
+BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
+DOLLAR: Final = 1_000_000
+
+
+def sold(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Hooked]:
+    return hooked(store_url, catalog=CATALOG, **settings)
+
+
+async def opened(at: Hooked) -> None:
+    """The packs are at Stripe."""
+    await at.kit.stripe.sync()
+
+
+async def balance(at: Hooked, customer: str = "acme") -> int:
+    """In micro-units of a dollar."""
+    return (await at.kit.usage(customer))["balance_micros"].get("usd", 0)
+
+
+async def with_card(at: Hooked, card: str = "pm_card_visa", customer: str = "acme") -> None:
+    await at.kit.customers.link(customer, at.customer(customer, card=card))
+
+
+async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
+    return await at.kit.credits.buy("acme", amount_cents, **how)
+
+
+async def night(at: Hooked) -> None:
+    """The nightly sync looks at the customer."""
+    await HookQueue(at.kit.store).look("cus_acme", NIGHTLY)
+    await at.kit.webhooks.work_off()
+
+
+def dying(at: Hooked) -> tuple[Any, Credits, AutoTopUps]:
+    """The same parts as a process has, and their way to Stripe, on which a process can end."""
+    return parts_of(at.kit)
+
+
+def parts_of(kit: MeterKit) -> tuple[Any, Credits, AutoTopUps]:
+    """The way of a kit to Stripe, and what sells its top-ups over it."""
+    api, store = StripeApi(kit.settings), kit.store
+    sells = Credits(store, lambda: api, TopUpPayments(store, lambda: api))
+    return api, sells, AutoTopUps(store, sells)
+
+
+@contextmanager
+def cut_off(api: Any, *, after: int) -> Generator[None]:
+    """The process ends within the block, once Stripe has answered so many requests that change something."""
+    post, posts = api.post, 0
+
+    async def dies(*asked: Any, **how: Any) -> Any:
+        nonlocal posts
+        found = await post(*asked, **how)
+        posts += 1
+        if posts == after:
+            raise asyncio.CancelledError
+        return found
+
+    api.post = dies
+    with pytest.raises(asyncio.CancelledError):
+        yield
+    api.post = post

@@ -1,0 +1,140 @@
+"""A kit, an emulated account that sells its plans, and webhooks between them: what tests of these hold."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from drivers.delivery import STRIPE_KEY
+from drivers.emulated_account import reached
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.customers.states import States
+from meterkit.starlette import stripe_webhook
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    import stripe
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.testing.emulator.webhooks.deliveries import Delivery
+
+# Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
+NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
+SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
+HOOK: Final = "http://app/webhooks/stripe"
+DAY: Final = timedelta(days=1)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  seats:    {unit: seat, kind: gauge}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 5, overage: deny}, seats: {included: 1, overage: deny}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    seat_price: {amount_cents: 900, stripe_price: price_seat}
+    meters: {requests: {included: 100, overage: deny}, seats: {included: 3, overage: deny}}
+  max:
+    rank: 20
+    price: {amount_cents: 2000, interval: month, stripe_price: price_max}
+    meters: {requests: {included: 1_000, overage: deny}, seats: {included: 10, overage: deny}}
+"""
+CATALOG: Final = loads(PLANS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooked:
+    """All that a test of webhooks looks at."""
+
+    kit: MeterKit
+    emulator: StripeEmulator
+    clock: Clock
+    client: stripe.StripeClient
+    url: str
+
+    def customer(self, customer: str = "acme", *, card: str | None = "pm_card_visa") -> str:
+        """A Stripe customer ``cus_…`` with a card."""
+        linked = self.emulator.add_customer(f"cus_{customer}")
+        if card is not None:
+            self.emulator.add_payment_method(linked, card)
+        return linked
+
+    async def subscribe(self, customer: str = "acme", price: str = "price_pro", **params: Any) -> str:
+        """A subscription that names its customer, at Stripe; the id."""
+        given: Any = {
+            "customer": f"cus_{customer}",
+            "items": [{"price": price}],
+            "metadata": {"meterkit_customer": customer},
+            **params,
+        }
+        return (await self.client.v1.subscriptions.create_async(given)).id
+
+    async def bring(self, *events: Any, **how: Any) -> list[int]:
+        """Have Stripe deliver what is due, or these events; the statuses of the answers."""
+        found: tuple[Delivery, ...] = await self.emulator.deliver(*events, **how)
+        return [delivery.status for delivery in found]
+
+    async def settle(self) -> None:
+        """Have Stripe deliver what is due, and work it off."""
+        await self.bring()
+        await self.kit.webhooks.work_off()
+
+    async def state(self, customer: str = "acme") -> CustomerState:
+        return (await States(self.kit.store).read(customer))[1]
+
+    def asked(self, path: str = "/v1/subscriptions", method: str = "GET") -> int:
+        """How often Stripe was asked for something."""
+        return sum(asked.path == path and asked.method == method for asked in self.emulator.requests)
+
+
+def shop(clock: Clock, **options: Any) -> StripeEmulator:
+    """An emulated account that sells the plans."""
+    emulator = StripeEmulator(clock=clock, automatic_webhooks=False, **options)
+    product = emulator.add_product("Pro", product_id="prod_pro")
+    for price, cents in (("price_pro", 1000), ("price_max", 2000), ("price_seat", 900), ("price_other", 500)):
+        emulator.add_price(cents, price_id=price, product=product)
+    return emulator
+
+
+def hooked_kit(
+    store_url: str, stripe_url: str, clock: Clock, *, catalog: Catalog = CATALOG, **settings: Any
+) -> MeterKit:
+    """A kit whose Stripe is an emulator; what works off webhooks runs when it is told to."""
+    given: dict[str, Any] = {
+        "flush": False,
+        "shards": 4,
+        "store_timeout": 10.0,
+        "stripe_api_key": STRIPE_KEY,
+        "stripe_webhook_secret": SECRET,
+    }
+    return MeterKit(catalog, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given | settings)
+
+
+@asynccontextmanager
+async def hooked(
+    store_url: str, *, clock: Clock | None = None, emulator: StripeEmulator | None = None, **settings: Any
+) -> AsyncGenerator[Hooked]:
+    """A kit that takes the webhooks of an emulated account, both by one clock."""
+    clock = clock or Clock(NOW)
+    emulator = emulator or shop(clock)
+    async with (
+        emulator.serve() as url,
+        hooked_kit(store_url, url, clock, **settings) as kit,
+    ):
+        emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
+        async with reached(url, key=STRIPE_KEY, timeout_s=300.0) as client:
+            yield Hooked(kit=kit, emulator=emulator, clock=clock, client=client, url=url)

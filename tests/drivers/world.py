@@ -1,0 +1,484 @@
+"""A world in one event loop with virtual time: kits, their store and Stripe go by the loop's clock.
+
+Nothing in it waits: the emulated Stripe answers within the process, the store is ``memory://``, and the loop
+jumps to the next timer. A year takes seconds. Processes are contexts: one that is killed reaches neither the
+store nor Stripe any more, whatever its tasks still try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import asynccontextmanager
+from contextvars import Context, ContextVar, copy_context
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from weakref import WeakSet
+
+import fakeredis
+import looptime
+
+from drivers.delivery import STRIPE_KEY
+from drivers.emulated_account import unpaced
+from meterkit import MeterKit
+from meterkit.delivery.closing import Closer
+from meterkit.starlette import stripe_webhook
+from meterkit.stripe.api import StripeApi
+from meterkit.stripe.result import Answer, Result
+from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+
+    import pytest
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from meterkit.catalog import Catalog
+
+__all__ = ["Killed", "Process", "Refused", "World", "run"]
+
+_T = TypeVar("_T")
+
+SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
+HOOK: Final = "http://app/webhooks/stripe"
+_CANCEL_AGAIN_S: Final = 0.1
+STRIPE: Final = "http://stripe.emulated"
+# What draws a pause at random draws its middle here: a story goes the same way each time.
+_JITTERS: Final = ("_jitter",)
+_LOADED: Final = (
+    *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.sdk"),
+    *("subscriptions.webhooks.worker", "delivery.summaries", "delivery.stripe_v1"),
+)
+
+
+class Killed(Exception):  # noqa: N818 - not an error: what the story asked for
+    """The process that was asked is dead."""
+
+
+class Refused(Exception):  # noqa: N818 - not an error: a person meets it, too
+    """Stripe refuses what a person asks of it."""
+
+
+class Process:
+    """A process: a kit, and all that it does in a context of its own.
+
+    It dies at a step on purpose: before or after a call to Stripe, or before a command to the store.
+
+    Attributes:
+        steps: how many steps it has made.
+        dies_at: the number of the step that is its last; 0: none.
+    """
+
+    def __init__(self, kit: MeterKit) -> None:
+        self.kit = kit
+        self.steps = self.dies_at = 0
+        self.trace: list[str] = []
+        self.is_alive = True
+        self.tasks = WeakSet[asyncio.Task[Any]]()
+        self._context = copy_context()
+        self._context.run(_process.set, self)
+        self._dead = asyncio.get_running_loop().create_future()
+        self._app = stripe_webhook(kit)
+        self._api = StripeApi(kit.settings)
+        self._closer = Closer(kit.store, lambda: self._api)
+        self._sweeper = Sweeper(kit.store, lambda: self._api, HookQueue(kit.store))
+
+    def step(self, name: str) -> bool:
+        """Make a step; whether the process has survived until here. A dead one is not answered."""
+        if self.is_alive:
+            self.steps += 1
+            self.trace.append(name)
+            if self.steps == self.dies_at:
+                self.kill()
+        return self.is_alive
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.is_alive = False
+        if not self._dead.done():
+            self._dead.set_result(None)
+
+    async def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Have it do something. Raises :class:`Killed` where it dies meanwhile, or is dead."""
+        if not self.is_alive:
+            work.close()
+            raise Killed
+        task = asyncio.get_running_loop().create_task(work, context=self._context)
+        await asyncio.wait({task, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+        if not self.is_alive:
+            await self._bury()
+            await asyncio.gather(task, return_exceptions=True)
+            raise Killed
+        return task.result()
+
+    async def _bury(self) -> None:
+        """End its tasks, which can have no effect any more."""
+        # Again and again: what they try as they end is not answered, either.
+        while tasks := [task for task in self.tasks if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
+
+    async def stop(self) -> None:
+        """End it in peace, or what is left of one that was killed."""
+        if self.is_alive:
+            await self.run(self.kit.store.stop())
+        self.kill()
+        await self._bury()
+
+    async def turn(self) -> None:
+        """Do once what its background tasks do again and again."""
+        await self.run(self._turn())
+
+    async def _turn(self) -> None:
+        await self.kit.webhooks.work_off()
+        await self.kit.flush()
+        await self._closer.turn()
+        await self._sweeper.turn()
+
+    async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a webhook."""
+        if not self.is_alive:
+            raise Killed
+        await self.run(_awaited(self._app(scope, receive, send)))
+
+
+_process: ContextVar[Process | None] = ContextVar("_process", default=None)
+
+
+class World:
+    """Processes of one service, its store, Stripe, and a clock for all.
+
+    Attributes:
+        emulator: Stripe.
+        process: the one that is alive now.
+        elder: one more, which still has the plans file of before; None: all have the same.
+        stripe_is_away: whether calls to Stripe do not get there.
+        hooks_are_away: whether Stripe cannot deliver webhooks, and tries again later.
+        hooks_are_lost: whether they are answered with 200 and forgotten.
+    """
+
+    def __init__(self, catalog: Catalog, start: datetime, **settings: Any) -> None:
+        loop = asyncio.get_running_loop()
+        start_s = start.timestamp() - loop.time()
+        self._catalog, self._settings = catalog, settings
+        self.clock: Callable[[], float] = lambda: start_s + loop.time()
+        self.stripe_is_away = self.hooks_are_away = self.hooks_are_lost = False
+        self.emulator = StripeEmulator(clock=self.clock, automatic_webhooks=False)
+        self.emulator.add_endpoint(HOOK, secret=SECRET, app=self._take)
+        self.process: Process
+        self.elder: Process | None = None
+
+    @property
+    def kit(self) -> MeterKit:
+        """The kit of the process that is alive now."""
+        return self.process.kit
+
+    @property
+    def now(self) -> datetime:
+        """The instant."""
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    async def begin(self) -> Process:
+        """Start a process, after the one before has died."""
+        given: dict[str, Any] = {
+            "flush": False,
+            "shards": 1,
+            "store_timeout": 10.0,
+            "stripe_api_key": STRIPE_KEY,
+            "stripe_webhook_secret": SECRET,
+            "stripe_api_base": STRIPE,
+            **self._settings,
+        }
+        kit = MeterKit(self._catalog, clock=self.clock, redis_url="memory://", **given)
+        self.process = Process(kit)
+        await self.process.run(kit.store.start())
+        return self.process
+
+    async def deploy(self, catalog: Catalog, *, beside: bool = False) -> None:
+        """Start a process with another plans file; the one of before stops, unless it goes on beside it."""
+        before, self._catalog = self.process, catalog
+        await self.end_elder()
+        await self.begin()
+        self.elder = before
+        if not beside:
+            await self.end_elder()
+
+    async def end_elder(self) -> None:
+        """Stop the process that has the plans file of before."""
+        if self.process.kit.catalog is not self._catalog:
+            self.alternate()
+        if self.elder is not None:
+            elder, self.elder = self.elder, None
+            await elder.stop()
+
+    def alternate(self) -> None:
+        """Have the other process take what comes next, as behind a load balancer."""
+        if self.elder is not None:
+            self.process, self.elder = self.elder, self.process
+
+    async def do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Have the process that is alive do something."""
+        return await self.process.run(work)
+
+    async def sleep(self, **span: float) -> None:
+        """Let time pass, as much as is given like to a timedelta."""
+        await asyncio.sleep(timedelta(**span).total_seconds())
+
+    async def until(self, instant: datetime) -> None:
+        """Let time pass until an instant."""
+        await asyncio.sleep(max(0.0, instant.timestamp() - self.clock()))
+
+    async def tell(self, *, twice: bool = False) -> None:
+        """Have Stripe deliver its webhooks, where they get through."""
+        self.emulator.advance()
+        if not self.hooks_are_away:
+            due = await self.emulator.deliver()
+            if twice and due:
+                await self.emulator.deliver(*(delivery.event for delivery in reversed(due)))
+
+    async def turn(self) -> None:
+        """Have Stripe do what is due and tell of it, and the process do what its background tasks do."""
+        await self.tell()
+        await self.process.turn()
+
+    async def ask(self, method: str, path: str, **params: str) -> dict[str, Any]:
+        """Ask Stripe as a person does in its Dashboard, past the kit.
+
+        Raises:
+            Refused: Stripe refuses it.
+        """
+        form = "&".join(f"{name}={value}" for name, value in params.items()).encode()
+        query = "" if method == "POST" else f"?{form.decode()}"
+        headers = {"Authorization": f"Bearer {STRIPE_KEY}"}
+        answer = await _http(
+            self.emulator.app, method, path + query, headers, form if method == "POST" else None
+        )
+        found: dict[str, Any] = import_module("json").loads(answer.body)
+        if answer.status != 200:
+            raise Refused(f"{method} {path} {params}: {found['error']['message']}")
+        return found
+
+    async def list(self, path: str, **params: str) -> list[dict[str, Any]]:
+        """All that Stripe lists."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await self.ask("GET", path, limit="100", **params, **more)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            more = {"starting_after": found[-1]["id"]}
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _answer_of(200)
+        if not self.hooks_are_lost:
+            answer = []
+
+            async def keep(message: Message) -> None:
+                answer.append(message)
+
+            try:
+                await self.process.take(scope, receive, keep)
+            except Killed:  # What a dead process says is not heard.
+                answer = _answer_of(503)
+        for message in answer:
+            await send(message)
+
+
+_worlds: ContextVar[World] = ContextVar("_worlds")
+
+
+class _InProcess:
+    """Stands in for :class:`meterkit.stripe.http.HttpClient`: the emulator answers within the process."""
+
+    def __init__(self, base: str, *, timeout_s: float) -> None:
+        del base, timeout_s
+        self._world = _worlds.get()
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Answer | Result:
+        """Send one request."""
+        process, what = _process.get(), f"{method} {path.partition('?')[0]}"
+        await _survive(process, f"before {what}")
+        if self._world.stripe_is_away:
+            return Result(failure="not_sent", message="ConnectionRefusedError")
+        answer = await _http(self._world.emulator.app, method, path, headers, body)
+        await _survive(process, f"after {what}")
+        return answer
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def _http(
+    app: ASGIApp, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+) -> Answer:
+    path, _, query = target.partition("?")
+    sent: list[Message] = []
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [
+            (b"host", b"stripe.emulated"),
+            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+        ],
+        "client": None,
+        "server": ("stripe.emulated", 80),
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body or b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, *pieces = sent
+    found = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+
+
+class _Client(fakeredis.FakeAsyncRedis):
+    """A client of ``memory://`` whose commands are steps of the process."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute one command."""
+        await _survive(_process.get(), str(args[0]))
+        inherited: Any = super()
+        return await inherited.execute_command(*args, **options)
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        """Several commands, which are one step."""
+        inherited: Any = super()
+        pipeline = inherited.pipeline(*args, **options)
+        execute = pipeline.execute
+
+        async def stepping(*args: Any, **options: Any) -> Any:
+            await _survive(_process.get(), "pipeline")
+            return await execute(*args, **options)
+
+        pipeline.execute = stepping
+        return pipeline
+
+
+async def _survive(process: Process | None, name: str) -> None:
+    """Make a step; one that is the last is never over."""
+    if process is not None and not process.step(name):
+        await asyncio.get_running_loop().create_future()
+
+
+def _answer_of(status: int) -> list[Message]:
+    return [
+        {"type": "http.response.start", "status": status, "headers": []},
+        {"type": "http.response.body", "body": b""},
+    ]
+
+
+async def _awaited(work: Awaitable[_T]) -> _T:
+    return await work
+
+
+def _middle(least: float, most: float) -> float:
+    return (least + most) / 2
+
+
+def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
+    """Have all go by the loop's clock, and reach Stripe within the process."""
+    memory, loop = import_module("meterkit.redis.memory"), asyncio.get_running_loop()
+    for name in _LOADED:
+        import_module(f"meterkit.{name}")
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "meterkit":
+            if getattr(module, "monotonic", None) is time.monotonic:
+                patched.setattr(module, "monotonic", loop.time)
+            for jitter in _JITTERS:
+                if hasattr(module, jitter):
+                    patched.setattr(module, jitter, _middle)
+    patched.setattr("meterkit.stripe.http.HttpClient", _InProcess)
+    unpaced(patched)
+    import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.
+    # Nothing is held in these stories: what renews holds need not look every five seconds of a year.
+    patched.setattr("meterkit.redis.hold_renewal._IDLE_MS", 86_400_000)
+
+    def now(*_: object) -> float:
+        return world.clock()
+
+    def client(_: object) -> _Client:
+        return _Client(server=memory._server, version=(7, 0))
+
+    def flush(connection: Any) -> None:
+        process = _process.get()
+        if process is None or process.step("store"):
+            execute(connection)
+
+    # Keys end by the world's clock.
+    patched.setattr(memory._Past, "__call__", now)
+    patched.setattr(memory, "admin_client", client)
+    execute = memory.MemoryConnection._flush
+    patched.setattr(memory.MemoryConnection, "_flush", flush)
+
+
+@asynccontextmanager
+async def _world(
+    patched: pytest.MonkeyPatch, catalog: Catalog, start: datetime, settings: Mapping[str, Any]
+) -> AsyncGenerator[World]:
+    world = World(catalog, start, **settings)
+    _worlds.set(world)
+    _patch(patched, world)
+    await world.begin()
+    try:
+        yield world
+    finally:
+        await world.end_elder()
+        await world.process.stop()
+
+
+def run(
+    patched: pytest.MonkeyPatch,
+    story: Callable[[World], Awaitable[_T]],
+    *,
+    catalog: Catalog,
+    start: datetime,
+    **settings: Any,
+) -> _T:
+    """Live a story in a world of its own; what comes of it."""
+
+    async def lived() -> _T:
+        async with _world(patched, catalog, start, settings) as world:
+            return await story(world)
+
+    with patched.context() as within, asyncio.Runner(loop_factory=_loop) as runner:
+        del within
+        return runner.run(lived())
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = looptime.new_event_loop(noop_cycles=0)
+    # A nanosecond vanishes in a float of many days: a timer would never be due.
+    cast("Any", loop)._clock_resolution = 1e-6
+    loop.set_task_factory(_task)
+    return loop
+
+
+def _task(
+    loop: asyncio.AbstractEventLoop, work: Any, *, context: Context | None = None, **options: Any
+) -> asyncio.Task[Any]:
+    """A task, which its process knows."""
+    task = asyncio.Task(work, loop=loop, context=context, **options)
+    process = _process.get() if context is None else context.get(_process)
+    if process is not None:
+        process.tasks.add(task)
+    return task

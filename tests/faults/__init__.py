@@ -1,0 +1,1 @@
+"""Real faults: what fails, dies or is changed by others, and when."""
