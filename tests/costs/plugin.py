@@ -16,8 +16,9 @@ from costs.cpu import cpu_seconds
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Costs", "pytest_addoption", "pytest_configure"]
+__all__ = ["BUDGET_S", "Costs", "pytest_addoption", "pytest_configure"]
 
+BUDGET_S: Final = 0.5
 _SHOWN: Final = 20
 _PROPERTY: Final = "cpu_s"
 _BEGAN: Final = pytest.StashKey[float]()
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"dear(why): why the test takes more than {BUDGET_S} s of CPU.")
     config.pluginmanager.register(Costs(config.getoption("--costs")), "costs")
 
 
