@@ -124,6 +124,39 @@ async def test_the_last_period_of_an_earlier_subscription_is_compared_too(
         await late_is_told_once(at, caplog, one)
 
 
+@pytest.mark.parametrize("days_without", [0, 5], ids=["at once", "after days on the default plan"])
+async def test_a_period_begins_with_a_new_subscription_though_nothing_is_used_for_weeks(
+    any_store_url: str, days_without: int
+) -> None:
+    """It began where the former one would have ended, and reconcile told people to credit its invoice."""
+    async with paying(any_store_url) as at:
+        begun = MAY + timedelta(days=10)
+        at.go(begun - timedelta(days=days_without) - HOUR)
+        await at.kit.record("acme", "requests", 1)
+        at.go(begun - timedelta(days=days_without))
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
+        await at.found.settle()
+        if days_without:
+            await at.kit.record("acme", "requests", 1)
+            at.go(begun)
+        await at.found.subscribe(
+            items=[{"price": price} for price in ("price_pro", "price_pro_requests")],
+            metadata={"number": "2"},
+        )
+        await at.found.settle()
+        await at.reach(JUNE + timedelta(days=4))
+        assert (await at.kit.usage("acme"))["period"]["start"] == begun
+        await at.kit.record("acme", "requests", 30)
+        await at.flush()
+        assert (await at.kit.usage("acme"))["period"]["start"] == begun
+        await at.reach(JUNE + timedelta(days=10, hours=3))
+        (one,) = await at.kit.reconcile("acme", at=JUNE)
+        assert (one.period_start, one.delivered, one.confirmed) == (begun, 20, 20)
+        assert (one.invoiced, one.invoice, one.advice) == (20, "final", "")
+        assert [former.advice for former in await at.kit.reconcile("acme", at=begun - MINUTE)] in ([], [""])
+
+
 async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         await at.kit.record("acme", "requests", 1_010)

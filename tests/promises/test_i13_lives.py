@@ -34,6 +34,13 @@ STORIES: Final = {
         Event(at=timedelta(days=11), kind="use", what="pages", number=2),
         Event(at=timedelta(days=12), kind="use", what="pages", number=1),
     ],
+    # Its period begins with it, not where the month ended: the books know what a void invoice had.
+    "a subscription that is first used when the month is over": [
+        Event(at=timedelta(), kind="use", what="calls", number=3),
+        Event(at=timedelta(days=9), kind="subscribe", what="max", number=1),
+        Event(at=timedelta(days=29), kind="by_hand", what="collection_paused", number=2),
+        Event(at=timedelta(days=30), kind="use", what="calls", number=59),
+    ],
     # Its usage is on no invoice, and is looked for though nothing was sealed since.
     "a trial that an operator gives while Stripe cannot be asked": [
         Event(at=timedelta(), kind="subscribe", what="pro"),

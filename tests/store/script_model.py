@@ -153,8 +153,9 @@ class Customer:
             return
         self.seen = now
         began, ends = self.period
-        if now >= ends or start >= began + 2 * MINUTE_MS:
-            till = ends if now >= ends else min(ends, max(start, self.stamped_ms + 2 * MINUTE_MS))
+        is_cut = start >= began + 2 * MINUTE_MS
+        if now >= ends or is_cut:
+            till = min(ends, max(start, self.stamped_ms + 2 * MINUTE_MS)) if is_cut else ends
             self._close((began, till))
             self._forget(now)
             self.period = max(start, till), finish

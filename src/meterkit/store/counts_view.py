@@ -44,7 +44,12 @@ class CountsView:
         # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
         is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
         self._over = now_ms >= ends or is_another
-        self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
+        if is_another:
+            stamped_ms = max(
+                (self._stored(name[:-1]).stamped_ms for name in counters if name.endswith("m")), default=0
+            )
+            ends = min(ends, max(start_ms, stamped_ms + _PERIOD_LEAST_MS))
+        self.start_ms = max(start_ms, ends) if self._over else began
         self.end_ms = end_ms
         # Clocks go back; a customer's time does not.
         self.now_ms = max(now_ms, head.seen_ms)

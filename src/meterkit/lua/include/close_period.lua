@@ -17,8 +17,8 @@ local function close_period(counters_key, totals_key, now, starts_ms, finishes_m
     return damaged
   end
   local begins_ms, ends_ms = head.begins_ms, head.ends_ms
-  local is_over = now >= ends_ms or starts_ms >= begins_ms + 2 * MINUTE_MS
-  if is_over then
+  local is_cut = starts_ms >= begins_ms + 2 * MINUTE_MS
+  if now >= ends_ms or is_cut then
     local id, set, gone, has_closed, stamped_ms = string.format('%.0f', begins_ms), {}, {}, false, 0
     damaged = whole_numbers(totals_key, {}, {'|e$', '^' .. id .. '|....[igcojpm]$'})
     if damaged then
@@ -39,7 +39,7 @@ local function close_period(counters_key, totals_key, now, starts_ms, finishes_m
       end
     end
     local till_ms = ends_ms
-    if now < ends_ms then
+    if is_cut then -- Also where nothing has come until after its own end.
       till_ms = math.min(ends_ms, math.max(starts_ms, stamped_ms + 2 * MINUTE_MS))
     end
     if has_closed then

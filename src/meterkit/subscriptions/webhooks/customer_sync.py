@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.states import States
+from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
@@ -15,6 +17,7 @@ from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.subscription_reading import (
+    has_begun,
     in_force,
     read_subscription,
 )
@@ -24,7 +27,7 @@ from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -108,19 +111,14 @@ class Looker:
             customer = await self._linking.link(linked, ordered, sessions)
             if customer is None:
                 return
-        subscription = None
-        if chosen is not None:
-            facts = await self._facts.facts_of(chosen)
-            subscription = read_subscription(chosen, catalog, has_payment_method=can_pay, facts=facts)
-            self._facts.log_inexact(subscription.id, subscription.prices)
-        # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
-        if not await self.queue.keep(entry):
-            raise LostError
+        write = partial(self._write, entry, customer, found, can_pay=can_pay)
         try:
-            known = await self._writer.write(customer, linked, subscription, found, entry.cause)
+            if (ended := _end_of(known, found, chosen)) is not None:
+                await write(ended)
+                await self.end_usage(customer, {})
+            subscription, known = await write(chosen)
         except UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
-        await note_renewal(self.store, customer, subscription, known=known)
         if entry.cause == NIGHTLY or _is_odd(subscription) or _is_odd(known):
             await self._drifting.look(customer, found, chosen)
         if entry.cause == NIGHTLY:
@@ -131,6 +129,30 @@ class Looker:
                 await self.top_ups.settle(customer, note.data["invoice"], is_paid=is_paid)
             if note.kind != LINK:
                 await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
+
+    async def _write(
+        self,
+        entry: Entry,
+        customer: str,
+        found: Sequence[Mapping[str, Any]],
+        shown: Mapping[str, Any] | None,
+        *,
+        can_pay: bool,
+    ) -> tuple[SubscriptionState | None, SubscriptionState | None]:
+        """Store a subscription, None: there is none; return it, and the one that was known."""
+        subscription = None
+        if shown is not None:
+            facts = await self._facts.facts_of(shown)
+            subscription = read_subscription(
+                shown, self.store.catalog, has_payment_method=can_pay, facts=facts
+            )
+            self._facts.log_inexact(subscription.id, subscription.prices)
+        # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
+        if not await self.queue.keep(entry):
+            raise LostError
+        known = await self._writer.write(customer, entry.stripe_customer, subscription, found, entry.cause)
+        await note_renewal(self.store, customer, subscription, known=known)
+        return subscription, known
 
     async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
@@ -164,6 +186,18 @@ class Looker:
             return None
         _, state = await self._states.read(customer)
         return state.subscription
+
+
+def _end_of(
+    known: SubscriptionState | None, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The known subscription, where it has ended, and one that has not begun counts now; else None.
+
+    What has not begun knows no period: with it alone, the known one would seem to end where the month began.
+    """
+    if known is None or not known.has_begun or chosen is None or has_begun(chosen):
+        return None
+    return next((one for one in found if one["id"] == known.id and one["status"] in ENDED), None)
 
 
 def _is_odd(subscription: SubscriptionState | None) -> bool:
