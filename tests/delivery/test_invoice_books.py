@@ -157,6 +157,28 @@ async def test_a_period_begins_with_a_new_subscription_though_nothing_is_used_fo
         assert [former.advice for former in await at.kit.reconcile("acme", at=begun - MINUTE)] in ([], [""])
 
 
+@pytest.mark.parametrize("days", [29, 33], ids=["amid its period", "when its period would be over"])
+async def test_an_end_that_is_learned_with_an_unpaid_sign_up_keeps_its_invoice(
+    any_store_url: str, days: int
+) -> None:
+    """Its period seemed to end where the month began, and no invoice of that was found."""
+    async with paying(any_store_url) as at:
+        at.go(MAY + timedelta(days=20))
+        await at.kit.record("acme", "requests", 30)
+        await at.flush()
+        ended = MAY + timedelta(days=28)
+        at.go(ended)
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
+        at.go(MAY + timedelta(days=days))
+        await at.found.subscribe(payment_behavior="default_incomplete", metadata={"number": "2"})
+        await at.found.settle()
+        assert (await at.kit.usage("acme"))["period"]["start"] == ended
+        (one,) = await at.kit.reconcile("acme", at=MAY)
+        assert (one.period_end, one.delivered, one.confirmed) == (ended, 20, 20)
+        assert (one.invoiced, one.invoice, one.advice) == (20, "final", "")
+
+
 async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         await at.kit.record("acme", "requests", 1_010)
