@@ -157,22 +157,26 @@ async def test_a_period_begins_with_a_new_subscription_though_nothing_is_used_fo
         assert [former.advice for former in await at.kit.reconcile("acme", at=begun - MINUTE)] in ([], [""])
 
 
-@pytest.mark.parametrize("days", [29, 33], ids=["amid its period", "when its period would be over"])
+@pytest.mark.parametrize("is_due", [False, True], ids=["amid its period", "with its period"])
 async def test_an_end_that_is_learned_with_an_unpaid_sign_up_keeps_its_invoice(
-    any_store_url: str, days: int
+    any_store_url: str, *, is_due: bool
 ) -> None:
     """Its period seemed to end where the month began, and no invoice of that was found."""
     async with paying(any_store_url) as at:
+        if is_due:
+            await at.kit.subscriptions.cancel("acme")
         at.go(MAY + timedelta(days=20))
         await at.kit.record("acme", "requests", 30)
         await at.flush()
-        ended = MAY + timedelta(days=28)
+        ended = JUNE if is_due else JUNE - timedelta(days=2)
         at.go(ended)
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
-        at.go(MAY + timedelta(days=days))
+        if not is_due:
+            subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+            await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
+        at.go(ended + 2 * HOUR)
         await at.found.subscribe(payment_behavior="default_incomplete", metadata={"number": "2"})
         await at.found.settle()
+        await at.kit.record("acme", "requests", 1)
         assert (await at.kit.usage("acme"))["period"]["start"] == ended
         (one,) = await at.kit.reconcile("acme", at=MAY)
         assert (one.period_end, one.delivered, one.confirmed) == (ended, 20, 20)

@@ -378,6 +378,11 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
 def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one, by what is known of the subscription."""
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
-    if state.subscription is not None and state.subscription.has_begun_at(at_ms):
-        return subscription_bounds(state.subscription, counting, at_ms)
-    return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
+    subscription = state.subscription
+    if subscription is not None and subscription.has_begun_at(at_ms):
+        return subscription_bounds(subscription, counting, at_ms)
+    bounds = bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
+    trial_end_ms = subscription.trial_end_ms if subscription is not None else None
+    if trial_end_ms is not None and bounds.start_ms < trial_end_ms <= at_ms:
+        return replace(bounds, start_ms=trial_end_ms)  # A trial is over, and what it requires has not come.
+    return bounds

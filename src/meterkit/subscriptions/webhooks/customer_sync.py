@@ -115,7 +115,6 @@ class Looker:
         try:
             if (ended := _end_of(known, found, chosen)) is not None:
                 await write(ended)
-                await self.end_usage(customer, {})
             subscription, known = await write(chosen)
         except UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
@@ -191,11 +190,13 @@ class Looker:
 def _end_of(
     known: SubscriptionState | None, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    """The known subscription, where it has ended, and one that has not begun counts now; else None.
+    """The known subscription, where it has just ended, and one that has not begun counts now; else None.
 
     What has not begun knows no period: with it alone, the known one would seem to end where the month began.
     """
-    if known is None or not known.has_begun or chosen is None or has_begun(chosen):
+    if known is None or not known.has_begun or known.status in ENDED:
+        return None
+    if chosen is None or has_begun(chosen):
         return None
     return next((one for one in found if one["id"] == known.id and one["status"] in ENDED), None)
 
