@@ -12,15 +12,16 @@ from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
 from store.delivery_checks import texts_of
 from store.delivery_driver import EVENTS, Delivery
-from store.delivery_model import METERS, STEERED, TOTALS_MS, Intent, mark_prices
+from store.delivery_model import METERS, TOTALS_MS, Intent, mark_prices
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_model import NEVER_MS
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from store.delivery_model import Shard
+    from store.script_model import Customer
 
 NAME: Final = "ada"
 NONCE: Final = "0123456789abcdef" * 2
@@ -36,11 +37,16 @@ class Strand:
     items: Mapping[str, Mapping[str, str]]
     pending: Sequence[str]
     intents: Sequence[tuple[str, str]]
+    back: Sequence[tuple[str, str]] | None
     since: Mapping[str, int]
     labels: Mapping[str, str]
     rev: str
     changed: str
     cause: str
+
+    def text(self) -> str:
+        """It in JSON, without what is None."""
+        return json.dumps({name: told for name, told in asdict(self).items() if told is not None})
 
 
 def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
@@ -55,13 +61,22 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
     for token in asked.pending:
         late[f"{begins}|{token}"] += customer.pending[tokens[token]]
         customer.pending[tokens[token]] = 0
-    for identifier, read in asked.intents:
-        intent = shard.intents.get(identifier)
-        if intent is not None and not read.endswith(" "):
-            customer.closed[intent.field(intent.state)] -= intent.value
-            for place in (shard.intents, shard.outbox, shard.parked, shard.compare):
-                place.pop(identifier, None)
-            late[f"{intent.period}|{intent.token}"] += intent.value
+        for period in _at_one_price(customer, begins, token) if token in asked.items else ():
+            late[f"{period}|{token}"] += customer.closed.pop(f"{period}|{token}p")
+    for intent in _taken(shard, asked.intents):
+        late[f"{intent.period}|{intent.token}"] += intent.value
+    reply: list[int | bytes] = [0, now]
+    for intent in _taken(shard, asked.back or (), period=begins):
+        name, meter = f"{begins}|{intent.token}", tokens[intent.token]
+        less = min(-intent.value, late[name])
+        late[name] -= less
+        left = -intent.value - less
+        if left and intent.token in known:
+            customer.overage[meter] += left
+            after = "recorded again: Stripe did not have it when the price changed"
+            what = f"{left} of {asked.meters[intent.token][1]} taken back"
+            shard.histories[NAME].append(["correction", str(now), what, after, asked.cause])
+            reply += [name.encode(), b"%d" % left, 3]
     if begins is not None:
         since = {tokens[token]: count for token, count in asked.since.items() if token in known}
         overages = Counter(
@@ -76,7 +91,6 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
             }
         )
         mark_prices(customer, begins, asked.labels, overages, since)
-    reply: list[int | bytes] = [0, now]
     for name, quantity in sorted((+late).items()):
         reply += [name.encode(), b"%d" % quantity, _again(shard, asked, name, quantity, now)]
     if 1 in reply[4::3]:
@@ -86,6 +100,26 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
         customer.closed[f"{begins}|y"] = int(asked.changed)
     shard.keep(f"t:{NAME}", TOTALS_MS)
     return reply
+
+
+def _at_one_price(customer: Customer, begins: int | None, token: str) -> list[str]:
+    """The closed periods with pending units of a meter that have had one price of it."""
+    closed = customer.closed
+    if f"{begins}|{token}y" in closed:
+        return []
+    periods = [field.partition("|")[0] for field in closed if field.endswith(f"|{token}p")]
+    return [period for period in periods if f"{period}|{token}s" not in closed]
+
+
+def _taken(shard: Shard, wanted: Sequence[tuple[str, str]], period: int | None = 0) -> Iterator[Intent]:
+    """Take intents away that are as they were read, be they of a period or of any (0)."""
+    for identifier, read in wanted:
+        intent = shard.intents.get(identifier)
+        if intent is not None and not read.endswith(" ") and period in {0, intent.period}:
+            shard.customers[NAME].closed[intent.field(intent.state)] -= abs(intent.value)
+            for place in (shard.intents, shard.outbox, shard.parked, shard.compare):
+                place.pop(identifier, None)
+            yield intent
 
 
 def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> int:
@@ -98,7 +132,9 @@ def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> i
         customer.closed[f"{name}t"] = customer.closed.get(f"{name}t", 0) + quantity
     else:
         own = {"customer": NAME, "period": name[:-5], "meter": token, "name": told, "value": str(quantity)}
-        shard.queue_item({**item, **own}, now)
+        is_open = customer.period is not None and name[:-5] == str(customer.period[0])
+        till = item["till"] if is_open else str(customer.closed.get(f"{name[:-5]}|e", item["till"]))
+        shard.queue_item({**item, **own, "till": till}, now)
     counts = {"included": customer.included, "overage": customer.overage}.get(kind)
     most = max(0 if counts is None else counts[meter], customer.marked[meter], customer.pending[meter])
     is_billed = customer.period is not None and counts is not None and most + quantity <= MOST
@@ -140,30 +176,32 @@ class Stranding(Delivery):
         if self.random.random() < 0.2:
             self._strand_audited(asked)
             return
-        reply, found = self.ask("strand", self._names(), NAME, NONCE, json.dumps(asdict(asked)), now)
+        reply, found = self.ask("strand", self._names(), NAME, NONCE, asked.text(), now)
         expected = strand(self.shard, asked, now)
         self.check(f"strand {asked}", expected, reply, found)
         self.seen["late"] += len(reply) > 2
         self.seen["late and billed"] += 1 in reply[4::3]
         self.seen["late and by item"] += 2 in reply[4::3]
+        self.seen["a correction undone"] += 3 in reply[4::3]
 
     def _strand_audited(self, asked: Strand) -> None:
         """With an audit log, which has an entry of each meter that is recorded once more."""
         names = [self._key(name) for name in (*self._names(), "audit")]
-        argv = (NAME, NONCE, json.dumps(asdict(asked)), self.wall)
+        argv = (NAME, NONCE, asked.text(), self.wall)
         reply, rows = self.wire(pack("EVALSHA", self.shas["strand", 0], len(names), *names, *argv))
         expected = strand(self.shard, asked, self.wall)
         self._compare("the reply", expected, reply)
         entries: list[list[int | bytes]] = []
         for nth, told in zip(range(2, len(expected), 3), self.shard.histories[NAME], strict=True):
             name, quantity, is_billed = expected[nth : nth + 3]
-            if is_billed == 1:
+            if is_billed in {1, 3}:
                 meter, units = cast("bytes", name)[-4:].decode(), int(quantity)
-                within = units if asked.meters[meter][0] == "included" else 0
+                within = units if is_billed == 1 and asked.meters[meter][0] == "included" else 0
                 begins, _ = self.shard.customers[NAME].begun
                 noted = (f"{meter}m".encode(), within, 0, 0, units - within, 0, units)
                 head = (NONCE.encode(), nth, NAME.encode(), self.wall, begins)
-                entries.append([*head, told[2].split()[0].encode(), b"", *noted])
+                late = told[2].split()[0].encode() if is_billed == 1 else b""
+                entries.append([*head, late, b"", *noted])
         streams: list[list[Any]] = [row[4] for row in rows if row[0].decode() == names[-1]]
         stream = streams[0] if streams else []
         self._compare("the audit log", entries, [list(unpack_field(fields[1])) for _, fields in stream])
@@ -180,18 +218,18 @@ class Stranding(Delivery):
         random, customer = self.random, self.shard.customers[NAME]
         open_ms = START_MS if customer.period is None else customer.period[0]
         periods = (open_ms, open_ms, open_ms - 31 * DAY_MS)
-        for nth in range(random.randrange(4)):
+        for nth in range(random.randrange(5)):
             meter = random.choice(METERS)
             intent = Intent(
                 *(NAME, f"cus_{NAME}", random.choice(periods), meter_token(meter), EVENTS[meter]),
-                value=random.choice((1, 7, 700)),
+                value=random.choice((1, 7, 700)) * random.choice((1, 1, 1, -1)),
                 minute=open_ms + nth * MINUTE_MS,
                 at=self.wall,
                 state=random.choice(("queued", "queued", "parked")),
                 key=f"intent-{nth}",
             )
             field = intent.field(intent.state)
-            customer.closed[field] = customer.closed.get(field, 0) + intent.value
+            customer.closed[field] = customer.closed.get(field, 0) + abs(intent.value)
             self.shard.intents[intent.key] = intent
             if intent.state == "parked":
                 self.shard.parked[intent.key] = self.shard.compare[intent.key] = self.wall
@@ -202,12 +240,26 @@ class Stranding(Delivery):
                 field = f"{open_ms}|{meter_token(meter)}"
                 customer.closed[f"{field}s"] = cast("int", random.choice(("1/5 0 0;", "1/5 1 1;1/7 9 9;")))
                 customer.closed[f"{field}{random.choice('qlkdxt')}"] = random.choice((0, 3, 800))
+            self._plant_closed(meter_token(meter), open_ms)
         for intent in self.shard.intents.values():
-            field = f"{intent.period}|{intent.token}{STEERED[intent.state]}"
+            field = intent.field(intent.state)
             customer.closed[field] = max(customer.closed[field], 2_200)
         self.shard.ttls[f"t:{NAME}"] = DAY_MS
         self.shard.dirty.pop(NAME, None)
         self.store("intents", "outbox", "parked", "compare", f"s:{NAME}", f"t:{NAME}", "dirty", "unlinked")
+
+    def _plant_closed(self, token: str, open_ms: int) -> None:
+        """Closed periods that have units waiting, at one price or at several."""
+        random, closed = self.random, self.shard.customers[NAME].closed
+        for period in (open_ms - 31 * DAY_MS, open_ms - 62 * DAY_MS):
+            if random.random() < 0.3:
+                closed[f"{period}|{token}p"] = random.choice((1, 7, 700))
+            if random.random() < 0.1:
+                closed[f"{period}|{token}s"] = cast("int", "1/5 0 3;")
+            if random.random() < 0.3:
+                closed[f"{period}|e"] = period + 31 * DAY_MS
+        if random.random() < 0.2:
+            closed[f"{open_ms}|{token}y"] = cast("int", "1/5")
 
     def _asked(self) -> Strand:
         random = self.random
@@ -220,6 +272,7 @@ class Stranding(Delivery):
             for identifier, read in {**known, "nobody": "{}"}.items()
             if random.random() < 0.8
         ]
+        back = [one for one in intents if one[0] in known and self.shard.intents[one[0]].value < 0]
         meters = {
             meter_token(meter): (random.choice(("overage", "overage", "included", "")), meter, " at USD 0.05")
             for meter in METERS
@@ -230,7 +283,8 @@ class Stranding(Delivery):
             meters=meters,
             items={token: item for token in tokens if random.random() < 0.3},
             pending=[token for token in tokens if random.random() < 0.6],
-            intents=intents,
+            intents=[one for one in intents if one not in back],
+            back=back or None,
             since={token: random.choice((1, 5, 800)) for token in tokens if random.random() < 0.4},
             labels=self._labels(),
             rev=random.choice(("", "2:8", "2:8")),
@@ -241,10 +295,10 @@ class Stranding(Delivery):
     def _strand_broken(self) -> None:
         """A count that is no number: nothing is done."""
         customer, field = self.shard.customers[NAME], f"{START_MS}|{meter_token('rows')}"
-        field += self.random.choice("qlkdxt")
+        field += self.random.choice("qlkdxtpaQLK")
         self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
         words = f"DAMAGED a customer cannot be read: no whole numbers in field {field}"
-        asked = json.dumps(asdict(self._asked()))
+        asked = self._asked().text()
         reply, found = self.ask("strand", self._names(), NAME, NONCE, asked, self.wall)
         self._compare("the refusal", words, str(reply))
         self.store(f"t:{NAME}")

@@ -81,7 +81,18 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 @pytest.mark.parametrize(
     ("kind", "answers"),
     [
-        (Stranding, {"strand 0", "late", "late and billed", "late and by item", "strand 8", "strand 9"}),
+        (
+            Stranding,
+            {
+                "strand 0",
+                "late",
+                "late and billed",
+                "late and by item",
+                "a correction undone",
+                "strand 8",
+                "strand 9",
+            },
+        ),
         (
             Overtaking,
             {"seal 0", "settle_item 0", "settle_item 1", "withdraw 0", "withdraw 1", "withdraw 2", "late"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
-from drivers.shop import END, HALF, shop
+from drivers.shop import END, HALF, START, shop
 from meterkit.customers import states
 from meterkit.errors import StoreError
 
@@ -219,3 +219,44 @@ async def test_i13_a_correction_that_stripe_does_not_have_when_the_price_changes
     assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
     assert await item_lines(at) == []
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_units_that_a_waiting_correction_takes_back_in_full_are_not_sent_any_more(
+    at: Shop,
+) -> None:
+    """As many units are pending as a correction takes back that Stripe does not have: neither is sent."""
+    (first,) = await at.kit.correct("acme", {"tokens": 30}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.by_hand) == (30, 0)
+    await at.kit.record("acme", "tokens", 30)
+    await switch(at)
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.subscriptions.sync("acme")
+    assert await late(at) == (0, 0)
+    at.clock.advance(timedelta(minutes=5))
+    await at.kit.flush(everything=True)
+    assert await counted(at) == 500
+    await renewed(at)
+    assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(at) == []
+    assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_each_invoice_item_of_two_periods_says_its_own_period(at: Shop) -> None:
+    at.clock.set(END - timedelta(minutes=3))
+    await at.kit.record("acme", "tokens", 50)
+    at.clock.set(END + timedelta(minutes=10))
+    at.emulator.advance()
+    await at.kit.record("acme", "tokens", 110)
+    await switch(at)
+    changed = int(at.clock())
+    await at.kit.subscriptions.sync("acme")
+    at.clock.advance(timedelta(minutes=2))
+    await at.kit.flush(everything=True)
+    items = await at.stripe_list("/v1/invoiceitems")
+    spans = sorted(
+        (one["period"]["start"], one["period"]["end"], int(float(one["quantity_decimal"])))
+        for one in items
+        if one["metadata"].get("meterkit_meter") == "tokens"
+    )
+    ended, began = int(END.timestamp()), int(START.timestamp())
+    assert spans == [(began, ended, 50), (ended, changed, 10)]

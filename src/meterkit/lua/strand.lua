@@ -34,7 +34,7 @@ local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key,
 local customer, nonce = unpack(ARGV)
 local asked, now, call = cjson.decode(ARGV[3]), server_ms(ARGV[#ARGV]), redis.call
 local totals, head, meters, damaged = {}, read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, totals, {'|....[pqlkdxta]$'})
+damaged = damaged or whole_numbers(totals_key, totals, {'|....[pqlkdxtaQLK]$'})
 if damaged then
   return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
 end
@@ -80,12 +80,11 @@ end
 
 local function restore(period, token, quantity)
   local name, meter_name, meter = period .. '|' .. token, asked.meters[token][2], meters[token]
-  local off = math.min(quantity, late[name] or 0)
-  late[name] = (late[name] or 0) > off and late[name] - off or nil
-  local left = quantity - off
+  local missed = late[name] or 0
+  local left = quantity - math.min(quantity, missed)
+  late[name] = missed > quantity and missed - quantity or nil
   if left > 0 and meter then
     meter.overage = meter.overage + left
-    call('HSET', counters_key, token .. 'm', pack_meter(meter))
     if audit_key then
       enter_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, nil, '', {token .. 'm', 0, 0, 0, left, 0, left})
     end
@@ -117,9 +116,12 @@ for _, name in ipairs(in_order(late)) do
   local quantity, value, meter = late[name], text('%.0f', late[name]), meters[token] or open_meter(EMPTY_METER)
   local item, is_billed = asked.items[token], head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
   if item then
-    item.customer, item.period, item.meter, item.name, item.value = customer, period, token, meter_name, value
-    item.till = period == this and item.till or totals[period .. '|e'] or item.till
-    queue_item(items_key, totals_key, nonce .. '-' .. #reply, item, now)
+    local own = {customer = customer, period = period, meter = token, name = meter_name, value = value}
+    for field, known in pairs(item) do
+      own[field] = known
+    end
+    own.till = period ~= this and totals[period .. '|e'] or item.till
+    queue_item(items_key, totals_key, nonce .. '-' .. #reply, own, now)
   else
     call('HINCRBY', totals_key, name .. 't', value)
   end
@@ -132,9 +134,6 @@ for _, name in ipairs(in_order(late)) do
         {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
     end
   end
-  if meters[token] then
-    call('HSET', counters_key, token .. 'm', pack_meter(meters[token]))
-  end
   local outcome = is_billed and 1 or 0
   if item then
     outcome = 2
@@ -142,6 +141,9 @@ for _, name in ipairs(in_order(late)) do
   enter(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
     outcomes[outcome], asked.cause}})
   reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
+end
+for token, meter in pairs(meters) do -- Also of one whose pending usage a correction has taken back in full.
+  call('HSET', counters_key, token .. 'm', pack_meter(meter))
 end
 if is_due then -- Counters that have pending usage stay.
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
