@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_model import AHEAD_MS, METERS, TOTALS_MS, VALUE_MAX, Intent, free_minute, stand
@@ -40,6 +41,23 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """What invoices have.
+
+    Attributes:
+        changed: when prices were changed last, as was read with them.
+        items: token to the units that invoice items for late usage bill.
+        units: token to lines of ended prices and earlier periods: an instant within it (ms), and its units.
+        lines: meter to lines: token of its event, name, an instant within it (ms), units, what is kept of it.
+    """
+
+    changed: str
+    items: Mapping[str, int]
+    units: Mapping[str, Sequence[tuple[int, int]]]
+    lines: Mapping[str, Sequence[tuple[str, str, int, int, str]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """What is to be taken back: meter to quantity; of which meters included units are reported too.
 
@@ -49,8 +67,7 @@ class Restore:
         stripe: whom all that was delivered went to; empty: nobody.
         events: token to event name.
         taken: minutes that no intent may have (ms).
-        changed: when prices were changed last, as was read with invoices; None: no price ended.
-        items: token to the units that invoice items for late usage bill.
+        billed: what invoices have; None: no price ended.
     """
 
     quantities: Mapping[str, int]
@@ -64,8 +81,7 @@ class Restore:
     events: Mapping[str, str]
     taken: Sequence[int]
     prices: Prices
-    changed: str | None
-    items: Mapping[str, int]
+    billed: Billed | None
 
 
 def restore(
@@ -85,7 +101,8 @@ def restore(
     done: dict[str, str] = {}
     start = customer.period[0] if customer.period else view.period_at(now)[0]
     is_held = customer.closed.get(f"{start}|w", 0) > now
-    if asked.changed is not None and (is_held or str(customer.closed.get(f"{start}|y", "")) != asked.changed):
+    billed = asked.billed
+    if billed is not None and (is_held or str(customer.closed.get(f"{start}|y", "")) != billed.changed):
         return [9, now, int(is_held)], None
     work, before = _Work(shard, name, asked, start, now), _numbers(customer)
     for meter, quantity in asked.quantities.items():
@@ -102,8 +119,8 @@ def restore(
     shard.keep(f"k:{name}", TOTALS_MS)
     ends = view.period_at(now)[1]
     kept: dict[str, Any] = {"asked": asked.text, "done": done, "ends": str(ends)}
-    if asked.changed is not None:
-        kept["by_hand"] = {meter: {} for meter in done}
+    if billed is not None:
+        kept["by_hand"] = {meter: work.by_hand[meter] or {} for meter in done}
     return [0, now], kept
 
 
@@ -145,6 +162,7 @@ class _Work:
         self.customer: Customer = shard.customers[name]
         self.made = 0
         self.back: dict[str, int] = {}
+        self.by_hand: dict[str, list[list[str]]] = {}
 
     def count(self, token: str, letter: str) -> int:
         return self.customer.closed.get(f"{self.start}|{token}{letter}", 0)
@@ -176,7 +194,7 @@ class _Work:
             for token in reported:
                 known = names.get(token)
                 if known is not None:
-                    unsent = max(0, unsent - customer.pending[known])
+                    unsent -= customer.pending[known]
                     less = min(part - off, customer.pending[known])
                     customer.pending[known] -= less
                     off += less
@@ -184,7 +202,7 @@ class _Work:
             done = off + min(part - off, unsent, counts[meter])
             counts[meter] -= done
             taken[kind], missing[kind] = done, part - done
-        by_item = sum(asked.items.get(token, 0) for token in tokens)
+        by_item = 0 if asked.billed is None else sum(asked.billed.items.get(token, 0) for token in tokens)
         owed = max(0, min(missing["overage"], self.net(tokens, "qlkd") + by_item - behind - repaid))
         back = self.at_stripe(tokens, owed)
         back_included = self.at_stripe(too, missing["included"])
@@ -192,17 +210,17 @@ class _Work:
         customer.included[meter] -= back_included
         taken["overage"] += back
         taken["included"] += back_included
-        owed = self.in_open_segment(owed - back, tokens, behind + repaid)
+        owed, ended, earlier = self.by_credit_note(meter, owed - back, behind, repaid, left)
         self.lower_spent(meter, taken["overage"], taken["credited"] + taken["granted"])
         self.lower_rows(taken["overage"], {event: left + self.sent(event) for event, left in lost.items()})
         recorded = sum(getattr(customer, kind)[meter] for kind in CLASSES)
         customer.marked[meter] = min(customer.marked[meter], recorded)
-        if owed:
-            customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed
+        if owed + ended:
+            customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed + ended
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
         micro = self.give_back("c", meter, Fraction(taken["credited"], paid)) if taken["credited"] else 0
         units = self.give_back("m", meter, Fraction(taken["granted"], granted)) if taken["granted"] else 0
-        sent = sum(missing.values()) - back - back_included
+        sent, left = sum(missing.values()) - back - back_included + earlier, left - earlier
         words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
         reason, by = asked.entries
         told = f"{quantity} of {meter} to be taken back"
@@ -211,12 +229,58 @@ class _Work:
         numbers = (*taken.values(), sent, owed, left, units, micro, back + back_included, over_cap)
         return " ".join(map(str, numbers))
 
-    def in_open_segment(self, owed: int, tokens: Sequence[str], others: int) -> int:
-        """How many sealed units there must be compensation for; with invoices, what Stripe has at most."""
-        if self.asked.changed is None:
-            return owed
-        sealed = sum(max(0, self.net([token], "qlkd")) for token in tokens)
-        return min(owed, max(0, sealed - others))
+    def on_lines(self, token: str) -> int:
+        """How many units of this period are on lines of prices that ended."""
+        lines = () if self.asked.billed is None else self.asked.billed.units.get(token, ())
+        return sum(units for instant, units in lines if instant >= self.start)
+
+    def by_credit_note(
+        self, meter: str, owed: int, behind: int, repaid: int, left: int
+    ) -> tuple[int, int, int]:
+        """What stays at Stripe: of the open price, and on lines of this and earlier periods."""
+        if self.asked.billed is None:
+            return owed, 0, 0
+        tokens, lines = self.asked.tokens[meter], self.asked.billed.lines[meter]
+        gone = {token: self.on_lines(token) for token in tokens}
+        open_ = sum(max(0, self.net([token], "qlkd") - gone[token]) for token in tokens)
+        open_ -= max(0, behind - sum(gone.values()))
+        assigned = sum(sum(self.assigned(self.start, token).values()) for token in tokens)
+        stuck = max(0, min(owed, open_ - max(0, repaid - assigned)))
+        ends = {int(name[:-2]): end for name, end in self.customer.closed.items() if name.endswith("|e")}
+        by_period, kept = Counter[int](), dict[bool, list[list[str]]]({True: [], False: []})
+        rest = {True: owed - stuck, False: left}
+        for token, name, instant, units, told in lines:
+            begun = [begin for begin, end in ends.items() if begin <= instant < end]
+            if instant < self.start and not begun:
+                continue
+            period = self.start if instant >= self.start else begun[0]
+            is_this, known = period == self.start, self.assigned(period, token)
+            before, field = known.pop(name, 0), f"{period}|{meter_token(meter)}"
+            closed = self.customer.closed
+            most = owed if is_this else closed.get(f"{field}o", 0) - self.repaid(field, by_period[period])
+            part = min(rest[is_this], units - before, most - by_period[period])
+            if part > 0:
+                rest[is_this] -= part
+                by_period[period] += part
+                texts = [f"{other} {count};" for other, count in {**known, name: before + part}.items()]
+                closed[f"{period}|{token}H"] = cast("int", "".join(texts))
+                kept[is_this].append([told, str(before), str(part)])
+                if not is_this:
+                    closed[f"{field}r"] = closed.get(f"{field}r", 0) + part
+        self.by_hand[meter] = kept[True] + kept[False]
+        if self.by_hand[meter]:
+            self.shard.keep(f"t:{self.name}", TOTALS_MS)
+        ended = by_period.pop(self.start, 0)
+        return stuck, ended, by_period.total()
+
+    def repaid(self, field: str, now: int) -> int:
+        """What there was compensation for in a period before, and not now."""
+        return self.customer.closed.get(f"{field}r", 0) - now
+
+    def assigned(self, period: int, token: str) -> dict[str, int]:
+        """By its lines, how many units of a period corrections have assigned to them."""
+        text = str(self.customer.closed.get(f"{period}|{token}H", ""))
+        return {name: int(count) for name, count in re.findall(r"(\S+) (\d+);", text)}
 
     def sent(self, token: str) -> int:
         """How many units an event has lost by now, and so many more."""
@@ -315,6 +379,7 @@ class _Work:
             return 0
         for token in tokens:
             there = self.count(token, "d") - sum(self.count(token, letter) for letter in "QLKDXZ")
+            there -= self.on_lines(token)
             part = min(most - done, there, VALUE_MAX)
             names = {meter_token(other): other for other, stamp in customer.stamps.items() if stamp}
             if part <= 0 or token not in asked.events or token not in names:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
+    from store.delivery_corrections import Billed
     from store.delivery_late import Invoices
     from store.script_wires import Wire
 
@@ -498,8 +499,9 @@ class Delivery(Checks):
         """What units cost that are taken back: nothing here, but see Repricing."""
         return Prices()
 
-    def changed(self) -> str | None:
-        """When prices were changed, as was read with invoices: there are none here, but see Restoring."""
+    def billed(self, tokens: Mapping[str, Sequence[str]]) -> Billed | None:
+        """What invoices have of meters, each with the tokens of its events: none here, but see Restoring."""
+        del tokens
         return None
 
     def restore(self, name: str) -> None:
@@ -562,10 +564,7 @@ class Delivery(Checks):
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
             prices=prices,
-            changed=(changed := self.changed()),
-            items={}
-            if changed is None
-            else {token: self.random.choice((0, 0, 3, 700)) for own in tokens.values() for token in own},
+            billed=self.billed(tokens),
         )
         sending: dict[str, Any] = {
             "stripe": restored.stripe,
@@ -575,13 +574,8 @@ class Delivery(Checks):
         }
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
-        if restored.changed is not None:
-            sending["billed"] = {
-                "changed": restored.changed,
-                "units": {},
-                "lines": dict.fromkeys(quantities, ()),
-                "items": restored.items,
-            }
+        if restored.billed is not None:
+            sending["billed"] = asdict(restored.billed)
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
         audited = bool(self._audit())
@@ -598,6 +592,8 @@ class Delivery(Checks):
         for units in map(str.split, done.values()):
             self.seen["units given back"] += units[7] != "0"
             self.seen["credits given back"] += units[8] != "0"
+        by_hand: Mapping[str, Any] = {} if kept is None else kept.get("by_hand", {})
+        self.seen["units left to credit notes"] += any(by_hand.values())
         self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
 
     def restore_delivered(self, name: str) -> None:

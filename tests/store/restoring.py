@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_corrections import CLASSES, Prices
+from store.delivery_corrections import CLASSES, Billed, Prices
 from store.delivery_driver import Delivery
 from store.delivery_model import METERS, VALUE_MAX
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from store.script_model import Customer
 
 NAME: Final = "ada"
@@ -21,6 +23,8 @@ ASKED: Final = "tokens"
 ROWS: Final = ("pages", "rows")
 SPEND: Final = "requests"
 ENDED: Final = ("1/5 9 3;", "1/7 0 5;", "1/5 0 690;")
+LONG_MS: Final = 31 * DAY_MS
+PAST: Final = (START_MS - 3 * LONG_MS, START_MS - 2 * LONG_MS)
 SPENT: Final = (0, 5, 900, 10**6)
 
 
@@ -37,6 +41,7 @@ class Restoring(Delivery):
         self.plant_usage(NAME)
         for meter in METERS:
             self._plant_meter(customer, meter)
+        self._plant_lines(customer)
         if self.random.random() < 0.3:
             customer.closed[f"{customer.begun[0]}|w"] = self.wall + self.random.choice((-1, 0, 1))
         if self.random.random() < 0.5:
@@ -47,15 +52,67 @@ class Restoring(Delivery):
         self.shard.fresh.clear()
         self.restore(NAME)  # What had compensation is as good as taken back.
 
-    def changed(self) -> str | None:
-        """See :meth:`Delivery.changed`."""
-        return self.random.choice((None, None, "", str(self.wall), str(self.wall)))
+    def billed(self, tokens: Mapping[str, Sequence[str]]) -> Billed | None:
+        """See :meth:`Delivery.billed`."""
+        random, every = self.random, list(dict.fromkeys(token for own in tokens.values() for token in own))
+        customer = self.shard.customers[NAME]
+        start = customer.begun[0]
+        read = str(customer.closed.get(f"{start}|y", ""))
+        changed = random.choice((None, None, "", str(self.wall), read, read, read))
+        if changed is None:
+            return None
+        instants = (
+            start,
+            start,
+            start + 1,
+            start - 1,
+            *PAST,
+            PAST[0] - 1,
+            PAST[1] + LONG_MS,
+            PAST[1] + LONG_MS - 1,
+        )
+        return Billed(
+            changed=changed,
+            items={token: random.choice((0, 0, 3, 700)) for token in every},
+            units={
+                token: [(random.choice(instants), random.choice(PAID)) for _ in range(random.choice((1, 2)))]
+                for token in every
+                if random.random() < 0.5
+            },
+            lines={
+                meter: [
+                    (
+                        *(random.choice(own), f"line@{nth}", random.choice(instants)),
+                        *(random.choice((1, 6, 700)), f"kept {nth}"),
+                    )
+                    for nth in random.sample(range(6), random.choice((0, 1, 3, 5)))
+                ]
+                for meter, own in tokens.items()
+            },
+        )
+
+    def _plant_lines(self, customer: Customer) -> None:
+        """Earlier periods, and units that corrections have left to credit notes."""
+        random = self.random
+        for period in PAST:
+            customer.closed[f"{period}|e"] = period + LONG_MS
+        for period in (*PAST, customer.begun[0]):
+            for token in map(meter_token, METERS):
+                if period in PAST and random.random() < 0.7:
+                    customer.closed[f"{period}|{token}o"] = random.choice((5, 600, 700))
+                if random.random() < 0.3:
+                    customer.closed[f"{period}|{token}r"] = random.choice((1, 3, 500))
+                if random.random() < 0.3:
+                    units = random.choice(("line@0 5;", "line@1 2;line@0 699;", "line@5 1;line@2 700;"))
+                    customer.closed[f"{period}|{token}H"] = cast("int", units)
 
     def _plant_meter(self, customer: Customer, meter: str) -> None:
         random, period = self.random, customer.begun[0]
         for counts in (customer.granted, customer.credited, customer.over_cap):
             counts[meter] = random.choice(PAID)
         customer.overage[meter] = random.choice((0, 7, 700))
+        if random.random() < 0.5:
+            customer.included[meter] = random.choice(PAID)
         for letter in random.sample("qldxraf", random.choice((0, 2, 4))):
             customer.closed[f"{period}|{meter_token(meter)}{letter}"] = random.choice((1, 5, 700))
         for kind in "mc":

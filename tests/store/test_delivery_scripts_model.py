@@ -99,7 +99,17 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
         ),
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
-        (Restoring, {"restore 0", "restore 1", "restore 9", "units given back", "credits given back"}),
+        (
+            Restoring,
+            {
+                "restore 0",
+                "restore 1",
+                "restore 9",
+                "units given back",
+                "credits given back",
+                "units left to credit notes",
+            },
+        ),
         (Repricing, {"restore 0", "restore 1", "taken back at Stripe under two events"}),
     ],
 )

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 CORRECTED: Final = ("include/lower_rows.lua", "include/lower_spend.lua", "include/enter_correction.lua")
+SEALED: Final = tuple(
+    f"include/{name}.lua"
+    for name in ("sealed_units", "take_class", "take_back", "leave_by_hand", "assign_lines")
+)
 LATE: Final = tuple(
     f"include/{name}.lua" for name in ("overtake", "late_parts", "queue_item", "count_item", "lower_mark")
 )
@@ -50,6 +54,7 @@ FILES: Final = (
     *LATE,
     *PRICES,
     *CORRECTED,
+    *SEALED,
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
 COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
@@ -63,6 +68,7 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "settle_item.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
     **{file: {7: Repricing, 4: Restoring, 8: Repricing} for file in CORRECTED},
+    **{file: {4: Restoring, **COMMON, 7: Repricing} for file in SEALED},
     "include/give_units_back.lua": {4: Restoring},
     "include/payer_of.lua": {4: Restoring},
     "strand.lua": {6: Stranding},

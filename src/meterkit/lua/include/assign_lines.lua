@@ -16,12 +16,12 @@ local function assign_lines(totals_key, totals, this, is_this, lines, most, boun
         return period
       end
     end
-    return ''
+    return '' -- Nothing was recorded in it.
   end
   for _, line in ipairs(lines) do
     local token, name, instant_ms, units, kept = unpack(line)
     local period = period_of(instant_ms)
-    local field, others, before, part = period .. '|' .. token .. 'H', '', 0, 0
+    local field, others, before = period .. '|' .. token .. 'H', '', 0
     for entry, count in string.gmatch(totals[field] or '', '([^ ;]+) (%d+);') do
       if entry == name then
         before = tonumber(count)
@@ -29,14 +29,15 @@ local function assign_lines(totals_key, totals, this, is_this, lines, most, boun
         others = others .. entry .. ' ' .. count .. ';'
       end
     end
-    if period ~= '' and (period == this) == is_this then
-      part = math.min(most, units - before, bound(period) - (by_period[period] or 0))
-    end
-    if part > 0 then
-      most, by_period[period] = most - part, (by_period[period] or 0) + part
-      totals[field] = string.format('%s%s %.0f;', others, name, before + part)
-      redis.call('HSET', totals_key, field, totals[field])
-      assigned[#assigned + 1] = {kept, string.format('%.0f', before), string.format('%.0f', part)}
+    if (period == this) == is_this then
+      local given = by_period[period] or 0
+      local part = math.min(most, units - before, bound(period) - given)
+      if part > 0 then
+        most, by_period[period] = most - part, given + part
+        totals[field] = string.format('%s%s %.0f;', others, name, before + part)
+        redis.call('HSET', totals_key, field, totals[field])
+        assigned[#assigned + 1] = {kept, string.format('%.0f', before), string.format('%.0f', part)}
+      end
     end
   end
   return by_period, assigned

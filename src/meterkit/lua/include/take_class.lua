@@ -7,7 +7,7 @@ local function take_class(meters, sealed_in, meter, class, left, most, tokens, b
   for _, token in ipairs(tokens) do
     local place = meters[token]
     if place then
-      unsent = math.max(0, unsent - place.pending)
+      unsent = unsent - place.pending
       local off = math.min(part - pending, place.pending)
       place.pending, pending = place.pending - off, pending + off
     end
