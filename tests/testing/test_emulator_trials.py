@@ -179,6 +179,24 @@ async def test_a_trial_is_ended_early_or_added() -> None:
         assert (longer.trial_end, item_of(longer).current_period_end) == (until + DAY, until + DAY)
 
 
+@pytest.mark.parametrize("until", [None, SECOND + 20 * DAY])
+async def test_a_cycle_does_not_begin_anew_before_the_end_of_its_trial(until: int | None) -> None:
+    """https://docs.stripe.com/changelog/endive/2026-10-28/error-code-billing-cycle-trial-end-validation-subscriptions."""
+    emulator, clock = shop()
+    anew: Any = {"billing_cycle_anchor": {"type": "now"}}
+    async with account(emulator) as client:
+        made = await subscribe(client, **({} if until else {"trial_period_days": 14}))
+        clock.advance(timedelta(days=3))
+        later = {} if until is None else {"trial_end": until}
+        error = await refusal(client, made.id, **anew, **later)
+        assert error.code == "subscription_update_trial_after_billing_cycle_anchor"
+        same = await client.v1.subscriptions.retrieve_async(made.id)
+        assert (same.status, same.billing_cycle_anchor) == (made.status, made.billing_cycle_anchor)
+        ended: Any = {**anew, "trial_end": "now"}
+        begun = await client.v1.subscriptions.update_async(made.id, ended)
+        assert (begun.status, begun.billing_cycle_anchor) == ("active", clock())
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

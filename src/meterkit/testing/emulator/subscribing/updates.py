@@ -56,7 +56,8 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
     """Change a copy of a subscription: its items, its trial, its cycle.
 
     Raises:
-        ApiError: Stripe would refuse it.
+        ApiError: Stripe would refuse it, as a cycle that is anchored before the trial's end
+            (https://docs.stripe.com/changelog/endive/2026-10-28/error-code-billing-cycle-trial-end-validation-subscriptions).
     """
     now = account.now
     at = _proration_date(draft, params, now=now)
@@ -75,6 +76,10 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
             lines, immediate = restart(account, draft, at=now, prorate=False), True
     elif trial_end is not None:
         lines += _try_out(account, draft, until=trial_end, at=at, prorate=prorate)
+    if draft.status == "trialing" and _anchor(params) == "now":
+        message = "`billing_cycle_anchor` cannot be earlier than `trial_end`: end the trial first."
+        code = "subscription_update_trial_after_billing_cycle_anchor"
+        raise ApiError(message, code=code, param=params.path("billing_cycle_anchor"))
     if restarts:
         lines = [*lines, *restart(account, draft, at=now, prorate=prorate)]
         immediate = True
