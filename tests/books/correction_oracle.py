@@ -39,6 +39,8 @@ class Corrections:
         default_factory=dict[str, "tuple[datetime, datetime]"]
     )
     _done: dict[str, Corrected] = field(default_factory=dict[str, "Corrected"])
+    _taken: Counter[int] = field(default_factory=Counter[int])
+    _undone: int = 0
 
     @property
     def unsettled(self) -> list[Correction]:
@@ -48,6 +50,7 @@ class Corrections:
     async def correct(self, asked: Correction) -> Corrected:
         """Have units taken back. Raises what the kit raises."""
         world = self.ledger.world
+        await self._put_back()
         self.asked[asked.id] = asked
         usage = await world.do(world.kit.usage(self.customer))
         charged = await self.ledger.prices_now(self.customer)
@@ -109,8 +112,45 @@ class Corrections:
                 beyond=entry.beyond - beyond,
                 overage=max(0, entry.overage - beyond),
             )
+            self._taken[place] += min(beyond, entry.overage)
         if left.total():
             self._complain(f"{found} took back {dict(left)} more than was recorded at the price of now")
+
+    async def _put_back(self) -> None:
+        """Put back into the log what is recorded again, as the customer's ledger says.
+
+        Others changed the price while a correction was on its way to Stripe, and the line of before has it.
+        """
+        if not self.ledger.sent_back.total():
+            return
+        history = await self.ledger.world.do(self.ledger.world.kit.customers.history(self.customer))
+        undone = [
+            str(one.before)
+            for one in history
+            if one.kind == "correction" and "recorded again" in str(one.after)
+        ]
+        for said in undone[self._undone :]:
+            units, _, meter = said.removesuffix(" taken back").partition(" of ")
+            self._restore(meter, int(units))
+        self._undone = len(undone)
+
+    def _restore(self, meter: str, units: int) -> None:
+        """Restore overage that corrections took: what they have sent back was recorded first."""
+        log, left = self.ledger.log, units
+        self.ledger.sent_back[meter] -= units
+        for place in reversed(list(self._taken)):
+            entry, back = log[place], min(left, self._taken[place])
+            if entry.meter == meter:
+                self._taken[place] -= back
+                left -= back
+                log[place] = replace(
+                    entry,
+                    quantity=entry.quantity + back,
+                    beyond=entry.beyond + back,
+                    overage=entry.overage + back,
+                )
+        if left:
+            self._complain(f"{left} of {units} {meter} are recorded again, and were never taken back")
 
     def _entries(self, meter: str, period: datetime) -> list[Recorded]:
         return [
@@ -131,6 +171,7 @@ class Corrections:
 
     async def audit(self) -> None:
         """Compare all credits with what corrections say of them, and with the lines that they credit."""
+        await self._put_back()
         world, stripe_customer = self.ledger.world, f"cus_{self.customer}"
         notes = await world.list("/v1/credit_notes", customer=stripe_customer)
         entries = await world.list(f"/v1/customers/{stripe_customer}/balance_transactions")

@@ -67,6 +67,14 @@ STORIES: Final = {
         Event(at=timedelta(days=2, minutes=1), kind="by_hand", what="pause"),
         Event(at=timedelta(days=60), kind="cancel_now", number=1),
     ],
+    # Its units are recorded again, as the customer's ledger says: Stripe has charged them by then.
+    "a correction that Stripe does not have when an operator changes the plan": [
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(minutes=20), kind="use", what="tokens", number=50),
+        Event(at=timedelta(days=2), kind="correct", what="tokens", number=2),
+        Event(at=timedelta(days=2, minutes=1), kind="change_at_stripe", what="basic"),
+        Event(at=timedelta(days=60), kind="cancel_now", number=1),
+    ],
 }
 
 
