@@ -251,21 +251,24 @@ class Ledger:
         return Decimal(overage.amount_cents) / (overage.per or 1)
 
     async def metered_prices(self, plan: str) -> list[str]:
-        """The prices at Stripe of what a plan bills beyond what is included."""
+        """The prices at Stripe of what a plan bills beyond what is included.
+
+        They are the plan's own, not those of another plan with the same amount.
+        """
         events = {meter["event_name"]: meter["id"] for meter in await self.world.list("/v1/billing/meters")}
         prices = await self.world.list("/v1/prices", active="true")
         found: list[str] = []
         for name, meter in self.catalog.meters.items():
             cents = self._price(self.catalog.plans[plan], name)
             if cents is not None and meter.stripe is not None:
-                found.append(
-                    next(
-                        price["id"]
-                        for price in prices
-                        if price["recurring"]["meter"] == events[meter.stripe.event_name]
-                        and Decimal(price["unit_amount_decimal"]) == cents
-                    )
-                )
+                own = f"meterkit:{plan}:meter:{name}"
+                fitting = {
+                    price["lookup_key"]: price["id"]
+                    for price in prices
+                    if price["recurring"]["meter"] == events[meter.stripe.event_name]
+                    and Decimal(price["unit_amount_decimal"]) == cents
+                }
+                found.append(fitting.get(own) or next(iter(fitting.values())))
         return found
 
     async def change_at_stripe(
