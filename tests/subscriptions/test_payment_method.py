@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -67,6 +67,7 @@ TRIED = """
 OPTIONAL = PLANS.replace(
     "stripe_price: price_payg}", "stripe_price: price_payg}\n    payment_method: optional"
 )
+TRIAL_BEGINS = datetime(2031, 8, 25, 9, 20, tzinfo=UTC)
 PAGE = "https://app.example/plans"
 METHOD_MISSING = "urn:meterkit:problem:payment-method-missing"
 
@@ -367,6 +368,23 @@ async def test_a_trial_without_a_card_that_goes_on_for_nothing_is_out_of_force_a
         at.emulator.confirm_setup(again.client_secret or "", card="pm_card_visa")
         await at.kit.subscriptions.sync("acme")
         assert await in_force(at) == ("tried", True)
+
+
+async def test_a_period_begins_where_a_trial_without_a_card_ended(store_url: str) -> None:
+    """Nothing was used since, and the month began amid the trial."""
+    async with selling(store_url, PLANS + TRIED) as at:
+        at.clock.set(TRIAL_BEGINS)
+        await at.kit.subscriptions.create("acme", "tried")
+        await at.kit.record("acme", "requests", 1)
+        ends = TRIAL_BEGINS + timedelta(days=14)
+        at.clock.set(ends + timedelta(days=2))
+        for _ in range(2):  # By the clock, and as Stripe shows it.
+            assert (await at.kit.usage("acme"))["period"]["start"] == ends
+            await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "requests", 1)
+        assert (await at.kit.usage("acme"))["period"]["start"] == ends
+        trial = await at.kit.usage("acme", period=ends - timedelta(minutes=1))
+        assert (trial["period"]["start"], trial["period"]["end"]) == (TRIAL_BEGINS, ends)
 
 
 async def test_a_trial_that_ended_without_a_card_is_not_given_again(store_url: str) -> None:
