@@ -111,7 +111,7 @@ class Looker:
             customer = await self._linking.link(linked, ordered, sessions)
             if customer is None:
                 return
-        write = partial(self._write, entry, customer, found, can_pay=can_pay)
+        write = partial(self._store_shown, entry, customer, found, can_pay=can_pay)
         try:
             if (ended := _end_of(known, found, chosen)) is not None:
                 await write(ended)
@@ -129,7 +129,7 @@ class Looker:
             if note.kind != LINK:
                 await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
 
-    async def _write(
+    async def _store_shown(
         self,
         entry: Entry,
         customer: str,
@@ -192,7 +192,7 @@ def _end_of(
 ) -> Mapping[str, Any] | None:
     """The known subscription, where it has just ended, and one that has not begun counts now; else None.
 
-    What has not begun knows no period: with it alone, the known one would seem to end where the month began.
+    One that has not begun knows no period: with it alone, the known one seems to end where the month began.
     """
     if known is None or not known.has_begun or known.status in ENDED:
         return None
