@@ -8,7 +8,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any
 
 from drivers.counters import flat_of
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.plan_shares import effective_terms
@@ -182,7 +182,8 @@ class Checks:
         shown = usage_of(name, self.catalog, self.ask(*self._usage_of(keys)))
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, self.wall)
-        entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
+        entitlements = entitlements_of(standing, self.catalog)
+        period, bounds = customer.period, standing.bounds
         over = (
             period is None
             or self.wall >= period[1]

@@ -22,7 +22,7 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.store.customer_usage import usage_of
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
-from store.script_corners import FullWorld, MonthWorld, TurnWorld
+from store.script_corners import FullWorld, MonthWorld, SharesWorld, TurnWorld
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
 from store.script_mutants import in_depth
@@ -84,10 +84,12 @@ def _unsaid(world: World, said: set[str], *, steps: int) -> set[str]:
     return left
 
 
-@pytest.mark.parametrize("kind", [MonthWorld, TurnWorld, FullWorld])
-def test_the_scripts_do_what_the_model_does_in_corners(wire: Wire, kind: type[World]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "steps"), [(MonthWorld, 1500), (TurnWorld, 1500), (FullWorld, 1500), (SharesWorld, 400)]
+)
+def test_the_scripts_do_what_the_model_does_in_corners(wire: Wire, kind: type[World], steps: int) -> None:
     world = kind(wire, load_texts(), life(0))
-    for _ in range(1500):
+    for _ in range(steps):
         world.step()
     for name in CUSTOMERS:
         world.check(name)

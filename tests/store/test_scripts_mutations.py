@@ -14,7 +14,7 @@ import pytest
 
 from meterkit.redis.connection import pack
 from store.script_checks import MismatchError
-from store.script_corners import FullWorld, MonthWorld, TurnWorld
+from store.script_corners import FullWorld, MonthWorld, SharesWorld, TurnWorld
 from store.script_driver import AgingWorld, World, life
 from store.script_gauges import GaugeWorld
 from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, source, wrongs
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
+SHARES_OF_PLANS: Final[Lives] = ((SharesWorld, 0), (SharesWorld, 1))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
 ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
@@ -82,6 +83,10 @@ FILES: Final[Mapping[str, Lives]] = {
     "grant.lua": (*PAID, (FullWorld, 0)),
     "void.lua": PAID,
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
+    **dict.fromkeys(
+        (f"include/{name}.lua" for name in ("recur", "cut_grants", "burn", "write_grants")),
+        PAID + SHARES_OF_PLANS,
+    ),
     **dict.fromkeys((f"include/{name}.lua" for name in SPENT), SPENDING),
     "include/owed_of.lua": ROWS,
     "include/weigh_spend.lua": SPENDING + ROWS,

@@ -1,0 +1,135 @@
+"""The script that ends recurring grants with a period that has moved, and a model; each line made wrong."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from meterkit.decisions.keys import Keys
+from meterkit.redis import scripts
+from meterkit.redis.connection import pack
+from store.script_checks import MismatchError, load_script
+from store.script_driver import life
+from store.script_mutants import MORE_SWAPS, in_depth, mutants, sample_of
+from store.script_plans import START_MS
+from store.script_wires import fake_wire, server_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from servers.stores import Server
+    from store.script_mutants import Mutant
+    from store.script_wires import Wire
+
+    Asked = tuple[str, str, str, str]
+
+SCRIPT: Final = "move_grants"
+KEYS: Final = Keys("mk", 1).customer("ada")
+NAMES: Final = ("p m:calls 20-period 1", "p m:calls 20-period 2", "p c:ai start 1", "p c:ai start 2")
+
+
+def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
+    """The script under a clock that is set."""
+    return {SCRIPT: scripts.load(SCRIPT, clock="caller", dialect=dialect).text}
+
+
+def move(grants: dict[str, str], ledger: dict[str, str], asked: list[Asked]) -> int:
+    """What moving comes to: a grant ends elsewhere, and the name it would be given again by is used up."""
+    found = 0
+    for name, expires, until, again in asked:
+        if name in grants:
+            found += 1
+            target, quantity, used, priority, effective, _, created, _ = grants[name].split()
+            terms = f"{priority} {effective} {expires} {created}"
+            grants[name] = f"{target} {quantity} {used} {terms} {until}"
+            if again and again not in grants:
+                grants[again] = f"{target} {quantity} {quantity} {terms} {until}"
+                ledger.setdefault(f"grant {again}", f"0 {terms}")
+    if found:
+        grants.pop("balance", None)
+    return found
+
+
+class Moving:
+    """One customer's grants, anew in each step."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random, self.seen = wire, random, set[int]()
+        self._sha = load_script(wire, SCRIPT, texts[SCRIPT]).sha
+
+    def step(self) -> None:
+        """Plant grants, have some moved, and compare what is stored."""
+        random = self.random
+        grants = {name: self._grant(name) for name in NAMES if random.random() < 0.5}
+        grants |= {"balance": "as it was"} if random.random() < 0.7 else {}
+        ledger = {f"grant {name}": "7 1 2 3 4" for name in NAMES if random.random() < 0.4}
+        self.wire(pack("DEL", KEYS.grants, KEYS.ledger))
+        for key, fields in ((KEYS.grants, grants), (KEYS.ledger, ledger)):
+            if fields:
+                self.wire(pack("HSET", key, *(part for pair in fields.items() for part in pair)))
+        asked = [
+            (name, f"{self._instant()}", f"{self._instant()}", random.choice(("", *NAMES)))
+            for name in random.sample(NAMES, random.choice((1, 2, 3)))
+        ]
+        head = ("EVALSHA", self._sha, 2, KEYS.grants, KEYS.ledger)
+        reply = self.wire(pack(*head, json.dumps(asked), START_MS))
+        expected = move(grants, ledger, asked)
+        self._compare(f"move {asked}", expected, reply)
+        self.seen.add(expected)
+        for key, fields in ((KEYS.grants, grants), (KEYS.ledger, ledger)):
+            texts = [text.decode() for text in self.wire(pack("HGETALL", key))]
+            self._compare(f"{key} after {asked}", fields, dict(zip(texts[::2], texts[1::2], strict=True)))
+
+    def _grant(self, name: str) -> str:
+        random, quantity = self.random, self.random.choice((1, 700, 9 * 10**15))
+        used, priority = random.choice((0, quantity // 2, quantity)), random.choice((0, 20))
+        effective, expires, created, until = (self._instant() for _ in range(4))
+        times = f"{effective} {expires} {created} {until}"
+        return f"{name.split()[1]} {quantity} {used} {priority} {times}"
+
+    def _instant(self) -> int:
+        return START_MS + self.random.randrange(10**9)
+
+    def _compare(self, what: str, expected: Any, found: Any) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+
+
+def live(wire: Wire, texts: Mapping[str, str], steps: int) -> Moving:
+    world = Moving(wire, texts, life(0))
+    for _ in range(steps):
+        world.step()
+    return world
+
+
+def test_grants_are_moved_as_the_model_moves_them(valkey: Server) -> None:
+    with server_wire(valkey) as wire:
+        assert live(wire, load_texts(), in_depth(300, 5000)).seen == {0, 1, 2, 3}
+
+
+def test_so_they_are_in_the_store_within_the_process() -> None:
+    live(fake_wire(), load_texts("fake"), in_depth(50, 1000))
+
+
+@cache
+def chosen() -> list[Mutant]:
+    return sample_of(list(mutants((f"{SCRIPT}.lua", "include/grant_text.lua"), MORE_SWAPS)), 12)
+
+
+@pytest.mark.timeout(3600)
+def test_every_mutant_is_caught(valkey: Server) -> None:
+    with server_wire(valkey) as wire:
+        survivors = [str(mutant) for mutant in chosen() if not is_caught(mutant, wire)]
+    assert survivors == []
+
+
+def is_caught(mutant: Mutant, wire: Wire) -> bool:
+    try:
+        live(wire, mutant.texts(load_texts), 300)
+    except (MismatchError, AttributeError, TypeError, ValueError):  # Also what cannot be read at all.
+        return True
+    return False
