@@ -68,7 +68,7 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "settle_item.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
     **{file: {7: Repricing, 4: Restoring, 8: Repricing} for file in CORRECTED},
-    **{file: {4: Restoring, **COMMON, 7: Repricing} for file in SEALED},
+    **{file: {4: Restoring, 7: Repricing, **COMMON} for file in SEALED},
     "include/give_units_back.lua": {4: Restoring},
     "include/payer_of.lua": {4: Restoring},
     "strand.lua": {6: Stranding},

@@ -11,8 +11,8 @@ local function cut_grants(file, known, target, given, limit)
     end
   end
   table.sort(able, pays_before)
-  for i = #able, 1, -1 do
-    local grant = able[i]
+  while #able > 0 do
+    local grant = table.remove(able)
     local cut = math.min(grant.quantity - grant.used, given - limit)
     if cut > 0 then
       grant.quantity, grant.raised, given, file.due = grant.quantity - cut, -cut, given - cut, true

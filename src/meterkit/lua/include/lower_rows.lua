@@ -9,7 +9,7 @@
 local function lower_rows(meters, rows, back, totals, this)
   local before, ended = {}, {}
   for _, row in ipairs(rows or {}) do
-    local event, last, earlier, price = meters[row[2]], 0, 0, nil
+    local event, last, earlier, price = meters[row[2]], 0, nil, nil
     before[row[2]] = (event and event.pending or 0) - (back[row[2]] or 0)
     for label, overage in string.gmatch(totals[this .. '|' .. row[1] .. 's'] or '', '([^ ;]+) %d+ (%d+);') do
       price, last, earlier = label, tonumber(overage), last
