@@ -134,10 +134,7 @@ for _, name in ipairs(in_order(late)) do
         {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
     end
   end
-  local outcome = is_billed and 1 or 0
-  if item then
-    outcome = 2
-  end
+  local outcome = item and 2 or is_billed and 1 or 0
   enter(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
     outcomes[outcome], asked.cause}})
   reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
