@@ -17,11 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from weakref import WeakSet
 
-import fakeredis
-import looptime
-
 from drivers.delivery import STRIPE_KEY
+from drivers.direct_store import DirectClient, DirectConnection
 from drivers.emulated_account import unpaced
+from drivers.virtual_loop import VirtualLoop
 from meterkit import MeterKit
 from meterkit.delivery.closing import Closer
 from meterkit.starlette import stripe_webhook
@@ -351,7 +350,7 @@ async def _http(
     return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
 
 
-class _Client(fakeredis.FakeAsyncRedis):
+class _Client(DirectClient):
     """A client of ``memory://`` whose commands are steps of the process."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -417,7 +416,11 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
         return world.clock()
 
     def client(_: object) -> _Client:
-        return _Client(server=memory._server, version=(7, 0))
+        return _Client(server=memory._server)
+
+    def begin(connection: Any, now: Callable[[], float]) -> None:
+        made(connection, now)
+        connection._client = DirectConnection(memory._server)
 
     def flush(connection: Any) -> None:
         process = _process.get()
@@ -427,7 +430,8 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     # Keys end by the world's clock.
     patched.setattr(memory._Past, "__call__", now)
     patched.setattr(memory, "admin_client", client)
-    execute = memory.MemoryConnection._flush
+    made, execute = memory.MemoryConnection.__init__, memory.MemoryConnection._flush
+    patched.setattr(memory.MemoryConnection, "__init__", begin)
     patched.setattr(memory.MemoryConnection, "_flush", flush)
 
 
@@ -466,7 +470,7 @@ def run(
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    loop = looptime.new_event_loop(noop_cycles=0)
+    loop = VirtualLoop()
     # A nanosecond vanishes in a float of many days: a timer would never be due.
     cast("Any", loop)._clock_resolution = 1e-6
     loop.set_task_factory(_task)

@@ -62,7 +62,7 @@ KINDS: Final = {
 _CHOICES: Final = {"use": METERS, "correct": METERS, "by_hand": tuple(ACTS)}
 ALLOWANCES: Final = ("prorated", "whole")
 DOWNGRADES: Final = ("period_end", "now")
-IDLE: Final = timedelta(days=3)
+IDLE: Final = timedelta(days=7)
 # Around the end of a period, in minutes from it.
 AROUND: Final = (-7, 2, 13, 40, 70, 180)
 
