@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# A letter or digit for each byte.
+_LETTERS: Final = bytes(ord(ALPHABET[byte % len(ALPHABET)]) for byte in range(256))
+# To ask a dataclass for its fields takes as long as to show an object.
+_names_by_kind: dict[type, tuple[str, ...]] = {}
 
 
 def new_id(prefix: str, *, length: int = 14) -> str:
     """Return a fresh id as Stripe forms them: ``cus_`` and 14 letters or digits."""
-    return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
+    return f"{prefix}_{secrets.token_bytes(length).translate(_LETTERS).decode()}"
 
 
 def fields_of(item: Any, *but: str) -> JsonObject:
@@ -25,7 +29,10 @@ def fields_of(item: Any, *but: str) -> JsonObject:
 
     Maps are copied: an event shows an object as it was.
     """
-    shown = {one.name: getattr(item, one.name) for one in fields(item) if one.name not in but}
+    kind = type(item)
+    if kind not in _names_by_kind:
+        _names_by_kind[kind] = tuple(one.name for one in fields(kind))
+    shown = {name: getattr(item, name) for name in _names_by_kind[kind] if name not in but}
     return {name: value.copy() if isinstance(value, dict) else value for name, value in shown.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of
@@ -81,7 +81,7 @@ class Recurring:
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it."""
         usage_type = "licensed" if self.meter is None else "metered"
-        return {**asdict(self), "trial_period_days": None, "usage_type": usage_type}
+        return {**fields_of(self), "trial_period_days": None, "usage_type": usage_type}
 
 
 @dataclass(slots=True, kw_only=True)
