@@ -61,7 +61,7 @@ field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py tests/storage/test_histories.py \
 	  tests/test_repository.py tests/test_deploy_example.py tests/pages/test_operator_in_browser.py \
-	  tests/promises/test_i7_cancellations.py $(ARGS)
+	  tests/promises $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev
@@ -77,11 +77,12 @@ mutants: $(VENV)/.dev
 soak: $(VENV)/.dev
 	METERKIT_SOAK_S=600 $(BIN)/pytest --timeout 7200 tests/promises/test_i6_i11_soak.py $(ARGS)
 	METERKIT_ALL_MUTANTS=1 METERKIT_CRASH_SEEDS=500 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
-	  tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
-	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
+	  --whole tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
+	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
 	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_spikes.py $(ARGS)
 	METERKIT_DECISIONS=100000 $(BIN)/pytest --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
-	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i13_matrix.py tests/promises/test_i13_lives.py $(ARGS)
+	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i13_matrix.py \
+	  tests/promises/test_i13_lives.py $(ARGS)
 	METERKIT_HISTORIES=200 $(BIN)/pytest -n 2 --timeout 7200 tests/storage/test_moto_histories.py $(ARGS)
 
 test-oldest: $(OLDEST)/.done
