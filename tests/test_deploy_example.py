@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 import yaml
 
+from drivers.command_line import Shell
 from meterkit.settings import Settings
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
@@ -124,12 +125,12 @@ def running(
     assert process.returncode in {0, 143, -15}
 
 
-def run(environment: Mapping[str, str], directory: Path, *words: str) -> None:
-    with running(["meterkit", *words], environment, directory) as command:
-        code = command.wait(timeout=300)
-    assert 0 == code, (directory / "meterkit.log").read_text("utf-8")
+def run(environment: Mapping[str, str], *words: str) -> None:
+    done = Shell(DEPLOY, **environment).run(*words)
+    assert 0 == done.code, done.out + done.err
 
 
+@pytest.mark.dear("two app servers, a worker and four commands start, as the README starts them")
 def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
     emulator = StripeEmulator()
     emulator.add_meter("translated_words")
@@ -159,7 +160,7 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
             health = [word.replace(":8000", f":{port}") for word in instruction("HEALTHCHECK")]
             subprocess.run([sys.executable, *health[1:]], check=True, timeout=120)
 
-        run(environment, tmp_path, "customers", "link", "ada", billed)
+        run(environment, "customers", "link", "ada", billed)
         ada = {"authorization": "Bearer key-of-ada"}
 
         def translate(client: httpx.Client, words: int) -> int:
@@ -168,13 +169,13 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
         with running(SERVICES["worker"]["command"], environment, tmp_path) as worker:
             statuses = [translate(apps[turn % 2], 2) for turn in range(6)]
             assert [200, 200, 200, 200, 200, 429] == statuses
-            run(environment, tmp_path, "customers", "set-plan", "ada", "pro")
+            run(environment, "customers", "set-plan", "ada", "pro")
             assert 200 == translate(apps[1], 1_000_003)
             while (accepted := emulator.accepted(billed, "translated_words")) == 0:
                 assert worker.poll() is None
                 time.sleep(0.05)
             assert 13 == accepted
-        run(environment, tmp_path, "doctor")
+        run(environment, "doctor")
         scraped = [client.get("/metrics/").text for client in apps]
     served = [
         re.findall(r'^meterkit_requests_total\{.*"success".*\} (\d+)', text, re.MULTILINE) for text in scraped

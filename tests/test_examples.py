@@ -64,6 +64,7 @@ def wait_until_ready(client: httpx.Client) -> None:
             return
 
 
+@pytest.mark.dear("it starts an app server and two commands")
 def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> None:
     ada = {"x-customer-id": "ada"}
     shell = Shell(BASIC, METERKIT_REDIS_URL=store_url)
@@ -126,6 +127,7 @@ def rows(out: str, meter: str) -> list[list[int]]:
     return [[int(cell.replace(",", "")) for cell in line] for line in lines]
 
 
+@pytest.mark.dear("the example starts its own servers, store and Stripe")
 def test_the_chat_is_paid_by_included_then_credits_then_money_and_the_bill_is_right() -> None:
     done = bill()
     assert done.code == 0, done.out + done.err
@@ -145,6 +147,7 @@ def test_the_chat_is_paid_by_included_then_credits_then_money_and_the_bill_is_ri
     assert "answered 429 before the model ran; tokens counted: 0" in done.out
 
 
+@pytest.mark.whole
 def test_a_chat_whose_event_is_lost_is_found_and_named() -> None:
     done = bill("--break")
     assert done.code == 1, done.out + done.err
@@ -161,6 +164,7 @@ def test_the_chat_itself_does_without_meterkit(module: str, code: int) -> None:
     assert code == done.returncode, done.stderr
 
 
+@pytest.mark.dear("the example starts and forks its own processes")
 def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(store_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "run.py"],
@@ -180,7 +184,10 @@ def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(sto
     assert "eve has used 0 jobs, 0 words" in done.stdout
 
 
-@pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
+@pytest.mark.dear("a run of pytest of its own")
+@pytest.mark.parametrize(
+    ("name", "most"), [pytest.param("starlette_minimal", 2, marks=pytest.mark.whole), ("existing_service", 5)]
+)
 def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [
@@ -199,6 +206,7 @@ def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_
     assert f"{most} passed" in done.stdout
 
 
+@pytest.mark.dear("it starts gunicorn with its workers")
 def test_the_existing_service_runs_under_gunicorn_as_it_is_configured(tmp_path: Path, store_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -223,6 +231,7 @@ def test_the_existing_service_runs_under_gunicorn_as_it_is_configured(tmp_path: 
     assert (4, 80) == (meters["requests"]["used"], meters["characters"]["used"])
 
 
+@pytest.mark.dear("the example plays months in a process of its own")
 def test_a_customers_life_is_played_as_the_readme_has_it() -> None:
     done = subprocess.run(
         [sys.executable, "play.py"],
@@ -256,6 +265,7 @@ def signed_in(address: str, key: str) -> Generator[httpx.Client]:
                 return
 
 
+@pytest.mark.whole
 def test_the_product_shows_its_pages_to_the_customer_and_the_operator_who_signed_in() -> None:
     port = free_port()
     address, environment = f"http://127.0.0.1:{port}", Shell(SAAS).environment

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[1]
 NOTICED: Final = Path(__file__).parent / "faults" / "python_noticed.txt"
-SAMPLE: Final = 12
+SAMPLE: Final = 5
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
 """Of each room one in so many mutants is tried, and one of each module."""

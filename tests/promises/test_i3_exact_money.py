@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "1500"))
+DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "700"))
 PROGRAM: Final = Path(__file__).parents[1] / "drivers/exact_process.py"
 CUSTOMERS: Final = 16
 STEPS: Final = 40
