@@ -60,8 +60,8 @@ test: $(VENV)/.dev
 field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py tests/storage/test_histories.py \
-	  tests/test_repository.py tests/test_deploy_example.py tests/test_examples.py tests/test_benchmarks.py tests/pages/test_operator_in_browser.py \
-	  tests/promises $(ARGS)
+	  tests/test_repository.py tests/test_deploy_example.py tests/pages/test_operator_in_browser.py \
+	  tests/test_examples.py tests/test_benchmarks.py tests/promises $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev

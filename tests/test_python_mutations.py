@@ -109,6 +109,7 @@ def run(directory: Path, places: str, tests: Iterable[str], lines: Sequence[str]
     return told
 
 
+@pytest.mark.dear("a run of pytest with five mutants, each in a process of its own")
 def test_a_sample_of_mutants_is_noticed(tmp_path: Path) -> None:
     there = {str(mutant): mutant.file for room in PARTS for mutant in every(room)}
     # Those whose code has changed since are left out: `make mutants` tries them all.

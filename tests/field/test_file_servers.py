@@ -207,6 +207,7 @@ def _pairs() -> Iterator[object]:
         yield pytest.param(name, server, marks=[] if is_chosen else pytest.mark.whole)
 
 
+@pytest.mark.dear("each of 765 spellings is a connection to a real server")
 @pytest.mark.parametrize(("name", "server"), [*_pairs()])
 async def test_no_spelling_of_a_file_gets_around_a_gate(
     name: str, server: str, folder: Path, matrix: Matrix

@@ -90,7 +90,8 @@ async def reached(framework: str, protocol: Any, *, plan: str | None) -> int:
     return len(ran)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
+@pytest.mark.dear("each of 410 spellings is a connection to a real server")
 def _pairs() -> Iterator[object]:
     """Each framework on each server; on one of them without ``--whole``."""
     for (place, framework), (other, protocol) in product(enumerate(APPS), enumerate(("h11", "httptools"))):

@@ -92,6 +92,7 @@ def deployments() -> list[object]:
     ]
 
 
+@pytest.mark.dear("a real server starts, is visited and stops")
 @pytest.mark.parametrize("deployment", deployments())
 async def test_i6_what_was_served_is_recorded_and_billed(
     deployment: Deployment, store_url: str, tmp_path: Path, matrix: Matrix

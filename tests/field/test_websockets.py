@@ -29,6 +29,7 @@ OTHERS: Final = (
 )
 
 
+@pytest.mark.dear("a real server starts, is visited and stops")
 @pytest.mark.parametrize(
     "deployment", [*SERVERS, *(pytest.param(one, marks=pytest.mark.whole) for one in OTHERS)], ids=str
 )

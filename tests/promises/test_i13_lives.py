@@ -13,6 +13,7 @@ from faults.lives import Event, drawn, lived
 LIVES: Final = int(os.environ.get("METERKIT_LIVES", "20"))
 
 
+@pytest.mark.dear("a year of 100 events, and 20 seeds of it")
 @pytest.mark.parametrize("seed", range(LIVES))
 def test_i13_a_year_of_a_customer(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     wrong, told = lived(monkeypatch, drawn(seed))
@@ -78,6 +79,7 @@ STORIES: Final = {
 }
 
 
+@pytest.mark.dear("a year with its idle days")
 @pytest.mark.parametrize("story", STORIES)
 def test_i13_is_not_misled_by(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
     wrong, told = lived(monkeypatch, STORIES[story])

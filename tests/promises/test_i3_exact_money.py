@@ -182,6 +182,7 @@ class Customer:
         )
 
 
+@pytest.mark.dear("four processes decide 700 times, each against rational numbers")
 async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     started = await asyncio.gather(*(start(options, PROGRAM) for _ in range(PROCESSES)))

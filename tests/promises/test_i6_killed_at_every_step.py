@@ -41,6 +41,7 @@ async def born(seed: int, server: Server, directory: Path) -> AsyncGenerator[Dra
         yield Drawn(seed, server, url, emulator, clock, file)
 
 
+@pytest.mark.dear("the matrix of crashes: each life kills several processes")
 @pytest.mark.parametrize(
     "share",
     [pytest.param(share, marks=[pytest.mark.whole] if share >= SAMPLE else []) for share in range(SHARES)],
