@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_chain import ROOT, ROWS, Database, root_in
 from drivers.audited_kit import rows_in, sqlite_in
-from drivers.period_ends import HOUR, JUNE, MINUTE, ending
-from meterkit.delivery.audit_root import ROOT, ROWS, root_in
-from meterkit.delivery.closing import Closer
-from meterkit.insights.audit.database import Database
-from meterkit.stripe.api import StripeApi
+from drivers.period_ends import HOUR, JUNE, MINUTE, ending, look_at_closes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,9 +111,7 @@ async def test_a_root_that_cannot_be_read_is_logged_once_a_look(
             asked.append(customer)
             raise TimeoutError
 
-        api = StripeApi(at.kit.settings)
-        assert (await Closer(at.kit.store, lambda: api, root_of).look()).confirmed == 1
-        await api.close()
+        assert (await look_at_closes(at.kit, root_of)).confirmed == 1
         assert asked == ["acme"]
         assert "the audit log was not drained in time" in caplog.text
     assert Database(sqlite_in(tmp_path)).root("acme") is None

@@ -85,7 +85,7 @@ def asked(at: Desk) -> int:
     return sum("event_summaries" in request.path for request in at.emulator.requests)
 
 
-async def test_i6_what_is_refused_after_a_try_without_an_answer_may_have_been_counted(store_url: str) -> None:
+async def test_i6_a_refusal_after_a_lost_answer_may_be_counted(store_url: str) -> None:
     async with refused(store_url, when="after") as at:
         (intent,) = await at.kit.outbox.list()
         assert (intent.state, intent.compared_at) == ("parked", NOW + 26 * HOUR)
@@ -95,7 +95,7 @@ async def test_i6_what_is_refused_after_a_try_without_an_answer_may_have_been_co
         assert at.accepted("acme") == 6
 
 
-async def test_i6_what_is_refused_and_was_not_counted_before_is_sent_anew(store_url: str) -> None:
+async def test_i6_a_refused_uncounted_unit_is_sent_anew(store_url: str) -> None:
     async with refused(store_url, when="before") as at:
         at.emulator.fail_next("error", when="before", status=400)
         await looks(at, 3)
@@ -103,7 +103,7 @@ async def test_i6_what_is_refused_and_was_not_counted_before_is_sent_anew(store_
         assert (at.accepted("acme"), await places(at)) == (0, {"dead": 6})
 
 
-async def test_i6_what_stripe_has_counted_though_its_answer_was_lost_is_delivered(store_url: str) -> None:
+async def test_i6_a_unit_counted_despite_a_lost_answer_is_delivered(store_url: str) -> None:
     async with ambiguous(store_url, when="after") as at:
         await at.flush(everything=True, timeout_s=0)
         assert asked(at) == 0  # Not before 26 hours.
@@ -124,7 +124,7 @@ async def test_i6_what_stripe_has_counted_though_its_answer_was_lost_is_delivere
         assert at.accepted("acme") == 6
 
 
-async def test_i6_what_stripe_has_not_counted_is_sent_under_a_new_identifier(store_url: str) -> None:
+async def test_i6_an_uncounted_unit_is_sent_under_a_new_identifier(store_url: str) -> None:
     async with ambiguous(store_url, when="before") as at:
         (before,) = await at.kit.outbox.list()
         await looks(at, 1)
@@ -140,7 +140,7 @@ async def test_i6_what_stripe_has_not_counted_is_sent_under_a_new_identifier(sto
         assert entry.after == f"queued as {event.identifier}: Stripe's summary of its minute said 0, twice"
 
 
-async def test_i6_what_stripe_has_counted_in_the_minutes_beside_it_is_something_else(store_url: str) -> None:
+async def test_i6_units_counted_in_other_minutes_are_another_matter(store_url: str) -> None:
     async with ambiguous(store_url, when="before") as at:
         for minutes in (-1, 1):
             await have_at_stripe(at, 6, minute=NOW + timedelta(minutes=minutes))
@@ -149,7 +149,7 @@ async def test_i6_what_stripe_has_counted_in_the_minutes_beside_it_is_something_
         assert at.accepted("acme") == 3 * 6
 
 
-async def test_a_sum_that_is_another_waits_for_a_person_and_for_nothing_else(store_url: str) -> None:
+async def test_another_sum_waits_for_a_person_alone(store_url: str) -> None:
     async with ambiguous(store_url, when="after") as at:
         # Somebody else sends to this meter, too.
         await have_at_stripe(at, 1, minute=NOW)

@@ -39,9 +39,7 @@ async def fail_events(at: Ending) -> None:
 
 
 @pytest.mark.parametrize("hours", [2, 12])
-async def test_usage_that_is_away_over_a_periods_end_is_on_its_own_invoice(
-    any_store_url: str, hours: int
-) -> None:
+async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(any_store_url: str, hours: int) -> None:
     """F-101."""
     async with ending(any_store_url) as at:
         await used(at)
@@ -257,7 +255,7 @@ async def test_the_last_invoice_after_an_immediate_end_is_collected(
         assert (one.invoiced, one.advice) == (1000, "")
 
 
-async def test_the_last_invoice_that_a_person_has_stopped_is_left_alone(any_store_url: str) -> None:
+async def test_a_last_invoice_stopped_by_a_person_is_left_alone(any_store_url: str) -> None:
     async with ending(any_store_url, collects_after_cancel=False) as at:
         await at.kit.record("acme", "requests", 1_010)
         await at.flush()

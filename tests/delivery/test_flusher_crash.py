@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.usefixtures("valkey")
 async def test_three_processes_deliver_once(store_url: str) -> None:
     async with (
         desk(store_url) as at,
@@ -34,7 +35,7 @@ async def test_three_processes_deliver_once(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("point", ["leased", "sent", "acknowledged"])
-async def test_what_a_killed_process_left_is_delivered_once_by_the_next(
+async def test_the_next_process_delivers_a_killed_ones_rest_once(
     valkey: Server, store_url: str, point: str
 ) -> None:
     async with desk(store_url, shards=1) as at:

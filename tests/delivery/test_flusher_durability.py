@@ -60,7 +60,7 @@ def redis_70() -> Iterator[Server]:
         yield server
 
 
-async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds(redis_70: Server) -> None:
+async def test_a_server_silent_about_its_disk_gets_two_seconds(redis_70: Server) -> None:
     async with desk(redis_70.url) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 6)
@@ -71,7 +71,7 @@ async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds(red
     assert at.accepted("acme") == 6
 
 
-async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
+async def test_two_seconds_pass_though_the_kits_clock_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # F-127: nothing was ever delivered, and `flush(everything=True)` waited for 300 s.

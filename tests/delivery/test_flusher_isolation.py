@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from pkgutil import resolve_name
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,28 @@ import pytest
 from pydantic import SecretStr
 
 from drivers.counters import put_head
-from drivers.delivery import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
+from drivers.delivery import (
+    CATALOG,
+    NOW,
+    PLANS,
+    RunningClock,
+    aclosing_transport,
+    desk,
+    flusher_of,
+    kit_for,
+    until,
+)
 from drivers.kit_parts import parts_of
+from drivers.sampling import whole
+from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
 from meterkit import CustomerError
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token, shard_of
-from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
-    from meterkit.testing.emulator.faults import Action
     from servers.fixed_answers import Asked
     from servers.stores import Server
 
@@ -39,7 +49,7 @@ HEALTHY = [name for name in (f"c{n}" for n in range(14)) if shard_of(name, 16) >
 @pytest.mark.parametrize(
     "broken", ["counters are a text", "pending is no number", "totals are a text", "state"]
 )
-async def test_a_customer_whose_keys_are_broken_is_set_aside_and_named_once(
+async def test_a_customer_with_broken_keys_is_set_aside_and_named(
     store_url: str, valkey: Server, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-52: the shard stood still for ever, sealing and sending.
@@ -67,9 +77,7 @@ async def test_a_customer_whose_keys_are_broken_is_set_aside_and_named_once(
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
 
 
-async def test_an_intent_whose_totals_are_broken_waits_and_the_others_go(
-    store_url: str, valkey: Server
-) -> None:
+async def test_an_intent_with_broken_totals_waits_alone(store_url: str, valkey: Server) -> None:
     # F-52's sibling: between seal and send.
     async with desk(store_url, shards=1) as at:
         await at.link("acme", "mira")
@@ -89,7 +97,7 @@ async def test_an_intent_whose_totals_are_broken_waits_and_the_others_go(
         assert at.accepted("mira") == 6
 
 
-async def test_usage_of_a_meter_that_is_gone_is_delivered_under_its_event_name(store_url: str) -> None:
+async def test_a_removed_meter_is_delivered_by_its_event_name(store_url: str) -> None:
     # F-22: never sealed, `left 1` without a reason.
     newer = loads(PLANS.replace("tokens:", "words:").replace("ai_tokens", "ai_words"))
     async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=newer) as other:
@@ -103,9 +111,7 @@ async def test_usage_of_a_meter_that_is_gone_is_delivered_under_its_event_name(s
     assert at.accepted("acme", "ai_tokens") == 50
 
 
-async def test_usage_without_any_event_name_is_named_with_customer_and_quantity(
-    store_url: str, valkey: Server
-) -> None:
+async def test_usage_without_an_event_name_is_named(store_url: str, valkey: Server) -> None:
     # F-22
     newer = loads(PLANS.replace("tokens:", "words:").replace("ai_tokens", "ai_words"))
     async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=newer) as other:
@@ -154,8 +160,8 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
         await at.link("big")
         # A refused key is met once a flush, not by each intent: so they are sealed, and hardly any is sent.
         at.emulator.fail_next("error", status=401, times=None)
-        sealing = Flusher(at.kit.store, at.transport)
-        for _ in range(120):
+        sealing = flusher_of(at.kit, at.transport)
+        for _ in range(40):
             await at.kit.record("big", "requests", 1)
             await sealing.flush(everything=True, timeout_s=0)
             at.clock.advance(timedelta(minutes=1))
@@ -171,17 +177,15 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
         assert [at.accepted(customer) for customer in others] == [1] * 5
         first = [request.status for request in at.emulator.requests[before : before + 16]]
         assert first.count(200) == 5
-        assert report.left > 100
+        assert report.left > 25
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=20))
         assert (await at.flush()).left == 0
-        assert at.accepted("big") == 120
+        assert at.accepted("big") == 40
 
 
 @pytest.mark.parametrize("transport", ["v1", "v2-stream"])
-async def test_a_customer_for_whom_stripe_does_not_answer_holds_up_nobody(
-    store_url: str, transport: str
-) -> None:
+async def test_a_customer_stripe_does_not_answer_delays_no_other(store_url: str, transport: str) -> None:
     # F-124: her intents were the oldest, so each probe was one of hers.
     async with desk(store_url, shards=1, stripe_transport=transport) as at:
         others = [f"c{n}" for n in range(5)]
@@ -195,7 +199,7 @@ async def test_a_customer_for_whom_stripe_does_not_answer_holds_up_nobody(
             await at.kit.record(customer, "requests", 1)
         at.clock.advance(timedelta(minutes=6))
         # Another process, which has not heard of anybody.
-        begun = Flusher(at.kit.store, at.transport)
+        begun = flusher_of(at.kit, at.transport)
         for _ in range(3):
             await begun.flush()
             at.clock.advance(timedelta(seconds=5))
@@ -219,18 +223,17 @@ async def use(at: Desk, *customers: str) -> None:
         await at.kit.record(customer, "requests", 1)
 
 
-@pytest.mark.parametrize("transport", ["v1", "v2-stream"])
 @pytest.mark.parametrize(
-    ("shards", "fault"),
+    ("transport", "shards", "fault"),
     [
-        (1, {"action": "error", "status": 503}),
-        (16, {"action": "error", "status": 500, "when": "after"}),
-        (1, {"action": "reset"}),
-        (16, {"action": "drop", "when": "after"}),
+        ("v1", 1, {"action": "error", "status": 503}),
+        ("v2-stream", 16, {"action": "error", "status": 500, "when": "after"}),
+        ("v2-stream", 1, {"action": "reset"}),
+        ("v1", 16, {"action": "drop", "when": "after"}),
     ],
     ids=["503", "500-after", "reset", "drop-after"],
 )
-async def test_a_failing_customer_delays_no_other_where_each_flush_is_a_new_process(
+async def test_a_failing_customer_delays_no_other_across_processes(
     store_url: str, transport: str, shards: int, fault: dict[str, Any]
 ) -> None:
     # F-229: `meterkit flush` by cron: which customer fails was known to a process, and not to the next.
@@ -249,10 +252,8 @@ async def test_a_failing_customer_delays_no_other_where_each_flush_is_a_new_proc
         assert at.accepted(FAILING) == 3
 
 
-@pytest.mark.parametrize("shards", [1, 16])
-async def test_several_failing_customers_delay_no_other_where_each_flush_is_a_new_process(
-    store_url: str, shards: int
-) -> None:
+@pytest.mark.parametrize("shards", [1, whole(16)])
+async def test_failing_customers_delay_no_other_across_processes(store_url: str, shards: int) -> None:
     # F-229
     failing = [f"failing{n}" for n in range(5)]
     async with desk(store_url, shards=shards) as at:
@@ -266,10 +267,8 @@ async def test_several_failing_customers_delay_no_other_where_each_flush_is_a_ne
         assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
 
 
-@pytest.mark.parametrize("shards", [1, 16])
-async def test_after_an_outage_the_customer_that_still_fails_is_tried_last(
-    store_url: str, shards: int
-) -> None:
+@pytest.mark.parametrize("shards", [1, whole(16)])
+async def test_after_an_outage_a_failing_customer_is_tried_last(store_url: str, shards: int) -> None:
     # F-229: in an outage each customer may be why Stripe does not answer. Later the most tried one is.
     async with desk(store_url, shards=shards) as at:
         await at.link(FAILING, *HEALTHY)
@@ -288,10 +287,8 @@ async def test_after_an_outage_the_customer_that_still_fails_is_tried_last(
         assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
 
 
-@pytest.mark.parametrize("shards", [1, 16])
-async def test_a_customer_whose_deliveries_hang_is_tried_last_by_a_new_process(
-    store_url: str, shards: int
-) -> None:
+@pytest.mark.parametrize("shards", [16])
+async def test_a_hanging_customer_is_tried_last_by_a_new_process(store_url: str, shards: int) -> None:
     # F-229
     async with desk(store_url, shards=shards) as at:
         await at.link(FAILING, *HEALTHY)
@@ -300,7 +297,7 @@ async def test_a_customer_whose_deliveries_hang_is_tried_last_by_a_new_process(
             await use(at, *customers)
             at.clock.advance(timedelta(minutes=6))
             async with aclosing_transport(at.url, timeout_s=0.1) as transport:
-                await Flusher(at.kit.store, transport, timeout_s=0.1).flush()
+                await flusher_of(at.kit, transport, timeout_s=0.1).flush()
         assert [at.accepted(customer) for customer in HEALTHY] == [1] * len(HEALTHY)
 
 
@@ -328,7 +325,7 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
             await kit.record(f"c{number}", "requests", 2)
         emulator.fail_next("hang", when="after", skip=1, times=None)
         async with aclosing_transport(url, timeout_s=1.0) as transport:
-            flusher = Flusher(kit.store, transport, timeout_s=1.0, calls_at_once=4)
+            flusher = flusher_of(kit, transport, timeout_s=1.0, calls_at_once=4)
             running = asyncio.create_task(flusher.flush(everything=True))
             await until(lambda: len(emulator.events) >= 5)
             async with loop_clock() as passed_s:
@@ -341,7 +338,7 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
     assert [int(emulator.accepted(f"cus_c{number}", "api_requests")) for number in range(40)] == [2] * 40
 
 
-async def seal_for_the_wrong_one(at: Desk, fault: Action, **how: Any) -> None:
+async def seal_for_the_wrong_one(at: Desk, fault: Any, **how: Any) -> None:
     """Have what acme used sealed, and fail to be sent, while it is linked to another than ``cus_right``."""
     await at.link("acme")
     at.emulator.add_customer("cus_right")
@@ -350,7 +347,7 @@ async def seal_for_the_wrong_one(at: Desk, fault: Action, **how: Any) -> None:
     await at.flush(everything=True, timeout_s=0)
 
 
-async def test_a_wrong_link_is_corrected_and_unsent_usage_goes_to_the_right_one(store_url: str) -> None:
+async def test_a_corrected_link_redirects_unsent_usage(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:
         await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
@@ -367,9 +364,7 @@ async def test_a_wrong_link_is_corrected_and_unsent_usage_goes_to_the_right_one(
     assert at.accepted("acme") == 0
 
 
-async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_one(
-    store_url: str, valkey: Server
-) -> None:
+async def test_usage_corrected_after_its_counters_is_redirected(store_url: str, valkey: Server) -> None:
     # R9: it was neither sealed nor named, and gone with the customer.
     async with desk(store_url) as at:
         await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
@@ -382,7 +377,7 @@ async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_on
     assert at.emulator.accepted("cus_right", "api_requests") == 5
 
 
-async def test_what_was_sent_already_stays_with_whom_it_was_addressed_to(store_url: str) -> None:
+async def test_sent_usage_stays_with_its_stripe_customer(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:
         await seal_for_the_wrong_one(at, "drop", when="after")
@@ -395,7 +390,7 @@ async def test_what_was_sent_already_stays_with_whom_it_was_addressed_to(store_u
     assert int(at.emulator.accepted("cus_right", "api_requests")) == 2
 
 
-async def test_no_minute_of_a_stripe_customer_names_two_intents_whoever_they_are_of(store_url: str) -> None:
+async def test_no_minute_of_a_stripe_customer_names_two_intents(store_url: str) -> None:
     # F-57
     async with desk(store_url, clock=Clock(NOW)) as at:
         await at.link("old")
@@ -448,7 +443,7 @@ async def test_calls_are_paced(store_url: str, calls_per_s: float, least_s: floa
             await at.kit.record(customer, "requests", 1)
         # From before the first call: that may reach Stripe late on a busy machine, and the last one in time.
         before = monotonic()
-        await Flusher(at.kit.store, way, calls_per_s=calls_per_s).flush(everything=True)
+        await flusher_of(at.kit, way, calls_per_s=calls_per_s).flush(everything=True)
     assert len(slow.began) == 30
     assert slow.began[-1] - before >= least_s
 
@@ -460,12 +455,13 @@ async def test_a_sandbox_has_a_rate_of_its_own(
     # F-87
     given: list[dict[str, Any]] = []
 
-    class Noted(Flusher):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            given.append(options)
-            super().__init__(*args, **options)
+    make = resolve_name("meterkit.delivery.flusher.Flusher")
 
-    monkeypatch.setattr("meterkit.delivery.flusher.Flusher", Noted)
+    def note(*args: Any, **options: Any) -> Any:
+        given.append(options)
+        return make(*args, **options)
+
+    monkeypatch.setattr("meterkit.delivery.flusher.Flusher", note)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
         live = kit.settings.model_copy(
             update={"stripe_api_base": base and SecretStr(base), "stripe_api_key": SecretStr(key)}
@@ -487,7 +483,7 @@ async def test_a_lease_is_renewed_before_a_call_that_could_outlive_it(store_url:
         await at.link(*customers)
         for customer in customers:
             await at.kit.record(customer, "requests", 1)
-        careful = Flusher(at.kit.store, way, timeout_s=60.0, calls_at_once=1)
+        careful = flusher_of(at.kit, way, timeout_s=60.0, calls_at_once=1)
         reply = slow.__call__
 
         def lost(asked: Asked) -> bytes:

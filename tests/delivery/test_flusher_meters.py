@@ -12,7 +12,7 @@ from meterkit.testing import Clock, StripeEmulator
 pytestmark = pytest.mark.anyio
 
 
-async def test_after_its_pause_a_missing_meter_costs_one_call_and_then_all_of_it_goes(store_url: str) -> None:
+async def test_a_missing_meter_costs_one_call_after_its_pause(store_url: str) -> None:
     # R18: all that had waited was sent at once, to be refused again.
     clock = Clock(NOW)
     emulator = StripeEmulator(clock=clock)

@@ -50,7 +50,7 @@ async def test_i6_usage_of_both_names_has_a_minute_each(renaming: tuple[Desk, Me
     assert minutes(at)[-1] == this + timedelta(minutes=2)
 
 
-async def test_i6_what_is_left_of_both_when_a_period_ends_has_a_minute_each(
+async def test_i6_both_names_rest_at_a_periods_end_has_own_minutes(
     renaming: tuple[Desk, MeterKit],
 ) -> None:
     at, renamed = renaming
@@ -128,7 +128,7 @@ async def test_f_22a_only_a_meter_that_takes_over_an_event_is_named(
         assert (WARNING in caplog.text) == is_named
 
 
-async def test_a_budget_counts_what_was_spent_under_both_names_of_a_meter(store_url: str) -> None:
+async def test_a_budget_counts_spend_under_both_names(store_url: str) -> None:
     before = """
 schema: 1
 currency: usd

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import anyio
 import pytest
 
 from drivers.delivery import desk, until
+from faults.inner_steps import replaced, wrapped
 from meterkit import StoreError
-from meterkit.outbox.outbox import Outbox
-
-if TYPE_CHECKING:
-    from meterkit.delivery.flusher import FlushReport
-    from meterkit.outbox.intents import Work
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_i9_a_flusher_that_cannot_ask_about_the_store_at_its_start_delivers_later(
+async def test_i9_a_flusher_unsure_of_the_store_delivers_later(
     store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # R6: what went wrong before the first pass ended it.
-    async def fail(_: Outbox) -> None:
+    async def fail(_: object) -> None:
         raise RuntimeError("INFO cannot be read")
 
-    monkeypatch.setattr(Outbox, "refusal", fail)
+    replaced(monkeypatch, "the store is asked whether to deliver", fail)
     async with desk(store_url, flush_interval=0.05) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 6)
@@ -39,9 +35,9 @@ async def test_i9_a_flusher_that_cannot_ask_about_the_store_at_its_start_deliver
     assert "INFO cannot be read" in caplog.text
 
 
-async def test_an_error_of_whom_it_tells_of_a_pass_ends_it_with_that_error(store_url: str) -> None:
+async def test_an_error_of_the_callback_ends_the_flusher(store_url: str) -> None:
     # R6: who reads the reports is gone; whoever started it must hear of that.
-    def close(_: FlushReport) -> None:
+    def close(_: object) -> None:
         raise BrokenPipeError
 
     async with desk(store_url) as at:
@@ -69,21 +65,23 @@ async def test_a_flusher_that_runs_compares_what_is_due(store_url: str) -> None:
         await running
 
 
-async def test_a_store_that_stays_away_is_said_once_and_again_after_a_pass(
+async def test_a_store_that_stays_down_is_logged_once_a_time(
     store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Every process passes each five seconds: an outage of an hour would be 720 lines of each.
     passes, is_away = 0, True
-    work = Outbox.work
 
-    async def count(outbox: Outbox, *, due_ms: int | None) -> list[Work]:
-        nonlocal passes
-        passes += 1
-        if is_away:
-            raise StoreError("the store is away")
-        return await work(outbox, due_ms=due_ms)
+    def count(work: Any) -> Any:
+        async def counted(outbox: Any, *, due_ms: int | None) -> Any:
+            nonlocal passes
+            passes += 1
+            if is_away:
+                raise StoreError("the store is away")
+            return await work(outbox, due_ms=due_ms)
 
-    monkeypatch.setattr(Outbox, "work", count)
+        return counted
+
+    wrapped(monkeypatch, "a flush lists its work", count)
     async with desk(store_url) as at:
         running = asyncio.create_task(at.flusher.run(every_s=0.01))
         await until(lambda: passes > 5)
@@ -97,7 +95,8 @@ async def test_a_store_that_stays_away_is_said_once_and_again_after_a_pass(
     assert caplog.text.count("this flush failed") == 2
 
 
-async def test_a_store_that_has_begun_anew_is_said_once_of_all_its_shards(
+@pytest.mark.usefixtures("valkey")
+async def test_a_restarted_store_is_logged_once_for_all_shards(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     customers = [f"c{number}" for number in range(12)]

@@ -68,7 +68,7 @@ async def two_to_send(at: Desk) -> tuple[Flusher, Sleeping]:
     return flusher, way
 
 
-async def test_i6_what_was_leased_before_a_day_of_sleep_is_not_sent_after_it(store_url: str) -> None:
+async def test_i6_a_lease_before_a_day_of_sleep_sends_nothing(store_url: str) -> None:
     # R7, F-58: the monotonic clock stands still meanwhile, and Stripe forgets the identifier.
     async with desk(store_url, shards=1) as at:
         flusher, way = await two_to_send(at)
@@ -78,9 +78,7 @@ async def test_i6_what_was_leased_before_a_day_of_sleep_is_not_sent_after_it(sto
     assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
 
 
-async def test_a_lease_that_somebody_else_took_during_a_sleep_is_not_used_after_it(
-    store_url: str, valkey: Server
-) -> None:
+async def test_a_lease_lost_during_a_sleep_is_not_used(store_url: str, valkey: Server) -> None:
     # R7
     async with desk(store_url, shards=1) as at:
         flusher, way = await two_to_send(at)
@@ -94,7 +92,7 @@ async def test_a_lease_that_somebody_else_took_during_a_sleep_is_not_used_after_
         assert len(at.emulator.requests) == before + 1
 
 
-async def test_i6_what_was_leased_before_a_minute_of_sleep_is_left_to_the_next_pass(store_url: str) -> None:
+async def test_i6_a_lease_before_a_minute_of_sleep_is_left(store_url: str) -> None:
     # Nobody has the lease now; somebody may have had it, and have sent the other one meanwhile.
     async with desk(store_url, shards=1) as at:
         flusher, way = await two_to_send(at)
@@ -106,7 +104,7 @@ async def test_i6_what_was_leased_before_a_minute_of_sleep_is_left_to_the_next_p
     assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
 
 
-async def test_time_does_not_run_backwards_where_the_wall_clock_is_set_back() -> None:
+async def test_time_never_runs_backwards() -> None:
     clock = Clock(NOW)
     elapsed = stopwatch(clock)
     clock.set(NOW - timedelta(hours=1))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from drivers.delivery import Desk
     from meterkit import MeterKit
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 
 def left_behind(kit: MeterKit, quantity: int, *, days: int = 0) -> Path:
@@ -87,9 +87,7 @@ async def test_without_a_stripe_key_everything_is_what_is_spooled(store_url: str
         assert at.emulator.requests == ()
 
 
-async def test_the_plan_in_force_when_a_spool_is_sent_decides_what_is_included(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_the_plan_at_sending_decides_what_a_spool_includes(store_url: str, tmp_path: Path) -> None:
     plans = loads(PLANS + "  max: {extends: pro, meters: {requests: {included: 2_000, overage: bill}}}\n")
     async with desk_with_acme(store_url, tmp_path, catalog=plans) as at:
         left_behind(at.kit, 1_500)

@@ -8,7 +8,7 @@ import pytest
 
 from drivers.period_ends import JUNE, MAY
 from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
-from meterkit.decisions.keys import meter_token
+from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -49,7 +49,7 @@ async def test_a_close_is_confirmed_by_the_lines_of_the_invoice(any_store_url: s
         assert (one.invoiced, one.invoice, one.advice) == (1000, "final", "")
 
 
-async def test_what_is_counted_and_on_no_invoice_is_said_with_its_price(
+async def test_units_counted_and_on_no_invoice_are_reported(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-101: recorded = delivered = counted, and nothing is billed."""
@@ -85,7 +85,7 @@ async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before
 
 
 @pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
-async def test_usage_of_a_subscription_that_stripe_ends_without_an_invoice_is_late(
+async def test_usage_of_an_end_without_an_invoice_is_late(
     any_store_url: str, caplog: pytest.LogCaptureFixture, days: int
 ) -> None:
     """F-101: as after failed payments. Delivered usage was on no invoice, and was not late."""
@@ -103,7 +103,7 @@ async def test_usage_of_a_subscription_that_stripe_ends_without_an_invoice_is_la
         await late_is_told_once(at, caplog, one)
 
 
-async def test_the_last_period_of_an_earlier_subscription_is_compared_too(
+async def test_an_earlier_subscriptions_last_period_is_compared(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-101: the customer had another subscription before the end of the first one was known."""
@@ -209,7 +209,7 @@ async def test_an_event_that_came_after_the_invoice_was_final_is_seen(any_store_
         assert one.advice  # Something else sends to this meter.
 
 
-async def test_two_subscriptions_bill_the_same_meter_twice_and_that_is_said(any_store_url: str) -> None:
+async def test_two_subscriptions_billing_a_meter_twice_are_reported(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         at.clock.set(JUNE - timedelta(days=20))
         await at.kit.record("acme", "requests", 1_010)
@@ -260,7 +260,7 @@ async def test_without_a_subscription_no_invoice_is_asked_for(any_store_url: str
     ],
     ids=["cheaper", "dearer"],
 )
-async def test_usage_that_is_billed_at_another_price_than_it_was_recorded_at_is_named(
+async def test_usage_billed_at_another_price_is_named(
     any_store_url: str, caplog: pytest.LogCaptureFixture, cents: int, do: str
 ) -> None:
     """F-100: recorded = delivered = counted = invoiced, and 600 units have a price that no plan has."""
@@ -321,7 +321,7 @@ async def foreign_units(at: Ending, when: datetime, value: int = 7, customer: st
 FOREIGN = "Stripe has 7 more than was delivered: something else sends to this meter"
 
 
-async def test_f_227_units_of_another_sender_on_an_unused_meter_are_seen(any_store_url: str) -> None:
+async def test_f_227_foreign_units_on_an_unused_meter_are_seen(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         await at.kit.record("acme", "requests", 110)
         await foreign_units(at, JUNE - HOUR)
@@ -338,7 +338,7 @@ async def test_f_227_units_of_another_sender_on_an_unused_meter_are_seen(any_sto
         assert (await at.counts(JUNE - HOUR, "tokens"))["late"] == 0
 
 
-async def test_f_227_units_of_another_sender_are_seen_of_a_customer_without_any_usage(
+async def test_f_227_foreign_units_are_seen_without_own_usage(
     any_store_url: str,
 ) -> None:
     async with ending(any_store_url) as at:
@@ -384,7 +384,7 @@ async def test_units_of_a_void_invoice_are_named(
         assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice
 
 
-async def test_f_227_units_of_others_are_found_in_past_periods_without_own_usage(store_url: str) -> None:
+async def test_f_227_foreign_units_are_found_in_past_periods(store_url: str) -> None:
     """A period in which nothing was recorded was compared as a calendar month, or not at all."""
     async with paying(store_url, UNHELD) as at:
         for end in (JUNE, JULY):

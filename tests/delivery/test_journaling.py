@@ -105,7 +105,7 @@ class Pages:
 DELIVERED: Final = Outcome(kind="delivered", detail="")
 
 
-async def test_rows_that_come_while_a_batch_is_written_are_the_next_batch() -> None:
+async def test_rows_arriving_during_a_write_are_the_next_batch() -> None:
     journal = Pages()
     transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
     assert (transport.most, await transport.ready()) == (10, None)
@@ -143,7 +143,7 @@ async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: i
     assert answers.is_closed
 
 
-async def test_a_journal_that_fails_is_said_once_and_gets_its_rows_with_the_next(
+async def test_a_failing_journal_is_logged_once_and_caught_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     journal = Pages(fails=2)
@@ -159,7 +159,7 @@ async def test_a_journal_that_fails_is_said_once_and_gets_its_rows_with_the_next
     ]
 
 
-async def test_what_a_journal_has_not_taken_is_tried_once_more_at_the_end(
+async def test_untaken_rows_are_tried_once_more_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     journal = Pages(fails=1)
@@ -172,7 +172,7 @@ async def test_what_a_journal_has_not_taken_is_tried_once_more_at_the_end(
     assert [row.identifier for page in journal.pages for row in page] == ["intent-1"]
 
 
-async def test_a_journal_that_hangs_holds_up_neither_delivery_nor_the_end(
+async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
@@ -246,7 +246,7 @@ async def test_the_journal_tells_what_was_delivered_and_taken_back(store_url: st
         assert await unknown(found) == 5
 
 
-async def test_what_a_comparison_has_counted_stands_for_what_the_journal_has(
+async def test_a_comparisons_count_stands_for_the_journals(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Pages()
@@ -261,7 +261,7 @@ async def test_what_a_comparison_has_counted_stands_for_what_the_journal_has(
     )
 
 
-async def test_a_journal_that_cannot_be_read_is_said_once_and_sums_decide(
+async def test_an_unreadable_journal_is_logged_once_and_sums_decide(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Pages(fails=9)
@@ -295,9 +295,7 @@ async def test_a_journal_that_hangs_is_given_up_and_asked_again_later(
         assert await unknown(found) == 0  # It is not asked: each line would wait for it.
 
 
-async def test_a_journal_is_gone_by_where_it_goes_back_to_the_gap_and_is_whole(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
     names = ("acme", "api_requests", "cus_acme")
@@ -335,7 +333,7 @@ async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Pat
             assert await journal.begun_ms() == written.delivered_at_ms
 
 
-async def test_a_row_that_cannot_be_read_is_said_and_the_audit_log_goes_on(tmp_path: Path) -> None:
+async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     journal = AuditDatabase(url)
     await journal.write([row(1, 5)])

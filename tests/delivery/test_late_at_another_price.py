@@ -12,18 +12,16 @@ import pytest
 from drivers.delivery import kit_for, said_late
 from drivers.priced_shop import item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, shop
-from drivers.switched_shop import CATALOG, PLANS, begin, switch
+from drivers.switched_shop import CATALOG, PLANS, Pricing, Tier, begin, switch
+from faults.inner_steps import failing
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, StoreError
-from meterkit.outbox.late_items import LateItems
-from meterkit.testing.emulator.selling.amounts import Pricing, Tier
+from meterkit.errors import CustomerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from drivers.shop import Shop
-    from meterkit import LateUsage, MeterKit, MeterUsage
-    from meterkit.delivery.reconciling import Reconciled
+    from meterkit import LateUsage, MeterKit, MeterUsage, Reconciled
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +67,7 @@ async def charged(at: Shop) -> int:
     return sum(lines) + sum(cents for _, cents in await items_of(at))
 
 
-async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to_a_dearer_plan(
+async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(
     at: Shop,
 ) -> None:
     """F-226."""
@@ -99,7 +97,7 @@ async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to
 
 
 @pytest.mark.parametrize("is_billed", [True, False])
-async def test_f_227_a_flush_reports_late_usage_of_a_switch_that_its_own_sync_finds(
+async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
     store_url: str, is_billed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = CATALOG if is_billed else DEAD_LETTER
@@ -120,7 +118,7 @@ async def test_f_227_a_flush_reports_late_usage_of_a_switch_that_its_own_sync_fi
         assert (await at.kit.flush(everything=True)).late == []
 
 
-async def test_f_227_a_flush_reports_late_usage_that_its_own_comparison_finds(at: Shop) -> None:
+async def test_f_227_a_flush_reports_late_usage_it_compares_itself(at: Shop) -> None:
     await at.kit.flush(everything=True)
     await at.kit.record("acme", "words", 26)
     at.emulator.fail_next("drop", when="before", times=None, path="/v1/billing/meter_events")
@@ -152,7 +150,7 @@ async def test_i13_an_item_has_the_product_and_the_period_of_its_usage(at: Shop)
 @pytest.mark.parametrize(
     ("before", "after", "cents"), [("seven", "four", 7), ("third", "two", 0.015), ("four", "none", 4)]
 )
-async def test_i13_pending_units_are_billed_at_their_own_price_after_a_switch_to_another_plan(
+async def test_i13_pending_units_keep_their_price_on_another_plan(
     store_url: str, before: str, after: str, cents: float
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell_exactly) as at:
@@ -174,7 +172,7 @@ def sell_exactly(emulator: Any, catalog: Any) -> None:
     price.pricing = type(price.pricing)(unit_amount=price.pricing.unit_amount / 1_000)
 
 
-async def test_i13_each_of_several_switches_in_a_period_has_items_of_its_own(at: Shop) -> None:
+async def test_i13_each_switch_in_a_period_has_its_own_items(at: Shop) -> None:
     for nth, plan in enumerate(("seven", "four", "seven", "two"), start=1):
         await at.kit.record("acme", "words", 10 * nth)
         at.clock.advance(timedelta(minutes=3))
@@ -191,18 +189,11 @@ async def test_i13_each_of_several_switches_in_a_period_has_items_of_its_own(at:
     assert (await charged(at), (await compared(at)).advice) == (shown, "")
 
 
-async def test_i13_a_process_that_dies_between_an_item_and_its_note_makes_it_once(
-    at: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i13_a_crash_before_the_note_makes_an_item_once(at: Shop) -> None:
     await at.kit.record("acme", "words", 26)
     await switch(at, "seven")
     await at.kit.subscriptions.sync("acme")
-    with monkeypatch.context() as patched:
-
-        async def die(*_: object, **__: object) -> bool:
-            raise StoreError("dead")
-
-        patched.setattr(LateItems, "settle", die)
+    with failing("a late item is noted"):
         assert (await at.kit.flush()).items == 0
     assert len(await waiting(at)) == 1
     at.clock.advance(timedelta(hours=25))  # Stripe has forgotten the idempotency key.
@@ -225,7 +216,7 @@ async def test_i13_an_item_whose_reply_is_lost_is_made_once(at: Shop, when: Any)
     assert await items_of(at) == [(26, 104)]
 
 
-async def test_an_item_waits_while_stripe_fails_and_the_close_waits_for_it(
+async def test_an_item_and_its_close_wait_while_stripe_fails(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     await at.kit.record("acme", "words", 26)
@@ -300,7 +291,7 @@ async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop)
     assert "have 0 of 26 late units: one was deleted there" in (await compared(at)).advice
 
 
-async def test_i13_a_store_that_has_forgotten_an_item_does_not_bill_it_again(at: Shop) -> None:
+async def test_i13_a_forgotten_item_is_not_billed_again(at: Shop) -> None:
     await at.kit.record("acme", "words", 26)
     await switch(at, "seven")
     keys = at.kit.store.keys.customer("acme")
@@ -353,7 +344,7 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(
         assert [(one.delivered, one.advice) for one in later] == [(5, "")]
 
 
-async def test_i13_late_units_keep_their_price_after_a_downgrade_at_the_periods_end(
+async def test_i13_late_units_keep_their_price_after_a_downgrade(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url, catalog=UNHELD, selling=sell) as at:
@@ -420,7 +411,7 @@ TIERS: Final = loads(PLANS.replace("translated_words}", "translated_words, repor
 
 
 @pytest.mark.parametrize("kind", ["usage", "packages", "tiers"])
-async def test_i13_units_without_one_price_are_late_and_not_billed_after_a_switch(
+async def test_i13_units_without_one_price_are_not_billed(
     store_url: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In doubt less is billed, and the log says so."""
@@ -472,7 +463,7 @@ async def test_i13_usage_of_a_trial_costs_nothing_after_a_switch(store_url: str,
         assert (await items_of(at), await metered_lines(at)) == ([], [])
 
 
-async def test_i13_a_change_of_plan_by_the_app_finds_a_switch_before_it(at: Shop) -> None:
+async def test_i13_the_apps_own_change_finds_a_switch_before_it(at: Shop) -> None:
     await at.kit.record("acme", "words", 26)
     await switch(at, "seven")
     await at.kit.subscriptions.change_plan("acme", "two")

@@ -23,7 +23,7 @@ async def used_in_may(at: Ending, quantity: int = 1_010) -> None:
 
 
 @pytest.mark.parametrize("hours", [2, 12])
-async def test_overage_delivered_after_the_invoice_is_final_is_on_the_next_invoice(
+async def test_late_overage_is_on_the_next_invoice(
     any_store_url: str, hours: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-101."""

@@ -66,73 +66,7 @@ async def bench(store_url: str) -> AsyncGenerator[Bench]:
         yield Bench(kit, clock, Outbox(kit.store, admin), Outbox(kit.store, admin))
 
 
-async def test_a_lease_has_one_holder(store_url: str, valkey: Server) -> None:
-    async with bench(store_url) as at:
-        assert await at.ours.lease(0, ttl_ms=60_000)
-        assert not await at.theirs.lease(0, ttl_ms=60_000)
-        assert not await at.theirs.lease(0, ttl_ms=0)  # Nobody gives back what another holds.
-        assert await at.ours.lease(0, ttl_ms=90_000)
-        assert 60_000 < valkey.command("PTTL", "mk:{0}:lease") <= 90_000
-        assert await at.ours.lease(0, ttl_ms=0)
-        assert await at.theirs.lease(0, ttl_ms=60_000)
-
-
-async def test_work_is_what_is_due(store_url: str) -> None:
-    async with bench(store_url) as at:
-        assert await at.ours.work(due_ms=None) == []
-        await at.kit.record("acme", "requests", 1)
-        assert await at.ours.work(due_ms=at.clock.now_ms) == []
-        (work,) = await at.ours.work(due_ms=None)
-        assert (work.shard, work.dirty, work.outbox) == (0, 1, 0)
-        at.clock.advance(timedelta(seconds=300))
-        (work,) = await at.ours.work(due_ms=at.clock.now_ms)
-        assert (work.dirty, work.outbox) == (1, 0)
-        await at.ours.seal(0, due_ms=at.clock.now_ms, most=50)
-        (work,) = await at.ours.work(due_ms=at.clock.now_ms)
-        assert (work.dirty, work.outbox) == (0, 1)
-
-
-async def test_an_intent_walks_through_its_states(store_url: str) -> None:
-    async with bench(store_url) as at:
-        assert await at.sealed() == 2
-        assert await at.states() == {"queued": 2}
-        await at.ours.lease(0, ttl_ms=60_000)
-        intents = await at.ours.due(0, due_ms=None, most=10)
-        first = await at.ours.attempt(0, intents)
-        assert [attempt.attempts for attempt in first] == [1, 1]
-        assert await at.states() == {"leased": 2}
-
-        (acme,) = (sealed for sealed in intents if sealed.customer == "acme")
-        waits = Move(intent=acme, state="queued", delay_ms=5000, key="other", why="because")
-        assert await at.ours.settle(0, [waits]) == [waits]
-        assert await at.states() == {"queued": 2}
-        assert acme not in await at.ours.due(0, due_ms=at.clock.now_ms, most=10)
-        at.clock.advance(timedelta(seconds=5))
-        again = await at.ours.due(0, due_ms=at.clock.now_ms, most=10)
-        (acme_again,) = (sealed for sealed in again if sealed.customer == "acme")
-        assert (acme_again.identifier, acme_again.key) == (acme.identifier, "other")
-        (second,) = await at.ours.attempt(0, [acme_again])
-        assert (second.attempts, second.now_ms - second.first_ms) == (2, 5000)
-
-        assert await at.ours.settle(0, [Move(intent=acme, state="delivered")])
-        assert await at.states() == {"delivered": 2}
-        assert not await at.ours.settle(0, [Move(intent=acme, state="queued")])  # Delivered is delivered.
-        assert await at.states() == {"delivered": 2}
-
-
-async def test_an_attempt_that_was_refused_for_certain_is_as_good_as_none(store_url: str) -> None:
-    async with bench(store_url) as at:
-        await at.sealed()
-        await at.ours.lease(0, ttl_ms=60_000)
-        (sealed, _) = await at.ours.due(0, due_ms=None, most=10)
-        await at.ours.attempt(0, [sealed])
-        await at.ours.settle(0, [Move(intent=sealed, state="queued", untried=True)])
-        at.clock.advance(timedelta(hours=30))
-        (attempt,) = await at.ours.attempt(0, [sealed])
-        assert (attempt.attempts, attempt.first_ms) == (2, 0)
-
-
-async def test_i6_a_second_try_at_the_very_instant_of_the_first_is_not_taken_for_it(store_url: str) -> None:
+async def test_i6_a_second_try_at_the_same_instant_is_a_second_try(store_url: str) -> None:
     """It would count as never tried once it was refused, and be sent again when Stripe has forgotten it."""
     async with bench(store_url) as at:
         await at.sealed()
@@ -144,25 +78,6 @@ async def test_i6_a_second_try_at_the_very_instant_of_the_first_is_not_taken_for
         assert (first.attempts, first.first_ms) == (1, 0)
         assert (second.attempts, second.first_ms) == (2, first.now_ms)
         assert second.now_ms == first.now_ms
-
-
-@pytest.mark.parametrize("state", ["parked", "dead"])
-async def test_what_is_not_to_be_sent_any_more_is_no_work(store_url: str, state: Any) -> None:
-    async with bench(store_url) as at:
-        await at.sealed()
-        await at.ours.lease(0, ttl_ms=60_000)
-        intents = await at.ours.due(0, due_ms=None, most=10)
-        await at.ours.attempt(0, intents)
-        moves = [Move(intent=sealed, state=state, why="because") for sealed in intents]
-        assert await at.ours.settle(0, moves) == moves
-        found = await at.ours.undelivered()
-        assert [(one.customer, one.meter, one.quantity, one.state, one.why) for one in found] == [
-            (customer, "requests", 2, state, "because") for customer in CUSTOMERS
-        ]
-        assert await at.states() == {state: 2}
-        assert await at.ours.work(due_ms=None) == []
-        at.clock.advance(timedelta(days=100))
-        assert await at.kept() == {sealed.identifier for sealed in intents}
 
 
 async def test_without_the_lease_nothing_moves(store_url: str) -> None:
@@ -179,32 +94,6 @@ async def test_without_the_lease_nothing_moves(store_url: str) -> None:
         # The new holder takes over what the old one left.
         assert len(await at.theirs.attempt(0, intents)) == 2
         assert await at.theirs.settle(0, [Move(intent=intents[0], state="delivered")])
-
-
-async def test_intents_are_sent_in_turn_by_customer_and_meter_the_oldest_first(store_url: str) -> None:
-    async with bench(store_url) as at:
-        await at.sealed()
-        at.clock.advance(timedelta(minutes=1))
-        await at.sealed()
-        await at.kit.record("acme", "tokens", 101)
-        at.clock.advance(timedelta(minutes=1))
-        await at.ours.seal(0, due_ms=None, most=50)
-        (work,) = await at.ours.work(due_ms=None)
-        assert work.outbox == 5
-        due = await at.ours.due(0, due_ms=None, most=10)
-        assert sorted((sealed.customer, sealed.event_name) for sealed in due[:3]) == [
-            ("acme", "ai_tokens"),
-            ("acme", "api_requests"),
-            ("zeta", "api_requests"),
-        ]
-        at_first = int(NOW.replace(second=0).timestamp())
-        first = {sealed.timestamp for sealed in due[:3] if sealed.event_name == "api_requests"}
-        assert (first, len(due)) == ({at_first}, 5)
-        assert [sealed.customer for sealed in await at.ours.due(0, due_ms=None, most=2)] != ["acme"] * 2
-        tried = {sealed.identifier for sealed in due[:4]}
-        assert await at.ours.due(0, due_ms=None, most=10, tried=tried) == due[4:]
-        open_ones = await at.ours.due(0, due_ms=None, most=10, closed={"api_requests"})
-        assert [sealed.event_name for sealed in open_ones] == ["ai_tokens"]
 
 
 async def test_of_what_was_delivered_a_line_is_kept_for_36_days(store_url: str, valkey: Server) -> None:
@@ -238,15 +127,6 @@ async def test_the_unlinked_are_named(store_url: str) -> None:
         assert await at.ours.unlinked() == ["nobody", "someone"]
 
 
-async def test_a_customer_without_a_link_is_not_sealed(store_url: str, valkey: Server) -> None:
-    async with bench(store_url) as at:
-        await at.kit.record("nobody", "requests", 1)
-        valkey.command("ZADD", "mk:{0}:dirty", 0, "nobody")
-        assert (await at.ours.seal(0, due_ms=None, most=50)).made == 0
-        assert await at.ours.work(due_ms=None) == []
-        assert await at.states("nobody") == {"unlinked": 1}
-
-
 async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Server) -> None:
     async with MeterKit(CATALOG, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
         await kit.customers.link("acme", "cus_acme", force=True)
@@ -261,16 +141,8 @@ async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Ser
         await elsewhere.close()
 
 
-async def test_an_unlink_takes_back_nothing_of_others(store_url: str) -> None:
-    async with bench(store_url) as at:
-        await at.kit.record("zeta", "requests", 2)
-        await at.ours.seal(0, due_ms=None, most=50)
-        await at.kit.customers.unlink("acme")
-        assert await at.states("zeta") == {"queued": 2}
-
-
 @pytest.mark.parametrize("state", ["leased", "delivered"])
-async def test_who_is_linked_to_a_former_customers_stripe_customer_has_minutes_of_its_own(
+async def test_a_relinked_stripe_customer_has_minutes_of_its_own(
     store_url: str, state: Any, valkey: Server
 ) -> None:
     async with bench(store_url) as at:
@@ -315,7 +187,7 @@ async def test_a_lease_that_cannot_be_read_lets_nothing_be_sent(store_url: str, 
         assert await at.states() == {"queued": 2}
 
 
-async def test_a_customer_that_changes_again_and_again_while_it_is_sealed_waits(
+async def test_a_customer_changing_while_sealed_waits(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bench(store_url) as at:

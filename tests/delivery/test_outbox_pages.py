@@ -32,7 +32,7 @@ async def sealed(at: Desk) -> Outbox:
     return outbox
 
 
-async def test_pages_of_one_intent_deliver_everything_once_and_in_order(
+async def test_pages_of_one_deliver_all_once_and_in_order(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-87
@@ -49,7 +49,7 @@ async def test_pages_of_one_intent_deliver_everything_once_and_in_order(
     assert (at.accepted("acme"), at.accepted("zeta")) == (12, 7)
 
 
-async def test_a_customer_with_more_than_a_page_is_read_past_to_the_next_one(
+async def test_more_than_a_page_of_one_customer_is_read_past(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-87
@@ -84,7 +84,7 @@ async def test_pages_of_what_is_kept_leave_nothing_out(store_url: str) -> None:
         assert len({kept.identifier for page in pages for kept in page}) == 13
 
 
-async def test_usage_of_meters_without_an_event_name_is_named_with_its_quantity(store_url: str) -> None:
+async def test_usage_of_meters_without_an_event_name_is_named(store_url: str) -> None:
     async with desk(store_url, shards=1) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 7)

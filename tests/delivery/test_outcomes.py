@@ -3,8 +3,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from meterkit.delivery.outcomes import classify
 from meterkit.stripe.result import Result
@@ -111,36 +109,15 @@ def test_every_kind_is_in_the_table() -> None:
     assert set(STEPS) == {row[2] for row in TABLE}
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_only_a_2xx_is_a_delivery_when_nothing_is_said(status: int) -> None:
+@pytest.mark.parametrize("status", [200, 299, 300, 399, 400, 499, 500, 599])
+def test_only_a_2xx_is_a_delivery(status: int) -> None:
     assert (status < 300) == classify(Result(status=status)).delivered
 
 
-@pytest.mark.parametrize("status", range(500, 600))
-def test_no_5xx_ends_an_intent_whatever_it_says(status: int) -> None:
-    assert classify(Result(status=status, message=DUPLICATE)).kind == "unknown"
-
-
-@given(
-    st.builds(
-        Result,
-        status=st.none() | st.integers(100, 599),
-        failure=st.sampled_from([None, "not_sent", "no_reply", "unreadable"]),
-        type=st.none() | st.text() | st.sampled_from(["invalid_request_error", "api_error"]),
-        code=st.none() | st.text(),
-        message=st.none() | st.text() | st.sampled_from([DUPLICATE, NO_METER, OLD]),
-        should_retry=st.none() | st.booleans(),
-    )
-)
-def test_without_an_answer_nothing_is_ever_settled(result: Result) -> None:
-    outcome = classify(result)
-    if result.failure is not None or result.status is None:
-        assert outcome.step == "retry"
-    if outcome.step in {"dead", "park"}:
-        assert result.status is not None
-        assert 400 <= result.status < 500
-        assert result.type == "invalid_request_error"
-    assert len(outcome.detail) <= 300
+@pytest.mark.parametrize("status", [500, 501, 503, 599])
+def test_no_5xx_ends_an_intent(status: int) -> None:
+    outcome = classify(Result(status=status, type="api_error", message=DUPLICATE))
+    assert (outcome.kind, outcome.refused) == ("unknown", False)
 
 
 @pytest.mark.parametrize("failure", ["no_reply", "unreadable"])
@@ -156,15 +133,13 @@ IN_FLIGHT = Result(status=409, type="invalid_request_error", code="idempotency_k
 
 
 @pytest.mark.parametrize("result", [NOT_SENT, TOO_MANY, REVOKED, refusal(NO_METER), refusal(OLD)])
-def test_only_stripe_itself_or_an_unsent_request_says_that_stripe_has_nothing(result: Result) -> None:
+def test_only_stripe_or_an_unsent_request_proves_a_refusal(result: Result) -> None:
     assert classify(result).refused
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 407, 408, 409, 413, 429, 451, 500])
 @pytest.mark.parametrize("error_type", [None, "bad_request"])
-def test_who_answers_in_stripes_place_may_have_passed_the_request_on(
-    status: int, error_type: str | None
-) -> None:
+def test_a_foreign_answer_may_hide_a_forwarded_request(status: int, error_type: str | None) -> None:
     # R4: the first attempt was forgotten at each try, and nothing was parked.
     assert not classify(Result(status=status, type=error_type, message=OLD)).refused
 
@@ -177,14 +152,8 @@ def test_who_answers_in_stripes_place_may_have_passed_the_request_on(
         Result(status=400, type="idempotency_error"),
     ],
 )
-def test_a_key_in_flight_tells_of_another_request_that_may_be_accepted(result: Result) -> None:
+def test_a_key_in_flight_tells_of_another_request(result: Result) -> None:
     assert not classify(result).refused
-
-
-@pytest.mark.parametrize("status", [500, 502, 503])
-def test_what_stripe_has_failed_at_it_may_have_taken(status: int) -> None:
-    # Else it would count as never tried, and be sent again when Stripe has forgotten its identifier.
-    assert not classify(Result(status=status, type="api_error", message=OLD)).refused
 
 
 def test_detail_tells_what_was_answered() -> None:
@@ -199,7 +168,3 @@ def test_detail_holds_no_key(key: str) -> None:
     detail = classify(Result(status=401, message=f"Invalid API Key provided: {key}")).detail
     assert detail.startswith("HTTP 401: Invalid API Key provided: ")
     assert key[key.index("_") + 1 : -2] not in detail
-
-
-def test_server_time_is_passed_on() -> None:
-    assert classify(Result(status=200, server_time_s=17)).server_time_s == 17

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.audit_chain import Head, link_hash
 from drivers.period_ends import JUNE, MAY, MINUTE
 from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
-from meterkit.decisions.keys import meter_token
-from meterkit.insights.audit.chain import Head, link_hash
+from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:
     from pathlib import Path

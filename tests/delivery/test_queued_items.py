@@ -12,9 +12,8 @@ from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import item_lines, metered_lines, renewed, sell
 from drivers.shop import HALF, shop
 from drivers.switched_shop import CATALOG, PLANS, begin, switch
-from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.store_readings import read_deliveries
-from meterkit.outbox.late_items import LateItems
+from faults.inner_steps import failing
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -66,7 +65,6 @@ async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(at: Shop)
 
 
 async def test_a_queued_item_is_counted_by_health_metrics_and_pages(at: Shop) -> None:
-    assert (await read_deliveries(at.kit.store))["invoice_items"].items == 1
     health = await at.kit.health()
     assert health.looked_at["items"] == "1 wait"
     assert [one for one in health.findings if one.check == "items"] == []
@@ -98,16 +96,9 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(at: Shop) -> None:
     assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
 
 
-async def test_an_item_that_stripe_got_all_the_same_is_named_after_a_drop(
-    at: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_item_made_despite_a_drop_is_named(at: Shop) -> None:
     item = await queued(at)
-    with monkeypatch.context() as patched:
-
-        async def die(*_: object, **__: object) -> bool:
-            raise StoreError("dead")
-
-        patched.setattr(LateItems, "settle", die)
+    with failing("a late item is noted"):
         assert (await at.kit.flush()).items == 0
     await at.kit.outbox.items.drop(item.identifier, reason="a test")
     (found,) = await at.kit.reconcile("acme", at=HALF)
@@ -125,7 +116,7 @@ async def test_a_redriven_item_is_made_by_the_next_flush(at: Shop) -> None:
 
 
 @pytest.mark.parametrize("when", ["queued", "made", "final"])
-async def test_a_correction_names_late_items_and_credits_them_to_the_cent(at: Shop, when: str) -> None:
+async def test_a_correction_credits_late_items_to_the_cent(at: Shop, when: str) -> None:
     if when != "queued":
         await at.kit.flush(everything=True)
     if when == "final":
@@ -151,7 +142,7 @@ async def test_a_correction_names_late_items_and_credits_them_to_the_cent(at: Sh
     assert sum(charged) == sum(credited)
 
 
-async def test_a_correction_leaves_out_an_item_that_was_deleted_at_stripe(at: Shop) -> None:
+async def test_a_correction_skips_an_item_deleted_at_stripe(at: Shop) -> None:
     await at.kit.flush(everything=True)
     (item,) = [one for one in await at.stripe_list("/v1/invoiceitems") if one["metadata"]]
     await at.stripe_delete(f"/v1/invoiceitems/{item['id']}")

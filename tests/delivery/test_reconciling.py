@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW, PLANS, desk, kit_for
+from drivers.delivery import NOW, PLANS, desk, kit_for, lines_of
 from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
-from meterkit.cli.flush import undelivered_lines
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
@@ -74,15 +72,12 @@ async def test_a_period_that_is_over_has_its_close_report(store_url: str) -> Non
     assert (july.recorded, july.delivered, july.confirmed, july.late, july.agrees) == (5, 5, 5, 0, True)
 
 
-async def test_what_went_to_an_earlier_meter_of_the_event_name_is_counted_with_it(store_url: str) -> None:
+async def test_an_earlier_meter_of_the_event_name_is_counted(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 7)
         await at.flush(everything=True)
-        api = StripeApi(at.kit.settings)
-        (meter,) = [m for m in await api.list("/v1/billing/meters") if m["event_name"] == "api_requests"]
-        await api.post(f"/v1/billing/meters/{meter['id']}/deactivate", {})
-        await api.close()
+        await at.deactivate_meter("api_requests")
         at.emulator.add_meter("api_requests")
         await at.kit.record("acme", "requests", 5)
         at.clock.advance(timedelta(minutes=5))
@@ -91,7 +86,7 @@ async def test_what_went_to_an_earlier_meter_of_the_event_name_is_counted_with_i
     assert (found.delivered, found.confirmed, found.agrees) == (12, 12, True)
 
 
-async def test_units_that_stripe_accepted_and_did_not_count_are_a_difference(store_url: str) -> None:
+async def test_accepted_uncounted_units_are_a_difference(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 7)
@@ -131,16 +126,14 @@ async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str
         assert found.advice.startswith(
             "5 and 5 that take units back are parked, and Stripe may have 0 of these:"
         )
-        (line,) = undelivered_lines(await at.flush(everything=True, timeout_s=0))
+        (line,) = lines_of(await at.flush(everything=True, timeout_s=0), "undelivered")
         assert line.startswith("parked: 5 and 5 that take units back of requests of customer acme in 2 int")
         (finding,) = [one for one in (await at.kit.health()).findings if one.check == "parked"]
         assert finding.problem.startswith("5 and 5 that take units back of requests in 2 intents, of acme: ")
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-async def test_i6_what_was_delivered_under_a_former_name_is_compared_too(
-    store_url: str, is_lost: bool
-) -> None:
+async def test_i6_deliveries_under_a_former_name_are_compared(store_url: str, is_lost: bool) -> None:
     async with desk(store_url) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 6)
@@ -160,7 +153,7 @@ async def test_i6_what_was_delivered_under_a_former_name_is_compared_too(
         }
 
 
-async def test_what_is_parked_and_there_is_delivered_by_a_repair_that_looks_twice(store_url: str) -> None:
+async def test_a_repair_delivers_parked_units_that_stripe_has(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 7)

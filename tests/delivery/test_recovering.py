@@ -60,7 +60,7 @@ def test_at_most_one_intent_is_in_parts(billed: int, parts: list[int]) -> None:
     ("at_stripe", "billed", "sent", "lost"),
     [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20), (1, 1, 29, 0)],
 )
-async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them_and_the_rest_is_sent(
+async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them(
     store_url: str, at_stripe: int, billed: int, sent: int, lost: int
 ) -> None:
     async with linked(store_url) as at:
@@ -89,9 +89,7 @@ async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them_and_the_rest
 
 
 @pytest.mark.parametrize("there", [0, 1])
-async def test_i6_an_intent_whose_own_minute_stripe_has_is_the_one_that_is_billed(
-    store_url: str, there: int
-) -> None:
+async def test_i6_an_intent_whose_minute_stripe_has_is_billed(store_url: str, there: int) -> None:
     async with linked(store_url) as at:
         at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meter_events")
         for quantity in (5, 7):
@@ -110,7 +108,7 @@ async def test_i6_an_intent_whose_own_minute_stripe_has_is_the_one_that_is_bille
         assert (left.quantity, left.state, left.minute) == (other.quantity - 3, "queued", other.minute)
 
 
-async def test_i6_units_that_were_taken_back_at_stripe_are_not_sent_again(store_url: str) -> None:
+async def test_i6_units_corrected_at_stripe_are_not_sent_again(store_url: str) -> None:
     async with linked(store_url) as at:
         await at.kit.record("acme", "requests", 30)
         await have_at_stripe(at, 30, minute=NOW - MINUTE)
@@ -123,7 +121,7 @@ async def test_i6_units_that_were_taken_back_at_stripe_are_not_sent_again(store_
         assert at.accepted("acme") == 10
 
 
-async def test_i6_what_was_delivered_since_and_stripe_has_not_counted_yet_hides_nothing(
+async def test_i6_uncounted_deliveries_since_hide_nothing(
     store_url: str,
 ) -> None:
     async with linked(store_url) as at:
@@ -211,7 +209,7 @@ async def recovered_by_word(at: Desk) -> None:
     assert at.accepted("acme") == 34
 
 
-async def test_i6_a_backup_from_before_the_first_delivery_is_compared_by_the_word_of_an_operator(
+async def test_i6_an_older_backup_is_compared_on_an_operators_word(
     store_url: str,
 ) -> None:
     async with desk(store_url, shards=1) as at:
@@ -219,7 +217,7 @@ async def test_i6_a_backup_from_before_the_first_delivery_is_compared_by_the_wor
         await recovered_by_word(at)
 
 
-async def test_i6_where_info_is_refused_an_operator_says_that_a_backup_was_put_back(valkey: Server) -> None:
+async def test_i6_without_info_an_operator_declares_a_backup(valkey: Server) -> None:
     valkey.ask("ACL", "SETUSER", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
     async with linked(f"redis://blind:secret@127.0.0.1:{valkey.port}/0") as at:
         await at.kit.record("acme", "requests", 5)
@@ -256,7 +254,7 @@ async def test_of_twenty_parked_lines_none_needs_a_person(store_url: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}', '"', "1, 2"])
-async def test_i6_an_intent_that_cannot_be_read_is_named_once_and_holds_up_no_other(
+async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
     store_url: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with linked(store_url) as at:

@@ -90,7 +90,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
 
 
 @pytest.mark.each_store
-async def test_usage_of_nobody_at_stripe_is_dead_once_its_report_is_taken(any_store_url: str) -> None:
+async def test_usage_of_an_unknown_stripe_customer_is_dead_if_reported(any_store_url: str) -> None:
     async with streaming(any_store_url) as (at, api):
         await at.link("acme")
         await at.kit.customers.link("lost", "cus_unknown", force=True)
@@ -157,7 +157,7 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         assert await at.kit.outbox.list() == []
 
 
-async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another_link(store_url: str) -> None:
+async def test_dead_usage_stays_unaddressed_after_another_link(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
@@ -178,7 +178,7 @@ async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another
         assert await places(at, "lost") == {"delivered": 2, "dead": 7}
 
 
-async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flushes(store_url: str) -> None:
+async def test_refused_usage_is_left_alone_by_flushes(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
@@ -234,9 +234,7 @@ async def test_what_stripe_has_no_try_of_is_sent_once_it_is_compared(store_url: 
         assert [event.identifier.endswith("r") for event in at.emulator.events] == [False]
 
 
-async def test_the_meters_are_asked_for_once_however_many_a_report_names(
-    store_url: str, valkey: Server
-) -> None:
+async def test_meters_are_listed_once_for_a_report(store_url: str, valkey: Server) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         for customer in ("lost", "gone", "none"):
             await at.kit.customers.link(customer, f"cus_{customer}", force=True)
@@ -262,7 +260,7 @@ async def by_key(at: Desk, *customers: str) -> str:
     return keys[-1]
 
 
-async def test_of_a_batch_that_a_report_names_those_of_nobody_at_stripe_are_dead(store_url: str) -> None:
+async def test_a_batch_report_kills_events_of_unknown_customers(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme", "beta", "zeta")
         for name in ("lost", "gone"):
@@ -285,9 +283,7 @@ async def test_of_a_batch_all_are_parked_whose_meter_takes_nothing(store_url: st
         assert await places(at, "zeta", "tokens") == {"delivered": 50}
 
 
-async def test_where_nobody_can_tell_which_of_a_batch_is_meant_all_are_named(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme", "beta", "zeta")
         key = await by_key(at, "acme", "beta", "zeta")
@@ -301,9 +297,7 @@ async def test_where_nobody_can_tell_which_of_a_batch_is_meant_all_are_named(
     assert all(identifier in caplog.text for identifier in sent)
 
 
-async def test_a_batch_whose_reply_was_lost_is_known_by_its_key_and_forgotten_in_time(
-    store_url: str, valkey: Server
-) -> None:
+async def test_a_lost_batch_is_known_by_its_key_for_a_time(store_url: str, valkey: Server) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme")
         for name in ("gone", "lost"):

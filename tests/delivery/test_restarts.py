@@ -15,12 +15,11 @@ import pytest
 
 from drivers.delivery import NOW, PLANS, desk, have_at_stripe, kit_for
 from drivers.restored_store import LAG, begin_anew, come_back, linked, states
+from faults.inner_steps import wrapped
 from faults.proxy import TcpProxy
 from faults.refusals import stats
 from meterkit.catalog import loads
-from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
-from meterkit.store.server_lives import ServerLives
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def _ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
 
 
-async def test_i6_a_server_is_asked_in_which_life_it_is_after_each_connection_to_it(valkey: Server) -> None:
+async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> None:
     async with linked(valkey.url) as at:
         await at.flush()
         before = stats(valkey, "info")["calls"]
@@ -56,7 +55,7 @@ async def test_i6_a_server_is_asked_in_which_life_it_is_after_each_connection_to
         assert stats(valkey, "info")["calls"] > before + 2
 
 
-async def test_i6_one_unit_that_stripe_has_and_the_store_does_not_is_enough(store_url: str) -> None:
+async def test_i6_one_unit_the_store_lacks_is_enough(store_url: str) -> None:
     async with linked(store_url) as at:
         await have_at_stripe(at, 1)
         await at.kit.record("acme", "requests", 6)
@@ -66,7 +65,7 @@ async def test_i6_one_unit_that_stripe_has_and_the_store_does_not_is_enough(stor
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
 
 
-async def test_i6_what_minutes_tell_apart_is_delivered_and_what_else_waits_is_sent(store_url: str) -> None:
+async def test_i6_minutes_tell_apart_what_is_sent(store_url: str) -> None:
     async with linked(store_url) as at:
         at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
         for quantity in (5, 5, 7):
@@ -84,7 +83,7 @@ async def test_i6_what_minutes_tell_apart_is_delivered_and_what_else_waits_is_se
         assert (report.delivered, report.parked, at.accepted("acme")) == (3, 0, 17)
 
 
-async def test_i6_what_other_meters_or_earlier_periods_had_delivered_hides_nothing(store_url: str) -> None:
+async def test_i6_other_meters_and_periods_hide_nothing(store_url: str) -> None:
     async with linked(store_url) as at:
         at.clock.set(MAY)
         await at.kit.record("acme", "requests", 100)
@@ -100,7 +99,7 @@ async def test_i6_what_other_meters_or_earlier_periods_had_delivered_hides_nothi
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 106)
 
 
-async def test_i6_what_was_delivered_of_each_period_that_waits_is_compared(store_url: str) -> None:
+async def test_i6_deliveries_of_each_waiting_period_are_compared(store_url: str) -> None:
     async with linked(store_url) as at:
         at.clock.set(MAY)
         await at.kit.record("acme", "requests", 20)
@@ -113,7 +112,7 @@ async def test_i6_what_was_delivered_of_each_period_that_waits_is_compared(store
         assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
 
 
-async def test_i6_units_that_were_taken_back_are_not_taken_for_delivered(store_url: str) -> None:
+async def test_i6_corrected_units_do_not_count_as_delivered(store_url: str) -> None:
     async with linked(store_url) as at:
         await at.kit.record("acme", "requests", 50)
         await at.flush(everything=True)
@@ -154,7 +153,7 @@ async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -
 
 
 @pytest.mark.parametrize(("passed_s", "is_over"), [(299, False), (300, True)])
-async def test_i6_what_waits_for_a_free_minute_holds_up_the_others_for_five_minutes_at_most(
+async def test_i6_a_wait_for_a_free_minute_delays_others_5_minutes(
     store_url: str, passed_s: int, *, is_over: bool
 ) -> None:
     async with linked(store_url) as at:
@@ -171,7 +170,7 @@ async def test_i6_what_waits_for_a_free_minute_holds_up_the_others_for_five_minu
         assert (life[b"known"] != b"another life") == is_over
 
 
-async def test_i6_what_was_delivered_under_the_earlier_name_of_a_meter_is_not_taken_for_forgotten(
+async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(
     store_url: str,
 ) -> None:
     async with linked(store_url) as at:
@@ -192,9 +191,7 @@ async def test_i6_what_was_delivered_under_the_earlier_name_of_a_meter_is_not_ta
 
 
 @pytest.mark.parametrize("is_former", [True, False])
-async def test_i6_what_waits_of_both_names_of_a_meter_is_told_apart_by_its_minutes(
-    store_url: str, is_former: bool
-) -> None:
+async def test_i6_both_names_of_a_meter_are_told_apart_by_minutes(store_url: str, is_former: bool) -> None:
     async with linked(store_url) as at:
         renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
         async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit:
@@ -214,9 +211,7 @@ async def test_i6_what_waits_of_both_names_of_a_meter_is_told_apart_by_its_minut
 
 
 @pytest.mark.parametrize("forgotten", [0, 6])
-async def test_i6_what_went_to_an_earlier_stripe_customer_hides_nothing(
-    store_url: str, forgotten: int
-) -> None:
+async def test_i6_an_earlier_stripe_customer_hides_nothing(store_url: str, forgotten: int) -> None:
     async with linked(store_url) as at:
         await at.kit.record("acme", "requests", 50)
         await at.flush(everything=True)
@@ -237,7 +232,7 @@ async def test_i6_what_went_to_an_earlier_stripe_customer_hides_nothing(
         assert (at.accepted("acme"), at.accepted("other")) == (50, 26)
 
 
-async def test_i6_another_life_met_while_one_is_waited_for_is_waited_for_anew(store_url: str) -> None:
+async def test_i6_a_second_restart_is_waited_for_anew(store_url: str) -> None:
     async with linked(store_url) as at:
         await at.kit.record("acme", "requests", 6)
         await begin_anew(at, noticed="a third life", noticed_ms=_ms(NOW - timedelta(hours=1)))
@@ -248,7 +243,7 @@ async def test_i6_another_life_met_while_one_is_waited_for_is_waited_for_anew(st
         assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
 
 
-async def test_i6_what_was_tried_is_counted_before_anything_is_told_by_what_stripe_has(
+async def test_i6_tried_units_are_counted_before_a_comparison(
     store_url: str,
 ) -> None:
     async with linked(store_url) as at:
@@ -268,7 +263,7 @@ async def test_i6_what_was_tried_is_counted_before_anything_is_told_by_what_stri
         assert (await states(at), at.accepted("acme")) == ([], 13)
 
 
-async def test_i6_what_was_tried_holds_up_the_others_for_an_hour_at_most(store_url: str) -> None:
+async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> None:
     async with linked(store_url, "acme", "zeta") as at:
         await at.kit.record("acme", "requests", 6)
         at.emulator.fail_next("drop", when="before", path=EVENTS_PATH)
@@ -287,7 +282,7 @@ async def test_i6_what_was_tried_holds_up_the_others_for_an_hour_at_most(store_u
 
 
 @pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
-async def test_i6_what_stripe_does_not_say_now_is_waited_for_and_what_it_never_will_is_for_a_person(
+async def test_i6_an_unanswered_comparison_waits_or_is_for_a_person(
     store_url: str, status: int, state: str
 ) -> None:
     async with linked(store_url) as at:
@@ -300,7 +295,7 @@ async def test_i6_what_stripe_does_not_say_now_is_waited_for_and_what_it_never_w
         assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
 
 
-async def test_i6_where_the_store_goes_while_it_is_compared_nothing_is_sent(
+async def test_i6_losing_the_store_while_comparing_sends_nothing(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with TcpProxy(valkey.port) as proxy, linked(proxy.url) as at:
@@ -308,20 +303,25 @@ async def test_i6_where_the_store_goes_while_it_is_compared_nothing_is_sent(
         await at.kit.record("acme", "requests", 6)
         await begin_anew(at)
         await come_back(at)
-        counted, confirm = StripeSummaries.counted, ServerLives.confirm
 
-        async def and_the_store_goes(self: StripeSummaries, *what: Any) -> Any:
-            try:
-                return await counted(self, *what)
-            finally:
-                await proxy.set("cut")
+        def and_the_store_goes(counted: Any) -> Any:
+            async def counting(*what: Any) -> Any:
+                try:
+                    return await counted(*what)
+                finally:
+                    await proxy.set("cut")
 
-        async def once_it_is_back(self: ServerLives, *what: Any) -> None:
-            await proxy.set("pass")
-            await confirm(self, *what)
+            return counting
 
-        monkeypatch.setattr(StripeSummaries, "counted", and_the_store_goes)
-        monkeypatch.setattr(ServerLives, "confirm", once_it_is_back)
+        def once_it_is_back(confirm: Any) -> Any:
+            async def confirming(*what: Any) -> None:
+                await proxy.set("pass")
+                await confirm(*what)
+
+            return confirming
+
+        wrapped(monkeypatch, "summaries are counted", and_the_store_goes)
+        wrapped(monkeypatch, "a restart is confirmed", once_it_is_back)
         with pytest.raises(StoreError):
             await at.flush(everything=True, timeout_s=0)
         monkeypatch.undo()
@@ -332,7 +332,7 @@ async def test_i6_where_the_store_goes_while_it_is_compared_nothing_is_sent(
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 6)
 
 
-async def test_i6_what_is_damaged_of_one_customer_is_parked_where_it_can_be(store_url: str) -> None:
+async def test_i6_one_customers_damage_is_parked_where_possible(store_url: str) -> None:
     async with linked(store_url, "acme", "zeta") as at:
         for customer in ("acme", "zeta"):
             await at.kit.record(customer, "requests", 6)
@@ -373,7 +373,7 @@ async def correct_at_stripe(at: Desk, quantity: int, minute: datetime) -> None:
 
 
 @pytest.mark.parametrize(("away", "known"), [(timedelta(minutes=9), True), (timedelta(hours=2), False)])
-async def test_i6_units_delivered_and_taken_back_since_the_backup_do_not_cancel(
+async def test_i6_deliveries_and_corrections_since_do_not_cancel(
     store_url: str, away: timedelta, known: bool
 ) -> None:
     # F-120: 130 for 100, as the sum of what Stripe has was what the store knew of.
@@ -391,7 +391,7 @@ async def test_i6_units_delivered_and_taken_back_since_the_backup_do_not_cancel(
         assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
 
 
-async def test_i6_a_restart_asks_for_the_minutes_since_the_last_delivery_and_no_more(store_url: str) -> None:
+async def test_i6_a_restart_asks_for_the_minutes_since_only(store_url: str) -> None:
     async with linked(store_url) as at:
         await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
         await at.kit.record("acme", "requests", 6)
@@ -421,9 +421,7 @@ async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: st
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-async def test_i6_minutes_ahead_are_asked_for_where_the_one_before_is_in_use(
-    store_url: str, is_known: bool
-) -> None:
+async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(store_url: str, is_known: bool) -> None:
     async with linked(store_url) as at:
         # An intent of the last minute of the gap waits, or is at Stripe.
         here = at.clock.now()
@@ -443,7 +441,7 @@ async def test_i6_minutes_ahead_are_asked_for_where_the_one_before_is_in_use(
         assert (await at.flush(everything=True, timeout_s=0)).parked == 1
 
 
-async def test_i6_what_is_recorded_after_a_restore_is_apart_from_what_was_pending(store_url: str) -> None:
+async def test_i6_usage_after_a_restore_is_apart_from_pending_usage(store_url: str) -> None:
     # F-123: one intent had both, and neither `drop` nor `redrive` was right.
     async with linked(store_url) as at:
         await have_at_stripe(at, 50)
@@ -457,7 +455,7 @@ async def test_i6_what_is_recorded_after_a_restore_is_apart_from_what_was_pendin
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
 
 
-async def test_i6_what_is_recorded_after_a_restart_waits_for_the_end_of_the_comparison(
+async def test_i6_usage_after_a_restart_waits_for_the_comparison(
     store_url: str,
 ) -> None:
     # A page said that it does not wait.
@@ -472,7 +470,7 @@ async def test_i6_what_is_recorded_after_a_restart_waits_for_the_end_of_the_comp
         assert at.accepted("acme") == 7
 
 
-async def test_i6_from_an_embedded_server_processes_that_end_within_two_minutes_deliver_nothing(
+async def test_i6_short_lived_embedded_servers_deliver_nothing(
     tmp_path: Path,
 ) -> None:
     clock, url = Clock(NOW), f"embedded://{tmp_path}/store"
@@ -495,7 +493,7 @@ async def test_i6_from_an_embedded_server_processes_that_end_within_two_minutes_
             await at.kit.start()
 
 
-async def test_i6_what_a_restore_parked_is_redriven_only_where_stripe_has_nothing_of_it(
+async def test_i6_a_restores_parked_units_are_redriven_if_unknown(
     store_url: str,
 ) -> None:
     # F-121: 160 for 130.
@@ -527,9 +525,7 @@ async def test_i6_what_a_restore_parked_is_redriven_only_where_stripe_has_nothin
 
 
 @pytest.mark.parametrize("is_restored", [False, True])
-async def test_i6_what_a_link_after_a_restore_delivers_is_compared_first(
-    store_url: str, is_restored: bool
-) -> None:
+async def test_i6_a_link_after_a_restore_is_compared_first(store_url: str, is_restored: bool) -> None:
     # The backup is older than the link: what that has delivered waits for one once more.
     async with linked(store_url) as at:
         at.emulator.add_customer("cus_zeta")

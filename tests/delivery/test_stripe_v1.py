@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import util
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -101,12 +102,6 @@ async def test_wire_form_is_that_of_the_official_sdk() -> None:
     assert "x-stripe-client-telemetry" not in ours.headers
 
 
-async def test_zero_is_sent_as_zero() -> None:
-    async with answering(created) as stand_in, opened(stand_in.url) as transport:
-        await transport.send(replace(INTENT, value=0))
-    assert parse_qs(stand_in.asked[0].body)["payload[value]"] == ["0"]
-
-
 async def test_names_of_any_letters_arrive_as_they_are() -> None:
     async with answering(created) as stand_in, opened(stand_in.url) as transport:
         await transport.send(replace(INTENT, event_name="größe & [1]=%2B"))
@@ -139,12 +134,6 @@ async def test_refusals(status: int, error: dict[str, str], headers: dict[str, s
     assert "SECRET" not in repr(outcome)
 
 
-async def test_code_of_a_429_is_told() -> None:
-    error = {"code": "lock_timeout", "type": "invalid_request_error"}
-    async with answering(answer(429, {"error": error})) as stand_in, opened(stand_in.url) as transport:
-        assert "lock_timeout" in (await transport.send(INTENT)).detail
-
-
 HTML = "<html>An event already exists with identifier 4f1c. No such customer: please log in</html>"
 
 
@@ -159,9 +148,13 @@ async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) ->
 
 
 @pytest.mark.parametrize(
-    "body", ["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']
+    ("status", "body"),
+    zip(
+        [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451],
+        cycle(["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']),
+        strict=False,
+    ),
 )
-@pytest.mark.parametrize("status", [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451])
 async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, body: str) -> None:
     # F-50
     async with answering(answer(status, body)) as stand_in, opened(stand_in.url) as transport:
@@ -169,12 +162,6 @@ async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, bod
     assert (outcome.kind, outcome.step, outcome.scope) == ("systemic", "retry", "account")
     assert f"HTTP {status}" in outcome.detail
     assert len(stand_in.asked) == 1, "a redirect is not followed"
-
-
-@pytest.mark.parametrize("body", ["", HTML, "[]", '{"error": "odd"}', '{"error": null}'])
-async def test_unreadable_refusals_of_5xx_are_unknown(body: str) -> None:
-    async with answering(answer(502, body)) as stand_in, opened(stand_in.url) as transport:
-        assert (await transport.send(INTENT)).kind == "unknown"
 
 
 WHOLE = answer(200, ACCEPTED)
@@ -253,7 +240,7 @@ def certified(host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 @pytest.mark.parametrize("proxy_status", [200, 407, 502])
-async def test_a_proxy_of_the_environment_is_used_and_its_refusal_is_certainly_not_done(
+async def test_an_environment_proxys_refusal_is_certainly_not_done(
     monkeypatch: pytest.MonkeyPatch, proxy_status: int
 ) -> None:
     served, trusted = certified("stripe.test")
@@ -280,7 +267,7 @@ async def test_a_proxy_of_the_environment_is_used_and_its_refusal_is_certainly_n
     assert b"Proxy-Authorization: Basic " + credentials in asked[0]
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_certainly_not_done(
+async def test_an_untrusted_certificate_is_certainly_not_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
@@ -291,36 +278,6 @@ async def test_a_certificate_that_nobody_vouches_for_is_certainly_not_done(
         async with opened(f"https://127.0.0.1:{port}") as transport:
             assert (await transport.send(INTENT)).kind == "not_done"
     assert stand_in.asked == []
-
-
-async def test_server_time_is_stripes_clock() -> None:
-    async with emulated() as (emulator, transport):
-        assert (await transport.send(INTENT)).server_time_s == int(NOW.timestamp())
-        emulator.fail_next("error", status=429)
-        refused = await transport.send(replace(INTENT, key="k2"))
-        assert refused.server_time_s == int(NOW.timestamp())
-
-
-async def test_delivered_once() -> None:
-    async with emulated() as (emulator, transport):
-        first = await transport.send(INTENT)
-        assert (await transport.send(INTENT)).kind == "delivered", "the stored answer of the same key"
-        assert (await transport.send(replace(INTENT, key="k2"))).kind == "duplicate"
-    assert first.kind == "delivered"
-    assert first.request_id is not None
-    assert emulator.accepted("cus_1", "api_requests") == 3
-
-
-@pytest.mark.parametrize("action", ["drop", "reset", "error"])
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_what_is_unknown_is_settled_by_trying_again(action: str, when: str) -> None:
-    async with emulated() as (emulator, transport):
-        emulator.fail_next(action, when=when)  # type: ignore[arg-type]  # parametrised
-        lost = await transport.send(INTENT)
-        assert lost.kind == "unknown"
-        again = await transport.send(replace(INTENT, key="k2") if lost.new_key else INTENT)
-        assert again.delivered
-        assert emulator.accepted("cus_1", "api_requests") == 3
 
 
 async def test_a_server_that_hangs_costs_one_timeout() -> None:
@@ -384,13 +341,6 @@ async def test_cancellation_passes() -> None:
         assert scope.cancelled_caught
 
 
-async def test_key_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(0)
-    async with opened(CLOSED_PORT) as transport:
-        outcome = await transport.send(INTENT)
-        assert "SECRET" not in repr(transport) + repr(outcome) + caplog.text
-
-
 def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str) -> ModuleSpec | None:
         return None if name == "aiohttp" else util.find_spec(name)
@@ -407,12 +357,6 @@ def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_conforms_to_the_port() -> None:
-    transport = StripeV1Transport(KEY, timeout_s=7.0)
-    _: Transport = transport
-    assert transport.timeout_s == 7.0
 
 
 async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) -> None:

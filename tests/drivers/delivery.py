@@ -6,12 +6,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
 
+from drivers.near_stripe import served
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.cli.flush import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
@@ -33,24 +36,7 @@ if TYPE_CHECKING:
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  pages:    {unit: page, stripe: {event_name: pdf_pages, report: none}}
-  rows:     {unit: row}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: 1_000, overage: bill}
-      tokens:   {included: 100, overage: bill}
-"""
+PLANS: Final = plans_text("delivery")
 CATALOG: Final = loads(PLANS)
 EVENTS: Final = ("api_requests", "ai_tokens", "pdf_pages")
 # What may become of a call, as ``emulator.fail_next`` takes it: its usage is counted once all the same.
@@ -105,6 +91,13 @@ class Desk:
             self.emulator.add_customer(f"cus_{customer}")
             await self.kit.customers.link(customer, f"cus_{customer}", force=True)
 
+    async def deactivate_meter(self, event_name: str) -> None:
+        """Deactivate a meter at Stripe."""
+        api = StripeApi(self.kit.settings)
+        (meter,) = [one for one in await api.list("/v1/billing/meters") if one["event_name"] == event_name]
+        await api.post(f"/v1/billing/meters/{meter['id']}/deactivate", {})
+        await api.close()
+
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
         """What Stripe has counted for a customer."""
         return int(self.emulator.accepted(f"cus_{customer}", event_name))
@@ -127,7 +120,7 @@ async def desk(
     for event in EVENTS:
         emulator.add_meter(event)
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
         aclosing_transport(url, kind=kit.settings.stripe_transport, clock=clock) as transport,
     ):
@@ -181,6 +174,16 @@ def kit_for(
         stripe_api_base=stripe_url,
         **given,
     )
+
+
+def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:
+    """A flusher of its own, which knows nothing yet, as a new process has one."""
+    return Flusher(kit.store, transport, **options)
+
+
+def lines_of(report: FlushReport, what: Literal["late", "undelivered"]) -> list[str]:
+    """The lines in which ``meterkit flush`` shows a part of its report."""
+    return list(late_lines(report) if what == "late" else undelivered_lines(report))
 
 
 async def have_at_stripe(

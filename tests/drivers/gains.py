@@ -8,6 +8,7 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
+from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 
@@ -16,43 +17,7 @@ if TYPE_CHECKING:
 
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-credits:
-  usd: {costs: {requests: 1 per 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 10, overage: deny}, tokens: {included: 0, overage: deny}}
-  payg:
-    rank: 1
-    price: {amount_cents: 0, interval: month, stripe_price: price_payg}
-    payment_method: optional
-    meters:
-      requests: {included: 50, overage: deny}
-      tokens:   {included: 10, overage: {bill: {per: 1, amount_cents: 2}}}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
-    meters:
-      requests: {included: 100, overage: deny}
-      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-    grants: [{credit: usd, quantity: 20, every: period}]
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    meters:
-      requests: {included: 1_000, overage: deny}
-      tokens:   {included: 1_000, overage: {bill: {per: 1, amount_cents: 2}}}
-    grants:
-      - {credit: usd, quantity: 180, every: period}
-      - {credit: usd, quantity: 30, every: period, expires: 61d}
-"""
+PLANS: Final = plans_text("gains")
 CATALOG: Final = loads(PLANS)
 WHOLE: Final = loads(PLANS + "billing: {changes: {allowance: whole}}\n")
 GIVES: Final = {"price_team": (1500, 120), "price_pro": (2900, 1_210)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from drivers.delivery import NOW, kit_for
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.outbox.batches import intents_in
 from meterkit.outbox.intents import Kept
 from meterkit.testing import Clock
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-__all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "keep", "kit_alone", "subscription"]
+__all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "intents_in", "keep", "kit_alone", "subscription"]
 
 NOW_MS: Final = int(NOW.timestamp()) * 1000
 PERIOD_MS: Final = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp()) * 1000

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.delivery.closing import Closer
@@ -29,25 +30,7 @@ MAY: Final = datetime(2031, 5, 10, 12, tzinfo=UTC)
 JUNE: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
 JULY: Final = datetime(2031, 7, 10, 12, tzinfo=UTC)
 EVENTS: Final = "/v1/billing/meter_events"
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  tokens:   {unit: token, stripe: {event_name: tokens}}
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, tokens: {included: 5, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
-      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-"""
+PLANS: Final = plans_text("period_ends")
 HELD: Final = PLANS
 UNHELD: Final = PLANS + "billing: {hold_invoice: 0}\n"
 
@@ -138,6 +121,15 @@ class Ending:
             )
             for invoice in self.invoices()
         ]
+
+
+async def look_at_closes(kit: MeterKit, root_of: Any = None) -> Looked:
+    """Look once at the closes of periods that are due."""
+    api = StripeApi(kit.settings)
+    try:
+        return await Closer(kit.store, lambda: api, root_of).look()
+    finally:
+        await api.close()
 
 
 @asynccontextmanager

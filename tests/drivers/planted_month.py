@@ -8,12 +8,10 @@ from datetime import UTC, datetime, timedelta
 from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from drivers.audit_chain import Database, Root, root_in, verify
 from drivers.audited_kit import sqlite_in
 from drivers.period_ends import HOUR, JUNE, MINUTE, paying
-from meterkit.delivery.audit_root import root_in
-from meterkit.insights.audit.chain import Root
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.verifying import verify
+from drivers.plans import plans_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -23,46 +21,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit, Statement
 
 DAY: Final = timedelta(days=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  words:    {unit: word, stripe: {event_name: words, report: usage}}
-  spare:    {unit: page, stripe: {event_name: spare}}
-  pages:    {unit: page, stripe: {event_name: pages}}
-  seats:    {unit: seat, kind: gauge}
-routes: [{match: "*", consume: {requests: 1}}]
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, overage: deny}
-      words:    {included: 5, overage: deny}
-      spare:    {included: 5, overage: deny}
-      pages:    {included: 5, overage: deny}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 900, stripe_price: price_seat}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
-      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-      spare:    {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
-      pages:    {included: 0, overage: deny}
-      seats:    {included: 3, overage: deny}
-  max:
-    rank: 20
-    price: {amount_cents: 3000, interval: month, stripe_price: price_max}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}
-      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-      spare:    {included: 0, overage: deny}
-      pages:    {included: 0, overage: {bill: {per: 1, amount_cents: 4}}}
-"""
+PLANS: Final = plans_text("planted_month")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.shop import HALF, sell_nothing, shop
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
@@ -20,33 +21,7 @@ if TYPE_CHECKING:
     from meterkit import Proration
     from meterkit.stripe.request import Parameter
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: api_words}}
-  seats: {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 0, overage: deny}}
-  team:
-    rank: 5
-    price: {amount_cents: 1003, interval: INTERVAL}
-    seat_price: {amount_cents: 703}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}, seats: {included: 2}}
-  pro:
-    rank: 10
-    price: {amount_cents: 2903, interval: INTERVAL}
-    seat_price: {amount_cents: 907}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
-  year:
-    rank: 20
-    price: {amount_cents: 29_003, interval: year}
-    seat_price: {amount_cents: 9_007}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}, seats: {included: 3}}
-"""
+PLANS: Final = plans_text("price_shop")
 NEW_PRICES: Final = (
     ("1003", "1511"),
     ("703", "809"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from drivers.plans import plans_text
 from drivers.shop import END
 from meterkit.catalog import loads
 
@@ -15,50 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CATALOG", "PLANS", "item_lines", "metered_lines", "renewed", "sell"]
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {unit: token, stripe: {event_name: ai_tokens}}
-  pages:  {unit: page, stripe: {event_name: ai_pages}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      tokens: {included: 0, overage: deny}
-      pages:  {included: 0, overage: deny}
-  basic:
-    rank: 1
-    price: {amount_cents: 1000, interval: month, stripe_price: price_basic}
-    meters:
-      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 5}}}
-      pages:  {included: 0, overage: deny}
-  cheaper:
-    rank: 2
-    price: {amount_cents: 2000, interval: month, stripe_price: price_cheaper}
-    meters:
-      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 3}}}
-      pages:  {included: 0, overage: deny}
-  same:
-    rank: 3
-    price: {amount_cents: 2500, interval: month, stripe_price: price_same}
-    meters:
-      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 5}}}
-      pages:  {included: 0, overage: deny}
-  none:
-    rank: 4
-    price: {amount_cents: 3000, interval: month, stripe_price: price_none}
-    meters:
-      tokens: {included: unlimited}
-      pages:  {included: 0, overage: deny}
-  other:
-    rank: 5
-    price: {amount_cents: 4000, interval: month, stripe_price: price_other}
-    meters:
-      tokens: {included: unlimited}
-      pages:  {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}
-"""
+PLANS: Final = plans_text("priced_shop")
 CATALOG: Final = loads(PLANS)
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.near_stripe import served
+from drivers.plans import plans_text
 from drivers.stripe_sdk import tls
 from meterkit.catalog import loads
+from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from meterkit import MeterKit, Subscription
     from meterkit.catalog import Catalog
@@ -24,56 +27,7 @@ if TYPE_CHECKING:
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 HALF: Final = datetime(2031, 6, 16, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, tzinfo=UTC)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  storage:  {unit: byte, kind: gauge}
-  seats:    {unit: seat, kind: gauge}
-features: [basic, full]
-routes:
-  - {match: "POST /billing/webhooks/stripe", exempt: true}
-  - {match: "/billing/{path:path}", always: true}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    features: [basic]
-    meters:
-      requests: {included: 10, overage: deny}
-      tokens:   {included: 0, overage: deny}
-      seats:    {included: 3, overage: deny}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
-    seat_price: {amount_cents: 700, stripe_price: price_team_seat}
-    features: [basic]
-    meters:
-      requests: {included: 100, overage: deny}
-      tokens:   {included: 100, overage: bill}
-      storage:  {included: 50MB}
-      seats:    {included: 5, overage: deny}
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 900, stripe_price: price_pro_seat}
-    features: all
-    meters:
-      requests: {included: 1_000, overage: deny}
-      tokens:   {included: 1_000, overage: bill}
-      storage:  {included: 100MB}
-      seats:    {included: 10, overage: deny}
-  tried:
-    rank: 7
-    price: {amount_cents: 2000, interval: month, stripe_price: price_tried}
-    trial: 14d
-    meters:
-      tokens:   {included: 100, overage: bill}
-      seats:    {included: 5, overage: deny}
-"""
+PLANS: Final = plans_text("shop")
 CATALOG: Final = loads(PLANS)
 
 
@@ -130,6 +84,14 @@ class Shop:
         async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
             (await client.post(path, data=params)).raise_for_status()
 
+    async def post(self, path: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Post something to Stripe past the kit, with nested parameters; its answer."""
+        api = StripeApi(self.kit.settings)
+        try:
+            return await api.post(path, params)
+        finally:
+            await api.close()
+
     async def stripe_delete(self, path: str) -> None:
         """Delete something at Stripe past the kit."""
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
@@ -161,7 +123,7 @@ async def shop(
     emulator = StripeEmulator(clock=clock)
     (selling or sell)(emulator, catalog)
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
     ):
         yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.states import States
@@ -20,39 +21,7 @@ if TYPE_CHECKING:
 NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
 END: Final = NOW + timedelta(days=20)
 INSTANT: Final = timedelta(milliseconds=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: tokens}}
-  seats:    {unit: seat, kind: gauge}
-credits:
-  ai: {costs: {requests: 1 per 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, overage: deny}
-      tokens:   {included: 50, overage: deny}
-      seats:    {included: 3, overage: deny}
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: 100, overage: deny}
-      tokens:   {included: 100, overage: bill}
-      seats:    {included: 10, overage: deny}
-    grants: [{credit: ai, quantity: 10, every: period}]
-  top:
-    extends: pro
-    rank: 20
-    meters:
-      requests: {included: 1_000}
-    grants: [{credit: ai, quantity: 30, every: period}]
-dunning: {grace: 7d, restrict_to: default_plan, suspend_after: 14d}
-"""
+PLANS: Final = plans_text("subscribed_customer")
 
 
 def kit_of(url: str, clock: Clock, plans: str = PLANS) -> MeterKit:

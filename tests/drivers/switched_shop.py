@@ -5,45 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from drivers.plans import plans_text
 from drivers.shop import HALF
 from meterkit.catalog import loads
+from meterkit.testing.emulator.selling.amounts import Pricing, Tier
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
 
-__all__ = ["CATALOG", "PLANS", "begin", "switch"]
+__all__ = ["CATALOG", "PLANS", "Pricing", "Tier", "begin", "switch"]
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: translated_words}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 0, overage: deny}}
-  four:
-    rank: 1
-    price: {amount_cents: 1000, interval: month, stripe_price: price_four}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}}
-  seven:
-    rank: 2
-    price: {amount_cents: 2000, interval: month, stripe_price: price_seven}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}}
-  two:
-    rank: 3
-    price: {amount_cents: 3000, interval: month, stripe_price: price_two}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 2}}}}
-  third:
-    rank: 4
-    price: {amount_cents: 4000, interval: month, stripe_price: price_third}
-    meters: {words: {included: 10, overage: {bill: {per: 1_000, amount_cents: 15}}}}
-  none:
-    rank: 5
-    price: {amount_cents: 5000, interval: month, stripe_price: price_none}
-    meters: {words: {included: unlimited}}
-"""
+PLANS: Final = plans_text("switched_shop")
 CATALOG: Final = loads(PLANS)
 
 

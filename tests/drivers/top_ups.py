@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
@@ -24,24 +25,7 @@ if TYPE_CHECKING:
     from drivers.webhooks import Hooked
     from meterkit import MeterKit, TopUp
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: payg
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices}
-    top_up: {packs: [1000, 5000]}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - {match: "POST /v1/chat/completions", usage: openai}
-plans:
-  payg: {price: {amount_cents: 0, interval: month}}
-"""
+PLANS: Final = plans_text("top_ups")
 CATALOG: Final = loads(PLANS)
 AUTO: Final = loads(
     PLANS.replace(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
+from drivers.near_stripe import served
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.states import States
@@ -29,30 +31,7 @@ NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
 SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
 HOOK: Final = "http://app/webhooks/stripe"
 DAY: Final = timedelta(days=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  seats:    {unit: seat, kind: gauge}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, seats: {included: 1, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 900, stripe_price: price_seat}
-    meters: {requests: {included: 100, overage: deny}, seats: {included: 3, overage: deny}}
-  max:
-    rank: 20
-    price: {amount_cents: 2000, interval: month, stripe_price: price_max}
-    meters: {requests: {included: 1_000, overage: deny}, seats: {included: 10, overage: deny}}
-"""
+PLANS: Final = plans_text("webhooks")
 CATALOG: Final = loads(PLANS)
 
 
@@ -132,7 +111,7 @@ async def hooked(
     clock = clock or Clock(NOW)
     emulator = emulator or shop(clock)
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         hooked_kit(store_url, url, clock, **settings) as kit,
     ):
         emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))

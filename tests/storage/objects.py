@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import Page, Version
+from meterkit.storage.records import carried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from random import Random
+
+__all__ = ["FORMATS", "Bucket", "Format", "Happened", "carried"]
 
 Format = Literal["s3", "eventbridge", "minio"]
 FORMATS: tuple[Format, ...] = ("s3", "eventbridge", "minio")

@@ -136,7 +136,7 @@ async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, addre
     assert [message["Body"] for message in left] == ["not of an object store"]
 
 
-async def test_a_queue_that_could_not_be_noted_is_noted_at_the_next_look(kit: MeterKit, queue: str) -> None:
+async def test_a_queue_not_noted_is_noted_at_the_next_look(kit: MeterKit, queue: str) -> None:
     client: Any = (await kit.store.admin()).client
     key = kit.store.keys.shard(HOOKS_SHARD, "storage")
     await client.set(key, "no hash")

@@ -127,7 +127,7 @@ async def test_keys_of_nobody_are_logged_once_a_minute(
     assert [await kit.gauges.get(name, "storage") for name in ("ada", "bob")] == [0, 0]
 
 
-async def test_sizes_out_of_bounds_count_nothing_and_are_logged_once_a_minute(
+async def test_sizes_out_of_bounds_count_nothing_and_are_logged(
     kit: MeterKit,
     client: httpx.AsyncClient,
     caplog: pytest.LogCaptureFixture,

@@ -4,42 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.delivery import NOW
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.storage.records import carried
 from meterkit.testing import Clock
-from storage.objects import FORMATS, Bucket
+from storage.objects import FORMATS, Bucket, carried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
 
-    from meterkit.storage.aws import Page
     from servers.stores import Server
     from storage.objects import Format, Happened
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {storage: {unit: byte, kind: gauge}}
-storage:
-  gauge: storage
-  objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}
-  types: [documents, images]
-plans: {free: {price: {amount_cents: 0, interval: month}, meters: {storage: {included: 5MB}}}}
-"""
+PLANS: Final = plans_text("histories")
 CUSTOMERS: Final = ("ada", "bob")
 TYPES: Final = ("documents", "images", "models")
 NOW_MS: Final = int(NOW.timestamp() * 1000)
 HISTORIES: Final = 200
-SHARES: Final = 4  # Tests, so that several processes may share them.
+SHARES: Final = 20  # Tests, so that several processes may share them.
 
 
 def live(bucket: Bucket, steps: int) -> None:
@@ -110,7 +99,7 @@ async def one_history(kit: MeterKit, bucket: Bucket, form: Format) -> None:
     class Meanwhile:
         """Lists the bucket while the app goes on, and events come."""
 
-        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Any]:
             async for page in uploads.pages(bucket, prefix):
                 yield page
                 before = len(uploads.happened)

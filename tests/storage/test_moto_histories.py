@@ -20,7 +20,7 @@ from storage.test_histories import PLANS, bucket_of, one_history
 
 pytestmark = pytest.mark.anyio
 
-HISTORIES: Final = int(os.environ.get("METERKIT_HISTORIES", "3"))
+HISTORIES: Final = int(os.environ.get("METERKIT_HISTORIES", "1"))
 
 
 @pytest.mark.parametrize("seed", range(HISTORIES))

@@ -140,7 +140,7 @@ async def test_an_overwritten_object_is_settled_by_its_late_event(kit: MeterKit)
     assert await figures(kit) == (30, 0, MOST - 30)
 
 
-async def test_a_removal_that_comes_first_leaves_the_hold_to_the_upload(kit: MeterKit) -> None:
+async def test_an_early_removal_leaves_the_hold_to_the_upload(kit: MeterKit) -> None:
     await kit.storage.presign("ada", KEY, 700)
     gone = Happened("ObjectRemoved:Delete", KEY, None, None, NOW_MS + 2000, 6, 6)
     await kit.storage.count(gone.as_body("s3", "uploads"))
@@ -205,7 +205,7 @@ async def test_a_deleted_customer_leaves_no_hold(kit: MeterKit) -> None:
     assert found == []
 
 
-async def test_a_late_event_of_a_deleted_customer_is_forgotten_in_a_week(kit: MeterKit) -> None:
+async def test_a_deleted_customers_late_event_is_forgotten(kit: MeterKit) -> None:
     await kit.storage.count(put(700))
     admin, objects = await kit.store.admin(), kit.store.keys.customer("ada").objects
     assert await admin.client.pttl(objects) == -1

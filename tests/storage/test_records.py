@@ -70,7 +70,7 @@ def test_events_are_read_by_what_becomes_of_bytes(name: str, change: str | None)
     assert [event.change for event in events] == ([] if change is None else [change])
 
 
-def test_a_marker_frees_nothing_unless_it_takes_the_place_of_the_null_version() -> None:
+def test_a_marker_frees_only_what_it_replaces() -> None:
     assert read(record("ObjectRemoved:DeleteMarkerCreated", versionId="m1")) == ([], 0)
     events, _ = read(record("ObjectRemoved:DeleteMarkerCreated", versionId="null"))
     assert [(event.change, event.version, event.size) for event in events] == [("removed", "null", 0)]
@@ -114,7 +114,7 @@ def test_events_of_eventbridge() -> None:
         None,
     ],
 )
-def test_a_record_that_cannot_be_read_counts_nothing_and_hinders_no_other(wrong: object) -> None:
+def test_an_unreadable_record_counts_nothing_and_is_skipped(wrong: object) -> None:
     events, unread = read(wrong, record())
     assert ([event.size for event in events], unread) == ([7], 1)
 

@@ -171,7 +171,7 @@ async def test_a_refusal_is_raised_once_with_stripes_words(
         answer(400, {"error": {"type": "invalid_request_error"}}, stripe_should_retry="true"),
     ],
 )
-async def test_what_may_be_answered_otherwise_is_asked_again_under_the_same_key(first: bytes) -> None:
+async def test_an_uncertain_answer_is_retried_under_the_same_key(first: bytes) -> None:
     async with (
         answering(in_turn(first, first, answer(200, {"id": "sub_1"}))) as stand_in,
         asking(stand_in.url) as api,
@@ -182,7 +182,7 @@ async def test_what_may_be_answered_otherwise_is_asked_again_under_the_same_key(
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
-async def test_a_lost_answer_is_asked_for_again_and_nothing_is_made_twice() -> None:
+async def test_a_lost_answer_is_retried_and_made_once() -> None:
     async with emulated() as (emulator, api):
         emulator.fail_next("drop", when="after", path="/v1/customers")
         made = await api.post("/v1/customers", {"name": "Ada"})
@@ -211,7 +211,7 @@ async def test_a_refusal_of_earlier_under_the_same_key_is_told_apart() -> None:
         (answer(302, "", location="http://elsewhere.example"), 3, "HTTP 302"),
     ],
 )
-async def test_where_stripe_cannot_serve_that_is_said_after_three_tries(
+async def test_an_unavailable_stripe_is_reported_after_three_tries(
     reply: bytes, tries: int, said: str
 ) -> None:
     async with answering(reply) as stand_in, asking(stand_in.url) as api:
@@ -238,7 +238,7 @@ async def test_nobody_at_the_address() -> None:
     assert refused.value.status is None
 
 
-async def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_the_timeout() -> None:
+async def test_a_missing_answer_is_waited_for_until_the_timeout() -> None:
     async with emulated() as (emulator, _):
         pass
     async with emulator.serve() as url, asking(url, timeout_s=0.05) as api:
@@ -259,7 +259,7 @@ async def test_calls_stay_below_the_limits_of_a_sandbox(monkeypatch: pytest.Monk
     assert 0.45 < monotonic() - begun
 
 
-async def test_each_event_loop_has_connections_of_its_own_and_close_leaves_the_others() -> None:
+async def test_each_event_loop_has_connections_of_its_own() -> None:
     async with answering(answer(200, {"id": "x"})) as stand_in:
         api = StripeApi(settings(stand_in.url))
         await api.get("/v1/balance")

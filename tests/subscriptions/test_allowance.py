@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.plans import plans_text
 from drivers.priced_shop import metered_lines, renewed
 from drivers.shop import END, HALF, shop
 from meterkit import MeterKit
@@ -21,41 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 HOUR: Final = timedelta(hours=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  seats:    {unit: seat, kind: gauge}
-credits:
-  usd: {costs: {requests: 1 per 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 10, overage: deny}, tokens: {included: 0, overage: deny}}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
-    meters:
-      requests: {included: 100, overage: deny}
-      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-    grants: [{credit: usd, quantity: 20, every: period}]
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    meters:
-      requests: {included: 1_000, overage: deny, warn_at: [50]}
-      tokens:   {included: 1_000, overage: {bill: {per: 1, amount_cents: 2}}}
-    grants: [{credit: usd, quantity: 180, every: period}]
-  endless:
-    rank: 20
-    price: {amount_cents: 9000, interval: month, stripe_price: price_endless}
-    meters:
-      requests: {included: unlimited}
-      tokens:   {included: 4_000, overage: {bill: {per: 1, amount_cents: 2}}}
-"""
+PLANS: Final = plans_text("allowance")
 CATALOG: Final = loads(PLANS)
 AT_ONCE: Final = loads(PLANS + "billing: {changes: {downgrade: now}}\n")
 WHOLE: Final = loads(PLANS + "billing: {changes: {downgrade: now, allowance: whole}}\n")
@@ -84,7 +51,7 @@ async def change(at: Shop, plan: str, when: datetime | None = None) -> None:
     await at.kit.subscriptions.change_plan("acme", plan)
 
 
-async def test_an_upgrade_adds_the_difference_for_the_time_that_is_left(store_url: str) -> None:
+async def test_an_upgrade_adds_its_share_of_the_time_left(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG) as at:
         await at.subscribed(plan="team")
         assert await given(at) == (100, 100, 20)
@@ -122,7 +89,7 @@ async def test_up_and_down_and_up_again_gives_each_plan_its_time(store_url: str)
         assert await given(at) == (549, 549, 100)
 
 
-async def test_an_immediate_downgrade_takes_unused_credit_back_and_leaves_used_credit(store_url: str) -> None:
+async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
         await at.subscribed(plan="pro")
         await at.kit.record("acme", "requests", 1_030)  # 30 of them paid with credit.
@@ -143,7 +110,7 @@ async def test_an_immediate_downgrade_takes_unused_credit_back_and_leaves_used_c
         assert sorted(june) == [("adjustment", -80), ("burn", -31), ("expire", -69), ("grant", 180)]
 
 
-async def test_what_was_used_without_a_limit_is_included_and_the_next_plan_adds_its_share(
+async def test_usage_without_a_limit_counts_as_included(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
@@ -158,7 +125,7 @@ async def test_what_was_used_without_a_limit_is_included_and_the_next_plan_adds_
         assert (await given(at))[0] == "unlimited"
 
 
-async def test_a_switch_in_the_portal_counts_from_stripes_second_however_late_it_is_heard_of(
+async def test_a_portal_switch_counts_from_stripes_second(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=CATALOG) as at:
@@ -185,7 +152,7 @@ async def test_another_process_sees_it_with_its_first_call(store_url: str) -> No
         assert not (await other.check("acme", "requests", 450 + 80 + 1)).allowed
 
 
-async def test_overage_begins_where_the_prorated_quantity_ends_and_is_billed_to_the_cent(
+async def test_overage_begins_where_the_prorated_quantity_ends(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=CATALOG) as at:
@@ -220,7 +187,7 @@ async def test_an_override_stands_for_all_of_the_period(store_url: str) -> None:
         assert (await given(at))[1] == 550
 
 
-async def test_the_next_period_is_whole_without_any_word_of_the_renewal(store_url: str) -> None:
+async def test_the_next_period_is_whole_before_any_webhook(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG) as at:
         await at.subscribed(plan="team")
         await change(at, "pro", HALF)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from drivers.webhooks import Hooked
     from meterkit import CreditsLow
-    from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +179,7 @@ async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
 @asynccontextmanager
 async def workers_of(
     at: Hooked, store_url: str, first: Callable[[], Awaitable[object]]
-) -> AsyncGenerator[list[AutoTopUps]]:
+) -> AsyncGenerator[list[Any]]:
     """Four workers, each with a kit of its own.
 
     Args:
@@ -189,7 +188,7 @@ async def workers_of(
         first: what each waits for before it first changes something at Stripe.
     """
     async with AsyncExitStack() as stack:
-        found: list[AutoTopUps] = []
+        found: list[Any] = []
         for _ in range(4):
             kit = await stack.enter_async_context(hooked_kit(store_url, at.url, at.clock, catalog=AUTO))
             api, _, auto = parts_of(kit)
@@ -292,7 +291,7 @@ async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str
         assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
 
 
-async def test_i4_one_that_was_given_up_is_taken_over_as_the_same_purchase(store_url: str) -> None:
+async def test_i4_an_abandoned_top_up_is_taken_over_unchanged(store_url: str) -> None:
     """I4: its process never came back, and Stripe has an invoice of it that is paid or not."""
     async with hooked(store_url, catalog=AUTO) as at:
         await opened(at)
@@ -364,7 +363,7 @@ async def test_a_refund_stops_one_that_has_begun(store_url: str, step: int, doll
         assert await balance(at) == 24 * DOLLAR
 
 
-async def test_a_worker_apart_from_the_app_tops_up_beside_the_handlers_of_the_app(store_url: str) -> None:
+async def test_a_separate_worker_tops_up_beside_the_apps_handlers(store_url: str) -> None:
     # With METERKIT_FLUSH=off in the app and `meterkit worker`, only the nightly sync topped up.
     low: list[str] = []
     async with hooked(store_url, catalog=AUTO) as at:

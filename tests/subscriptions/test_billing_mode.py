@@ -60,7 +60,7 @@ async def test_what_is_made_is_flexible(store_url: str, monkeypatch: pytest.Monk
         assert migrations(at) == 0
 
 
-async def test_usage_before_an_upgrade_of_a_classic_subscription_is_billed(store_url: str) -> None:
+async def test_usage_before_an_upgrade_from_classic_mode_is_billed(store_url: str) -> None:
     """F-103: https://docs.stripe.com/billing/subscriptions/billing-mode/compare."""
     async with shop(store_url) as at:
         subscription = await classic(at)
@@ -91,7 +91,7 @@ async def test_every_change_of_items_migrates_first_and_once(store_url: str, cha
         assert migrations(at) == 1
 
 
-async def test_where_stripe_refuses_to_migrate_the_change_is_refused_in_words(store_url: str) -> None:
+async def test_a_refused_migration_refuses_the_change_in_words(store_url: str) -> None:
     async with shop(store_url) as at:
         subscription = await classic(at)
         message = "You cannot migrate a subscription with legacy usage prices."

@@ -14,11 +14,12 @@ from fastapi import FastAPI, Header, HTTPException
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.sampling import whole
 from drivers.shop import END, HALF, START, shop
+from drivers.sync_queue import sign
 from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
-from meterkit.testing.emulator.webhooks.deliveries import sign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -81,10 +82,13 @@ async def client_of(app: ASGIApp) -> AsyncGenerator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(params=["fastapi", "starlette"])
+@pytest.fixture(params=[whole("fastapi"), "starlette"])
 def framework(request: pytest.FixtureRequest) -> Framework:
     found: Framework = request.param
     return found
+
+
+both_frameworks = pytest.mark.parametrize("framework", ["fastapi", "starlette"])
 
 
 def told(answer: httpx.Response) -> tuple[int, str]:
@@ -106,6 +110,7 @@ def given(answer: httpx.Response, status: int = 200) -> Any:
     return answer.json()
 
 
+@both_frameworks
 async def test_the_life_of_a_subscription(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url) as (client, at):
         assert told(await client.get("/subscription")) == (404, "no-subscription")
@@ -237,76 +242,75 @@ async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) ->
             assert told(answer) == (422, "request-invalid")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://evil.example/",
-        "https://app.example.evil.example/",
-        "https://app.example@evil.example/",
-        "https://evil.example\\@app.example/",
-        "https://app.example:8443/",
-        "http://app.example/",
-        "//app.example/",
-        "javascript:alert(1)",
-        "https://app.example/\r\nx",
-    ],
-)
-async def test_customers_are_sent_to_origins_of_the_app_only(
-    framework: Framework, store_url: str, url: str
-) -> None:
+ELSEWHERE = [
+    "https://evil.example/",
+    "https://app.example.evil.example/",
+    "https://app.example@evil.example/",
+    "https://evil.example\\@app.example/",
+    "https://app.example:8443/",
+    "http://app.example/",
+    "//app.example/",
+    "javascript:alert(1)",
+    "https://app.example/\r\nx",
+]
+
+
+@both_frameworks
+async def test_customers_are_sent_to_origins_of_the_app_only(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url) as (client, at):
-        for name, path, body in (
-            ("success_url", "/checkout", {"plan": "pro", **URLS, "success_url": url}),
-            ("cancel_url", "/checkout", {"plan": "pro", **URLS, "cancel_url": url}),
-            ("return_url", "/portal", {"return_url": url}),
-        ):
-            answer = await client.post(path, json=body)
-            assert told(answer) == (400, "url-not-allowed")
-            assert answer.json()["field"] == name
+        for url in ELSEWHERE:
+            for name, path, body in (
+                ("success_url", "/checkout", {"plan": "pro", **URLS, "success_url": url}),
+                ("cancel_url", "/checkout", {"plan": "pro", **URLS, "cancel_url": url}),
+                ("return_url", "/portal", {"return_url": url}),
+            ):
+                answer = await client.post(path, json=body)
+                assert told(answer) == (400, "url-not-allowed"), url
+                assert answer.json()["field"] == name
         assert at.changes() == []
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("POST", "/subscription", b""),
-        ("POST", "/subscription", b"{"),
-        ("POST", "/subscription", b"[]"),
-        ("POST", "/subscription", b'"pro"'),
-        ("POST", "/subscription", b'{"plan": "pro", "customer": "other"}'),
-        ("POST", "/subscription", b'{"plan": "pro", "price": "price_1"}'),
-        ("POST", "/subscription", b'{"plan": ["pro"]}'),
-        ("POST", "/subscription", b'{"plan": ""}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": "3"}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": 0}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": -1}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": 1.5}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": true}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": null}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": 1000001}'),
-        ("POST", "/subscription", b'{"plan": "pro", "seats": 1e400}'),
-        ("POST", "/subscription", b'{"plan": "\\ud800"}'),
-        ("POST", "/subscription", b"\xff\xfe"),
-        ("POST", "/subscription", b"[" * 20_000),
-        ("PUT", "/subscription/plan", b"{}"),
-        ("PUT", "/subscription/seats", b'{"seats": 2, "subscription": "sub_1"}'),
-        ("POST", "/subscription/cancel", b'{"immediately": 1}'),
-        ("POST", "/checkout", b'{"plan": "pro"}'),
-        ("POST", "/portal", b'{"return_url": 5}'),
-    ],
-)
-async def test_a_body_that_is_not_what_is_asked_for_is_refused(
-    framework: Framework, store_url: str, method: str, path: str, body: bytes
-) -> None:
+MALFORMED = [
+    ("POST", "/subscription", b""),
+    ("POST", "/subscription", b"{"),
+    ("POST", "/subscription", b"[]"),
+    ("POST", "/subscription", b'"pro"'),
+    ("POST", "/subscription", b'{"plan": "pro", "customer": "other"}'),
+    ("POST", "/subscription", b'{"plan": "pro", "price": "price_1"}'),
+    ("POST", "/subscription", b'{"plan": ["pro"]}'),
+    ("POST", "/subscription", b'{"plan": ""}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": "3"}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": 0}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": -1}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": 1.5}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": true}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": null}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": 1000001}'),
+    ("POST", "/subscription", b'{"plan": "pro", "seats": 1e400}'),
+    ("POST", "/subscription", b'{"plan": "\\ud800"}'),
+    ("POST", "/subscription", b"\xff\xfe"),
+    ("POST", "/subscription", b"[" * 20_000),
+    ("PUT", "/subscription/plan", b"{}"),
+    ("PUT", "/subscription/seats", b'{"seats": 2, "subscription": "sub_1"}'),
+    ("POST", "/subscription/cancel", b'{"immediately": 1}'),
+    ("POST", "/checkout", b'{"plan": "pro"}'),
+    ("POST", "/portal", b'{"return_url": 5}'),
+]
+
+
+@both_frameworks
+async def test_a_body_that_is_not_what_is_asked_for_is_refused(framework: Framework, store_url: str) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
     async with billing(framework, store_url) as (client, at):
-        headers = {"content-type": "application/json; charset=utf-8"}
-        answer = await client.request(method, path, content=body, headers=headers)
-        assert told(answer) == (422, "request-invalid")
-        assert answer.json()["errors"]
-        assert "sub_1" not in answer.text
+        for method, path, body in MALFORMED:
+            answer = await client.request(method, path, content=body, headers=headers)
+            assert told(answer) == (422, "request-invalid"), body
+            assert answer.json()["errors"]
+            assert "sub_1" not in answer.text
         assert at.changes() == []
 
 
+@both_frameworks
 async def test_another_site_changes_nothing_by_a_form(framework: Framework, store_url: str) -> None:
     """A browser posts a form to wherever a page says, with its cookies; one without fields has no body."""
     async with billing(framework, store_url) as (client, at):
@@ -434,6 +438,7 @@ async def test_who_owes_can_still_pay(framework: Framework, store_url: str) -> N
         assert given(await client.post("/portal", json={"return_url": "https://app.example/"}))["url"]
 
 
+@both_frameworks
 async def test_what_stripe_refuses_is_told_without_its_words(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url) as (client, at):
         await at.subscribed("acme", "team")
@@ -457,9 +462,7 @@ async def test_what_stripe_refuses_is_told_without_its_words(framework: Framewor
         )
 
 
-async def test_a_customer_that_is_billed_in_another_currency_is_told_so(
-    framework: Framework, store_url: str
-) -> None:
+async def test_a_customer_billed_in_another_currency_is_refused(framework: Framework, store_url: str) -> None:
     # F-22a: 502, and no reason.
     async with billing(framework, store_url) as (client, at):
         at.emulator.add_customer("cus_acme")
@@ -500,7 +503,7 @@ async def test_each_refusal_for_its_currency_is_told_as_one(store_url: str, mess
             assert (*told(refused), refused.json()["currency"]) == (409, "currency-fixed", "eur")
 
 
-async def test_the_portal_of_a_customer_that_stripe_has_deleted_is_not_found(
+async def test_the_portal_of_a_customer_deleted_at_stripe_is_a_404(
     framework: Framework, store_url: str
 ) -> None:
     # F-22a: 502.
@@ -532,9 +535,7 @@ async def test_stripe_away_is_said_and_asking_again_is_safe(framework: Framework
         assert len(made) == 1
 
 
-async def test_without_a_key_reading_works_and_the_rest_says_that_it_cannot(
-    framework: Framework, store_url: str
-) -> None:
+async def test_without_a_key_only_reading_works(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url, stripe_api_key=None) as (client, _):
         assert given(await client.get("/usage"))["plan"] == "free"
         assert told(await client.get("/subscription")) == (404, "no-subscription")
@@ -635,7 +636,7 @@ async def test_an_open_invoice_is_named_with_its_page(framework: Framework, stor
             assert answer.json()["url"] == (await at.invoices())[-1]["hosted_invoice_url"]
 
 
-async def test_a_card_to_authenticate_is_authenticated_and_the_change_asked_for_again(
+async def test_after_authentication_the_change_is_asked_for_again(
     framework: Framework, store_url: str
 ) -> None:
     """F-10c."""

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 import meterkit
+from drivers.plans import plans_text
 from drivers.priced_shop import renewed
 from drivers.shop import HALF, shop
 from meterkit import MeterMiddleware, identify
@@ -24,49 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words:  {unit: word, stripe: {event_name: words}}
-  pages:  {unit: page, stripe: {event_name: pages, report: usage}}
-  output_tokens: {unit: token, stripe: {event_name: output}}
-  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
-  input_tokens:  {unit: token, stripe: {event_name: input}}
-credits:
-  ai: {costs: {words: 1 per 1000}}
-prices:
-  input: {default: 10 per 1000, models: {opus: 100 per 1000}}
-routes: [{match: "*", records: [words]}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      words:         {included: 0, overage: deny}
-      pages:         {included: 0, overage: deny}
-      input_tokens:  {included: 0, overage: deny}
-      output_tokens: {included: 0, overage: deny}
-      large_output:  {included: unlimited}
-  pro:
-    rank: 10
-    price: {amount_cents: 1900, interval: month}
-    meters:
-      words:  {included: 1_000, overage: {bill: {cap: 100_000, per: 1000, amount_cents: 12}}}
-      pages:  {included: 100, overage: {bill: {cap: 50}}}
-      input_tokens:  {included: 0, overage: {bill: {cap: 5_000, price: prices.input}}}
-      output_tokens: {included: 1_000, overage: {bill: {cap: 5_000, per: 1000, amount_cents: 12}}}
-  small:
-    extends: pro
-    rank: 5
-    meters:
-      words:  {included: 1_000, overage: {bill: {cap: 5_000, per: 1000, amount_cents: 12}}}
-  twice:
-    extends: pro
-    rank: 20
-    meters:
-      words:  {included: 1_000, overage: {bill: {cap: 200_000, per: 1000, amount_cents: 24}}}
-"""
+PLANS: Final = plans_text("caps")
 CATALOG: Final = loads(PLANS)
 
 
@@ -155,7 +114,7 @@ async def test_grants_and_credits_pay_before_the_cap_is_reached(store_url: str) 
         assert await charged(at) == [(5_000, 60)]
 
 
-async def test_a_price_with_its_own_tiers_gets_included_units_and_the_cap(store_url: str) -> None:
+async def test_a_tiered_price_gets_included_units_and_the_cap(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         await begin(at)
         await at.kit.record("acme", "pages", 90)
@@ -171,7 +130,7 @@ async def use(at: Shop, model: str, **tokens: int) -> None:
     await at.kit.record_usage("acme", answer)
 
 
-async def test_a_derived_event_gets_the_units_within_the_cap_of_its_source(store_url: str) -> None:
+async def test_a_derived_event_gets_its_sources_units_within_the_cap(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         await begin(at)
         for model in ("a-large", "a-small", "a-large"):
@@ -181,7 +140,7 @@ async def test_a_derived_event_gets_the_units_within_the_cap_of_its_source(store
         assert (sent(at, "large"), sent(at, "output")) == (2_000, 3_000)
 
 
-async def test_a_derived_meter_with_a_cap_of_its_own_sends_no_more_than_that(store_url: str) -> None:
+async def test_a_derived_meter_sends_no_more_than_its_own_cap(store_url: str) -> None:
     limited = (
         "      large_output:  {included: 500, overage: {bill: {cap: 1_500, per: 1000, amount_cents: 12}}}\n"
     )

@@ -8,90 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.plans import plans_text
 from meterkit.catalog import Changes, loads
-from meterkit.decisions.periods import to_ms
-from meterkit.decisions.subscription import SubscriptionState
-from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
 from meterkit.subscriptions.change_rules import (
-    OverLimit,
-    check_seats,
     check_seats_sold,
-    check_sold,
     course_of,
-    over_limit,
     paid_seats,
     seats_on,
 )
 from meterkit.subscriptions.item_changes import (
     PlanPrices,
     items_of,
-    metered_among,
-    new_items,
-    next_items,
     updates,
 )
-from meterkit.subscriptions.proration import Terms, cost_of
-from meterkit.subscriptions.stripe_objects import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  storage:  {unit: byte, kind: gauge}
-  seats:    {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {storage: {included: 5MB}, seats: {included: 3}}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
-    seat_price: {amount_cents: 700, stripe_price: price_team_seat}
-    meters: {storage: {included: 50MB}, seats: {included: 5}}
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 900, stripe_price: price_pro_seat}
-    meters: {storage: {included: 100MB}, seats: {included: 10}}
-  pro_year:
-    rank: 10
-    price: {amount_cents: 29000, interval: year, stripe_price: price_pro_year}
-    meters: {storage: {included: 100MB}, seats: {included: 10}}
-  unsaid:
-    price: {amount_cents: 0, interval: month, stripe_price: price_unsaid}
-    seat_price: {amount_cents: 900, stripe_price: price_unsaid_seat}
-  open:
-    extends: pro
-    price: {stripe_price: price_open}
-    meters: {seats: {included: unlimited}}
-  open_too:
-    extends: open
-    price: {stripe_price: price_open_too}
-    meters: {seats: {warn_at: [50]}}
-  again:
-    extends: open
-    price: {stripe_price: price_again}
-    meters: {seats: {included: 4}}
-"""
+PLANS = plans_text("changes")
 CATALOG = loads(PLANS)
 FREE, TEAM, PRO, PRO_YEAR, UNSAID, OPEN, OPEN_TOO, AGAIN = CATALOG.plans.values()
 BY_YEAR = replace(PRO_YEAR, key="by_year", price=replace(PRO_YEAR.price, included_per="interval"))
 START, END = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
-HALF = datetime(2031, 6, 16, tzinfo=UTC)
-KNOWN = SubscriptionState(
-    id="sub_1",
-    status="active",
-    plan="pro",
-    seats=10,
-    start_ms=to_ms(START),
-    end_ms=to_ms(END),
-    anchor_ms=to_ms(START),
-)
 METERED: Mapping[str, str | None] = {"price_tokens": "mtr_tokens"}
 PRICES = PlanPrices(
     plan="pro",
@@ -150,7 +88,7 @@ def test_the_plans_file_says_when_each_takes_effect() -> None:
     assert course_of(BY_YEAR, TEAM, pending=None, changes=changes) == "period_end"
 
 
-def test_seats_beyond_those_included_are_paid_and_stay_with_the_next_plan() -> None:
+def test_paid_seats_stay_with_the_next_plan() -> None:
     assert [paid_seats(PRO, "seats", seats) for seats in (1, 10, 11, 15)] == [0, 0, 1, 5]
     assert paid_seats(PRO_YEAR, "seats", 15) == 0  # It sells none.
     assert paid_seats(PRO, None, 2) == 2  # No gauge counts them, so none is included.
@@ -173,72 +111,6 @@ def test_a_plan_that_includes_unlimited_seats_sells_none() -> None:
     assert paid_seats(AGAIN, "seats", 20) == 16
 
 
-def test_what_is_filled_further_than_a_plan_allows_is_named() -> None:
-    used = {"storage": 60_000_000, "seats": 7}
-    assert over_limit(CATALOG, PRO, 10, used) == ()
-    assert over_limit(CATALOG, TEAM, 5, used) == (
-        OverLimit(meter="storage", used=60_000_000, limit=50_000_000),
-        OverLimit(meter="seats", used=7, limit=5),
-    )
-    assert over_limit(CATALOG, TEAM, 7, {"seats": 7}) == ()
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "now", "credit", "charge"),
-    [
-        # Half of June is left.
-        ((TEAM, 5), (PRO, 10), HALF, 750, 1450),
-        ((TEAM, 7), (PRO, 10), HALF, 750 + 700, 1450),
-        ((PRO, 10), (PRO, 12), HALF, 0, 900),
-        ((PRO, 12), (PRO, 13), HALF, 900, 1350),
-        ((PRO, 13), (PRO, 10), HALF, 1350, 0),
-        ((PRO, 12), (PRO, 12), HALF, 0, 0),
-        # By the second, half a cent away from zero: 2900 * 1 / 2592000 is none, 1 cent from 447 seconds on.
-        ((TEAM, 5), (PRO, 10), END.replace(month=6, day=30, hour=23, minute=59, second=59), 0, 0),
-        ((TEAM, 5), (PRO, 10), END.replace(month=6, day=30, hour=23, minute=52, second=33), 0, 1),
-        ((TEAM, 5), (PRO, 10), START, 1500, 2900),
-        # The next period begins, whether or not a renewal is known.
-        ((TEAM, 5), (PRO, 10), END, 1500, 2900),
-        # Another interval: the cycle stays anchored where it is, 351 of the 366 days of its year are left.
-        ((PRO, 12), (PRO_YEAR, 0), HALF, 1450 + 900, 27811),
-    ],
-)
-def test_credit_is_for_what_is_left_and_charge_for_what_comes(
-    before: tuple[Any, int], after: tuple[Any, int], now: datetime, credit: int, charge: int
-) -> None:
-    found = cost_of(
-        KNOWN,
-        Terms(plan=before[0], seats=before[1]),
-        Terms(plan=after[0], seats=after[1]),
-        when="now",
-        seat_meter="seats",
-        currency="usd",
-        now_ms=to_ms(now),
-    )
-    assert (credit, charge, charge - credit) == (found.credit_cents, found.charge_cents, found.net_cents)
-    assert (found.currency, found.effective_at) == ("usd", now)
-
-
-def test_what_begins_with_the_next_period_or_is_on_trial_costs_nothing_now() -> None:
-    terms = Terms(plan=PRO, seats=12), Terms(plan=TEAM, seats=12)
-    options: dict[str, Any] = {"seat_meter": "seats", "currency": "usd", "now_ms": to_ms(HALF)}
-    later = cost_of(KNOWN, *terms, when="period_end", next_period=terms[1], **options)
-    assert (later.credit_cents, later.charge_cents, later.net_cents) == (0, 0, 0)
-    assert later.effective_at == END
-    assert later.description == (
-        "pro to team when the period ends, 2031-07-01 00:00 UTC: nothing is due for this one."
-        " From the next period on it costs USD 64.00 a month, before usage."
-    )
-    trial = replace(KNOWN, status="trialing", trial_end_ms=to_ms(END))
-    free = cost_of(trial, *reversed(terms), when="now", **options)
-    assert (free.credit_cents, free.charge_cents, free.effective_at) == (0, 0, HALF)
-    assert free.description == "team to pro: nothing is due for this period."
-    now = cost_of(KNOWN, terms[0], Terms(plan=PRO, seats=13), when="now", **options)
-    assert now.description == (
-        "12 to 13 seats now, prorated to 2031-07-01 00:00 UTC: USD 13.50 charged, USD 9.00 credited."
-    )
-
-
 def item(
     name: str, price: str, quantity: int | None = 1, meter: str | None = None, key: str = ""
 ) -> dict[str, Any]:
@@ -253,11 +125,6 @@ def item(
 
 def subscribed(*items: dict[str, Any]) -> Any:
     return items_of({"items": {"data": list(items)}})
-
-
-def test_a_new_subscription_has_an_item_for_seats_only_where_some_are_paid() -> None:
-    assert new_items(PRICES, 0) == [{"price": "price_pro", "quantity": 1}, {"price": "price_tokens"}]
-    assert new_items(PRICES, 2)[1] == {"price": "price_pro_seat", "quantity": 2}
 
 
 @pytest.mark.parametrize(
@@ -360,77 +227,7 @@ def test_a_new_subscription_has_an_item_for_seats_only_where_some_are_paid() -> 
         ),
     ],
 )
-def test_items_are_changed_in_place_and_those_of_others_left_alone(
+def test_items_change_in_place_and_foreign_items_stay(
     current: list[Any], paid: int, changes: list[Any]
 ) -> None:
     assert changes == updates(subscribed(*(item(*one) for one in current)), CATALOG, PRICES, paid)
-
-
-def test_the_items_of_a_scheduled_plan_are_its_own_and_the_add_ons() -> None:
-    current = subscribed(
-        item("a", "price_team"),
-        item("s", "price_team_seat", 2),
-        item("x", "price_addon", 4),
-        item("y", "price_addon_calls", None, "mtr_calls"),
-    )
-    assert next_items(current, CATALOG, PRICES, 2) == [
-        {"price": "price_pro", "quantity": 1},
-        {"price": "price_pro_seat", "quantity": 2},
-        {"price": "price_tokens"},
-        {"price": "price_addon", "quantity": 4},
-        {"price": "price_addon_calls"},
-    ]
-
-
-def priced(name: str, created: int, **recurring: Any) -> dict[str, Any]:
-    return {
-        "id": name,
-        "created": created,
-        "currency": "usd",
-        "recurring": {"interval": "month", **recurring},
-    }
-
-
-def test_of_each_meter_one_price_is_taken_so_that_it_bills_once() -> None:
-    base = priced("price_pro", 1)
-    metered: dict[str, Any] = {"usage_type": "metered", "meter": "mtr_tokens"}
-    other: dict[str, Any] = {"usage_type": "metered", "meter": "mtr_pages"}
-    prices = [
-        base,
-        priced("price_young", 9, **metered),
-        priced("price_old", 2, **metered),
-        priced("price_yearly", 10, **{**metered, "interval": "year"}),
-        priced("price_pages_yearly", 1, **{**other, "interval": "year"}),
-        priced("price_euro", 11, **metered) | {"currency": "eur"},
-        priced("price_seat", 3, usage_type="licensed"),
-        {"id": "price_once", "created": 1, "currency": "usd", "recurring": None},
-    ]
-    assert metered_among(prices, base) == {"price_young": "mtr_tokens", "price_pages_yearly": "mtr_pages"}
-
-
-def test_what_can_be_asked_for_is_sold_and_counted() -> None:
-    assert check_sold("pro", CATALOG) is PRO
-    for plan, said in {"prp": "did you mean 'pro'?", "free": "it costs nothing"}.items():
-        with pytest.raises(UnknownPlanError) as raised:
-            check_sold(plan, CATALOG)
-        assert said in str(raised.value)
-        assert raised.value.plan == plan
-    nothing: Any = None
-    with pytest.raises(UnknownPlanError):
-        check_sold(nothing, CATALOG)
-    for wrong in (0, -1, 1_000_001, True, 1.0, "3", None):
-        with pytest.raises(QuantityError):
-            check_seats(wrong)
-    assert check_seats(1_000_000) == 1_000_000
-    check_seats_sold(PRO, "seats", 500)
-    check_seats_sold(PRO_YEAR, "seats", 10)
-    with pytest.raises(SubscriptionError, match="sells no seats beyond the 10"):
-        check_seats_sold(PRO_YEAR, "seats", 11)
-
-
-def test_a_key_says_what_is_asked_and_what_was_there() -> None:
-    keys = {key_of("update", "sub_1"), key_of("update", "sub_2"), key_of("end", "sub_1")}
-    keys |= {key_of("update", "sub_1", {"a": 1}), key_of("update", "sub_1", {"a": "1"})}
-    assert len(keys) == 5
-    assert max(map(len, keys)) <= 255
-    assert key_of("update", {"a": 1, "b": [2]}) == key_of("update", {"b": [2], "a": 1})

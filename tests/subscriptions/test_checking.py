@@ -12,10 +12,9 @@ import pytest
 from drivers.delivery import STRIPE_KEY
 from drivers.shop import END, PLANS, shop
 from drivers.stripe_sdk import tls
+from drivers.sync_queue import drifts_of, queue_sync
 from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.catalog import loads
-from meterkit.customers.drifts import Drifts
-from meterkit.subscriptions.webhooks.queue import HookQueue
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -59,10 +58,7 @@ async def item_of(at: Shop, subscription: str, price: str) -> str:
 
 async def night(at: Shop) -> None:
     """The nightly look at the customer."""
-    linked = (await at.kit.customers.get("acme")).stripe_customer
-    assert linked is not None
-    await HookQueue(at.kit.store).look(linked, "reconcile")
-    await at.kit.webhooks.work_off()
+    await queue_sync(at.kit, cause="reconcile")
 
 
 WHOLE = {"items[0][price]": "price_team", "items[1][price]": "price_team_ai_tokens"}
@@ -91,9 +87,7 @@ CASES: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_what_a_person_made_is_found_and_repaired_to_exactly_the_plan(
-    store_url: str, case: str
-) -> None:
+async def test_a_manual_change_is_found_and_repaired_to_the_plan(store_url: str, case: str) -> None:
     params, expected = CASES[case]
     async with shop(store_url) as at:
         subscription = await by_hand(at, **params)
@@ -168,7 +162,7 @@ async def test_what_was_used_is_delivered_before_an_item_is_switched(store_url: 
         assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
 
 
-async def test_where_stripe_does_not_take_the_usage_nothing_is_repaired(store_url: str) -> None:
+async def test_nothing_is_repaired_while_stripe_rejects_usage(store_url: str) -> None:
     async with shop(store_url) as at:
         params, _ = CASES["the price of another plan's usage"]
         subscription = await by_hand(at, **params)
@@ -182,7 +176,7 @@ async def test_where_stripe_does_not_take_the_usage_nothing_is_repaired(store_ur
         assert kinds(await at.kit.subscriptions.check()) == {"acme": ["other_price"]}
 
 
-async def test_plans_without_ids_are_compared_and_imported_by_their_lookup_keys(store_url: str) -> None:
+async def test_plans_without_ids_are_compared_by_lookup_key(store_url: str) -> None:
     catalog = loads(re.sub(r",? stripe_price: \w+", "", PLANS))
     async with shop(store_url, catalog=catalog) as at:
         at.emulator.add_plans(catalog)
@@ -224,7 +218,7 @@ async def test_a_price_of_no_plan_is_for_a_person_to_decide(store_url: str) -> N
         assert await at.items(subscription) == {"price_portal": 1}
 
 
-async def test_a_portal_that_sells_what_the_file_lacks_is_told_at_once_and_once(
+async def test_an_unknown_price_in_the_portal_is_reported_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url) as at:
@@ -244,25 +238,24 @@ async def test_a_portal_that_sells_what_the_file_lacks_is_told_at_once_and_once(
         assert (await at.kit.customers.get("acme")).plan == "free"
 
 
-async def test_the_night_finds_what_differs_tells_it_once_and_forgets_what_is_mended(
+async def test_the_night_reports_each_difference_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url) as at:
         await by_hand(at, **{"items[0][price]": "price_team"})
-        drifts = Drifts(at.kit.store)
-        assert await drifts.all() == {}
+        assert await drifts_of(at.kit) == {}
         for _ in range(2):
             await night(at)
             at.clock.advance(2 * HOUR)
-        assert kinds(await drifts.all()) == {"acme": ["missing_meter"]}
+        assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
         assert caplog.text.count("differs from the plans file") == 1
         await at.kit.subscriptions.repair("acme")
-        assert await drifts.all() == {}
+        assert await drifts_of(at.kit) == {}
         await night(at)
-        assert await drifts.all() == {}
+        assert await drifts_of(at.kit) == {}
 
 
-async def test_prices_are_asked_for_once_in_a_night_and_anew_before_something_is_told(
+async def test_prices_are_listed_once_a_night_and_before_a_report(
     store_url: str,
 ) -> None:
     async with shop(store_url) as at:
@@ -280,7 +273,7 @@ async def test_prices_are_asked_for_once_in_a_night_and_anew_before_something_is
         path = f"/v1/subscriptions/{(await known(at)).id}"
         await post(at, path, **{"items[0][id]": item, "items[0][price]": "price_new"})
         await night(at)
-        assert await Drifts(at.kit.store).all() == {}
+        assert await drifts_of(at.kit) == {}
 
 
 async def test_classic_billing_is_migrated(store_url: str) -> None:
@@ -298,28 +291,28 @@ async def known(at: Shop) -> Subscription:
     return found
 
 
-async def test_where_stripe_does_not_show_prices_the_look_is_made_all_the_same(store_url: str) -> None:
+async def test_without_the_prices_a_customer_is_still_read(store_url: str) -> None:
     async with shop(store_url) as at:
         await by_hand(at, **{"items[0][price]": "price_team"})
         at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
         await night(at)
         assert (await at.kit.webhooks.backlog()).entries == 0
-        assert await Drifts(at.kit.store).all() == {}
+        assert await drifts_of(at.kit) == {}
 
 
 async def test_who_is_unlinked_or_deleted_is_not_told_of_any_more(store_url: str) -> None:
     async with shop(store_url) as at:
         await by_hand(at, **{"items[0][price]": "price_team"})
         await at.kit.subscriptions.check()
-        assert list(await Drifts(at.kit.store).all()) == ["acme"]
+        assert list(await drifts_of(at.kit)) == ["acme"]
         await at.kit.customers.unlink("acme")
-        assert await Drifts(at.kit.store).all() == {}
+        assert await drifts_of(at.kit) == {}
         await at.kit.customers.delete("acme")
         admin = await at.kit.store.admin()
         assert await admin.client.exists(at.kit.store.keys.hooks("drift")) == 0
 
 
-async def test_who_owes_is_not_repaired_and_who_has_no_subscription_neither(store_url: str) -> None:
+async def test_debtors_and_unsubscribed_customers_are_not_repaired(store_url: str) -> None:
     async with shop(store_url) as at:
         with pytest.raises(NoSubscriptionError):
             await at.kit.subscriptions.repair("new")
@@ -378,7 +371,7 @@ async def owing(at: Shop) -> str:
     return str(next(one["id"] for one in await at.invoices() if one["status"] == "open"))
 
 
-async def test_a_voided_invoice_gives_access_back_and_its_usage_is_not_billed_anew(store_url: str) -> None:
+async def test_a_voided_invoice_restores_access_and_rebills_nothing(store_url: str) -> None:
     async with shop(store_url) as at:
         await post(at, f"/v1/invoices/{await owing(at)}/void")
         await at.kit.subscriptions.sync("acme")

@@ -38,7 +38,7 @@ async def test_options_of_a_call_are_laid_over_those_of_the_plans_file(store_url
         assert begun["billing_mode"]["type"] == "flexible"
 
 
-async def test_other_options_are_another_page_and_the_same_are_the_same(store_url: str) -> None:
+async def test_other_options_open_another_page(store_url: str) -> None:
     async with shop(store_url) as at:
         checkout = partial(at.kit.subscriptions.checkout, "acme", "pro", seats=1, **URLS)
         pages = [(await checkout(options={"locale": locale})).id for locale in ("fr", "fr", "de")]

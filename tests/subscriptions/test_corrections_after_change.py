@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, shop
 from meterkit.catalog import loads
@@ -124,7 +125,7 @@ async def test_units_before_a_downgrade_are_given_back_at_their_price(store_url:
 
 
 @pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), ("same", 5)])
-async def test_units_of_an_ended_price_are_given_back_at_the_price_on_their_invoice(
+async def test_units_of_an_ended_price_are_credited_at_that_price(
     store_url: str, plan: str, after: int
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -148,7 +149,7 @@ async def test_units_of_an_ended_price_are_given_back_at_the_price_on_their_invo
         await agrees(at)
 
 
-async def test_without_credit_the_invoice_line_is_named_and_a_repeat_with_credit_gives_it_back(
+async def test_without_credit_a_correction_names_the_invoice_line(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -219,7 +220,7 @@ async def test_of_several_ended_prices_the_newest_goes_first(store_url: str) -> 
         await agrees(at)
 
 
-async def test_usage_that_waits_for_the_next_invoice_is_credited_when_that_is_final(store_url: str) -> None:
+async def test_usage_waiting_for_the_next_invoice_is_credited_later(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="cheaper")
         at.clock.set(HALF)
@@ -249,7 +250,7 @@ async def test_usage_that_waits_for_the_next_invoice_is_credited_when_that_is_fi
         await agrees(at)
 
 
-async def test_the_line_that_is_named_on_a_draft_is_the_one_that_is_credited(store_url: str) -> None:
+async def test_the_line_named_on_a_draft_is_the_one_credited(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="cheaper")
         at.clock.set(HALF)
@@ -340,7 +341,7 @@ async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> Non
         assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
 
 
-async def test_units_on_their_way_at_the_open_price_are_not_taken_off_an_ended_one(store_url: str) -> None:
+async def test_units_in_flight_are_not_taken_off_an_ended_price(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -356,7 +357,7 @@ async def test_units_on_their_way_at_the_open_price_are_not_taken_off_an_ended_o
         at.emulator.clear_faults()
 
 
-async def test_a_change_of_plan_after_the_invoices_were_read_is_noticed(
+async def test_a_plan_change_after_reading_invoices_is_noticed(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -380,7 +381,7 @@ async def test_a_change_of_plan_after_the_invoices_were_read_is_noticed(
         assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
 
 
-async def test_a_credit_note_that_stripe_did_not_take_is_issued_by_a_repeat(store_url: str) -> None:
+async def test_a_repeat_issues_a_credit_note_that_stripe_missed(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -395,7 +396,7 @@ async def test_a_credit_note_that_stripe_did_not_take_is_issued_by_a_repeat(stor
         assert (await notes(at), await balance(at)) == ([300], 300)
 
 
-async def test_a_credit_note_is_issued_once_where_the_process_dies_behind_it(
+async def test_a_credit_note_is_issued_once_despite_a_crash(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -420,7 +421,7 @@ async def die(*_: object) -> None:
     raise InterruptedError
 
 
-async def test_where_stripe_does_not_show_the_invoices_nothing_is_taken_back(store_url: str) -> None:
+async def test_nothing_is_corrected_while_invoices_are_unreadable(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -435,7 +436,7 @@ async def test_where_stripe_does_not_show_the_invoices_nothing_is_taken_back(sto
         assert (await correct(at, 60)).is_repeated is False
 
 
-async def test_without_a_key_credit_is_refused_and_ended_prices_are_kept_apart(store_url: str) -> None:
+async def test_without_a_key_credit_is_refused(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -458,7 +459,7 @@ async def test_without_a_key_credit_is_refused_and_ended_prices_are_kept_apart(s
         assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
 
 
-async def test_a_correction_waits_for_a_change_of_prices_whose_outcome_is_not_known(store_url: str) -> None:
+async def test_a_correction_waits_for_a_price_change_in_doubt(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -477,7 +478,7 @@ async def test_a_correction_waits_for_a_change_of_prices_whose_outcome_is_not_kn
         assert await metered_lines(at) == []
 
 
-async def test_units_before_a_change_in_the_portal_that_no_webhook_told_of_are_given_back(
+async def test_units_before_an_unseen_portal_change_are_credited(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -493,7 +494,7 @@ async def test_units_before_a_change_in_the_portal_that_no_webhook_told_of_are_g
         await agrees(at)
 
 
-async def test_grants_and_credits_get_theirs_back_and_invoices_the_rest(store_url: str) -> None:
+async def test_grants_and_credits_are_restored_before_invoices(store_url: str) -> None:
     plans = PLANS.replace("plans:\n", "credits:\n  ai: {costs: {tokens: 1}}\nplans:\n", 1)
     async with shop(store_url, catalog=loads(plans), selling=sell) as at:
         await at.subscribed(plan="basic")
@@ -510,7 +511,7 @@ async def test_grants_and_credits_get_theirs_back_and_invoices_the_rest(store_ur
         assert left == {"ai": 15, "tokens": 20}
 
 
-async def test_units_of_a_subscription_that_ended_are_on_its_last_invoice(store_url: str) -> None:
+async def test_units_of_an_ended_subscription_are_on_its_last_invoice(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -528,7 +529,7 @@ async def test_units_of_a_subscription_that_ended_are_on_its_last_invoice(store_
         assert sorted(await notes(at)) == [35, 100]
 
 
-async def test_an_invoice_with_tax_and_discount_is_credited_by_its_part_of_both(store_url: str) -> None:
+async def test_tax_and_discount_are_credited_in_proportion(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell_with_tax) as at:
         begun = await at.subscribed(plan="basic")
         await at.stripe_change("/v1/coupons", id="tenth", percent_off="10", duration="forever")
@@ -553,21 +554,10 @@ def sell_with_tax(emulator: StripeEmulator, catalog: Catalog) -> None:
     sell(emulator, catalog)
 
 
-USAGE: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: translated_words, report: usage}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {words: {included: 0, overage: deny}}}
-  pro:
-    price: {amount_cents: 1000, interval: month}
-    meters: {words: {included: 100, overage: {bill: {per: 3, amount_cents: 10}}}}
-""")
+USAGE: Final = loads(plans_text("corrections_after_change_usage"))
 
 
-async def test_of_tiers_the_last_one_is_given_back_and_corrections_add_up_to_the_line(store_url: str) -> None:
+async def test_corrections_return_the_last_tier_first(store_url: str) -> None:
     async with shop(store_url, catalog=USAGE, selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
@@ -583,9 +573,7 @@ async def test_of_tiers_the_last_one_is_given_back_and_corrections_add_up_to_the
 
 
 @pytest.mark.parametrize("plan", ["flat", "dear", "more"])
-async def test_units_at_prices_by_model_are_shown_as_billed_after_a_correction(
-    store_url: str, plan: str
-) -> None:
+async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url: str, plan: str) -> None:
     async with shop(store_url, catalog=BY_MODEL, selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
@@ -636,7 +624,7 @@ async def test_units_of_a_derived_meter_are_on_a_line_of_its_own(store_url: str)
         assert await charged_cents(at) == 180 + 600
 
 
-async def test_late_units_on_an_invoice_item_are_credited_at_their_price(store_url: str) -> None:
+async def test_late_units_on_an_invoice_item_are_credited(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -659,7 +647,7 @@ async def test_late_units_on_an_invoice_item_are_credited_at_their_price(store_u
         await agrees(at)
 
 
-async def test_late_units_of_the_last_period_are_credited_at_their_price(store_url: str) -> None:
+async def test_late_units_of_the_last_period_are_credited(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)

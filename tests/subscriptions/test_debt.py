@@ -37,8 +37,8 @@ async def debtor(store_url: str, dunning: str = "") -> AsyncGenerator[Hooked]:
         await at.subscribe()
         await at.settle()
         at.emulator.fail_payments("cus_acme")
-        for _ in range(60):
-            at.clock.advance(DAY)
+        for _ in range(20):
+            at.clock.advance(3 * DAY)
             at.emulator.advance()
             await at.settle()
         at.emulator.mend_payments("cus_acme")

@@ -68,7 +68,7 @@ async def test_a_customer_with_a_subscription_is_not_deleted(store_url: str) -> 
         assert (await at.kit.customers.get("acme")).plan == "team"
 
 
-async def test_a_subscription_that_the_store_does_not_know_yet_is_looked_for(store_url: str) -> None:
+async def test_a_subscription_unknown_to_the_store_is_looked_up(store_url: str) -> None:
     async with shop(store_url) as at:
         made = await at.kit.subscriptions.create("acme", "pro")
         await at.kit.subscriptions.cancel("acme")
@@ -83,7 +83,7 @@ async def test_a_subscription_that_the_store_does_not_know_yet_is_looked_for(sto
             await at.kit.customers.delete("acme")
 
 
-async def test_with_cancel_the_subscription_ends_first_and_its_usage_is_billed(store_url: str) -> None:
+async def test_with_cancel_the_subscription_ends_and_usage_is_billed(store_url: str) -> None:
     """F-112."""
     async with shop(store_url) as at:
         begun = await at.subscribed()
@@ -185,7 +185,7 @@ async def test_the_pages_of_a_deleted_customer_are_closed(store_url: str) -> Non
             at.emulator.complete_checkout(page.id)
 
 
-async def test_a_customer_deleted_at_stripe_gets_a_new_one_and_its_usage_is_kept(store_url: str) -> None:
+async def test_a_customer_deleted_at_stripe_gets_a_new_one(store_url: str) -> None:
     """F-113: 502 until an operator unlinked."""
     async with shop(store_url) as at:
         await at.subscribed()
@@ -205,7 +205,7 @@ async def test_a_customer_deleted_at_stripe_gets_a_new_one_and_its_usage_is_kept
         assert await linked_of(at) == second
 
 
-async def test_where_no_plan_is_sold_at_stripe_a_deletion_does_not_ask_it(store_url: str) -> None:
+async def test_without_paid_plans_a_deletion_does_not_ask_stripe(store_url: str) -> None:
     unsold = loads(re.sub(r", stripe_price: \w+", "", PLANS))
     async with shop(store_url, catalog=unsold) as at:
         await at.kit.customers.link("acme", at.emulator.add_customer(), force=True)

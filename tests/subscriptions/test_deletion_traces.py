@@ -16,6 +16,7 @@ import pytest
 from drivers.app import answering
 from drivers.audited_kit import sqlite_in
 from drivers.messages import SECRET, contact, courier
+from drivers.plans import plans_text
 from drivers.webhooks import NOW, Hooked, hooked
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
@@ -36,37 +37,7 @@ pytestmark = pytest.mark.anyio
 
 WHO: Final = "zoe@example.org"
 PAGE: Final = Path(__file__).parents[2] / "docs" / "redis-keys.md"
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  words:    {unit: word}
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
-  seats:    {unit: seat, kind: gauge}
-  bytes:    {unit: byte, kind: gauge}
-credits:
-  ai: {costs: {words: 1}, low_balance: 50%}
-storage: {gauge: bytes, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
-notify:
-  webhook: {url: "http://127.0.0.1:9/hook", events: [usage.threshold, credits.low]}
-  email: {events: [usage.threshold], from: billing@example.com}
-billing: {idempotency_header: Idempotency-Key}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-  pro:
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    subjects: {user: {requests: {included: 50}}}
-    meters:
-      requests: {included: 2, overage: bill, warn_at: [50, 100]}
-      seats: {included: 3, overage: deny}
-      bytes: {included: 5MB}
-"""
+PLANS: Final = plans_text("deletion_traces")
 JOB: Final[dict[str, Any]] = {
     "id": "resp_1",
     "object": "response",
@@ -206,7 +177,7 @@ def signing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
-async def test_a_deleted_customer_leaves_its_id_only_where_the_list_says_so(
+async def test_a_deleted_customers_id_stays_only_where_listed(
     valkey: Server, store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with at_work(store_url, tmp_path) as at:

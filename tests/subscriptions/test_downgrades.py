@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop
 from drivers.shop import shop as shop_with_seats
 from meterkit.catalog import loads
@@ -20,31 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  words:    {unit: word, stripe: {event_name: words}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {tokens: {included: 0, overage: deny}, words: {included: 0, overage: deny}}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
-    meters:
-      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
-      words:  {included: 0, overage: deny}
-  pro:
-    rank: 10
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    meters:
-      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
-      words:  {included: 0, overage: {bill: {per: 1, amount_cents: 5}}}
-""")
+CATALOG: Final = loads(plans_text("downgrades"))
 
 
 @asynccontextmanager
@@ -71,7 +48,7 @@ async def lines_of(at: Shop) -> list[list[tuple[str, int, int]]]:
     ]
 
 
-async def test_a_downgrade_at_a_periods_end_loses_and_doubles_and_prorates_nothing(store_url: str) -> None:
+async def test_a_downgrade_at_a_periods_end_bills_both_sides_once(store_url: str) -> None:
     """F-10b: the phase that removes a metered price was sent with ``proration_behavior: none``."""
     async with shop(store_url) as at:
         await at.subscribed(plan="pro")
@@ -116,7 +93,7 @@ MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before u
         (17, 0, 12, 1500 + 7 * 700),
     ],
 )
-async def test_a_downgrade_keeps_bought_seats_and_says_what_the_next_period_costs(
+async def test_a_downgrade_keeps_seats_and_shows_the_next_cost(
     store_url: str, seats: int, in_use: int, after: int, cents: int
 ) -> None:
     """F-22d: included seats became bought ones, and the preview said that nothing is due."""

@@ -129,13 +129,13 @@ def test_what_is_found_is_what_a_repair_changes(items: list[dict[str, Any]]) -> 
     assert read_subscription(found, CATALOG).plan == plan.key
 
 
-def test_of_two_plans_the_one_of_the_higher_rank_counts_whatever_comes_first() -> None:
+def test_of_two_plans_the_higher_rank_counts() -> None:
     for items in ((item("price_team"), item("price_pro")), (item("price_pro"), item("price_team"))):
         assert read_subscription(subscription(*items), CATALOG).plan == "pro"
 
 
 @pytest.mark.parametrize("status", ["canceled", "incomplete", "incomplete_expired"])
-def test_a_second_subscription_that_bills_nothing_is_no_difference(status: str) -> None:
+def test_a_second_subscription_billing_nothing_is_no_difference(status: str) -> None:
     chosen, other = subscription(*WHOLE), subscription(*WHOLE, id="sub_2", status=status)
     assert drift_of_customer([chosen, other], chosen, CATALOG, TEAM) == ()
 
@@ -170,7 +170,7 @@ def test_a_draft_that_an_end_has_left_is_never_collected(invoice: object, expect
     assert kinds(drift_of_customer([ended], ended, CATALOG, TEAM)) == expected
 
 
-def test_who_pays_for_no_plan_is_named_and_who_pays_nothing_is_not() -> None:
+def test_a_paying_customer_without_a_plan_is_named() -> None:
     stranger = subscription(item("price_addon"))
     assert kinds(drift_of_customer([stranger], None, CATALOG, None)) == ["unknown_price"]
     assert (

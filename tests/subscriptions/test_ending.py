@@ -49,7 +49,7 @@ async def billed(at: Shop) -> int:
     return sum(line["quantity"] for line in lines if "ai_tokens" in str(line["pricing"]))
 
 
-async def test_usage_of_a_minute_that_has_just_begun_is_stamped_before_it_and_billed(store_url: str) -> None:
+async def test_usage_of_a_minute_just_begun_is_billed(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.subscribed(plan="team")
         at.clock.set(HALF)
@@ -89,7 +89,7 @@ async def test_what_is_used_while_an_end_waits_is_billed_too(store_url: str) -> 
         assert await billed(at) == 257
 
 
-async def test_what_cannot_be_billed_in_time_is_logged_with_its_quantity(
+async def test_usage_that_cannot_be_billed_in_time_is_logged(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url) as at:

@@ -31,7 +31,6 @@ from servers.clusters import Cluster, spawn_cluster
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -102,7 +101,7 @@ async def test_each_entry_lies_in_the_shard_of_its_stripe_customer(store_url: st
         assert names(await taken(queue)) == sorted(customers)
 
 
-async def test_on_a_cluster_every_shard_has_its_turn_and_a_known_one_at_once(cluster: Cluster) -> None:
+async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
     customers = [f"cus_{number}" for number in range(300)]
     async with kit_of(cluster.url, shards=128) as kit, kit_of(cluster.url, shards=128) as other:
         queue, far = HookQueue(kit.store), HookQueue(other.store)
@@ -118,7 +117,7 @@ async def test_on_a_cluster_every_shard_has_its_turn_and_a_known_one_at_once(clu
 
 
 @pytest.mark.each_store
-async def test_many_workers_of_two_releases_have_each_hint_once_and_no_customer_at_once(
+async def test_workers_of_two_releases_take_each_hint_once(
     store_url: str,
 ) -> None:
     customers = [f"cus_{number}" for number in range(60)]
@@ -204,47 +203,7 @@ async def test_what_an_older_release_left_is_worked_off_with_its_notes(store_url
         assert (await older.take(), await queue.take(1000)) == ([], [])
 
 
-async def test_older_entries_of_customers_that_wait_for_a_retry_hold_up_no_other(store_url: str) -> None:
-    clock, waiting = Clock(NOW), [f"cus_{number}" for number in range(100)]  # A page.
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        for customer in waiting:
-            await queue.add(hint(f"evt_{customer}", customer))
-        for entry in await queue.take(100):
-            await queue.later(entry, "no answer", delay_ms=1_800_000, counts=True)
-        for customer in waiting:
-            await older.add(f"evt_again_{customer}", customer)
-            # It was given back by an older process, and is due there.
-            await older.scripts.finish(older.place, (await older_entry(older, customer)), "later")
-        clock.advance(timedelta(seconds=1))
-        await older.add("evt_last", "cus_last")
-        assert await queue.take(10) == []
-        (last,) = await queue.take(10)
-        assert (last.stripe_customer, await queue.done(last)) == ("cus_last", True)
-        clock.advance(timedelta(minutes=30))
-        assert names(await queue.take(1000)) == sorted(waiting)
-
-
-async def test_workers_that_race_beside_an_older_release_take_each_hint_once(store_url: str) -> None:
-    async with kit_of(store_url) as kit:
-        queues = [HookQueue(kit.store) for _ in range(8)]
-        for turn in range(5):
-            await queues[0].add(hint(f"evt_{turn}", "cus_1"))
-            raced = await asyncio.gather(*(taken(queue, passes=3) for queue in queues))
-            ((queue, entry),) = [
-                (queue, entry) for queue, found in zip(queues, raced, strict=True) for entry in found
-            ]
-            assert await queue.done(entry)
-            assert (await queue.waiting()).entries == 0
-
-
-async def older_entry(older: Older, customer: str) -> Entry:
-    (entry,) = await older.scripts.take(older.place, stripe_customer=customer)
-    assert entry is not None
-    return entry
-
-
-async def test_a_customer_that_an_older_process_has_is_left_to_it_until_it_is_done(store_url: str) -> None:
+async def test_a_customer_held_by_an_older_process_is_left_to_it(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
         older, queue = Older(kit), HookQueue(kit.store)
@@ -263,60 +222,6 @@ async def test_a_customer_that_an_older_process_has_is_left_to_it_until_it_is_do
         assert await queue.done(found, found.notes)
         (entry,) = await older.take()
         assert [note.name for note in entry.notes] == ["in_3"]
-
-
-async def test_an_older_process_that_is_gone_keeps_nobody_for_longer_than_its_lease(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        await older.add("evt_1", "cus_1", "in_1")
-        await older.take()
-        clock.advance(LEASE - timedelta(milliseconds=1))
-        assert await queue.take(10) == []
-        clock.advance(timedelta(milliseconds=1))
-        (found,) = await queue.take(10)
-        assert [note.name for note in found.notes] == ["in_1"]
-        # A worker that is gone, too, has both locks for as long.
-        clock.advance(LEASE)
-        (again,) = await queue.take(10)
-        assert (again.notes, await queue.keep(found), await queue.keep(again)) == (found.notes, False, True)
-
-
-async def test_who_loses_one_of_two_locks_stores_nothing(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        await queue.add(hint("evt_1", "cus_1"))
-        (found,) = await queue.take(10)
-        clock.advance(LEASE)
-        (_,) = await older.take()
-        assert not await queue.keep(found)
-
-
-async def test_a_day_later_older_keys_are_not_asked_any_more(store_url: str, valkey: Server) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        await queue.take(10)
-        clock.advance(DAY - timedelta(milliseconds=1))
-        await queue.add(hint("evt_1", "cus_1"))
-        (found,) = await queue.take(10)
-        assert found.older is not None
-        await queue.done(found)
-        await older.add("evt_2", "cus_2", "in_2")
-        clock.advance(timedelta(milliseconds=1))
-        (found,) = await queue.take(10)  # Something is left there.
-        assert found.older is not None
-        await queue.done(found, found.notes)
-        assert await queue.take(10) == []
-        await queue.add(hint("evt_3", "cus_3"))
-        valkey.command("CONFIG", "RESETSTAT")
-        (found,) = await queue.take(10)
-        assert found.older is None
-        calls = valkey.command("INFO", "commandstats")
-        # The count of what is due, and the script that takes it: nothing else.
-        assert calls["cmdstat_evalsha"]["calls"] == 2
-        assert "cmdstat_hlen" not in calls
 
 
 @pytest.mark.each_store
@@ -346,36 +251,8 @@ async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> 
         assert len(await read_entries(kit.store, 4)) == 4
 
 
-@pytest.mark.each_store
-async def test_entries_that_any_release_gave_up_are_listed_and_redriven(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        await older.add("evt_1", "cus_1", "in_1")
-        (entry,) = await older.take()
-        await older.finish(entry, "dead", why="linked elsewhere", notes=())
-        clock.advance(timedelta(seconds=1))
-        await older.add("evt_2", "cus_2", "in_2")
-        await queue.add(hint("evt_3", "cus_2", "in_3"))
-        (both,) = await queue.take(10)
-        assert await queue.give_up(both, "refused")
-        dead = await queue.dead()
-        assert [(one.stripe_customer, one.why, one.notes) for one in dead] == [
-            ("cus_1", "linked elsewhere", ("in_1",)),
-            ("cus_2", "refused", ("in_2", "in_3")),
-        ]
-        assert ((await queue.waiting()).entries, await older.take()) == (0, [])
-        await queue.redrive(["cus_1", "cus_2"])
-        assert (await queue.dead(), (await queue.waiting()).entries) == ([], 2)
-        found = {one.stripe_customer: one for one in await queue.take(10)}
-        assert [note.name for note in found["cus_1"].notes] == ["in_1"]
-        assert [note.name for note in found["cus_2"].notes] == ["in_2", "in_3"]
-        assert [await queue.done(one, one.notes) for one in found.values()] == [True, True]
-        assert (await queue.waiting()).entries == 0
-
-
 @pytest.mark.parametrize("point", ["taken", "fetched", "linked", "told"])
-async def test_an_older_entry_of_a_killed_worker_is_finished_by_the_next(store_url: str, point: str) -> None:
+async def test_a_killed_workers_older_entry_is_finished_by_the_next(store_url: str, point: str) -> None:
     async with hooked(store_url) as at:
         at.customer()
         await at.subscribe()
@@ -394,19 +271,6 @@ async def test_an_older_entry_of_a_killed_worker_is_finished_by_the_next(store_u
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
         assert ((await at.kit.webhooks.backlog()).entries, await older.take()) == (0, [])
-
-
-async def test_the_sweep_leaves_events_that_an_older_release_has_queued(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        events = [event.id for event in at.emulator.webhook_events]
-        older = Older(at.kit)
-        for event in events[:-1]:
-            await older.add(event, "cus_acme")
-        for entry in await older.take():
-            await older.finish(entry)
-        assert await at.kit.webhooks.sweep() <= 1
 
 
 async def test_a_node_that_is_away_holds_up_its_own_shards_only() -> None:

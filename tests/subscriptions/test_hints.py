@@ -40,7 +40,6 @@ INVOICE = {
     "currency": "usd",
     "next_payment_attempt": AT + 86_400,
 }
-SUBSCRIPTION = {"id": "sub_1", "object": "subscription", "customer": "cus_1", "trial_end": AT + 3 * 86_400}
 LOOK = Hint(event="evt_1", stripe_customer="cus_1")
 
 
@@ -70,27 +69,6 @@ def test_of_a_customer_only_another_payment_method_matters(previous: object, exp
     told = {"id": "cus_1", "object": "customer"}
     data = {"object": told, "previous_attributes": previous}
     assert hint_of(event("customer.updated", told, data=data)) == expected
-
-
-def test_a_refund_names_its_payment() -> None:
-    told = {"id": "ch_1", "customer": "cus_1", "payment_intent": "pi_1"}
-    assert hint_of(event(REFUNDED, told)) == Hint(event="evt_1", stripe_customer="pi_1")
-    assert hint_of(event(REFUNDED, {"id": "ch_1", "payment_intent": None})) == Hint(event="evt_1")
-
-
-def test_an_invoice_of_a_top_up_is_marked() -> None:
-    told = INVOICE | {"amount_paid": 2900, "metadata": {"meterkit_top_up": "usd 2900"}}
-    note = note_of("invoice.paid", told)
-    assert note is not None
-    assert note.data["tops_up"] is True
-
-
-def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:
-    assert len(set(TYPES)) == len(TYPES) <= 20
-    assert "checkout.session.completed" in TYPES
-    assert {kind.partition(".")[0] for kind in TYPES} == {
-        *("checkout", "customer", "invoice", "entitlements", "charge", "payment_method", "setup_intent")
-    }
 
 
 @pytest.mark.parametrize(
@@ -129,52 +107,6 @@ def test_all_else_is_nothing_to_do(other: dict[str, Any]) -> None:
     assert hint_of(other) is None
 
 
-def test_a_failed_payment_is_told_with_its_attempt() -> None:
-    note = note_of("invoice.payment_failed", INVOICE)
-    assert note == Note(
-        name="payment.failed/in_1/2",
-        kind="payment.failed",
-        data={
-            "invoice": "in_1",
-            "failures": 2,
-            "amount_cents": 2900,
-            "currency": "usd",
-            "next_attempt_ms": (AT + 86_400) * 1000,
-            "at_ms": AT * 1000,
-        },
-    )
-    last = note_of("invoice.payment_failed", {**INVOICE, "attempt_count": 4, "next_payment_attempt": None})
-    assert last is not None
-    assert (last.name, last.data["next_attempt_ms"]) == ("payment.failed/in_1/4", None)
-
-
-def test_both_events_of_a_payment_are_one_note() -> None:
-    paid = {**INVOICE, "amount_paid": 2900, "status": "paid"}
-    notes = [note_of(kind, paid) for kind in ("invoice.paid", "invoice.payment_succeeded")]
-    assert notes[0] == notes[1]
-    assert notes[0] is not None
-    assert (notes[0].name, notes[0].data["amount_cents"]) == ("payment.succeeded/in_1/2", 2900)
-    assert "next_attempt_ms" not in notes[0].data
-
-
-def test_an_invoice_of_nothing_is_paid_without_a_payment() -> None:
-    assert note_of("invoice.paid", {**INVOICE, "amount_paid": 0}) is None
-
-
-@pytest.mark.parametrize("kind", ["invoice.created", "invoice.finalized", "customer.subscription.updated"])
-def test_no_other_event_is_told(kind: str) -> None:
-    assert note_of(kind, {**INVOICE, **SUBSCRIPTION, "amount_paid": 2900}) is None
-
-
-def test_the_end_of_a_trial_is_told_with_its_time() -> None:
-    note = note_of("customer.subscription.trial_will_end", SUBSCRIPTION)
-    assert note is not None
-    end_s = AT + 3 * 86_400
-    assert (note.name, note.kind) == (f"trial.ending/sub_1/{end_s}", "trial.ending")
-    assert note.data == {"subscription": "sub_1", "trial_end_ms": end_s * 1000, "at_ms": AT * 1000}
-    assert note_of("customer.subscription.trial_will_end", {**SUBSCRIPTION, "trial_end": None}) is None
-
-
 def test_a_checkout_is_looked_at_where_it_says_whose_it_is() -> None:
     session = {"id": "cs_test_1", "customer": "cus_1", "client_reference_id": "acme"}
     note = note_of("checkout.session.completed", session)
@@ -207,8 +139,3 @@ def test_usage_that_stripe_does_not_bill_is_an_alarm(kind: str) -> None:
     without = hint_of({**notice, "related_object": {}})
     assert without is not None
     assert "mtr" not in str(without.alarm)
-
-
-def test_a_note_is_kept_as_text() -> None:
-    note = Note(name="payment.failed/in_1/2", kind="payment.failed", data={"invoice": "in_1", "next": None})
-    assert Note.parse(note.name, note.dump()) == note

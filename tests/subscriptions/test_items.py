@@ -33,7 +33,7 @@ async def item_of(at: Shop, subscription: str, price: str) -> str:
     return next(str(item["id"]) for item in items if item["price"]["id"] == price)
 
 
-async def test_seats_after_a_switch_in_the_dashboard_leave_one_price_of_each_meter(store_url: str) -> None:
+async def test_seats_after_a_dashboard_switch_leave_one_price_a_meter(store_url: str) -> None:
     """F-102: the item of the old plan's usage was nobody's, and the new plan's came beside it."""
     async with shop(store_url) as at:
         found = await switched_by_hand(at, "price_pro")
@@ -106,7 +106,7 @@ async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
         assert found.seats == 0
 
 
-async def test_seats_of_an_item_are_shown_though_the_plan_covers_all_by_now(store_url: str) -> None:
+async def test_an_items_seats_show_though_the_plan_covers_all(store_url: str) -> None:
     """F-22g: `seats` was 0 for a customer who still pays for two."""
     async with shop(store_url) as at:
         found = await at.subscribed(plan="pro", seats=12)

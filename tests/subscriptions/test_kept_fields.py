@@ -182,7 +182,7 @@ async def test_a_downgrade_at_the_periods_end_keeps_every_field(store_url: str) 
         assert list(after.values()) == list(items.values())
 
 
-async def test_a_coupon_is_redeemed_once_however_often_a_schedule_changes(store_url: str) -> None:
+async def test_a_coupon_is_redeemed_once_whatever_the_schedule(store_url: str) -> None:
     async with rich(store_url) as at:
         redeemed = (await at.client.v1.coupons.retrieve_async("HALF")).times_redeemed
         for seats in (13, 14):
@@ -274,7 +274,7 @@ async def test_a_downgrade_that_is_taken_back_keeps_every_field(store_url: str) 
         assert (await at.shown(), await at.item_terms()) == (before, items)
 
 
-async def test_a_direct_change_at_stripe_stays_where_a_schedule_is_sent_again(store_url: str) -> None:
+async def test_a_direct_change_survives_a_repeated_schedule(store_url: str) -> None:
     """New seats put the terms back that an operator had changed, and a discount that was taken off."""
     async with rich(store_url) as at:
         await at.kit.subscriptions.change_plan("acme", "team")
@@ -318,7 +318,7 @@ PLAN_STAYS: Final[dict[str, Callable[[Rich], Awaitable[object]]]] = {
 
 
 @pytest.mark.parametrize("change", PLAN_STAYS)
-async def test_i13_an_operators_price_of_usage_stays_while_the_plan_does(store_url: str, change: str) -> None:
+async def test_i13_an_operators_usage_price_stays_with_its_plan(store_url: str, change: str) -> None:
     """F-220: usage went back to the price of the plan, two cents."""
     async with rich(store_url) as at:
         await use_operators_price(at)

@@ -12,13 +12,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from drivers.audited_kit import sqlite_in
+from drivers.customer_states import state_of
 from drivers.delivery import kit_for
 from drivers.price_shop import PLANS, buyer
 from drivers.served_traffic import drain, simulated_at
 from drivers.shop import END, HALF, START, sell_nothing, shop
 from drivers.usage_figures import Tables
 from meterkit.catalog import loads
-from meterkit.customers.states import States
 from meterkit.pages import usage_page
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def test_the_usage_page_has_the_kept_prices_of_plan_and_seats(store_url: s
         assert (cost["plan_cents"], cost["seats_cents"]) == (3307, 2 * 1009)
 
 
-async def test_the_usage_page_has_the_interval_and_the_price_that_an_operator_has_given(
+async def test_the_usage_page_shows_an_operators_interval_and_price(
     store_url: str,
 ) -> None:
     async with buyer(store_url, plan="team", interval="year") as found, page_of(found.shop.kit) as client:
@@ -122,12 +122,12 @@ async def test_a_statement_without_an_invoice_has_the_kept_prices(store_url: str
 
 async def test_mrr_has_the_kept_prices(store_url: str) -> None:
     async with buyer(store_url, plan="team", interval="year") as found:
-        state = (await States(found.shop.kit.store).find("acme")).state
+        state = await state_of(found.shop.kit)
         assert state.subscription is not None
         assert state.subscription.mrr == pytest.approx(1_000_000 * (1003 + 3 * 703) / 12, abs=1)
 
 
-async def test_the_period_before_its_webhook_is_as_long_as_the_customers_own(store_url: str) -> None:
+async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) -> None:
     """The file's interval is another one by now: the period lasted a year, or a month."""
     own = (("1003, interval: month", "1003, interval: year"),)
     async with buyer(store_url, plan="team", more=own, keeps=False) as found:
@@ -137,7 +137,7 @@ async def test_the_period_before_its_webhook_is_as_long_as_the_customers_own(sto
         assert (known.current_period_start, known.current_period_end) == (END, END + timedelta(days=31))
 
 
-async def test_a_yearly_quantity_is_left_when_the_customers_own_year_ends(store_url: str) -> None:
+async def test_a_yearly_quantity_lasts_for_the_customers_own_year(store_url: str) -> None:
     """With `included_per: interval`, also where the file sells the plan by the month by now."""
     yearly = "interval: INTERVAL"
     per = (("1003, interval: INTERVAL", "1003, interval: INTERVAL, included_per: interval"),)

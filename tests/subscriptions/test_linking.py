@@ -64,7 +64,7 @@ async def test_a_forced_link_is_made_without_asking(store_url: str) -> None:
         assert (found.stripe_customer, len(at.emulator.requests)) == ("cus_typo", asked)
 
 
-async def test_a_link_that_stands_is_repeated_though_stripe_has_deleted_the_customer(store_url: str) -> None:
+async def test_a_link_repeats_though_stripe_deleted_the_customer(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
         await at.kit.customers.link("acme", linked)
@@ -72,7 +72,7 @@ async def test_a_link_that_stands_is_repeated_though_stripe_has_deleted_the_cust
         assert (await at.kit.customers.link("acme", linked)).stripe_customer == linked
 
 
-async def test_during_an_outage_only_a_forced_link_is_made_and_its_look_is_queued(store_url: str) -> None:
+async def test_in_an_outage_a_forced_link_queues_its_look(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
         at.emulator.fail_next("error", status=503, path="*", times=None)
@@ -89,14 +89,14 @@ async def test_during_an_outage_only_a_forced_link_is_made_and_its_look_is_queue
         assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
-async def test_what_stripe_refuses_to_show_is_told_and_the_forced_link_is_made(store_url: str) -> None:
+async def test_an_unreadable_customer_is_reported_and_linked_by_force(store_url: str) -> None:
     async with shop(store_url) as at:
         with pytest.raises(StripeError, match="is linked to Stripe customer cus_other"):
             await at.kit.customers.link("acme", "cus_other", force=True)
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_other"
 
 
-async def test_a_look_in_the_background_reads_no_subscription_before_the_link_returns(store_url: str) -> None:
+async def test_a_background_look_waits_for_the_link(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
         asked = len(at.emulator.requests)

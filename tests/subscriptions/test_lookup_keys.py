@@ -52,7 +52,7 @@ async def keyed_items(at: Shop, subscription: str) -> dict[str, int | None]:
     return {item["price"]["lookup_key"]: item.get("quantity") for item in found}
 
 
-async def test_plans_without_ids_are_sold_changed_and_read_by_their_lookup_keys(store_url: str) -> None:
+async def test_plans_without_ids_are_sold_by_lookup_key(store_url: str) -> None:
     async with shop(store_url) as at:
         found = await at.subscribed(plan="team", seats=7)
         assert (found.plan, found.status, found.seats) == ("team", "active", 7)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.period_ends import MAY, MINUTE, paying
+from drivers.plans import plans_text
 
 if TYPE_CHECKING:
     from drivers.period_ends import Ending
@@ -15,29 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  tokens:   {unit: token, stripe: {event_name: tokens}}
-credits: {ai: {costs: {tokens: 1 per 1}}}
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, tokens: {included: 0, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
-      tokens:   {included: 0, overage: deny}
-    grants:
-      - {credit: ai, quantity: 50, every: period}
-      - {credit: ai, quantity: 7, every: period, expires: 90d}
-"""
+PLANS: Final = plans_text("moved_grants")
 PRICES: Final = ("price_pro", "price_pro_requests")
 TRIAL: Final = {"trial_end": int((MAY + 14 * DAY).timestamp())}
 ANEW: Final = {"billing_cycle_anchor": {"type": "now"}}
@@ -113,7 +92,7 @@ async def test_a_shorter_trial_ends_its_grant(store_url: str) -> None:
         assert await balance(at) == 50 + 7 + 7
 
 
-async def test_a_trial_made_longer_after_a_late_webhook_gives_nothing_again(store_url: str) -> None:
+async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str) -> None:
     async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
         at.go(MAY + 13 * DAY)
         (found,) = (await at.found.client.v1.subscriptions.list_async()).data
@@ -129,7 +108,7 @@ async def test_a_trial_made_longer_after_a_late_webhook_gives_nothing_again(stor
         assert await balance(at) == left - 1
 
 
-async def test_an_ended_and_renewed_subscription_has_the_grant_of_its_period(store_url: str) -> None:
+async def test_a_renewed_subscription_has_its_periods_grant(store_url: str) -> None:
     async with paying(store_url, PLANS, prices=PRICES) as at:
         at.go(MAY + 10 * DAY)
         await at.kit.record("acme", "tokens", 20)

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.shop import CATALOG, END, HALF, PLANS, START, shop
 from meterkit import PaymentMethodMissingError, SubscriptionError, SubscriptionExistsError
 from meterkit.catalog import loads
@@ -30,23 +31,7 @@ class _Urls(TypedDict):
 
 
 MINUTES = timedelta(minutes=5)
-BY_YEAR = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 10, overage: deny}}}
-  month:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_month}
-    meters: {requests: {included: 10, overage: deny}}
-  year:
-    rank: 10
-    price: {amount_cents: 10000, interval: year, included_per: interval, stripe_price: price_year}
-    meters: {requests: {included: 120, overage: deny}}
-"""
+BY_YEAR = plans_text("nothing_for_nothing_by_year")
 
 
 async def admitted(at: Shop, requests: int) -> int:
@@ -54,7 +39,7 @@ async def admitted(at: Shop, requests: int) -> int:
     return sum([(await at.kit.consume("acme", "requests")).allowed for _ in range(requests)])
 
 
-async def test_a_subscription_that_nobody_has_paid_for_includes_nothing_anew(store_url: str) -> None:
+async def test_an_unpaid_subscription_includes_nothing_anew(store_url: str) -> None:
     async with shop(store_url, start=HALF) as at:
         assert await admitted(at, FREE + 1) == FREE
         for plan in ("pro", "team", "pro"):  # Each gives way to the next.
@@ -75,7 +60,7 @@ async def test_a_subscription_that_nobody_has_paid_for_includes_nothing_anew(sto
         assert await admitted(at, 101) == 100
 
 
-async def test_what_is_included_for_nothing_is_so_once_a_period_whatever_was_never_paid_for(
+async def test_free_quantities_are_included_once_a_period(
     store_url: str,
 ) -> None:
     async with shop(store_url) as at:
@@ -93,7 +78,7 @@ async def test_what_is_included_for_nothing_is_so_once_a_period_whatever_was_nev
             assert await admitted(at, 1) == 0
 
 
-async def test_who_ends_a_subscription_and_begins_another_pays_for_both(store_url: str) -> None:
+async def test_a_new_subscription_after_an_end_is_paid_too(store_url: str) -> None:
     async with shop(store_url, start=HALF) as at:
         for _ in range(3):
             await at.subscribed(plan="team")
@@ -125,7 +110,7 @@ async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
         assert await balance(at) == 0
 
 
-async def test_usage_of_a_trial_is_on_no_invoice_which_the_plans_file_tells_of(
+async def test_usage_of_a_trial_is_on_no_invoice(
     store_url: str,
 ) -> None:
     async with shop(store_url) as at:
@@ -158,7 +143,7 @@ async def test_what_is_included_for_a_year_is_so_once_a_year(store_url: str) -> 
         assert [invoice["total"] for invoice in await at.invoices()] == [10_000]
 
 
-async def test_of_the_pages_to_subscribe_on_one_is_open_so_that_nobody_is_tried_twice(store_url: str) -> None:
+async def test_one_subscribe_page_is_open_so_one_trial_is_given(store_url: str) -> None:
     async with shop(store_url, start=HALF) as at:
 
         async def page(number: int) -> str:
@@ -195,7 +180,7 @@ async def test_many_pages_at_once_are_one_trial(store_url: str) -> None:
         assert len(opened) <= 1
 
 
-async def test_a_plan_without_a_trial_is_not_tried_by_way_of_one_that_has(store_url: str) -> None:
+async def test_a_plan_without_a_trial_has_none_by_way_of_another(store_url: str) -> None:
     async with shop(store_url) as at:
         service = at.kit.subscriptions
         begun = (await service.create("acme", "tried")).subscription
@@ -376,7 +361,7 @@ async def test_money_that_went_back_or_never_came_is_not_credited(
 
 @pytest.mark.parametrize("reduce", ["seats", "plan"])
 @pytest.mark.parametrize("leave", [add_draft, void_renewal])
-async def test_a_period_that_is_not_paid_is_not_given_back_by_a_reduction(
+async def test_an_unpaid_period_is_not_credited_by_a_reduction(
     store_url: str, reduce: str, leave: Callable[[Shop], Awaitable[None] | None]
 ) -> None:
     """Fewer seats in a month that was never paid, and then the end: the credit bought the next plan."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.shop import sell_nothing, shop
 from meterkit.catalog import loads
 
@@ -19,21 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-OLDER: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: api_words}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 0, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}}
-"""
+OLDER: Final = plans_text("older_plans_file_older")
 NEWER: Final = f"""{OLDER}  plus:
     rank: 20
     price: {{amount_cents: 2000, interval: month}}
@@ -56,7 +43,7 @@ async def shown(kit: MeterKit) -> tuple[str, int | None]:
     return usage["plan"], usage["meters"]["words"]["overage_cents"]
 
 
-async def test_a_process_with_an_older_file_keeps_a_plan_that_it_does_not_know(store_url: str) -> None:
+async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None:
     async with two_files(store_url) as (at, older):
         await older.subscriptions.sync("acme")
         await older.subscriptions.check()
@@ -64,7 +51,7 @@ async def test_a_process_with_an_older_file_keeps_a_plan_that_it_does_not_know(s
         assert await shown(at.kit) == ("plus", 60)
 
 
-async def test_a_plan_of_the_older_file_counts_once_the_subscription_has_its_price(store_url: str) -> None:
+async def test_an_older_plan_counts_once_its_price_is_on_the_items(store_url: str) -> None:
     async with two_files(store_url) as (at, older):
         found = await at.kit.subscriptions.get("acme")
         assert found is not None

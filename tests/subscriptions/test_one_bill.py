@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop
 from meterkit.catalog import loads
 from meterkit.settings import Settings
@@ -20,32 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
-  words:    {unit: word, name: Translated words, stripe: {event_name: translated_words}}
-  thirds:   {unit: third, stripe: {event_name: thirds}}
-  seats:    {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 0, overage: deny}
-      words:    {included: 0, overage: deny}
-      thirds:   {included: 0, overage: deny}
-  pro:
-    name: Pro
-    price: {amount_cents: 4900, interval: month}
-    seat_price: {amount_cents: 900}
-    meters:
-      requests: {included: 100, overage: {bill: {per: 10, amount_cents: 1}}}
-      words:    {included: 1_000, overage: {bill: {per: 1000, amount_cents: 12}}}
-      thirds:   {included: 0, overage: {bill: {per: 3, amount_cents: 100}}}
-      seats:    {included: 3, overage: deny}
-""")
+CATALOG: Final = loads(plans_text("one_bill"))
 
 
 @asynccontextmanager
@@ -91,7 +67,7 @@ async def billed(at: Shop, customer: str) -> list[tuple[str, int]]:
     return sorted((text.replace("\N{MULTIPLICATION SIGN}", "x"), amount) for text, amount in lines)
 
 
-async def test_the_emulator_sells_what_sync_makes_and_both_give_one_bill(store_url: str) -> None:
+async def test_the_emulator_sells_what_sync_makes(store_url: str) -> None:
     """F-106: the emulator sold begun packages, and sync sold units."""
     async with shop(store_url, is_synced=True) as at:
         by_sync, bill = await sold(at), await billed(at, "synced")

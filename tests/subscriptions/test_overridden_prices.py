@@ -11,12 +11,12 @@ import anyio
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell
 from drivers.shop import END, HALF, sell_nothing, shop
+from drivers.sync_queue import forget_due_price, queue_sync
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
-from meterkit.subscriptions.due_customers import due_prices
-from meterkit.subscriptions.webhooks.queue import HookQueue
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -98,7 +98,7 @@ async def lines(at: Shop) -> list[tuple[int, int]]:
     return found
 
 
-async def test_a_price_that_falls_amid_a_period_is_shown_and_billed_from_then_on(store_url: str) -> None:
+async def test_a_falling_price_is_shown_and_billed_from_then_on(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -152,7 +152,7 @@ async def test_a_price_that_is_taken_back_holds_until_the_period_ends(store_url:
         assert await at.kit.subscriptions.check() == {}
 
 
-async def test_where_downgrades_are_immediate_a_price_is_taken_back_at_once(store_url: str) -> None:
+async def test_with_immediate_downgrades_a_price_ends_at_once(store_url: str) -> None:
     async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         await given(at, 2)
@@ -165,7 +165,7 @@ async def test_where_downgrades_are_immediate_a_price_is_taken_back_at_once(stor
         assert await billed(at) == [(10, 2), (10, 5)]
 
 
-async def test_a_price_ends_at_its_until_and_usage_until_the_switch_costs_it(store_url: str) -> None:
+async def test_a_price_ends_at_its_until(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         await at.kit.record("acme", "tokens", 100)
@@ -196,7 +196,7 @@ async def test_under_a_spend_limit_what_is_admitted_costs_the_limit(store_url: s
 
 
 @pytest.mark.parametrize(("plan", "base"), [("cheaper", 1), ("none", 1), ("other", 1)])
-async def test_an_upgrade_keeps_the_price_where_the_new_plan_bills_the_meter(
+async def test_an_upgrade_keeps_the_price_of_a_meter_still_billed(
     store_url: str, plan: str, base: int
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -214,7 +214,7 @@ async def test_an_upgrade_keeps_the_price_where_the_new_plan_bills_the_meter(
         assert await billed(at) == expected
 
 
-async def test_a_scheduled_downgrade_keeps_a_price_that_is_given_before_or_after_it(store_url: str) -> None:
+async def test_a_scheduled_downgrade_keeps_an_overridden_price(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="cheaper")
         await at.kit.subscriptions.change_plan("acme", "basic")
@@ -246,7 +246,7 @@ async def test_seats_change_beside_a_price_of_its_own(store_url: str) -> None:
         assert await billed(at) == [(10, 2)]
 
 
-async def test_a_meter_that_the_plan_does_not_bill_gets_an_item_and_loses_it(store_url: str) -> None:
+async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -264,7 +264,7 @@ async def test_a_meter_that_the_plan_does_not_bill_gets_an_item_and_loses_it(sto
         assert await billed(at) == [(6, 4)]
 
 
-async def test_the_same_price_asked_again_or_by_another_customer_is_made_once(store_url: str) -> None:
+async def test_an_equal_price_is_made_once(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         other = await at.subscribed("other", plan="basic")
@@ -313,7 +313,7 @@ async def test_stripe_sync_has_nothing_to_say_of_a_price_of_its_own(store_url: s
         assert next(one for one in await at.stripe_list("/v1/prices") if one["id"] == own)["active"] is True
 
 
-async def test_an_item_that_a_person_has_switched_is_found_and_repaired(store_url: str) -> None:
+async def test_an_item_switched_by_a_person_is_repaired(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         own = await given(at, 2)
@@ -329,7 +329,7 @@ async def test_an_item_that_a_person_has_switched_is_found_and_repaired(store_ur
         assert await own_prices(at) == [own]
 
 
-async def test_a_subscription_that_begins_has_the_price_of_an_override_of_before(store_url: str) -> None:
+async def test_a_new_subscription_has_an_earlier_overrides_price(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         own = await given(at, 2)
@@ -355,29 +355,25 @@ async def test_no_webhook_takes_the_change_for_one_by_others(store_url: str) -> 
         at.clock.set(HALF)
         await given(at, 2)
         await at.kit.record("acme", "tokens", 110)
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        assert linked is not None
-        await HookQueue(at.kit.store).look(linked, "evt_1")
-        await at.kit.webhooks.work_off()
+        await queue_sync(at.kit, cause="evt_1")
         usage = (await at.kit.usage("acme"))["meters"]["tokens"]
         assert (usage["late"], usage["overage_cents"]) == (0, 20)
         assert await billed(at) == [(10, 2)]
 
 
 @pytest.mark.parametrize(
-    ("path", "skip"),
+    ("path", "skip", "how"),
     [
-        ("/v1/prices", 2),
-        ("/v1/prices", 3),
-        ("/v1/billing/meter_events", 0),
-        ("/v1/billing/meters", 2),
-        ("/v1/subscriptions/ID", 0),
-        ("/v1/subscriptions/ID", 1),
-        ("/v1/subscriptions", 1),
+        ("/v1/prices", 2, "error"),
+        ("/v1/prices", 3, "drop"),
+        ("/v1/billing/meter_events", 0, "error"),
+        ("/v1/billing/meters", 2, "drop"),
+        ("/v1/subscriptions/ID", 0, "error"),
+        ("/v1/subscriptions/ID", 1, "drop"),
+        ("/v1/subscriptions", 1, "error"),
     ],
 )
-@pytest.mark.parametrize("how", ["error", "drop"])
-async def test_where_stripe_fails_between_two_steps_asking_again_finishes_it(
+async def test_a_retry_finishes_after_stripe_failed_between_steps(
     store_url: str, path: str, skip: int, how: Literal["error", "drop"]
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -420,7 +416,7 @@ async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(store_url: s
         assert (await at.kit.customers.get("acme")).overrides == {}
 
 
-async def test_without_a_subscription_a_price_is_refused_and_limits_are_not(store_url: str) -> None:
+async def test_without_a_subscription_only_prices_are_refused(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
             await at.kit.customers.override("acme", priced(2))
@@ -461,7 +457,7 @@ async def test_each_of_many_prices_bills_what_was_recorded_under_it(store_url: s
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_a_rise_and_a_new_meter_of_one_call_take_effect_in_their_time(store_url: str) -> None:
+async def test_a_rise_and_a_new_meter_take_effect_in_their_time(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -499,27 +495,7 @@ async def test_two_processes_that_give_two_prices_leave_one_of_them(store_url: s
         assert await at.kit.subscriptions.check() == {}
 
 
-PARTS: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  input_tokens:  {unit: token, stripe: {event_name: input}}
-  output_tokens: {unit: token, stripe: {event_name: output}}
-  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
-prices:
-  input: {default: 10 per 1000, models: {opus: 100 per 1000}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {input_tokens: {included: 0}, output_tokens: {included: 0}, large_output: {included: 0}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1900, interval: month}
-    meters:
-      input_tokens:  {included: 0, overage: {bill: {price: prices.input}}}
-      output_tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 12}}}
-""")
+PARTS: Final = loads(plans_text("overridden_prices_parts"))
 
 
 def output_of(model: str, tokens: int) -> dict[str, Any]:
@@ -559,7 +535,7 @@ async def test_a_derived_meter_has_a_price_of_its_own(store_url: str) -> None:
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_seats_that_change_before_a_price_has_ended_leave_its_item_to_the_cut(store_url: str) -> None:
+async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) -> None:
     async with shop(store_url, catalog=SEATED, selling=sell_seats) as at:
         begun = await at.subscribed(plan="cheaper", seats=1)
         await at.kit.customers.override("acme", priced(2), until=HALF)
@@ -581,7 +557,7 @@ async def test_seats_that_change_before_a_price_has_ended_leave_its_item_to_the_
         }
 
 
-async def test_a_change_whose_outcome_was_lost_is_settled_by_what_is_stored(store_url: str) -> None:
+async def test_a_change_in_doubt_is_settled_by_the_store(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -613,16 +589,13 @@ async def test_one_price_in_place_of_prices_by_model_is_refused(store_url: str) 
         await at.kit.customers.override("acme", {"input_tokens": {"overage": {"bill": {"cap": 5}}}})
 
 
-async def test_a_price_that_ended_unnoticed_is_found_by_the_nightly_sync(store_url: str) -> None:
+async def test_the_nightly_sync_finds_a_price_that_ended(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         await at.kit.customers.override("acme", priced(2), until=HALF)
-        await due_prices(at.kit.store).remove("acme")
+        await forget_due_price(at.kit)
         at.clock.set(HALF)
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        assert linked is not None
-        await HookQueue(at.kit.store).look(linked, "reconcile")
-        await at.kit.webhooks.work_off()
+        await queue_sync(at.kit, cause="reconcile")
         await at.kit.subscriptions.retry_accepted()
         assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
         assert await at.kit.subscriptions.check() == {}

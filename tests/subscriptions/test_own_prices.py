@@ -9,37 +9,21 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.customer_states import forget_prices
 from drivers.delivery import kit_for
+from drivers.period_ends import look_at_closes
+from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
-from meterkit.customers.states import States
-from meterkit.delivery.closing import Closer
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
-    from meterkit.decisions.customer_state import CustomerState
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  words: {unit: word, stripe: {event_name: api_words}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 0, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month}
-    budget: {amount_cents: 1000}
-    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}}
-"""
+PLANS: Final = plans_text("own_prices")
 PRESENT: Final = "present"
 NEW: Final = "new"
 NEW_END: Final = HALF + timedelta(days=30)
@@ -83,17 +67,15 @@ class Books:
         """Deliver all, and end both periods with final invoices; what closes and books ask for."""
         asked = list[str]()
         await self.kit.flush(everything=True)
-        api = StripeApi(self.kit.settings)
         for end in (END, NEW_END):
             for wait in (timedelta(0), timedelta(minutes=11)):
                 self.shop.clock.set(end + wait)
                 self.shop.emulator.advance()
-            looked = await Closer(self.kit.store, lambda: api).look()
+            looked = await look_at_closes(self.kit)
             asked += looked.late
             assert looked.open == 0
             self.shop.clock.set(end + timedelta(hours=3))
             self.shop.emulator.advance()
-        await api.close()
         for customer, end in ((PRESENT, END), (NEW, NEW_END)):
             found = await self.kit.reconcile(customer, at=end - timedelta(hours=1))
             asked += [one.advice for one in found if one.advice]
@@ -154,7 +136,7 @@ EVENT: Final = ("api_words", "api_words_2")
     ],
     ids=["amount", "extends", "interval", "interval and amount", "event name", "event name and amount"],
 )
-async def test_shown_limited_and_invoiced_are_one_for_present_and_new_customers(
+async def test_shown_limited_and_invoiced_prices_agree(
     store_url: str, before: str, after: str, units: tuple[int, int]
 ) -> None:
     """F-221: 630 cents were shown for 490 that Stripe billed."""
@@ -215,7 +197,7 @@ async def test_usage_shows_the_price_and_says_where_it_is_estimated(store_url: s
         assert shown == {**own, "amount_cents": 7, "estimated": True}
 
 
-async def test_a_price_that_is_changed_at_stripe_ends_the_segment_of_the_former_one(store_url: str) -> None:
+async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str) -> None:
     """The plan stays the same: units before the change keep their price, later ones have the new price."""
     async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
         at = books.shop
@@ -263,7 +245,7 @@ async def test_a_repair_moves_a_present_customer_to_the_new_event_name(store_url
         assert await books.invoiced(PRESENT) == 170
 
 
-async def test_a_former_free_tier_is_what_a_present_customer_has_included(store_url: str) -> None:
+async def test_a_former_free_tier_is_still_included(store_url: str) -> None:
     """With `report: usage` Stripe's price has the free tier, so the item decides what is included."""
     before = PLANS.replace("api_words}", "api_words, report: usage}")
     async with edited(store_url, before, before.replace("included: 10,", "included: 50,")) as books:
@@ -284,9 +266,7 @@ USAGE_SENT: Final = ("api_words}", "api_words, report: usage}")
 
 @pytest.mark.parametrize("used", [4, 30])
 @pytest.mark.parametrize("becomes", ["usage", "overage"])
-async def test_an_edited_report_leaves_present_customers_what_their_price_says(
-    store_url: str, becomes: str, used: int
-) -> None:
+async def test_an_edited_report_keeps_what_the_price_says(store_url: str, becomes: str, used: int) -> None:
     """F-22a: a flat price billed included units, or a free tier came on top of the included quantity."""
     before, after = PLANS, PLANS.replace(*USAGE_SENT)
     if becomes == "overage":
@@ -304,9 +284,7 @@ async def test_an_edited_report_leaves_present_customers_what_their_price_says(
 
 
 @pytest.mark.parametrize("becomes", ["usage", "overage"])
-async def test_units_that_are_taken_back_after_an_edit_of_report_are_billed_nowhere(
-    store_url: str, becomes: str
-) -> None:
+async def test_corrected_units_after_an_edited_report_are_not_billed(store_url: str, becomes: str) -> None:
     before, after = PLANS, PLANS.replace(*USAGE_SENT)
     if becomes == "overage":
         before, after = after, before
@@ -368,7 +346,7 @@ async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
         assert await books.shown(PRESENT) == 333_333_833
 
 
-async def test_an_edited_interval_leaves_the_period_that_a_present_customer_pays_for(store_url: str) -> None:
+async def test_an_edited_interval_keeps_the_paid_period(store_url: str) -> None:
     """With `included_per: interval` the quantity of a year is not included anew each month."""
     before = PLANS.replace("1000, interval: month", "1000, interval: year, included_per: interval")
     after = before.replace("interval: year", "interval: month")
@@ -416,7 +394,7 @@ async def test_an_edited_interval_leaves_the_period_that_a_present_customer_pays
     ],
     ids=["packages", "volume tiers", "graduated tiers"],
 )
-async def test_a_price_that_is_not_one_amount_for_each_unit_is_estimated_and_logged_once(
+async def test_a_price_by_tiers_is_estimated_and_logged_once(
     store_url: str, price: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
@@ -455,9 +433,7 @@ ODD_PRICES: Final = {
 
 
 @pytest.mark.parametrize("name", ODD_PRICES)
-async def test_f_227_a_price_that_cannot_be_computed_is_named_by_check_and_health(
-    store_url: str, name: str
-) -> None:
+async def test_f_227_an_uncomputable_price_is_named_by_health(store_url: str, name: str) -> None:
     price, reason = ODD_PRICES[name]
 
     async def named(at: Shop) -> list[str]:
@@ -498,7 +474,7 @@ MORE: Final = f"""{PLANS}  max:
 """
 
 
-async def test_a_change_of_plan_ends_the_price_that_a_present_customer_had(store_url: str) -> None:
+async def test_a_change_of_plan_ends_a_kept_price(store_url: str) -> None:
     async with edited(store_url, MORE, MORE.replace(*DEARER)) as books:
         await books.kit.subscriptions.change_plan(PRESENT, "max")
         await books.kit.record(PRESENT, "words", 10)
@@ -531,7 +507,7 @@ async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str)
             assert [one.advice for one in found if one.advice] == []
 
 
-async def test_the_last_period_of_a_canceled_subscription_keeps_its_price(store_url: str) -> None:
+async def test_a_canceled_subscriptions_last_period_keeps_its_price(store_url: str) -> None:
     async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
         await books.kit.subscriptions.cancel(PRESENT)
         await books.kit.record(PRESENT, "words", 70)
@@ -547,7 +523,7 @@ async def test_the_last_period_of_a_canceled_subscription_keeps_its_price(store_
         assert await books.invoiced(PRESENT) == 450
 
 
-async def test_a_price_that_becomes_known_is_that_of_all_units_of_the_period(store_url: str) -> None:
+async def test_a_price_that_becomes_known_covers_the_whole_period(store_url: str) -> None:
     """A release before this one stored no prices: the next look at Stripe ends no segment."""
     async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
 
@@ -555,11 +531,7 @@ async def test_a_price_that_becomes_known_is_that_of_all_units_of_the_period(sto
             words = (await books.kit.usage(PRESENT))["meters"]["words"]
             return words["overage_cents"], words.get("price", {}).get("estimated")
 
-        found = await States(books.kit.store).find(PRESENT)
-        admin = await books.kit.store.admin()
-        key = books.kit.store.keys.customer(PRESENT).state
-        await admin.client.hset(key, "data", forgotten(found.state).dump())
-        await admin.client.hset(key, "rev", f"{found.rev}-")
+        await forget_prices(books.kit, PRESENT)
         assert await shown() == (140, True)
         await books.kit.subscriptions.check()
         assert await shown() == (100, None)
@@ -568,13 +540,7 @@ async def test_a_price_that_becomes_known_is_that_of_all_units_of_the_period(sto
         assert await books.end_periods() == []
 
 
-def forgotten(state: CustomerState) -> CustomerState:
-    """A state as a release wrote it that did not read what items charge."""
-    assert state.subscription is not None
-    return replace(state, subscription=replace(state.subscription, prices=()))
-
-
-async def test_overage_is_shown_as_the_lines_of_the_invoice_are_rounded(store_url: str) -> None:
+async def test_overage_is_rounded_like_the_invoice_lines(store_url: str) -> None:
     """F-221: half cents were rounded to even, and only once over prices that have a line each."""
     after = MORE.replace("per: 1, amount_cents: 3", "per: 1000, amount_cents: 7")
     before = after.replace("per: 1, amount_cents: 5", "per: 1000, amount_cents: 12")
@@ -590,9 +556,7 @@ async def test_overage_is_shown_as_the_lines_of_the_invoice_are_rounded(store_ur
 
 
 @pytest.mark.parametrize("currency", ["usd", "jpy"])
-async def test_units_that_a_plan_did_not_bill_cost_nothing_once_it_does(
-    store_url: str, currency: str
-) -> None:
+async def test_units_the_plan_did_not_bill_stay_free(store_url: str, currency: str) -> None:
     """F-22h: the cost of later units was not shown."""
     plans = PLANS.replace("currency: usd", f"currency: {currency}")
     async with edited(store_url, plans, plans.replace(*DEARER)) as books:

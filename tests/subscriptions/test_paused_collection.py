@@ -104,7 +104,7 @@ async def test_what_an_operator_says_stands_over_a_pause(store_url: str) -> None
         assert await access(at) == ("active", "restricted", "free")
 
 
-async def test_a_subscription_that_ends_while_it_is_paused_leaves_the_default_plan(store_url: str) -> None:
+async def test_a_subscription_ended_while_paused_leaves_the_default(store_url: str) -> None:
     async with hooked(store_url) as at:
         subscription = await paused(at, "void")
         await renewed(at)

@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.shop import START, shop
 from drivers.webhooks import DAY, hooked
 from drivers.webhooks import NOW as HOOKED_AT
@@ -28,35 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: eur
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - {match: "/billing/{path:path}", always: true}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, tokens: {included: 0, overage: deny}}
-  open:
-    rank: 5
-    price: {amount_cents: 0, interval: month, stripe_price: price_open}
-    payment_method: optional
-    meters: {tokens: {included: 10, overage: bill}}
-  payg:
-    rank: 10
-    price: {amount_cents: 0, interval: month, stripe_price: price_payg}
-    meters: {tokens: {included: 10, overage: bill}}
-  low:
-    rank: 1
-    price: {amount_cents: 0, interval: month, stripe_price: price_low}
-    meters: {tokens: {included: 5, overage: bill}}
-"""
+PLANS = plans_text("payment_method")
 TRIED = """
   tried:
     rank: 7
@@ -147,7 +120,7 @@ async def test_the_billing_routes_say_what_is_missing(store_url: str) -> None:
         assert (await client.get("/subscription")).json()["status"] == "active"
 
 
-async def test_a_card_that_is_saved_already_puts_the_plan_in_force_at_once(store_url: str) -> None:
+async def test_a_saved_card_puts_the_plan_in_force_at_once(store_url: str) -> None:
     async with selling(store_url) as at:
         linked = at.emulator.add_customer("cus_acme")
         at.emulator.add_payment_method(linked)
@@ -157,7 +130,7 @@ async def test_a_card_that_is_saved_already_puts_the_plan_in_force_at_once(store
         assert await in_force(at) == PAYG
 
 
-async def test_a_card_that_is_attached_and_no_default_is_charged_from_now_on(store_url: str) -> None:
+async def test_an_attached_card_without_a_default_is_charged(store_url: str) -> None:
     async with selling(store_url) as at:
         linked = at.emulator.add_customer("cus_acme")
         await at.stripe_change("/v1/payment_methods/pm_card_visa/attach", customer=linked)
@@ -234,7 +207,7 @@ async def test_another_sign_up_replaces_the_one_that_waits(store_url: str) -> No
         assert len(await at.stripe_list("/v1/subscriptions")) == 1
 
 
-async def test_a_page_of_checkout_asks_for_the_card_whatever_its_options_say(store_url: str) -> None:
+async def test_a_checkout_page_asks_for_a_card_despite_options(store_url: str) -> None:
     async with selling(store_url) as at:
         options = {"payment_method_collection": "if_required"}
         page = await at.kit.subscriptions.checkout(
@@ -260,7 +233,7 @@ async def test_a_sign_up_without_a_card_ends_after_a_day(store_url: str) -> None
         assert (await at.kit.customers.get("acme")).plan == "open"
 
 
-async def test_the_end_of_a_sign_up_at_stripe_keeps_what_was_set_by_hand(store_url: str) -> None:
+async def test_an_ended_sign_up_keeps_what_was_set_by_hand(store_url: str) -> None:
     async with selling(store_url) as at:
         await at.kit.customers.set_plan("acme", "open")
         made = await at.kit.subscriptions.create("acme", "payg")
@@ -284,9 +257,7 @@ async def test_a_sign_up_that_ended_with_a_card_was_in_force(store_url: str) -> 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_key_that_may_not_list_payment_methods_waits_for_a_default(
-    status: int, store_url: str
-) -> None:
+async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, store_url: str) -> None:
     async with selling(store_url) as at:
         at.emulator.add_customer("cus_acme")
         await at.kit.customers.link("acme", "cus_acme")
@@ -321,7 +292,7 @@ async def test_a_card_that_is_removed_later_changes_nothing(store_url: str) -> N
         assert changed.pending_change.plan == "low"
 
 
-async def test_present_subscribers_keep_a_plan_that_requires_a_card_from_now_on(store_url: str) -> None:
+async def test_present_subscribers_keep_a_plan_that_now_needs_a_card(store_url: str) -> None:
     async with selling(store_url, OPTIONAL) as at:
         await at.kit.subscriptions.create("acme", "payg")
         assert await in_force(at) == PAYG
@@ -334,9 +305,7 @@ async def test_present_subscribers_keep_a_plan_that_requires_a_card_from_now_on(
 
 
 @pytest.mark.parametrize("plan", ["payg", "low"])
-async def test_a_change_to_a_plan_that_requires_a_card_is_refused_without_one(
-    store_url: str, plan: str
-) -> None:
+async def test_a_change_to_such_a_plan_is_refused_without_a_card(store_url: str, plan: str) -> None:
     async with selling(store_url) as at, browser(at) as client:
         await at.kit.subscriptions.create("acme", "open")
         refused = await client.put("/subscription/plan", json={"plan": plan})
@@ -350,7 +319,7 @@ async def test_a_change_to_a_plan_that_requires_a_card_is_refused_without_one(
         assert plan in {changed.plan, changed.pending_change and changed.pending_change.plan}
 
 
-async def test_a_trial_without_a_card_that_goes_on_for_nothing_is_out_of_force_at_its_second(
+async def test_a_trial_going_free_without_a_card_ends_at_its_second(
     store_url: str,
 ) -> None:
     async with selling(store_url, PLANS + TRIED) as at:
@@ -443,7 +412,7 @@ async def test_a_saved_card_is_told_by_a_webhook(store_url: str, how: str) -> No
         assert await in_force(at) == PAYG
 
 
-async def test_a_subscription_that_others_made_without_a_card_waits_and_is_not_ended(store_url: str) -> None:
+async def test_a_foreign_subscription_without_a_card_waits(store_url: str) -> None:
     async with told_by_webhooks(store_url) as at:
         at.customer(card=None)
         made = await at.subscribe(price="price_payg")
@@ -467,7 +436,7 @@ async def test_a_subscription_whose_invoices_are_sent_needs_no_card(store_url: s
         assert await in_force(at) == PAYG
 
 
-async def test_an_import_names_who_has_no_card_and_leaves_the_plan_out_of_force(store_url: str) -> None:
+async def test_an_import_names_customers_without_a_card(store_url: str) -> None:
     async with told_by_webhooks(store_url) as at:
         for customer, card in (("acme", None), ("beta", "pm_card_visa"), ("gamma", None)):
             at.customer(customer, card=card)
@@ -536,7 +505,7 @@ PAID = """
 """
 
 
-async def test_a_coupon_that_pays_the_first_month_gives_no_grace_after_it(store_url: str) -> None:
+async def test_a_coupon_for_the_first_month_gives_no_later_grace(store_url: str) -> None:
     async with told_by_webhooks(store_url, PLANS + PAID) as at:
         at.emulator.add_price(2900, price_id="price_paid", currency="eur")
         at.customer(card=None)
@@ -552,7 +521,7 @@ async def test_a_coupon_that_pays_the_first_month_gives_no_grace_after_it(store_
         assert (found.plan, found.access, found.status) == ("free", "full", "incomplete")
 
 
-async def test_no_subscription_that_was_in_force_is_ended_where_the_store_forgot_it(store_url: str) -> None:
+async def test_a_subscription_the_store_forgot_is_not_ended(store_url: str) -> None:
     async with selling(store_url, OPTIONAL) as at:
         await at.kit.subscriptions.create("acme", "payg")
         linked = (await at.kit.customers.get("acme")).stripe_customer or ""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from drivers.price_shop import Buyer
     from meterkit import Proration
-    from meterkit.stripe.request import Parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +29,7 @@ CHANGES: Final[Mapping[str, dict[str, Any]]] = {
     "a dearer plan": {"plan": "pro"},
     "a cheaper plan": {"plan": "team"},
 }
-COUPONS: Final[Mapping[str, dict[str, Parameter]]] = {
+COUPONS: Final[Mapping[str, dict[str, Any]]] = {
     "no coupon": {},
     "a percentage": {"percent_off": 33, "duration": "forever"},
     "an amount": {"amount_off": 251, "currency": "usd", "duration": "forever"},
@@ -96,12 +95,12 @@ async def test_a_change_to_a_yearly_price_is_invoiced_as_previewed(store_url: st
         await compare(found, {"plan": "year"})
 
 
-async def test_a_scheduled_change_to_another_interval_says_what_its_period_costs(store_url: str) -> None:
+async def test_a_scheduled_interval_change_shows_its_periods_cost(store_url: str) -> None:
     async with buyer(store_url, plan="year", coupon=COUPONS["a percentage"]) as found:
         await compare(found, {"plan": "team"})
 
 
-async def test_what_waits_for_an_invoice_already_is_no_part_of_a_preview(store_url: str) -> None:
+async def test_charges_already_waiting_are_no_part_of_a_preview(store_url: str) -> None:
     """Changes of seats wait for the next invoice: Stripe's preview has them too, on more than one page."""
     async with buyer(store_url, plan="team") as found:
         waiting = 0
@@ -144,14 +143,14 @@ async def test_a_price_that_an_operator_has_given_is_previewed(store_url: str) -
     async with buyer(store_url, plan="team", keeps=False) as found:
         items = (await found.shop.stripe_subscription(found.subscription))["items"]["data"]
         seats = next(item for item in items if item.get("quantity") == 3)
-        own: dict[str, Parameter] = {
+        own: dict[str, Any] = {
             "currency": "usd",
             "unit_amount": 399,
             "recurring": {"interval": "month"},
         }
         own |= {"product": seats["price"]["product"], "metadata": seats["price"]["metadata"]}
         price = (await found.api.post("/v1/prices", own))["id"]
-        changed: dict[str, Parameter] = {"price": price, "quantity": 3, "proration_behavior": "none"}
+        changed: dict[str, Any] = {"price": price, "quantity": 3, "proration_behavior": "none"}
         await found.api.post(f"/v1/subscription_items/{seats['id']}", changed)
         await compare(found, {"seats": 8})
 
@@ -176,7 +175,7 @@ async def test_the_end_of_a_trial_is_previewed_with_what_it_charges(store_url: s
         assert (await at.invoices())[-1]["total"] == preview.net_cents > 2903
 
 
-async def test_a_preview_that_stripe_refuses_is_an_estimate_that_says_so(
+async def test_a_preview_refused_by_stripe_is_marked_an_estimate(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with buyer(store_url, plan="team") as found:
@@ -187,6 +186,6 @@ async def test_a_preview_that_stripe_refuses_is_an_estimate_that_says_so(
         assert any("does not preview a change of subscription" in one.message for one in caplog.records)
 
 
-async def test_a_scheduled_plan_keeps_the_price_that_it_was_scheduled_at(store_url: str) -> None:
+async def test_a_scheduled_plan_keeps_its_scheduled_price(store_url: str) -> None:
     async with buyer(store_url, plan="pro", scheduled="team") as found:
         await compare(found, CHANGES["more seats"])

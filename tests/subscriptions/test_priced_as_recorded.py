@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
         ("other", []),
     ],
 )
-async def test_i13_usage_that_is_pending_at_an_upgrade_is_billed_at_the_old_price(
+async def test_i13_usage_pending_at_an_upgrade_has_the_old_price(
     store_url: str, plan: str, after: list[tuple[str, int, int]]
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -48,7 +48,7 @@ DOWN_NOW: Final = loads(
 )
 
 
-async def test_i13_a_downgrade_that_takes_effect_now_bills_what_was_used_before_at_its_price(
+async def test_i13_a_downgrade_at_once_bills_earlier_usage_as_before(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
@@ -63,7 +63,7 @@ async def test_i13_a_downgrade_that_takes_effect_now_bills_what_was_used_before_
         assert await metered_lines(at) == [("price_cheaper_tokens", 1_000, 3), ("price_basic_tokens", 70, 5)]
 
 
-async def test_i13_overage_costs_what_each_unit_cost_when_it_was_recorded(store_url: str) -> None:
+async def test_i13_overage_costs_what_it_cost_when_recorded(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -79,9 +79,7 @@ async def test_i13_overage_costs_what_each_unit_cost_when_it_was_recorded(store_
 
 
 @pytest.mark.parametrize("path", ["/v1/billing/meter_events", "/v1/billing/meters"])
-async def test_i13_where_usage_cannot_be_delivered_the_change_is_refused_and_nothing_changes(
-    store_url: str, path: str
-) -> None:
+async def test_i13_undeliverable_usage_refuses_the_change(store_url: str, path: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF)
@@ -104,7 +102,7 @@ async def test_i13_where_usage_cannot_be_delivered_the_change_is_refused_and_not
         assert await metered_lines(at) == [("price_basic_tokens", 1_030, 5)]
 
 
-async def test_i13_usage_recorded_while_the_items_change_is_billed_at_the_new_price(store_url: str) -> None:
+async def test_i13_usage_recorded_during_a_change_has_the_new_price(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         at.clock.set(HALF + timedelta(seconds=20))
@@ -122,7 +120,7 @@ async def test_i13_usage_recorded_while_the_items_change_is_billed_at_the_new_pr
         assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), ("price_cheaper_tokens", 40, 3)]
 
 
-async def test_i13_a_change_that_takes_longer_than_ten_seconds_goes_on_and_tells_its_outcome(
+async def test_i13_a_slow_change_goes_on_and_reports_its_outcome(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
@@ -149,7 +147,7 @@ async def test_i13_a_change_that_takes_longer_than_ten_seconds_goes_on_and_tells
                 await anyio.sleep(0.05)
 
 
-async def test_a_change_that_is_refused_after_it_was_accepted_leaves_the_plan_and_is_told(
+async def test_a_change_refused_after_acceptance_leaves_the_plan(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
@@ -192,7 +190,7 @@ async def test_a_change_that_stripe_never_confirms_is_given_up(
 @pytest.mark.parametrize(
     ("plan", "late_usage"), [("cheaper", "next_period"), ("none", "next_period"), ("cheaper", "dead_letter")]
 )
-async def test_i13_usage_that_missed_a_change_by_others_is_late_and_billed_at_its_own_price_or_not_at_all(
+async def test_i13_usage_that_missed_a_foreign_change_is_late(
     store_url: str, plan: str, late_usage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = loads(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
+from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed
 from drivers.shop import HALF, shop
 from meterkit.catalog import loads
-from meterkit.customers.states import States
-from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -28,34 +27,7 @@ TABLE: Final = """{default: 4 per 1000, models: {"gpt-*-mini": 0.5 per 1000, "cl
 REORDERED: Final = (
     """{default: 4 per 1000, models: {"claude-opus-*": 20 per 1000, "gpt-*-mini": 0.5 per 1000}}"""
 )
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
-prices:
-  output: TABLE
-  dearer: {default: 8 per 1000, models: {"claude-*": 50 per 1000}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
-  pro:
-    rank: 1
-    price: {amount_cents: 1000, interval: month}
-    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
-  flat:
-    rank: 2
-    price: {amount_cents: 1000, interval: month}
-    meters: {output_tokens: {included: 1000, overage: {bill: {per: 100, amount_cents: 1}}}}
-  dear:
-    rank: 3
-    price: {amount_cents: 1000, interval: month}
-    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.dearer}}}}
-  more:
-    rank: 4
-    price: {amount_cents: 3000, interval: month}
-    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
-"""
+PLANS: Final = plans_text("prices_by_model")
 CATALOG: Final = loads(PLANS.replace("TABLE", TABLE))
 MINI, OPUS = "gpt-5-mini", "claude-opus-4"
 
@@ -136,7 +108,7 @@ async def test_a_month_of_three_models_has_a_line_for_each_price(store_url: str)
         ),
     ],
 )
-async def test_i13_a_change_of_plan_bills_each_unit_at_the_price_when_it_was_recorded(
+async def test_i13_a_change_of_plan_bills_each_unit_as_recorded(
     store_url: str, plan: str, after: list[tuple[str, int, int]], cents: int
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
@@ -173,7 +145,7 @@ async def changed_by_others(at: Shop, subscription: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", ["flat", "dear", "more"])
-async def test_i13_usage_that_missed_a_change_by_others_is_billed_at_its_own_price(
+async def test_i13_usage_that_missed_a_change_keeps_its_model_price(
     store_url: str, plan: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
@@ -209,7 +181,7 @@ async def test_i13_usage_that_missed_a_change_by_others_is_billed_at_its_own_pri
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_a_plan_with_one_price_goes_on_under_the_events_of_prices_by_model(store_url: str) -> None:
+async def test_a_plan_with_one_price_uses_the_events_by_model(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="flat")
@@ -227,7 +199,7 @@ async def test_a_plan_with_one_price_goes_on_under_the_events_of_prices_by_model
         ]
 
 
-async def test_sync_makes_each_price_once_whatever_the_order_of_the_table(store_url: str) -> None:
+async def test_sync_makes_each_price_once_in_any_order(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         planned = await at.kit.stripe.sync(dry_run=True)
         told = [(line.name, line.price, line.action) for line in planned.lines if line.what == "price"]
@@ -243,7 +215,7 @@ async def test_sync_makes_each_price_once_whatever_the_order_of_the_table(store_
         assert {line.name: line.id for line in again.lines if line.what == "price"} == ids
 
 
-async def test_the_doctor_names_models_whose_meter_or_price_stripe_lacks(store_url: str) -> None:
+async def test_the_doctor_names_models_missing_at_stripe(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
 
         async def found() -> list[str]:
@@ -303,7 +275,7 @@ async def test_the_doctor_counts_prices_that_only_stripe_has(store_url: str) -> 
         assert problem.startswith("plan pro has 21 prices at Stripe")
 
 
-async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_changed(store_url: str) -> None:
+async def test_a_plan_with_the_most_prices_allowed_is_sold(store_url: str) -> None:
     plans = PLANS.replace("TABLE", table_of("gpt-")).replace(
         '{default: 8 per 1000, models: {"claude-*": 50 per 1000}}', table_of("claude-")
     )
@@ -341,7 +313,7 @@ async def test_an_override_of_a_table_is_refused_and_changes_no_cost(store_url: 
         assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 50 + 140
 
 
-async def test_the_segment_of_a_table_ends_where_a_flat_price_follows_and_comes_back(store_url: str) -> None:
+async def test_a_tables_segment_ends_where_a_flat_price_follows(store_url: str) -> None:
     """F-22i: an override that an earlier release stored, and its end."""
     flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
@@ -351,9 +323,7 @@ async def test_the_segment_of_a_table_ends_where_a_flat_price_follows_and_comes_
         cents = list[int | None]()
         for overrides, tokens in (({}, 0), (flat, 3_000), ({}, 1_000)):
             at.clock.advance(timedelta(minutes=1))
-            kept: Any = overrides
-            change = partial(replace, overrides=with_overrides({}, kept, {}, until_ms=None, now_ms=0))
-            await States(at.kit.store).change("acme", change)
+            await store_overrides(at.kit, overrides)
             cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
             await use(at, opus=tokens)
             cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
@@ -401,9 +371,7 @@ EDITS: Final = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-async def test_an_edited_table_leaves_present_customers_the_prices_of_their_items(
-    store_url: str, edit: str
-) -> None:
+async def test_an_edited_table_leaves_present_customers_their_prices(store_url: str, edit: str) -> None:
     """F-221: a new model was on no invoice, and units at prices that are gone were shown at others."""
     plan, (old, new), billed = EDITS[edit]
     before = PLANS.replace("TABLE", TABLE)

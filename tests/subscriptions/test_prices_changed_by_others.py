@@ -9,7 +9,7 @@ import pytest
 
 from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, START, shop
-from meterkit.customers import states
+from faults.inner_steps import failing
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def test_i13_usage_that_has_waited_is_sent_after_a_look(
     assert await item_lines(at) == [("Tokens, 50 units of 1\N{EN DASH}16 Jun 2031", 50, 250)]
 
 
-async def test_i13_what_was_sealed_after_the_change_has_the_new_price_and_is_not_late(at: Shop) -> None:
+async def test_i13_usage_sealed_after_the_change_has_the_new_price(at: Shop) -> None:
     for quantity in (50, 20, 7):  # Before the change; around it; after it.
         await at.kit.record("acme", "tokens", quantity)
         if quantity == 20:
@@ -103,9 +103,7 @@ async def test_i13_what_was_sealed_after_the_change_has_the_new_price_and_is_not
 
 
 @pytest.mark.parametrize("stripe_has_it", [True, False])
-async def test_i13_what_stripe_may_have_is_late_only_once_its_summary_lacks_it(
-    at: Shop, stripe_has_it: bool
-) -> None:
+async def test_i13_usage_in_doubt_is_late_once_its_summary_lacks_it(at: Shop, stripe_has_it: bool) -> None:
     await at.kit.record("acme", "tokens", 50)
     at.clock.advance(GATHERED)
     at.emulator.fail_next("drop", when="after" if stripe_has_it else "before", times=1)
@@ -125,19 +123,11 @@ async def test_i13_what_stripe_may_have_is_late_only_once_its_summary_lacks_it(
     assert items == ([] if stripe_has_it else [(50, 250)])
 
 
-async def test_i13_a_look_that_dies_half_way_is_made_again_and_makes_nothing_late_twice(
-    at: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i13_an_interrupted_look_makes_nothing_late_twice(at: Shop) -> None:
     await at.kit.record("acme", "tokens", 50)
     await switch(at)
-    with monkeypatch.context() as patched:
-
-        async def die(*_: object, **__: object) -> None:
-            raise StoreError("dead")
-
-        patched.setattr(states.States, "change", die)
-        with pytest.raises(StoreError):
-            await at.kit.subscriptions.sync("acme")
+    with failing("a state is stored"), pytest.raises(StoreError):
+        await at.kit.subscriptions.sync("acme")
     at.clock.advance(timedelta(minutes=3))
     await at.kit.subscriptions.sync("acme")
     assert await late(at) == (50, 0)
@@ -171,9 +161,7 @@ async def test_a_key_that_may_not_read_subscriptions_holds_nothing_up(at: Shop) 
 
 
 @pytest.mark.parametrize("ago", [timedelta(hours=1), timedelta(seconds=1), -timedelta(minutes=10)])
-async def test_i13_pending_usage_of_a_closed_period_has_its_own_price_whenever_the_switch_was(
-    at: Shop, ago: timedelta
-) -> None:
+async def test_i13_pending_usage_of_a_closed_period_keeps_its_price(at: Shop, ago: timedelta) -> None:
     """F-226: webhook and worker were late, and the draft had the price of the portal, or no line at all."""
     at.clock.set(END - timedelta(minutes=3) - max(ago, timedelta()))
     await at.kit.record("acme", "tokens", 50)
@@ -193,7 +181,7 @@ async def test_i13_pending_usage_of_a_closed_period_has_its_own_price_whenever_t
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_i13_a_correction_that_stripe_does_not_have_when_the_price_changes_is_undone(
+async def test_i13_a_correction_unknown_at_a_price_change_is_undone(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-222: units were shown as taken back, and their line or their invoice item billed them."""

@@ -26,11 +26,6 @@ def parts(cents: int, price: str = "price_pro", *, seats: int = 0) -> dict[Liter
     return {"base": Line(price, cents, 1), "seats": Line("price_seat", 901, seats)}
 
 
-def test_half_of_a_period_costs_half_of_the_difference() -> None:
-    """From 10 to 20 USD halfway: -5 and +10 (https://docs.stripe.com/billing/subscriptions/prorations)."""
-    assert proration_of(parts(1_000), parts(2_000, "price_max"), HALFWAY) == (500, 1_000)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "start_s", "end_s", "now_s", "credit", "charge"),
     [
@@ -88,7 +83,7 @@ def test_seats_are_one_line_whatever_their_number() -> None:
     assert proration_of(after, more, HALFWAY) == (1_352, 2_253)
 
 
-def test_outside_its_period_nothing_is_left_and_never_more_than_all() -> None:
+def test_outside_its_period_nothing_is_left() -> None:
     before, after = parts(1_000), parts(2_000, "price_max")
     late = HALFWAY._replace(now_s=HALFWAY.end_s + 5)
     early = HALFWAY._replace(now_s=HALFWAY.start_s - 5)

@@ -66,15 +66,6 @@ async def test_an_event_is_noted_once_taken_once_and_done(any_store_url: str) ->
         assert await queue.add(hint("evt_1")) == "duplicate"
 
 
-async def test_an_event_is_known_after_a_restart(store_url: str) -> None:
-    async with queued(store_url) as queue:
-        assert await queue.add(hint("evt_1")) == "new"
-        assert await queue.done(await one(queue))
-    async with queued(store_url) as queue:
-        assert await queue.add(hint("evt_1")) == "duplicate"
-        assert await names(queue) == []
-
-
 async def test_an_event_is_remembered_for_35_days(store_url: str, valkey: Server) -> None:
     async with queued(store_url) as queue:
         await queue.add(hint("evt_1", note="in_1"))
@@ -84,7 +75,7 @@ async def test_an_event_is_remembered_for_35_days(store_url: str, valkey: Server
 
 
 @pytest.mark.each_store
-async def test_events_of_one_customer_are_one_look_in_the_order_of_the_oldest(any_store_url: str) -> None:
+async def test_events_of_one_customer_are_one_look(any_store_url: str) -> None:
     clock = Clock(NOW)
     async with queued(any_store_url, clock=clock, shards=1) as queue:
         for number in range(5):
@@ -98,31 +89,7 @@ async def test_events_of_one_customer_are_one_look_in_the_order_of_the_oldest(an
         assert (first.cause, second.cause, second.notes) == ("evt_a4", "evt_b4", ())
 
 
-async def test_a_note_is_kept_once_whichever_event_brings_it(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        assert await queue.add(hint("evt_2", note="in_1")) == "new"
-        entry = await one(queue)
-        assert len(entry.notes) == 1
-        await queue.done(entry, entry.notes)
-        await queue.add(hint("evt_3", note="in_1"))
-        assert (await one(queue)).notes == ()
-
-
-async def test_no_more_are_taken_than_asked_for(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        for number in range(5):
-            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
-        taken = [await names_of(queue, 2) for _ in range(4)]
-        assert [len(page) for page in taken] == [2, 2, 1, 0]
-        assert len({name for page in taken for name in page}) == 5
-
-
-async def names_of(queue: HookQueue, most: int) -> list[str]:
-    return [entry.stripe_customer for entry in await queue.take(most)]
-
-
-async def test_what_is_hinted_at_while_it_is_looked_at_is_looked_at_again(any_store_url: str) -> None:
+async def test_a_hint_during_a_look_causes_another_look(any_store_url: str) -> None:
     async with queued(any_store_url) as queue:
         await queue.add(hint("evt_1", note="in_1"))
         entry = await one(queue)
@@ -163,7 +130,7 @@ async def test_an_entry_is_kept_for_as_long_as_it_is_worked_on(any_store_url: st
         assert await queue.done(entry)
 
 
-async def test_what_failed_is_due_later_with_its_notes_and_no_earlier_for_a_further_event(
+async def test_a_failed_look_is_retried_later_with_its_notes(
     any_store_url: str,
 ) -> None:
     clock = Clock(NOW)
@@ -183,7 +150,7 @@ async def test_what_failed_is_due_later_with_its_notes_and_no_earlier_for_a_furt
         assert (await one(queue)).attempts == 0
 
 
-async def test_one_entry_is_taken_whenever_it_is_due_and_never_from_somebody(any_store_url: str) -> None:
+async def test_a_named_entry_is_taken_unless_a_worker_has_it(any_store_url: str) -> None:
     async with queued(any_store_url) as queue:
         assert await queue.take_one("cus_1") == "gone"
         await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
@@ -228,26 +195,7 @@ async def test_what_is_given_up_is_kept_and_can_be_tried_again(any_store_url: st
         assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
 
 
-async def test_a_further_event_has_what_was_given_up_tried_again(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        await queue.give_up(await one(queue), "refused")
-        await queue.add(hint("evt_2", note="in_2"))
-        assert await queue.dead() == []
-        assert [note.name for note in (await one(queue)).notes] == ["in_1", "in_2"]
-
-
-async def test_alarms_are_counted_once_an_event_and_queue_nobody(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        alarm = Hint(event="evt_1", alarm="usage is not billed")
-        kind = "v1.billing.meter.no_meter_found"
-        assert [await queue.add(alarm, alarm=kind) for _ in range(3)] == ["new", "duplicate", "duplicate"]
-        await queue.add(Hint(event="evt_2", alarm="x"), alarm=kind)
-        waiting = await queue.waiting()
-        assert (waiting.entries, waiting.dead, waiting.alarms) == (0, 0, {kind: 2})
-
-
-async def test_beyond_two_hundred_notes_a_customer_is_looked_at_and_the_note_is_refused(
+async def test_beyond_200_notes_a_customer_is_queued_without_more(
     any_store_url: str,
 ) -> None:
     async with queued(any_store_url) as queue:
@@ -261,25 +209,6 @@ async def test_beyond_two_hundred_notes_a_customer_is_looked_at_and_the_note_is_
         assert [note.name for note in (await one(queue)).notes] == ["in_200"]
 
 
-async def test_texts_of_any_letters_come_back_as_they_were(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        note = Note(name="x/ü\n\"'\\", kind="payment.failed", data={"text": 'Größe 😀 \u2028 \\ "'})
-        await queue.add(Hint(event="evt_ü", stripe_customer="cus_1", note=note))
-        entry = await one(queue)
-        assert (entry.notes, entry.cause) == ((note,), "evt_ü")
-        await queue.give_up(entry, 'größer\n"x"', ())
-        assert (await queue.dead())[0].why == 'größer\n"x"'
-
-
-async def test_fifty_at_once_take_each_entry_once(store_url: str) -> None:
-    async with queued(store_url) as queue:
-        for number in range(20):
-            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
-        taken = await asyncio.gather(*(queue.take(3) for _ in range(50)))
-        found = [entry.stripe_customer for page in taken for entry in page]
-        assert sorted(found) == sorted(f"cus_{number}" for number in range(20))
-
-
 async def test_a_worker_that_waits_is_woken_by_what_comes(any_store_url: str) -> None:
     async with queued(any_store_url) as queue:
         waiting = asyncio.create_task(queue.woken(3600.0))
@@ -290,7 +219,7 @@ async def test_a_worker_that_waits_is_woken_by_what_comes(any_store_url: str) ->
         await queue.woken(0.0)  # Once.
 
 
-async def test_where_the_store_does_not_answer_that_is_said_and_nothing_is_taken_for_noted(
+async def test_without_the_store_no_event_counts_as_noted(
     valkey: Server,
 ) -> None:
     async with (
@@ -311,11 +240,3 @@ async def test_where_the_store_does_not_answer_that_is_said_and_nothing_is_taken
                 else:
                     break
         assert await names(queue) == ["cus_1"]
-
-
-async def test_scripts_that_the_server_lost_are_loaded_again(valkey: Server, store_url: str) -> None:
-    async with queued(store_url) as queue:
-        valkey.command("SCRIPT", "FLUSH")
-        assert await queue.add(hint("evt_1")) == "new"
-        valkey.command("SCRIPT", "FLUSH")
-        assert await queue.done(await one(queue))

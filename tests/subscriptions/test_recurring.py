@@ -105,17 +105,8 @@ def test_a_coupon_of_an_item_is_taken_off_that_item(discounts: list[Any], micro_
     assert recurring_of(subscription(*items)) == Recurring(micro_cents, "usd")
 
 
-def test_a_coupon_of_the_subscription_is_taken_off_what_its_items_coupons_leave() -> None:
+def test_a_subscription_coupon_follows_its_items_coupons() -> None:
     # F-22a
     item = {"price": price(1000), "quantity": 2, "discounts": [coupon(percent_off=50)]}
     found = subscription(item, discounts=[coupon(percent_off=10)])
     assert recurring_of(found) == Recurring(900 * MICRO, "usd")
-
-
-def test_an_amount_off_a_yearly_invoice_is_a_twelfth_a_month() -> None:
-    found = subscription({"price": price(12_000, "year")}, discounts=[coupon(amount_off=1200)])
-    assert recurring_of(found) == Recurring(900 * MICRO, "usd")
-
-
-def test_what_has_no_items_or_no_currency_brings_nothing() -> None:
-    assert recurring_of({}) == recurring_of(subscription({"price": price()}, currency="")) == NOTHING

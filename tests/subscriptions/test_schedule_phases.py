@@ -66,7 +66,7 @@ def is_own(kind: object, to: str) -> bool:
     )
 
 
-def test_the_table_has_every_field_that_a_response_and_the_parameters_do_not_share() -> None:
+def test_the_table_covers_each_field_that_differs() -> None:
     """A new field of the SDK's types is sent back by itself, or this test names it."""
     params = paths(types.SubscriptionScheduleModifyParamsPhase, to="params")
     response = paths(SubscriptionSchedule.Phase, to="response")
@@ -135,7 +135,7 @@ def test_a_discount_is_sent_by_one_name(shown: object, expected: dict[str, str])
     assert draft["discounts"] == [expected]
 
 
-def test_the_phase_after_the_change_has_the_discounts_of_now_and_no_coupon_again() -> None:
+def test_the_changed_phase_has_todays_discounts_once() -> None:
     given = {"coupon": "ONCE", "discount": None, "promotion_code": None}
     shown = schedule(phase(START, LATER, {**BASE, "discounts": [given]}, discounts=[given]))
     there = {"object": "discount", "source": {"type": "coupon", "coupon": "ONCE"}}
@@ -199,7 +199,7 @@ def test_a_phase_that_ends_before_the_change_goes_on_until_then() -> None:
         cut_phases({**shown, "end_behavior": "cancel"}, SUBSCRIBED, change_s=END, interval="month")
 
 
-def test_the_current_phase_has_what_was_set_on_the_subscription_itself() -> None:
+def test_the_current_phase_has_the_subscriptions_own_settings() -> None:
     rate = {"id": "txr_1", "object": "tax_rate"}
     now = subscription(
         {**BASE, "metadata": {"a": "b"}, "tax_rates": [rate]},

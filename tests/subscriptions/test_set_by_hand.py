@@ -31,7 +31,7 @@ async def test_a_plan_that_was_set_by_hand_is_taken_back_by_hand(store_url: str)
 
 
 @pytest.mark.parametrize(("plan", "expected"), [(None, "free"), ("pro", "pro")])
-async def test_incomplete_set_by_hand_is_an_unpaid_sign_up_and_restricts_nothing(
+async def test_incomplete_set_by_hand_restricts_nothing(
     store_url: str, plan: str | None, expected: str
 ) -> None:
     # F-22g
@@ -53,7 +53,7 @@ async def test_without_a_subscription_it_is_the_default_plan_again(store_url: st
             await at.kit.customers.set_plan("ada", "")
 
 
-async def test_what_another_plans_file_brings_is_entered_when_its_customers_are_looked_at(
+async def test_a_new_plans_file_reaches_customers_when_looked_at(
     store_url: str,
 ) -> None:
     """Each night, for those who are linked; see docs/lifecycle.md."""

@@ -48,10 +48,6 @@ def look(header: bytes | None = None, *, body: bytes = BODY, now_s: float = NOW,
     return why(verify(body, headers, given.get("secrets", [SECRET]), now_s=now_s))
 
 
-def test_what_the_sdk_signs_is_taken_as_it_is() -> None:
-    assert verify(BODY, [signed()], [SECRET], now_s=NOW) == EVENT
-
-
 def test_a_notice_of_a_thin_destination_with_a_secret_of_its_own() -> None:
     notice = {"id": "evt_2", "object": "v2.core.event", "type": "v1.billing.meter.no_meter_found"}
     body = json.dumps(notice).encode()
@@ -83,10 +79,6 @@ def test_while_a_secret_is_rolled_either_signature_will_do() -> None:
 )
 def test_it_may_be_five_minutes_old_or_ahead(seconds: int, expected: str | None) -> None:
     assert look(signed(at=NOW - seconds)) == expected
-
-
-def test_a_fraction_of_a_second_over_the_tolerance_is_too_old() -> None:
-    assert look(now_s=NOW + TOLERANCE_S + 0.5) == "stale"
 
 
 @pytest.mark.parametrize(
@@ -189,12 +181,6 @@ def test_what_is_signed_and_no_event_is_refused(body: bytes) -> None:
     stamped = b"%d.%b" % (NOW, body)
     mac = hmac.new(SECRET.encode(), stamped, sha256).hexdigest()
     assert look(b"t=%d,v1=%b" % (NOW, mac.encode()), body=body) == "unreadable"
-
-
-def test_text_of_any_letters_is_signed_byte_for_byte() -> None:
-    event = {**EVENT, "data": {"object": {"name": "Größe 😀 \u2028"}}}
-    for body in (json.dumps(event).encode(), json.dumps(event, ensure_ascii=False).encode()):
-        assert verify(body, [signed(body)], [SECRET], now_s=NOW) == event
 
 
 def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

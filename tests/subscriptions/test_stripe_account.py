@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.plans import plans_text
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
@@ -15,16 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-  pro: {price: {amount_cents: 2900, interval: month}}
-""")
+CATALOG = loads(plans_text("stripe_account"))
 
 
 def actions(done: StripeSync) -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ async def entries(at: Hooked) -> int:
 
 
 @pytest.mark.each_store
-async def test_an_event_that_was_never_delivered_is_found_and_worked_off(any_store_url: str) -> None:
+async def test_an_undelivered_event_is_found_and_processed(any_store_url: str) -> None:
     async with hooked(any_store_url) as at:
         at.customer()
         await at.subscribe()
@@ -76,7 +76,7 @@ async def test_the_sweep_goes_on_where_it_was_with_an_overlap(store_url: str) ->
         assert await at.kit.webhooks.sweep() > 0
 
 
-async def test_a_sweep_that_fails_half_way_begins_again_and_counts_nothing_twice(store_url: str) -> None:
+async def test_a_sweep_that_fails_half_way_counts_nothing_twice(store_url: str) -> None:
     async with hooked(store_url) as at:
         for number in range(30):
             at.customer(f"c{number}")
@@ -104,7 +104,7 @@ async def test_one_process_sweeps_at_a_time_and_every_five_minutes(store_url: st
         assert at.asked("/v1/events") == 2
 
 
-async def test_where_stripe_is_away_the_sweep_is_made_later_and_that_is_said_once(
+async def test_a_sweep_without_stripe_is_retried_and_logged_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with hooked(store_url) as at:
@@ -121,14 +121,14 @@ async def test_where_stripe_is_away_the_sweep_is_made_later_and_that_is_said_onc
     assert len(said) == 1
 
 
-async def test_a_plans_file_that_sells_nothing_at_stripe_asks_for_nothing(store_url: str) -> None:
+async def test_a_plans_file_without_prices_asks_stripe_nothing(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.kit.store.use(loads(FREE_ONLY))
         await sweeper(at.kit).turn()
         assert at.asked("/v1/events") == 0
 
 
-async def test_a_plans_file_without_ids_is_swept_once_its_lookup_keys_are_at_stripe(store_url: str) -> None:
+async def test_plans_without_ids_are_swept_once_keys_are_known(store_url: str) -> None:
     sold = FREE_ONLY.replace("}}}}", "}}, pro: {price: {amount_cents: 900, interval: month}}}}", 1)
     async with hooked(store_url) as at:
         at.kit.store.use(loads(sold))
@@ -143,7 +143,7 @@ async def test_a_plans_file_without_ids_is_swept_once_its_lookup_keys_are_at_str
         assert at.asked("/v1/events") > 0
 
 
-async def test_every_linked_customer_is_looked_at_each_night_spread_over_it(store_url: str) -> None:
+async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> None:
     midnight = NOW.replace(hour=0)
     clock = Clock(midnight - MINUTE)
     async with hooked(store_url, clock=clock) as at:
@@ -170,21 +170,21 @@ async def test_every_linked_customer_is_looked_at_each_night_spread_over_it(stor
         assert (await at.kit.customers.get("c5")).plan == "pro"
 
 
-async def test_a_night_that_is_made_up_for_by_day_leaves_room_for_events(store_url: str) -> None:
+async def test_a_missed_night_leaves_room_for_events(store_url: str) -> None:
     """A first start, or one after a night of which nobody was there, is no reason for webhooks to wait."""
     async with hooked(store_url, shards=128) as at:
-        for number in range(60):
+        for number in range(24):
             at.emulator.add_customer(f"cus_c{number}")
             await at.kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
         await sweeper(at.kit).turn()
-        assert (await at.kit.webhooks.backlog()).entries == 60
+        assert (await at.kit.webhooks.backlog()).entries == 24
         before = at.asked()
         at.clock.advance(10 * MINUTE)
         await at.kit.webhooks.work_off()
-        assert at.asked() - before < 12
+        assert at.asked() - before < 6
         at.clock.advance(timedelta(hours=6))
         await at.kit.webhooks.work_off()
-        assert at.asked() - before == 60
+        assert at.asked() - before == 24
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,3 @@ def test_whose_turn_it_is(done: Night | None, now_ms: int, expected: list[int]) 
     is_late = now_ms % DAY_MS > SIX_HOURS_MS
     assert {span_ms for _, span_ms in found} <= {SIX_HOURS_MS if is_late else SIX_HOURS_MS // 4}
     assert all(night.day == now_ms // DAY_MS for night, _ in found)
-
-
-def test_a_night_is_kept_as_text() -> None:
-    assert Night.parse(Night(3, 17).dump()) == Night(3, 17)
-    assert Night.parse("") is None

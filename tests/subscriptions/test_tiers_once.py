@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, shop
 from meterkit import MeterkitError, SubscriptionError
 from meterkit.catalog import loads
@@ -20,49 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
-  words:    {unit: word, stripe: {event_name: words}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 0, overage: deny}
-      words:    {included: 0, overage: deny}
-  team:
-    rank: 5
-    price: {amount_cents: 1500, interval: month}
-    meters:
-      requests: {included: 100, overage: {bill: {per: 1, amount_cents: 10}}}
-      words:    {included: 0, overage: deny}
-  pro:
-    extends: team
-    rank: 10
-    price: {amount_cents: 2900}
-  flat:
-    rank: 7
-    price: {amount_cents: 2000, interval: month}
-    meters:
-      requests: {included: 1_000, overage: deny}
-      words:    {included: 0, overage: {bill: {per: 1, amount_cents: 1}}}
-  flat_too:
-    extends: flat
-    rank: 8
-    price: {amount_cents: 2100}
-  back:
-    extends: team
-    rank: 9
-    price: {amount_cents: 2200}
-  payg:
-    extends: team
-    rank: 1
-    price: {amount_cents: 0}
-    payment_method: optional
-""")
+CATALOG: Final = loads(plans_text("tiers_once"))
 
 
 def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
@@ -98,7 +57,7 @@ async def test_f_224_an_upgrade_waits_for_the_end_of_the_period(store_url: str) 
         assert (shown, await usage_cents(at)) == (1900, 1900)
 
 
-async def test_f_224_the_billing_routes_answer_with_the_change_at_the_end_of_the_period(
+async def test_f_224_the_routes_answer_with_a_change_at_period_end(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
@@ -150,7 +109,7 @@ async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) 
         assert change.subscription.plan == "back"
 
 
-async def test_a_new_subscription_does_not_begin_the_tiers_of_an_unpaid_period_again(store_url: str) -> None:
+async def test_a_new_subscription_keeps_an_unpaid_periods_tiers(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="payg")
         await at.kit.record("acme", "requests", 100)
@@ -171,7 +130,7 @@ async def test_a_new_subscription_does_not_begin_the_tiers_of_an_unpaid_period_a
         assert (await at.subscribed(plan="payg")).plan == "payg"
 
 
-async def test_a_paid_month_begins_tiers_again_with_the_next_subscription(store_url: str) -> None:
+async def test_a_paid_month_begins_tiers_again(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="team")
         at.clock.advance(timedelta(hours=1))
@@ -179,7 +138,7 @@ async def test_a_paid_month_begins_tiers_again_with_the_next_subscription(store_
         assert (await at.subscribed(plan="team")).plan == "team"
 
 
-async def test_f_224_the_books_name_a_switch_that_began_the_free_tier_again(store_url: str) -> None:
+async def test_f_224_the_books_name_a_restarted_free_tier(store_url: str) -> None:
     """A person switches the plan in the Dashboard: USD 19.00 were shown, and nothing is invoiced."""
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         made = await at.subscribed(plan="team")
@@ -213,7 +172,7 @@ async def test_f_224_the_books_name_a_switch_that_began_the_free_tier_again(stor
     "given",
     [{"included": 150}, {"included": 50}, {"included": "unlimited"}, {"included": 150, "overage": "deny"}],
 )
-async def test_an_included_quantity_that_stripes_tiers_do_not_have_is_refused(
+async def test_an_included_quantity_stripes_tiers_lack_is_refused(
     store_url: str, given: dict[str, object]
 ) -> None:
     """The price at Stripe has the free tier: the override was stored, and invoices went by the tier."""

@@ -58,7 +58,7 @@ async def test_i4_however_often_a_payment_is_told_it_is_granted_once(store_url: 
         assert await balance(at) == 10 * DOLLAR
 
 
-async def test_a_page_is_opened_and_its_payment_granted_when_it_is_told(store_url: str) -> None:
+async def test_a_page_is_granted_when_its_payment_is_reported(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)
         page = await bought(at, 5000, **BACK)
@@ -81,7 +81,7 @@ async def granted(at: Hooked) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["invoice.paid", "invoice.payment_succeeded"])
-async def test_i4_a_webhook_that_comes_before_its_payment_grants_nothing(store_url: str, kind: str) -> None:
+async def test_i4_a_webhook_before_its_payment_grants_nothing(store_url: str, kind: str) -> None:
     """I4: the webhook says that it is paid, and Stripe shows that it is open. Later it is granted once."""
     async with sold(store_url) as at:
         told: list[Any] = []
@@ -111,7 +111,7 @@ async def test_i4_a_webhook_that_comes_before_its_payment_grants_nothing(store_u
         assert [event.invoice for event in told] == [made.invoice]
 
 
-async def test_i4_a_page_that_is_completed_before_its_payment_grants_nothing(store_url: str) -> None:
+async def test_i4_a_page_completed_before_its_payment_grants_nothing(store_url: str) -> None:
     """I4: as where the customer pays from a bank account, and the money comes days later."""
     async with sold(store_url) as at:
         await opened(at)
@@ -218,7 +218,7 @@ async def test_a_top_up_that_is_paid_outside_of_stripe_is_granted(store_url: str
 
 
 @pytest.mark.parametrize("step", range(1, 5))
-async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
+async def test_i4_an_interrupted_purchase_is_charged_once(store_url: str, step: int) -> None:
     """I4: whatever step the process dies after, the webhook or the app's next try ends it."""
     async with sold(store_url) as at:
         await opened(at)
@@ -305,7 +305,7 @@ async def test_a_disputed_payment_is_taken_back(store_url: str) -> None:
         assert (await at.kit.webhooks.backlog()).alarms == {"charge.dispute.created": 1}
 
 
-async def test_a_refund_that_is_heard_of_before_the_payment_leaves_nothing(store_url: str) -> None:
+async def test_a_refund_known_before_the_payment_leaves_nothing(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)
         await bought(at, **BACK)
@@ -372,7 +372,7 @@ async def test_no_more_is_granted_than_was_paid_for(store_url: str, percent: int
         assert await balance(at) == dollars * DOLLAR
 
 
-async def test_promotion_codes_of_subscriptions_make_no_balance_cheaper(store_url: str) -> None:
+async def test_promotion_codes_do_not_discount_top_ups(store_url: str) -> None:
     catalog = loads(PLANS + "billing: {checkout: {allow_promotion_codes: true, locale: de}}\n")
     async with hooked(store_url, catalog=catalog) as at:
         await opened(at)
@@ -453,7 +453,7 @@ async def test_sync_makes_a_product_and_a_price_of_each_pack_once(store_url: str
         assert [(price.unit_amount, price.type) for price in prices] == [(1000, "one_time")]
 
 
-async def test_the_subscriptions_card_is_charged_where_no_other_is_saved(store_url: str) -> None:
+async def test_the_subscriptions_card_is_charged_if_no_other_is_saved(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)
         await with_card(at)
@@ -494,7 +494,7 @@ async def test_a_page_for_a_top_up_is_refused_where_none_is_sold(store_url: str)
         assert refused.json()["errors"] == [{"field": "amount_cents", "message": "no top-ups are sold"}]
 
 
-async def test_a_top_up_repays_a_debt_and_a_refund_takes_back_what_it_has_left(store_url: str) -> None:
+async def test_a_top_up_repays_a_debt_and_a_refund_takes_the_rest(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)
         await with_card(at)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.customer_states import closed_period_cents
+from drivers.plans import plans_text
 from drivers.shop import PLANS, START, shop
 from drivers.webhooks import DAY, hooked
 from meterkit.catalog import loads
-from meterkit.customers.states import States
-from meterkit.customers.usage import overage_charge
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
@@ -53,7 +53,7 @@ async def test_a_trial_without_a_card_ends_as_the_plans_file_says(
         assert (found.status, found.access, found.plan) == (status, access, plan)
 
 
-async def test_a_card_that_is_added_in_the_trial_is_known_before_its_end(store_url: str) -> None:
+async def test_a_card_added_in_the_trial_is_known_before_its_end(store_url: str) -> None:
     """Stripe tells of it by `customer.updated` alone."""
     async with hooked(store_url) as at:
         at.customer(card=None)
@@ -84,17 +84,7 @@ async def test_a_page_of_checkout_asks_for_the_same(store_url: str) -> None:
         assert settings == {"end_behavior": {"missing_payment_method": "pause"}}
 
 
-TRIALS = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {words: {unit: word}}
-billing: {changes: {upgrade: now, downgrade: DOWNGRADE}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-  small: {rank: 1, price: {amount_cents: 1000, interval: month, stripe_price: price_small}, SMALL}
-  large: {rank: 2, price: {amount_cents: 2000, interval: month, stripe_price: price_large}, LARGE}
-"""
+TRIALS = plans_text("trial_ends_trials")
 ENDS = {"cancel": "canceled", "pause": "paused", "invoice": "past_due"}
 
 
@@ -139,9 +129,7 @@ async def test_a_trial_on_another_plan_ends_as_that_plan_says(
 
 
 @pytest.mark.parametrize("mend", ["repair", "change"])
-async def test_a_trial_that_ends_otherwise_than_its_plan_says_is_found_and_mended(
-    store_url: str, mend: str
-) -> None:
+async def test_a_trial_end_that_differs_from_its_plan_is_repaired(store_url: str, mend: str) -> None:
     async with shop(store_url, catalog=plans_with_trials("pause", "cancel")) as at:
         begun = (await at.kit.subscriptions.create("acme", "small")).subscription
         path = f"/v1/subscriptions/{begun.id}"
@@ -160,7 +148,7 @@ async def test_a_trial_that_ends_otherwise_than_its_plan_says_is_found_and_mende
         assert [invoice["total"] for invoice in await at.invoices()] == [0]
 
 
-async def test_the_plan_of_the_trial_decides_though_another_one_follows_it(store_url: str) -> None:
+async def test_the_trials_plan_decides_though_another_follows(store_url: str) -> None:
     catalog = plans_with_trials("cancel", "pause", "period_end")
     async with shop(store_url, catalog=catalog) as at:
         await at.kit.subscriptions.create("acme", "large")
@@ -171,7 +159,7 @@ async def test_the_plan_of_the_trial_decides_though_another_one_follows_it(store
         assert settings["end_behavior"]["missing_payment_method"] == "pause"
 
 
-async def test_a_trial_that_was_given_at_stripe_keeps_its_settings_on_a_plan_without_trials(
+async def test_a_trial_given_at_stripe_keeps_its_settings(
     store_url: str,
 ) -> None:
     async with hooked(store_url) as at:
@@ -216,10 +204,8 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
         ]
         assert billed == [60]
         # Summaries and revenue of the trial, and of the month after it.
-        store = at.kit.store
-        _, state = await States(store).read("acme")
         charges = [
-            await overage_charge(store, await at.kit.usage("acme", period=day), state)
+            await closed_period_cents(at.kit, await at.kit.usage("acme", period=day))
             for day in (START, START + TRIAL)
         ]
         assert charges == [0, 60]
@@ -227,7 +213,7 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
 
 @pytest.mark.parametrize("how", ["customers.delete", "deleted at Stripe"])
 @pytest.mark.parametrize("begins", ["create", "checkout"])
-async def test_a_customer_who_is_deleted_and_returns_gets_no_second_trial(
+async def test_a_deleted_customer_who_returns_gets_no_second_trial(
     store_url: str, how: str, begins: str
 ) -> None:
     # F-22a
@@ -253,14 +239,14 @@ async def test_a_customer_who_is_deleted_and_returns_gets_no_second_trial(
         assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
 
 
-async def test_a_customer_who_never_subscribed_and_was_deleted_has_a_trial(store_url: str) -> None:
+async def test_a_deleted_customer_without_a_subscription_has_a_trial(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.kit.record("acme", "requests", 1)
         await at.kit.customers.delete("acme")
         assert (await at.kit.subscriptions.create("acme", "tried")).subscription.status == "trialing"
 
 
-async def test_a_deleted_customer_is_forgotten_after_400_days_and_has_a_trial_again(store_url: str) -> None:
+async def test_a_deleted_customer_is_forgotten_after_400_days(store_url: str) -> None:
     async with shop(store_url, shards=1) as at:
         for customer, days in (("acme", 0), ("bob", 399), ("eve", 2)):
             at.clock.advance(timedelta(days=days))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.customer_states import CustomerState, with_subscription
 from drivers.shop import shop
 from drivers.subscribed_customer import subscription
-from meterkit.decisions.customer_state import CustomerState, with_subscription
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -25,7 +25,7 @@ async def in_force(at: Shop) -> tuple[str, str, object]:
     return customer.plan, customer.access, usage["meters"]["requests"]["included"]
 
 
-async def test_an_unpaid_signup_leaves_the_plan_and_overrides_set_by_hand(store_url: str) -> None:
+async def test_an_unpaid_signup_keeps_what_was_set_by_hand(store_url: str) -> None:
     """F-110."""
     async with shop(store_url) as at:
         await at.kit.customers.set_plan("acme", "pro")
@@ -70,7 +70,7 @@ async def test_a_plan_set_after_an_end_survives_the_next_unpaid_signup(store_url
         assert (await in_force(at))[0] == "pro"
 
 
-def test_an_unpaid_signup_does_not_bring_back_a_plan_of_the_subscription_before() -> None:
+def test_an_unpaid_signup_does_not_restore_an_earlier_plan() -> None:
     """The plan was set while the first subscription was active, so it ends with that one."""
     state = CustomerState(plan="top", status="active", subscription=subscription(id="sub_1"))
     found = with_subscription(state, subscription(id="sub_2", status="incomplete"))

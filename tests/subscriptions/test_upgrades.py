@@ -45,7 +45,7 @@ async def authenticating(at: Shop, subscription: str, card: str = UNTIL_SET_UP) 
     return method
 
 
-async def test_a_downgrade_that_is_scheduled_stays_where_an_upgrade_is_not_paid(store_url: str) -> None:
+async def test_a_scheduled_downgrade_survives_an_unpaid_upgrade(store_url: str) -> None:
     async with shop(store_url, catalog=THREE) as at:
         await at.subscribed(plan="pro")
         down = await at.kit.subscriptions.change_plan("acme", "team")
@@ -60,7 +60,7 @@ async def test_a_downgrade_that_is_scheduled_stays_where_an_upgrade_is_not_paid(
         assert "price_team" in await at.items(found.id)
 
 
-async def test_an_upgrade_that_is_paid_takes_a_scheduled_downgrade_back(store_url: str) -> None:
+async def test_a_paid_upgrade_cancels_a_scheduled_downgrade(store_url: str) -> None:
     async with shop(store_url, catalog=THREE) as at:
         await at.subscribed(plan="pro")
         await at.kit.subscriptions.change_plan("acme", "team")
@@ -72,7 +72,7 @@ async def test_an_upgrade_that_is_paid_takes_a_scheduled_downgrade_back(store_ur
         assert "price_tried" in await at.items(up.subscription.id)
 
 
-async def test_an_upgrade_whose_schedule_was_not_released_is_finished_by_asking_again(store_url: str) -> None:
+async def test_an_upgrade_with_a_kept_schedule_is_finished_by_a_repeat(store_url: str) -> None:
     async with shop(store_url, catalog=THREE) as at:
         begun = await at.subscribed(plan="pro")
         await at.kit.subscriptions.change_plan("acme", "team")
@@ -89,7 +89,7 @@ async def test_an_upgrade_whose_schedule_was_not_released_is_finished_by_asking_
         assert again.subscription.pending_change is None
 
 
-async def test_an_upgrade_that_needs_authentication_changes_nothing_and_goes_through_after_it(
+async def test_an_upgrade_takes_effect_after_its_authentication(
     store_url: str,
 ) -> None:
     """F-10c. https://docs.stripe.com/payments/save-and-reuse."""
@@ -115,7 +115,7 @@ async def test_an_upgrade_that_needs_authentication_changes_nothing_and_goes_thr
         assert paid == [1500, 700]  # Half a month of 29 USD less half of 15.
 
 
-async def test_usage_is_billed_though_an_upgrade_is_never_authenticated(store_url: str) -> None:
+async def test_usage_is_billed_though_authentication_never_comes(store_url: str) -> None:
     """F-10c: Stripe discards the usage of a pending update that expires; there is none."""
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
@@ -135,7 +135,7 @@ async def test_usage_is_billed_though_an_upgrade_is_never_authenticated(store_ur
         assert last["total"] == 1500 + 1_000 * 2
 
 
-async def test_a_card_that_asks_for_each_payment_is_refused_with_a_page_for_another(store_url: str) -> None:
+async def test_a_card_asking_each_time_is_refused_with_a_page(store_url: str) -> None:
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
         await authenticating(at, begun.id, ALWAYS)
@@ -163,7 +163,7 @@ async def test_a_setup_whose_card_is_declined_is_followed_by_another(store_url: 
         assert second not in {None, first}
 
 
-async def test_where_a_downgrade_is_scheduled_an_upgrade_to_authenticate_goes_through_too(
+async def test_with_a_downgrade_scheduled_authentication_goes_through(
     store_url: str,
 ) -> None:
     async with shop(store_url, catalog=THREE) as at:
@@ -178,7 +178,7 @@ async def test_where_a_downgrade_is_scheduled_an_upgrade_to_authenticate_goes_th
         assert (done.plan, done.pending_change) == ("tried", None)
 
 
-async def test_a_pending_update_made_by_others_is_neither_voided_nor_doubled(store_url: str) -> None:
+async def test_a_foreign_pending_update_is_left_alone(store_url: str) -> None:
     """https://docs.stripe.com/billing/subscriptions/pending-updates: usage goes with a voided one."""
     async with shop(store_url, catalog=THREE) as at:
         begun = await at.subscribed(plan="team")
@@ -210,7 +210,7 @@ async def test_a_pending_update_made_by_others_is_neither_voided_nor_doubled(sto
         del card
 
 
-async def test_an_upgrade_without_a_payment_method_names_the_page_to_add_one(store_url: str) -> None:
+async def test_an_upgrade_without_a_card_names_the_page_to_add_one(store_url: str) -> None:
     """F-113."""
     async with shop(store_url) as at:
         await at.kit.subscriptions.create("acme", "tried")

@@ -85,7 +85,7 @@ async def test_a_subscription_made_at_stripe_is_linked_and_binds(any_store_url: 
         assert at.asked() == 1  # Five events, one look.
 
 
-async def test_what_is_not_signed_by_stripe_is_refused_and_does_nothing(store_url: str) -> None:
+async def test_an_unsigned_event_is_refused(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.customer()
         await at.subscribe()
@@ -169,7 +169,7 @@ async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Ser
         assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
-async def test_secrets_are_rolled_without_a_gap_and_a_thin_destination_has_its_own(store_url: str) -> None:
+async def test_secrets_roll_without_a_gap(store_url: str) -> None:
     both = f"{SECRET},whsec_new,whsec_thin"
     async with hooked(store_url, stripe_webhook_secret=both) as at, client_of(at.kit) as client:
         for number, secret in enumerate(both.split(",")):
@@ -216,7 +216,7 @@ async def test_what_an_event_says_counts_for_nothing(store_url: str) -> None:
         assert state.subscription.status == "active"
 
 
-async def test_events_are_taken_while_stripe_is_down_and_worked_off_once_it_is_back(
+async def test_events_are_queued_while_stripe_is_down(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with hooked(store_url) as at:
@@ -242,7 +242,7 @@ async def test_events_are_taken_while_stripe_is_down_and_worked_off_once_it_is_b
     assert 1 <= len([record for record in alarms if "none is lost" in record.message]) <= 5
 
 
-async def test_a_key_that_stripe_refuses_is_one_alarm_and_loses_nothing(
+async def test_a_refused_key_is_one_alarm_and_loses_nothing(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with hooked(store_url) as at:
@@ -269,7 +269,7 @@ async def test_a_key_that_stripe_refuses_is_one_alarm_and_loses_nothing(
         assert await waiting(at) == 0
 
 
-async def test_what_stripe_refuses_again_and_again_is_given_up_and_kept(store_url: str) -> None:
+async def test_a_repeated_refusal_is_given_up_and_kept(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.customer()
         await at.subscribe()
@@ -351,9 +351,7 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pyte
 
 
 @pytest.mark.parametrize("status", ["active", "canceled"])
-async def test_a_second_stripe_customer_that_pays_is_named_with_its_subscription(
-    store_url: str, status: str
-) -> None:
+async def test_a_second_paying_stripe_customer_is_named(store_url: str, status: str) -> None:
     # F-22a: a Payment Link makes a Stripe customer of its own; it said nothing of what is paid there.
     async with hooked(store_url) as at:
         at.emulator.add_customer("cus_before")
@@ -421,7 +419,7 @@ async def test_of_several_subscriptions_the_one_in_force_counts(store_url: str) 
         assert (found.subscription.id, found.subscription.plan) == (first, "pro")
 
 
-async def test_a_customer_that_is_deleted_at_stripe_has_no_subscription(store_url: str) -> None:
+async def test_a_customer_deleted_at_stripe_has_no_subscription(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.customer()
         subscription = await at.subscribe()
@@ -480,22 +478,22 @@ async def test_a_plan_among_more_items_than_stripe_shows_is_found(store_url: str
         assert sorted(prices) == sorted([*addons, "price_max"])
 
 
-async def test_after_hours_without_stripe_nobody_waits_for_an_hour_more(store_url: str) -> None:
+async def test_after_a_long_outage_retries_come_within_the_hour(store_url: str) -> None:
     async with hooked(store_url) as at:
-        for number in range(12):
+        for number in range(4):
             at.customer(f"c{number}")
             await at.subscribe(f"c{number}")
         await at.bring()
         at.emulator.fail_next("error", status=503, path="*", times=None)
-        for _ in range(150):
+        for _ in range(60):
             await at.kit.webhooks.work_off()
-            at.clock.advance(timedelta(minutes=2))
-        assert await waiting(at) == 12
+            at.clock.advance(timedelta(minutes=5))
+        assert await waiting(at) == 4
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=2))
         await at.kit.webhooks.work_off()
         assert await waiting(at) == 0
-        assert (await at.kit.customers.get("c7")).plan == "pro"
+        assert (await at.kit.customers.get("c3")).plan == "pro"
 
 
 async def test_fifty_at_once_look_at_a_customer_a_few_times_and_agree(store_url: str) -> None:
@@ -516,17 +514,17 @@ async def test_fifty_at_once_look_at_a_customer_a_few_times_and_agree(store_url:
         assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
-async def test_fifty_workers_race_on_one_customer_and_look_once_at_a_time(store_url: str) -> None:
+async def test_workers_that_race_on_one_customer_look_once(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.emulator.latency_s = 0.01
         at.customer()
-        others = [hooked_kit(store_url, at.url, at.clock) for _ in range(50)]
+        others = [hooked_kit(store_url, at.url, at.clock) for _ in range(16)]
         for kit in others:
             await kit.start()
         subscription = await at.subscribe()
         await at.client.v1.subscriptions.update_async(subscription, {"metadata": {"n": "1"}})
         told = [each for each in at.emulator.webhook_events if "cus_acme" in str(each.object)]
-        deliveries = [told[number % len(told)] for number in random.Random(5).sample(range(100), 50)]  # noqa: S311 - the same each time
+        deliveries = [told[number % len(told)] for number in random.Random(5).sample(range(100), 16)]  # noqa: S311 - the same each time
         await at.bring(*deliveries)
         before = at.asked()
         await asyncio.gather(*(kit.webhooks.work_off() for kit in others))
@@ -554,7 +552,7 @@ async def test_a_change_is_seen_by_who_asks_after_it_whoever_looks(store_url: st
             assert (await at.kit.customers.get("acme")).plan == plan
 
 
-async def test_who_asks_for_a_fetch_is_told_where_stripe_does_not_answer_and_it_is_tried_again(
+async def test_a_failed_fetch_is_reported_and_retried(
     store_url: str,
 ) -> None:
     async with hooked(store_url) as at:
@@ -662,7 +660,7 @@ async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url
     assert changes[0].cause.startswith("evt_")
 
 
-async def test_i7_what_runs_beside_a_loop_ends_though_a_cancellation_is_taken_for_a_failure(
+async def test_i7_background_tasks_end_after_a_cancellation(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # redis-py does so while it connects.

@@ -108,15 +108,14 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from drivers.audited_kit import sqlite_in
+from drivers.audited_kit import drain_audit_log, sqlite_in
 from drivers.llm_apps import read_all
+from drivers.plans import plans_text
+from drivers.sync_queue import queue_sync
 from drivers.webhooks import hooked
 from faults.refusals import eventually
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock, StripeEmulator
 from tokens.recordings import compact
 
@@ -130,39 +129,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: payg
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token, stripe: {event_name: out}}
-prices:
-  output: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 4 per 1000}}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices, markup: 30%}
-    models:
-      "small-*": {input_tokens: 0.15 per 1_000_000, output_tokens: 0.60 per 1_000_000}
-      "large-*": {input_tokens: 3 per 1_000_000, output_tokens: 15 per 1_000_000}
-      "other-*": {input_tokens: 0.50 per 1_000_000, output_tokens: 2 per 1_000_000}
-    top_up: {packs: [1000, 5000], auto: {below: 500, amount: 2000, at_most: 3 per month}}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - match: "POST /v1/chat/completions"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 1_000, ceiling: 1_000_000}}
-plans:
-  payg: {price: {amount_cents: 0, interval: month}}
-  metered:
-    rank: 10
-    price: {amount_cents: 2000, interval: month, stripe_price: price_metered}
-    budget: {amount_cents: 5000, warn_at: [50, 80, 100]}
-    meters:
-      usd_charged:   {included: unlimited}
-      output_tokens: {included: 100_000, overage: {bill: {price: prices.output}}}
-""")
+CATALOG: Final = loads(plans_text("worked_by_hand"))
 PATH: Final = "/v1/chat/completions"
 BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
 BOBS_PRICES: Final = ("_output_tokens", "_output_tokens:small-*", "_output_tokens:large-*")
@@ -309,8 +276,7 @@ async def july(months: Months) -> None:
     intent = str(payments.data[0].payment.payment_intent)
     await at.client.v1.refunds.create_async({"payment_intent": intent})
     await at.settle()
-    await HookQueue(at.kit.store).look("cus_eve", NIGHTLY)
-    await at.kit.webhooks.work_off()
+    await queue_sync(at.kit, "eve")
     await months.has("eve", 0)
 
 
@@ -513,9 +479,7 @@ async def check_balances(months: Months) -> None:
             assert sorted((one.entry, one.amount_micros) for one in found.balance) == sorted(entries)
 
 
-async def test_three_months_of_three_customers_come_to_what_a_person_works_out(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_three_months_match_a_calculation_by_hand(store_url: str, tmp_path: Path) -> None:
     clock = Clock(on(6, 1, 0))
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     emulator.add_plans(CATALOG)
@@ -539,7 +503,7 @@ async def test_three_months_of_three_customers_come_to_what_a_person_works_out(
             await check_ada(months)
             await check_bob(months)
             await check_eve(months)
-            assert await drainer_of(at.kit.store, at.kit.settings).drain() == 0
+            assert await drain_audit_log(at.kit) == 0
             await check_margins(months)
             await check_statements(months)
             await check_balances(months)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.errors import SeatsInUseError
@@ -23,39 +24,7 @@ pytestmark = pytest.mark.anyio
 
 SECOND: Final = timedelta(seconds=1)
 HOUR: Final = timedelta(hours=1)
-CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  seats:    {unit: seat, kind: gauge}
-features: [export]
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, seats: {included: 1, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 300, stripe_price: price_pro_seat}
-    trial: 14d
-    features: all
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
-      seats:    {included: 2, overage: deny}
-  max:
-    extends: pro
-    rank: 20
-    price: {amount_cents: 3000, interval: month, stripe_price: price_max}
-    seat_price: {amount_cents: 200, stripe_price: price_max_seat}
-    meters: {requests: {included: 100}, seats: {included: 5}}
-  pro_yearly:
-    extends: pro
-    price: {amount_cents: 10_000, interval: year, stripe_price: price_pro_yearly}
-    seat_price: {amount_cents: 3000, stripe_price: price_pro_yearly_seat}
-""")
+CATALOG: Final = loads(plans_text("year"))
 
 
 def at(month: int, day: int, hour: int = 12, *, year: int = 2031) -> datetime:

@@ -1,0 +1,121 @@
+"""An emulated Stripe that kits of the same process reach without sockets, and all others over HTTP.
+
+A request over a socket takes more CPU than all that the emulator does for it. What a connection itself may
+do is tried by tests/stripe_api, tests/delivery/test_stripe_v1.py and test_stripe_stream.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from meterkit.cancellation import keep_cancellation
+from meterkit.stripe.http import HttpClient
+from meterkit.stripe.result import Answer, Result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from starlette.types import ASGIApp, Message, Scope
+
+    from meterkit.testing import StripeEmulator
+
+__all__ = ["served"]
+
+_apps: Final[dict[str, ASGIApp]] = {}
+
+
+@asynccontextmanager
+async def served(emulator: StripeEmulator) -> AsyncGenerator[str]:
+    """Serve an emulator; a kit that is made meanwhile calls it within the process. Yields its URL."""
+    async with emulator.serve() as url:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("meterkit.stripe.http.HttpClient", _client_of)
+            _apps[url] = emulator.app
+            try:
+                yield url
+            finally:
+                del _apps[url]
+
+
+def _client_of(base: str, *, timeout_s: float) -> Any:
+    app = _apps.get(base.rstrip("/"))
+    return HttpClient(base, timeout_s=timeout_s) if app is None else _NearClient(app, timeout_s)
+
+
+class _NearClient:
+    """Stands in for :class:`meterkit.stripe.http.HttpClient`."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app, self._timeout_s, self._is_closed = app, timeout_s, False
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Answer | Result:
+        """Send one request; its answer, or why there is none."""
+        if self._is_closed:
+            return Result(failure="not_sent", message="RuntimeError")
+        return await keep_cancellation(self._ask(method, path, headers, body))
+
+    async def _ask(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer | Result:
+        sent: list[Message] = []
+        received: list[Message] = [{"type": "http.request", "body": body or b"", "more_body": False}]
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            if received:
+                return received.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def answer() -> None:
+            with suppress(ConnectionError):  # The emulator drops the connection.
+                await self._app(_scope(method, target, headers), receive, send)
+
+        # A server goes on with a request whose client has gone.
+        task = asyncio.ensure_future(answer())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.shield(task)
+        except TimeoutError:
+            return Result(failure="no_reply", message="TimeoutError")
+        finally:
+            gone.set()
+        if not sent:
+            return Result(failure="no_reply", message="ServerDisconnectedError")
+        start, *pieces = sent
+        found = {name.decode(): value.decode() for name, value in start["headers"]}
+        return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+
+    async def close(self) -> None:
+        """Send nothing any more."""
+        self._is_closed = True
+
+
+def _scope(method: str, target: str, headers: Mapping[str, str]) -> Scope:
+    path, _, query = target.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [
+            (b"host", b"stripe.emulated"),
+            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+        ],
+        "client": None,
+        "server": ("stripe.emulated", 80),
+    }

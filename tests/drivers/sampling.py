@@ -1,0 +1,17 @@
+"""Parameters that `make test` leaves to `make field`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
+__all__ = ["whole"]
+
+
+def whole(*values: Any, id: str | None = None) -> ParameterSet:  # noqa: A002 - as pytest.param has it
+    """One set of parameters that runs with ``--whole`` only."""
+    return pytest.param(*values, marks=pytest.mark.whole, id=id)

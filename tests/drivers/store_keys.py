@@ -1,0 +1,7 @@
+"""Names in Redis, as docs/redis-keys.md has them, for tests that look into the store or damage it."""
+
+from __future__ import annotations
+
+from meterkit.decisions.keys import FORMAT, HOOKS_SHARD, job_digest, meter_token, shard_of
+
+__all__ = ["FORMAT", "HOOKS_SHARD", "job_digest", "meter_token", "shard_of"]

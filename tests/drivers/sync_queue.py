@@ -1,0 +1,35 @@
+"""The queue of customers to be read from Stripe, and the differences that the nightly sync has found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.customers.drifts import Drifts
+from meterkit.subscriptions.due_customers import due_prices
+from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.testing.emulator.webhooks.deliveries import FORGERIES, sign
+
+if TYPE_CHECKING:
+    from meterkit import Drift, MeterKit
+
+__all__ = ["FORGERIES", "LEASE_MS", "NIGHTLY", "drifts_of", "forget_due_price", "queue_sync", "sign"]
+
+
+async def queue_sync(kit: MeterKit, customer: str = "acme", *, cause: str = NIGHTLY) -> None:
+    """Have a customer read from Stripe and compared, as the night or an event does."""
+    linked = (await kit.customers.get(customer)).stripe_customer
+    assert linked is not None
+    await HookQueue(kit.store).look(linked, cause)
+    await kit.webhooks.work_off()
+
+
+async def drifts_of(kit: MeterKit) -> dict[str, tuple[Drift, ...]]:
+    """The differences that are stored, by customer."""
+    return dict(await Drifts(kit.store).all())
+
+
+async def forget_due_price(kit: MeterKit, customer: str = "acme") -> None:
+    """Forget that a price of a customer is due to end."""
+    await due_prices(kit.store).remove(customer)

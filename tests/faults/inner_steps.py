@@ -1,0 +1,57 @@
+"""Steps inside the library at which a test has it fail, in place of a process that dies there."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pytest
+
+from meterkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+__all__ = ["Step", "failing", "replaced", "wrapped"]
+
+Step = Literal[
+    "a flush lists its work",
+    "a late item is noted",
+    "a restart is confirmed",
+    "a state is stored",
+    "a webhook entry is taken",
+    "summaries are counted",
+    "the store is asked whether to deliver",
+]
+_PLACES: Final[dict[Step, str]] = {
+    "a flush lists its work": "meterkit.outbox.outbox.Outbox.work",
+    "a late item is noted": "meterkit.outbox.late_items.LateItems.settle",
+    "a restart is confirmed": "meterkit.store.server_lives.ServerLives.confirm",
+    "a state is stored": "meterkit.customers.states.States.change",
+    "a webhook entry is taken": "meterkit.subscriptions.webhooks.queue.HookQueue.take",
+    "summaries are counted": "meterkit.delivery.summaries.StripeSummaries.counted",
+    "the store is asked whether to deliver": "meterkit.outbox.outbox.Outbox.refusal",
+}
+
+
+@contextmanager
+def failing(step: Step, error: Exception | None = None) -> Generator[None]:
+    """Have a step raise an error each time; default: that the store is away."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error or StoreError("dead")
+
+    with pytest.MonkeyPatch.context() as patched:
+        replaced(patched, step, fail)
+        yield
+
+
+def replaced(patched: pytest.MonkeyPatch, step: Step, by: Callable[..., Any]) -> None:
+    """Have a method stand in for a step."""
+    patched.setattr(_PLACES[step], by)
+
+
+def wrapped(patched: pytest.MonkeyPatch, step: Step, around: Callable[[Any], Callable[..., Any]]) -> None:
+    """Have a method stand in for a step; ``around`` makes it of the step itself."""
+    patched.setattr(_PLACES[step], around(resolve_name(_PLACES[step])))
