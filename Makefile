@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own, .venv, made from pyproject.toml when that has changed.
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event; KEEP=1: look at its pages)
 #   make test            all tests
-#   make field           all servers, loops and lifespans, other frameworks, and the suites of other projects in full; prints the matrix
+#   make field           all servers, loops and lifespans, other frameworks, and all of what `make test` runs a sample of; prints the matrix
 #   make coverage        the tests again, and which lines and branches of meterkit they do not run
 #   make mutants         mutants of the scripts, and of Python: each must fail a test
 #   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties, crashes and lives at length
@@ -59,9 +59,8 @@ test: $(VENV)/.dev
 
 field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
-	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py tests/storage/test_histories.py \
-	  tests/test_repository.py tests/test_deploy_example.py tests/pages/test_operator_in_browser.py \
-	  tests/test_examples.py tests/test_benchmarks.py tests/promises $(ARGS)
+	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
+	$(BIN)/pytest -n 2 --whole -m whole --ignore tests/field $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev

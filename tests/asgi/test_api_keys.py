@@ -179,7 +179,7 @@ async def test_any_kind_of_callable_may_look_up() -> None:
         assert await who(identify.api_key(lookup), "k1") == "acme"
 
 
-async def test_what_is_remembered_is_bounded_and_strangers_displace_nobody(
+async def test_the_cache_is_bounded_and_strangers_evict_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(key_owners, "_KEYS_KEPT_MAX", 4)
@@ -241,7 +241,7 @@ def test_a_ttl_that_is_none_is_refused(ttl: Any) -> None:
         identify.api_key(Table().look_up, ttl=ttl)
 
 
-async def test_an_owner_that_is_no_text_is_handed_on_and_not_remembered(now: list[float]) -> None:
+async def test_an_owner_that_is_no_text_is_not_remembered(now: list[float]) -> None:
     assert now
     asked: list[str] = []
 

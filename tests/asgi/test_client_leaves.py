@@ -163,7 +163,7 @@ async def left(
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])
 @pytest.mark.parametrize("path", ["/auto", "/attempt"])
 @pytest.mark.parametrize("how", ["polling", "base inside", "base outside", "gzip outside"])
-async def test_who_reads_all_the_text_and_leaves_before_the_usage_pays_for_the_text(
+async def test_leaving_before_the_usage_pays_for_the_text(
     how: str, path: str, protocol: str, store_url: str
 ) -> None:
     """F-7: the response ends as it should, but nobody was there to get it."""
@@ -186,7 +186,7 @@ async def test_who_leaves_after_the_usage_pays_what_it_says(protocol: str, store
 
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])
 @pytest.mark.parametrize(("path", "requests"), [("/none", 1), ("/gone", 1), ("/failed", 0)])
-async def test_a_response_whose_client_has_left_is_one_whose_client_has_left(
+async def test_a_client_that_has_left_counts_as_gone(
     path: str, requests: int, protocol: str, store_url: str
 ) -> None:
     """F-7, without usage: the outcome is what happened, not how the app took it."""
@@ -197,7 +197,7 @@ async def test_a_response_whose_client_has_left_is_one_whose_client_has_left(
 
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])
 @pytest.mark.parametrize(("path", "requests"), [("/none", 1), ("/gone", 0), ("/failed", 0)])
-async def test_who_leaves_before_the_first_byte_is_billed_where_the_app_answers_nevertheless(
+async def test_leaving_before_the_first_byte_pays_if_answered(
     path: str, requests: int, protocol: str, store_url: str
 ) -> None:
     """F-20e: the work was done, whether the app has looked or not; uvicorn drops what is sent then."""
@@ -217,9 +217,7 @@ async def test_who_leaves_before_the_first_byte_is_billed_where_the_app_answers_
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the client is gone"), None], ids=["raises", "returns"])
-async def test_an_app_that_gives_up_on_a_client_that_has_left_is_billed_as_one_that_was_cancelled(
-    error: Exception | None, store_url: str
-) -> None:
+async def test_an_app_that_gives_up_is_billed_as_cancelled(error: Exception | None, store_url: str) -> None:
     """F-7: whatever an app does when it hears that the client is gone, the work was done."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,7 +237,7 @@ async def test_an_app_that_gives_up_on_a_client_that_has_left_is_billed_as_one_t
         assert await at.counted() == (1, 0)
 
 
-async def test_a_client_that_leaves_once_it_has_everything_has_not_left(store_url: str) -> None:
+async def test_leaving_with_everything_is_not_leaving(store_url: str) -> None:
     """F-7: servers say http.disconnect after the last message too, to whoever still listens."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -189,9 +189,7 @@ CASES: Final[dict[str, tuple[Any, bool, str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_f20e_an_app_that_answers_has_succeeded_and_one_that_was_stopped_has_not(
-    case: str, store_url: str
-) -> None:
+async def test_f20e_only_an_app_that_answers_has_succeeded(case: str, store_url: str) -> None:
     endpoint, raises, expected = CASES[case]
     app: ASGIApp = endpoint if endpoint in RAW else app_of(endpoint)
     async with metered(app, store_url, plans=PLANS) as at:
@@ -203,7 +201,7 @@ async def test_f20e_an_app_that_answers_has_succeeded_and_one_that_was_stopped_h
     assert billed == [expected]
 
 
-async def test_f20e_a_stream_that_is_cut_behind_a_middleware_is_no_answer(store_url: str) -> None:
+async def test_f20e_a_stream_cut_behind_a_middleware_is_no_answer(store_url: str) -> None:
     """Such a middleware ends the response as if it were whole: nothing was in it."""
     async with metered(app_of(answers(a_stream, looks=False), PassingOn), store_url, plans=PLANS) as at:
         for path, requests in (("/success", 0), ("/client_gone", 0), ("/server_error", 1)):
@@ -316,7 +314,7 @@ async def test_f20e_text_that_could_not_be_sent_any_more_is_estimated(store_url:
         assert await at.counted() == (0, 0)
 
 
-async def test_f20e_a_repeat_of_a_billed_request_bills_nothing_though_its_client_leaves(
+async def test_f20e_a_repeat_of_a_billed_request_bills_nothing(
     store_url: str,
 ) -> None:
     key = [(b"idempotency-key", b"k1")]
@@ -340,7 +338,7 @@ async def test_f20e_a_repeat_of_a_billed_request_bills_nothing_though_its_client
         assert await at.counted() == (1, 0)
 
 
-async def test_f20e_usage_that_a_background_task_records_afterwards_is_billed(store_url: str) -> None:
+async def test_f20e_usage_of_a_later_background_task_is_billed(store_url: str) -> None:
     tasks: list[asyncio.Task[None]] = []
 
     async def late(over: asyncio.Event) -> None:
@@ -406,7 +404,7 @@ def asking(provider: Provider, *, reports: bool = False) -> Starlette:
         ("/plain", False, (0, 0)),
     ],
 )
-async def test_f20e_a_call_is_stopped_when_the_client_leaves_and_its_prompt_is_billed(
+async def test_f20e_a_stopped_call_bills_its_prompt(
     path: str, reports: bool, recorded: tuple[int, int], store_url: str
 ) -> None:
     provider = Provider()
@@ -418,7 +416,7 @@ async def test_f20e_a_call_is_stopped_when_the_client_leaves_and_its_prompt_is_b
         assert (await at.counted(meter="output_tokens"))[1] == 0
 
 
-async def test_f20e_a_call_that_had_ended_gives_its_result_and_one_that_fails_its_error(
+async def test_f20e_an_ended_call_gives_its_result_or_error(
     store_url: str,
 ) -> None:
     provider = Provider()
@@ -442,7 +440,7 @@ async def test_f20e_a_call_that_had_ended_gives_its_result_and_one_that_fails_it
         assert (await at.client.post("/chat", content=PROMPT)).status_code == 200
 
 
-async def test_f20e_a_server_that_cancels_the_app_stops_the_call_as_well(store_url: str) -> None:
+async def test_f20e_a_server_that_cancels_stops_the_call(store_url: str) -> None:
     provider, client = Provider(), EarlyLeaver()
     said = iter([{"type": "http.request", "body": PROMPT, "more_body": False}])
 
@@ -463,7 +461,7 @@ async def test_f20e_a_server_that_cancels_the_app_stops_the_call_as_well(store_u
         assert await at.counted() == (0, 0)
 
 
-async def test_f20e_a_tap_that_is_stopped_before_its_first_chunk_bills_the_prompt(store_url: str) -> None:
+async def test_f20e_a_tap_stopped_before_a_chunk_bills_the_prompt(store_url: str) -> None:
     async def silence() -> AsyncIterator[Any]:
         await asyncio.Event().wait()
         yield chat({"content": "never"})

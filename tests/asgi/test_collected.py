@@ -64,7 +64,7 @@ async def test_a_lifespan_that_is_collected_ends_without_a_word() -> None:
     assert not kit.store.lanes
 
 
-async def test_a_request_that_is_collected_is_settled_and_holds_nothing(store_url: str) -> None:
+async def test_a_collected_request_is_settled_and_holds_nothing(store_url: str) -> None:
     """F-18: in another context the request's own cannot be put back."""
     entered = asyncio.Event()
 
@@ -89,7 +89,7 @@ async def test_a_request_that_is_collected_is_settled_and_holds_nothing(store_ur
 
 
 @pytest.mark.filterwarnings("error")
-def test_requests_of_a_loop_that_was_closed_under_them_are_collected_without_a_word(
+def test_requests_of_a_closed_loop_are_collected_silently(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     """F-18: with the loop closed, nothing can be sent any more, and nothing is raised."""

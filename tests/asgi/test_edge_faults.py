@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 import meterkit
 from drivers.counters import put_head
+from drivers.sampled import some
 from faults.refusals import (
     PLANS,
     Client,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 CHARGED = PLANS.replace(
     "routes:\n",
@@ -86,6 +87,7 @@ class Hanging(Client):
         await super()._take(message)
 
 
+@pytest.mark.each_loop
 @pytest.mark.parametrize("error", [OSError("gone"), ClientDisconnect(), asyncio.CancelledError()], ids=repr)
 @pytest.mark.parametrize(
     ("path", "after", "recorded"),
@@ -93,7 +95,6 @@ class Hanging(Client):
         ("/", 0, 0),
         ("/", 1, 0),
         ("/", 2, 1),
-        ("/", 6, 1),
         ("/", 7, 1),
         ("/attempt", 0, 1),
         ("/attempt", 3, 1),
@@ -102,7 +103,7 @@ class Hanging(Client):
         ("/gone", 7, 0),
     ],
 )
-async def test_a_client_that_hangs_up_is_billed_from_the_first_body_byte_on(
+async def test_a_hang_up_is_billed_from_the_first_body_byte(
     kit: MeterKit, valkey: Server, error: BaseException, path: str, after: int, recorded: int
 ) -> None:
     client = Hanging(metered(kit, streams), after, error)
@@ -126,10 +127,9 @@ async def test_an_app_that_fails_after_the_first_byte_is_not_billed(kit: MeterKi
     assert await used(kit, "acme") == (0, 0)
 
 
-@pytest.mark.parametrize("steps", range(30))
-async def test_a_request_cancelled_anywhere_is_counted_by_what_was_sent_and_holds_nothing(
-    kit: MeterKit, valkey: Server, steps: int
-) -> None:
+@pytest.mark.each_loop
+@pytest.mark.parametrize("steps", some(range(30), range(0, 30, 4)))
+async def test_a_cancelled_request_counts_what_was_sent(kit: MeterKit, valkey: Server, steps: int) -> None:
     client = Client(metered(kit, streams))
     task = asyncio.create_task(client.get("acme", "/deny"))
     for _ in range(steps):
@@ -163,9 +163,7 @@ async def test_a_request_cancelled_as_its_decision_comes_holds_nothing(kit: Mete
     assert await used(kit, "acme") == (1, 0)
 
 
-async def test_a_request_cancelled_as_its_second_decision_comes_holds_nothing(
-    kit: MeterKit, valkey: Server
-) -> None:
+async def test_a_request_cancelled_at_its_second_decision_holds_0(kit: MeterKit, valkey: Server) -> None:
     app = metered(kit)
     await Client(app).get("acme")
     await settled(kit)
@@ -206,9 +204,7 @@ async def test_a_request_cancelled_while_the_store_hangs_holds_nothing(valkey: S
         assert await used(kit, "acme") == (1, 0)
 
 
-async def test_a_stream_that_is_never_ended_by_its_app_is_settled_when_the_app_returns(
-    kit: MeterKit, valkey: Server
-) -> None:
+async def test_a_stream_without_an_end_is_settled_at_return(kit: MeterKit, valkey: Server) -> None:
     async def forgets(scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -271,7 +267,7 @@ WRONG_TYPES: list[Any] = [7, b"acme", ["acme"], True, 1.5]
 
 
 @pytest.mark.parametrize("customer", [*REFUSED, *WRONG_TYPES], ids=ascii)
-async def test_a_customer_that_cannot_be_is_refused_and_counted_nowhere(
+async def test_an_impossible_customer_is_refused_and_not_counted(
     kit: MeterKit, valkey: Server, customer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = valkey.command("DBSIZE")
@@ -296,7 +292,7 @@ async def test_a_customer_that_cannot_be_is_refused_and_counted_nowhere(
     assert f"refused: reason='{'invalid_customer' if is_text else 'identify'}' route=" in caplog.text
 
 
-async def test_an_identify_that_returns_another_type_is_told_once_with_the_cure(
+async def test_identify_of_another_type_is_logged_with_its_cure(
     kit: MeterKit, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every request was a 400, blamed on the client, and nothing said what had been returned."""
@@ -352,7 +348,7 @@ async def fails_later(error: BaseException) -> str:
     ids=repr,
 )
 @pytest.mark.parametrize("path", ["/", "/deny"])
-async def test_i9_a_resolver_that_raises_is_a_503_and_nobody_is_counted(
+async def test_i9_a_resolver_that_raises_is_503_and_not_counted(
     kit: MeterKit, valkey: Server, error: Exception, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = valkey.command("DBSIZE")
@@ -390,7 +386,7 @@ BAD_QUANTITIES = [-1, 10**15, 10**30, math.nan, math.inf, 1.0, 1.5, True, False,
 
 
 @pytest.mark.parametrize("quantity", BAD_QUANTITIES, ids=repr)
-async def test_a_quantity_that_cannot_be_is_refused_and_counted_nowhere(
+async def test_an_impossible_quantity_is_refused_and_not_counted(
     kit: MeterKit, valkey: Server, quantity: Any
 ) -> None:
     before = valkey.command("DBSIZE")
@@ -401,9 +397,7 @@ async def test_a_quantity_that_cannot_be_is_refused_and_counted_nowhere(
 
 
 @pytest.mark.parametrize("quantity", BAD_QUANTITIES, ids=repr)
-async def test_a_quantity_that_cannot_be_does_not_spoil_what_the_request_has_recorded(
-    kit: MeterKit, quantity: Any
-) -> None:
+async def test_an_impossible_quantity_spoils_no_earlier_record(kit: MeterKit, quantity: Any) -> None:
     refused: list[type[BaseException]] = []
     attempts: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         ((), {"tokens": quantity}),
@@ -428,7 +422,7 @@ async def test_a_quantity_that_cannot_be_does_not_spoil_what_the_request_has_rec
     assert await used(kit, "acme") == (1, 0)
 
 
-async def test_quantities_that_add_up_to_too_much_are_refused_and_what_was_there_stays(kit: MeterKit) -> None:
+async def test_too_large_a_sum_is_refused_and_the_rest_stays(kit: MeterKit) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record(tokens=10**15 - 1)
         with pytest.raises(QuantityError):
@@ -491,7 +485,7 @@ async def test_a_meter_that_is_not_there_is_refused(kit: MeterKit, meter: str) -
         assert len(str(caught.value)) < 500
 
 
-async def test_the_largest_and_the_smallest_quantity_are_recorded_exactly(kit: MeterKit) -> None:
+async def test_the_largest_and_the_smallest_quantity_are_exact(kit: MeterKit) -> None:
     await kit.record("acme", "tokens", 0)
     await kit.record("acme", "tokens", 10**15 - 1)
     await kit.record("acme", "tokens", 2)

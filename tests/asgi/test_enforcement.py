@@ -52,7 +52,7 @@ async def test_it_stands_over_the_file_and_its_routes(
     assert said == ([] if given == "on" else [f"{whole} is refused"])
 
 
-async def test_without_it_the_file_decides_and_says_so_where_it_is_shadow(
+async def test_without_it_the_file_decides_and_shadow_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with served(hello, plans=SHADOW) as at, at.kit:  # A second start says nothing.

@@ -62,9 +62,7 @@ APP = Starlette(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_request_knows_the_features_of_the_plan_that_decided_it(
-    any_store_url: str, method: str
-) -> None:
+async def test_a_request_knows_the_features_of_its_plan(any_store_url: str, method: str) -> None:
     later.clear()
     async with served(APP, redis_url=any_store_url) as at:
         assert (await at.client.request(method, "/v1/x")).json() == [True, False, False]
@@ -206,7 +204,7 @@ async def test_off_asks_no_store() -> None:
         assert await at.kit.allows("acme", "full")
 
 
-async def test_while_the_store_is_away_the_kit_cannot_say_and_requests_go_on(
+async def test_without_the_store_the_kit_raises_and_requests_pass(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)

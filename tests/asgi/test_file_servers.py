@@ -280,7 +280,7 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
         assert (await answer(at.app, "/pricing/", customer="acme")) == (200, PUBLIC)
 
 
-async def test_a_file_server_at_the_root_does_not_lead_around_a_mount_before_it(folder: Path) -> None:
+async def test_a_root_file_server_hides_no_mount_before_it(folder: Path) -> None:
     """Both have the gated files: the gate is written for the first one."""
     app = Starlette(routes=[Mount("/reports", static(folder / "reports")), Mount("/", static(folder))])
     plans = PLANS.replace("/files/", "/").replace('"/{path:path}", always', '"*", exempt')
@@ -308,7 +308,7 @@ async def test_an_app_in_a_route_resolves_the_whole_path(folder: Path) -> None:
         assert (await answer(at.app, "/public/a.txt")) == (200, PUBLIC)
 
 
-async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(folder: Path) -> None:
+async def test_a_weaker_line_takes_no_path_with_a_second_reading(folder: Path) -> None:
     plans = PLANS.replace(
         '  - {match: "/files/{path:path}", always: true}\n', '  - {match: "*", consume: {requests: 1}}\n'
     )
@@ -320,7 +320,7 @@ async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(fol
         assert await at.counted() == (3, 0)
 
 
-async def test_an_app_that_ignores_a_slash_at_the_end_gets_no_gated_path_with_one(folder: Path) -> None:
+async def test_a_trailing_slash_gets_around_no_gate(folder: Path) -> None:
     plans = PLANS.replace("/files/reports/{path:path}", "/files/public/{path:path}").replace(
         '{match: "/files/public/{path:path}", exempt: true}', '{match: "/files/public", feature: reports}'
     )
@@ -335,7 +335,7 @@ async def test_an_app_that_ignores_a_slash_at_the_end_gets_no_gated_path_with_on
 @pytest.mark.parametrize(
     "target", ["files/reports/a.txt", "http://a/files/reports/a.txt", "//a/files/reports/a.txt"]
 )
-async def test_a_target_without_a_slash_at_its_begin_is_read_by_an_app_behind_a_host(target: str) -> None:
+async def test_a_target_without_a_slash_is_read_behind_a_host(target: str) -> None:
     seen: list[str] = []
 
     async def other(scope: Scope, receive: Receive, send: Send) -> None:
@@ -348,7 +348,7 @@ async def test_a_target_without_a_slash_at_its_begin_is_read_by_an_app_behind_a_
 
 
 @pytest.mark.parametrize("fold", ["x/../", "./", "/", "%2e%2e/", "..;/", "%5c", "a/"])
-async def test_a_path_of_ten_thousand_segments_takes_the_strictest_line(fold: str, folder: Path) -> None:
+async def test_a_path_of_ten_thousand_segments_gets_the_strictest(fold: str, folder: Path) -> None:
     targets = [
         f"/files/public/{fold * 10_000}..%2freports/a.txt",
         f"/files/{fold * 10_000}public/../reports/a.txt",

@@ -134,7 +134,7 @@ class Reads:
         await hello({}, receive, send)
 
 
-async def test_a_body_that_does_not_fit_is_refused_by_its_length_before_it_is_read(valkey: Server) -> None:
+async def test_too_large_a_body_is_refused_by_its_length(valkey: Server) -> None:
     app = Reads()
     async with served(app, plans=PLANS, redis_url=valkey.url) as http:
         await http.kit.gauges.set("acme", "storage", 600)
@@ -186,7 +186,7 @@ class Storing:
 
 @pytest.mark.parametrize("headers", [(("content-length", "700"),), (("transfer-encoding", "chunked"),)])
 @pytest.mark.parametrize("sets", [True, False])
-async def test_the_bytes_are_held_until_the_app_sets_the_level_or_the_request_ends(
+async def test_bytes_are_held_until_the_level_is_set_or_the_end(
     valkey: Server, *, sets: bool, headers: Sequence[tuple[str, str]]
 ) -> None:
     app = Storing(sets)
@@ -218,7 +218,7 @@ async def drained(http: Served) -> None:
         await lane.replies()
 
 
-async def test_what_was_read_of_a_body_counts_whatever_length_it_announced() -> None:
+async def test_what_was_read_counts_whatever_length_was_announced() -> None:
     app = Reads()
     async with served(app, plans=PLANS) as http:
         call = await put(http, pieces(700, 301), ("content-length", "10"), path="/ask", method="POST")
@@ -226,7 +226,7 @@ async def test_what_was_read_of_a_body_counts_whatever_length_it_announced() -> 
         assert loads(call.body)["requested"] == 1001
 
 
-async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413() -> None:
+async def test_a_body_of_unknown_length_is_counted_and_ends_in_413() -> None:
     app = Reads()
     async with served(app, plans=PLANS) as http:
         call = await put(http, pieces(500, 400, 101, 7), ("transfer-encoding", "chunked"))
@@ -240,7 +240,7 @@ async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413
         assert (await put(http, pieces(500, 400, 100))).status == 200
 
 
-async def test_bytes_that_the_app_has_stored_meanwhile_are_told_as_those_of_the_request() -> None:
+async def test_bytes_stored_meanwhile_belong_to_the_request() -> None:
     async def app(_: Scope, receive: Receive, __: Send) -> None:
         size = len((await receive())["body"])
         await http.kit.gauges.set(current().customer, "storage", 100 + size)
@@ -269,7 +269,7 @@ async def test_where_nothing_is_refused_no_piece_asks_the_store(valkey: Server) 
     assert asked == [False] * 2
 
 
-async def test_a_piece_that_comes_as_the_request_ends_leaves_nothing_held() -> None:
+async def test_a_piece_at_the_end_of_a_request_leaves_no_hold() -> None:
     late: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -283,7 +283,7 @@ async def test_a_piece_that_comes_as_the_request_ends_leaves_nothing_held() -> N
         assert await held_of(http) == (0, 0)
 
 
-async def test_a_piece_that_comes_while_its_upload_is_renewed_stays_held(
+async def test_a_piece_during_a_renewal_stays_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entered, may_go_on, has_more, may_end = Event(), Event(), Event(), Event()
@@ -319,7 +319,7 @@ async def test_a_piece_that_comes_while_its_upload_is_renewed_stays_held(
         assert await held_of(http) == (0, 0)
 
 
-async def test_an_upload_that_is_ended_is_counted_as_refused_not_as_an_error_of_the_app() -> None:
+async def test_an_ended_upload_counts_as_refused() -> None:
     async with served(Reads(), plans=PLANS) as http:
         tallies = http.kit.store.tally()
         assert (await put(http, pieces(600, 500))).status == 413
@@ -327,7 +327,7 @@ async def test_an_upload_that_is_ended_is_counted_as_refused_not_as_an_error_of_
         assert tallies.requests == {("free", "refused", "storage"): 1, ("free", "success", "none"): 1}
 
 
-async def test_the_two_uploads_of_unknown_length_that_do_not_fit_together_do_not_both_pass() -> None:
+async def test_two_uploads_that_do_not_fit_together_never_both_pass() -> None:
     async with served(Reads(), plans=PLANS) as http:
         go_on = Event()
 
@@ -377,7 +377,7 @@ async def test_an_upload_that_is_cut_leaves_nothing_held() -> None:
             assert await held_of(http) == (0, 0)
 
 
-async def test_an_answer_that_has_begun_is_cut_where_the_body_does_not_fit() -> None:
+async def test_a_begun_answer_is_cut_where_the_body_does_not_fit() -> None:
     caught: list[BaseException] = []
 
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -398,7 +398,7 @@ async def test_an_answer_that_has_begun_is_cut_where_the_body_does_not_fit() -> 
         assert await held_of(http) == (0, 0)
 
 
-async def test_an_app_of_starlette_that_reads_the_body_is_ended_without_an_error() -> None:
+async def test_a_starlette_app_that_reads_the_body_ends_quietly() -> None:
     async def store(request: Request) -> Response:
         return PlainTextResponse(str(len(await request.body())))
 
@@ -422,7 +422,7 @@ async def test_without_a_body_nothing_is_asked_of_the_gauge() -> None:
         assert (await put(http, pieces(5000))).status == 200
 
 
-async def test_growth_is_refused_where_the_gauge_is_full_and_held_until_the_app_sets_it() -> None:
+async def test_growth_is_refused_when_full_and_held_until_set() -> None:
     taken: list[tuple[int, int]] = []
 
     async def invite(scope: Scope, receive: Receive, send: Send) -> None:
@@ -464,7 +464,7 @@ async def test_what_refuses_first_is_told_and_nothing_is_counted() -> None:
         assert await held_of(http) == (990, 0)
 
 
-async def test_a_tolerance_lasts_its_time_and_begins_anew_once_the_level_is_within_again() -> None:
+async def test_a_tolerance_lasts_its_time_and_begins_anew() -> None:
     async with served(hello, plans=PLANS) as http:
         assert (await http.client.post("/rooms")).status_code == 200
         await http.kit.gauges.set("acme", "rooms", 4)  # 5 are included, 6 tolerated.
@@ -485,7 +485,7 @@ async def test_a_tolerance_lasts_its_time_and_begins_anew_once_the_level_is_with
         assert (await http.client.post("/rooms")).status_code == 200
 
 
-async def test_i4_a_plan_binds_the_next_decision_and_a_tolerance_begins_when_it_is_seen() -> None:
+async def test_i4_a_plan_binds_at_once_and_its_tolerance_begins() -> None:
     async with served(hello, plans=PLANS) as http:
         await http.kit.customers.set_plan("acme", "pro")
         await http.kit.gauges.set("acme", "storage", 5000)
@@ -504,7 +504,7 @@ async def test_i4_a_plan_binds_the_next_decision_and_a_tolerance_begins_when_it_
         assert (answer.status_code, answer.json()["limit"]) == (403, 5)
 
 
-async def test_i8_a_piece_is_not_lost_where_an_app_gives_up_waiting_for_it(valkey: Server) -> None:
+async def test_i8_a_piece_is_not_lost_to_an_app_that_gives_up(valkey: Server) -> None:
     got: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -542,7 +542,7 @@ async def test_in_shadow_nobody_is_refused() -> None:
 @pytest.mark.parametrize(
     ("level", "sizes", "is_told"), [(0, (700,), False), (0, (700, 400), True), (990, (9,), False)]
 )
-async def test_in_shadow_an_upload_is_said_to_be_refused_only_where_it_would_be(
+async def test_in_shadow_an_upload_is_logged_only_if_refused(
     level: int, sizes: tuple[int, ...], is_told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served(Reads(), plans=PLANS) as http:
@@ -555,7 +555,7 @@ async def test_in_shadow_an_upload_is_said_to_be_refused_only_where_it_would_be(
         assert await held_of(http) == (level, 0)
 
 
-async def test_a_level_set_from_another_event_loop_leaves_what_an_upload_holds_to_its_own(
+async def test_a_level_set_by_another_loop_keeps_an_uploads_hold(
     valkey: Server,
 ) -> None:
     held: list[int] = []
@@ -614,7 +614,7 @@ async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:
         assert levels == [400, 400]
 
 
-async def test_i3_an_upload_of_half_an_hour_keeps_what_it_holds_and_gives_all_of_it_back(
+async def test_i3_a_long_upload_keeps_its_hold_and_returns_it(
     valkey: Server,
 ) -> None:
     for headers, sets in (((("content-length", "700"),), False), ((), False), ((), True)):
@@ -643,7 +643,7 @@ async def test_i3_an_upload_of_half_an_hour_keeps_what_it_holds_and_gives_all_of
 
 
 @pytest.mark.parametrize("headers", [(("content-length", "100"),), ()])
-async def test_i3_uploads_that_come_at_once_are_admitted_as_far_as_they_fit(
+async def test_i3_uploads_at_once_are_admitted_as_far_as_they_fit(
     valkey: Server, headers: Sequence[tuple[str, str]]
 ) -> None:
     app = Storing(sets=True)
@@ -679,7 +679,7 @@ TWICE: Any = (("content-length", "10"), ("content-length", "20"))
     ],
     ids=str,
 )
-async def test_i3_of_uploads_at_once_that_fit_alone_at_least_one_passes(
+async def test_i3_of_uploads_that_fit_alone_one_passes(
     any_store_url: str, sizes: Sequence[Sequence[int]], headers: Sequence[tuple[str, str]]
 ) -> None:
     app = Reads()
@@ -692,7 +692,7 @@ async def test_i3_of_uploads_at_once_that_fit_alone_at_least_one_passes(
         assert (await put(http, pieces(1000))).status == 200
 
 
-async def test_i3_of_uploads_in_two_processes_that_fit_alone_at_least_one_passes(valkey: Server) -> None:
+async def test_i3_of_uploads_in_two_processes_one_passes(valkey: Server) -> None:
     async with served(Reads(), plans=PLANS, redis_url=valkey.url) as http:
         settings: Any = {"key_prefix": http.kit.store.keys.prefix, "shards": 4, "flush": False}
         async with MeterKit(plans_of(PLANS), redis_url=valkey.url, clock=http.clock, **settings) as other:
@@ -704,7 +704,7 @@ async def test_i3_of_uploads_in_two_processes_that_fit_alone_at_least_one_passes
             assert await held_of(http) == (0, 0)
 
 
-async def test_i3_an_upload_keeps_its_bytes_while_another_one_is_refused() -> None:
+async def test_i3_an_upload_keeps_its_bytes_beside_a_refused_one() -> None:
     """Who holds the bytes of its whole body passes, whatever comes at the same time."""
     app = Storing(sets=False)
     async with served(app, plans=PLANS) as http:

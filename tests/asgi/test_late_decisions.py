@@ -185,9 +185,7 @@ HEARD = pytest.mark.parametrize("heard", ["made at once", "made late"])
 
 
 @HEARD
-async def test_a_request_refused_for_want_of_an_answer_gives_back_what_its_decision_took(
-    valkey: Server, heard: Heard
-) -> None:
+async def test_a_request_refused_without_an_answer_returns_its_units(valkey: Server, heard: Heard) -> None:
     async with late(valkey, timeout_s=0.2) as at:
         await at.proxy.keep(heard)
         assert (await at.client.post("/deny", content=BODY)).status_code == 503
@@ -200,9 +198,7 @@ async def test_a_request_refused_for_want_of_an_answer_gives_back_what_its_decis
 
 
 @HEARD
-async def test_a_request_served_without_an_answer_counts_what_it_came_to(
-    valkey: Server, heard: Heard
-) -> None:
+async def test_a_request_served_without_an_answer_is_counted(valkey: Server, heard: Heard) -> None:
     async with late(valkey, timeout_s=0.2) as at:
         await at.proxy.keep(heard)
         assert (await at.client.post("/allow", content=BODY)).status_code == 200
@@ -214,9 +210,7 @@ async def test_a_request_served_without_an_answer_counts_what_it_came_to(
 
 
 @HEARD
-async def test_a_request_cancelled_before_its_decision_is_heard_gives_back_what_it_took(
-    valkey: Server, heard: Heard
-) -> None:
+async def test_a_request_cancelled_before_its_decision_returns_all(valkey: Server, heard: Heard) -> None:
     async with late(valkey, timeout_s=20.0) as at:
         await at.proxy.keep(heard)
         sent = at.proxy.requests
@@ -249,9 +243,7 @@ async def test_what_a_late_decision_held_of_credits_can_be_used_again(valkey: Se
 
 @HEARD
 @pytest.mark.parametrize("ended", ["by the timeout", "by a cancellation"])
-async def test_a_reservation_whose_decision_is_heard_too_late_holds_nothing(
-    valkey: Server, heard: Heard, ended: str
-) -> None:
+async def test_a_late_reservation_holds_nothing(valkey: Server, heard: Heard, ended: str) -> None:
     async with late(valkey, timeout_s=0.2 if ended == "by the timeout" else 20.0) as at:
 
         async def reserve() -> None:
@@ -275,7 +267,7 @@ async def test_a_reservation_whose_decision_is_heard_too_late_holds_nothing(
 @pytest.mark.parametrize("ended", ["by the timeout", "by a cancellation"])
 @pytest.mark.parametrize("before", ["as the first", "after another"])
 @pytest.mark.parametrize("plan", ["free", "rated"])
-async def test_rates_count_nothing_of_a_reservation_whose_decision_is_heard_too_late(
+async def test_rates_count_nothing_of_a_late_reservation(
     valkey: Server, heard: Heard, ended: str, before: str, plan: str
 ) -> None:
     async with late(valkey, timeout_s=0.2 if ended == "by the timeout" else 20.0) as at:
@@ -310,9 +302,7 @@ async def test_rates_count_nothing_of_a_reservation_whose_decision_is_heard_too_
 
 @HEARD
 @pytest.mark.parametrize("before", ["as the first", "after a reservation"])
-async def test_rates_count_what_was_consumed_although_it_was_heard_too_late(
-    valkey: Server, heard: Heard, before: str
-) -> None:
+async def test_rates_count_late_consumption(valkey: Server, heard: Heard, before: str) -> None:
     async with late(valkey, timeout_s=0.2) as at:
         if before == "after a reservation":
             async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
@@ -327,9 +317,7 @@ async def test_rates_count_what_was_consumed_although_it_was_heard_too_late(
 
 
 @HEARD
-async def test_a_late_request_whose_reserved_meter_has_rates_only_gives_them_back(
-    valkey: Server, heard: Heard
-) -> None:
+async def test_a_late_reservation_with_rates_only_returns_them(valkey: Server, heard: Heard) -> None:
     async with late(valkey, timeout_s=0.2) as at:
         await at.auditor.customers.set_plan("acme", "rated")
         assert (await at.kit.check("acme", "output_tokens")).allowed

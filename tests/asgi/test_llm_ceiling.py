@@ -152,7 +152,7 @@ FIGURES: Final = [
 ]
 
 
-async def test_f204_each_kind_of_figure_is_held_or_refused_as_documented(store_url: str) -> None:
+async def test_f204_each_kind_of_figure_is_held_or_refused(store_url: str) -> None:
     async with holding(store_url) as (at, _):
         for value, expected in FIGURES:
             wanted = expected if expected <= CEILING else ("max_tokens", expected)
@@ -301,7 +301,7 @@ async def refused(at: Served, path: str = "/chat", **body: Any) -> httpx.Respons
     return await at.client.post(path, json={"max_tokens": 99_999, "n": 2, **body})
 
 
-async def test_f204_the_refusal_names_field_and_figures_and_counts_nowhere(
+async def test_f204_the_refusal_names_field_and_figures(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with holding(store_url) as (at, app):
@@ -382,7 +382,7 @@ async def test_f204_shadow_logs_the_request_and_serves_and_counts_it(
     )
 
 
-async def test_f204_on_denied_gets_the_problem_and_may_answer_in_its_own_form(store_url: str) -> None:
+async def test_f204_on_denied_gets_the_problem_and_may_answer(store_url: str) -> None:
     seen: list[Decision] = []
 
     def in_own_words(scope: Scope, decision: Decision) -> JSONResponse:
@@ -401,7 +401,7 @@ async def test_f204_on_denied_gets_the_problem_and_may_answer_in_its_own_form(st
     assert [one.problem.code for one in seen if one.problem] == ["request-above-ceiling"]
 
 
-async def test_f204_who_is_suspended_or_lacks_the_feature_hears_that_first(store_url: str) -> None:
+async def test_f204_suspension_and_features_are_told_first(store_url: str) -> None:
     async with holding(store_url) as (at, _):
         await at.kit.customers.set_plan("acme", "bare")
         assert (await at.client.post("/chat", json={})).status_code == 403
@@ -416,7 +416,7 @@ async def test_f204_without_the_store_it_is_refused_as_well() -> None:
         assert (await refused(at)).status_code == 400
 
 
-async def test_f204_a_message_of_mcp_is_refused_in_the_form_of_its_protocol(store_url: str) -> None:
+async def test_f204_an_mcp_message_is_refused_in_its_own_form(store_url: str) -> None:
     call = {"name": "draw", "arguments": {"max_tokens": 5_000}}
     message = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": call}
     plans = PLANS.replace('"MCP tools/call draw"', '"MCP /mcp tools/call draw"')

@@ -14,6 +14,7 @@ import pytest
 
 from drivers.app import http_scope
 from drivers.llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, read_all, tokens
+from drivers.sampled import pairs
 from tokens.packing import BR, brotli, hide
 from tokens.recordings import (
     DETAILED,
@@ -41,6 +42,8 @@ pytestmark = pytest.mark.anyio
 TEXT = "Grüße aus 東京, alle miteinander. "
 TOKENS = len(TEXT.encode()) // 4
 NUMBERS = random.Random(1)  # noqa: S311 - No secret.
+WRITTEN = 600
+"""Tokens of an answer with log probabilities, each 2 KB."""
 
 
 async def ask(at: Served, path: str, *, method: str = "POST", body: bytes = PROMPT) -> None:
@@ -67,12 +70,12 @@ def logprob() -> dict[str, Any]:
 
 
 def chat_with_logprobs() -> bytes:
-    """6,000 tokens with `top_logprobs: 20`."""
+    """Many tokens with `top_logprobs: 20`."""
     choice = {
         "index": 0,
         "finish_reason": "stop",
-        "logprobs": {"content": [logprob() for _ in range(6_000)]},
-        "message": {"role": "assistant", "content": "x" * 24_000},
+        "logprobs": {"content": [logprob() for _ in range(WRITTEN)]},
+        "message": {"role": "assistant", "content": "x" * (4 * WRITTEN)},
     }
     return compact(
         {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice], "usage": DETAILED}
@@ -99,7 +102,7 @@ def responses_stream(*, instructions: str, tokens_of_it: int) -> bytes:
 def embeddings() -> bytes:
     data = [
         {"object": "embedding", "index": n, "embedding": [NUMBERS.random() for _ in range(1_536)]}
-        for n in range(600)
+        for n in range(60)
     ]
     return compact(
         {"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 1730, "total_tokens": 1730}}
@@ -108,7 +111,7 @@ def embeddings() -> bytes:
 
 def image() -> bytes:
     usage = {"input_tokens": 1420, "output_tokens": 310, "total_tokens": 1730}
-    data = [{"b64_json": b64encode(NUMBERS.randbytes(2_000_000)).decode()}]
+    data = [{"b64_json": b64encode(NUMBERS.randbytes(500_000)).decode()}]
     return compact({"created": 1, "data": data, "usage": usage})
 
 
@@ -157,7 +160,7 @@ LARGE = {
     "logprobs": (JSON_TYPE, chat_with_logprobs, (1420, 310)),
     "responses, logprobs": (
         SSE_TYPE,
-        lambda: responses_stream(instructions="", tokens_of_it=900),
+        lambda: responses_stream(instructions="", tokens_of_it=200),
         (1420, 310),
     ),
     "responses, instructions": (
@@ -174,8 +177,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("piece", [7_001, 1 << 16, 1 << 30])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(("name", "piece"), pairs([*LARGE], [7_001, 1 << 16, 1 << 30]))
 async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url: str) -> None:
     """F-30."""
     kind, make, expected = LARGE[name]
@@ -345,8 +347,7 @@ HANDED: dict[str, tuple[str, str, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["declared", "auto"])
-@pytest.mark.parametrize("name", SILENT)
+@pytest.mark.parametrize(("name", "how"), pairs([*SILENT], ["declared", "auto"]))
 async def test_a_complete_answer_without_usage_is_billed_by_its_text(
     name: str, how: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -361,11 +362,8 @@ async def test_a_complete_answer_without_usage_is_billed_by_its_text(
     assert asked == ("include_usage" in record.getMessage())  # F-40: only where there is such an option.
 
 
-@pytest.mark.parametrize("size", [1, 5_000])
-@pytest.mark.parametrize("name", HANDED)
-async def test_an_answer_that_is_nothing_but_a_call_of_a_tool_is_not_free(
-    name: str, size: int, store_url: str
-) -> None:
+@pytest.mark.parametrize(("name", "size"), pairs([*HANDED], [1, 5_000]))
+async def test_an_answer_that_only_calls_a_tool_is_not_free(name: str, size: int, store_url: str) -> None:
     """F-31: without JSON's own marks and blanks, whatever the size."""
     word, kind, body = HANDED[name]
     body = body.replace(compact(TEXT), compact(TEXT * size))
@@ -405,14 +403,14 @@ async def test_estimates_of_complete_answers_can_be_left_off_the_bill(store_url:
         assert (0, 0) == await tokens(at.kit)
 
 
-async def test_a_stream_that_its_provider_breaks_off_is_billed_what_it_said(store_url: str) -> None:
+async def test_a_stream_broken_off_is_billed_by_its_text(store_url: str) -> None:
     chunks = [*openai_stream(TEXT), sse({"error": {"message": "overloaded"}})]
     async with metered(answering(chunks, SSE_TYPE), store_url) as at:
         await ask(at, "/auto")
         assert (PROMPT_TOKENS, TOKENS) == await tokens(at.kit)
 
 
-async def test_a_stream_whose_last_figures_never_came_is_billed_what_it_said_since(store_url: str) -> None:
+async def test_text_after_the_last_figures_is_billed_too(store_url: str) -> None:
     start = {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 1}}
     text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
     chunks = [sse({"type": "message_start", "message": start}), sse(text)]
@@ -439,7 +437,7 @@ async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: s
     ("path", "body", "expected"),
     [("/openai", PROMPT, True), ("/auto", PROMPT, True), ("/auto", b'{"name": "ada"}', False)],
 )
-async def test_an_answer_that_stays_closed_is_estimated_where_a_model_was_asked(
+async def test_an_unreadable_answer_is_estimated_for_a_model(
     path: str,
     body: bytes,
     expected: bool,
@@ -495,7 +493,7 @@ async def test_a_message_of_any_size_is_read_in_small_pieces(
     assert len(ticks) >= len(body) >> 14
 
 
-async def test_a_client_that_leaves_while_a_message_is_read_is_counted_all_the_same(store_url: str) -> None:
+async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> None:
     body = compact({**chat({"content": "x" * 2_000_000}, finish="stop"), "usage": DETAILED})
     loop = asyncio.get_running_loop()
     asking: asyncio.Future[None]
@@ -515,7 +513,7 @@ async def test_a_client_that_leaves_while_a_message_is_read_is_counted_all_the_s
         assert (1, 0) == await at.counted()
 
 
-async def test_i7_a_metered_stream_leaves_nothing_to_the_garbage_collector(store_url: str) -> None:
+async def test_i7_a_metered_stream_leaves_no_garbage(store_url: str) -> None:
     """F-40: nothing in cycles, whether it reports usage or is estimated."""
     streams: list[ASGIApp] = [
         answering([*openai_stream(TEXT), sse(chat(None, usage=DETAILED)), DONE], SSE_TYPE),
@@ -534,7 +532,7 @@ async def test_i7_a_metered_stream_leaves_nothing_to_the_garbage_collector(store
             # What is there before is left alone: to look through all of it takes seconds.
             gc.freeze()
             try:
-                for _ in range(5):
+                for _ in range(2):
                     await ask(at, "/auto")
                 await tokens(at.kit)
                 gc.set_debug(gc.DEBUG_SAVEALL)
@@ -573,17 +571,19 @@ async def test_auto_reads_answers_to_post_in_any_case(store_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "chunks",
-    [
-        [b": ping\n\n", b": ping\n\n"],
-        [b"event: ping\ndata: 1700000000\n\n"],
-        [b"data: <div hx-swap='outerHTML'>1</div>\n\n", b"data: <p>\ndata: </p>\n\n"],
-        [b"data: 5\n\ndata: 6\n\n"],
-        [sse({"tick": 1, "count": 5})],
-        [sse({"message": {"content": TEXT}})] * 3,
-    ],
+    ("ends", "chunks"),
+    pairs(
+        [True, False],
+        [
+            [b": ping\n\n", b": ping\n\n"],
+            [b"event: ping\ndata: 1700000000\n\n"],
+            [b"data: <div hx-swap='outerHTML'>1</div>\n\n", b"data: <p>\ndata: </p>\n\n"],
+            [b"data: 5\n\ndata: 6\n\n"],
+            [sse({"tick": 1, "count": 5})],
+            [sse({"message": {"content": TEXT}})] * 3,
+        ],
+    ),
 )
-@pytest.mark.parametrize("ends", [True, False])
 async def test_auto_bills_no_stream_that_is_no_models(
     chunks: list[bytes], ends: bool, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -607,9 +607,7 @@ async def test_auto_bills_no_stream_that_is_no_models(
 @pytest.mark.parametrize(
     "chunk", [b"data: 1700000000\n\n", b"data: <p>1</p>\n\n", sse({"tick": 1}), b"data: {\n\n"]
 )
-async def test_a_stream_that_has_shown_that_it_is_no_models_is_free_whatever_was_asked(
-    chunk: bytes, store_url: str
-) -> None:
+async def test_a_stream_shown_to_be_no_models_is_free(chunk: bytes, store_url: str) -> None:
     """F-33: at hang-up."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -638,7 +636,7 @@ async def test_a_stream_that_has_shown_that_it_is_no_models_is_free_whatever_was
         ([json.dumps({"usage": {"cpu": 5}}).encode()], (0, 0)),
     ],
 )
-async def test_auto_looks_at_the_beginning_where_the_content_type_says_nothing(
+async def test_auto_reads_the_beginning_without_a_content_type(
     kind: str, chunks: list[bytes], expected: tuple[int, int], store_url: str
 ) -> None:
     """F-34."""
@@ -666,8 +664,7 @@ async def test_two_calls_with_equal_figures_are_two(on: str, store_url: str) -> 
         assert (14, 10) == await tokens(at.kit)
 
 
-@pytest.mark.parametrize("kind", ["speech.audio", "transcript.text"])
-@pytest.mark.parametrize("path", ["/auto", "/openai"])
+@pytest.mark.parametrize(("path", "kind"), pairs(["/auto", "/openai"], ["speech.audio", "transcript.text"]))
 async def test_speech_and_transcripts_are_counted(kind: str, path: str, store_url: str) -> None:
     """F-40."""
     usage = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}

@@ -108,7 +108,7 @@ async def test_an_amount_that_the_app_gives_itself_is_the_charge(store_url: str)
         assert await tokens(at.kit) == (2000, 1000)
 
 
-async def test_money_set_aside_for_a_model_without_a_price_is_given_back(store_url: str) -> None:
+async def test_money_held_for_an_unpriced_model_is_returned(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10)
         said = answer(
@@ -118,7 +118,7 @@ async def test_money_set_aside_for_a_model_without_a_price_is_given_back(store_u
         assert await capture(at, FIGURES, model="of-no-provider") == 0
 
 
-async def test_figures_without_a_model_cost_nothing_and_are_logged_once(
+async def test_figures_without_a_model_are_free_and_logged_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
@@ -211,7 +211,7 @@ async def post(at: Served, path: str, model: str = "gpt-4o") -> int:
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("path", ["/chat", "/own", "/plain"])
-async def test_figures_recorded_in_a_request_are_charged_at_its_models_price(
+async def test_recorded_figures_cost_the_price_of_the_request(
     path: str, late: object, store_url: str
 ) -> None:
     async with metered(recording(FIGURES, late=bool(late)), store_url, plans=PLAIN) as at:
@@ -230,7 +230,7 @@ async def test_figures_of_a_request_that_is_not_billed_are_not_charged(store_url
         assert (await spent(at), await tokens(at.kit)) == (0, (0, 0))
 
 
-async def test_recorded_figures_are_charged_beside_those_of_the_response(store_url: str) -> None:
+async def test_recorded_figures_are_charged_beside_the_response(store_url: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record(output_tokens=7)
         await answering()(scope, receive, send)

@@ -99,7 +99,7 @@ async def hang_up(port: int, path: str, *, after: bytes) -> None:
         ("/none", 3, (0, 0), 1),
     ],
 )
-async def test_a_client_that_hangs_up_is_billed_what_was_generated_by_then(
+async def test_a_hang_up_is_billed_what_was_generated_by_then(
     spec: str, path: str, sent: int, recorded: tuple[int, int], requests: int, store_url: str
 ) -> None:
     gone = asyncio.Event()
@@ -191,9 +191,7 @@ def cut_at(recording: Recording, sent: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("recording", STREAMS, ids=lambda recording: recording.name)
-async def test_whatever_was_generated_is_never_free_nor_less_than_was_reported(
-    recording: Recording, store_url: str
-) -> None:
+async def test_generated_text_is_never_free_nor_below_reports(recording: Recording, store_url: str) -> None:
     for sent in range(1, len(recording.events)):
         app = pausing(recording.events, recording.content_type, waits_at=sent)
         async with metered(app, store_url) as at:
@@ -235,7 +233,7 @@ async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -
             assert 76 == rates["used"]
 
 
-async def test_a_second_call_that_was_begun_is_estimated_beside_the_first(store_url: str) -> None:
+async def test_a_second_call_is_estimated_beside_the_first(store_url: str) -> None:
     chunks = [
         *CHUNKS,
         sse(chat(None, usage=chat_usage(5, 6))),
@@ -246,7 +244,7 @@ async def test_a_second_call_that_was_begun_is_estimated_beside_the_first(store_
         assert (5, 13) == await tokens(at.kit)
 
 
-async def test_final_figures_are_counted_as_they_are_though_the_client_never_got_them(
+async def test_final_figures_count_though_the_client_has_left(
     store_url: str,
 ) -> None:
     chunks = [CHUNKS[0], sse(chat(None, usage=chat_usage(50, 60)))]
@@ -255,7 +253,7 @@ async def test_final_figures_are_counted_as_they_are_though_the_client_never_got
         assert (50, 60) == await tokens(at.kit)
 
 
-async def test_a_document_whose_last_piece_nobody_took_is_counted_as_it_says(store_url: str) -> None:
+async def test_a_document_without_its_last_piece_counts_as_it_says(store_url: str) -> None:
     body = compact({"choices": [{"message": {"content": "x" * 300}}], "usage": chat_usage(50, 60)})
     pieces = stream_of([body[:100], body[100:]])
     async with metered(StreamingResponse(pieces, media_type="application/json"), store_url) as at:
@@ -278,7 +276,7 @@ async def test_a_document_whose_last_piece_nobody_took_is_counted_as_it_says(sto
         (SSE, sse({"tick": 1}), (0, 0)),
     ],
 )
-async def test_an_answer_torn_within_its_first_event_is_a_models_if_it_may_be(
+async def test_an_answer_torn_in_its_first_event_may_be_a_models(
     kind: str, chunk: bytes, recorded: tuple[int, int], store_url: str
 ) -> None:
     async with metered(pausing([chunk], kind, waits_at=9), store_url) as at:
@@ -311,7 +309,7 @@ async def test_the_request_is_estimated_whatever_it_is(
         assert least <= found <= most
 
 
-async def test_an_app_that_forgets_to_end_its_stream_is_counted_like_a_client_that_left(
+async def test_an_app_that_forgets_the_end_counts_like_a_hang_up(
     store_url: str,
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -75,7 +75,7 @@ async def asked(at: Served, path: str, **body: Any) -> int:
         ({"input": "no sound"}, 200),
     ],
 )
-async def test_f_216_a_hold_covers_the_dearest_that_the_request_asks_for(
+async def test_f_216_a_hold_covers_the_dearest_of_the_request(
     more: dict[str, Any], status: int, store_url: str
 ) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:

@@ -162,9 +162,7 @@ async def test_an_event_is_passed_on_as_soon_as_it_has_come(store_url: str) -> N
 
 
 @pytest.mark.parametrize("size", [60_000, 100_000])
-async def test_an_event_that_comes_byte_by_byte_takes_no_longer_the_longer_it_is(
-    size: int, store_url: str
-) -> None:
+async def test_an_event_byte_by_byte_takes_linear_time(size: int, store_url: str) -> None:
     """Each byte is searched once; looking from the event's start each time takes ten seconds and more."""
     event = sse({**SAID[0], "padding": "x" * size})
     chunks = [event[at : at + 1] for at in range(len(event))]
@@ -175,9 +173,7 @@ async def test_an_event_that_comes_byte_by_byte_takes_no_longer_the_longer_it_is
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
-async def test_the_end_of_an_event_without_bound_is_found_wherever_it_is_cut(
-    end: bytes, store_url: str
-) -> None:
+async def test_the_end_of_a_large_event_is_found_however_cut(end: bytes, store_url: str) -> None:
     long = b"data: " + b"b" * 70_000
     for size in (1, 2, 3, 4):
         cut = [end[at : at + size] for at in range(0, len(end), size)]
@@ -196,7 +192,7 @@ async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url:
 
 
 @pytest.mark.parametrize("identity", ["chatcmpl-1", None])
-async def test_what_is_hidden_is_counted_once_with_the_answer_that_the_client_gets(
+async def test_hidden_usage_is_counted_once_with_the_answer(
     identity: str | None, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer itself has no figures any more: it is no call of its own, to be estimated by its text."""

@@ -139,7 +139,7 @@ async def test_a_request_that_cannot_be_read_costs_the_highest_price(store_url: 
         assert await spent(at) == 100 * 20_000
 
 
-async def test_i3_a_request_is_held_at_the_price_of_the_model_that_it_asks_for(store_url: str) -> None:
+async def test_i3_a_request_is_held_at_its_models_price(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10)
         assert await ask(at, 1, at_most=501, model="claude-opus-5", said="claude-opus-5") == 402
@@ -156,9 +156,7 @@ async def test_i3_a_request_is_held_at_the_price_of_the_model_that_it_asks_for(s
 
 
 @pytest.mark.parametrize("path", ["/fixed", "/chosen"])
-async def test_i3_a_client_cannot_name_the_model_of_a_line_that_has_its_own(
-    path: str, store_url: str
-) -> None:
+async def test_i3_a_client_cannot_name_the_model_of_a_fixed_line(path: str, store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10)
         for model in ("gpt-6-mini", "claude-opus-5", None):

@@ -212,7 +212,7 @@ async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
         assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
 
 
-async def test_a_sum_of_calls_is_charged_the_price_of_the_shortest_input(store_url: str) -> None:
+async def test_a_sum_of_calls_costs_the_price_of_short_input(store_url: str) -> None:
     """F-214"""
     usage = {"input_tokens": 300_000, "output_tokens": 0, "total_tokens": 300_000}
     async with metered(answering(), store_url, plans=PLANS) as at:
@@ -223,7 +223,7 @@ async def test_a_sum_of_calls_is_charged_the_price_of_the_shortest_input(store_u
         assert await spent(at) == 300_000 * (Fraction(5, 2) + 5) * MARKUP
 
 
-async def test_each_line_of_a_batch_is_charged_by_itself_at_the_price_of_batches(store_url: str) -> None:
+async def test_each_line_of_a_batch_is_charged_the_batch_price(store_url: str) -> None:
     """F-214"""
     usage = {"prompt_tokens": 150_000, "completion_tokens": 0, "total_tokens": 150_000}
     body = {**SAID, "model": "gpt-5.4", "usage": usage}
@@ -238,7 +238,7 @@ async def test_each_line_of_a_batch_is_charged_by_itself_at_the_price_of_batches
         assert await spent(at) == 2 * 150_000 * Fraction(5, 4) * MARKUP
 
 
-async def test_figures_at_the_paths_of_a_route_are_charged_at_the_price_of_the_requested_model(
+async def test_figures_by_path_cost_the_requested_models_price(
     store_url: str,
 ) -> None:
     line = "usage_fields: {input_tokens: stats.in, output_tokens: stats.out}"

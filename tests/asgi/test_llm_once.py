@@ -76,7 +76,7 @@ async def counted(app: Starlette, store_url: str, path: str = "/auto") -> tuple[
 
 @pytest.mark.parametrize("identity", ["c1", "own-1", None])
 @pytest.mark.parametrize("reported", [whole(), MESSAGE, DETAILED, whole(None)])
-async def test_an_answer_of_the_apps_own_without_the_details_counts_once(  # F-32
+async def test_an_answer_of_the_app_without_details_counts_once(  # F-32
     reported: Any, identity: str | None, store_url: str
 ) -> None:
     short = whole(identity, chat_usage(1000, 50))
@@ -91,7 +91,7 @@ async def test_what_only_the_answer_knows_is_counted_too(store_url: str) -> None
     assert ALL == await counted(app, store_url)
 
 
-async def test_a_figure_that_both_know_and_that_differs_is_of_another_call(store_url: str) -> None:  # F-32
+async def test_a_figure_that_differs_is_of_another_call(store_url: str) -> None:  # F-32
     other = chat_usage(1000, 50, prompt_tokens_details={"cached_tokens": 1})
     app = app_of(answering(whole("own-1", other)), whole())
     assert (2000, 100, 401) == (await counted(app, store_url))[:3]
@@ -109,7 +109,7 @@ SUM = (1030, 57)
 
 
 @pytest.mark.parametrize("identity", ["own-1", None])
-async def test_the_sum_of_what_the_app_has_reported_is_no_call_of_its_own(  # F-33
+async def test_the_sum_of_reported_calls_is_no_call_of_its_own(  # F-33
     identity: str | None, store_url: str
 ) -> None:
     total = whole(identity, chat_usage(*SUM))
@@ -139,7 +139,7 @@ async def test_a_text_without_figures_is_what_the_app_has_reported(store_url: st
     assert (1000, 50) == (await counted(app, store_url))[:2]
 
 
-async def test_a_client_that_leaves_pays_an_answer_under_another_id_once(store_url: str) -> None:
+async def test_leaving_pays_an_answer_under_another_id_once(store_url: str) -> None:
     async def endpoint(request: Request) -> Response:
         del request
 

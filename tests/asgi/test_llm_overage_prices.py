@@ -83,7 +83,7 @@ async def spent(at: Served) -> int:
         ("gpt-\n\x00-mini", "claude-opus-5", "opus"),
     ],
 )
-async def test_a_streamed_answer_costs_the_price_of_the_model_that_it_names(
+async def test_a_streamed_answer_costs_its_models_price(
     asked: str | None, said: str | None, row: str, store_url: str
 ) -> None:
     async with metered(streaming, store_url, plans=PLANS) as at:
@@ -94,7 +94,7 @@ async def test_a_streamed_answer_costs_the_price_of_the_model_that_it_names(
         assert counts["overage_cents"] == MICROS[row] // 10
 
 
-async def test_a_request_is_held_at_the_price_of_the_model_that_it_asks_for(store_url: str) -> None:
+async def test_a_request_is_held_at_the_price_of_its_model(store_url: str) -> None:
     async with metered(streaming, store_url, plans=PLANS) as at:
         for model, most in (
             ("claude-opus-5", 2_100),

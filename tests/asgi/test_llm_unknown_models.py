@@ -194,7 +194,7 @@ async def test_a_model_is_refused_in_shadow_only_in_the_log(store_url: str) -> N
         ("/quiet", b"model=gpt-99", True),
     ],
 )
-async def test_a_websocket_for_a_model_without_a_price_is_refused_at_connect(
+async def test_a_websocket_for_an_unpriced_model_is_refused(
     path: str, query: bytes, opened: bool, store_url: str
 ) -> None:
     sent: list[Message] = []
@@ -249,7 +249,7 @@ async def test_a_default_is_a_price_of_every_model(store_url: str) -> None:
         assert [note.path for note in at.kit.catalog.notes] == ["prices.output.unknown_model"]
 
 
-async def test_a_model_of_no_pattern_costs_nothing_where_a_table_has_no_default(store_url: str) -> None:
+async def test_an_unmatched_model_without_a_default_is_free(store_url: str) -> None:
     plans = TABLE.replace("unknown_model: deny", "unknown_model: free")
     async with metered(answering(), store_url, plans=plans) as at:
         await funded(at, "ai")

@@ -22,9 +22,6 @@ from drivers.llm_apps import (
     replaying,
     tokens,
 )
-from meterkit.decisions.keys import rate_field
-from meterkit.decisions.packed import unpack_field
-from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     DETAILED,
     DETAILED_FIGURES,
@@ -47,16 +44,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
-HOURLY = rate_field("output_tokens", 3_600_000, "sliding-window")
 WHOLE = compact({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED})
 
 
 async def rated(at: Served) -> int:
     """How many output tokens the hourly rate has seen."""
-    client: Any = (await at.kit.store.admin()).client
-    packed = await client.hget(at.kit.store.keys.customer("acme").counters, HOURLY)
-    _, counted, _ = (0, 0, 0) if packed is None else unpack_field(packed)
-    return int(counted)
+    return next(rate["used"] for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens")
 
 
 async def ask(at: Served, path: str = "/auto") -> bytes:
@@ -64,9 +57,7 @@ async def ask(at: Served, path: str = "/auto") -> bytes:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-async def test_every_recorded_answer_is_counted_and_passed_on_byte_for_byte(
-    name: str, store_url: str
-) -> None:
+async def test_each_recorded_answer_is_counted_and_passed_on(name: str, store_url: str) -> None:
     recording = BY_NAME[name]
     expected = amounts(recording.expected)
     async with metered(replaying(recording), store_url) as at:
@@ -154,7 +145,7 @@ async def ignore(message: Message) -> None:
     ],
     ids=["no usage", "no usage, another API", "no JSON", "no gzip", "torn"],
 )
-async def test_an_answer_without_usage_and_text_counts_nothing_and_is_warned_of_once(
+async def test_an_answer_without_usage_and_text_is_warned_of_once(
     chunks: list[bytes],
     kind: str,
     coding: str | None,
@@ -182,7 +173,7 @@ async def test_an_answer_without_usage_and_text_counts_nothing_and_is_warned_of_
         (b"", JSON_TYPE),
     ],
 )
-async def test_an_answer_that_is_no_models_counts_nothing_and_nobody_is_warned(
+async def test_an_answer_that_is_no_models_counts_nothing(
     body: bytes, kind: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with metered(answering([body], kind), store_url) as at:
@@ -201,7 +192,7 @@ async def test_usage_that_is_told_within_the_models_answer_is_text(store_url: st
 
 
 @pytest.mark.parametrize("figure", [-1, 10**15, 1.5, "7", True, None, [], 10**400])
-async def test_a_figure_that_cannot_be_is_not_counted_and_the_others_are(
+async def test_an_impossible_figure_is_left_out_alone(
     figure: Any, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = {"prompt_tokens": 12, "completion_tokens": figure, "total_tokens": None}
@@ -256,7 +247,7 @@ async def test_an_endless_line_passes_in_bounded_memory(store_url: str) -> None:
         ("/none", 200, (0, 0), 0),
     ],
 )
-async def test_what_is_billed_goes_by_the_outcome_and_rates_count_what_was_used(
+async def test_billing_goes_by_outcome_and_rates_by_usage(
     path: str, status: int, recorded: tuple[int, int], seen: int, store_url: str
 ) -> None:
     async with metered(answering([WHOLE], JSON_TYPE, status=status), store_url) as at:
@@ -266,7 +257,7 @@ async def test_what_is_billed_goes_by_the_outcome_and_rates_count_what_was_used(
 
 
 @pytest.mark.parametrize(("path", "recorded"), [("/auto", (0, 0)), ("/errors", (7, 2))])
-async def test_an_app_that_fails_in_the_middle_has_used_what_was_reported_by_then(
+async def test_an_app_that_fails_has_used_what_was_reported(
     path: str, recorded: tuple[int, int], store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -329,7 +320,7 @@ async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
     def breaks(*_: object, **__: object) -> None:
         raise ZeroDivisionError(words)
 
-    monkeypatch.setattr(ResponseReader, where, breaks)
+    monkeypatch.setattr(f"meterkit.tokens.response.ResponseReader.{where}", breaks)
     async with metered(answering([WHOLE[:50], WHOLE[50:]], JSON_TYPE), store_url) as at:
         for _ in range(2):
             assert WHOLE == await ask(at)
@@ -340,7 +331,7 @@ async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
     assert words not in caplog.text
 
 
-async def test_with_nothing_else_to_settle_usage_is_settled_all_the_same(store_url: str) -> None:
+async def test_usage_alone_is_settled(store_url: str) -> None:
     plans = PLANS.replace("consume: {requests: 1}, usage: auto, charge_on: attempt", "usage: auto")
     async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
         await ask(at, "/attempt")

@@ -34,7 +34,7 @@ def body(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
-async def test_an_allowed_answer_tells_of_the_policy_nearest_to_exhaustion() -> None:
+async def test_an_allowed_answer_names_the_nearest_policy() -> None:
     async with served(hello) as at:
         response = await at.client.get("/v1/x")
     assert (response.status_code, response.text) == (200, "hello")
@@ -326,7 +326,7 @@ async def test_identify_that_raises_is_a_503_and_does_not_say_why(
     assert "the directory is away" in caplog.text
 
 
-async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route_says(
+async def test_without_the_store_the_route_says_pass_or_refuse(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)

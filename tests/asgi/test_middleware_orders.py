@@ -127,7 +127,7 @@ async def test_inside_of_another_middleware_the_usage_is_counted(
 
 @pytest.mark.parametrize("name", WRAPPINGS)
 @pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE])
-async def test_outside_of_another_middleware_the_usage_is_counted_or_said_to_be_missing(
+async def test_outside_a_middleware_usage_is_counted_or_missed_aloud(
     name: str, kind: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with metered(WRAPPINGS[name](answering(kind)), store_url) as at:
@@ -141,7 +141,7 @@ async def test_outside_of_another_middleware_the_usage_is_counted_or_said_to_be_
         assert await at.counted() == (1, 0)
 
 
-async def test_headers_that_can_be_looked_at_only_once_reach_the_client(store_url: str) -> None:
+async def test_headers_read_only_once_reach_the_client(store_url: str) -> None:
     """F-6: they are Iterable by ASGI's word; reading the content type must not use them up."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -72,14 +72,14 @@ async def test_calls_admitted_at_once_are_paid_by_the_next_grant(store_url: str)
 
 
 @pytest.mark.parametrize("path", ["/plain", "/held"])
-async def test_no_balance_is_needed_where_nothing_is_charged_for_any_model(store_url: str, path: str) -> None:
+async def test_without_charged_models_no_balance_is_needed(store_url: str, path: str) -> None:
     async with metered(answering(), store_url, plans=FREE) as at:
         for model in ("gpt-4o", "own-7b", "of-no-provider", None):
             assert await ask(at, 7, model=model, said=model, path=path) == 200
         assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["recorded"] == 0
 
 
-async def test_a_request_of_a_model_that_costs_nothing_needs_no_balance(store_url: str) -> None:
+async def test_a_request_for_a_free_model_needs_no_balance(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         for grants in range(2):
             assert await ask(at, 7, model="gift-1", said="gift-1", path="/held") == 200
@@ -92,13 +92,13 @@ async def test_a_request_of_a_model_that_costs_nothing_needs_no_balance(store_ur
         assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["held"] == 0
 
 
-async def test_without_reading_the_request_a_balance_is_asked_for_whatever_it_is_of(store_url: str) -> None:
+async def test_an_unread_request_always_asks_for_a_balance(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         assert await ask(at, 7, model="gift-1", said="gift-1", path="/plain") == 429
         assert await balance(at) == 0
 
 
-async def test_a_request_among_models_asks_if_one_of_them_costs_something(store_url: str) -> None:
+async def test_one_charged_model_among_many_asks_for_a_balance(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         both = b'{"model": "own-7b", "model": "gift-1", "max_tokens": 5, "messages": []}'
         gifts = b'{"model": "gift-2", "model": "gift-1", "max_tokens": 5, "messages": []}'

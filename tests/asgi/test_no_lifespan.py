@@ -115,7 +115,7 @@ async def test_the_first_request_starts_the_flusher_too(
     assert "delivers to Stripe" in caplog.text
 
 
-async def test_where_enforcement_is_off_no_store_is_asked_without_a_lifespan_either(
+async def test_with_enforcement_off_no_store_is_asked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kit = MeterKit(loads(PLANS), redis_url=f"redis://127.0.0.1:{free_port()}", enforcement="off")
@@ -202,7 +202,7 @@ async def test_several_loops_each_start_it_and_take_it_along(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_i9_the_first_request_waits_for_the_store_no_longer_than_others(
+async def test_i9_the_first_request_waits_no_longer_for_the_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F-4: a start may try for seconds; a request may not."""
@@ -239,7 +239,7 @@ print("done")
 """
 
 
-def test_a_loop_that_ends_takes_all_of_it_along_without_a_warning(store_url: str, tmp_path: Any) -> None:
+def test_a_loop_that_ends_takes_all_along_silently(store_url: str, tmp_path: Any) -> None:
     """F-4: nobody stops what the first request has started."""
     (tmp_path / "plans.yaml").write_text(
         textwrap.dedent(

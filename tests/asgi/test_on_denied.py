@@ -140,7 +140,7 @@ def breaks(*_: object) -> ASGIApp:
 
 
 @pytest.mark.parametrize("on_denied", [raises, raises_later, no_response, breaks])
-async def test_where_it_fails_the_answer_is_ours_and_the_log_says_so_once(
+async def test_where_it_fails_the_answer_is_ours_and_logged_once(
     on_denied: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served(hello, on_denied=on_denied) as at:
@@ -200,7 +200,7 @@ async def test_a_refused_head_has_the_fields_of_the_answer_and_no_body(on_denied
     assert b"".join(one["body"] for one in bodies) == b""
 
 
-async def test_a_refused_head_has_no_body_although_the_answer_comes_in_pieces() -> None:
+async def test_a_refused_head_in_pieces_has_no_body() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"no"
         yield b"more"

@@ -52,7 +52,7 @@ NAMED: Final = {"audio": {"input": {"transcription": {"model": "gpt-4o-transcrib
         ("model=gpt-realtime", None, 0),
     ],
 )
-async def test_a_transcription_costs_what_the_model_of_the_session_asks(
+async def test_a_transcription_costs_its_sessions_model(
     path: str, query: str, session: dict[str, Any] | None, micros: int, store_url: str
 ) -> None:
     begun = [] if session is None else [{"type": "session.created", "session": session}]
@@ -62,7 +62,7 @@ async def test_a_transcription_costs_what_the_model_of_the_session_asks(
         assert await spent(at, "acme") == micros
 
 
-async def test_a_transcription_leaves_the_estimate_of_an_answer_that_breaks_off(store_url: str) -> None:
+async def test_a_transcription_keeps_the_estimate_of_a_torn_answer(store_url: str) -> None:
     async with metered(provider, store_url, plans=SOCKETS) as at:
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         events = [delta("x" * 400), TRANSCRIBED, delta("y" * 400)]

@@ -101,7 +101,7 @@ async def test_nobody_is_named_where_nobody_is_known(caplog: pytest.LogCaptureFi
     ]
 
 
-async def test_a_401_of_what_browsers_ask_for_by_themselves_says_what_to_do(
+async def test_a_401_of_a_browsers_own_request_names_its_cure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """F-69: under `*`, /docs and /favicon.ico answer 401, and nothing said why."""

@@ -167,7 +167,7 @@ def check(case: Case, answer: httpx.Response) -> None:
         assert (wait_s < 60) is case.patient
 
 
-async def test_concurrency_and_an_unreachable_store_may_be_retried_at_once(store_url: str) -> None:
+async def test_concurrency_and_an_outage_may_be_retried_at_once(store_url: str) -> None:
     busy, done = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

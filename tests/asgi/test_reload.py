@@ -104,7 +104,7 @@ async def test_what_was_decided_before_is_settled_and_holds_nothing(plans: Path,
         assert (found["recorded"], found["held"], found["remaining"]) == (1, 0, 3)
 
 
-async def test_what_was_set_aside_is_captured_although_its_meter_is_gone(plans: Path, store_url: str) -> None:
+async def test_a_hold_is_captured_though_its_meter_is_gone(plans: Path, store_url: str) -> None:
     async with kit_of(plans, store_url) as kit:
         async with kit.reserve("acme", {"requests": 2}) as reservation:
             write(plans, PLANS.replace("requests", "calls"))
@@ -130,7 +130,7 @@ async def test_a_change_of_the_file_is_noticed(
             await eventually(lambda: "plans.yaml has changed and is in force" in caplog.text)
 
 
-async def test_a_request_that_is_identified_while_plans_are_read_is_decided_by_one_of_them(
+async def test_a_request_during_a_reload_is_decided_by_one_file(
     plans: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with kit_of(plans) as kit:

@@ -70,7 +70,7 @@ def rated(answer: Any) -> str:
     return str(answer.headers["ratelimit"])
 
 
-async def test_a_repeat_of_a_billed_request_counts_in_rates_and_is_recorded_once() -> None:
+async def test_a_repeat_counts_in_rates_and_is_recorded_once() -> None:
     async with served(hello, plans=PLANS) as http:
         for nth in range(6):
             answer = await http.client.post("/v1/x", headers=KEY)
@@ -190,7 +190,7 @@ async def test_a_first_that_was_not_billed_leaves_no_mark(status: int) -> None:
         assert await recorded(http) == (1, 0)
 
 
-async def test_a_key_is_remembered_for_a_day_after_the_billed_usage_was_settled() -> None:
+async def test_a_key_is_remembered_for_a_day_after_settlement() -> None:
     async with served(hello, plans=PLANS) as http:
         await http.client.post("/v1/x", headers=KEY)
         await settled(http.kit)
@@ -202,7 +202,7 @@ async def test_a_key_is_remembered_for_a_day_after_the_billed_usage_was_settled(
         assert await recorded(http) == (2, 0)
 
 
-async def test_a_repeat_is_served_where_nothing_is_left_and_refused_by_its_rate() -> None:
+async def test_a_repeat_is_refused_by_its_rate_alone() -> None:
     async with served(hello, plans=PLANS) as http:
         await http.client.post("/v1/x", headers=KEY)
         for _ in range(3):
@@ -218,7 +218,7 @@ async def test_a_repeat_is_served_where_nothing_is_left_and_refused_by_its_rate(
         assert await recorded(http) == (4, 0)
 
 
-async def test_a_repeat_reserves_nothing_and_what_the_app_records_is_not_recorded_again() -> None:
+async def test_a_repeat_reserves_and_records_nothing() -> None:
     async def records(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record(tokens=7)
         await hello(scope, receive, send)
@@ -233,7 +233,7 @@ async def test_a_repeat_reserves_nothing_and_what_the_app_records_is_not_recorde
         assert (await http.client.post("/ask", json={"max": 50})).status_code == 429
 
 
-async def test_a_repeat_of_what_decisions_record_themselves_is_not_recorded() -> None:
+async def test_a_repeat_records_nothing_a_decision_records() -> None:
     async with served(answering(500), plans=PLANS) as http:
         for _ in range(3):
             assert (await http.client.get("/pages", headers=KEY)).status_code == 500
@@ -283,7 +283,7 @@ async def test_a_stream_is_in_flight_until_its_last_byte() -> None:
         assert await recorded(http) == (1, 0)
 
 
-async def test_the_mark_of_a_long_request_lasts_and_that_of_a_dead_one_vanishes(valkey: Server) -> None:
+async def test_a_long_requests_mark_lasts_a_dead_ones_vanishes(valkey: Server) -> None:
     app = Waits()
     async with served(app, plans=PLANS, redis_url=valkey.url) as http:
         lane = http.kit.store.lanes[get_running_loop()]
@@ -347,7 +347,7 @@ async def test_in_shadow_nobody_is_refused_and_one_is_billed() -> None:
         assert await recorded(http) == (1, 0)
 
 
-async def test_of_two_that_come_at_once_in_shadow_the_app_records_for_one() -> None:
+async def test_of_two_at_once_in_shadow_one_is_recorded() -> None:
     both_came, came = Event(), 0
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -392,9 +392,7 @@ async def test_answers_of_several_models_are_recorded_for_one_of_two(path: str, 
 
 
 @pytest.mark.parametrize("is_first_before", [True, False])
-async def test_what_is_served_while_the_store_is_away_is_billed_once_too(
-    is_first_before: bool, valkey: Server
-) -> None:
+async def test_what_is_served_in_an_outage_is_billed_once_too(is_first_before: bool, valkey: Server) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record("tokens", 7)
         await hello(scope, receive, send)
@@ -420,7 +418,7 @@ async def test_who_goes_by_an_address_repeats_too() -> None:
             await settled(http.kit)
 
 
-async def test_i10_the_key_itself_is_stored_nowhere_and_what_is_has_a_ttl(valkey: Server) -> None:
+async def test_i10_no_key_is_stored_and_its_digest_expires(valkey: Server) -> None:
     async with served(hello, plans=PLANS, redis_url=valkey.url) as http:
         await http.client.post("/v1/x", headers={"idempotency-key": "s3cret-value"})
         await settled(http.kit)
@@ -434,7 +432,7 @@ async def test_i10_the_key_itself_is_stored_nowhere_and_what_is_has_a_ttl(valkey
         assert lives == http.kit.store.now_ms() + 86_400_000
 
 
-async def test_of_ten_thousand_keys_each_is_remembered_and_beyond_them_a_repeat_is_billed(
+async def test_ten_thousand_keys_are_remembered_and_no_more(
     valkey: Server,
 ) -> None:
     async with served(

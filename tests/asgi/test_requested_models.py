@@ -301,7 +301,7 @@ async def test_what_the_app_reports_costs_the_model_of_the_request(
         assert await spent(at) == each
 
 
-async def test_a_captured_usage_object_costs_the_model_of_the_reservation(store_url: str) -> None:
+async def test_captured_usage_costs_the_reservations_model(store_url: str) -> None:
     async with metered(answer_json, store_url, plans=PLANS) as at:
         await give(at, 100)
         async with at.kit.reserve("acme", {"output_tokens": 100}, model="mini") as held:
@@ -360,7 +360,7 @@ def price_of(provider: str, model: str) -> int:
         ),
     ],
 )
-async def test_a_balance_in_money_pays_the_price_of_the_requested_model(
+async def test_a_money_balance_pays_the_requested_models_price(
     path: str, body: bytes, provider: str, model: str, store_url: str
 ) -> None:
     """F-210, F-211."""
@@ -446,7 +446,7 @@ async def test_calls_of_a_route_are_of_the_provider_that_it_names(
         assert (10, counted) == await tokens(at.kit, "output_tokens", "grok")
 
 
-async def test_calls_that_the_app_reports_are_of_the_provider_of_their_route(store_url: str) -> None:
+async def test_reported_calls_are_of_their_routes_provider(store_url: str) -> None:
     async with metered(reporting(report_usage_object), store_url, plans=PROVIDERS) as at:
         assert await post(at, "/reported") == 200
         assert (10, 10) == await tokens(at.kit, "output_tokens", "grok")

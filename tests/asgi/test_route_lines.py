@@ -1,5 +1,7 @@
 """Which line of the plans file takes each route of an app, compared with what the middleware itself does."""
 
+# Internals: the list of routes, next to what the middleware does.
+
 from __future__ import annotations
 
 from datetime import date
@@ -91,7 +93,7 @@ def test_each_route_has_the_first_line_that_matches() -> None:
     assert idle == []
 
 
-def test_a_route_that_no_line_takes_is_unmetered_and_a_line_without_a_route_is_idle() -> None:
+def test_a_route_without_a_line_and_a_line_without_a_route() -> None:
     shown, idle = of([route("/a"), route("/b")], "GET /a", "POST /a", "GET /c")
     assert shown == {"GET,HEAD /a": ["GET /a"], "GET,HEAD /b": [None]}
     assert idle == ["POST /a", "GET /c"]
@@ -130,13 +132,13 @@ def test_what_an_earlier_route_takes_is_no_part_of_a_later_one() -> None:
     assert idle == []
 
 
-def test_a_line_behind_others_that_take_all_of_its_requests_is_idle_and_says_so() -> None:
+def test_a_covered_line_is_idle_and_says_so() -> None:
     catalog = plans(counted("/v1/{p:path}"), counted("GET /v1/a"), counted("GET /gone"))
     _, idle = take(routes_of(Starlette(routes=[route("/v1/a")])), Decider(catalog, ""))
     assert {one.line.match: one.is_behind for one in idle} == {"GET /v1/a": True, "GET /gone": False}
 
 
-def test_mounts_hosts_and_websockets_are_listed_as_clients_see_them() -> None:
+def test_mounts_hosts_and_websockets_are_listed() -> None:
     inner = Starlette(routes=[route("/{id}"), WebSocketRoute("/live", talk)])
     shown, idle = of(
         [
@@ -161,7 +163,7 @@ def test_mounts_hosts_and_websockets_are_listed_as_clients_see_them() -> None:
     assert idle == []
 
 
-def test_websockets_fall_under_the_star_and_under_no_line_with_a_path_that_does_not_say_so() -> None:
+def test_websockets_fall_under_the_star_or_their_own_lines() -> None:
     shown, idle = of([WebSocketRoute("/live", talk)], "/live", "*")
     assert (shown, idle) == ({"WS /live": ["*"]}, ["/live"])
 
@@ -174,7 +176,7 @@ class Things(HTTPEndpoint):
         return PlainTextResponse("")
 
 
-def test_a_class_takes_the_methods_that_it_has_and_any_other_app_takes_all() -> None:
+def test_a_class_takes_its_methods_and_an_app_takes_all() -> None:
     app = Starlette(routes=[Route("/things", Things)])
     app.router.routes.append(Route("/bare", Router()))  # An ASGI app in place of a function.
     shown, _ = lines_of(app, plans(counted("*")))
@@ -210,7 +212,7 @@ def fastapi_app(**settings: Any) -> FastAPI:
     return app
 
 
-def test_routers_that_fastapi_includes_are_listed_with_their_prefixes() -> None:
+def test_included_fastapi_routers_have_their_prefixes() -> None:
     shown, idle = lines_of(
         fastapi_app(), plans(counted("GET /shop/v1/{p:path}"), counted("WS /shop/v1/deep/live"))
     )
@@ -225,7 +227,7 @@ def test_routers_that_fastapi_includes_are_listed_with_their_prefixes() -> None:
     assert idle == []
 
 
-def test_a_line_may_be_written_with_the_root_path_that_an_app_gives_itself() -> None:
+def test_a_line_may_have_the_root_path_of_the_app() -> None:
     catalog = plans(
         counted("PUT /api/items/one"), counted("PUT /items/{id}"), counted("GET /api/shop/v1/deep/x")
     )
@@ -242,7 +244,7 @@ def metering(catalog: Catalog) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["added", "wrapped", "within", "router", "mount"])
-def test_the_plans_file_is_that_of_the_middleware_wherever_it_stands(how: str) -> None:
+def test_the_plans_file_is_that_of_the_middleware(how: str) -> None:
     catalog = plans(counted("GET /a"))
     given = metering(catalog)
     middleware = [Middleware(MeterMiddleware, **given)]

@@ -91,7 +91,7 @@ async def test_it_holds_where_tokens_are_set_aside() -> None:
         assert await statuses(at, "POST", "/chat", 3) == [200, 200, 429]
 
 
-async def test_it_takes_nothing_of_a_check_or_of_what_is_consumed_off_the_request() -> None:
+async def test_a_route_rate_counts_no_check_or_consume() -> None:
     async with served(hello, plans=PLANS) as at:
         for _ in range(5):
             assert (await at.kit.consume("acme", "requests")).allowed

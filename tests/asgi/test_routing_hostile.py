@@ -1,5 +1,7 @@
 """Whatever a router would dispatch is matched by the line that stands for it, however the path is written."""
 
+# Internals: properties of paths: what the middleware matches, next to the routers that dispatch.
+
 from __future__ import annotations
 
 import asyncio
@@ -9,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,6 +21,7 @@ from starlette.routing import Mount, Route, Router
 from asgi.test_routing import http, line
 from drivers.app import PLANS, answering, served
 from drivers.llm_apps import listening
+from drivers.sampled import few_examples
 from meterkit.asgi import routing
 from meterkit.asgi.routing import own_root_path
 
@@ -96,7 +99,7 @@ METHODS = ("GET", "HEAD", "POST", "get", "pOsT", "OPTIONS", "QUERY", "BREW")
 
 
 @pytest.mark.anyio
-@settings(max_examples=400, deadline=None)
+@few_examples(100)
 @given(
     template=st.sampled_from(TEMPLATES), method=st.sampled_from(METHODS), tail=tails, redirects=st.booleans()
 )
@@ -119,11 +122,9 @@ async def test_a_line_covers_every_handler_that_stands_below_it(
 
 
 @pytest.mark.anyio
-@settings(max_examples=400, deadline=None)
+@few_examples(100)
 @given(template=st.sampled_from(TEMPLATES), tail=tails)
-async def test_a_line_written_as_the_route_is_matched_by_what_is_dispatched_to_it(
-    template: str, tail: str
-) -> None:
+async def test_a_line_written_as_a_route_matches_its_requests(template: str, tail: str) -> None:
     scope = http("GET", f"/v1/agents/{tail}")
     handled = await dispatched(Router([Route(template, answer)], redirect_slashes=False), dict(scope))
     found = lines(f"GET {template}").match_http(scope)
@@ -133,6 +134,7 @@ async def test_a_line_written_as_the_route_is_matched_by_what_is_dispatched_to_i
         assert (found is None) is (handled is None)
 
 
+@few_examples(30)
 @given(tails)
 def test_an_exempt_line_takes_no_more_than_starlettes_pattern(tail: str) -> None:
     """F-2: what gives something away must not grow; ``/{section}/{name}`` may stand behind it."""

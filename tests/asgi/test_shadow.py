@@ -73,7 +73,7 @@ async def test_what_would_be_refused_is_held_while_it_runs(any_store_url: str) -
         assert (await at.client.get("/pages")).status_code == 200
 
 
-async def test_the_suspended_and_those_without_the_feature_are_counted_in_shadow(
+async def test_the_suspended_and_unentitled_count_in_shadow(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served(hello, plans=SHADOW, redis_url=any_store_url) as at:

@@ -9,7 +9,6 @@ import pytest
 
 from drivers.llm_apps import PLANS, metered, tokens
 from faults.refusals import settled
-from meterkit.asgi.socket_usage import SocketUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,7 +161,7 @@ async def test_an_error_within_is_not_heard_of_by_the_app(
     def breaks(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(SocketUsage, "_read", breaks)
+    monkeypatch.setattr("meterkit.asgi.socket_usage.SocketUsage._read", breaks)
     async with metered(provider, store_url, plans=SOCKETS) as at:
         await talk(at, "/openai", [done("r1", 40, 10), done("r2", 40, 10)])
         assert (0, 0) == await tokens(at.kit)
@@ -181,17 +180,11 @@ async def test_figures_that_nothing_reads_are_warned_of_once(
     assert "WS /auto: a response has a token figure at 'stats.prompt_tokens'" in warned[0]
 
 
-def test_answers_that_were_counted_are_remembered_up_to_a_bound() -> None:
-    counted: list[str | None] = []
-    usage = SocketUsage(
-        "openai",
-        count=lambda calls: counted.extend(call.response_id for call in calls),
-        complain=pytest.fail,
-        report_unread=pytest.fail,
-    )
-    for n in (*range(1_001), 1_000, 0):
-        usage.sent({"type": "websocket.send", "text": json.dumps(done(f"r{n}", 1, 1))})
-    assert len(counted) == 1_002  # The first one was forgotten.
+async def test_answers_that_were_counted_are_remembered_up_to_a_bound(store_url: str) -> None:
+    answers = [done(f"r{n}", 1, 1) for n in (*range(1_001), 1_000, 0)]
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, "/openai", answers)
+        assert (1_002, 1_002) == await tokens(at.kit)  # The first one was forgotten.
 
 
 PRICED = """
@@ -224,7 +217,7 @@ plans:
         ("/any", "model=mini", 20),
     ],
 )
-async def test_answers_over_a_websocket_cost_the_price_of_the_model_that_its_url_names(
+async def test_a_socket_answer_costs_the_model_in_its_url(
     path: str, query: str, each: int, store_url: str
 ) -> None:
     async with metered(provider, store_url, plans=PRICED) as at:
@@ -320,7 +313,7 @@ TRANSCRIBED = {
         ),
     ],
 )
-async def test_answers_over_a_websocket_cost_the_model_of_their_session(
+async def test_a_socket_answer_costs_the_model_of_its_session(
     path: str,
     query: str,
     received: Sequence[dict[str, Any]],
@@ -336,7 +329,7 @@ async def test_answers_over_a_websocket_cost_the_model_of_their_session(
         assert sum(spent) == sum(10 * one * 10**6 for one in each)
 
 
-async def test_a_member_that_is_spelled_with_escapes_names_the_model_too(store_url: str) -> None:
+async def test_an_escaped_member_names_the_model_too(store_url: str) -> None:
     async with metered(provider, store_url, plans=PRICED) as at:
         await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
         escaped = '{"se\\u0074up": {"mod\\u0065l": "models/mini"}}'
@@ -353,7 +346,7 @@ async def test_a_member_that_is_spelled_with_escapes_names_the_model_too(store_u
     ],
 )
 @pytest.mark.parametrize("is_server", [False, True])
-async def test_what_the_client_says_costs_the_model_that_transcribes_it(
+async def test_what_the_client_says_costs_its_transcriber(
     session: dict[str, Any], store_url: str, *, is_server: bool
 ) -> None:
     received = [] if is_server else [update("opus", **session)]

@@ -17,14 +17,14 @@ SUITE = Suite(
 )
 # The modules about what passes between app and server: messages, bodies, streams, exceptions, websockets.
 SAMPLE: Final = tuple(
-    f"tests/{name}.py"
-    for name in (
-        *("test_exceptions", "test_requests", "test_responses", "test_websockets", "middleware/test_base"),
-    )
+    f"tests/{name}.py" for name in (*("test_exceptions", "test_responses", "test_websockets"),)
 )
 TRANSPARENT = [
     pytest.param("wrappers:metered", marks=pytest.mark.whole),
-    "wrappers:metered_with_fields",
+    pytest.param(
+        "wrappers:metered_with_fields",
+        marks=pytest.mark.dear("each run of the suite is a process of its own"),
+    ),
 ]
 
 
@@ -47,7 +47,7 @@ def plain(suite: Fetched, chosen: tuple[str, ...]) -> dict[str, str]:
 def test_unwrapped_the_suite_runs(plain: dict[str, str], chosen: tuple[str, ...]) -> None:
     # One test about file permissions fails for the superuser, whom containers often run as.
     ended = list(plain.values())
-    assert ended.count("passed") > (200 if chosen is SAMPLE else 500)
+    assert ended.count("passed") > (100 if chosen is SAMPLE else 500)
     assert ended.count("failed") <= 1
 
 
@@ -58,6 +58,7 @@ def test_i8_starlettes_own_suite_does_not_notice(
     assert differences(plain, suite.outcomes(wrapper, *chosen)) == {}
 
 
+@pytest.mark.whole
 def test_the_suite_notices_a_wrapper_that_drops_a_header(suite: Fetched, plain: dict[str, str]) -> None:
     tests = "tests/test_responses.py"
     expected = {name: outcome for name, outcome in plain.items() if name.startswith(tests)}

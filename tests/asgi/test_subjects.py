@@ -16,9 +16,7 @@ from asgi.test_websockets import looked, opened
 from drivers.app import answering, hello, http_scope, no_more, served
 from faults.refusals import eventually, settled
 from meterkit import Caller, MeterKit, MeterkitError, identify
-from meterkit.asgi import websocket
 from meterkit.catalog import loads
-from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,10 +72,12 @@ RED: Final = {**USER, "x-team-id": "red"}
 WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
 
 
-async def counted(at: Served, kind: str = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
+async def counted(
+    at: Served, kind: Literal["user", "team"] = "user", meter: str = "requests"
+) -> dict[str, tuple[int, int]]:
     """Recorded and held units by subject."""
     await settled(at.kit)
-    found = await usage_by(at.kit.store, "acme", kind)
+    found = await at.kit.usage("acme", by=kind)
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
         for one in found
@@ -90,7 +90,7 @@ async def customer(at: Served, meter: str = "requests") -> tuple[int, int]:
     return await at.counted(meter=meter)
 
 
-async def test_what_is_left_of_a_user_is_told_and_its_refusal_names_its_policies(any_store_url: str) -> None:
+async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url: str) -> None:
     async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
         for left in (2, 1, 0):
             answer = await at.client.get("/v1/x", headers=USER)
@@ -265,7 +265,7 @@ def test_subjects_that_are_no_texts_are_refused(subjects: Any) -> None:
         Caller("acme", subjects)
 
 
-async def test_a_subject_that_no_plan_declares_is_ignored_and_logged_once(
+async def test_an_undeclared_subject_is_ignored_and_logged_once(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def who(scope: Scope) -> Caller:
@@ -283,7 +283,7 @@ async def test_a_subject_that_no_plan_declares_is_ignored_and_logged_once(
     assert "'app'" in said[0]
 
 
-async def test_a_subject_that_only_the_default_plan_lacks_is_not_logged(
+async def test_a_subject_only_the_default_plan_lacks_is_silent(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plans = PLANS.replace("default_plan: pro", "default_plan: free")
@@ -337,7 +337,7 @@ SEVERAL: Final = "several values"
         ([b"u\xff"], "a lone surrogate at position 1"),
     ],
 )
-async def test_a_subject_field_without_one_id_is_refused_and_counts_nowhere(
+async def test_a_subject_field_without_one_id_is_refused(
     values: list[bytes], found: str, any_store_url: str
 ) -> None:
     """A request of a user whose id cannot be read must not pass without the limits of a user."""
@@ -370,7 +370,7 @@ async def test_blanks_around_an_id_name_the_same_user(value: bytes) -> None:
         assert await counted(at) == {"u_7": (1, 0)}
 
 
-async def test_a_request_without_the_field_has_the_limits_of_the_customer_alone() -> None:
+async def test_without_the_field_only_the_customers_limits_hold() -> None:
     async with served(hello, plans=PLANS, who=WHO) as at:
         statuses = [(await at.client.get("/v1/x")).status_code for _ in range(6)]
         assert statuses == [200] * 6
@@ -639,7 +639,7 @@ async def test_messages_of_a_websocket_count_for_the_user(any_store_url: str) ->
 async def test_an_open_websocket_ends_once_its_user_has_nothing_left(
     any_store_url: str, limits: str, recorded: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.005)
     plans = PLANS.replace("messages: {included: 2}\n", "# no limit\n").replace(
         "budget: {amount_cents: 1000}", limits
     )

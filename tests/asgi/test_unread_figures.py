@@ -100,7 +100,7 @@ FIGURES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-async def test_figures_are_found_by_their_names_in_documents_and_streams(
+async def test_figures_are_found_by_name_in_documents_and_streams(
     name: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     event, path = FIGURES[name]
@@ -137,7 +137,7 @@ async def test_figures_are_found_in_compressed_large_and_dense_answers(
             assert [path] == await paths_told(store_url, caplog, chunks, kind)
 
 
-async def test_an_event_that_nothing_reads_is_told_beside_calls_that_are_read(
+async def test_an_unread_event_is_told_beside_calls_that_are_read(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read = sse(chat(None, usage=chat_usage(7, 2)))

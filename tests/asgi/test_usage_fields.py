@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from drivers.app import http_scope, no_more
 from drivers.llm_apps import PLANS, answering, metered, tokens
 from meterkit import PlansError
-from meterkit.asgi.kept_request import KeptRequest
-from meterkit.asgi.reading import Reading
-from meterkit.catalog import Route, loads
+from meterkit.catalog import loads
 from tokens.packing import pack
 from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, compact, sse
 
@@ -108,18 +105,6 @@ async def test_the_first_bytes_tell_a_document_from_a_stream(store_url: str) -> 
             assert await counted(store_url, [body[:1], body[1:2], body[2:]], kind) == 4
 
 
-async def test_an_answer_that_was_cut_is_not_told_to_lack_a_figure() -> None:
-    told: list[str] = []
-    route = Route(match="*", method=None, path=None, usage="fields", usage_fields={"searches": ("used",)})
-    for gone, complete in ((True, False), (False, False), (False, True)):
-        reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=told.append)
-        reading.begin({"type": "http.response.start", "status": 200, "headers": []})
-        reading.read(b'{"text": 1}')
-        await reading.catch_up(complete=complete)
-        reading.close(complete=complete, gone=gone)
-        assert len(told) == complete
-
-
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip", "deflate"])
 async def test_every_content_coding_is_undone(coding: str, store_url: str) -> None:
     body, _ = pack(b"".join([sse({"text": "x"}), sse(ranking(4))]), coding)
@@ -165,7 +150,7 @@ async def test_calls_beyond_the_bound_are_told(store_url: str, caplog: pytest.Lo
     assert "a response holds more calls than meterkit distinguishes" in caplog.text
 
 
-async def test_a_field_may_name_a_path_for_the_document_and_another_for_the_stream(store_url: str) -> None:
+async def test_a_field_may_have_a_path_for_document_and_stream(store_url: str) -> None:
     line = "usage_fields: {searches: [meta.billed_units.search_units, response.used]}"
     assert await counted(store_url, [compact(ranking(3))], line=line) == 3
     assert await counted(store_url, [sse({"response": {"used": 4}})], SSE_TYPE, line=line) == 4
@@ -173,7 +158,7 @@ async def test_a_field_may_name_a_path_for_the_document_and_another_for_the_stre
     assert await counted(store_url, [compact(both)], line=line) == 3  # The first that has a figure.
 
 
-async def test_a_stored_answer_that_is_fetched_again_counts_no_figure_on_auto(store_url: str) -> None:
+async def test_a_fetched_stored_answer_counts_nothing_on_auto(store_url: str) -> None:
     """As it counts no tokens there: a poll would bill the job each time."""
     body = compact(ranking(3))
     for line, expected in ((f"usage: auto, {LINE}", 3), (LINE, 9)):

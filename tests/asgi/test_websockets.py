@@ -160,7 +160,7 @@ async def test_each_message_is_counted_before_the_app_has_it() -> None:
         assert await at.counted(meter="messages") == (3, 0)
 
 
-async def test_i3_a_client_that_floods_gets_no_more_than_its_plan_allows() -> None:
+async def test_i3_a_flooding_client_gets_no_more_than_its_plan() -> None:
     async with served(echo, plans=PLANS) as at:
         async with opened(at) as first, opened(at) as second:
             for socket in (first, second):
@@ -256,7 +256,7 @@ async def test_concurrency_counts_open_websockets() -> None:
         assert await at.counted() == (3, 0)
 
 
-async def test_a_line_without_a_method_that_has_a_path_is_about_requests() -> None:
+async def test_a_line_with_a_path_and_no_method_is_for_requests() -> None:
     async with served(echo, plans=PLANS.replace('"*"', '"/other"')) as at, opened(at, "/other") as socket:
         assert socket.is_open
     async with served(echo, plans=PLANS) as at:
@@ -414,7 +414,7 @@ async def test_off_nothing_is_decided() -> None:
         assert await at.counted(meter="messages") == (0, 0)
 
 
-async def test_i9_without_the_store_messages_pass_where_the_line_allows(
+async def test_i9_without_the_store_messages_pass_by_the_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = {"store_timeout": 0.2}
@@ -434,7 +434,7 @@ async def test_i9_without_the_store_messages_pass_where_the_line_allows(
     assert "requests are decided without the store" in caplog.text
 
 
-async def test_i7_what_a_websocket_holds_is_given_back_when_the_kit_stops() -> None:
+async def test_i7_a_websockets_hold_is_returned_at_the_stop() -> None:
     async with served(echo, plans=PLANS, redis_url="memory://") as at, opened(at, "/listen"):
         assert await at.counted() == (0, 1)
         await at.kit.stop()
@@ -450,7 +450,7 @@ async def starlettes(scope: Scope, receive: Receive, send: Send) -> None:
         await websocket.send_text(await websocket.receive_text())
 
 
-async def test_the_opening_is_billed_where_the_app_raises_that_the_client_has_left() -> None:
+async def test_the_opening_is_billed_where_the_app_raises_a_leave() -> None:
     async with served(starlettes, plans=PLANS) as at:
         async with opened(at) as closed_here:
             for number in range(6):
@@ -464,7 +464,7 @@ async def test_the_opening_is_billed_where_the_app_raises_that_the_client_has_le
         assert await at.counted() == (2, 0)
 
 
-async def test_the_opening_is_billed_where_only_sending_tells_that_the_client_has_left() -> None:
+async def test_the_opening_is_billed_where_only_sending_tells() -> None:
     async def pushing(scope: Scope, receive: Receive, send: Send) -> None:
         websocket = WebSocket(scope, receive, send)
         await websocket.accept()
@@ -478,7 +478,7 @@ async def test_the_opening_is_billed_where_only_sending_tells_that_the_client_ha
         assert await at.counted() == (1, 0)
 
 
-async def test_a_message_is_not_lost_where_the_app_gives_up_waiting_for_it() -> None:
+async def test_a_message_is_not_lost_to_an_app_that_gives_up() -> None:
     heard: list[str] = []
 
     async def impatient(_: Scope, receive: Receive, send: Send) -> None:
@@ -520,7 +520,7 @@ async def test_i4_an_open_websocket_goes_by_the_plans_file_of_now(tmp_path: Path
         assert len(socket.heard()) == 7
 
 
-async def test_i7_an_open_websocket_goes_on_uncounted_where_the_kit_stops() -> None:
+async def test_i7_an_open_websocket_goes_on_uncounted_at_a_stop() -> None:
     async with served(echo, plans=PLANS) as at, opened(at) as socket:
         socket.say("one")
         await eventually(lambda: socket.heard() == ["one"])

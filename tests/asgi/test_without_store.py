@@ -15,7 +15,6 @@ from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
-from meterkit.store import fallback
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ async def outage(server: Server) -> AsyncGenerator[Outage]:
         yield Outage(kit, proxy, clock)
 
 
-async def test_i3_each_process_admits_what_the_plans_rates_allow_and_no_more(valkey: Server) -> None:
+async def test_i3_each_process_admits_what_the_rates_allow(valkey: Server) -> None:
     async with outage(valkey) as store:
         await store.kit.customers.set_plan("pro", "pro")
         await store.get("pro")
@@ -153,7 +152,7 @@ async def test_the_wait_that_a_refusal_tells_is_true(valkey: Server) -> None:
             assert await store.get(customer) == 200
 
 
-async def test_an_answer_tells_the_policies_and_nothing_that_only_the_store_knows(valkey: Server) -> None:
+async def test_without_the_store_only_policies_are_told(valkey: Server) -> None:
     async with outage(valkey) as store:
         healthy = (await store.asked("acme"))[1]
         assert {"ratelimit", "ratelimit-policy"} <= healthy.keys()
@@ -203,7 +202,7 @@ async def test_minutes_without_the_store_are_kept_once_it_is_back(valkey: Server
         assert list(await degraded.read(2)) == [began + 1, began]
 
 
-async def test_requests_that_end_in_other_ways_are_told_apart_although_most_of_them_settle_alike(
+async def test_requests_that_end_differently_settle_differently(
     valkey: Server,
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -227,7 +226,7 @@ async def test_requests_that_end_in_other_ways_are_told_apart_although_most_of_t
         assert await used(store.kit, "acme") == (1 + 3 + 22 + 2 + 11, 0)
 
 
-async def test_i11_an_attempt_is_settled_before_the_app_is_called_and_once_whatever_follows(
+async def test_i11_an_attempt_is_settled_once_before_the_app_runs(
     valkey: Server,
 ) -> None:
     waiting: list[int] = []
@@ -257,7 +256,7 @@ async def test_i11_an_attempt_is_settled_before_the_app_is_called_and_once_whate
         assert [meters[name]["recorded"] for name in ("calls", "requests")] == [1 + 5 + 10, 10]
 
 
-async def test_with_the_breaker_open_no_call_is_made_and_the_log_says_why(
+async def test_with_an_open_breaker_no_call_is_made(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def call(_: Any) -> Any:
@@ -279,7 +278,7 @@ async def test_with_the_breaker_open_no_call_is_made_and_the_log_says_why(
         assert "ratelimit" in (await store.asked("acme"))[1]
 
 
-async def test_i3_the_suspended_and_those_without_a_feature_are_refused_by_what_is_known(
+async def test_i3_known_suspensions_and_features_still_refuse(
     valkey: Server,
 ) -> None:
     async with outage(valkey) as store:
@@ -301,7 +300,7 @@ async def test_i3_the_suspended_and_those_without_a_feature_are_refused_by_what_
         assert await store.get("owes", "/billing/portal") == 200
 
 
-async def test_i3_those_who_were_out_of_credit_are_refused_until_the_store_has_allowed_them_again(
+async def test_i3_who_was_out_of_credit_stays_refused(
     valkey: Server,
 ) -> None:
     async with outage(valkey) as store:
@@ -343,7 +342,7 @@ async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Se
         assert await store.get("late") == 402
 
 
-async def test_what_a_model_has_used_counts_in_the_rates_of_this_process(valkey: Server) -> None:
+async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 60, "total_tokens": 61}
     answer: dict[str, Any] = {
         "id": "c",
@@ -376,7 +375,7 @@ async def test_what_a_model_has_used_counts_in_the_rates_of_this_process(valkey:
         assert await used(store.kit, "acme", "output_tokens") == (120, 0)
 
 
-async def test_a_route_that_denies_without_its_store_and_one_in_shadow_are_as_they_say(
+async def test_denying_routes_and_shadow_do_as_they_say(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with outage(valkey) as store:
@@ -391,17 +390,17 @@ async def test_a_route_that_denies_without_its_store_and_one_in_shadow_are_as_th
         assert await used(store.kit, "acme") == (8, 0)
 
 
-async def test_a_demand_that_no_window_holds_is_refused_and_takes_nothing(valkey: Server) -> None:
+async def test_a_demand_beyond_every_window_takes_nothing(valkey: Server) -> None:
     async with outage(valkey) as store:
         await store.begins()
         assert await store.statuses("acme", 3, "/dear") == [200, 200, 429]
         assert await store.statuses("acme", 2) == [200, 429]
 
 
-async def test_what_is_kept_of_customers_is_bounded_and_the_quietest_is_forgotten(
+async def test_known_customers_are_bounded_and_the_quietest_goes(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fallback, "_CUSTOMERS_MAX", 2)
+    monkeypatch.setattr("meterkit.store.fallback._CUSTOMERS_MAX", 2)
     async with outage(valkey) as store:
         await store.begins()
         assert await store.statuses("busy", 5) == [200] * 5

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
 
@@ -20,7 +21,7 @@ TOKENS = (
     "plans", "free", "rate", "requests", "unit", "match", "routes", "extends", "5/second",
     "unlimited", "included", "price", "é", "\x85",
 )  # fmt: skip
-quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quietly = few_examples(30)
 
 
 def check(data: bytes | str) -> None:

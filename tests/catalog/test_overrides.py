@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meterkit.catalog import Catalog, Overage, load
-from meterkit.catalog.entitlements import override
+from meterkit.catalog import Catalog, Overage, load, override
 from meterkit.errors import PlansError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _numbers = count()
+_read = cache(loads)  # Hundreds of tests share a few plans files.
 
 PLANS = """
 schema: 1
@@ -102,7 +104,7 @@ async def served(
     clock = Clock(NOW)
     given: dict[str, Any] = {"shards": 4, "flush": False} | (settings or {})
     kit = MeterKit(
-        loads(plans) if isinstance(plans, str) else plans,
+        _read(plans) if isinstance(plans, str) else plans,
         clock=clock,
         redis_url=redis_url,
         key_prefix=f"edge{next(_numbers)}",

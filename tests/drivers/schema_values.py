@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import re
 
-from meterkit.catalog.document import Fields, Items, Node
+from meterkit.catalog.document import Fields, Items, Node, parse
+from meterkit.catalog.errors import Problems
+
+
+def json_of(text: str | bytes) -> object:
+    """A plans file as editors see it."""
+    data = text.encode() if isinstance(text, str) else text
+    return to_json(parse(data, problems=Problems("plans.yaml")))
 
 
 def to_json(node: Node) -> object:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
-from meterkit.catalog import Report, loads
+from meterkit.catalog import loads
 from meterkit.testing import BillLine, Clock, StripeEmulator, check_bill
-from meterkit.testing.bill import due_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,33 +39,6 @@ plans:
       tokens: {included: 8_000, overage: {bill: {cap: 5_000}}}
       images: {included: 1, overage: deny}
 """)
-
-
-@pytest.mark.parametrize(
-    ("plan", "meter", "report", "quantity", "due"),
-    [
-        ("free", "requests", "usage", 40, 40),  # reported whole
-        ("free", "requests", "usage", 45, 40),  # overage is never sent where the plan does not bill it
-        ("free", "tokens", "overage", 6_000, 0),
-        ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
-        ("pro", "tokens", "overage", 8_001, 1),
-        (
-            "pro",
-            "tokens",
-            "overage",
-            20_000,
-            5_000,
-        ),  # units over the cap are counted, and not billed
-        ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
-        ("pro", "tokens", "none", 20_000, 0),
-    ],
-)
-def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
-    assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
-
-
-def test_what_is_prepaid_is_not_due() -> None:
-    assert due_of(10_000, CATALOG.plans["pro"].entitlements["tokens"], "overage", prepaid=500) == 1_500
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import stripe
 
 from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.webhooks.events import changes, matches
-
-if TYPE_CHECKING:
-    from meterkit.testing.emulator.protocol import JsonObject
 
 pytestmark = pytest.mark.anyio
 
@@ -136,26 +132,3 @@ def test_an_event_keeps_what_was_told() -> None:
     told["lines"]["data"].append(2)
     assert event is not None
     assert event.object == {"id": "in_1", "lines": {"data": [1]}}
-
-
-def test_previous_attributes_are_what_has_changed() -> None:
-    """Only what differs; of a list all of it (https://docs.stripe.com/api/events/object)."""
-    before: JsonObject = {"a": 1, "b": {"x": 1, "y": 2}, "c": [1, 2], "d": None}
-    after: JsonObject = {"a": 1, "b": {"x": 1, "y": 3, "z": 4}, "c": [1, 3], "e": 5}
-    assert changes(before, after) == {"b": {"y": 2, "z": None}, "c": [1, 2], "e": None}
-    assert changes(before, before) == {}
-
-
-@pytest.mark.parametrize(
-    ("patterns", "found"),
-    [
-        (("*",), True),
-        (("invoice.*",), True),
-        (("invoice.paid",), True),
-        (("invoice",), False),
-        (("customer.*", "invoice.pai*"), True),
-        ((), False),
-    ],
-)
-def test_patterns_name_types(patterns: tuple[str, ...], found: bool) -> None:
-    assert found is matches("invoice.paid", patterns)

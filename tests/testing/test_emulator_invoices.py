@@ -11,10 +11,6 @@ import stripe
 from drivers.emulated_account import account
 from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.selling.amounts import Pricing
-from meterkit.testing.emulator.selling.prices import Price, Recurring
-from meterkit.testing.emulator.subscribing.billing_cycle import period_at
-from meterkit.testing.emulator.subscribing.revision import Wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -281,40 +277,3 @@ async def test_a_first_invoice_that_is_given_up_ends_the_subscription_too() -> N
         await client.v1.invoices.mark_uncollectible_async(invoice_of(made).id)
         clock.advance(timedelta(hours=23))
         assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
-
-
-@pytest.mark.parametrize(
-    ("anchor", "at", "start", "end"),
-    [
-        ("2026-01-31T12:00", "2026-02-28T11:59", "2026-01-31T12:00", "2026-02-28T12:00"),
-        ("2026-01-31T12:00", "2026-02-28T12:00", "2026-02-28T12:00", "2026-03-31T12:00"),
-        ("2024-02-29T00:00", "2031-01-01T00:00", "2030-12-29T00:00", "2031-01-29T00:00"),
-        ("2026-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
-        ("2030-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
-    ],
-)
-def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: str) -> None:
-    """https://docs.stripe.com/billing/subscriptions/billing-cycle: in a short month on its last day."""
-    first, instant, begin, finish = (
-        int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) for text in (anchor, at, start, end)
-    )
-    assert period_at(first, Recurring(interval="month"), instant) == (begin, finish)
-
-
-def test_years_weeks_and_days_too() -> None:
-    anchor = int(datetime(2024, 2, 29, tzinfo=UTC).timestamp())
-    year = int(datetime(2025, 2, 28, tzinfo=UTC).timestamp())
-    assert period_at(anchor, Recurring(interval="year"), year - 1) == (anchor, year)
-    assert period_at(anchor, Recurring(interval="week", interval_count=2), anchor) == (
-        anchor,
-        anchor + 14 * DAY,
-    )
-    assert period_at(anchor, Recurring(interval="day"), anchor - 1) == (anchor - DAY, anchor)
-
-
-def test_what_recurs_not_has_no_cycle() -> None:
-    once = Price(id="price_1", product="prod_1", currency="usd", created=0, pricing=Pricing())
-    with pytest.raises(ValueError, match="price_1 is charged once"):
-        _ = once.cycle
-    with pytest.raises(ValueError, match="needs a price"):
-        _ = Wanted().new_price

@@ -6,14 +6,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import httpx
 import pytest
 import stripe
 
 from drivers.emulated_account import account
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.call import Params
-from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
 
 pytestmark = pytest.mark.anyio
 
@@ -306,65 +303,3 @@ def test_prices_and_products_of_a_tests_own() -> None:
     with pytest.raises(ValueError, match="already a price price_pro"):
         emulator.add_price(3900, price_id="price_pro")
     assert emulator.add_product("Team", product_id="prod_team") == "prod_team"
-
-
-GRADUATED = Pricing(
-    tiers=(
-        Tier(up_to=10, unit_amount=Decimal(5)),
-        Tier(up_to=20, unit_amount=Decimal(4)),
-        Tier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
-    ),
-    tiers_mode="graduated",
-)
-VOLUME = Pricing(tiers=GRADUATED.tiers, tiers_mode="volume")
-THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000, round_up=True)
-WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
-
-
-@pytest.mark.parametrize(
-    ("pricing", "quantity", "cents"),
-    [
-        (Pricing(unit_amount=Decimal(2900)), 3, 8700),
-        (Pricing(unit_amount=Decimal("0.5")), 3, 2),  # 1.5 cents.
-        (Pricing(unit_amount=Decimal("0.012")), 1000, 12),
-        (Pricing(), 7, 0),
-        (THOUSANDS, 0, 0),
-        (THOUSANDS, 1, 12),
-        (THOUSANDS, 1001, 24),
-        (WHOLE_THOUSANDS, 1999, 12),
-        (GRADUATED, 0, 0),
-        (GRADUATED, 10, 50),
-        (GRADUATED, 15, 70),
-        (GRADUATED, 25, 50 + 40 + 15 + 100),
-        (VOLUME, 10, 50),
-        (VOLUME, 11, 44),
-        (VOLUME, 25, 175),
-    ],
-)
-def test_what_a_quantity_costs(pricing: Pricing, quantity: int, cents: int) -> None:
-    """https://docs.stripe.com/products-prices/pricing-models#tiered-pricing."""
-    assert cents == to_cents(amount_of(pricing, Decimal(quantity)))
-
-
-def test_graduated_tiers_have_a_charge_each() -> None:
-    charges = charges_of(GRADUATED, Decimal(15))
-    assert ["1: 10 for 50", "2: 5 for 20"] == [
-        f"{charge.tier}: {charge.quantity} for {charge.amount}" for charge in charges
-    ]
-
-
-async def test_lists_of_hashes_are_read_in_either_form() -> None:
-    """``items[0][price]``, as the SDK writes it, and ``items[][price]``, as shells do."""
-    for form in (
-        "items[0][price]=a&items[0][quantity]=2&items[1][price]=b",
-        "items[][price]=a&items[][quantity]=2&items[][price]=b",
-    ):
-        first, second = Params(form).hashes("items")
-        assert (first.text("price"), first.integer("quantity"), second.text("price")) == ("a", 2, "b")
-        assert first.path("price") == "items[0][price]"
-    emulator = StripeEmulator()
-    async with emulator.serve() as url, httpx.AsyncClient(auth=("sk_test_1", "")) as client:
-        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys[]": ["a", "b"]})
-        assert answer.json()["data"] == []
-        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys": "a"})
-        assert answer.json()["error"]["param"] == "lookup_keys"

@@ -19,7 +19,6 @@ from meterkit.testing import Clock, StripeEmulator
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from meterkit.testing.emulator.webhooks.deliveries import Forgery
 
 pytestmark = pytest.mark.anyio
 
@@ -195,7 +194,7 @@ async def test_a_test_says_in_which_order_and_how_often() -> None:
         ("old_scheme", "No signatures found with expected scheme"),
     ],
 )
-async def test_forgeries_are_refused_by_the_sdk(how: Forgery, refused: str) -> None:
+async def test_forgeries_are_refused_by_the_sdk(how: Any, refused: str) -> None:
     emulator, receiver, clock, secret = ready(400)
     event = emulator.emit("invoice.paid", {"id": "in_1"})
     assert event is not None
@@ -220,7 +219,7 @@ async def test_a_forgery_that_is_taken_counts_for_nothing() -> None:
 
 
 @pytest.mark.parametrize(("how", "day"), [("stale", -1), ("early", 1)])
-async def test_a_day_off_is_rightly_signed(how: Forgery, day: int) -> None:
+async def test_a_day_off_is_rightly_signed(how: Any, day: int) -> None:
     emulator, receiver, _, secret = ready()
     event = emulator.emit("invoice.paid", {"id": "in_1"})
     assert event is not None

@@ -40,6 +40,7 @@ def test_a_kit_of_the_app_itself_begins_each_test_with_nothing(nth):
 """
 
 
+@pytest.mark.dear("the files of the page are run by a pytest of their own")
 def test_the_page_on_testing_holds(tmp_path: Path) -> None:
     """F-64."""
     assert set(FILES) == {

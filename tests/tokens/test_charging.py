@@ -1,23 +1,45 @@
-"""What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it."""
+"""What calls cost, by the prices of providers and those of the plans file: pure tables."""
+
+# Internals: pure tables of amounts.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
-from decimal import localcontext
+from decimal import Decimal, localcontext
 from fractions import Fraction
-from typing import Any, Final
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from genai_prices import Usage, calc_price
+from genai_prices import calc_price as price_of
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from costs.edge_instructions import counted
+from drivers.sampled import few_examples
+from meterkit import usage_of
 from meterkit.catalog.model_prices import ProviderPrices
+from meterkit.catalog.units import UNITS
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import Charges, Remainders
 from meterkit.tokens.costing import CallCosts
+from meterkit.tokens.genai_table import unit_dimensions
+from meterkit.tokens.provider_prices import list_prices
 from meterkit.tokens.unit_prices import UnitPrices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.
+
 
 AT: Final = datetime(2026, 11, 24, tzinfo=UTC)
 OWN: Final = (
@@ -127,6 +149,7 @@ def test_what_has_no_known_provider_is_charged_nothing_and_that_is_said_once(
     ]
 
 
+@few_examples(30)
 @given(
     entered=TOKENS,
     left=TOKENS,
@@ -186,6 +209,7 @@ def test_f_21a_what_an_own_price_leaves_out_has_the_tables() -> None:
     assert charges.of(said, AT) == 600 + 100 * 10 + 400 * Fraction(5, 4)
 
 
+@few_examples(30)
 @given(amounts=st.lists(st.tuples(st.sampled_from("ab"), st.fractions(0, 50, max_denominator=1000))))
 def test_no_part_of_a_unit_is_lost_nor_charged_to_another(amounts: list[tuple[str, Fraction]]) -> None:
     remainders, units = Remainders(), dict.fromkeys("ab", 0)
@@ -305,3 +329,324 @@ def test_a_call_is_priced_in_few_steps() -> None:
         with counted() as instructions:
             price(said, AT)
         assert sum(instructions.values()) < most, instructions
+
+
+# What a call costs by its provider's list prices, to the last digit as ``genai-prices`` has it.
+
+
+NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
+MICRO: Final = 1_000_000
+
+
+def provider_prices_call(
+    model: str | None = "gpt-4o-mini", provider: str | None = "openai", **figures: int
+) -> CallUsage:
+    known: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, **figures}
+    return CallUsage(model=model, provider=provider, source="reported", **known)
+
+
+def expected(found: CallUsage, at: datetime) -> Fraction:
+    usage = Usage(
+        input_tokens=found.input_tokens,
+        output_tokens=found.output_tokens,
+        cache_read_tokens=found.cached_input_tokens,
+        cache_write_tokens=found.cache_write_tokens,
+        output_reasoning_tokens=found.reasoning_tokens,
+    )
+    with localcontext(prec=100):
+        price: Decimal = calc_price(
+            usage, str(found.model), provider_id=found.provider, genai_request_timestamp=at
+        ).total_price
+    return Fraction(price) * MICRO
+
+
+def drawn(chance: Random, model: str, provider: str) -> CallUsage:
+    entered, left = chance.randint(0, 10 ** chance.randint(1, 6)), chance.randint(0, 10_000)
+    read = chance.randint(0, entered)
+    written = chance.randint(0, entered - read)
+    return provider_prices_call(
+        model,
+        provider,
+        input_tokens=entered,
+        output_tokens=left,
+        cached_input_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=chance.randint(0, left),
+    )
+
+
+@pytest.mark.parametrize(
+    "at", [NOW, datetime(2026, 1, 1, 18, 31, tzinfo=UTC), datetime(2025, 2, 3, tzinfo=UTC)]
+)
+def test_each_model_costs_what_the_table_says(at: datetime) -> None:
+    chance = Random(7)  # noqa: S311 - a failure must be repeatable, nothing is secret
+    calls = [
+        drawn(chance, model.id, provider.id)
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if provider.find_model(model.id) is not None  # Some match longer names only.
+    ]
+    assert len(calls) > 2000
+    assert [(one, expected(one, at)) for one in calls if one.cost(at) != expected(one, at)] == []
+
+
+def test_tokens_cost_less_than_a_micro_unit_and_nothing_is_rounded() -> None:
+    assert provider_prices_call(input_tokens=1, output_tokens=1).cost(NOW) == Fraction(15, 100) + Fraction(
+        60, 100
+    )
+
+
+def test_one_token_more_may_change_the_price_of_all() -> None:
+    below = provider_prices_call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_000)
+    above = provider_prices_call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_001)
+    assert below.cost(NOW) == 250_000
+    assert above.cost(NOW) == 200_001 * Fraction(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "other"),
+    [
+        ("anthropic.claude-3-haiku-20240307-v1:0", "aws.bedrock", "aws"),
+        ("gpt-4o", "azure.ai.openai", "azure"),
+        ("gemini-2.5-flash", "gcp.gemini", "google"),
+        ("mistral-large-latest", "mistral_ai", "mistral"),
+        ("gpt-4o", None, "openai"),
+    ],
+)
+def test_providers_are_found_by_the_names_that_answers_have(
+    model: str, provider: str | None, other: str
+) -> None:
+    figures = {"input_tokens": 1000, "output_tokens": 100}
+    found = provider_prices_call(model, provider, **figures).cost(NOW)
+    assert found == expected(provider_prices_call(model, other, **figures), NOW)
+    assert found
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        provider_prices_call(None, input_tokens=1),
+        provider_prices_call("llama3", "ollama", input_tokens=1),
+        provider_prices_call("gpt-unheard-of", input_tokens=1),
+        provider_prices_call("x\n" * 5000, input_tokens=1),
+        CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial"),
+        CallUsage(model="gpt-4o", provider="openai", source="missing"),
+    ],
+)
+def test_what_is_not_known_has_no_cost(unknown: CallUsage) -> None:
+    assert unknown.cost(NOW) is None
+
+
+MEASURED: Final = {
+    "input_tokens": 10_000,
+    "cache_read_tokens": 3_000,
+    "cache_write_tokens": 2_000,
+    "cache_write_1h_tokens": 700,
+    "input_audio_tokens": 1_500,
+    "cache_audio_read_tokens": 600,
+    "input_image_tokens": 1_200,
+    "cache_image_read_tokens": 300,
+    "output_tokens": 4_000,
+    "output_audio_tokens": 900,
+    "output_image_tokens": 800,
+    "output_reasoning_tokens": 1_000,
+    "audio_seconds": 90,
+    "input_audio_seconds": 90,
+    "web_searches": 3,
+    "storage_searches": 2,
+    "input_document_pages": 5,
+}
+
+
+@pytest.mark.parametrize(
+    "context", [(), (("service_tier", "priority"),), (("processing", "batch"),), (("speed", "fast"),)]
+)
+def test_f_212_every_unit_of_every_model_costs_what_the_table_says(
+    context: tuple[tuple[str, str], ...],
+) -> None:
+    """Parts within wholes: sound that was read from a cache costs that, and is no other sound nor input."""
+    compared = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            if provider.find_model(model.id) is None or model.id.startswith("whisper-large"):
+                continue  # Groq bills ten seconds at least.
+            found = list_prices(provider.id, model.id, NOW, context)
+            assert found is not None
+            with localcontext(prec=100):
+                table = calc_price(
+                    Usage(**MEASURED),
+                    model.id,
+                    provider_id=provider.id,
+                    genai_request_timestamp=NOW,
+                    price_context=dict(context) or None,
+                )
+            assert found.cost(MEASURED) == Fraction(table.total_price) * MICRO, (provider.id, model.id)
+            assert sum(found.costs(MEASURED).values()) == found.cost(MEASURED)
+            compared += 1
+    assert compared > 2000
+
+
+def test_f_218_parts_that_are_more_than_their_whole_cost_no_more_than_it() -> None:
+    prices = list_prices("openai", "gpt-4o", NOW)
+    assert prices is not None
+    # Ten tokens went in: eight of them from a cache at most, in doubt all.
+    assert prices.cost({"input_tokens": 10, "cache_read_tokens": 10**9}) == 10 * Fraction(5, 4)
+    realtime = list_prices("openai", "gpt-realtime", NOW)
+    assert realtime is not None
+    said = {"input_tokens": 10, "input_audio_tokens": 8, "cache_read_tokens": 8}
+    assert realtime.cost(said) == 8 * Fraction(4, 10) + 2 * 32  # The dearest are not billed twice.
+
+
+def test_a_models_prices_are_kept_once_whatever_clients_call_it() -> None:
+    names = ("claude-3-5-haiku-20241022", "claude-3-5-haiku-next", f"claude-3-5-haiku-{'x' * 200}")
+    found = {list_prices("anthropic", name, NOW) for name in names}
+    assert len(found) == 1
+    assert None not in found
+
+
+def test_each_unit_of_the_table_may_be_a_meter() -> None:
+    assert unit_dimensions().keys() - UNITS == {"requests"}
+
+
+def test_what_the_provider_bills_is_what_costs() -> None:
+    """Cohere's billed units, https://docs.cohere.com/docs/how-does-cohere-pricing-work."""
+    billed = CallUsage(
+        input_tokens=500,
+        output_tokens=20,
+        billed_input_tokens=10,
+        billed_output_tokens=20,
+        model="command-r",
+        provider="cohere",
+        source="reported",
+    )
+    assert billed.cost(NOW) == provider_prices_call(
+        "command-r", "cohere", input_tokens=10, output_tokens=20
+    ).cost(NOW)
+
+
+def test_an_answer_of_a_provider_knows_its_cost() -> None:
+    answer = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "gpt-4o-mini-2024-07-18",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 1000,
+            "completion_tokens": 100,
+            "total_tokens": 1100,
+            "prompt_tokens_details": {"cached_tokens": 200},
+        },
+    }
+    found = usage_of(answer)
+    assert found is not None
+    assert found.cost(NOW) == 800 * Fraction(15, 100) + 200 * Fraction(75, 1000) + 100 * Fraction(60, 100)
+
+
+def test_without_the_package_it_is_said_what_to_install() -> None:
+    program = """
+import sys
+from datetime import UTC, datetime
+sys.modules["genai_prices"] = None
+from meterkit import CallUsage, MeterkitError
+try:
+    CallUsage(input_tokens=1, output_tokens=1, model="m", source="reported").cost(datetime.now(UTC))
+except MeterkitError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+    )
+
+
+# genai-prices' own test cases, and a grid of usage over all of its models, cost the same by our rating.
+
+
+CASES: Final[list[list[Any]]] = json.loads(Path(__file__).with_name("genai_prices_cases.json").read_text())
+CASES_AT: Final = datetime(2026, 11, 24, tzinfo=UTC)
+STEP: Final = (
+    1 if "METERKIT_ALL_PRICES" in os.environ else 331
+)  # A prime below the 336 cases of a model: each model gets one, other usage than the next one.
+DATES: Final = (datetime(2025, 2, 3, tzinfo=UTC), datetime(2026, 1, 1, 18, 31, tzinfo=UTC), CASES_AT)
+ENTERED: Final = (0, 1, 128_000, 200_000, 200_001, 272_001, 1_000_000)
+SHARES: Final = ((0, 0), (12, 0), (0, 12), (4, 3))
+"""Twelfths of the input: read from a cache, written to one."""
+LEFT: Final = ((0, 0), (777, 0), (777, 500), (64_000, 64_000))
+"""Tokens of the output, and those of them that were reasoning."""
+
+
+def genai_prices_cases_expected(case: CallUsage, at: datetime) -> Fraction:
+    usage = Usage(
+        input_tokens=case.input_tokens,
+        output_tokens=case.output_tokens,
+        cache_read_tokens=case.cached_input_tokens,
+        cache_write_tokens=case.cache_write_tokens,
+        output_reasoning_tokens=case.reasoning_tokens,
+    )
+    with localcontext(prec=100):
+        total: Decimal = price_of(
+            usage, str(case.model), provider_id=case.provider, genai_request_timestamp=at
+        ).total_price
+    return Fraction(total) * 10**6
+
+
+def genai_prices_cases_call(provider: str, model: str, *tokens: int) -> CallUsage:
+    entered, left, read, written, reasoning = tokens
+    return CallUsage(
+        source="reported",
+        provider=provider,
+        model=model,
+        input_tokens=entered,
+        output_tokens=left,
+        cached_input_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
+    )
+
+
+def test_its_own_cases_cost_the_same() -> None:
+    newer: set[str] = set()
+    for provider, model, *tokens, micros in CASES:
+        case = genai_prices_cases_call(provider, model, *tokens)
+        table = genai_prices_cases_expected(case, CASES_AT)
+        assert case.cost(CASES_AT) == table, case
+        if table != Fraction(micros):
+            newer.add(model)  # The cases are of another version of the table than the one installed.
+    assert len(CASES) > 290
+    assert len(newer) < 20, newer
+
+
+def grid() -> Iterator[tuple[CallUsage, datetime]]:
+    models = [
+        (provider.id, model.id)
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if provider.find_model(model.id) is not None  # Some match longer names only.
+    ]
+    assert len(models) > 2000
+    rest = product(models, ENTERED, SHARES, LEFT, DATES)
+    for nth, ((provider, model), entered, (read, written), (left, reasoning), at) in enumerate(rest):
+        if nth % STEP == 0:
+            tokens = entered, left, entered * read // 12, entered * written // 12, reasoning
+            yield genai_prices_cases_call(provider, model, *tokens), at
+
+
+def test_each_model_costs_the_same_over_a_grid_of_usage() -> None:
+    compared, wrong = 0, list[tuple[CallUsage, datetime]]()
+    models = set[tuple[str | None, str | None]]()
+    for case, at in grid():
+        compared += 1
+        models.add((case.provider, case.model))
+        if case.cost(at) != genai_prices_cases_expected(case, at):
+            wrong.append((case, at))
+    assert wrong == []
+    assert compared > 2_000
+    assert len(models) > 2000
+
+
+def test_no_hold_is_less_than_what_a_case_costs() -> None:
+    for provider, model, entered, left, *_ in CASES:
+        prices = list_prices(provider, model, CASES_AT)
+        assert prices is not None
+        held = prices.most(entered=entered, left=left, has_media=False)
+        assert held >= prices.cost({"input_tokens": entered, "output_tokens": left})

@@ -1,37 +1,57 @@
+"""Objects of SDKs and of providers that an app reports: pure tables."""
+
+# Internals: pure tables of objects.
+
 from __future__ import annotations
 
 import asyncio
 import gc
-from dataclasses import dataclass
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from meterkit.tokens.merging import each_once
-from meterkit.tokens.objects import calls_of, usage_of
-from meterkit.tokens.plain_values import ITEMS_MAX, table_of
+from meterkit import CallUsage, usage_of
+from meterkit.tokens.call_usage import Source, filled, sum_of
+from meterkit.tokens.calls import CALLS_MAX
+from meterkit.tokens.jobs import batch_line
+from meterkit.tokens.merging import each_once, join_reports
+from meterkit.tokens.objects import Reports, calls_of, report_of
+from meterkit.tokens.plain_values import ITEMS_MAX, MEMBERS_MAX, body_of, table_of
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
     ANTHROPIC_LAST,
     DETAILED,
     DETAILED_FIGURES,
+    DONE,
+    EVENTSTREAM_TYPE,
+    NDJSON_TYPE,
+    SSE_TYPE,
     Figures,
     anthropic_events,
     chat,
     chat_usage,
     compact,
+    event_frame,
     figures,
+    frame,
     gemini_chunk,
+    invoked,
     sse,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    from meterkit.tokens.call_usage import CallUsage
 
 pytestmark = pytest.mark.anyio
 
@@ -237,7 +257,7 @@ CHUNKS = [
 ]
 
 
-class Reports:
+class HeardCalls:
     def __init__(self) -> None:
         self.found: list[tuple[CallUsage, ...]] = []
 
@@ -256,7 +276,7 @@ async def stream_of(chunks: list[Any], fail_at: int | None = None) -> AsyncItera
 
 
 async def test_a_tap_passes_on_the_very_same_chunks_and_reports_once() -> None:
-    reports = Reports()
+    reports = HeardCalls()
     tap = StreamTap(stream_of(CHUNKS), report=reports)
     passed = [chunk async for chunk in tap]
     assert all(given is taken for given, taken in zip(CHUNKS, passed, strict=True))
@@ -267,7 +287,7 @@ async def test_a_tap_passes_on_the_very_same_chunks_and_reports_once() -> None:
 
 
 def test_a_tap_takes_streams_that_are_not_asynchronous() -> None:
-    reports = Reports()
+    reports = HeardCalls()
     assert CHUNKS == list(StreamTap(CHUNKS, report=reports))
     assert [[("reported", 3, 4)]] == reports.figures()
 
@@ -277,7 +297,7 @@ def test_a_synchronous_stream_that_raises_is_reported() -> None:
         yield from CHUNKS[:2]
         raise ConnectionResetError
 
-    reports = Reports()
+    reports = HeardCalls()
     tap = StreamTap(stream(), report=reports)
     with pytest.raises(ConnectionResetError):
         list(tap)
@@ -285,7 +305,7 @@ def test_a_synchronous_stream_that_raises_is_reported() -> None:
 
 
 async def test_a_stream_that_raises_is_reported_before_the_error_is_passed_on() -> None:
-    reports = Reports()
+    reports = HeardCalls()
     tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports)
     with pytest.raises(ConnectionResetError):
         _ = [chunk async for chunk in tap]
@@ -295,7 +315,7 @@ async def test_a_stream_that_raises_is_reported_before_the_error_is_passed_on() 
 
 
 async def test_a_cancelled_stream_is_reported() -> None:
-    reports = Reports()
+    reports = HeardCalls()
     reached = asyncio.Event()
 
     async def endless() -> AsyncIterator[Any]:
@@ -317,7 +337,7 @@ async def test_a_cancelled_stream_is_reported() -> None:
 
 
 async def test_a_generator_that_is_closed_in_its_loop_reports_at_once() -> None:
-    reports = Reports()
+    reports = HeardCalls()
 
     async def answer() -> AsyncIterator[Any]:
         async for chunk in StreamTap(stream_of(CHUNKS), report=reports):
@@ -340,7 +360,7 @@ async def test_closing_a_tap_closes_its_stream() -> None:
         async def close(self) -> None:
             closed.append("stream")
 
-    reports = Reports()
+    reports = HeardCalls()
     tap = StreamTap(Stream(), report=reports)
     await anext(tap)
     await tap.aclose()
@@ -358,7 +378,7 @@ def test_the_objects_of_a_stream_come_to_the_same_as_its_bytes() -> None:
         return sse(value)
 
     events = anthropic_events(keep)
-    reports = Reports()
+    reports = HeardCalls()
     list(StreamTap([Model.model_validate(value) for value in seen], report=reports))
     reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", b"text/event-stream")])
     assert reader is not None
@@ -370,7 +390,7 @@ def test_the_objects_of_a_stream_come_to_the_same_as_its_bytes() -> None:
 
 def test_boto3_streams_are_read() -> None:
     seen = anthropic_events(compact)
-    reports = Reports()
+    reports = HeardCalls()
     list(StreamTap([{"chunk": {"bytes": data}} for data in seen[:1]], report=reports))
     assert [("reported", 13, 1)] == [figures(call)[:3] for call in reports.found[0]]
 
@@ -380,12 +400,453 @@ def test_gemini_chunks_are_not_added_up() -> None:
         gemini_chunk("a", promptTokenCount=2, candidatesTokenCount=1, totalTokenCount=3),
         gemini_chunk("b", "STOP", promptTokenCount=2, candidatesTokenCount=5, totalTokenCount=7),
     ]
-    reports = Reports()
+    reports = HeardCalls()
     list(StreamTap(chunks, report=reports))
     assert [[("reported", 2, 5)]] == reports.figures()
 
 
 def test_a_stream_of_anything_else_reports_nothing() -> None:
-    reports = Reports()
+    reports = HeardCalls()
     list(StreamTap([1, "a", {"a": 1}, object()], report=reports))
     assert [()] == reports.found
+
+
+# Foreign objects: read at a bounded cost, and without running code of theirs.
+
+
+WHOLE: dict[str, Any] = {"id": "c1", "object": "chat.completion", "choices": [], "usage": DETAILED}
+
+
+class Touchy:
+    """An object whose every attribute bites, but for the one that it has."""
+
+    def __init__(self, **more: Any) -> None:
+        self.__dict__.update(more)
+
+    @property
+    def text(self) -> NoReturn:
+        raise AssertionError("a property was read")
+
+    def read(self) -> NoReturn:
+        raise AssertionError("a method was called")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AssertionError(f"{name} was asked for")
+
+
+class Liar:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Endless(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+@dataclass(slots=True)
+class Slotted:
+    prompt_tokens: int = 3
+    completion_tokens: int = 4
+    total_tokens: int = 7
+
+
+def found(obj: object) -> Any:
+    usage = usage_of(obj)
+    return None if usage is None else figures(usage)
+
+
+def test_neither_properties_nor_methods_are_run() -> None:  # F-35
+    assert DETAILED_FIGURES == found(Touchy(choices=[], usage=DETAILED))
+    assert found(Touchy(other=1)) is None
+
+
+def test_what_cannot_be_looked_at_says_nothing() -> None:  # F-35
+    objects: list[Any] = [Liar(), Endless(a=1), Touchy(usage=Liar()), type, Liar, [], (), ((),)]
+    for obj in objects:
+        assert usage_of(obj) is None
+    assert DETAILED_FIGURES == found(Touchy(choices=[], usage=DETAILED, other=Liar(), more=Endless(a=1)))
+
+
+def test_slots_and_defaults_of_classes_are_members() -> None:
+    assert ("reported", 3, 4) == found(Slotted())[:3]
+    assert ("reported", 3, 4) == found(SimpleNamespace(choices=[], usage=Slotted()))[:3]
+
+
+def graph(size: int) -> SimpleNamespace:
+    """Objects each of which knows all others."""
+    nodes = [SimpleNamespace() for _ in range(size)]
+    for node in nodes:
+        node.__dict__.update({f"n{at}": other for at, other in enumerate(nodes)})
+    return nodes[0]
+
+
+def test_objects_that_know_each_other_are_each_read_once() -> None:  # F-35
+    began = time.process_time()
+    assert usage_of(graph(20)) is None
+    # It took 20 ** 8 steps before; the bound is what a loaded machine may need.
+    assert time.process_time() - began < 0.5
+
+
+def test_usage_is_found_before_a_large_object_is_cut_off() -> None:  # F-35
+    tokens = [{"token": "a", "logprob": -1, "top": [{"token": "b"}] * 20} for _ in range(5_000)]
+    large = {
+        "choices": [{"index": 0, "finish_reason": "stop", "logprobs": {"content": tokens}}] * 100,
+        "more": graph(40),
+        "object": "chat.completion",
+        "usage": DETAILED,
+    }
+    assert DETAILED_FIGURES == found(large)
+    wide = table_of({f"n{at}": {"a": 1, "b": 2} for at in range(MEMBERS_MAX)})
+    assert wide is not None
+    assert sum(map(len, wide.values())) <= MEMBERS_MAX
+
+
+def test_an_http_response_that_was_read_is_read_and_one_that_was_not_is_left_alone() -> None:  # F-35
+    request = httpx.Request("POST", "http://provider/v1/chat/completions")
+    whole = httpx.Response(200, content=compact(WHOLE), request=request)
+    assert DETAILED_FIGURES == found(whole)
+    stream = b"".join([sse(chat({"content": "a"})), sse(chat(None, usage=chat_usage(3, 4))), DONE])
+    assert ("reported", 3, 4) == found(httpx.Response(200, content=stream, request=request))[:3]
+    unread = httpx.Response(200, stream=httpx.ByteStream(compact(WHOLE)), request=request)
+    assert usage_of(unread) is None
+    assert not hasattr(unread, "_content")
+    assert body_of(SimpleNamespace(http_response=whole)) == compact(WHOLE)
+    assert DETAILED_FIGURES == found(SimpleNamespace(http_response=whole, _options=Touchy()))
+
+
+@pytest.mark.parametrize("body", [compact(WHOLE), bytearray(compact(WHOLE)), compact(WHOLE).decode()])
+def test_a_body_may_be_given_itself(body: object) -> None:
+    assert DETAILED_FIGURES == found(body)
+
+
+def test_several_calls_are_summed_and_what_only_some_know_is_unknown() -> None:
+    calls: list[dict[str, Any]] = [
+        {"response_id": "r1", "output": [], "usage": {"input_tokens": 1, "output_tokens": 2}},
+        {
+            "response_id": "r2",
+            "output": [],
+            "usage": {
+                "input_tokens": 10,
+                "output_tokens": 20,
+                "input_tokens_details": {"cached_tokens": 5},
+            },
+        },
+    ]
+    usage = usage_of(SimpleNamespace(raw_responses=calls))
+    assert isinstance(usage, CallUsage)
+    assert ("reported", 11, 22, None, None, None) == figures(usage)
+    assert usage.response_id is None
+    assert {"input_tokens": 11, "output_tokens": 22, "total_tokens": 33} == usage.quantities()
+
+
+# Reports of one call from several sides: what only one of them knows is kept.
+
+
+AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
+PLAIN: Final = CallUsage(input_tokens=100, output_tokens=50, model="m", response_id="a", source="reported")
+RICH: Final = CallUsage(
+    input_tokens=100,
+    output_tokens=50,
+    details={"input_audio_tokens": 7},
+    context=(("service_tier", "flex"),),
+    reported_cost_micros=Fraction(3),
+    response_id="a",
+    source="reported",
+)
+
+
+def test_two_reports_of_a_call_have_all_that_either_knows() -> None:
+    expected = replace(RICH, model="m")
+    for first, second in ((PLAIN, RICH), (RICH, PLAIN)):
+        assert each_once([first, second]) == [expected]
+        assert join_reports([first], [second]) == [expected]
+        assert join_reports([replace(first, response_id=None)], [second]) == [expected]
+
+
+def test_of_what_both_know_the_better_report_counts() -> None:
+    better = replace(
+        RICH, output_tokens=60, details={"input_audio_tokens": 9}, reported_cost_micros=Fraction(4)
+    )
+    worse = replace(
+        RICH,
+        details={"input_audio_tokens": 7, "web_searches": 1},
+        context=(("service_tier", "priority"), ("speed", "fast")),
+    )
+    assert each_once([worse, better]) == [
+        replace(
+            better,
+            details={"input_audio_tokens": 9, "web_searches": 1},
+            context=(("service_tier", "flex"), ("speed", "fast")),
+        )
+    ]
+    estimated = replace(RICH, source="estimated", details={"input_image_tokens": 5})
+    (joined,) = each_once([estimated, PLAIN])
+    # Figures of an estimate are not mixed with reported ones.
+    assert (joined.details, joined.context, joined.source) == ({}, RICH.context, "reported")
+
+
+def test_an_amount_comes_with_the_provider_that_reports_it() -> None:
+    """F-210. An app's framework may keep the tokens of a gateway's answer, and not what it charges."""
+    plain, paid = replace(PLAIN, provider="openai"), replace(RICH, provider="openrouter")
+    for first, second in ((plain, paid), (paid, plain)):
+        (joined,) = join_reports([first], [second])
+        assert (joined.provider, joined.reported_cost_micros) == ("openrouter", Fraction(3))
+
+
+def test_a_report_of_the_input_without_its_cached_part_is_of_the_same_call() -> None:
+    """An app may put Anthropic's `input_tokens`, which are without the cache, into an answer of its own."""
+    cached = replace(PLAIN, input_tokens=1_000, cached_input_tokens=600, cache_write_tokens=300)
+    for own in (replace(PLAIN, response_id="b"), replace(PLAIN, response_id=None)):
+        assert len(join_reports([cached], [own], renamed=True)) == 1
+        assert len(join_reports([own], [cached], renamed=True)) == 1
+    for other in (replace(PLAIN, input_tokens=400), replace(PLAIN, output_tokens=51)):
+        assert len(join_reports([cached], [replace(other, response_id="b")], renamed=True)) == 2
+
+
+def test_reports_with_other_details_are_of_different_calls() -> None:
+    one = replace(RICH, response_id=None)
+    other = replace(one, details={"input_audio_tokens": 8})
+    assert join_reports([one], [other]) == [one, other]
+    assert join_reports([one], [replace(one, details={"web_searches": 1})]) == [
+        replace(one, details={"input_audio_tokens": 7, "web_searches": 1})
+    ]
+
+
+def test_a_call_inside_another_joins_by_its_own_id() -> None:
+    image = CallUsage(
+        input_tokens=5, output_tokens=9, model="gpt-image-1", response_id="a/image_gen", source="reported"
+    )
+    seen = replace(image, details={"output_image_tokens": 9})
+    assert join_reports([PLAIN, image], [RICH, seen]) == [replace(RICH, model="m"), seen]
+
+
+def test_a_sum_is_no_call_of_its_own_though_some_of_its_calls_were_seen() -> None:
+    one, two = PLAIN, replace(PLAIN, input_tokens=30, response_id="b", details={"input_audio_tokens": 2})
+    total = replace(sum_of([one, two]), response_id=None)
+    assert total.notes == ("summed",)
+    assert join_reports([one, two], [total]) == [one, two]
+    assert join_reports([total], [one, two]) == [one, two]
+    assert join_reports([one, two], [one, total]) == [two, one]
+    other = replace(total, details={"input_audio_tokens": 3})
+    assert join_reports([one, two], [other]) == [one, two, other]
+
+
+def test_a_run_and_its_counter_are_counted_once() -> None:
+    def usage(entered: int, left: int, requests: int = 1) -> dict[str, Any]:
+        return {
+            "input_tokens": entered,
+            "output_tokens": left,
+            "total_tokens": entered + left,
+            "requests": requests,
+        }
+
+    run: dict[str, Any] = {
+        "raw_responses": [{"output": [], "usage": usage(10, 6), "response_id": None} for _ in range(2)]
+    }
+    for objects in ((run, usage(20, 12, 2)), (usage(20, 12, 2), run)):
+        reports = Reports()
+        assert all(reports.take(report_of(obj)) for obj in objects)
+        assert [call.input_tokens for call in reports.usages()] == [10, 10]
+
+
+def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
+    """F-214"""
+    usage = {"input_tokens": 300_000, "output_tokens": 2000, "total_tokens": 302_000}
+    batch = {"id": "batch_1", "object": "batch", "model": "gpt-5.4", "status": "completed", "usage": usage}
+    (call,) = calls_of(batch)
+    assert "summed" in call.notes
+    (alone,) = calls_of({**batch, "object": "response"})
+    priced, dearer = call.cost(AT), alone.cost(AT)
+    # 2.50 and 15 dollars a million up to 272,000 tokens of input, 5.00 and 22.50 beyond.
+    assert (priced, dearer) == (300_000 * Fraction(5, 2) + 2000 * 15, 300_000 * 5 + 2000 * Fraction(45, 2))
+    half = [replace(alone, input_tokens=150_000, output_tokens=1000, response_id=name) for name in "ab"]
+    assert sum_of(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
+
+
+def test_a_response_inside_a_batch_job_of_google_is_a_line() -> None:
+    response = {"usage_metadata": {"prompt_token_count": 3, "total_token_count": 7}, "model_version": "g"}
+    line = batch_line({"metadata": {"key": "a"}, "response": response, "error": None})
+    assert line is not None
+    assert (line.name, line.answer) == ("a", response)
+
+
+def read(*events: bytes, usage: str = "auto", kind: str = SSE_TYPE, complete: bool = True) -> list[CallUsage]:
+    reader = ResponseReader.open(usage, status=200, headers=[(b"content-type", kind.encode())])
+    assert reader is not None
+    for event in events:
+        reader.feed(event)
+    return list(reader.close(complete=complete))
+
+
+def pairs(calls: list[CallUsage]) -> list[tuple[str, int | None, int | None]]:
+    return [figures(call)[:3] for call in calls]
+
+
+def completion(identity: str, prompt: int, tokens: int, *, alone: bool = True) -> bytes:
+    chunk = chat(None if alone else {"content": "x"}, finish=None if alone else "stop")
+    return sse({**chunk, "id": identity, "usage": chat_usage(prompt, tokens)})
+
+
+def test_calls_of_a_tool_loop_add_up() -> None:
+    calls = read(completion("a", 10, 1), completion("b", 20, 2), completion("c", 30, 3))
+    assert [("reported", 10, 1), ("reported", 20, 2), ("reported", 30, 3)] == pairs(calls)
+
+
+def test_a_call_that_comes_back_by_its_id_is_not_another_call() -> None:
+    calls = read(completion("a", 10, 1), completion("b", 20, 2), completion("a", 10, 5))
+    assert [("reported", 10, 5), ("reported", 20, 2)] == pairs(calls)
+
+
+def test_chunks_that_each_have_an_id_of_their_own_are_one_call() -> None:
+    chunks = [sse({**chat({"content": "x"}, usage=chat_usage(7, at)), "id": f"id-{at}"}) for at in range(5)]
+    last = sse({**chat({}, finish="stop", usage=chat_usage(7, 5)), "id": "id-5"})
+    repeated = sse({**chat(None, usage=chat_usage(7, 5)), "id": "id-6"})
+    assert [("reported", 7, 5)] == pairs(read(*chunks, last, repeated, DONE))
+
+
+def test_the_empty_id_of_a_last_chunk_is_no_other_call() -> None:
+    calls = read(
+        completion("a", 7, 5, alone=False), sse({**chat(None, usage=chat_usage(7, 5)), "id": ""}), DONE
+    )
+    assert [("reported", 7, 5)] == pairs(calls)
+    assert "a" == calls[0].response_id
+
+
+def test_a_finishing_chunk_with_another_id_and_other_figures_is_another_call() -> None:
+    calls = read(completion("a", 7, 5, alone=False), completion("b", 8, 2, alone=False))
+    assert [("reported", 7, 5), ("reported", 8, 2)] == pairs(calls)
+
+
+def test_what_follows_the_end_of_a_stream_is_another_call_even_without_an_id() -> None:
+    nameless = {**chat(None, usage=chat_usage(1, 2)), "id": None}
+    assert [("reported", 1, 2), ("reported", 1, 2)] == pairs(read(sse(nameless), DONE, sse(nameless), DONE))
+    assert [("reported", 1, 2)] == pairs(read(sse(nameless), sse(nameless), DONE))
+
+
+def test_every_message_start_opens_a_call() -> None:
+    def named(value: dict[str, Any], identity: str | None) -> bytes:
+        if value["type"] == "message_start":
+            value = {**value, "message": {**value["message"], "id": identity}}
+        return sse(value, event=value["type"])
+
+    events = [
+        event
+        for identity in ("m1", None, None)
+        for event in anthropic_events(partial(named, identity=identity))
+    ]
+    assert [("reported", 16, 16)] * 3 == pairs(read(*events))
+
+
+def test_an_error_in_the_middle_leaves_the_call_partial_although_the_response_ended() -> None:
+    events = anthropic_events(lambda value: sse(value, event=value["type"]))[:5]
+    error = sse(
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, event="error"
+    )
+    assert [("reported", 13, 10)] == pairs(read(*events))
+    assert [("partial", 13, 10)] == pairs(read(*events, error))
+
+
+@pytest.mark.parametrize("kind", ["exception", "error"])
+def test_an_exception_in_the_middle_leaves_the_call_partial(kind: str) -> None:
+    events = anthropic_events(invoked)[:5]
+    broken = frame(b'{"message":"slow down"}', exception_type="throttlingException", message_type=kind)
+    assert [("reported", 13, 10)] == pairs(read(*events, kind=EVENTSTREAM_TYPE))
+    assert [("partial", 13, 10)] == pairs(read(*events, broken, kind=EVENTSTREAM_TYPE))
+
+
+def test_an_error_before_any_figure_says_that_it_ended_early() -> None:
+    (call,) = read(sse(chat({"content": "x"})), sse({"error": {"message": "overloaded", "code": 503}}))
+    assert ("missing", ("ended_early",)) == (call.source, call.notes)
+
+
+def test_relays_that_name_the_input_only_at_the_end_are_read_right() -> None:
+    start = {"type": "message", "id": "m", "model": "c", "usage": {"input_tokens": 0, "output_tokens": 0}}
+    delta = {"input_tokens": 500, "output_tokens": 9}
+    calls = read(
+        sse({"type": "message_start", "message": start}),
+        sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": delta}),
+    )
+    assert [("reported", 500, 9)] == pairs(calls)
+
+
+def test_every_last_line_of_ollama_is_a_call() -> None:
+    line = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 3, "eval_count": 4}
+    calls = read(compact(line) + b"\n", compact(line) + b"\n", kind=NDJSON_TYPE)
+    assert [("reported", 3, 4)] * 2 == pairs(calls)
+
+
+def test_counts_that_ollama_leaves_out_are_unknown() -> None:
+    line = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 3}
+    assert [("reported", 3, None)] == pairs(read(compact(line), kind=NDJSON_TYPE))
+
+
+def test_every_metadata_event_of_converse_is_a_call() -> None:
+    event = event_frame("metadata", {"usage": {"inputTokens": 3, "outputTokens": 4, "totalTokens": 7}})
+    calls = read(event, event, kind=EVENTSTREAM_TYPE)
+    assert [("reported", 3, 4)] * 2 == pairs(calls)
+
+
+def test_calls_beyond_the_bound_are_not_counted_and_that_is_said() -> None:
+    calls = read(*(completion(f"c{at}", 1, 1) for at in range(CALLS_MAX + 5)))
+    assert CALLS_MAX == len(calls)
+    assert ("too_many_calls",) == calls[0].notes
+
+
+def call(source: Source = "reported", identity: str | None = "r1", output: int | None = 5) -> CallUsage:
+    return CallUsage(input_tokens=1, output_tokens=output, response_id=identity, source=source)
+
+
+def test_a_call_seen_from_two_sides_counts_once() -> None:
+    assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
+
+
+@pytest.mark.parametrize("identity", [None, ""])
+def test_calls_without_an_id_all_count(identity: str | None) -> None:
+    assert 2 == len(each_once([call(identity=identity), call(identity=identity)]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ("missing", "reported", "reported"),
+        ("partial", "reported", "reported"),
+        ("missing", "estimated", "estimated"),
+        ("estimated", "partial", "partial"),
+        ("reported", "missing", "reported"),
+        ("reported", "partial", "reported"),
+    ],
+)
+def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kept: Source) -> None:
+    calls = each_once([call(first), call(second)])
+    assert [kept] == [found.source for found in calls]
+
+
+def test_among_equals_the_larger_report_stays() -> None:
+    assert [6] == [found.output_tokens for found in each_once([call(output=5), call(output=6)])]
+
+
+def test_what_is_unknown_is_not_zero() -> None:
+    known = call(output=None)
+    assert {"input_tokens": 1} == known.quantities()
+    assert known.total_tokens is None
+    zero = call(output=0)
+    assert {"input_tokens": 1, "output_tokens": 0, "total_tokens": 1} == zero.quantities()
+
+
+def test_estimates_fill_only_what_is_unknown() -> None:
+    calls = filled([call("missing", output=None)], input_tokens=lambda: 70, output_tokens=30)
+    assert [("estimated", 1, 30)] == [figures(guessed)[:3] for guessed in calls]
+
+
+def test_the_edge_does_not_load_the_readers() -> None:
+    program = "import sys, meterkit.asgi; print('meterkit.tokens.response' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "False" == ran.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "obj", [None, 7, b"", b"{", b"[]", {"custom_id": "a"}, {"key": "a", "value": 1}, {"response": {}}]
+)
+def test_other_objects_are_no_lines(obj: object) -> None:
+    assert batch_line(obj) is None

@@ -1,16 +1,53 @@
+"""Recorded answers and the payloads of the corpus, read however they are cut: pure tables."""
+
+# Internals: pure tables of bytes; asgi/test_llm_usage.py and asgi/test_corpus_charges.py serve them.
+
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.sampled import pairs
+from meterkit.asgi.socket_usage import SocketUsage
+from meterkit.catalog.model_prices import ProviderPrices
+from meterkit.tokens.call_usage import RANKS, CallUsage, filled
+from meterkit.tokens.charging import Charges
+from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
+from meterkit.tokens.json_values import table
+from meterkit.tokens.objects import calls_of
 from meterkit.tokens.response import ResponseReader
-from tokens.recordings import MISSING, RECORDINGS, SSE_TYPE, Recording, figures
+from meterkit.tokens.tap import StreamTap
+from tokens.corpus_rows import AT, ROWS, WIRED, Row
+from tokens.recordings import (
+    DONE,
+    EVENTSTREAM_TYPE,
+    MISSING,
+    NDJSON_TYPE,
+    RECORDINGS,
+    SSE_TYPE,
+    Recording,
+    chat,
+    chat_usage,
+    compact,
+    event_frame,
+    figures,
+    gemini_chunk,
+    invoked,
+    sse,
+)
 
 if TYPE_CHECKING:
-    from meterkit.tokens.call_usage import CallUsage
+    from collections.abc import Sequence
+
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
 STREAMS = [recording for recording in RECORDINGS if recording.aborted]
@@ -40,8 +77,7 @@ def read(
     return reader.close(complete=complete)
 
 
-@pytest.mark.parametrize("how", WORDS)
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(("name", "how"), pairs([*BY_NAME], [*WORDS]))
 def test_a_whole_response_amounts_to_its_figures(name: str, how: str) -> None:
     recording = BY_NAME[name]
     calls = read(recording, recording.body, usage=word(recording, how))
@@ -51,8 +87,7 @@ def test_a_whole_response_amounts_to_its_figures(name: str, how: str) -> None:
     assert recording.response_ids == tuple(call.response_id for call in calls)
 
 
-@pytest.mark.parametrize("how", WORDS)
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(("name", "how"), pairs([*BY_NAME], [*WORDS]))
 def test_cut_at_every_byte_it_amounts_to_the_same(name: str, how: str) -> None:
     recording = BY_NAME[name]
     body, usage = recording.body, word(recording, how)
@@ -69,8 +104,7 @@ def test_byte_by_byte_it_amounts_to_the_same(name: str) -> None:
     assert read(recording, body, usage="auto") == read(recording, *pieces, usage="auto")
 
 
-@pytest.mark.parametrize("how", WORDS)
-@pytest.mark.parametrize("name", [recording.name for recording in STREAMS])
+@pytest.mark.parametrize(("name", "how"), pairs([recording.name for recording in STREAMS], [*WORDS]))
 def test_broken_off_after_every_event_it_amounts_to_what_was_said_by_then(name: str, how: str) -> None:
     recording = BY_NAME[name]
     usage = word(recording, how)
@@ -91,8 +125,13 @@ def test_broken_off_within_an_event_it_is_the_event_before_that_counts(name: str
         assert expected == [figures(call) for call in calls], count
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "raw deflate"])
-@pytest.mark.parametrize("name", ["openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat"])
+@pytest.mark.parametrize(
+    ("name", "coding"),
+    pairs(
+        ["openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat"],
+        ["gzip", "deflate", "raw deflate"],
+    ),
+)
 def test_compressed_and_cut_at_every_byte_it_amounts_to_the_same(name: str, coding: str) -> None:
     recording = BY_NAME[name]
     if coding == "gzip":
@@ -106,8 +145,9 @@ def test_compressed_and_cut_at_every_byte_it_amounts_to_the_same(name: str, codi
         assert recording.expected == [figures(call) for call in calls], cut
 
 
-@pytest.mark.parametrize("name", [r.name for r in RECORDINGS if r.content_type == SSE_TYPE])
-@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    ("end", "name"), pairs([b"\r\n", b"\r"], [r.name for r in RECORDINGS if r.content_type == SSE_TYPE])
+)
 def test_line_ends_of_every_kind_amount_to_the_same(name: str, end: bytes) -> None:
     recording = BY_NAME[name]
     body = b"\xef\xbb\xbf" + recording.body.replace(b"\r\n", b"\n").replace(b"\n", end)
@@ -134,3 +174,375 @@ def test_a_residual_is_remarked_on() -> None:
         "openai-total-below": (),
         "openai-chat": (),
     } == noted
+
+
+# F-210 to F-218: each payload of the corpus is read in units and priced, however it comes.
+
+
+PADDING: Final[dict[str, Any]] = {"padding": ["A" * (70 << 10)]}
+CHARGES: Final = Charges(ProviderPrices())
+
+
+def named(kind: str) -> list[str]:
+    return [name for name, row in ROWS.items() if row.kind == kind]
+
+
+def corpus_read(
+    row: Row, *chunks: bytes, word: str | None = None, complete: bool = True
+) -> Sequence[CallUsage]:
+    reader = ResponseReader.open(word or row.usage, status=200, headers=row.response_headers)
+    assert reader is not None
+    for chunk in chunks:
+        reader.feed(chunk)
+    return reader.close(complete=complete)
+
+
+def units(calls: Sequence[CallUsage]) -> list[dict[str, int]]:
+    """Units above 0 of each call; one without any has used nothing."""
+    return [{unit: count for unit, count in call.units.items() if count} for call in calls]
+
+
+def price(row: Row, calls: Sequence[CallUsage]) -> Fraction:
+    """What calls cost on the row's line, in micro-dollars."""
+    lined = [
+        replace(call, provider=row.provider or call.provider, model=call.model or row.asked) for call in calls
+    ]
+    return sum((CHARGES.of(call, AT) for call in lined), Fraction(0))
+
+
+def check(row: Row, calls: Sequence[CallUsage]) -> None:
+    assert units(calls) == row.units
+    assert {call.source for call in calls} <= {"reported"}
+    assert price(row, calls) == row.price
+
+
+def test_each_family_has_rows_and_each_row_a_source() -> None:
+    families = Counter(name.partition(":")[0] for name in ROWS)
+    assert min(families.values()) >= 8
+    assert len(ROWS) >= 250
+    for name, row in ROWS.items():
+        owner, _, issue = row.source.partition("#")
+        assert row.source.startswith("https://") or ("/" in owner and issue.isdigit()), name
+
+
+@pytest.mark.parametrize("how", WORDS)
+@pytest.mark.parametrize("name", WIRED)
+def test_a_body_amounts_to_its_units_and_costs_their_price(name: str, how: str) -> None:
+    row = WIRED[name]
+    check(row, corpus_read(row, row.body, word="auto" if how == "auto" else None))
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_cut_at_random_it_amounts_to_the_same(name: str) -> None:
+    row = WIRED[name]
+    chance, body = Random(name), row.body  # noqa: S311 - a failure must be repeatable
+    for word in (row.usage, "auto"):
+        for count in (1, 2, 5):
+            places = [0, *sorted(chance.randint(0, len(body)) for _ in range(count)), len(body)]
+            check(row, corpus_read(row, *(body[begin:end] for begin, end in pairwise(places)), word=word))
+
+
+def padded(row: Row, *, before: bool) -> Row:
+    """The row with so much else in each event that only parts of it are kept."""
+
+    def pad(event: Any) -> Any:
+        said = table(event)
+        if said is None:
+            return event
+        return {**PADDING, **said} if before else {**said, **PADDING}
+
+    if row.kind == "json":
+        return replace(row, said=pad(row.said))
+    return replace(row, said=[pad(event) for event in row.said])
+
+
+# A token count alone bills nothing: with anything beside it, it is another answer.
+@pytest.mark.parametrize(
+    "name",
+    [name for name in (*named("json"), *named("sse"), *named("ndjson")) if WIRED[name].calls],
+)
+def test_too_large_to_be_kept_it_amounts_to_the_same(name: str) -> None:
+    row = WIRED[name]
+    for large in (padded(row, before=True), padded(row, before=False)):
+        for word in (row.usage, "auto"):
+            check(row, corpus_read(large, large.body, word=word))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, row in WIRED.items() if len(row.events) > 1 and not row.falls]
+)
+def test_broken_off_it_never_amounts_to_more_than_the_whole(name: str) -> None:
+    row = WIRED[name]
+    whole = Counter[str]()
+    for expected in row.calls:
+        whole.update(expected.units)
+    for count, event in enumerate(row.events):
+        for torn in (b"", event[: len(event) // 2]):
+            calls = corpus_read(row, *row.events[:count], torn, complete=False)
+            assert all(call.source in RANKS for call in calls)
+            found = Counter[str]()
+            for call in calls:
+                found.update(call.units)
+            assert found <= whole, (count, torn)
+            assert price(row, calls) <= row.price, (count, torn)
+
+
+@pytest.mark.parametrize("name", [name for name in named("json") if not ROWS[name].headers])
+def test_a_document_that_the_app_hands_over_amounts_to_the_same(name: str) -> None:
+    row = WIRED[name]
+    assert units(calls_of(row.said)) == row.units
+
+
+@pytest.mark.parametrize("name", named("object"))
+def test_an_object_amounts_to_its_units_and_costs_their_price(name: str) -> None:
+    row = ROWS[name]
+    check(row, calls_of(row.said))
+
+
+@pytest.mark.parametrize("name", named("stream"))
+def test_a_stream_of_objects_amounts_to_its_units_and_costs_their_price(name: str) -> None:
+    row = ROWS[name]
+    reports = list[tuple["CallUsage", ...]]()
+    assert list(StreamTap(iter(row.said), report=reports.append)) == row.said
+    (calls,) = reports
+    check(row, calls)
+
+
+@pytest.mark.parametrize("how", WORDS)
+@pytest.mark.parametrize("name", named("websocket"))
+def test_messages_of_a_websocket_amount_to_their_units_and_cost_their_price(name: str, how: str) -> None:
+    row, calls = ROWS[name], list["CallUsage"]()
+
+    def count(found: Sequence[CallUsage]) -> None:
+        asked = socket.session.current
+        calls.extend(replace(call, model=call.model or asked) for call in found)
+
+    socket = SocketUsage(
+        "auto" if how == "auto" else row.usage, count=count, complain=pytest.fail, report_unread=print
+    )
+    for event in row.said:
+        socket.sent({"type": "websocket.send", "text": json.dumps(event)})
+    socket.close()
+    check(row, calls)
+
+
+TEXT = "Grüße, 世界"
+BYTES = len(TEXT.encode())
+IMAGE = "A" * 9_000
+
+
+@pytest.mark.parametrize(
+    ("body", "texts", "tokens"),
+    [
+        ({"messages": [{"role": "user", "content": TEXT}]}, 1, 0),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": TEXT}]}], "system": TEXT}, 2, 0),
+        ({"prompt": TEXT, "suffix": TEXT}, 2, 0),
+        ({"prompt": [TEXT, TEXT]}, 2, 0),
+        ({"prompt": [1, 2, 3]}, 0, 3),
+        ({"input": [[1, 2], [3]]}, 0, 3),
+        ({"input": TEXT, "instructions": TEXT}, 2, 0),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": TEXT}]}]}, 1, 0),
+        ({"contents": [{"role": "user", "parts": [{"text": TEXT}]}]}, 1, 0),
+        ({"systemInstruction": {"parts": [{"text": TEXT}]}, "contents": TEXT}, 2, 0),
+        ({"messages": [{"content": [{"type": "tool_result", "content": TEXT, "tool_use_id": "t"}]}]}, 1, 0),
+        (
+            {"messages": [{"content": [{"type": "image_url", "image_url": {"url": f"data:{IMAGE}"}}]}]},
+            0,
+            MEDIA_PART_TOKENS,
+        ),
+        (
+            {"messages": [{"content": [{"type": "image", "source": {"type": "base64", "data": IMAGE}}]}]},
+            0,
+            MEDIA_PART_TOKENS,
+        ),
+        (
+            {
+                "contents": [
+                    {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": IMAGE}}, {"text": TEXT}]}
+                ]
+            },
+            1,
+            MEDIA_PART_TOKENS,
+        ),
+        ({"messages": [{"content": TEXT, "images": [IMAGE, IMAGE]}]}, 1, 2 * MEDIA_PART_TOKENS),
+        ({"model": TEXT, "user": TEXT, "metadata": {"a": TEXT}}, 0, 0),
+        ({}, 0, 0),
+    ],
+)
+def test_input_is_estimated_from_texts_and_parts(body: dict[str, Any], texts: int, tokens: int) -> None:
+    expected = -(-texts * BYTES // 3) + tokens
+    assert expected == estimate_input(body)
+    assert expected == estimate_input(json.dumps(body).encode(), "any-model")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"9" * 9_999])
+def test_a_body_that_is_no_request_is_estimated_at_nothing(body: bytes) -> None:
+    assert 0 == estimate_input(body)
+
+
+def test_a_body_beyond_the_bound_is_taken_for_media() -> None:
+    assert 9 * MEDIA_PART_TOKENS == estimate_input(b"x" * (BODY_BYTES_MAX + 1))
+
+
+def test_a_request_of_endless_depth_is_measured_within_bounds() -> None:
+    messages: list[Any] = []
+    for _ in range(50_000):
+        messages = [messages, "abc"]
+    assert 50_000 == estimate_input({"messages": messages})
+    assert 100_000 > estimate_input({"messages": ["abc"] * 200_000}) > 99_000
+
+
+ESTIMATE_STREAMS = {
+    "openai": (SSE_TYPE, [sse(chat({"content": TEXT})), sse(chat({"reasoning_content": TEXT}))]),
+    "openai tools": (
+        SSE_TYPE,
+        [
+            sse(chat({"tool_calls": [{"index": 0, "function": {"arguments": TEXT}}]})),
+            sse(chat({"content": TEXT}, obfuscation=IMAGE)),
+        ],
+    ),
+    "responses": (
+        SSE_TYPE,
+        [sse({"type": "response.output_text.delta", "delta": TEXT, "obfuscation": IMAGE})] * 2,
+    ),
+    "anthropic": (
+        SSE_TYPE,
+        [
+            sse({"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}}),
+            sse({"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}),
+        ],
+    ),
+    "gemini": (SSE_TYPE, [sse({k: v}) for k, v in gemini_chunk(TEXT).items() if k == "candidates"] * 2),
+    "bedrock": (EVENTSTREAM_TYPE, [event_frame("contentBlockDelta", {"delta": {"text": TEXT}})] * 2),
+    "bedrock invoke": (
+        EVENTSTREAM_TYPE,
+        [invoked({"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}})] * 2,
+    ),
+    "cohere": (
+        SSE_TYPE,
+        [sse({"type": "content-delta", "delta": {"message": {"content": {"text": TEXT}}}})] * 2,
+    ),
+    "ollama": (
+        NDJSON_TYPE,
+        [
+            compact({"model": "m", "created_at": "t", "done": False, "message": {"content": TEXT}}) + b"\n",
+            compact({"model": "m", "created_at": "t", "done": False, "response": TEXT}) + b"\n",
+        ],
+    ),
+}
+
+
+def open_reader(kind: str, *, usage: str = "auto") -> ResponseReader:
+    headers = [(b"content-type", kind.encode())]
+    reader = ResponseReader.open(usage, status=200, headers=headers)
+    assert reader is not None
+    return reader
+
+
+@pytest.mark.parametrize("name", ESTIMATE_STREAMS)
+def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
+    kind, events = ESTIMATE_STREAMS[name]
+    reader = open_reader(kind)
+    for event in events * 10:
+        reader.feed(event)
+    assert 20 * BYTES == reader.output_bytes_seen
+    assert 20 * BYTES // 4 == reader.estimated_output_tokens
+    (call,) = reader.close(complete=False)
+    assert ("missing", ("ended_early",)) == (call.source, call.notes)
+
+
+def test_text_that_final_figures_cover_is_not_estimated() -> None:
+    reader = open_reader(SSE_TYPE)
+    reader.feed(sse(chat({"content": TEXT})))
+    reader.feed(sse(chat(None, usage=chat_usage(3, 4))))
+    assert (BYTES, 0) == (reader.output_bytes_seen, reader.estimated_output_tokens)
+    reader.feed(DONE + sse({**chat({"content": TEXT}), "id": "c2"}))
+    assert (2 * BYTES, BYTES // 4) == (reader.output_bytes_seen, reader.estimated_output_tokens)
+
+
+def test_text_that_a_snapshot_covers_is_not_estimated() -> None:
+    reader = open_reader(SSE_TYPE)
+    reader.feed(sse(chat({"content": TEXT}, usage=chat_usage(3, 4))))
+    assert 0 == reader.estimated_output_tokens
+    reader.feed(sse(chat({"content": TEXT})))
+    assert BYTES // 4 == reader.estimated_output_tokens
+
+
+def test_the_text_of_a_torn_document_is_estimated() -> None:
+    reader = open_reader("application/json")
+    reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh i')
+    (call,) = reader.close(complete=False)
+    assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
+
+
+def test_a_document_that_lacks_nothing_but_the_end_of_its_response_is_not_estimated() -> None:
+    reader = open_reader("application/json")
+    reader.feed(compact({**chat({"content": TEXT}), "usage": chat_usage(3, 4)}))
+    assert [("partial", 3, 4)] == [figures(call)[:3] for call in reader.close(complete=False)]
+    assert 0 == reader.estimated_output_tokens
+
+
+def test_a_torn_document_that_may_be_anything_is_nothing() -> None:
+    reader = open_reader("application/json")
+    reader.feed(b'{"items": [{"text": "abc')
+    assert () == reader.close(complete=False)
+
+
+TOLD = CallUsage(source="reported", input_tokens=5, output_tokens=6, model="m", response_id="1")
+SNAPSHOT = CallUsage(source="partial", input_tokens=5, output_tokens=6, response_id="1")
+NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
+
+
+@pytest.mark.parametrize(
+    ("calls", "output_tokens", "expected"),
+    [
+        ((), 7, []),
+        ((NOTHING,), 7, [("estimated", 3, 7)]),
+        ((NOTHING,), 0, [("estimated", 3, 1)]),
+        ((SNAPSHOT,), 0, [("partial", 5, 6)]),
+        ((SNAPSHOT,), 7, [("estimated", 5, 13)]),
+        ((TOLD,), 0, [("reported", 5, 6)]),
+        ((TOLD,), 7, [("reported", 5, 6), ("estimated", 0, 7)]),
+        ((TOLD, NOTHING), 7, [("reported", 5, 6), ("estimated", 3, 7)]),
+    ],
+)
+def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
+    calls: tuple[CallUsage, ...], output_tokens: int, expected: list[tuple[str, int, int]]
+) -> None:
+    cut = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
+    assert expected == [figures(call)[:3] for call in cut]
+
+
+def never() -> int:
+    raise AssertionError("the request was looked at without need")
+
+
+@pytest.mark.parametrize("calls", [(), (NOTHING,), (SNAPSHOT,), (TOLD,), (TOLD, NOTHING)])
+def test_what_ended_without_text_and_without_figures_stays_unknown(calls: tuple[CallUsage, ...]) -> None:
+    assert calls == filled(calls, input_tokens=never, output_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("head", "size", "expected"),
+    [
+        (b"", 0, 0),
+        (compact({"messages": [{"content": "a" * 30}]}), None, 10),
+        (compact({"question": "a" * 30}), None, 10),
+        (b"plain text", None, 4),
+        (b"\xff\xfe\x00", None, 1600),
+        (b'{"messages": [{"content": "' + b"word " * 100, 10_000, 176 + 3158),
+        (b'{"messages": [{"image": "' + b"A" * 4_000, 3 << 20, 342 + 4 * 1600),
+        ("ü".encode()[:1], 300, 1 + 100),
+    ],
+    ids=["empty", "known", "own shape", "plain", "binary", "long", "long image", "cut character"],
+)
+def test_a_request_is_estimated_by_what_is_known_of_it(head: bytes, size: int | None, expected: int) -> None:
+    assert expected == estimate_request(head, size=len(head) if size is None else size)
+
+
+def test_the_text_of_a_foreign_stream_is_not_estimated() -> None:
+    reader = open_reader(SSE_TYPE)
+    for _ in range(20):
+        reader.feed(sse({"message": {"content": TEXT}}))
+    assert 0 == reader.estimated_output_tokens
+    assert () == reader.close(complete=False)

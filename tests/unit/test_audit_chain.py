@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.sampled import few_examples
 from meterkit.insights.audit.chain import ChainCheck, Fault, Head, Root, chained, link_hash
 from meterkit.insights.audit.entries import Row
 
@@ -72,12 +73,14 @@ def test_a_column_without_a_value_changes_no_hash() -> None:
     assert link_hash("1:0", {"a": 1, "later": 0}) != link_hash("1:0", {"a": 1})
 
 
+@few_examples(12)
 @given(rows=ROWS, unchained=st.integers(0, 3))
 def test_a_chain_that_nobody_changed_is_right(rows: list[Row], unchained: int) -> None:
     kept = Kept.of(rows, unchained)
     assert kept.fault(kept.root()) is None
 
 
+@few_examples(12)
 @given(rows=ROWS, data=st.data())
 def test_any_changed_value_is_found_at_its_place(rows: list[Row], data: st.DataObject) -> None:
     kept = Kept.of(rows)
@@ -92,6 +95,7 @@ def test_any_changed_value_is_found_at_its_place(rows: list[Row], data: st.DataO
     assert (fault.place, fault.problem) == (nth + 1, "changed")
 
 
+@few_examples(12)
 @given(rows=ROWS, data=st.data())
 def test_a_deleted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
     kept = Kept.of(rows)
@@ -102,6 +106,7 @@ def test_a_deleted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
     assert (fault.place, fault.problem) == (nth + 1, "missing")
 
 
+@few_examples(12)
 @given(rows=ROWS, data=st.data())
 def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
     """As a second row of a place, with all behind it moved, at the end, or without a place."""
@@ -123,6 +128,7 @@ def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
     assert fault.place in {0, nth + 1, nth + 2}
 
 
+@few_examples(12)
 @given(rows=ROWS, data=st.data())
 def test_two_swapped_rows_are_found(rows: list[Row], data: st.DataObject) -> None:
     kept = Kept.of(rows)
@@ -134,6 +140,7 @@ def test_two_swapped_rows_are_found(rows: list[Row], data: st.DataObject) -> Non
     assert (fault.place, fault.problem) == (one + 1, "changed")
 
 
+@few_examples(12)
 @given(rows=ROWS, data=st.data())
 def test_a_cut_tail_is_found_by_the_head_or_by_an_invoice(rows: list[Row], data: st.DataObject) -> None:
     kept = Kept.of(rows)
@@ -149,6 +156,7 @@ def test_a_cut_tail_is_found_by_the_head_or_by_an_invoice(rows: list[Row], data:
     assert (fault.place, fault.problem) == (left + 1, "missing")
 
 
+@few_examples(12)
 @given(rows=ROWS)
 def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[Row]) -> None:
     root = Kept.of(rows).root()

@@ -1,31 +1,64 @@
-"""When the closer looks at a close again, and when it reports one: by the second."""
+"""The close of a period, and its invoices: pure tables."""
+
+# Internals: pure tables of periods, drafts and invoice lines.
+
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.delivery import NOW, PLANS
-from drivers.kept_intents import PERIOD_MS, kit_alone
+from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.closing import Closer
+from meterkit.delivery.closing import Closer, ClosingLook, _held_in_words
+from meterkit.delivery.draft_hold import HELD, DraftHold
+from meterkit.delivery.first_look import WAITED_MS, FirstLook
+from meterkit.delivery.invoice_advice import advice_on_invoices
+from meterkit.delivery.invoices import (
+    MADE_WITHIN_MS,
+    Invoiced,
+    Invoices,
+    Invoicing,
+    invoicing_of,
+    is_renewal_of,
+)
+from meterkit.delivery.late_usage import late_in_words
+from meterkit.delivery.reconciling import Reconciled, Reconciler
+from meterkit.delivery.report import LateUsage
+from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.closes import Close, Closes
+from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.outbox.outbox import Outbox
+from meterkit.stripe.request import ENDED_HERE
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
 
 pytestmark = pytest.mark.anyio
+
+# When the closer looks at a close again, and when it reports one: by the second.
+
 
 JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
 JULY_MS: Final = int(JULY.timestamp() * 1000)
@@ -109,3 +142,640 @@ async def test_what_stripe_did_not_count_under_a_former_name_keeps_a_close_open(
         clock.set(JULY + 11 * MINUTE)
         stripe = ObjectsAtStripe({"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]})
         assert (await Closer(kit.store, lambda: stripe).look())[:2] == (0, 1)
+
+
+# What one look at a close says: whether it may wait, and until when its invoice takes up usage.
+
+
+DAY_MS: Final = 86_400_000
+MAY: Final = datetime(2031, 5, 1, tzinfo=UTC)
+JUNE: Final = datetime(2031, 6, 1, tzinfo=UTC)
+
+
+def reconciled(advice: str, invoice: str) -> Reconciled:
+    return Reconciled(
+        customer="acme",
+        stripe_customer="cus_acme",
+        meter="requests",
+        event_name="api_requests",
+        period_start=MAY,
+        period_end=JUNE,
+        is_closed=True,
+        recorded=5,
+        waiting=0,
+        parked=0,
+        taking_back=0,
+        delivered=5,
+        confirmed=5,
+        difference=0,
+        invoiced=5,
+        invoice=invoice,
+        mispriced=0,
+        late=0,
+        dead=0,
+        advice=advice,
+    )
+
+
+class Found(Reconciler):
+    """Books that say what a test says."""
+
+    def __init__(self, store: Store, stripe: ObjectsAtStripe, found: Sequence[Reconciled]) -> None:
+        super().__init__(store, lambda: stripe)
+        self._found = list(found)
+
+    async def of_customer(
+        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices, *, is_closing: bool = False
+    ) -> list[Reconciled]:
+        assert (usage["customer"], bool(summaries), bool(invoices), is_closing) == ("acme", True, True, True)
+        return self._found
+
+
+@pytest.mark.parametrize(
+    ("found", "may_wait"),
+    [
+        ([("", "final"), ("see", "draft")], True),
+        ([("see", "none"), ("", "draft")], True),
+        ([("see", "final"), ("see", "draft")], False),
+        ([("see", "unknown"), ("", "final")], False),
+        ([], False),
+    ],
+)
+async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_change(
+    found: list[tuple[str, str]], *, may_wait: bool
+) -> None:
+    async with kit_alone() as kit:
+        stripe = ObjectsAtStripe({})
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled(*one) for one in found]))
+        why, may = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert (why.count("see"), may) == (sum(bool(advice) for advice, _ in found), may_wait)
+
+
+@pytest.mark.parametrize("waiting", [(0, 3), (3, 0), (3, 3)])
+async def test_a_close_may_not_wait_where_usage_is_not_counted(waiting: tuple[int, int]) -> None:
+    async with kit_alone() as kit:
+        stripe = ObjectsAtStripe({})
+        found = [replace(reconciled("see", "draft"), waiting=units) for units in waiting]
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, found))
+        _, may_wait = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert not may_wait
+
+
+@pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
+def test_until_when_an_invoice_stays_a_draft_is_said_while_it_does(held_ms: int, *, is_said: bool) -> None:
+    end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
+    assert bool(_held_in_words(end, PERIOD_MS)) == is_said
+
+
+async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
+    async with kit_alone() as kit:
+        admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
+        sold = subscription(created_ms=PERIOD_MS - 31 * DAY_MS)
+        state = CustomerState(stripe_customer="cus_acme", subscription=sold)
+        await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
+        usage = await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS)
+        until_s = PERIOD_MS // 1000 + 3_600
+        stripe = ObjectsAtStripe({
+            "/v1/invoices": [
+                {
+                    "id": "in_1",
+                    "status": "draft",
+                    "billing_reason": "subscription_cycle",
+                    "period_end": PERIOD_MS // 1000,
+                    "subscription": "sub_1",
+                    "auto_advance": True,
+                    "automatically_finalizes_at": until_s,
+                }
+            ]
+        })  # fmt: skip
+        books = Found(kit.store, stripe, [reconciled("", "draft")])
+        assert await ClosingLook(kit.store, stripe, books).why_open(usage) == ("", True)
+        (kept,) = [
+            int(value)
+            for name, value in (await admin.ask(admin.client.hgetall(keys.totals))).items()
+            if name.endswith(b"|h")
+        ]
+        assert kept == until_s * 1000
+
+
+async def test_a_close_waits_for_an_invoice_that_nothing_finalizes_but_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def settled(*_: object, is_counted: bool) -> tuple[InvoiceEnd, None]:
+        assert is_counted
+        return InvoiceEnd(held_ms=PERIOD_MS, is_ours=True), None
+
+    monkeypatch.setattr(ClosingLook, "_settled", settled)
+    async with kit_alone() as kit:
+        stripe = ObjectsAtStripe({})
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled("", "draft")]))
+        found = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert found == ("its invoice is to be finalized", True)
+
+
+# When the draft of a renewal is held, given back or finalized: by the second.
+
+
+END_S: Final = 1_900_000_020  # A whole minute.
+HOUR_S: Final = 3_600
+HOLD_S: Final = 24 * HOUR_S
+ALONE: Final[dict[str, Any]] = {"auto_advance": False, "automatically_finalizes_at": None}
+
+
+def draft(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": "in_1",
+        "status": "draft",
+        "billing_reason": "subscription_cycle",
+        "period_end": END_S,
+        "subscription": "sub_1",
+        "auto_advance": True,
+        "automatically_finalizes_at": END_S + HOUR_S,
+        "created": END_S,
+        **fields,
+    }
+
+
+async def settled(
+    *invoices: dict[str, Any],
+    now_s: int,
+    is_counted: bool = False,
+    is_last: bool = False,
+    hold_s: int = HOLD_S,
+) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
+    stripe = ObjectsAtStripe({
+        "/v1/invoices/in_1/finalize": {
+            "status": "open", "status_transitions": {"finalized_at": now_s}
+        },
+        "/v1/subscriptions/sub_1": {"cancellation_details": {"comment": ENDED_HERE}},
+    })  # fmt: skip
+    hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
+    return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
+
+
+@pytest.mark.parametrize(
+    ("hold_s", "is_asked"), [(HOUR_S - 1, False), (HOUR_S, False), (HOUR_S + 1, True), (HOLD_S, True)]
+)
+async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier(hold_s: int, *, is_asked: bool) -> None:
+    end, stripe = await settled(draft(), now_s=END_S + 60, hold_s=hold_s)
+    until_s = END_S + (hold_s if is_asked else HOUR_S)
+    assert end is not None
+    assert (end.held_ms, len(stripe.written)) == (until_s * 1000, int(is_asked))
+    if is_asked:
+        (asked,) = stripe.written
+        assert asked.params == {
+            "automatically_finalizes_at": until_s, "metadata": {HELD: str(END_S + HOUR_S)}
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("left_s", "is_asked"), [(60, False), (61, True)])
+async def test_stripe_is_asked_for_no_instant_within_a_minute(left_s: int, *, is_asked: bool) -> None:
+    soon = draft(automatically_finalizes_at=END_S + HOLD_S - left_s - 1)
+    end, stripe = await settled(soon, now_s=END_S + HOLD_S - left_s)
+    assert end is not None
+    assert (end.held_ms == (END_S + HOLD_S) * 1000, len(stripe.written)) == (is_asked, int(is_asked))
+
+
+async def test_a_hold_that_is_repeated_within_a_minute_is_the_same_request() -> None:
+    keys = [(await settled(draft(), now_s=END_S + passed_s))[1].written[0].key for passed_s in (0, 59, 60)]
+    assert (keys[0] == keys[1], keys[1] == keys[2]) == (True, False)
+
+
+@pytest.mark.parametrize(("left_s", "path"), [(61, "in_1"), (60, "in_1/finalize"), (-1, "in_1/finalize")])
+async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: int, path: str) -> None:
+    held = draft(automatically_finalizes_at=END_S + HOLD_S, metadata={HELD: str(END_S + HOUR_S)})
+    now_s = END_S + HOUR_S - left_s
+    end, stripe = await settled(held, now_s=now_s, is_counted=True)
+    (asked,) = stripe.written
+    assert asked.path == f"/v1/invoices/{path}"
+    expected = InvoiceEnd(held_ms=(END_S + HOUR_S) * 1000)
+    assert end == (InvoiceEnd(final_ms=now_s * 1000) if path.endswith("finalize") else expected)
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "is_counted", "hold_s", "held_s"),
+    [
+        (HOUR_S - 1, True, HOLD_S, HOLD_S),
+        (HOUR_S, True, HOLD_S, None),
+        (HOUR_S, False, HOLD_S, HOLD_S),
+        (HOLD_S, False, HOLD_S, None),
+        # An hour at least, as Stripe's own.
+        (600, False, 600, HOUR_S),
+        (HOUR_S, False, 600, None),
+    ],
+)
+async def test_the_last_invoice_of_a_subscription_that_ended_here_is_finalized(
+    passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
+) -> None:
+    now_s = END_S + passed_s
+    end, stripe = await settled(
+        draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True, hold_s=hold_s
+    )
+    if held_s is None:
+        assert end == InvoiceEnd(final_ms=now_s * 1000)
+        assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
+    else:
+        assert end == InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True)
+        assert stripe.written == []
+
+
+@pytest.mark.parametrize(("passed_s", "is_final"), [(2 * HOUR_S - 1, False), (2 * HOUR_S, True)])
+async def test_two_hours_after_an_end_no_last_invoice_is_waited_for(passed_s: int, *, is_final: bool) -> None:
+    end, _ = await settled(now_s=END_S + passed_s, is_last=True)
+    assert end == (InvoiceEnd(final_ms=END_S * 1000) if is_final else None)
+
+
+# Which subscriptions the flusher fetches before it sends usage that has waited.
+
+
+SOLD: Final = subscription(metered="requests=price_1")
+STATES: Final = {
+    "sold": CustomerState(subscription=SOLD).dump(),
+    "flat": CustomerState(subscription=replace(SOLD, metered="")).dump(),
+    "ended": CustomerState(subscription=replace(SOLD, status="canceled", ended_at_ms=PERIOD_MS)).dump(),
+    "damaged": "{",
+    "odd": '"no object"',
+}
+
+
+@asynccontextmanager
+async def a_store(clock: Clock) -> AsyncGenerator[Store]:
+    async with kit_alone(clock=clock) as kit:
+        admin = await kit.store.admin()
+        for name, data in STATES.items():
+            state = kit.store.keys.customer(name).state
+            await admin.ask(admin.client.hset(state, mapping={"data": data}))
+        yield kit.store
+
+
+async def test_customers_with_metered_prices_are_looked_at_each_two_minutes() -> None:
+    clock, looked = Clock(NOW), list[str]()
+
+    async def look(customer: str) -> None:
+        looked.append(customer)
+
+    async with a_store(clock) as store:
+        first, names = FirstLook(store, look), [*STATES, "nobody"]
+        assert first.unseen_of(names) == names
+        assert (await first.look(names), looked) == (set(), ["sold"])
+        assert first.unseen_of([*names, "another"]) == ["another"]
+        clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
+        assert first.unseen_of(names) == []
+        clock.set(NOW + timedelta(milliseconds=WAITED_MS))
+        assert first.unseen_of(names) == names
+
+
+async def test_whom_stripe_does_not_answer_for_stays_unseen() -> None:
+    async def look(_: str) -> None:
+        raise StripeUnavailableError("no answer")
+
+    async with a_store(Clock(NOW)) as store:
+        first = FirstLook(store, look)
+        assert await first.look(["sold", "flat"]) == {"sold"}
+        assert first.unseen_of(["sold", "flat"]) == ["sold"]
+
+
+async def test_without_a_way_to_look_nobody_is_unseen() -> None:
+    async with a_store(Clock(NOW)) as store:
+        assert FirstLook(store, None).unseen_of(["sold"]) == []
+
+
+# Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
+
+
+HOUR_MS: Final = 3_600_000
+RECONCILED_DAY_MS: Final = 24 * HOUR_MS
+JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
+RECONCILED_JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
+
+subscribed: Final = partial(subscription, id="sub_new")
+
+
+async def test_what_waits_for_a_link_is_on_its_way() -> None:
+    async with kit_alone() as kit:
+        await kit.record("acme", "requests", 2)
+        (found,) = await Reconciler(kit.store, lambda: ObjectsAtStripe({})).reconcile("acme")
+        assert (found.recorded, found.waiting, found.confirmed, found.advice) == (2, 2, None, "")
+
+
+async def test_what_is_parked_is_compared_where_a_repair_is_asked_for() -> None:
+    async with kit_alone() as kit:
+        await keep(kit, "one", 5, first=NOW_MS - 30 * HOUR_MS)
+        reconciler = Reconciler(kit.store, lambda: ObjectsAtStripe({}))
+        for repair in (False, True):
+            await reconciler.reconcile("acme", repair=repair)
+            (intent,) = await kit.outbox.list()
+            # Stripe has no such meter: that is told once it is compared.
+            assert (intent.state, "no meter with its event name" in intent.why) == ("parked", repair)
+
+
+async def invoicing(
+    kit: MeterKit, stripe: ObjectsAtStripe, known: SubscriptionState | None, at_ms: int
+) -> Invoicing | None:
+    (usage,) = await kit.store.usage_of_many(["acme"], at_ms=at_ms)
+    state = CustomerState(stripe_customer="cus_acme", subscription=known)
+    return await invoicing_of(kit.store, stripe, usage, state)
+
+
+async def formerly(kit: MeterKit, *subscriptions: str) -> None:
+    """Have acme have had subscriptions before."""
+    admin, key = await kit.store.admin(), kit.store.keys.customer("acme").history
+    for name in subscriptions:
+        entry = json.dumps(["subscription", f"{NOW_MS - HOUR_MS}", name, "another one", "api"])
+        await admin.ask(admin.client.rpush(key, entry))
+
+
+NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
+"""It began within the period of which usage is compared."""
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ({}, (RECONCILED_JULY_MS, False)),
+        ({"start_date": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({"start_date": JUNE_MS // 1000 + 1}, None),
+        ({"ended_at": NOW_MS // 1000}, (NOW_MS // 1000 * 1000, True)),
+        ({"ended_at": RECONCILED_JULY_MS // 1000}, (RECONCILED_JULY_MS, True)),
+        ({"ended_at": RECONCILED_JULY_MS // 1000 + 1}, (RECONCILED_JULY_MS, False)),
+        ({"ended_at": JUNE_MS // 1000}, None),
+        ({"trial_end": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({"trial_end": JUNE_MS // 1000 + 1}, None),
+    ],
+)
+async def test_the_invoice_of_an_earlier_subscription_has_what_was_used_under_it(
+    shown: dict[str, int], expected: tuple[int, bool] | None
+) -> None:
+    async with kit_alone() as kit:
+        await formerly(kit, "sub_old")
+        stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
+        found = await invoicing(kit, stripe, NEW, NOW_MS)
+        assert found == (expected and Invoicing("sub_old", "pro", *expected))
+
+
+async def test_of_subscriptions_the_latest_that_had_begun_and_that_stripe_shows_has_it() -> None:
+    async with kit_alone() as kit:
+        await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
+        stripe = ObjectsAtStripe({
+            "/v1/subscriptions/sub_1": {"id": "sub_1"},
+            "/v1/subscriptions/sub_2": {"id": "sub_2"},
+            "/v1/subscriptions/sub_3": {"id": "sub_3", "start_date": NOW_MS // 1000 - 7_200},
+        })  # fmt: skip
+        found = await invoicing(kit, stripe, NEW, NOW_MS)
+        assert (found and found.subscription, len(stripe.asked)) == ("sub_2", 3)
+        stripe.shown["/v1/subscriptions/sub_gone"] = 500
+        with pytest.raises(StripeError):
+            await invoicing(kit, stripe, NEW, NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (None, None),
+        (subscribed(), None),  # Its invoice is not made yet.
+        (
+            subscribed(start_ms=JUNE_MS - 30 * RECONCILED_DAY_MS, end_ms=JUNE_MS + RECONCILED_DAY_MS),
+            (JUNE_MS + RECONCILED_DAY_MS, False),
+        ),
+        (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
+        (
+            subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS, status="canceled", ended_at_ms=NOW_MS),
+            (NOW_MS, True),
+        ),
+    ],
+)
+async def test_the_invoice_of_the_subscription_of_now(
+    known: SubscriptionState | None, expected: tuple[int, bool] | None
+) -> None:
+    async with kit_alone() as kit:
+        found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - RECONCILED_DAY_MS)
+        assert found == (expected and Invoicing("sub_new", "pro", *expected))
+
+
+async def test_the_invoice_of_an_earlier_period_of_the_subscription_of_now() -> None:
+    async with kit_alone() as kit:
+        known = subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS)
+        found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - RECONCILED_DAY_MS)
+        assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
+
+
+# Which lines of a customer's invoices are of a meter and a period, and what a unit costs there.
+
+
+DAY_S: Final = 86_400
+START_S: Final = 1_900_000_000
+INVOICE_LINES_END_S: Final = START_S + 30 * DAY_S
+LINES: Final = "/v1/invoices/in_1/lines"
+
+
+def line(first_s: int = START_S, last_s: int = INVOICE_LINES_END_S, **fields: Any) -> dict[str, Any]:
+    pricing = {"price_details": {"price": "price_1"}, "unit_amount_decimal": "5"}
+    return {
+        "period": {"start": first_s, "end": last_s}, "quantity": 7, "currency": "usd", "pricing": pricing
+    } | fields  # fmt: skip
+
+
+async def invoiced(stripe: ObjectsAtStripe) -> Invoiced:
+    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, INVOICE_LINES_END_S)
+
+
+def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
+    shown = {"id": "in_1", "status": "paid", "lines": {"data": lines}, **invoice}
+    return ObjectsAtStripe({"/v1/invoices": [shown], "/v1/prices/price_1": {"recurring": {"meter": "mtr_1"}}})
+
+
+@pytest.mark.parametrize(
+    ("first_s", "last_s", "state"),
+    [
+        (START_S, INVOICE_LINES_END_S, "final"),
+        # Half of it or more.
+        (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
+        (START_S - 15 * DAY_S - 2, START_S + 15 * DAY_S, "none"),
+        (INVOICE_LINES_END_S - 15 * DAY_S - 2, INVOICE_LINES_END_S + 15 * DAY_S, "final"),
+        (INVOICE_LINES_END_S - 15 * DAY_S, INVOICE_LINES_END_S + 15 * DAY_S, "none"),
+        # Of this period still, or of several.
+        (START_S, INVOICE_LINES_END_S + DAY_S, "final"),
+        (START_S, INVOICE_LINES_END_S + DAY_S + 1, "unknown"),
+        (INVOICE_LINES_END_S - 1, INVOICE_LINES_END_S + 40 * DAY_S, "unknown"),
+        (INVOICE_LINES_END_S, INVOICE_LINES_END_S + 40 * DAY_S, "none"),
+        (START_S - 40 * DAY_S, START_S + 1, "unknown"),
+        (START_S - 40 * DAY_S, START_S, "none"),
+    ],
+)
+async def test_a_line_is_of_the_period_that_its_middle_is_in(first_s: int, last_s: int, state: str) -> None:
+    found = await invoiced(stripe_with(line(first_s, last_s)))
+    assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "prices"),
+    [
+        ({}, {Fraction(5): Decimal(7)}),
+        ({"currency": "eur"}, None),
+        ({"pricing": {"price_details": {"price": "price_1"}, "unit_amount_decimal": None}}, None),
+        ({"pricing": {"price_details": {"price": "price_1"}}, "quantity": 0}, {}),
+    ],
+)
+async def test_what_a_unit_costs_is_known_where_each_line_shows_it(
+    fields: dict[str, Any], prices: dict[Fraction, Decimal] | None
+) -> None:
+    found = await invoiced(stripe_with(line(**fields)))
+    assert (found.prices, found.invoices) == (prices, ["in_1"])
+
+
+@pytest.mark.parametrize(
+    ("invoice", "is_asked"),
+    [
+        ({}, False),
+        ({"status": "draft"}, True),
+        ({"lines": {"data": [line(quantity=1)], "has_more": True}}, True),
+    ],
+)
+async def test_lines_of_a_draft_and_those_that_a_list_leaves_out_are_asked_for(
+    invoice: dict[str, Any], *, is_asked: bool
+) -> None:
+    stripe = stripe_with(line(), **invoice)
+    stripe.shown[LINES] = [line(quantity=9)]
+    found = await invoiced(stripe)
+    assert (int(found.quantity), LINES in stripe.asked) == (9 if is_asked else 7, is_asked)
+    assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
+    assert found.state == ("draft" if "status" in invoice else "final")
+
+
+# What a person must do about an invoice, when it became final, and what becomes of late usage.
+
+
+MADE_MS: Final = 1_800_000_000_000
+FINAL: Final = Invoiced(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
+
+
+def advice(
+    invoiced: Invoiced, counted: int, *, late: int = 0, after_ms: int = MADE_WITHIN_MS, price: str = ""
+) -> str:
+    return advice_on_invoices(
+        invoiced, counted, late=late, price=price, made_ms=MADE_MS, now_ms=MADE_MS + after_ms
+    )
+
+
+@pytest.mark.parametrize(
+    ("invoiced", "counted", "late"),
+    [
+        (FINAL, 100, 0),
+        (FINAL, 120, 20),
+        (FINAL, 110, 20),  # Some of what is late has reached the invoice.
+        (replace(FINAL, quantity=Decimal(0)), -5, 0),
+        (replace(FINAL, state="unknown"), 70, 0),
+        (Invoiced(state="none"), 0, 0),
+    ],
+)
+def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
+    invoiced: Invoiced, counted: int, late: int
+) -> None:
+    assert advice(invoiced, counted, late=late) == ""
+
+
+def test_a_draft_is_waited_for() -> None:
+    assert advice(replace(FINAL, state="draft"), 120) == (
+        "the draft in_1 has 100 of 120: Stripe brings it up to date when it becomes final"
+    )
+
+
+def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
+    none = Invoiced(state="none")
+    assert advice(none, 7, after_ms=MADE_WITHIN_MS - 1) == (
+        "7 are on no invoice yet: Stripe makes it within an hour or two"
+    )
+    assert "(no invoice line has them)" in advice(none, 7, after_ms=MADE_WITHIN_MS)
+    assert advice(FINAL, 107, after_ms=0).startswith("7 of 107 units")
+
+
+def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
+    assert advice(FINAL, 107, price=" at USD 0.05 each") == (
+        "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
+        " see whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
+        " invoice item"
+    )
+    assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
+    assert advice(FINAL, 101).startswith("1 of 101 units")
+
+
+def test_what_is_too_much_is_credited() -> None:
+    assert advice(FINAL, 93) == "in_1 has 100, and Stripe has counted 93: credit 7 units"
+    assert advice(FINAL, -3).endswith("counted 0: credit 100 units")
+    twice = replace(FINAL, subscriptions=["sub_1", "sub_2"], invoices=["in_1", "in_2"])
+    assert advice(twice, 50) == (
+        "billed twice: in_1, in_2 have 100, and Stripe has counted 50: the subscriptions sub_1, sub_2 bill"
+        " the same meter; end one, and credit 50 units"
+    )
+
+
+@pytest.mark.parametrize(
+    ("invoice", "expected"),
+    [
+        ({"status": "draft", "created": 5, "status_transitions": {"finalized_at": 7}}, 0),
+        ({"status": "open", "created": 5, "status_transitions": {"finalized_at": 7}}, 7_000),
+        ({"status": "void", "status_transitions": {"finalized_at": 7, "voided_at": 9}}, 7_000),
+        ({"status": "void", "status_transitions": {"voided_at": 9}}, 9_000),
+        ({"status": "uncollectible", "status_transitions": {"marked_uncollectible_at": 8}}, 8_000),
+        ({"status": "void", "status_transitions": {"marked_uncollectible_at": 8, "voided_at": 9}}, 8_000),
+        ({"status": "open", "created": 5}, 5_000),
+        ({"status": "open"}, 0),
+    ],
+)
+def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) -> None:
+    assert finalized_ms(invoice) == expected
+
+
+RENEWAL: Final = {
+    "billing_reason": "subscription_cycle",
+    "period_end": 7,
+    "parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"billing_reason": "subscription_update"}, False),
+        ({"period_end": 8}, False),
+        ({"parent": None}, False),
+        ({"parent": None, "subscription": "sub_1"}, True),
+        (
+            {"parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_2"}}},
+            False,
+        ),
+    ],
+)
+def test_the_invoice_of_a_renewal(changed: dict[str, Any], *, expected: bool) -> None:
+    assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected
+
+
+def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
+    return LateUsage(
+        customer="ada", meter=meter, quantity=quantity, period="2031-05-01T00:00:00Z", is_billed=is_billed
+    )
+
+
+def test_what_becomes_of_late_usage_in_words() -> None:
+    billed, lost = late("tokens", 5, is_billed=True), late("pages", 7, is_billed=False)
+    assert late_in_words([billed]) == "5 of tokens: the invoice of the open period bills it"
+    assert late_in_words([lost]) == "7 of pages: no invoice bills it"
+    assert late_in_words([lost, billed, late("rows", 1, is_billed=False)]) == (
+        "5 of tokens: the invoice of the open period bills it; 7 of pages, 1 of rows: no invoice bills it"
+    )
+
+
+def test_units_of_a_void_invoice_are_named_by_it() -> None:
+    found = Invoiced(voided={"in_2": Decimal(7)})
+    assert advice(found, 7, after_ms=0) == (
+        "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
+        " void): see who voided it, and why"
+    )
+
+
+def test_a_surplus_is_credited_at_its_own_amount() -> None:
+    words = advice_on_invoices(
+        FINAL, 90, late=0, price=" at USD 0.05 each", surplus="USD 0.40", made_ms=MADE_MS, now_ms=MADE_MS
+    )
+    assert words == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"

@@ -24,31 +24,23 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
     return pytester
 
 
-def test_a_task_left_behind_fails_the_test(run: pytest.Pytester) -> None:
+@pytest.mark.dear("a pytest of its own, which starts a server")
+def test_tasks_and_keys_left_behind_fail_their_tests(run: pytest.Pytester) -> None:
     run.makepyfile("""
         import asyncio
         import pytest
+        import redis
 
         kept = []
 
         @pytest.mark.anyio
-        async def test_leaves_one():
+        async def test_leaves_a_task():
             kept.append(asyncio.create_task(asyncio.sleep(60), name="forgotten"))
 
         @pytest.mark.anyio
         async def test_leaves_none():
             await asyncio.create_task(asyncio.sleep(0))
             asyncio.create_task(asyncio.sleep(60)).cancel()
-    """)
-    result = run.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*tasks left behind*forgotten*"])
-
-
-def test_a_key_without_ttl_fails_the_test(run: pytest.Pytester) -> None:
-    run.makepyfile("""
-        import pytest
-        import redis
 
         def write(url, ttl):
             with redis.Redis.from_url(url) as client:
@@ -66,8 +58,8 @@ def test_a_key_without_ttl_fails_the_test(run: pytest.Pytester) -> None:
             write(store_url, None)
     """)
     result = run.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=3, errors=1)
-    result.stdout.fnmatch_lines(["*WITHOUT_TTL*left*"])
+    result.assert_outcomes(passed=5, errors=2)
+    result.stdout.fnmatch_lines(["*tasks left behind*forgotten*", "*WITHOUT_TTL*left*"])
 
 
 def test_the_servers_are_of_two_makes(valkey: Server, redis_server: Server) -> None:

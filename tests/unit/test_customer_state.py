@@ -1,25 +1,48 @@
+"""Access, plans and reminders of a customer, by its state and the clock: pure tables."""
+
+# Internals: pure tables of states and instants.
+
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Final
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
     effective_plan,
+    entitlements_of,
     refusal_of,
     refusal_without,
     with_subscription,
 )
+from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.known_prices import add_former_prices
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState
+from meterkit.decisions.subscription import NEVER_MS, Access, Status, SubscriptionState, switched_by_others
+from meterkit.decisions.transitions import (
+    BY_CLOCK,
+    BY_PLANS_FILE,
+    InForce,
+    Step,
+    entries_of,
+    follow,
+    hand_entries,
+    notices_of,
+    reminders_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000
@@ -70,6 +93,7 @@ def test_what_a_status_comes_to(status: Status | None, after_ms: int, expected: 
     assert expected == (found.plan.key, found.access, found.valid_until_ms)
 
 
+@few_examples(30)
 @given(after_ms=st.integers(0, 10 * DAY_MS))
 def test_a_standing_changes_at_the_instant_that_it_names_and_not_before(after_ms: int) -> None:
     found = standing("past_due", after_ms)
@@ -353,3 +377,764 @@ def test_a_subscription_is_stored_without_its_defaults_and_keys_are_in_order() -
     assert list(read) == sorted(read)
     assert set(read["subscription"]) == {"id", "status", "plan", "seats", "start_ms", "end_ms", "anchor_ms"}
     assert CustomerState.parse(kept).subscription == ACTIVE
+
+
+NOW_MS: Final = 1_800_000_000_000
+END_MS: Final = NOW_MS + 10 * DAY_MS
+SUBSCRIPTION_CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  seats:    {unit: seat, kind: gauge}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {seats: {included: 3, overage: deny}}}
+  pro: {price: {amount_cents: 2900, interval: month}, meters: {seats: {included: 10, overage: deny}}}
+  top: {price: {amount_cents: 9900, interval: month}, meters: {seats: {included: unlimited}}}
+""")
+SUBSCRIPTION_ACTIVE: Final = SubscriptionState(
+    id="sub_1", status="active", plan="pro", start_ms=END_MS - 30 * DAY_MS, end_ms=END_MS, anchor_ms=END_MS
+)
+STATE: Final = CustomerState(stripe_customer="cus_1", subscription=SUBSCRIPTION_ACTIVE)
+
+
+def at(now_ms: int, *, by_hand: dict[str, Any] | None = None, **changed: Any) -> EffectivePlan:
+    state = replace(STATE, subscription=replace(SUBSCRIPTION_ACTIVE, **changed), **by_hand or {})
+    return effective_plan(state, SUBSCRIPTION_CATALOG, now_ms)
+
+
+def shown(found: EffectivePlan) -> tuple[str, str | None, str]:
+    return found.plan.key, found.status, found.access
+
+
+@pytest.mark.parametrize(
+    ("changed", "before", "after"),
+    [
+        pytest.param(
+            {"cancel_at_ms": END_MS, "cancel_at_period_end": True},
+            ("pro", "active", "full"),
+            ("free", "canceled", "full"),
+            id="a cancellation",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS},
+            ("pro", "trialing", "full"),
+            ("pro", "active", "full"),
+            id="a trial that goes on",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"},
+            ("pro", "trialing", "full"),
+            ("free", "canceled", "full"),
+            id="a trial that ends the subscription",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "pause"},
+            ("pro", "trialing", "full"),
+            ("free", "paused", "restricted"),
+            id="a trial that pauses it",
+        ),
+        pytest.param(
+            {"pending_plan": "top", "pending_at_ms": END_MS},
+            ("pro", "active", "full"),
+            ("top", "active", "full"),
+            id="a scheduled plan",
+        ),
+        pytest.param(
+            {"pending_plan": "free", "pending_at_ms": END_MS, "cancel_at_ms": END_MS + DAY_MS},
+            ("pro", "active", "full"),
+            ("free", "active", "full"),
+            id="the earlier of two",
+        ),
+    ],
+)
+def test_what_is_scheduled_binds_at_its_millisecond(
+    changed: dict[str, Any], before: tuple[str, str, str], after: tuple[str, str, str]
+) -> None:
+    found = at(NOW_MS, **changed)
+    assert (shown(found), found.valid_until_ms) == (before, END_MS)
+    assert shown(at(END_MS - 1, **changed)) == before
+    assert shown(at(END_MS, **changed)) == after
+
+
+def test_what_has_happened_is_no_turn_any_more() -> None:
+    past: dict[str, Any] = {"pending_plan": "top", "pending_at_ms": END_MS, "cancel_at_ms": END_MS + DAY_MS}
+    assert at(END_MS, **past).valid_until_ms == END_MS + DAY_MS
+    assert at(END_MS + DAY_MS, **past).valid_until_ms == NEVER_MS
+    assert at(END_MS, status="active", trial_end_ms=END_MS + DAY_MS).valid_until_ms == NEVER_MS
+
+
+def test_a_subscription_that_was_paid_has_its_plan() -> None:
+    assert shown(at(NOW_MS)) == ("pro", "active", "full")
+    assert at(NOW_MS).valid_until_ms == NEVER_MS
+
+
+@pytest.mark.parametrize(("plan", "missing"), [(None, None), ("gone", "gone"), ("pro", None)])
+def test_a_plan_that_the_file_does_not_have_is_the_default_plan(
+    plan: str | None, missing: str | None
+) -> None:
+    found = at(NOW_MS, plan=plan)
+    assert (found.plan.key, found.missing_plan) == ("pro" if plan == "pro" else "free", missing)
+
+
+def test_a_plan_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+    state = replace(STATE, plan="top")
+    assert effective_plan(state, SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "top"
+    renewed = replace(
+        SUBSCRIPTION_ACTIVE,
+        start_ms=END_MS,
+        end_ms=END_MS + 30 * DAY_MS,
+        failures=1,
+        status="past_due",
+    )
+    assert with_subscription(state, renewed).plan == "top"
+    assert with_subscription(state, replace(SUBSCRIPTION_ACTIVE, plan="free")).plan is None
+    assert with_subscription(state, replace(SUBSCRIPTION_ACTIVE, id="sub_2")).plan is None
+    assert with_subscription(state, replace(SUBSCRIPTION_ACTIVE, status="canceled")).plan is None
+    assert with_subscription(state, None).plan is None
+
+
+def test_a_status_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+    state = replace(STATE, status="unpaid", status_since_ms=NOW_MS)
+    assert effective_plan(state, SUBSCRIPTION_CATALOG, NOW_MS).access == "suspended"
+    assert with_subscription(state, replace(SUBSCRIPTION_ACTIVE, plan="top", seats=4)).status == "unpaid"
+    changed = with_subscription(state, replace(SUBSCRIPTION_ACTIVE, status="past_due"))
+    assert (changed.status, changed.status_since_ms) == (None, 0)
+
+
+def test_failures_count_since_it_was_paid_last() -> None:
+    owing = replace(SUBSCRIPTION_ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
+    known = replace(STATE, subscription=owing)
+    next_draft = replace(owing, failures=0, failed_at_ms=0, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS)
+    for found in (next_draft, replace(next_draft, failures=1, failed_at_ms=END_MS)):
+        kept = with_subscription(known, found).subscription
+        assert kept == replace(found, failures=3, failed_at_ms=NOW_MS)
+    given_up = with_subscription(known, replace(next_draft, status="unpaid"))
+    assert with_subscription(given_up, next_draft).subscription == replace(
+        next_draft, failures=3, failed_at_ms=NOW_MS
+    )
+    paid = with_subscription(
+        known, replace(SUBSCRIPTION_ACTIVE, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS)
+    )
+    fails_again = replace(next_draft, failures=1, failed_at_ms=END_MS + DAY_MS)
+    assert with_subscription(paid, fails_again).subscription == fails_again
+    another = replace(fails_again, id="sub_2")
+    assert with_subscription(known, another).subscription == another
+
+
+def test_a_plan_set_by_hand_after_the_end_of_a_subscription_stands() -> None:
+    ended = with_subscription(replace(STATE, plan="top"), replace(SUBSCRIPTION_ACTIVE, status="canceled"))
+    assert effective_plan(ended, SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "free"
+    assert effective_plan(replace(ended, plan="top"), SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "top"
+    assert (
+        effective_plan(replace(ended, plan="top", status="canceled"), SUBSCRIPTION_CATALOG, NOW_MS).plan.key
+        == "free"
+    )
+
+
+def test_a_cancellation_by_the_clock_ends_a_plan_set_by_hand_before_it() -> None:
+    assert at(END_MS, cancel_at_ms=END_MS, by_hand={"plan": "top"}).plan.key == "free"
+
+
+def test_what_is_fetched_again_changes_nothing() -> None:
+    state = replace(STATE, plan="top", status="unpaid", status_since_ms=NOW_MS)
+    assert with_subscription(state, SUBSCRIPTION_ACTIVE) == state
+    assert with_subscription(CustomerState(plan="pro"), None) == CustomerState(plan="pro")
+
+
+def test_the_first_subscription_counts_whatever_was_set_by_hand() -> None:
+    state = CustomerState(plan="top", status="unpaid", status_since_ms=NOW_MS)
+    assert with_subscription(state, SUBSCRIPTION_ACTIVE) == CustomerState(subscription=SUBSCRIPTION_ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "by_hand", "included"),
+    [
+        pytest.param({}, {}, 10, id="no seat price"),
+        pytest.param({"seats": 25}, {}, 25, id="more than the base price covers"),
+        pytest.param({"seats": 4}, {}, 10, id="fewer"),
+        pytest.param({"seats": 25, "plan": "top"}, {}, None, id="a plan without a limit"),
+        pytest.param({"seats": 25}, {"plan": "free"}, 25, id="a plan set by hand"),
+        pytest.param({"seats": 25}, {"overrides": {"seats": {"included": 40}}}, 40, id="a larger override"),
+        pytest.param({"seats": 25}, {"overrides": {"seats": {"included": 7}}}, 25, id="a smaller override"),
+        pytest.param({"seats": 25, "status": "paused"}, {}, 3, id="restricted to the default plan"),
+        pytest.param({"seats": 25, "status": "canceled"}, {}, 3, id="ended"),
+    ],
+)
+def test_the_gauge_of_seats_may_grow_to_the_seats_that_are_paid_for(
+    changed: dict[str, Any], by_hand: dict[str, Any], included: int | None
+) -> None:
+    state = replace(STATE, subscription=replace(SUBSCRIPTION_ACTIVE, **changed), **by_hand)
+    found = entitlements_of(effective_plan(state, SUBSCRIPTION_CATALOG, NOW_MS), SUBSCRIPTION_CATALOG)
+    assert found["seats"].included == included
+
+
+def test_scheduled_seats_bind_at_their_time() -> None:
+    changed: dict[str, Any] = {"seats": 25, "pending_seats": 12, "pending_at_ms": END_MS}
+    assert (at(END_MS - 1, **changed).seats, at(END_MS, **changed).seats) == (25, 12)
+    assert at(END_MS, **changed).plan.key == "pro"
+
+
+WHOLE: Final = SubscriptionState(
+    id="sub_1",
+    status="trialing",
+    plan=None,
+    seats=12,
+    start_ms=1,
+    end_ms=2,
+    anchor_ms=3,
+    cancel_at_ms=4,
+    cancel_at_period_end=True,
+    trial_end_ms=5,
+    trial_end_action="pause",
+    pending_plan="pro",
+    pending_at_ms=6,
+    pending_seats=7,
+    failures=8,
+    failed_at_ms=9,
+    ended_at_ms=10,
+    created_ms=11,
+)
+
+
+@pytest.mark.parametrize("subscription", [SUBSCRIPTION_ACTIVE, WHOLE])
+def test_a_subscription_survives_storage(subscription: SubscriptionState) -> None:
+    state = replace(STATE, subscription=subscription)
+    assert state == CustomerState.parse(state.dump())
+
+
+def test_only_what_is_no_default_is_stored_and_a_newer_field_is_passed_over() -> None:
+    data = json.loads(STATE.dump())
+    assert set(data["subscription"]) == {"id", "status", "plan", "start_ms", "end_ms", "anchor_ms"}
+    data["subscription"]["mood"] = "bright"
+    assert CustomerState.parse(json.dumps(data)) == STATE
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, NEVER_MS),
+        ({"cancel_at_ms": END_MS}, END_MS),
+        ({"trial_end_ms": END_MS, "trial_end_action": "cancel"}, NEVER_MS),  # The trial is over.
+        ({"status": "trialing", "trial_end_ms": END_MS}, NEVER_MS),
+        ({"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}, END_MS),
+        (
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}
+            | {"cancel_at_ms": END_MS + 1},
+            END_MS,
+        ),
+        (
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}
+            | {"cancel_at_ms": END_MS - 1},
+            END_MS - 1,
+        ),
+        ({"status": "canceled", "ended_at_ms": NOW_MS, "cancel_at_ms": END_MS}, NOW_MS),
+        ({"status": "canceled", "cancel_at_ms": NOW_MS}, NOW_MS),
+        ({"status": "canceled"}, END_MS),
+    ],
+)
+def test_when_a_subscription_ends_by_what_is_known(changed: dict[str, Any], expected: int) -> None:
+    assert replace(SUBSCRIPTION_ACTIVE, **changed).ends_ms() == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "unpaid"),
+    [
+        ({}, False),
+        ({"void_from_ms": NOW_MS}, True),
+        ({"void_from_ms": NOW_MS + 1}, False),
+        ({"void_from_ms": NOW_MS - 9, "void_until_ms": NOW_MS}, False),
+        ({"void_from_ms": NOW_MS - 9, "void_until_ms": NOW_MS + 1}, True),
+        # What never began, or has ended, has no period that is paid for.
+        ({"void_from_ms": NOW_MS, "never_began": True}, False),
+        ({"void_from_ms": NOW_MS, "status": "incomplete"}, False),
+        ({"void_from_ms": NOW_MS, "status": "canceled", "ended_at_ms": NOW_MS}, False),
+    ],
+)
+def test_while_collection_is_paused_nothing_is_paid_for(changed: dict[str, Any], unpaid: bool) -> None:
+    assert replace(SUBSCRIPTION_ACTIVE, **changed).is_unpaid_at(NOW_MS) is unpaid
+
+
+PRICED: Final = replace(SUBSCRIPTION_ACTIVE, metered="mtr_1=price_1 mtr_2=price_2", mark="first")
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "meters"),
+    [
+        ({}, {}, set[str]()),
+        ({}, {"metered": "mtr_1=price_1 mtr_2=price_9"}, {"mtr_2"}),
+        ({}, {"metered": "mtr_1=price_1"}, {"mtr_2"}),
+        ({}, {"metered": ""}, {"mtr_1", "mtr_2"}),
+        ({"metered": ""}, {}, set[str]()),
+        ({}, {"metered": "", "id": "sub_2"}, set[str]()),
+        ({}, {"metered": "", "mark": "second"}, set[str]()),
+        ({}, {"metered": "", "status": "canceled"}, set[str]()),
+        ({"pending_plan": "top", "pending_at_ms": NOW_MS}, {"metered": ""}, set[str]()),
+        ({"pending_plan": "top", "pending_at_ms": NOW_MS + 1}, {"metered": ""}, {"mtr_1", "mtr_2"}),
+    ],
+)
+def test_prices_that_others_have_changed_are_known_by_what_nobody_here_asked_for(
+    known: dict[str, Any], found: dict[str, Any], meters: set[str]
+) -> None:
+    assert switched_by_others(replace(PRICED, **known), replace(PRICED, **found), NOW_MS) == meters
+
+
+def test_of_no_subscription_no_prices_have_changed() -> None:
+    assert switched_by_others(None, PRICED, NOW_MS) == frozenset()
+    assert switched_by_others(PRICED, None, NOW_MS) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, 2900),
+        ({"status": "past_due"}, 2900),
+        ({"status": "trialing", "trial_end_ms": NOW_MS + 1}, 0),
+        ({"status": "trialing", "trial_end_ms": NOW_MS}, 2900),
+        ({"status": "unpaid"}, 0),
+        ({"status": "incomplete"}, 0),
+        ({"never_began": True}, 0),
+        ({"cancel_at_ms": NOW_MS}, 0),
+    ],
+)
+def test_only_a_subscription_that_is_paid_for_brings_something(
+    changed: dict[str, Any], expected: int
+) -> None:
+    sold = replace(SUBSCRIPTION_ACTIVE, mrr=2900, currency="usd", **changed)
+    assert sold.mrr_at(NOW_MS) == expected
+    state = replace(STATE, subscription=sold)
+    force = InForce.of(state, SUBSCRIPTION_CATALOG, NOW_MS)
+    assert (force.mrr, force.currency) == ((expected, "usd") if expected else (0, ""))
+
+
+@pytest.mark.parametrize("next_label", ["1/5", "1/3"])
+def test_prices_of_an_earlier_subscription_are_known_for_its_time(next_label: str) -> None:
+    # The plans file may have another price by now; its periods are closed and compared after its end.
+    first_prices, next_prices = ((ItemPrice("words", "api_words", label),) for label in ("1/3", next_label))
+    first = replace(SUBSCRIPTION_ACTIVE, created_ms=NOW_MS, metered="mtr_1=price_1", prices=first_prices)
+    ended = replace(first, status="canceled", ended_at_ms=NOW_MS + DAY_MS)
+    began_ms = NOW_MS + 3 * DAY_MS
+    after = replace(
+        SUBSCRIPTION_ACTIVE,
+        id="sub_2",
+        created_ms=began_ms,
+        metered="mtr_1=price_2",
+        prices=next_prices,
+    )
+    known = SubscriptionState.of(add_former_prices(ended, after, began_ms + DAY_MS).kept())
+    assert known.prices_at(NOW_MS - 1) == ()
+    assert known.prices_at(NOW_MS + DAY_MS - 1) == first_prices
+    assert known.prices_at(NOW_MS + 2 * DAY_MS) == ()
+    assert known.prices_at(began_ms) == next_prices
+    # A change of the second one's own price is kept beside it.
+    again = replace(after, metered="mtr_1=price_3", prices=())
+    changed = add_former_prices(known, again, began_ms + 2 * DAY_MS)
+    assert changed.prices_at(NOW_MS) == first_prices
+    assert changed.prices_at(NOW_MS + 2 * DAY_MS) == ()
+    assert changed.prices_at(began_ms + DAY_MS) == next_prices
+
+
+# What the clock and the plans file change of a customer, and what handlers and the ledger say of it.
+
+
+TEXT: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {price: {amount_cents: 2900, interval: month}}
+  top: {price: {amount_cents: 9900, interval: month}}
+dunning: {grace: 7d, suspend_after: 14d, remind: [1d, 6d], attempts: null}
+"""
+IN_FORCE_CATALOG: Final = loads(TEXT)
+IN_FORCE_ACTIVE: Final = SubscriptionState(
+    id="sub_1",
+    status="active",
+    plan="pro",
+    seats=3,
+    start_ms=END_MS - 30 * DAY_MS,
+    end_ms=END_MS,
+    anchor_ms=END_MS,
+)
+
+
+def state(**changed: Any) -> CustomerState:
+    return CustomerState(subscription=replace(IN_FORCE_ACTIVE, **changed))
+
+
+def in_force(of: CustomerState, at_ms: int = NOW_MS, before: InForce | None = None) -> InForce:
+    return InForce.of(of, IN_FORCE_CATALOG, at_ms, before)
+
+
+def test_of_a_customer_without_a_subscription_only_the_plan_is_in_force() -> None:
+    assert in_force(CustomerState()) == InForce(plan="free", at_ms=NOW_MS)
+    assert in_force(CustomerState(plan="gone")).missing_plan == "gone"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, {}),
+        ({"cancel_at_ms": END_MS}, {"cancel_at_ms": END_MS}),
+        (
+            {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS},
+            {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS},
+        ),
+        # It has come by now.
+        ({"pending_plan": "top", "pending_seats": 5, "pending_at_ms": NOW_MS}, {"plan": "top", "seats": 5}),
+    ],
+)
+def test_what_is_scheduled_is_shown_while_it_is_ahead(
+    changed: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    base = InForce(plan="pro", status="active", seats=3, subscription="sub_1", at_ms=NOW_MS)
+    assert in_force(state(**changed)) == replace(base, **expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("top", ("top", NOW_MS - 5)), ("pro", (None, None)), (None, (None, None))]
+)
+def test_a_plan_that_was_asked_for_is_to_come_until_stripe_has_it(
+    asked: str | None, expected: tuple[str | None, int | None]
+) -> None:
+    found = in_force(replace(state(), asked_plan=asked, asked_ms=NOW_MS - 5))
+    assert (found.pending_plan, found.pending_at_ms) == expected
+
+
+def test_of_a_subscription_that_has_ended_nothing_is_to_come() -> None:
+    found = in_force(state(status="canceled", cancel_at_ms=END_MS, pending_plan="top", pending_at_ms=END_MS))
+    assert (found.plan, found.status, found.seats, found.subscription) == ("free", "canceled", 0, "sub_1")
+    assert (found.cancel_at_ms, found.pending_plan, found.pending_at_ms) == (None, None, None)
+
+
+def test_access_that_stays_as_it_was_keeps_its_beginning() -> None:
+    first = in_force(state())
+    assert first.since_ms == 0
+    later = in_force(state(plan="top"), NOW_MS + 1, replace(first, since_ms=7))
+    assert later.since_ms == 7
+    paused = in_force(state(status="paused"), NOW_MS + 2, later)
+    assert (paused.access, paused.since_ms) == ("restricted", NOW_MS + 2)
+
+
+def test_reminders_count_from_the_first_failure_and_are_turns_of_the_clock() -> None:
+    owing = state(status="past_due", failed_at_ms=NOW_MS)
+    found = [in_force(owing, NOW_MS + days * DAY_MS) for days in (0, 1, 6)]
+    assert [(one.reminded, (one.turn_ms - NOW_MS) // DAY_MS) for one in found] == [(0, 1), (1, 6), (2, 7)]
+    assert in_force(replace(owing, status="active"), NOW_MS + 2 * DAY_MS).reminded == 0
+
+
+def test_what_is_in_force_survives_storage() -> None:
+    for one in (in_force(CustomerState()), in_force(state(cancel_at_ms=END_MS))):
+        kept = InForce.parse(one.dump())
+        assert kept == one
+        assert kept is not None
+        assert (kept.at_ms, kept.since_ms, kept.turn_ms) == (one.at_ms, one.since_ms, one.turn_ms)
+        assert list(json.loads(one.dump())) == sorted(json.loads(one.dump()))
+    assert InForce.parse("") is None
+    assert '"seats"' not in in_force(CustomerState()).dump()
+    assert InForce.parse('{"plan":"pro","at_ms":5,"newer":1}') == InForce(plan="pro", at_ms=5)
+
+
+def test_the_clock_changes_things_step_by_step_each_at_its_instant() -> None:
+    owing = state(status="past_due", failed_at_ms=NOW_MS)
+    known = in_force(owing)
+    steps, now = follow(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS)
+    found = [
+        ((step.after.at_ms - NOW_MS) // DAY_MS, step.after.access, step.after.reminded, step.cause)
+        for step in steps
+    ]
+    assert found == [
+        (1, "grace", 1, BY_CLOCK),
+        (6, "grace", 2, BY_CLOCK),
+        (7, "restricted", 2, BY_CLOCK),
+        (14, "suspended", 2, BY_CLOCK),
+    ]
+    assert [step.before for step in steps] == [known, *(step.after for step in steps[:-1])]
+    assert (now, now.turn_ms) == (steps[-1].after, NEVER_MS)
+    early, _ = follow(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS - 1)
+    assert list(early) == list(steps[:-1])
+
+
+def test_a_turn_that_changes_nothing_to_be_told_is_no_step() -> None:
+    known = in_force(
+        CustomerState(subscription=replace(IN_FORCE_ACTIVE, void_from_ms=NOW_MS + 5), status="active")
+    )
+    assert known.turn_ms == NOW_MS + 5
+    again = CustomerState(subscription=replace(IN_FORCE_ACTIVE, void_from_ms=NOW_MS + 5), status="active")
+    steps, now = follow(known, again, IN_FORCE_CATALOG, NOW_MS + 5)
+    assert (list(steps), now.at_ms, now.turn_ms) == ([], NOW_MS + 5, NEVER_MS)
+
+
+def test_another_plans_file_is_one_step_at_the_instant_that_somebody_looks() -> None:
+    known = in_force(CustomerState(plan="pro"))
+    assert follow(None, CustomerState(plan="pro"), IN_FORCE_CATALOG, NOW_MS) == ((), known)
+    other = loads(TEXT.replace("  pro: {price: {amount_cents: 2900, interval: month}}\n", ""))
+    for now_ms, at_ms in ((NOW_MS + 9, NOW_MS + 9), (NOW_MS - 9, NOW_MS)):
+        ((step,), now) = follow(known, CustomerState(plan="pro"), other, now_ms)
+        assert (step.before, step.after, step.cause) == (known, now, BY_PLANS_FILE)
+        assert (now.plan, now.missing_plan, now.at_ms) == ("free", "pro", at_ms)
+
+
+BEFORE: Final = InForce(plan="free", at_ms=NOW_MS - 1)
+AFTER: Final = InForce(
+    plan="pro",
+    status="active",
+    seats=3,
+    subscription="sub_1",
+    cancel_at_ms=1_800_000_000_000,
+    pending_plan="top",
+    pending_seats=5,
+    pending_at_ms=1_800_000_000_000,
+    at_ms=NOW_MS,
+)
+
+
+def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
+    found = list(entries_of(Step(BEFORE, AFTER, "webhook")))
+    assert [(one.kind, one.before, one.after) for one in found] == [
+        ("subscription", "", "sub_1"),
+        ("status", "", "active"),
+        ("plan", "free", "pro"),
+        ("seats", "", "3"),
+        ("cancellation", "", "2027-01-15T08:00:00Z"),
+        ("scheduled", "", "top with 5 seats from 2027-01-15T08:00:00Z"),
+    ]
+    assert {(one.at_ms, one.cause) for one in found} == {(NOW_MS, "webhook")}
+    assert list(entries_of(Step(AFTER, AFTER, "webhook"))) == []
+    seats = replace(AFTER, pending_plan=None)
+    (line,) = entries_of(Step(AFTER, seats, "webhook"))
+    assert line.after == "5 seats from 2027-01-15T08:00:00Z"
+
+
+def test_the_ledger_has_links_and_overrides() -> None:
+    linked = CustomerState(stripe_customer="cus_1", overrides={"requests": {"included": 5}})
+    found = list(hand_entries(CustomerState(), linked, NOW_MS, "hand"))
+    assert [(one.kind, one.before, one.after, one.at_ms, one.cause) for one in found] == [
+        ("link", "", "cus_1", NOW_MS, "hand"),
+        ("overrides", "", '{"requests": {"included": 5}}', NOW_MS, "hand"),
+    ]
+    assert list(hand_entries(linked, linked, NOW_MS, "hand")) == []
+
+
+def notices(before: InForce, after: InForce) -> list[str]:
+    return [notice.kind for notice in notices_of("ada", Step(before, after, "webhook"))]
+
+
+def test_handlers_are_told_of_a_subscription_and_of_access() -> None:
+    assert notices(BEFORE, AFTER) == ["subscription.changed"]
+    assert notices(AFTER, replace(AFTER, at_ms=NOW_MS + 1)) == []
+    assert notices(AFTER, replace(AFTER, access="suspended")) == ["access.changed"]
+    assert notices(AFTER, replace(AFTER, status="unpaid", access="suspended")) == [
+        "subscription.changed",
+        "access.changed",
+    ]
+    # Without a subscription there is none that could change.
+    assert notices(BEFORE, replace(BEFORE, plan="pro")) == []
+    assert notices(AFTER, replace(BEFORE, status=None)) == ["subscription.changed"]
+
+
+def test_a_notice_says_what_was_and_is_and_its_id_tells_a_repeat() -> None:
+    (told,) = notices_of("ada", Step(BEFORE, AFTER, "webhook"))
+    (again,) = notices_of("ada", Step(BEFORE, AFTER, "webhook"))
+    (other,) = notices_of("bob", Step(BEFORE, AFTER, "webhook"))
+    assert told == again
+    assert told.data["id"] != other.data["id"]
+    told_of = {name: told.data[name] for name in ("plan", "plan_before", "status", "status_before", "seats")}
+    assert told_of == {
+        "plan": "pro",
+        "plan_before": "free",
+        "status": "active",
+        "status_before": None,
+        "seats": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(0, 1, DAY_MS), (0, 2, 6 * DAY_MS), (1, 2, 6 * DAY_MS), (1, 1, None), (2, 1, None)],
+)
+def test_the_last_reminder_that_is_due_is_told_once(before: int, after: int, expected: int | None) -> None:
+    owing = replace(IN_FORCE_ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=2)
+    was = replace(AFTER, status="past_due", access="grace", reminded=before)
+    step = Step(was, replace(was, reminded=after, at_ms=NOW_MS + 2 * DAY_MS), BY_CLOCK)
+    found = list(reminders_of("ada", step, owing, IN_FORCE_CATALOG.dunning))
+    assert [one.data["after_ms"] for one in found] == ([] if expected is None else [expected])
+    for one in found:
+        assert (one.kind, one.data["failures"], one.data["failed_at_ms"]) == ("dunning.reminder", 2, NOW_MS)
+        assert one.data["until_ms"] == NOW_MS + 7 * DAY_MS
+    assert list(reminders_of("ada", step, None, IN_FORCE_CATALOG.dunning)) == []
+
+
+def test_reminders_of_another_subscription_begin_anew() -> None:
+    owing = replace(IN_FORCE_ACTIVE, status="past_due", failed_at_ms=NOW_MS)
+    was = replace(AFTER, status="past_due", access="grace", reminded=2, subscription="sub_0")
+    now = replace(was, subscription="sub_1", reminded=1, at_ms=NOW_MS + DAY_MS)
+    (told,) = reminders_of("ada", Step(was, now, BY_CLOCK), owing, IN_FORCE_CATALOG.dunning)
+    assert told.data["after_ms"] == DAY_MS
+
+
+def test_overrides_in_another_order_are_the_same() -> None:
+    first = CustomerState(overrides={"a": {"included": 1}, "b": {"included": 2}})
+    other = CustomerState(overrides={"b": {"included": 2}, "a": {"included": 1}})
+    assert list(hand_entries(first, other, NOW_MS, "api")) == []
+
+
+def test_a_notice_is_named_by_what_has_happened() -> None:
+    """An id that another release makes otherwise would tell the same twice."""
+    before, after = in_force(state()), in_force(state(status="unpaid"))
+    changed, access = notices_of("acme", Step(before, after, "evt_1"))
+    assert [one.data["id"] for one in (changed, access)] == [
+        "7a8cf9a02e3db180d87451a8154d5d6a",
+        "50879eee406a96dff0665918479115ce",
+    ]
+    (again, _) = notices_of("acme", Step(before, after, "evt_2"))
+    assert again.data["id"] != changed.data["id"]
+
+
+def test_a_reminder_is_named_by_its_failure_and_its_span_whoever_notices_first() -> None:
+    owing = replace(IN_FORCE_ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=2)
+    was = replace(AFTER, status="past_due", access="grace", reminded=0)
+    ids = [
+        one.data["id"]
+        for late_ms, cause in ((0, BY_CLOCK), (9, "evt_1"))
+        for one in reminders_of(
+            "ada",
+            Step(was, replace(was, reminded=1, at_ms=NOW_MS + DAY_MS + late_ms), cause),
+            owing,
+            IN_FORCE_CATALOG.dunning,
+        )
+    ]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+
+
+DUNNING_TEXT: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {price: {amount_cents: 2900, interval: month}}
+  lapsed: {price: {amount_cents: 0, interval: month}}
+dunning: {grace: 2d, restrict_to: lapsed, suspend_after: 5d}
+"""
+DUNNING_CATALOG: Final = loads(DUNNING_TEXT)
+
+# What the dunning policy says, written down apart from the code: status, failed attempts (from, to), days
+# since the first one (from, to), what the customer may do, and the plan that is in force then.
+TABLE: Final[tuple[tuple[str, tuple[int, int], tuple[float, float], Access, str], ...]] = (
+    ("active", (0, 9), (-1, 99), "full", "pro"),
+    ("trialing", (0, 9), (-1, 99), "full", "pro"),
+    ("past_due", (0, 2), (-1, 2), "grace", "pro"),
+    ("past_due", (3, 9), (-1, 2), "restricted", "lapsed"),
+    ("past_due", (0, 9), (2, 5), "restricted", "lapsed"),
+    ("past_due", (0, 9), (5, 99), "suspended", "pro"),
+    ("unpaid", (0, 9), (-1, 99), "suspended", "pro"),
+    ("paused", (0, 9), (-1, 99), "restricted", "lapsed"),
+    ("incomplete", (0, 9), (-1, 99), "full", "free"),
+    ("incomplete_expired", (0, 9), (-1, 99), "full", "free"),
+    ("canceled", (0, 9), (-1, 99), "full", "free"),
+)
+DAYS: Final = (-0.5, 0, 1, 2 - 1e-8, 2, 2 + 1e-8, 4, 5 - 1e-8, 5, 5 + 1e-8, 30)
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+
+def written(status: str, failures: int, days: float) -> tuple[Access, str]:
+    """What the table says."""
+    found: list[tuple[Access, str]] = [
+        (access, plan)
+        for name, (least, most), (begin, end), access, plan in TABLE
+        if name == status and least <= failures <= most and begin <= days < end
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def subscription(status: Status, failures: int = 0) -> SubscriptionState:
+    return SubscriptionState(
+        id="sub_1",
+        status=status,
+        plan="pro",
+        start_ms=FAILED_MS - DAY_MS,
+        end_ms=FAILED_MS + 29 * DAY_MS,
+        anchor_ms=FAILED_MS - DAY_MS,
+        failures=failures,
+        failed_at_ms=FAILED_MS,
+    )
+
+
+def cases() -> Iterator[tuple[Status, int, float, Status | None]]:
+    yield from product(STATUSES, range(6), DAYS, (None, *STATUSES))
+
+
+def test_access_is_what_the_table_says_of_every_status_attempt_instant_and_status_by_hand() -> None:
+    seen: set[Access] = set()
+    for status, failures, days, by_hand in cases():
+        state = CustomerState(
+            subscription=subscription(status, failures), status=by_hand, status_since_ms=FAILED_MS
+        )
+        found = effective_plan(state, DUNNING_CATALOG, FAILED_MS + round(days * DAY_MS))
+        expected = written(status, failures, days) if by_hand is None else written(by_hand, 1, days)
+        if status in {"incomplete", "incomplete_expired"}:  # It gives no plan.
+            unpaid: tuple[Access, str] = ("full", "free")
+            access, plan = unpaid if by_hand is None else expected
+            expected = (access, "free" if plan == "pro" else plan)
+        assert (found.access, found.plan.key) == expected, (status, failures, days, by_hand)
+        assert found.status == (by_hand or status)
+        seen.add(found.access)
+    assert seen == set(get_args(Access))
+
+
+def test_nothing_changes_before_the_instant_that_is_named_and_something_does_at_it() -> None:
+    turned = 0
+    for status, failures, days, by_hand in cases():
+        state = CustomerState(
+            subscription=subscription(status, failures), status=by_hand, status_since_ms=FAILED_MS
+        )
+        now_ms = FAILED_MS + round(days * DAY_MS)
+        found = effective_plan(state, DUNNING_CATALOG, now_ms)
+        assert found.valid_until_ms > now_ms
+        if found.valid_until_ms == NEVER_MS:
+            continue
+        last = effective_plan(state, DUNNING_CATALOG, found.valid_until_ms - 1)
+        after = effective_plan(state, DUNNING_CATALOG, found.valid_until_ms)
+        assert (last.access, last.plan) == (found.access, found.plan)
+        assert after.access != found.access
+        turned += 1
+    assert turned > 100
+
+
+def test_where_the_first_failure_is_not_known_grace_counts_from_the_period_that_is_owed() -> None:
+    owed = replace(subscription("past_due", 1), failed_at_ms=0)
+    state = CustomerState(subscription=owed)
+    assert effective_plan(state, DUNNING_CATALOG, owed.start_ms + 2 * DAY_MS - 1).access == "grace"
+    assert effective_plan(state, DUNNING_CATALOG, owed.start_ms + 2 * DAY_MS).access == "restricted"
+
+
+@pytest.mark.parametrize(
+    ("attempts", "failures", "expected"),
+    [
+        ("null", 9, "grace"),
+        ("1", 1, "restricted"),
+        ("5", 4, "grace"),
+        ("5", 5, "restricted"),
+    ],
+)
+def test_how_many_attempts_end_grace_is_for_the_plans_file_to_say(
+    attempts: str, failures: int, expected: Access
+) -> None:
+    """F-115: daily retries ended seven days of grace on the third day."""
+    written = f"{DUNNING_TEXT.rstrip()[:-1]}, attempts: {attempts}}}"
+    state = CustomerState(subscription=subscription("past_due", failures))
+    for days, access in ((0, expected), (2, "restricted"), (5, "suspended")):
+        assert effective_plan(state, loads(written), FAILED_MS + days * DAY_MS).access == access
+
+
+@pytest.mark.parametrize(("failures", "expected"), [(1, "grace"), (2, "grace"), (3, "restricted")])
+def test_the_third_failed_attempt_ends_grace(failures: int, expected: Access) -> None:
+    state = CustomerState(subscription=subscription("past_due", failures))
+    assert effective_plan(state, DUNNING_CATALOG, FAILED_MS + 1).access == expected

@@ -1,33 +1,62 @@
-"""What becomes of an intent after each answer, and what one answer says of all others."""
+"""What is sent to Stripe, tried again, parked or compared: pure tables."""
+
+# Internals: pure tables of outcomes and instants.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.delivery import NOW, kit_for
-from meterkit.decisions.ambiguity import COMPARED_MS, SURE_MS
+from drivers.kept_intents import HERE_S, NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.stripe_objects import Counted, ObjectsAtStripe, Rows
+from faults.refusals import eventually
+from meterkit import FlushReport
+from meterkit.customers.links import Delivered
+from meterkit.customers.states import States
+from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS, SURE_MS, compare_in_ms, may_be_sent_again
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.keys import meter_token
+from meterkit.delivery.comparing import Comparer, Look, Verdict, judge
+from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.late_intents import LateIntents
+from meterkit.delivery.on_demand import Cutter
 from meterkit.delivery.outcomes import Outcome
-from meterkit.delivery.sending import Lease, Sender
+from meterkit.delivery.recovering import Recoverer
+from meterkit.delivery.restarts import Restarts
+from meterkit.delivery.sending import Lease, Sender, calls_of
+from meterkit.delivery.summaries import until_counted
 from meterkit.delivery.suspects import line_of
-from meterkit.outbox.intents import Attempt, Move, Sealed
+from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.intents import Attempt, Kept, Move, Sealed, find_kept
+from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end
+from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
+    from meterkit import MeterKit
     from meterkit.store.store import Store
+    from meterkit.stripe.api import Objects
+    from meterkit.stripe.request import Parameter
 
 pytestmark = pytest.mark.anyio
 
-NOW_MS: Final = int(NOW.timestamp() * 1_000)
+# What becomes of an intent after each answer, and what one answer says of all others.
+
+
 DONE: Final = Outcome(kind="delivered", detail="")
 NO_METER: Final = Outcome(kind="no_meter", detail="no such meter", refused=True)
 NO_KEY: Final = Outcome(kind="systemic", detail="no such key", refused=True)
@@ -408,3 +437,1007 @@ async def test_between_two_calls_the_pace_is_kept() -> None:
         for _ in range(3):
             await sender.send(at.lease, [attempt("a1")], lambda: 0.0, alone=True)
         assert monotonic() - began >= 2 / 50
+
+
+# What goes in one call to Stripe: a customer and meter stay in turn, what takes units back is alone.
+
+
+def calls_attempt(name: str, value: int) -> Attempt:
+    """One whose customer is the first letter of its name."""
+    sealed = Sealed(
+        identifier=name,
+        customer=name[0],
+        stripe_customer=f"cus_{name[0]}",
+        period="0",
+        meter_token="requ",
+        event_name="api_requests",
+        value=value,
+        timestamp=0,
+        key=name,
+        sealed_ms=0,
+        due_ms=0,
+    )
+    return Attempt(intent=sealed, now_ms=0, first_ms=0, attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "calls"),
+    [
+        ({"a1": 5, "b1": 5, "c1": 5}, [[["a1", "b1", "c1"]]]),
+        ({"a1": 5, "b1": 5, "c1": 5, "d1": 5}, [[["a1", "b1", "c1"]], [["d1"]]]),
+        ({"a1": 5, "b1": 5, "b2": 5, "c1": 5, "c2": 5}, [[["a1", "b1", "b2"]], [["c1", "c2"]]]),
+        ({"a1": 5, "a2": 5, "a3": 5, "a4": 5, "b1": 5}, [[["a1", "a2", "a3"], ["a4"]], [["b1"]]]),
+        # Wherever in its line it comes, and in turn with the others of it.
+        ({"a1": -5, "a2": 5, "b1": 5, "c1": 5}, [[["a1"], ["a2"]], [["b1", "c1"]]]),
+        ({"a1": 5, "a2": -5, "b1": 5}, [[["a1"], ["a2"]], [["b1"]]]),
+        ({"a1": 5, "b1": -5, "c1": 5}, [[["a1", "c1"]], [["b1"]]]),
+        ({"a1": -5, "b1": -5, "c1": 5}, [[["a1"]], [["b1"]], [["c1"]]]),
+    ],
+)
+def test_what_goes_in_one_call(given: dict[str, int], calls: list[list[list[str]]]) -> None:
+    attempts = [calls_attempt(name, value) for name, value in given.items()]
+    found = calls_of(attempts, most=3)
+    assert [[[one.intent.identifier for one in call] for call in line] for line in found] == calls
+
+
+# What becomes of an intent that Stripe may have, by two looks at the summary of its minute.
+
+
+HOUR_MS = 3_600_000
+FIRST_MS = 1_900_000_000_000
+LATER_MS = FIRST_MS + 26 * HOUR_MS
+
+
+def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
+    return Look(counted=None if counted is None else Decimal(counted), at_ms=at_ms)
+
+
+@pytest.mark.parametrize(
+    ("value", "before", "now", "verdict", "words"),
+    [
+        # One look is none.
+        (6, None, "6", "again", ""),
+        (6, None, "0", "again", ""),
+        (6, "6", "6", "delivered", "said 6, twice"),
+        (6, "0", "0", "replace", "said 0, twice"),
+        # Anything else is a person's.
+        (6, "0", "6", "person", "said 0, and 6 later"),
+        (6, "6", "0", "person", "said 6, and 0 later"),
+        (6, "12", "12", "person", "says 12, and it is 6"),
+        (6, "5", "5", "person", "says 5, and it is 6"),
+        (6, "6.5", "6.5", "person", "says 6.5"),
+        (6, None, None, "person", "no meter"),
+        # Of what takes units back Stripe may say 0 where it has it.
+        (-6, "-6", "-6", "delivered", "said -6, twice"),
+        (-6, "0", "0", "person", "takes units back"),
+        # What is more than a value may be is split within a minute.
+        (10**15 - 1, "999999999999999", "999999999999999", "person", "another intent"),
+        (10**15 - 2, "999999999999998", "999999999999998", "delivered", "twice"),
+    ],
+)
+def test_two_looks_that_agree_decide(
+    value: int, before: str | None, now: str | None, verdict: Verdict, words: str
+) -> None:
+    judged = judge(
+        value=value,
+        minute_ms=FIRST_MS,
+        first_attempt_ms=FIRST_MS,
+        before=None if before is None else look(before),
+        now=look(now, LATER_MS + 600_000),
+    )
+    assert judged.verdict == verdict
+    assert words in judged.why
+
+
+def test_looks_are_ten_minutes_apart_and_none_is_taken_before_26_hours() -> None:
+    asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
+    early = judge(**asked, before=None, now=look("6", LATER_MS - 1))
+    assert (early.verdict, early.wait_ms, early.keep) == ("again", 1, None)
+    first = judge(**asked, before=None, now=look("6"))
+    assert (first.verdict, first.wait_ms, first.keep) == ("again", 600_000, look("6"))
+    soon = judge(**asked, before=first.keep, now=look("6", LATER_MS + 599_999))
+    assert (soon.verdict, soon.wait_ms, soon.keep) == ("again", 1, look("6"))
+    assert judge(**asked, before=soon.keep, now=look("6", LATER_MS + 600_000)).verdict == "delivered"
+
+
+@pytest.mark.parametrize(("hours", "verdict"), [(35 * 24 - 1, "replace"), (35 * 24, "person")])
+def test_what_stripe_does_not_take_any_more_is_not_sent_again(hours: int, verdict: Verdict) -> None:
+    now_ms = FIRST_MS + hours * HOUR_MS
+    judged = judge(
+        value=6,
+        minute_ms=FIRST_MS,
+        first_attempt_ms=FIRST_MS,
+        before=look("0", now_ms - 600_000),
+        now=look("0", now_ms),
+    )
+    assert judged.verdict == verdict
+    assert verdict == "replace" or "older than 35 days" in judged.why
+
+
+def test_for_23_hours_a_repeat_is_counted_once() -> None:
+    assert may_be_sent_again(0, FIRST_MS)
+    assert may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS)
+    assert not may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS + 1)
+    assert compare_in_ms(FIRST_MS, FIRST_MS + 25 * HOUR_MS) == HOUR_MS
+    assert compare_in_ms(FIRST_MS, FIRST_MS + 27 * HOUR_MS) == 0
+
+
+# Until when it is waited for that Stripe has counted what was delivered.
+
+
+METERS: Final[Any] = {"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]}
+
+
+class Sums(ObjectsAtStripe):
+    """What one meter has counted, by minute (s)."""
+
+    def __init__(self, units: Mapping[int, int]) -> None:
+        super().__init__(METERS)
+        self._units = units
+
+    async def list(self, path: str, params: Mapping[str, Parameter] | None = None) -> Objects:
+        if not path.endswith("/event_summaries"):
+            return await super().list(path, params)
+        span: Any = params
+        until_s = span["end_time"]
+        counted = sum(units for at_s, units in self._units.items() if span["start_time"] <= at_s < until_s)
+        return [{"aggregated_value": float(counted)}]
+
+
+class Moving:
+    """A clock that goes on a little each time that it is read, once a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s, self.step_s = NOW.timestamp(), 0.0
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+@asynccontextmanager
+async def delivered(units: int) -> AsyncGenerator[tuple[MeterKit, Moving]]:
+    clock = Moving()
+    async with kit_alone(clock=clock) as kit:
+        if units:
+            admin, field = await kit.store.admin(), f"{PERIOD_MS}|{meter_token('requests')}d"
+            await admin.ask(admin.client.hset(kit.store.keys.customer("acme").totals, mapping={field: units}))
+        yield kit, clock
+
+
+async def left(kit: MeterKit, stripe: ObjectsAtStripe) -> int:
+    return await until_counted(kit.store, stripe, "acme", "cus_acme", timeout_s=0.0)
+
+
+async def test_where_nothing_was_delivered_stripe_is_not_asked() -> None:
+    async with delivered(0) as (kit, _):
+        stripe = Sums({})
+        assert (await left(kit, stripe), stripe.asked) == (0, {})
+
+
+@pytest.mark.parametrize(("counted", "lacks"), [(5, 0), (7, 0), (3, 2), (0, 5)])
+async def test_units_that_stripe_has_not_counted_in_time_are_left(counted: int, lacks: int) -> None:
+    async with delivered(5) as (kit, _):
+        assert await left(kit, Sums({HERE_S: counted})) == lacks
+
+
+async def test_what_is_stamped_ahead_is_waited_for_unless_the_clock_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.summaries._PAUSE_S", 0.001)
+    monkeypatch.setattr("meterkit.delivery.summaries._STILL_S", 0.03)
+    async with delivered(5) as (kit, clock):
+        stripe, began = Sums({HERE_S + 3 * 60: 5}), monotonic()
+        assert await left(kit, stripe) == 5
+        assert monotonic() - began >= 0.03
+        clock.step_s = 1.0
+        assert await left(kit, stripe) == 0
+        assert HERE_S + 180 <= clock.now_s < HERE_S + 300
+
+
+# The cut before prices change: until when it holds usage back, and when it lets go again.
+
+
+HELD_MS: Final = 90_000
+
+
+class Cut:
+    """A cutter of a kit whose flusher does what a test says."""
+
+    def __init__(self, kit: MeterKit, clock: Clock, stripe: ObjectsAtStripe) -> None:
+        self.kit = kit
+        self.clock = clock
+        self.stripe = stripe
+        self.cutter = Cutter(kit.store, self._flusher, lambda: stripe)
+        self.flush: Callable[[], Awaitable[None]] = self._nothing
+
+    @asynccontextmanager
+    async def _flusher(self) -> AsyncGenerator[Any]:
+        yield self
+
+    async def _nothing(self) -> None:
+        pass
+
+    async def marks(self) -> tuple[int, int]:
+        """Until when usage is held back, and the first instant to stamp it with, from now on (ms)."""
+        admin, totals = await self.kit.store.admin(), self.kit.store.keys.customer("acme").totals
+        found = await admin.ask(admin.client.hmget(totals, [f"{PERIOD_MS}|{name}" for name in "wy"]))
+        till_ms, from_ms = (int(mark or 0) for mark in found)
+        return till_ms and till_ms - NOW_MS, from_ms and from_ms - NOW_MS
+
+
+@asynccontextmanager
+async def cutting() -> AsyncGenerator[Cut]:
+    clock = Clock(NOW)
+    async with kit_alone(clock=clock) as kit:
+        await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
+        yield Cut(kit, clock, ObjectsAtStripe({}))
+
+
+async def test_usage_is_held_back_for_longer_than_stripe_may_take() -> None:
+    async with cutting() as at:
+        seen = list[tuple[int, int]]()
+
+        async def flush() -> None:
+            seen.append(await at.marks())
+            at.clock.advance(timedelta(seconds=7))
+
+        at.flush = flush
+        async with at.cutter.cut("acme", {}):
+            seen.append(await at.marks())
+        assert seen == [(HELD_MS, 0), (7000 + HELD_MS, 0)]
+        # The next whole minute: it is half past.
+        assert await at.marks() == (0, 30_000)
+
+
+async def test_what_comes_after_the_change_is_after_it_by_stripes_clock_too() -> None:
+    async with cutting() as at:
+        at.stripe.server_time_s = NOW_MS // 1000 + 600
+        async with at.cutter.cut("acme", {}):
+            pass
+        assert await at.marks() == (0, 630_000)
+
+
+@pytest.mark.parametrize(
+    ("error", "held_ms"),
+    [
+        (StripeError("no such price", status=400), 0),
+        (StripeUnavailableError("no answer"), HELD_MS),
+        (RuntimeError("the app's own"), HELD_MS),
+    ],
+)
+async def test_what_may_have_been_changed_holds_usage_back_until_stripe_has_decided(
+    error: Exception, held_ms: int
+) -> None:
+    async with cutting() as at:
+        with pytest.raises(type(error)):
+            async with at.cutter.cut("acme", {}):
+                raise error
+        assert (await at.marks())[0] == held_ms
+
+
+async def test_what_was_not_delivered_holds_nothing_back() -> None:
+    async with cutting() as at:
+
+        async def flush() -> None:
+            assert (await at.marks())[0] == HELD_MS
+            raise StripeUnavailableError("no answer")
+
+        at.flush = flush
+        with pytest.raises(StripeUnavailableError):
+            async with at.cutter.cut("acme", {}):
+                pytest.fail("nothing is to be changed")
+        assert (await at.marks())[0] == 0
+
+
+async def test_intents_that_wait_for_another_try_are_tried_at_once() -> None:
+    async with cutting() as at:
+        await keep(at.kit, "waiting", 5, state="queued", attempts=3)
+        admin, outbox = await at.kit.store.admin(), at.kit.store.keys.shard(0, "outbox")
+        await admin.ask(admin.client.zadd(outbox, {"waiting": NOW_MS + 3_600_000}))
+
+        async def flush() -> None:
+            assert await admin.ask(admin.client.zscore(outbox, "waiting")) == NOW_MS
+            raise StripeUnavailableError("no answer")
+
+        at.flush = flush
+        with pytest.raises(StripeUnavailableError):
+            async with at.cutter.cut("acme", {}):
+                pytest.fail("nothing is to be changed")
+
+
+async def test_an_intent_that_was_not_tried_now_is_waited_for() -> None:
+    async with cutting() as at:
+        await keep(at.kit, "waiting", 5, state="queued", attempts=3)
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys
+        passes = 0
+
+        async def flush() -> None:
+            nonlocal passes
+            passes += 1
+            if passes == 2:  # Another flusher has delivered it.
+                await admin.ask(admin.client.hdel(keys.shard(0, "intents"), "waiting"))
+                await admin.ask(admin.client.zrem(keys.shard(0, "outbox"), "waiting"))
+                await admin.ask(admin.client.delete(keys.customer("acme").totals))
+
+        at.flush = flush
+        async with at.cutter.cut("acme", {}):
+            assert passes == 2
+
+
+# What a flush counts, and when a flusher in the background flushes and compares.
+
+
+class Takes:
+    """A transport by which Stripe takes everything."""
+
+    most = 1
+
+    async def ready(self) -> Outcome | None:
+        return None
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        assert intents
+        return Outcome(kind="delivered", detail="")
+
+    async def close(self) -> None:
+        pass
+
+
+class TakesRepeats(Takes):
+    """A transport by which Stripe is too busy for the first call."""
+
+    calls = 0
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        self.calls += 1
+        busy = Outcome(kind="not_done", detail="HTTP 429", refused=True)
+        return busy if self.calls == 1 else await super().send(*intents)
+
+
+SUBSCRIBED: Final = subscription(plan=None, metered="mtr_1=price_1")
+
+
+@asynccontextmanager
+async def flushing() -> AsyncGenerator[tuple[MeterKit, Flusher]]:
+    async with kit_alone() as kit:
+        await kit.customers.link("acme", "cus_acme", force=True)
+        yield kit, Flusher(kit.store, Takes(), summaries=Counted({}))
+
+
+async def test_what_is_sealed_and_delivered_is_counted() -> None:
+    async with flushing() as (kit, flusher):
+        await kit.record("acme", "requests", 5)
+        report = await flusher.flush(everything=True, timeout_s=0)
+        assert (report.sealed, report.delivered, report.left) == (1, 1, 0)
+
+
+async def test_a_flusher_in_the_background_compares_at_once_and_pauses_between_passes() -> None:
+    async with flushing() as (kit, flusher):
+        kept = await keep(kit, "one", 5, restored=f"{STAMP_S * 1000}-{STAMP_S * 1000 + 60_000}")
+        admin, reports, is_told = await kit.store.admin(), list[object](), asyncio.Event()
+        await admin.ask(admin.client.zadd(kit.store.keys.shard(0, "compare"), {kept.identifier: 1}))
+
+        def told(report: FlushReport) -> None:
+            reports.append(report)
+            is_told.set()
+
+        running = asyncio.create_task(flusher.run(every_s=60, told=told))
+        async with asyncio.timeout(60):
+            await is_told.wait()
+        await asyncio.sleep(0.05)
+        flusher.stop()
+        await running
+        assert (len(reports), [one.state for one in await kit.outbox.list()]) == (1, [])
+
+
+@pytest.mark.parametrize(("waited_s", "looks"), [(119, []), (120, ["acme"]), (3600, ["acme"])])
+async def test_what_has_waited_two_minutes_is_sent_after_a_look_at_its_subscription(
+    waited_s: int, looks: list[str]
+) -> None:
+    clock, looked = Clock(NOW), list[str]()
+
+    async def look(customer: str) -> None:
+        looked.append(customer)
+        for intent in await kit.outbox.list():
+            await kit.outbox.park(intent.identifier, reason="the price has changed")
+
+    async with kit_alone(clock=clock) as kit:
+        linked = CustomerState(stripe_customer="cus_acme", subscription=SUBSCRIBED)
+        await States(kit.store).change("acme", lambda _: linked)
+        await keep(kit, "one", 5, state="queued")
+        clock.advance(timedelta(seconds=waited_s))
+        report = await Flusher(kit.store, Takes(), summaries=Counted({}), look=look).flush()
+        assert (looked, report.delivered) == (looks, 0 if looks else 1)
+
+
+async def test_usage_that_has_waited_is_not_sent_while_its_customer_cannot_be_looked_at() -> None:
+    async def look(_: str) -> None:
+        raise StripeUnavailableError("Stripe is away")
+
+    clock = Clock(NOW)
+    async with kit_alone(clock=clock) as kit:
+        linked = CustomerState(stripe_customer="cus_acme", subscription=SUBSCRIBED)
+        await States(kit.store).change("acme", lambda _: linked)
+        await keep(kit, "one", 5, state="queued")
+        clock.advance(timedelta(hours=1))
+        report = await Flusher(kit.store, Takes(), look=look).flush()
+        assert (report.delivered, [one.state for one in await kit.outbox.list()]) == (0, ["queued"])
+
+
+@pytest.mark.parametrize(("everything", "calls"), [(False, 1), (True, 2)])
+async def test_what_is_due_again_is_sent_again_by_the_next_flush_or_where_everything_is_to_go(
+    everything: bool, calls: int
+) -> None:
+    clock, transport = Clock(NOW), TakesRepeats()
+    async with kit_alone(clock=clock) as kit:
+        await keep(kit, "one", 5, state="queued")
+        flusher = Flusher(kit.store, transport)
+        flushing = asyncio.create_task(flusher.flush(everything=everything, timeout_s=60))
+        await eventually(lambda: flusher.report.retried == 1)
+        clock.advance(timedelta(hours=1))
+        assert ((await flushing).delivered, transport.calls) == (calls - 1, calls)
+
+
+async def test_what_follows_a_page_of_late_intents_is_sent_by_the_same_flush(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
+    since_may = subscription(metered="mtr_1=price_1", created_ms=PERIOD_MS - 31 * 86_400_000)
+    async with kit_alone() as kit:
+        linked = CustomerState(stripe_customer="cus_acme", subscription=since_may)
+        await States(kit.store).change("acme", lambda _: linked)
+        may_s = PERIOD_MS // 1000 - 86_400
+        await keep(kit, "1 of May", 5, state="queued", time=may_s, first=NOW_MS - 60_000, attempts=1)
+        await keep(kit, "2 of June", 7, state="queued")
+        report = await Flusher(kit.store, Takes()).flush()
+        assert (report.parked, report.delivered) == (1, 1)
+
+
+# What becomes of single intents that Stripe may have: recovered, compared, or too late for their invoice.
+
+
+MINUTE_S: Final = 60
+AT_S: Final = STAMP_S
+GAP: Final = f"{AT_S * 1000}-{(AT_S + 600) * 1000}"
+
+
+async def parked_intents_left(kit: MeterKit) -> dict[str, tuple[str, int]]:
+    """The intents that are not delivered, by identifier."""
+    return {one.identifier: (one.state, one.quantity) for one in await kit.outbox.list()}
+
+
+async def test_i6_the_one_unit_that_stripe_has_is_the_one_of_its_minute() -> None:
+    async with kit_alone() as kit:
+        await keep(kit, "one", 1, restored=GAP)
+        await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
+        (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
+        assert (done.parked, done.billed, done.sent) == (2, 1, 1)
+        assert await parked_intents_left(kit) == {"one": ("queued", 1)}
+
+
+async def test_i6_what_a_run_has_cut_off_counts_with_what_it_was_cut_from() -> None:
+    async with kit_alone() as kit:
+        await keep(kit, "one", 5, restored=GAP)
+        await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
+        (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
+        assert (done.parked, done.billed, done.sent) == (10, 5, 5)
+        assert await parked_intents_left(kit) == {"one": ("queued", 5)}
+
+
+async def test_i6_the_gap_of_a_line_is_that_of_all_its_intents() -> None:
+    async with kit_alone() as kit:
+        later = f"{(AT_S + 3_600) * 1000}-{(AT_S + 7_200) * 1000}"
+        await keep(kit, "one", 5, restored=GAP)
+        await keep(kit, "two", 5, restored=later)
+        for minute_s in (AT_S, AT_S + 7_200):
+            counted = Counted({minute_s: 4, AT_S - 7_200: -4})
+            (done,) = await Recoverer(kit.store, counted).recover(dry_run=True)
+            assert (done.unknown, done.billed) == (4, 4)
+
+
+async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*_: object, **__: object) -> bool:
+        raise StoreError("the store is away")
+
+    async with kit_alone() as kit:
+        await keep(kit, "one", 5, restored=GAP)
+        recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
+        settle = vars(Recoverer)["_settle_intent"]
+
+        async def once(self: Recoverer, kept: Kept, billed: int, by: str, why: str = "") -> None:
+            if not billed:
+                await gone()
+            await settle(self, kept, billed, by, why)
+
+        monkeypatch.setattr(Recoverer, "_settle_intent", once)
+        with pytest.raises(StoreError, match="away"):
+            await recoverer.recover()
+        monkeypatch.undo()
+        (done,) = await recoverer.recover()
+        assert (done.parked, done.billed, done.sent) == (5, 3, 2)
+        assert [one.quantity for one in await kit.outbox.list()] == [2]
+
+
+async def test_units_that_the_journal_lacks_are_named_only_where_some_are_billed() -> None:
+    async with kit_alone() as kit:
+        old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
+        for at_stripe, says in ((0, False), (3, True)):
+            await keep(kit, "one", 5, restored=GAP)
+            recoverer = Recoverer(kit.store, Counted({AT_S: at_stripe}), Rows(old))
+            (done,) = await recoverer.recover(dry_run=True)
+            assert (done.billed, "3 of the billed units" in done.advice) == (at_stripe, says)
+
+
+async def test_a_customer_that_cannot_be_is_refused_before_anything_is_settled() -> None:
+    async with kit_alone() as kit:
+        with pytest.raises(CustomerError):
+            await Recoverer(kit.store, Counted({})).recover("")
+
+
+@pytest.mark.parametrize(
+    ("at_stripe", "verdict", "state"), [(0, "replace", "queued"), (4, "person", "parked")]
+)
+async def test_i6_what_a_restore_has_parked_is_sent_where_stripe_has_nothing_more(
+    at_stripe: int, verdict: str, state: str
+) -> None:
+    async with kit_alone() as kit:
+        kept = await keep(kit, "one", 5, restored=GAP)
+        comparer = Comparer(kit.store, Counted({AT_S: at_stripe}))
+        assert await comparer.compare(kept) == verdict
+        assert await parked_intents_left(kit) == {"one": (state, 5)}
+        # An intent that changed meanwhile waits for the next comparison.
+        assert await comparer.compare(replace(kept, text="as it was before")) == "again"
+
+
+FIRST: Final[dict[str, Any]] = {"first": NOW_MS - COMPARED_MS - 3_600_000, "looked": NOW_MS - APART_MS}
+REBUILT: Final[dict[str, Any]] = {"since": AT_S, "till": AT_S + 4 * MINUTE_S, "together": 9, "base": 20}
+
+
+def other(value: int) -> Rows:
+    """Units that were sent for another Stripe customer."""
+    return Rows(JournalRow("other", "acme", "api_requests", "cus_old", AT_S, value, AT_S * 1000))
+
+
+@pytest.mark.parametrize(
+    ("at_stripe", "elsewhere", "look", "verdict"),
+    [
+        # 29 with the base of 20: all nine are there; none; some.
+        (29, 0, 9, "delivered"),
+        (20, 0, 0, "replace"),
+        (24, 0, 4, "person"),
+        # Of the base, six went to another Stripe customer.
+        (23, 6, 9, "delivered"),
+        (14, 6, 0, "replace"),
+    ],
+)
+async def test_i6_what_was_rebuilt_is_compared_without_what_was_there_before(
+    at_stripe: int, elsewhere: int, look: int, verdict: str
+) -> None:
+    async with kit_alone() as kit:
+        kept = await keep(kit, "one", 9, look=look, **FIRST, **REBUILT)
+        counted = Counted({AT_S + 3 * MINUTE_S: at_stripe, AT_S + 4 * MINUTE_S: 100})
+        assert await Comparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
+        expected = {"delivered": [], "replace": [("queued", 9)], "person": [("parked", 9)]}
+        assert list((await parked_intents_left(kit)).values()) == expected[verdict]
+
+
+async def test_i6_of_an_intent_of_one_minute_nothing_is_counted_that_went_elsewhere() -> None:
+    async with kit_alone() as kit:
+        kept = await keep(kit, "one", 9, look=9, **FIRST)
+        assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
+        assert await parked_intents_left(kit) == {}
+
+
+async def subscribe(kit: MeterKit) -> None:
+    """Have acme's subscription renewed on the first of the month; the invoice of that is final."""
+    admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
+    month_ms = 30 * 86_400_000
+    sold = subscription(created_ms=PERIOD_MS - month_ms)
+    state = CustomerState(stripe_customer="cus_acme", subscription=sold)
+    await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
+    await keep_invoice_end(kit.store, "acme", PERIOD_MS - month_ms, InvoiceEnd(final_ms=PERIOD_MS + 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "minutes", "expected"),
+    [(1, -1, "late"), (9, -1, "late"), (9, 0, "sent"), (-9, -1, "sent")],
+)
+async def test_usage_whose_invoice_is_final_is_taken_back_and_nothing_else(
+    value: int, minutes: int, expected: str
+) -> None:
+    async with kit_alone() as kit:
+        await subscribe(kit)
+        stamp_s = PERIOD_MS // 1000 + minutes * MINUTE_S
+        period = f"{PERIOD_MS - 30 * 86_400_000}"
+        kept = await keep(kit, "one", value, state="queued", time=stamp_s, period=period)
+        sealed = Sealed(
+            identifier="one",
+            customer="acme",
+            stripe_customer="cus_acme",
+            period=period,
+            meter_token=meter_token("requests"),
+            event_name="api_requests",
+            value=value,
+            timestamp=stamp_s,
+            key="one",
+            sealed_ms=0,
+            due_ms=0,
+        )
+        late = LateIntents(kit.store)
+        assert await late.is_late(kept) == (minutes < 0)
+        due, withdrawn, parked = await late.divert(0, [sealed])
+        is_late = expected == "late"
+        assert (due, withdrawn, parked) == ([] if is_late else [sealed], int(is_late), 0)
+        assert (await find_kept(kit.store, "one") is None) == is_late
+
+
+async def test_what_is_compared_and_late_is_pending_again() -> None:
+    async with kit_alone() as kit:
+        await subscribe(kit)
+        fields: dict[str, Any] = {"time": PERIOD_MS // 1000 - MINUTE_S, "period": PERIOD_MS - 30 * 86_400_000}
+        late = await keep(kit, "late", 5, look=0, **FIRST, **fields)
+        early = await keep(kit, "early", 5, look=0, **FIRST)
+        comparer = Comparer(kit.store, Counted({}))
+        assert [await comparer.compare(kept) for kept in (late, early)] == ["replace", "replace"]
+        ((name, found),) = (await parked_intents_left(kit)).items()
+        assert (name not in {"late", "early"}, found) == (True, ("queued", 5))
+        assert timedelta(0) <= NOW - (await kit.outbox.list())[0].minute < timedelta(days=1)
+
+
+# An intent under a new identifier: as if it were sealed now, and nothing of what became of the old one.
+
+
+KEPT_INTENTS_NOW_MS = 1_900_000_000_000
+OF_ITS_USAGE = {
+    "v": "1",
+    "state": "parked",
+    "customer": "acme",
+    "stripe": "cus_acme",
+    "period": "1899000000000",
+    "meter": "requ",
+    "event": "api_requests",
+    "value": "6",
+    "time": "1899999960",
+}
+OF_ITS_TRIES = {"key": "old-1", "first": "1899900000000", "attempts": "3", "at": "1899899999999"}
+# Refused by Stripe once it was taken; and rebuilt, which is compared over all minutes before its own.
+OF_ITS_PAST = {"refused": "1899990000000", "since": "1899000000", "base": "4"}
+
+
+def test_what_is_renamed_is_sealed_anew_under_a_key_of_its_own() -> None:
+    text = json.dumps(OF_ITS_USAGE | OF_ITS_TRIES | OF_ITS_PAST)
+    anew = Kept.read("old", 0, text.encode()).renamed("new", KEPT_INTENTS_NOW_MS)
+    assert anew.identifier == "new"
+    assert anew.fields == OF_ITS_USAGE | {
+        "key": "new",
+        "first": "0",
+        "attempts": "0",
+        "at": f"{KEPT_INTENTS_NOW_MS}",
+    }
+    # Nothing of it was tried; and the store compares with what it has.
+    assert (anew.tried_since_ms, anew.text) == (0, text)
+
+
+# A shard whose store may have forgotten deliveries, step by step.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    kit: MeterKit
+    clock: Clock
+    restarts: Restarts
+    outbox: Outbox
+    report: FlushReport
+
+    async def life(self, **fields: Any) -> dict[str, str]:
+        """What the shard says of its life; the fields that are given are set first."""
+        admin, key = await self.kit.store.admin(), self.kit.store.keys.shard(0, "life")
+        if fields:
+            await admin.ask(admin.client.hset(key, mapping=fields))
+        kept = await admin.ask(admin.client.hgetall(key))
+        return {name.decode(): value.decode() for name, value in kept.items()}
+
+    async def begun_anew(self, **fields: Any) -> None:
+        """Have another life be known, and this one be met."""
+        # By the word of an operator: a store in this process has no life of its own to tell.
+        await self.life(known="doubted", noticed="a third life")
+        assert not await self.are_over()
+        await self.life(**fields)
+
+    async def are_over(self) -> bool:
+        return await self.restarts.are_over(self.outbox, 0, self.report)
+
+
+@asynccontextmanager
+async def a_shard(
+    at_stripe: dict[int, int] | None = None, *, store_url: str = "memory://"
+) -> AsyncGenerator[Shard]:
+    clock = Clock(NOW)
+    async with kit_alone(store_url, clock=clock) as kit:
+        restarts = Restarts(kit.store, Counted(at_stripe or {}))
+        outbox = Outbox(kit.store, await kit.store.admin())
+        yield Shard(kit=kit, clock=clock, restarts=restarts, outbox=outbox, report=FlushReport())
+
+
+async def test_each_shard_of_a_new_store_knows_in_which_life_it_is(store_url: str) -> None:
+    async with a_shard(store_url=store_url) as at:
+        await at.restarts.begin(at.outbox, at.report)
+        assert (await at.life())["known"]
+        assert await at.are_over()
+
+
+async def test_i6_a_shard_that_meets_another_life_waits_for_two_minutes() -> None:
+    async with a_shard() as at:
+        await at.begun_anew()
+        life = await at.life()
+        assert (life["noticed"], life["noticed_ms"]) == ("", f"{NOW_MS}")
+        for seconds, is_over in ((119.999, False), (120, True)):
+            at.clock.set(NOW + timedelta(seconds=seconds))
+            assert await at.are_over() == is_over
+        assert (await at.life())["known"] == ""
+
+
+@pytest.mark.parametrize("both", [True, False])
+async def test_i6_one_intent_that_was_tried_is_waited_for_an_hour(*, both: bool) -> None:
+    async with a_shard() as at:
+        await keep(at.kit, "tried", 5, state="queued", first=NOW_MS - 60_000)
+        if both:
+            await keep(at.kit, "new", 5, state="queued")
+        await at.begun_anew()
+        for minutes, is_over in ((10, False), (59.99, False), (60, True)):
+            at.clock.set(NOW + timedelta(minutes=minutes))
+            assert await at.are_over() == is_over
+
+
+@pytest.mark.parametrize(("minutes", "parked"), [(59, 1), (60, 1), (62, 0), (90, 0)])
+async def test_i6_where_the_last_delivery_is_not_known_it_may_have_been_within_the_hour(
+    minutes: int, parked: int
+) -> None:
+    # What was taken back hides in the sum what was sent, and in the minutes nothing.
+    there_s = HERE_S - minutes * MINUTE_S
+    async with a_shard({there_s: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
+        await keep(at.kit, "new", 5, state="queued", at=NOW_MS - 1)
+        await at.begun_anew(seen_ms="0")
+        at.clock.advance(timedelta(minutes=2))
+        assert await at.are_over()
+        assert at.report.parked == parked
+
+
+@pytest.mark.parametrize(("sealed_after_ms", "parked"), [(-1, 1), (0, 0)])
+async def test_i6_minutes_behind_are_asked_for_where_what_was_sealed_before_has_the_last_one(
+    sealed_after_ms: int, parked: int
+) -> None:
+    async with a_shard({HERE_S + 3 * MINUTE_S: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
+        for name, state in (("queued", "queued"), ("parked", "parked")):
+            await keep(at.kit, name, 5, state=state, time=HERE_S, at=NOW_MS + sealed_after_ms)
+        await at.begun_anew(seen_ms=f"{NOW_MS - 60_000}")
+        at.clock.advance(timedelta(minutes=10))
+        assert await at.are_over()
+        assert at.report.parked == parked
+
+
+# What Stripe has that a store has forgotten: by sums, by the minutes of the gap, and by the journal.
+
+
+HOUR_S: Final = 3_600
+FORGOTTEN_AT_S: Final = int(NOW.timestamp()) // MINUTE_S * MINUTE_S - 40 * HOUR_S
+"""A whole minute: the first instant of each gap here."""
+FAR_S: Final = FORGOTTEN_AT_S - 10 * HOUR_S
+"""A minute outside of each gap."""
+SINCE_MS: Final = (FORGOTTEN_AT_S - 48 * HOUR_S) * 1000
+LINE: Final = ("acme", "cus_acme", "api_requests")
+
+
+def gap(lasts_s: int = 10 * MINUTE_S) -> Gap:
+    return Gap(from_ms=FORGOTTEN_AT_S * 1000, till_ms=(FORGOTTEN_AT_S + lasts_s) * 1000)
+
+
+def made(identifier: str, minute_s: int, value: int) -> Delivered:
+    return Delivered(identifier, *LINE, minute_s, value)
+
+
+def row(
+    identifier: str,
+    value: int,
+    *,
+    delivered_s: int = FORGOTTEN_AT_S,
+    minute_s: int = FORGOTTEN_AT_S,
+    customer: str = "cus_acme",
+) -> JournalRow:
+    return JournalRow(
+        identifier=identifier,
+        customer="acme",
+        event_name="api_requests",
+        stripe_customer=customer,
+        minute_s=minute_s,
+        value=value,
+        delivered_at_ms=delivered_s * 1000,
+    )
+
+
+@asynccontextmanager
+async def a_store() -> AsyncGenerator[Store]:
+    async with kit_alone() as kit:
+        yield kit.store
+
+
+async def unknown(
+    store: Store, counted: Counted, *known: Delivered, journal: Rows | None = None, **asked: Any
+) -> int:
+    given: dict[str, Any] = {
+        "since_ms": SINCE_MS, "gap": gap(), "names": {}, "taken_s": (), "deliveries": {LINE: known}
+    }  # fmt: skip
+    names = (LINE[0], LINE[2], LINE[1])
+    return await Forgotten(store, counted, journal).unknown(*names, **given | asked)
+
+
+@pytest.mark.parametrize(
+    ("lasts_s", "is_exact", "is_by_minutes"),
+    [
+        (6 * HOUR_S, False, True),
+        (6 * HOUR_S + MINUTE_S, False, False),
+        (6 * HOUR_S + MINUTE_S, True, True),
+        (36 * HOUR_S, True, True),
+        (36 * HOUR_S + MINUTE_S, True, False),
+    ],
+)
+async def test_i6_minutes_tell_apart_what_hours_do_not(
+    lasts_s: int, *, is_exact: bool, is_by_minutes: bool
+) -> None:
+    async with a_store() as store:
+        # With the minute before it, and the five behind it.
+        span = gap(lasts_s - 5 * MINUTE_S)
+        hidden = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + MINUTE_S: -5})
+        assert await unknown(store, hidden, gap=span, is_exact=is_exact) == (5 if is_by_minutes else 0)
+        apart = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + 2 * HOUR_S: -5})
+        assert await unknown(store, apart, gap=span, is_exact=is_exact) == 5
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"), [(-2, 0), (-1, 5), (0, 5), (10, 5), (11, 0), (13, 0), (14, 0)]
+)
+async def test_i6_minutes_are_those_from_one_before_the_gap_to_its_last(minutes: int, expected: int) -> None:
+    async with a_store() as store:
+        counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
+        assert await unknown(store, counted) == expected
+
+
+@pytest.mark.parametrize(
+    "why", ["taken by an intent", "taken by a delivery", "taken at stripe", "not known", "exact", "a rest"]
+)
+async def test_i6_where_the_last_minute_is_taken_three_behind_it_are_asked_for(why: str) -> None:
+    async with a_store() as store:
+        last_s = FORGOTTEN_AT_S + 10 * MINUTE_S
+        units = {last_s + 3 * MINUTE_S: 5, last_s + 4 * MINUTE_S: 7, FAR_S: -12}
+        known, asked = list[Delivered](), dict[str, Any]()
+        if why == "taken by an intent":
+            asked["taken_s"] = {last_s}
+        elif why == "taken by a delivery":
+            known, units[last_s] = [made("one", last_s, 0)], 0
+        elif why == "taken at stripe":
+            units |= {last_s: -2, FAR_S: -10}
+        elif why == "not known":
+            asked["taken_s"] = None
+        elif why == "exact":
+            asked["is_exact"] = True
+        else:
+            units[FAR_S] = -13
+        counted = Counted(units)
+        assert await unknown(store, counted, *known, **asked) == 5
+        assert max(counted.asked) == last_s + 3 * MINUTE_S
+
+
+async def test_i6_the_totals_of_an_event_name_since_the_period_are_what_is_known() -> None:
+    async with a_store() as store:
+        admin = await store.admin()
+        tokens = [meter_token(name) for name in ("requests", "calls", "tokens")]
+        totals = {
+            f"{SINCE_MS}|{tokens[0]}d": 40,
+            f"{SINCE_MS + 1}|{tokens[1]}d": 20,
+            f"{SINCE_MS}|{tokens[0]}D": 10,
+            f"{SINCE_MS - 1}|{tokens[0]}d": 300,
+            f"{SINCE_MS}|{tokens[2]}d": 500,
+            f"{SINCE_MS}|{tokens[0]}p": 700,
+            f"{SINCE_MS}|label": "none",
+        }
+        await admin.ask(admin.client.hset(store.keys.customer("acme").totals, mapping=totals))
+        names = dict(zip(tokens, ("api_requests", "api_requests", "ai_tokens"), strict=True))
+        assert await unknown(store, Counted({FAR_S: 56}), names=names) == 6
+        assert await unknown(store, Counted({FAR_S: 49}), names=names, is_exact=True) == 0
+        # By the minutes there are more than by the sum, which usage that was taken back hides.
+        counted = Counted({FORGOTTEN_AT_S: 5, FAR_S: 47})
+        assert await unknown(store, counted, names=names, is_exact=True) == 5
+
+
+async def test_i6_deliveries_of_one_minute_are_known_together() -> None:
+    async with a_store() as store:
+        known = [made("one", FORGOTTEN_AT_S, 3), made("two", FORGOTTEN_AT_S, 4)]
+        assert await unknown(store, Counted({FORGOTTEN_AT_S: 12, FAR_S: -12}), *known) == 5
+        assert await unknown(store, Counted({FORGOTTEN_AT_S: 7, FAR_S: -12}), *known) == 0
+
+
+async def test_i6_one_unit_by_the_sum_or_by_the_journal_is_enough_without_the_minutes() -> None:
+    async with a_store() as store:
+        counted = Counted({FAR_S: 1})
+        assert (await unknown(store, counted), len(counted.asked)) == (1, 1)
+        counted = Counted({FAR_S: 9})
+        journal = Rows(row("one", 1))
+        assert (await unknown(store, counted, journal=journal), counted.asked) == (1, [])
+        # Where the number matters, the largest one is it.
+        assert await unknown(store, counted, journal=journal, is_exact=True) == 9
+        journal = Rows(row("one", 20))
+        assert await unknown(store, counted, journal=journal, is_exact=True) == 20
+
+
+@pytest.mark.parametrize(
+    ("written", "known", "expected"),
+    [
+        ([row("one", 30)], [], 30),
+        ([row("one", 30)], [made("one", FORGOTTEN_AT_S, 30)], 0),
+        # What takes units back hides nothing of what was sent.
+        ([row("one", 30), row("two", -10)], [], 30),
+        ([row("one", 30), row("two", 9, customer="cus_other")], [], 30),
+        ([row("one", 30, delivered_s=FORGOTTEN_AT_S - MINUTE_S)], [], 30),
+        ([row("one", 30, delivered_s=FORGOTTEN_AT_S - MINUTE_S - 1)], [], 0),
+        # What a comparison has counted stands for what the journal has, within the gap.
+        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S - MINUTE_S, 25)], 5),
+        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S - 2 * MINUTE_S, 25)], 30),
+        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, -25)], 30),
+        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, 1)], 29),
+        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, 45)], 0),
+        # The journal says of both that they were sent, the one long before it was restored.
+        (
+            [row("one", 30), row("two", 25, delivered_s=FORGOTTEN_AT_S - 24 * HOUR_S)],
+            [made("two", FORGOTTEN_AT_S, 25)],
+            30,
+        ),
+    ],
+)
+async def test_i6_units_that_only_the_journal_has_are_forgotten(
+    written: list[JournalRow], known: list[Delivered], expected: int
+) -> None:
+    async with a_store() as store:
+        assert await unknown(store, Counted({}), *known, journal=Rows(*written)) == expected
+
+
+async def test_what_went_to_other_stripe_customers_is_counted_by_its_minutes() -> None:
+    async with a_store() as store:
+        rows = [
+            row(
+                f"{minutes}-{customer}",
+                times * value,
+                minute_s=FORGOTTEN_AT_S + minutes * MINUTE_S,
+                customer=customer,
+            )
+            for minutes, value in ((-1, 1), (0, 10), (1, 100), (2, 1_000))
+            for customer, times in (("cus_acme", 2), ("cus_other", 1))
+        ]
+        found = Forgotten(store, Counted({}), Rows(*rows))
+        names = (LINE[0], LINE[2], LINE[1])
+        assert await found.elsewhere(*names, (FORGOTTEN_AT_S, FORGOTTEN_AT_S + 2 * MINUTE_S)) == 110
+        assert (
+            await Forgotten(store, Counted({})).elsewhere(*names, (FORGOTTEN_AT_S, FORGOTTEN_AT_S + MINUTE_S))
+            == 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("begins_s", "known", "expected"),
+    [(-1, [], 30), (0, [], 30), (1, [], None), (-1, [made("counted", FORGOTTEN_AT_S, 25)], None)],
+)
+async def test_the_journal_is_gone_by_where_it_begins_before_the_gap_and_lacks_nothing(
+    begins_s: int, known: list[Delivered], expected: int | None
+) -> None:
+    class Begun(Rows):
+        async def begun_ms(self) -> int:
+            return (FORGOTTEN_AT_S + begins_s) * 1000
+
+    class Knowing(Forgotten):
+        async def delivered(self, customer: str) -> Mapping[tuple[str, str, str], Sequence[Delivered]]:
+            assert customer == "acme"
+            return {LINE: known}
+
+    async with a_store() as store:
+        found = Knowing(store, Counted({}), Begun(row("one", 30)))
+        assert await found.journaled(LINE[0], LINE[2], LINE[1], gap()) == expected

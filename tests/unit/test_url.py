@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.sampled import few_examples
 from meterkit.errors import SettingsError
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, Place, choose_store, parse_redis_url
@@ -225,6 +226,7 @@ def test_how_tls_is_asked_for_is_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["redis://{}host", "redis+cluster://{}a:1,b", "redis+sentinel://{}a:1,b/mk"])
+@few_examples(30)
 @given(noise=st.text("p4:/?#[]@%-,", max_size=20))
 def test_invariant_a_refusal_shows_nothing_of_a_password(form: str, noise: str) -> None:
     try:

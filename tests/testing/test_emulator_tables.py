@@ -1,0 +1,207 @@
+"""Amounts, periods and changed fields at the emulator of Stripe: pure tables."""
+
+# Internals: pure tables of amounts and instants.
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from drivers.emulated_shop import DAY
+from meterkit.catalog import Report, loads
+from meterkit.testing import StripeEmulator
+from meterkit.testing.bill import due_of
+from meterkit.testing.emulator.call import Params
+from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
+from meterkit.testing.emulator.selling.prices import Price, Recurring
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.revision import Wanted
+from meterkit.testing.emulator.webhooks.events import changes, matches
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.protocol import JsonObject
+
+pytestmark = pytest.mark.anyio
+
+# Amounts, periods and changed fields at the emulator of Stripe: pure tables.
+
+
+CATALOG = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests, report: usage}}
+  tokens: {unit: token, stripe: {event_name: tokens}}
+  images: {unit: image, stripe: {event_name: images}}
+  large_images: {unit: image, from: images, where: {model: "*-large*"}, stripe: {event_name: large_images}}
+  pages: {unit: page}
+credits:
+  ai: {costs: {tokens: 1 per 100}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 40, overage: deny}
+      tokens: {included: 5_000, overage: deny}
+      images: {included: 1, overage: deny}
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: unlimited}
+      tokens: {included: 8_000, overage: {bill: {cap: 5_000}}}
+      images: {included: 1, overage: deny}
+""")
+
+
+@pytest.mark.parametrize(
+    ("plan", "meter", "report", "quantity", "due"),
+    [
+        ("free", "requests", "usage", 40, 40),  # reported whole
+        ("free", "requests", "usage", 45, 40),  # overage is never sent where the plan does not bill it
+        ("free", "tokens", "overage", 6_000, 0),
+        ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
+        ("pro", "tokens", "overage", 8_001, 1),
+        (
+            "pro",
+            "tokens",
+            "overage",
+            20_000,
+            5_000,
+        ),  # units over the cap are counted, and not billed
+        ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
+        ("pro", "tokens", "none", 20_000, 0),
+    ],
+)
+def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
+    assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
+
+
+def test_what_is_prepaid_is_not_due() -> None:
+    assert due_of(10_000, CATALOG.plans["pro"].entitlements["tokens"], "overage", prepaid=500) == 1_500
+
+
+def test_previous_attributes_are_what_has_changed() -> None:
+    """Only what differs; of a list all of it (https://docs.stripe.com/api/events/object)."""
+    before: JsonObject = {"a": 1, "b": {"x": 1, "y": 2}, "c": [1, 2], "d": None}
+    after: JsonObject = {"a": 1, "b": {"x": 1, "y": 3, "z": 4}, "c": [1, 3], "e": 5}
+    assert changes(before, after) == {"b": {"y": 2, "z": None}, "c": [1, 2], "e": None}
+    assert changes(before, before) == {}
+
+
+@pytest.mark.parametrize(
+    ("anchor", "at", "start", "end"),
+    [
+        ("2026-01-31T12:00", "2026-02-28T11:59", "2026-01-31T12:00", "2026-02-28T12:00"),
+        ("2026-01-31T12:00", "2026-02-28T12:00", "2026-02-28T12:00", "2026-03-31T12:00"),
+        ("2024-02-29T00:00", "2031-01-01T00:00", "2030-12-29T00:00", "2031-01-29T00:00"),
+        ("2026-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
+        ("2030-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
+    ],
+)
+def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: str) -> None:
+    """https://docs.stripe.com/billing/subscriptions/billing-cycle: in a short month on its last day."""
+    first, instant, begin, finish = (
+        int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) for text in (anchor, at, start, end)
+    )
+    assert period_at(first, Recurring(interval="month"), instant) == (begin, finish)
+
+
+def test_years_weeks_and_days_too() -> None:
+    anchor = int(datetime(2024, 2, 29, tzinfo=UTC).timestamp())
+    year = int(datetime(2025, 2, 28, tzinfo=UTC).timestamp())
+    assert period_at(anchor, Recurring(interval="year"), year - 1) == (anchor, year)
+    assert period_at(anchor, Recurring(interval="week", interval_count=2), anchor) == (
+        anchor,
+        anchor + 14 * DAY,
+    )
+    assert period_at(anchor, Recurring(interval="day"), anchor - 1) == (anchor - DAY, anchor)
+
+
+def test_what_recurs_not_has_no_cycle() -> None:
+    once = Price(id="price_1", product="prod_1", currency="usd", created=0, pricing=Pricing())
+    with pytest.raises(ValueError, match="price_1 is charged once"):
+        _ = once.cycle
+    with pytest.raises(ValueError, match="needs a price"):
+        _ = Wanted().new_price
+
+
+GRADUATED = Pricing(
+    tiers=(
+        Tier(up_to=10, unit_amount=Decimal(5)),
+        Tier(up_to=20, unit_amount=Decimal(4)),
+        Tier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
+    ),
+    tiers_mode="graduated",
+)
+VOLUME = Pricing(tiers=GRADUATED.tiers, tiers_mode="volume")
+THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000, round_up=True)
+WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
+
+
+@pytest.mark.parametrize(
+    ("pricing", "quantity", "cents"),
+    [
+        (Pricing(unit_amount=Decimal(2900)), 3, 8700),
+        (Pricing(unit_amount=Decimal("0.5")), 3, 2),  # 1.5 cents.
+        (Pricing(unit_amount=Decimal("0.012")), 1000, 12),
+        (Pricing(), 7, 0),
+        (THOUSANDS, 0, 0),
+        (THOUSANDS, 1, 12),
+        (THOUSANDS, 1001, 24),
+        (WHOLE_THOUSANDS, 1999, 12),
+        (GRADUATED, 0, 0),
+        (GRADUATED, 10, 50),
+        (GRADUATED, 15, 70),
+        (GRADUATED, 25, 50 + 40 + 15 + 100),
+        (VOLUME, 10, 50),
+        (VOLUME, 11, 44),
+        (VOLUME, 25, 175),
+    ],
+)
+def test_what_a_quantity_costs(pricing: Pricing, quantity: int, cents: int) -> None:
+    """https://docs.stripe.com/products-prices/pricing-models#tiered-pricing."""
+    assert cents == to_cents(amount_of(pricing, Decimal(quantity)))
+
+
+def test_graduated_tiers_have_a_charge_each() -> None:
+    charges = charges_of(GRADUATED, Decimal(15))
+    assert ["1: 10 for 50", "2: 5 for 20"] == [
+        f"{charge.tier}: {charge.quantity} for {charge.amount}" for charge in charges
+    ]
+
+
+async def test_lists_of_hashes_are_read_in_either_form() -> None:
+    """``items[0][price]``, as the SDK writes it, and ``items[][price]``, as shells do."""
+    for form in (
+        "items[0][price]=a&items[0][quantity]=2&items[1][price]=b",
+        "items[][price]=a&items[][quantity]=2&items[][price]=b",
+    ):
+        first, second = Params(form).hashes("items")
+        assert (first.text("price"), first.integer("quantity"), second.text("price")) == ("a", 2, "b")
+        assert first.path("price") == "items[0][price]"
+    emulator = StripeEmulator()
+    async with emulator.serve() as url, httpx.AsyncClient(auth=("sk_test_1", "")) as client:
+        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys[]": ["a", "b"]})
+        assert answer.json()["data"] == []
+        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys": "a"})
+        assert answer.json()["error"]["param"] == "lookup_keys"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (("*",), True),
+        (("invoice.*",), True),
+        (("invoice.paid",), True),
+        (("invoice",), False),
+        (("customer.*", "invoice.pai*"), True),
+        ((), False),
+    ],
+)
+def test_patterns_name_types(patterns: tuple[str, ...], found: bool) -> None:
+    assert found is matches("invoice.paid", patterns)

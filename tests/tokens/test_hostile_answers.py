@@ -1,0 +1,795 @@
+"""Answers that lie, are coded, or are noise: what is made of them, in bounded memory."""
+
+# Internals: properties of byte streams and codings.
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import tracemalloc
+from importlib import import_module
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from drivers.sampled import few_examples, pairs
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.call_usage import CallUsage, figure
+from meterkit.tokens.estimate import estimate_input
+from meterkit.tokens.fields import FieldsReader
+from meterkit.tokens.framing.decoding import DECODED_BYTES_MAX, Decoding, decoding_of
+from meterkit.tokens.framing.incremental import drain
+from meterkit.tokens.objects import calls_of
+from meterkit.tokens.request import read_request
+from meterkit.tokens.response import ResponseReader
+from tokens.corpus_rows import WIRED
+from tokens.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack
+from tokens.recordings import (
+    EVENTSTREAM_TYPE,
+    JSON_TYPE,
+    LIE,
+    NDJSON_TYPE,
+    RECORDINGS,
+    SSE_TYPE,
+    chat,
+    chat_usage,
+    compact,
+    figures,
+    sse,
+)
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
+
+# Content codings: what comes out of them, how much at most, and what is made of those that stay closed.
+
+
+BY_NAME = {recording.name: recording for recording in RECORDINGS}
+NAMES = ("openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat")
+
+
+def opened(coding: bytes) -> Decoding:
+    decoding = decoding_of(coding)
+    assert decoding is not None
+    return decoding
+
+
+def unpack(decoding: Decoding, body: bytes, step: int = 1 << 30) -> list[bytes]:
+    return [piece for at in range(0, len(body), step) for piece in decoding.feed(body[at : at + step])]
+
+
+def read(
+    *chunks: bytes,
+    usage: str = "openai",
+    kind: str = JSON_TYPE,
+    coding: bytes = b"",
+    complete: bool = True,
+    asked: bool = True,
+) -> tuple[tuple[CallUsage, ...], int]:
+    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+    reader = ResponseReader.open(usage, status=200, headers=headers)
+    assert reader is not None
+    for chunk in chunks:
+        reader.feed(chunk)
+    return reader.close(complete=complete, asked=lambda: asked), reader.estimated_output_tokens
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("coding", PACKERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_compressed_and_cut_anywhere_it_amounts_to_the_same(
+    name: str, coding: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-36."""
+    if fallback:
+        hide(monkeypatch, *HIDDEN.get(coding, ()))
+    recording = BY_NAME[name]
+    body, header = pack(recording.body, coding)
+    for cut in range(0, len(body) + 1, 3):
+        calls, _ = read(
+            body[:cut], body[cut:], usage=recording.usage, kind=recording.content_type, coding=header
+        )
+        assert recording.expected == [figures(call) for call in calls], cut
+
+
+@pytest.mark.parametrize("codings", [*product(("gzip", "br"), ("br", "zstd", "deflate")), ("gzip",) * 3])
+def test_several_codings_are_undone_one_after_the_other(codings: tuple[str, ...]) -> None:
+    """F-36."""
+    recording = BY_NAME["openai-chat-stream"]
+    body, header = pack(recording.body, *codings)
+    for step in (1, 7, 1 << 20):
+        pieces = [body[at : at + step] for at in range(0, len(body), step)]
+        calls, _ = read(*pieces, kind=SSE_TYPE, coding=header)
+        assert recording.expected == [figures(call) for call in calls]
+
+
+@pytest.mark.parametrize(("fallback", "coding"), pairs([False, True], [*PACKERS]))
+@pytest.mark.parametrize("step", [1 << 20, 1_000])
+def test_no_more_than_the_bound_comes_out_and_that_in_small_pieces(
+    coding: str, fallback: bool, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallback:
+        hide(monkeypatch, *HIDDEN.get(coding, ()))
+    bomb, header = pack(b"\0" * (DECODED_BYTES_MAX + 1_000_000), coding)
+    decoding = opened(header)
+    seen = 0
+    tracemalloc.start()
+    try:
+        for at in range(0, len(bomb), max(step, len(bomb) // 1_000)):
+            for piece in decoding.feed(bomb[at : at + max(step, len(bomb) // 1_000)]):
+                seen += len(piece)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert decoding.too_large
+    assert DECODED_BYTES_MAX - (3 << 20) <= seen <= DECODED_BYTES_MAX
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("size", "coding"), pairs([0, 1, 65_535, 65_536, 65_537, 65_700, 66_000, 1_000_000], [*PACKERS])
+)
+def test_all_that_fits_comes_out(size: int, coding: str) -> None:
+    body, header = pack(b"a" * size, coding)
+    assert b"a" * size == b"".join(unpack(opened(header), body))
+    assert b"a" * size == b"".join(unpack(opened(header), body, 1))
+
+
+def test_several_members_are_one_body() -> None:
+    halves = compact(chat({})), compact(chat({"content": "x"}))
+    for coding in ("gzip", "zstd"):
+        body = b"".join(PACKERS[coding](half) for half in halves)
+        for step in (1, 1 << 20):
+            assert b"".join(halves) == b"".join(unpack(opened(coding.encode()), body, step))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "deflate, raw"])
+def test_what_follows_the_end_is_padding_in_whatever_piece_it_comes(coding: str) -> None:
+    header = coding.partition(",")[0].encode()
+    for padding in (b"\0", b"\0\0\0\0", b"\x1f", b"\x1f\0", b"\x78\x9c"):
+        body = PACKERS[coding](b"abc") + padding
+        for step in (1, len(body) - len(padding), len(body)):
+            decoding = opened(header)
+            assert b"".join(unpack(decoding, body, step)) == b"abc"
+            assert not decoding.corrupt
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_damage_is_said(coding: str) -> None:
+    (call,), _ = read(b"\x28\xb5\x1f\x8bno such data, whatever it says", coding=coding.encode())
+    assert ("missing", ("corrupt",)) == (call.source, call.notes)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate, raw", "br", "zstd"])
+def test_what_is_cut_off_while_it_is_compressed_is_read_as_far_as_it_came(coding: str) -> None:
+    """F-36: a client that hangs up in the middle of a compressed stream."""
+    events = [sse(chat({"content": f"{n} {n * n} words, "})) for n in range(2_000)]
+    body, header = pack(b"".join(events), coding)
+    (call,), estimated = read(body[: len(body) * 3 // 4], kind=SSE_TYPE, coding=header, complete=False)
+    assert ("missing", ("ended_early",)) == (call.source, call.notes)
+    written = sum(len(f"{n} {n * n} words, ") for n in range(2_000)) // 4
+    # br is packed here in blocks of many KiB, each of which is all or nothing.
+    assert (0 if coding == "br" else written // 3) < estimated <= written
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [(JSON_TYPE, 1, 1), (JSON_TYPE, 4_000, 1_000), (JSON_TYPE, 1 << 20, 4_096), (SSE_TYPE, 4_000, 125)],
+)
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "compress", "gzip, gzip, gzip, gzip"])
+def test_a_coding_that_stays_closed_is_estimated_by_its_bytes(
+    coding: str, kind: str, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-36."""
+    hide(monkeypatch, *BR, *ZSTD)
+    (call,), estimated = read(b"\x8b" * size, kind=kind, coding=coding.encode())
+    assert ("missing", ("encoding",), expected) == (call.source, call.notes, estimated)
+    # Where anything may come, the request has to tell.
+    (call,), estimated = read(b"\x8b" * size, usage="auto", kind=kind, coding=coding.encode())
+    assert expected == estimated
+    assert () == read(b"\x8b" * size, usage="auto", kind=kind, coding=coding.encode(), asked=False)[0]
+
+
+def test_packages_without_a_bound_on_what_comes_out_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def process(self, data: bytes) -> bytes:
+            return data
+
+    for name in BR:
+        monkeypatch.setattr(import_module(name), "Decompressor", Old)
+    look_again(monkeypatch)
+    assert decoding_of(b"br") is None
+
+
+def test_usage_at_the_end_of_a_long_compressed_answer_is_found() -> None:
+    body = compact({**chat({"content": "x" * 3_000_000}), "usage": chat_usage(3, 4)})
+    for coding in ("gzip", "br", "zstd"):
+        packed, header = pack(body, coding)
+        (call,), _ = read(packed, coding=header)
+        assert ("reported", 3, 4) == figures(call)[:3]
+
+
+@pytest.mark.parametrize(("coding", "fallback"), pairs([*PACKERS], [False, True]))
+def test_streams_that_are_read_in_turns_do_not_mix(
+    coding: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallback:
+        hide(monkeypatch, *HIDDEN.get(coding, ()))
+    bodies = [b"".join(b"%d %d," % (n, n * factor) for n in range(5_000)) for factor in (3, 7)]
+    packed, (header, _) = zip(*(pack(body, coding) for body in bodies), strict=True)
+    decodings = [opened(header), opened(header)]
+    found = [b"", b""]
+    for at in range(0, max(map(len, packed)), 100):
+        for which in (0, 1):
+            found[which] += b"".join(decodings[which].feed(packed[which][at : at + 100]))
+    assert bodies == found
+
+
+class Absent:
+    """Finds no package, and remembers which were looked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        del path, target
+        if name.partition(".")[0] in {"brotli", "brotlicffi", "compression", "backports", "zstandard"}:
+            self.asked.append(name)
+            raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("coding", [b"br", b"zstd"])
+def test_packages_that_are_absent_are_looked_for_once(coding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Absent()
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in {*BR, "backports", "zstandard"}:
+            monkeypatch.delitem(sys.modules, name)
+    look_again(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [absent, *sys.meta_path])
+    assert decoding_of(coding) is None
+    asked = [*absent.asked]
+    assert asked
+    assert decoding_of(coding) is None
+    assert asked == absent.asked
+
+
+KEPT_BYTES_MAX = 64 << 10
+
+
+def open_reader(
+    usage: str = "auto", kind: str | None = JSON_TYPE, coding: str | None = None, status: int = 200
+) -> ResponseReader | None:
+    headers: list[tuple[bytes, bytes]] = [(b"X-Other", b"1")]
+    if kind is not None:
+        headers.append((b"Content-Type", kind.encode()))
+    if coding is not None:
+        headers.append((b"content-encoding", coding.encode()))
+    return ResponseReader.open(usage, status=status, headers=headers)
+
+
+def lies_read(
+    *chunks: bytes,
+    usage: str = "auto",
+    kind: str | None = JSON_TYPE,
+    coding: str | None = None,
+    complete: bool = True,
+) -> list[CallUsage]:
+    reader = open_reader(usage, kind, coding)
+    assert reader is not None
+    for chunk in chunks:
+        reader.feed(chunk)
+    return list(reader.close(complete=complete))
+
+
+def document(usage: object) -> bytes:
+    return json.dumps({"id": "c", "object": "chat.completion", "choices": [], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize(
+    "value", [-1, True, "12", 1.5, float("nan"), float("inf"), QUANTITY_MAX + 1, 10**400, 1e30, [5], {"a": 1}]
+)
+def test_a_figure_that_cannot_be_one_is_ignored_and_remarked_on(value: object) -> None:
+    body = document({"prompt_tokens": value, "completion_tokens": 7, "total_tokens": 12})
+    (call,) = lies_read(body)
+    assert ("reported", None, 7) == figures(call)[:3]
+    assert ("refused",) == call.notes
+    assert {"output_tokens": 7} == call.quantities()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(12.0, 12), (0, 0), (QUANTITY_MAX, QUANTITY_MAX)])
+def test_whole_numbers_count_however_they_are_written(value: float, expected: int) -> None:
+    (call,) = lies_read(document({"prompt_tokens": value, "completion_tokens": 0, "total_tokens": None}))
+    assert (expected, 0, ()) == (call.input_tokens, call.output_tokens, call.notes)
+
+
+def test_a_sum_beyond_a_quantity_is_refused() -> None:
+    usage = {"input_tokens": QUANTITY_MAX, "cache_read_input_tokens": 1, "output_tokens": 2}
+    (call,) = lies_read(json.dumps({"type": "message", "content": [], "usage": usage}).encode())
+    assert (None, 2, 1, ("refused",)) == (
+        call.input_tokens,
+        call.output_tokens,
+        call.cached_input_tokens,
+        call.notes,
+    )
+
+
+def test_usage_of_nothing_but_nonsense_is_missing() -> None:
+    (call,) = lies_read(document({"prompt_tokens": "a", "completion_tokens": -1, "total_tokens": []}))
+    assert ("missing", ("refused",), {}) == (call.source, call.notes, call.quantities())
+
+
+FOREIGN: list[Any] = [
+    {"usage": {"disk": 5, "memory": 6}},
+    {"usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}},
+    {"usage": {"input_tokens": 5, "output_tokens": 5}},
+    {"usage": {"tokens": {"input_tokens": 5, "output_tokens": 5}, "billed_units": {"input_tokens": 5}}},
+    {"candidates": [{"content": "cv", "name": "x"}], "usageMetadata": {"promptTokenCount": 3}},
+    {"choices": [{"text": "A"}, {"text": "B"}], "count": 2},
+    {"usage": 12},
+    {"usage": "high"},
+    {"usage": [{"prompt_tokens": 5}]},
+    {"choices": [], "usage": {"prompt_tokens": 5}},
+    {"input_tokens": 2095},
+    {"usageMetadata": {"promptTokenCount": 3, "totalTokenCount": 9}},
+    {"done": True, "eval_count": 5},
+    {"data": {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}},
+    {"answer": LIE, "object": "list", "data": [{"id": "model-1", "object": "model"}]},
+    {"amount": 3, "count": 4, "eval_count": 3},
+    {"error": {"message": "no"}},
+    [{"usage": {"input_tokens": 1}}, {"usage": {}}, 5],
+    {},
+    [],
+    None,
+    5,
+    "usage",
+]
+
+
+@pytest.mark.parametrize("value", FOREIGN)
+def test_what_only_looks_like_usage_counts_nothing(value: Any) -> None:
+    assert [] == lies_read(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("value", FOREIGN)
+def test_what_only_looks_like_usage_counts_nothing_in_a_stream(value: Any) -> None:
+    event = b"data: " + json.dumps(value).encode() + b"\n\n"
+    assert [] == lies_read(event * 12, kind=SSE_TYPE)
+    assert [] == lies_read((json.dumps(value).encode() + b"\n") * 12, kind=NDJSON_TYPE)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama"])
+def test_a_declared_api_that_says_nothing_is_missing(name: str) -> None:
+    (call,) = lies_read(b'{"answer": 42}', usage=name)
+    assert ("missing", ("no_usage",)) == (call.source, call.notes)
+    (call,) = lies_read(b'{"answer": ', usage=name, complete=False)
+    assert ("missing", ("ended_early",)) == (call.source, call.notes)
+    (call,) = lies_read(b"<html>", usage=name)
+    assert ("missing", ("unreadable",)) == (call.source, call.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("anthropic", b'{"input_tokens": 2095}'), ("gemini", b'{"totalTokens": 31}')]
+)
+def test_counting_tokens_is_not_using_them(name: str, body: bytes) -> None:
+    assert [] == lies_read(body, usage=name)
+
+
+def test_a_transcription_measured_in_seconds_has_no_tokens_to_miss() -> None:
+    body = b'{"text": "hi", "usage": {"type": "duration", "seconds": 4}}'
+    for usage in ("openai", "auto"):
+        (call,) = lies_read(body, usage=usage)
+        assert (call.source, call.notes, call.input_tokens, call.output_tokens) == (
+            "reported",
+            (),
+            None,
+            None,
+        )
+        assert call.details == {"audio_seconds": 4, "input_audio_seconds": 4}
+    assert [] == lies_read(b'{"text": "hi", "usage": {"type": "duration"}}', usage="openai")
+
+
+def test_an_empty_answer_is_not_missing() -> None:
+    assert [] == lies_read(usage="openai")
+    assert [] == lies_read(b"", usage="openai", complete=False)
+
+
+def test_a_stream_of_a_language_model_without_usage_is_missing() -> None:
+    (call,) = lies_read(sse(chat({"content": "x"})), sse(chat({}, finish="stop")), kind=SSE_TYPE)
+    assert ("missing", ("not_asked",), "openai", "gpt-5.6", "chatcmpl-1") == (
+        call.source,
+        call.notes,
+        call.provider,
+        call.model,
+        call.response_id,
+    )
+
+
+@pytest.mark.parametrize("usage", ["auto", "openai"])
+def test_a_document_of_a_language_model_without_usage_is_missing(usage: str) -> None:
+    body = {"id": "c", "object": "chat.completion", "choices": [{"message": {"content": "x"}}]}
+    (call,) = lies_read(json.dumps(body).encode(), usage=usage)
+    assert ("missing", ("no_usage",), "c") == (call.source, call.notes, call.response_id)
+
+
+def test_data_that_is_no_gzip_is_missing_and_says_so() -> None:
+    (call,) = lies_read(b"\x1f\x8bgarbage in here", usage="openai", coding="gzip")
+    assert ("missing", ("corrupt",)) == (call.source, call.notes)
+
+
+def test_several_members_of_gzip_are_one_body() -> None:
+    body = document(chat_usage(3, 4))
+    (call,) = lies_read(gzip.compress(body[:30]) + gzip.compress(body[30:]) + b"\0\0", coding="gzip")
+    assert ("reported", 3, 4) == figures(call)[:3]
+
+
+@pytest.mark.parametrize(
+    ("usage", "kind", "status", "readable"),
+    [
+        ("auto", JSON_TYPE, 200, True),
+        ("auto", "application/vnd.api+json", 201, True),
+        ("auto", "TEXT/Event-Stream", 200, True),
+        ("auto", "application/jsonl", 200, True),
+        ("auto", "text/plain", 200, True),
+        ("auto", "text/html", 200, False),
+        ("auto", None, 200, True),
+        ("auto", "application/octet-stream", 200, True),
+        ("openai", "text/plain", 200, True),
+        ("openai", None, 200, True),
+        ("openai", "audio/mpeg", 200, False),
+        ("openai", JSON_TYPE, 204, False),
+        ("openai", JSON_TYPE, 302, False),
+        ("openai", JSON_TYPE, 400, False),
+        ("openai", JSON_TYPE, 500, False),
+        ("none", JSON_TYPE, 200, False),
+    ],
+)
+def test_only_what_can_be_read_has_a_reader(
+    usage: str, kind: str | None, status: int, readable: bool
+) -> None:
+    assert readable == (open_reader(usage, kind, status=status) is not None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        document(chat_usage(3, 4)),
+        b"\n " + document(chat_usage(3, 4)),
+        b"[" + document(chat_usage(3, 4)) + b"]",
+        b": hello\n\n" + sse(chat(None, usage=chat_usage(3, 4))),
+    ],
+)
+def test_a_declared_api_without_a_content_type_is_told_by_its_first_byte(body: bytes) -> None:
+    for cut in range(len(body) + 1):
+        (call,) = lies_read(body[:cut], body[cut:], usage="openai", kind=None)
+        assert ("reported", 3, 4) == figures(call)[:3], cut
+
+
+@pytest.mark.parametrize("bad", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"\0"])
+@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE, None])
+def test_json_that_breaks_parsers_does_not_break_the_reader(bad: bytes, kind: str | None) -> None:
+    event = b"data: " + bad if kind == SSE_TYPE else bad
+    (call,) = lies_read(event + b"\n\n", usage="openai", kind=kind)
+    assert "missing" == call.source
+
+
+def test_figures_beside_an_event_of_any_size_are_whole() -> None:
+    huge = sse(chat({"content": "x" * (1 << 21)}))
+    usage = sse(chat(None, usage=chat_usage(3, 4)))
+    (call,) = lies_read(huge, usage, kind=SSE_TYPE)
+    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
+
+
+def test_a_document_of_any_size_is_read() -> None:
+    """F-30."""
+    filler = (b'{"text": "', b"x" * 5_000_000, b"x" * 5_000_000, b'", ')
+    tail = document(chat_usage(3, 4))[1:]
+    assert [] == lies_read(*filler, b'"a": 1}')
+    (call,) = lies_read(*filler, tail)
+    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
+    (call,) = lies_read(*filler, b'"a": 1}', usage="openai")
+    assert ("missing", ("no_usage",)) == (call.source, call.notes)
+
+
+@pytest.mark.parametrize("kind", [SSE_TYPE, NDJSON_TYPE, JSON_TYPE, "application/vnd.amazon.eventstream"])
+@pytest.mark.parametrize("start", [b"data: ", b'{"a": "', b'[{"a": "', b'[{"usage": {'])
+def test_a_hundred_megabytes_without_an_end_are_not_kept(kind: str, start: bytes) -> None:
+    reader = open_reader("openai", kind)
+    assert reader is not None
+    piece = b"x" * 1_000_000
+    reader.feed(start)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            reader.feed(piece)
+        _, peak = tracemalloc.get_traced_memory()
+        (call,) = reader.close(complete=True)
+    finally:
+        tracemalloc.stop()
+    assert peak < KEPT_BYTES_MAX + 2 * len(piece)
+    assert "missing" == call.source
+
+
+def test_a_bomb_is_defused() -> None:
+    bomb = gzip.compress(b"\0" * (DECODED_BYTES_MAX + 1_000_000))
+    reader = open_reader("openai", JSON_TYPE, "gzip")
+    assert reader is not None
+    tracemalloc.start()
+    try:
+        reader.feed(bomb)
+        _, peak = tracemalloc.get_traced_memory()
+        (call,) = reader.close(complete=True)
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+    assert ("missing", True) == (call.source, "too_large" in call.notes)
+
+
+def test_a_long_list_that_is_foreign_is_let_go_of_early() -> None:
+    reader = open_reader("auto", JSON_TYPE)
+    assert reader is not None
+    item = json.dumps({"id": 1, "tags": ["a"] * 50}).encode()
+    reader.feed(b"[" + b",".join([item] * 20))
+    reader.feed(b"," + document(chat_usage(3, 4)) + b"]")
+    assert () == reader.close(complete=True)
+
+
+def test_closing_again_says_the_same() -> None:
+    reader = open_reader("auto", JSON_TYPE)
+    assert reader is not None
+    reader.feed(document(chat_usage(3, 4)))
+    assert reader.close(complete=True) == reader.close(complete=False)
+
+
+quietly = few_examples(30)
+
+RESPONSES = [*RECORDINGS, *WIRED.values()]
+KINDS = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE, EVENTSTREAM_TYPE, "text/plain", "")
+WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
+FUZZ_NAMES = sorted(
+    {
+        *(
+            "usage",
+            "id",
+            "object",
+            "type",
+            "choices",
+            "delta",
+            "message",
+            "response",
+            "usageMetadata",
+            "data",
+        ),
+        *("promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount", "candidates"),
+        *("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "tokens"),
+        *("inputTokens", "outputTokens", "metadata", "done", "eval_count", "prompt_eval_count", "model"),
+        *("iterations", "billed_units", "prompt_tokens_details", "cached_tokens", "x_groq", "error"),
+        *("cache_read_input_tokens", "stopReason", "output", "finish_reason", "created_at", "embeddings"),
+        *("amazon-bedrock-invocationMetrics", "inputTokenCount", "content", "text", "parts", "stop_reason"),
+        *("max_tokens", "n", "messages", "contents", "source", "image_url", "bytes"),
+        *("tool_usage", "image_gen", "web_search", "num_requests", "tools", "svg_usage", "action", "status"),
+        *("service_tier", "provider", "cost", "cost_details", "is_byok", "upstream_inference_cost", "event"),
+        *("input_tokens_details", "audio_tokens", "seconds", "prompt_audio_seconds", "usage_info", "pages"),
+        *("pages_processed", "success", "result", "answers", "session", "item_id", "citation_tokens"),
+    }
+)
+WORDS_IN_JSON = (
+    *("chat.completion", "list", "response", "message", "message_start", "message_delta", "message-end"),
+    *("response.completed", "error", "tokens", "duration", "base64", "STOP", "m1", ""),
+    *("web_search_call", "search", "image_generation", "response.event", "session.closed", "choice"),
+    *("conversation.item.input_audio_transcription.completed", "batch", "priority", "completed"),
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=0, max_value=50)
+    | st.floats()
+    | st.sampled_from(WORDS_IN_JSON)
+    | st.text(max_size=4)
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FUZZ_NAMES), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+EVENTS = st.dictionaries(st.sampled_from(FUZZ_NAMES), VALUES, max_size=6)
+
+
+def chunks_of(body: bytes, cuts: list[int]) -> list[bytes]:
+    places = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
+    return [body[begin:end] for begin, end in pairwise(places)]
+
+
+def fuzz_read(usage: str, kind: str, chunks: list[bytes], *, complete: bool, coding: bytes = b"") -> Any:
+    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+    reader = ResponseReader.open(usage, status=200, headers=headers)
+    if reader is None:
+        return None
+    for chunk in chunks:
+        reader.feed(chunk)
+    return reader.close(complete=complete), reader.output_bytes_seen, reader.estimated_output_tokens
+
+
+def check(calls: tuple[CallUsage, ...]) -> None:
+    for call in calls:
+        for value in call.quantities().values():
+            assert type(value) is int
+            assert 0 <= value <= QUANTITY_MAX
+        if call.source == "missing":
+            assert {} == call.quantities()
+            assert call.notes
+
+
+def body_of(kind: str, events: list[Any]) -> bytes:
+    texts = [json.dumps(event).encode() for event in events]
+    if kind == SSE_TYPE:
+        return b"".join(b"data: " + text + b"\n\n" for text in texts)
+    if kind == NDJSON_TYPE:
+        return b"\n".join(texts)
+    return texts[0] if len(texts) == 1 else b"[" + b",".join(texts) + b"]"
+
+
+@quietly
+@given(
+    usage=st.sampled_from(WORDS),
+    kind=st.sampled_from(KINDS),
+    body=st.binary(max_size=300),
+    cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=4),
+    coding=st.sampled_from([b"", b"gzip", b"deflate", b"br"]),
+    complete=st.booleans(),
+)
+@example(usage="openai", kind=SSE_TYPE, body=b"\3\0\0\0", cuts=[2], coding=b"gzip", complete=True)
+def test_no_bytes_make_it_raise_nor_do_cuts_matter(
+    usage: str, kind: str, body: bytes, cuts: list[int], coding: bytes, complete: bool
+) -> None:
+    whole = fuzz_read(usage, kind, [body], complete=complete, coding=coding)
+    pieces = fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete, coding=coding)
+    if whole is not None and any("corrupt" in call.notes for call in whole[0]) and coding:
+        # How much of it comes out before a coding breaks is up to the decompressor; what follows the end of
+        # br in a piece of its own is not looked at.
+        assert coding == b"br" or all("corrupt" in call.notes for call in pieces[0])
+    else:
+        assert whole == pieces
+
+
+@quietly
+@given(
+    usage=st.sampled_from(WORDS),
+    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
+    events=st.lists(EVENTS, min_size=1, max_size=12),
+    cuts=st.lists(st.integers(min_value=0, max_value=5_000), max_size=4),
+    complete=st.booleans(),
+)
+def test_no_events_make_it_raise_nor_do_cuts_matter(
+    usage: str, kind: str, events: list[Any], cuts: list[int], complete: bool
+) -> None:
+    body = body_of(kind, events)
+    whole = fuzz_read(usage, kind, [body], complete=complete)
+    check(whole[0])
+    assert whole == fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete)
+
+
+@quietly
+@given(
+    usage=st.sampled_from(WORDS),
+    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
+    event=EVENTS,
+    items=st.lists(VALUES, min_size=1, max_size=4),
+    number=st.integers(min_value=1, max_value=700),
+    cuts=st.lists(st.integers(min_value=0, max_value=50_000), max_size=4),
+    complete=st.booleans(),
+)
+def test_of_dense_and_large_events_neither_do_cuts_matter(
+    usage: str, kind: str, event: Any, items: list[Any], number: int, cuts: list[int], complete: bool
+) -> None:
+    body = body_of(kind, [{**event, "choices": items * number}, event])
+    whole = fuzz_read(usage, kind, [body], complete=complete)
+    check(whole[0])
+    assert whole == fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete)
+
+
+@quietly
+@given(
+    recording=st.sampled_from(RESPONSES),
+    cuts=st.lists(st.integers(min_value=0, max_value=10_000), max_size=6),
+    length=st.integers(min_value=0, max_value=10_000),
+)
+def test_cuts_of_real_responses_do_not_matter_wherever_they_break_off(
+    recording: Any, cuts: list[int], length: int
+) -> None:
+    body = recording.body[:length]
+    whole = fuzz_read(recording.usage, recording.content_type, [body], complete=False)
+    check(whole[0])
+    assert whole == fuzz_read(recording.usage, recording.content_type, chunks_of(body, cuts), complete=False)
+
+
+@quietly
+@given(
+    recording=st.sampled_from(RESPONSES),
+    at=st.integers(min_value=0, max_value=10_000),
+    noise=st.binary(min_size=1, max_size=8),
+)
+def test_damage_never_makes_it_raise(recording: Any, at: int, noise: bytes) -> None:
+    at %= len(recording.body)
+    body = recording.body[:at] + noise + recording.body[at + len(noise) :]
+    check(fuzz_read(recording.usage, recording.content_type, [body], complete=True)[0])
+
+
+@quietly
+@given(value=VALUES | EVENTS)
+def test_no_object_makes_reading_it_raise(value: Any) -> None:
+    check(calls_of(value))
+
+
+@quietly
+@given(value=VALUES | EVENTS, field=st.sampled_from([*FUZZ_NAMES, "a.b", "max_completion_tokens", ""]))
+def test_no_request_makes_the_estimates_raise(value: Any, field: str) -> None:
+    body = json.dumps(value).encode()
+    assert 0 <= estimate_input(body) <= QUANTITY_MAX
+    assert 0 <= estimate_input({"messages": value}) <= QUANTITY_MAX
+    asked = read_request(body)
+    if asked is not None:
+        assert 7 <= asked.limit(field, default=7) <= QUANTITY_MAX or field in value
+        named = asked.named_limit(field)
+        assert named is None or 1 <= named.quantity <= asked.limit(field, default=1)
+        assert 1 <= asked.named_answers() <= asked.answers() <= QUANTITY_MAX
+        assert 1 <= asked.answers() <= QUANTITY_MAX
+
+
+@quietly
+@given(body=st.binary(max_size=200))
+def test_no_bytes_make_the_estimates_raise(body: bytes) -> None:
+    assert 0 <= estimate_input(body, "m")
+    read_request(body)
+
+
+@few_examples(30)
+@given(value=SCALARS)
+def test_a_figure_is_a_whole_number_within_bounds(value: Any) -> None:
+    whole = not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1
+    expected = int(value) if whole and 0 <= value <= QUANTITY_MAX else None
+    assert expected == figure(value)
+
+
+def read_fields(kind: str, chunks: list[bytes], coding: bytes = b"") -> dict[str, int]:
+    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+    fields = {"words": ("usage.input_tokens", "model"), "more": ("tokens",)}
+    reader = FieldsReader.open(fields, status=200, headers=headers)
+    assert reader is not None
+    for chunk in chunks:
+        drain(reader.read(chunk))
+    found = reader.close()
+    assert found.keys() | {*reader.missing()} == fields.keys()
+    assert all(0 <= figure <= QUANTITY_MAX for figure in found.values())
+    return found
+
+
+@quietly
+@given(
+    kind=st.sampled_from(KINDS),
+    body=st.binary(max_size=300),
+    cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=4),
+)
+def test_no_bytes_make_fields_raise_nor_do_cuts_matter(kind: str, body: bytes, cuts: list[int]) -> None:
+    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(body, cuts))
+
+
+@quietly
+@given(
+    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
+    events=st.lists(EVENTS, min_size=1, max_size=12),
+    cuts=st.lists(st.integers(min_value=0, max_value=5_000), max_size=4),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_line_ends_and_cuts_do_not_change_fields(
+    kind: str, events: list[Any], cuts: list[int], end: bytes
+) -> None:
+    body = body_of(kind, events)
+    other = body.replace(b"\n", end) if kind == SSE_TYPE else body
+    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(other, cuts))

@@ -1,0 +1,1008 @@
+"""What plans, overrides, grants and prices come to for one customer: pure tables."""
+
+# Internals: pure tables of quantities and amounts.
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from drivers.subscribed_customer import subscription
+from meterkit.catalog import loads
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.customers.drifts import Drift, DriftKind
+from meterkit.decisions.allowance import PlanChange
+from meterkit.decisions.binding import derived_from
+from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at, with_overrides
+from meterkit.decisions.customer_state import (
+    INITIAL_STATE,
+    NO_STATE,
+    CustomerState,
+    effective_plan,
+    entitlements_of,
+    entitlements_on,
+    seat_meter,
+    with_seats,
+    with_subscription,
+)
+from meterkit.decisions.gauges import GaugeLimit, Level, gauge_policy, shortage
+from meterkit.decisions.grants import MICRO, Prepaid, prepaid_by_plan, prepaid_of
+from meterkit.decisions.holdings import Balance, Holding, holdings_of
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.packed import joined, unpack_field
+from meterkit.decisions.periods import Bounds, to_ms
+from meterkit.decisions.plan_history import with_plan_changes
+from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.policies import ceiling_of, keep_ms_of, rate_numbers
+from meterkit.decisions.price_segments import (
+    Segment,
+    ended_labels,
+    label_of,
+    overage_cents,
+    segments_of,
+)
+from meterkit.decisions.spending import UnitPrice, budgets_of, price_of
+from meterkit.decisions.subscription import (
+    NEVER_MS,
+    Standing,
+    next_reminder_ms,
+    reminders_due,
+    without_payment,
+)
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.decisions.allowance import Allowance
+
+# F-223: what each plan of a period gives by its share of it.
+
+
+START: Final = datetime(2031, 6, 1, tzinfo=UTC)
+END: Final = datetime(2031, 7, 1, tzinfo=UTC)
+HALF: Final = datetime(2031, 6, 16, tzinfo=UTC)
+DAY: Final = timedelta(days=1)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  calls: {unit: call}
+  tiers: {unit: tier, stripe: {event_name: tiers, report: usage}}
+  disk:  {unit: byte, kind: gauge}
+credits: {ai: {costs: {calls: 1 per 1}}}
+dunning: {grace: 7d}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {calls: {included: 10, overage: deny}}}
+  a:
+    rank: 1
+    price: {amount_cents: 100, interval: month}
+    meters: {calls: {included: 100, overage: deny}, disk: {included: 1GB}, tiers: {included: 5}}
+    grants:
+      - {credit: ai, quantity: 7, every: period}
+      - {meter: calls, quantity: 3, every: period, priority: 1}
+  b:
+    rank: 2
+    price: {amount_cents: 200, interval: month}
+    meters: {calls: {included: 1_000, overage: deny}, disk: {included: 2GB}, tiers: {included: 50}}
+    grants: [{credit: ai, quantity: 70, every: period, priority: 9}]
+  endless: {rank: 3, price: {amount_cents: 300, interval: month}, meters: {calls: {included: unlimited}}}
+  yearly:
+    rank: 4
+    price: {amount_cents: 1000, interval: year}
+    meters: {calls: {included: 500, overage: deny}}
+  annual:
+    rank: 5
+    price: {amount_cents: 1000, interval: year, included_per: interval}
+    meters: {calls: {included: 12_000, overage: deny}}
+"""
+CATALOG: Final = loads(PLANS)
+WHOLE: Final = loads(PLANS + "billing: {changes: {allowance: whole}}\n")
+
+
+def paid(plan: str, **changed: Any) -> CustomerState:
+    """A customer with a subscription from the beginning of June."""
+    given = {"start_ms": START, "end_ms": END, "anchor_ms": START, "created_ms": START, **changed}
+    return CustomerState(subscription=subscription(plan=plan, **given))
+
+
+def moved(state: CustomerState, plan: str, at: datetime, **changed: Any) -> CustomerState:
+    """The same after its subscription changed to another plan."""
+    assert state.subscription is not None
+    after = with_subscription(state, replace(state.subscription, plan=plan, **changed))
+    return with_plan_changes(state, after, CATALOG, to_ms(at))
+
+
+def calls_of(state: CustomerState, at: datetime, catalog: Catalog = CATALOG) -> int | None:
+    return entitlements_of(effective_terms(state, catalog, to_ms(at)), catalog)["calls"].included
+
+
+def allowance_of(state: CustomerState, at: datetime) -> Allowance | None:
+    return effective_terms(state, CATALOG, to_ms(at)).allowance
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], 100),
+        ([("b", HALF)], 550),
+        ([("b", END - timedelta(seconds=1))], 101),  # Rounded up.
+        ([("b", START)], 1_000),
+        ([("b", START + timedelta(seconds=59))], 1_000),
+        ([("b", START + timedelta(minutes=2))], 1_000),  # 999.96
+        ([("b", START + 15 * DAY), ("a", START + 16 * DAY)], 130),
+        ([("b", START + 10 * DAY), ("a", START + 20 * DAY), ("b", START + 25 * DAY)], 550),
+        ([("b", HALF), ("b", HALF + DAY)], 550),
+        ([("endless", HALF)], None),
+        ([("endless", HALF), ("b", HALF + 6 * DAY)], 350),  # 15 days of a, 9 of b.
+    ],
+)
+def test_each_plan_counts_for_its_time(changes: list[tuple[str, datetime]], expected: int | None) -> None:
+    state = paid("a")
+    for plan, at in changes:
+        state = moved(state, plan, at)
+    assert calls_of(state, END - timedelta(milliseconds=1)) == expected
+    assert calls_of(CustomerState.parse(state.dump()), END - timedelta(milliseconds=1)) == expected
+    last = state.subscription.plan if state.subscription else None
+    assert calls_of(state, END) == {"a": 100, "b": 1_000, "endless": None}[str(last)]
+
+
+def test_no_sum_of_changes_gives_more_than_the_most_generous_plan() -> None:
+    state = paid("a")
+    for hour in range(1, 60):
+        state = moved(state, "ab"[hour % 2], START + timedelta(hours=hour))
+        found = calls_of(state, START + timedelta(hours=hour))
+        assert found is not None
+        assert found <= 1_000
+    assert calls_of(state, END - DAY) == 100 + 900 * (30 * 24 - 30) // (30 * 24) + 1
+
+
+def test_changes_that_are_forgotten_give_nothing() -> None:
+    state = paid("a")
+    for hour in range(1, 101):
+        state = moved(state, "ab"[hour % 2], START + timedelta(hours=hour))
+    assert len(state.plan_changes) == 64
+    # The time before the 64 latest changes counts for nothing: 651 hours of a and 32 of b are known.
+    assert calls_of(state, END - DAY) == -(-(651 * 100 + 32 * 1_000) // 720)
+
+
+def test_the_whole_is_given_where_the_plans_file_says_so() -> None:
+    state = moved(paid("a"), "b", HALF)
+    assert calls_of(state, END - DAY, WHOLE) == 1_000
+    assert effective_terms(state, WHOLE, to_ms(HALF)).allowance is None
+
+
+def test_grants_are_whole_credits_and_no_more_than_the_rounded_sum_of_their_target() -> None:
+    found = allowance_of(moved(paid("a"), "b", START + 10 * DAY), HALF)
+    assert found is not None
+    assert found.grants is not None
+    # A third of 7 is 2.33, two thirds of 70 are 46.67, together 49; a third of 3 units is 1.
+    assert {name: quantity for name, _, quantity, _, _ in found.grants.lines} == {
+        "p m:calls 1-period": 1,
+        "p c:ai 50-period": 3_000_000,
+        "p c:ai 9-period": 47_000_000,
+    }
+    assert dict(found.grants.limits) == {"c:ai": 49_000_000, "m:calls": 1}
+
+
+def test_units_of_a_plan_that_lasted_seconds_are_taken_back() -> None:
+    state = paid("a")
+    for plan, second in (("b", 20), ("a", 50)):
+        state = moved(state, plan, START + timedelta(seconds=second))
+    found = allowance_of(state, HALF)
+    assert calls_of(state, HALF) == 100
+    assert found is not None
+    assert found.grants is not None
+    assert dict(found.grants.limits) == {"c:ai": 7_000_000, "m:calls": 3}
+
+
+def test_gauges_and_tiers_at_stripe_are_those_of_the_plan_alone() -> None:
+    state = moved(paid("a"), "b", HALF)
+    found = entitlements_of(effective_terms(state, CATALOG, to_ms(HALF)), CATALOG)
+    assert (found["disk"].included, found["tiers"].included) == (2 * 10**9, 50)
+
+
+def test_a_scheduled_change_amid_a_period_counts_from_its_millisecond_and_stays_so() -> None:
+    state = paid("a", pending_plan="b", pending_at_ms=HALF)
+    assert calls_of(state, HALF - timedelta(milliseconds=1)) == 100
+    assert calls_of(state, HALF) == 550
+    assert (
+        calls_of(moved(state, "b", HALF + 5 * DAY, pending_plan=None, pending_at_ms=None), END - DAY) == 550
+    )
+
+
+def test_a_trial_is_a_period_of_its_own() -> None:
+    trial = paid("a", status="trialing", trial_end_ms=START + 14 * DAY, end_ms=START + 14 * DAY)
+    state = moved(trial, "b", START + 7 * DAY)
+    assert calls_of(state, START + 13 * DAY) == 550
+    assert calls_of(state, START + 14 * DAY) == 1_000
+
+
+def test_a_plan_by_the_year_is_prorated_within_its_month() -> None:
+    year = {"end_ms": START.replace(year=2032)}
+    assert calls_of(moved(paid("yearly", **year), "b", HALF), END - DAY) == 750
+    # A year of 12,000 gives half a month 500.
+    assert calls_of(moved(paid("annual", **year), "b", HALF, end_ms=to_ms(END)), END - DAY) == 1_000
+
+
+@pytest.mark.parametrize("days", [16, 40])
+def test_a_cancellation_leaves_the_default_plan_all_of_its_quantity(days: int) -> None:
+    at = START + days * DAY
+    state = moved(moved(paid("a"), "b", HALF), "b", at, status="canceled", ended_at_ms=to_ms(at))
+    assert calls_of(state, at) == 10
+
+
+def test_restricted_access_gives_what_the_plans_file_says() -> None:
+    owing = {"status": "past_due", "failures": 1, "failed_at_ms": to_ms(HALF)}
+    state = moved(paid("a"), "b", HALF, **owing)
+    assert calls_of(state, HALF + DAY) == 550
+    assert calls_of(state, HALF + 8 * DAY) == 10
+    assert (
+        calls_of(moved(state, "b", HALF + 9 * DAY, status="active", failures=0, failed_at_ms=0), END - DAY)
+        == 550
+    )
+
+
+def test_a_plan_set_by_hand_gives_all_and_the_subscriptions_own_goes_on_by_time() -> None:
+    state = moved(paid("a"), "b", START + 10 * DAY)
+    by_hand = with_plan_changes(state, replace(state, plan="a"), CATALOG, to_ms(HALF))
+    assert calls_of(by_hand, HALF) == 100
+    assert calls_of(moved(by_hand, "endless", HALF + DAY), HALF + 2 * DAY) is None
+    # The plan that was set by hand stands for the 16 days before: 53.33 calls, and 233.33 of 500.
+    assert calls_of(moved(by_hand, "yearly", HALF + DAY), END - DAY) == 287
+
+
+def test_a_subscription_that_begins_is_whole_whenever_it_is_heard_of() -> None:
+    late = START + 3 * DAY
+    found = paid("b").subscription
+    state = with_plan_changes(INITIAL_STATE, with_subscription(INITIAL_STATE, found), CATALOG, to_ms(late))
+    assert state.plan_changes == (PlanChange("free", to_ms(late), is_priced=False),)
+    assert calls_of(state, late) == 1_000
+
+
+def test_a_change_before_the_beginning_was_heard_of_is_no_change_of_the_plan_before() -> None:
+    begun = with_plan_changes(
+        INITIAL_STATE, with_subscription(INITIAL_STATE, paid("a").subscription), CATALOG, to_ms(HALF)
+    )
+    for at in (HALF, HALF - DAY):
+        state = moved(begun, "b", at)
+        assert state.plan_changes == (PlanChange("free", to_ms(at), is_priced=False),)
+        assert calls_of(state, HALF) == 1_000
+
+
+def test_a_view_of_a_changed_plan_ends_with_its_period() -> None:
+    state = moved(paid("a"), "b", HALF)
+    assert effective_terms(state, CATALOG, to_ms(HALF)).valid_until_ms == to_ms(END)
+
+
+def test_a_state_of_a_release_without_plan_changes_gives_all_of_the_plan() -> None:
+    older = CustomerState.parse(paid("b").dump())
+    assert older.plan_changes == ()
+    assert calls_of(older, HALF) == 1_000
+
+
+NOW_MS: Final = 1_800_000_000_000
+PRICE_SEGMENTS_CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens:  {unit: token, stripe: {event_name: ai_tokens}}
+  pages:   {unit: page, stripe: {event_name: ai_pages}}
+  storage: {unit: byte, kind: gauge}
+features: [chat]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {tokens: {included: 5, overage: deny}, pages: {included: 5, overage: bill}}
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      tokens:  {included: 5, overage: {bill: {per: 1_000, amount_cents: 12}}}
+      pages:   {included: 5, overage: bill}
+      storage: {included: 5MB, overage: {percent: 5, grace: 7d}}
+  top:
+    extends: pro
+    meters: {tokens: {included: 5, overage: {bill: {per: 1, amount_cents: 12}}}}
+""")
+FREE, PRO, TOP = (PRICE_SEGMENTS_CATALOG.plans[name] for name in ("free", "pro", "top"))
+TOKENS: Final = meter_token("tokens")
+OWN: Final = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
+
+
+def state(overrides: dict[str, Any], until_ms: int | None = None) -> CustomerState:
+    return CustomerState(overrides=with_overrides({}, overrides, {}, until_ms=until_ms, now_ms=NOW_MS - 1))
+
+
+def test_a_price_is_named_by_quantity_and_amount() -> None:
+    assert [label_of(plan.entitlements["tokens"]) for plan in (FREE, PRO, TOP)] == ["-", "1000/12", "1/12"]
+    assert label_of(PRO.entitlements["pages"]) == "-"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (FREE, PRO, {TOKENS: "0"}),
+        (PRO, FREE, {TOKENS: "1000/12"}),
+        (PRO, TOP, {TOKENS: "1000/12"}),
+        (PRO, replace(PRO, key="same"), {}),
+        (PRO, replace(TOP, key="pro"), {TOKENS: "1000/12"}),
+    ],
+)
+def test_a_price_ends_where_the_plans_differ_in_it(
+    before: Plan, after: Plan, expected: dict[str, str]
+) -> None:
+    assert ended_labels(before.entitlements, after.entitlements, PRICE_SEGMENTS_CATALOG) == expected
+
+
+@pytest.mark.parametrize(
+    ("until_ms", "expected"),
+    [
+        (None, {}),
+        (NOW_MS + 1, {}),
+        (NOW_MS, {TOKENS: "1/2"}),
+    ],
+)
+def test_a_customers_own_price_lasts_over_a_change_of_plan_until_its_end(
+    until_ms: int | None, expected: dict[str, str]
+) -> None:
+    """The price of an override that ends was not seen: units were booked at the plan's."""
+    own = state(OWN, until_ms)
+    before, after = (
+        entitlements_on(plan, own, PRICE_SEGMENTS_CATALOG, at_ms)
+        for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))
+    )
+    assert ended_labels(before, after, PRICE_SEGMENTS_CATALOG) == expected
+
+
+@pytest.mark.parametrize(
+    ("marks", "sealed", "overage", "expected"),
+    [
+        ("", 7, 9, [("now", 7, 9)]),
+        ("1/5 3 4", 7, 9, [("1/5", 3, 4), ("now", 4, 5)]),
+        ("1/5 3 4;1/3 5 9", 7, 9, [("1/5", 3, 4), ("1/3", 2, 5), ("now", 2, 0)]),
+        # A correction took back units of segments that have ended.
+        ("1/5 3 4;1/3 5 9", 4, 6, [("1/5", 3, 4), ("1/3", 1, 2), ("now", 0, 0)]),
+        ("1/5 3 4;1/3 5 9", 2, 1, [("1/5", 2, 1), ("1/3", 0, 0), ("now", 0, 0)]),
+        ("1/5 3 4;1/3 2 2", 7, 9, [("1/5", 3, 4), ("1/3", 0, 0), ("now", 4, 5)]),
+        ("1/5 0 0", 0, 0, [("1/5", 0, 0), ("now", 0, 0)]),
+    ],
+)
+def test_each_unit_is_of_the_segment_in_which_it_was_counted(
+    marks: str, sealed: int, overage: int, expected: list[tuple[str, int, int]]
+) -> None:
+    assert segments_of(marks, label="now", sealed=sealed, overage=overage) == expected
+
+
+def test_what_a_unit_costs_is_exact() -> None:
+    assert Segment("1000/12", 0, 0).unit_cents == Fraction(12, 1_000)
+    assert Segment("-", 0, 0).unit_cents is None
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([("1/5", 0, 3), ("1/3", 0, 2)], 21),
+        ([("1000/12", 0, 125)], 2),  # 1.5: half up.
+        ([("1000/12", 0, 375)], 5),  # 4.5
+        ([("1000/1", 0, 500), ("1000/2", 0, 250)], 2),  # Half a cent each: each has a line.
+        ([("1/5", 0, 3), ("-", 0, 2)], None),
+        ([("-", 0, 2), ("1/5", 0, 3)], None),
+        ([("-", 9, 0), ("1/5", 0, 3)], 15),
+        ([("1/5", 0, 3), ("-", 0, 0)], 15),
+        ([("-", 0, 0)], None),
+        ([("0", 0, 3)], None),
+        ([("0", 0, 2), ("1/5", 0, 3), ("0", 0, 4)], 15),
+        ([], 0),
+    ],
+)
+def test_overage_costs_what_its_segments_cost(
+    segments: list[tuple[str, int, int]], expected: int | None
+) -> None:
+    assert overage_cents([Segment(*one) for one in segments]) == expected
+
+
+DAY_MS: Final = 86_400_000
+START_MS: Final = 1_800_000_000_000
+END_MS: Final = START_MS + 30 * DAY_MS
+BOUNDS: Final = Bounds(start_ms=START_MS, end_ms=END_MS, next_end_ms=END_MS + 31 * DAY_MS)
+BALANCE_NOW_MS: Final = START_MS + DAY_MS
+BALANCE_CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  asked:    {unit: token}
+  answered: {unit: token}
+  pages:    {unit: page}
+credits: {ai: {costs: {asked: 1 per 1000, answered: 4 per 1000}}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      asked:    {included: 100, overage: deny}
+      answered: {included: 50, overage: deny}
+      pages:    {included: 10, overage: deny}
+    grants:
+      - {credit: ai, quantity: 500, every: period, priority: 10}
+      - {meter: pages, quantity: 20, every: period, priority: 5, expires: 90d}
+  plain: {price: {amount_cents: 0, interval: month}}
+""")
+BALANCE_PRO: Final = BALANCE_CATALOG.plans["pro"]
+PREPAID: Final = Prepaid.of(BALANCE_PRO, BALANCE_CATALOG)
+NAMES: Final = {target: name for name, target, *_ in PREPAID.recurring}
+
+
+def holding(name: str, target: str, quantity: int, *, used: int = 0, expires_ms: int = END_MS) -> Holding:
+    return Holding(
+        name=name,
+        target=target,
+        quantity=quantity,
+        used=used,
+        priority=50,
+        effective_ms=START_MS,
+        expires_ms=expires_ms,
+        created_ms=START_MS,
+        until_ms=expires_ms,
+    )
+
+
+def fields(*holdings: Holding) -> dict[str, str]:
+    return {
+        one.name: f"{one.target} {one.quantity} {one.used} {one.priority} {one.effective_ms}"
+        f" {one.expires_ms} {one.created_ms} {one.until_ms}"
+        for one in holdings
+    }
+
+
+def given(
+    *on_file: Holding, now_ms: int = BALANCE_NOW_MS, prepaid: Prepaid | None = PREPAID
+) -> list[Holding]:
+    return holdings_of(fields(*on_file), prepaid, BOUNDS, now_ms)
+
+
+def test_a_plan_gives_its_grants_in_the_order_of_their_priority() -> None:
+    pages, credit = given()
+    assert (pages.target, pages.quantity, pages.used, pages.priority) == ("m:pages", 20, 0, 5)
+    assert (credit.target, credit.quantity, credit.used, credit.priority) == ("c:ai", 500 * MICRO, 0, 10)
+    for one, expires_ms in ((pages, START_MS + 90 * DAY_MS), (credit, END_MS)):
+        assert (one.effective_ms, one.created_ms) == (START_MS, START_MS)
+        assert (one.expires_ms, one.until_ms) == (expires_ms, expires_ms)
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "start_ms", "end_ms"),
+    [
+        (START_MS, START_MS, END_MS),
+        (END_MS - 1, START_MS, END_MS),
+        (END_MS, END_MS, BOUNDS.next_end_ms),
+    ],
+)
+def test_a_plan_gives_what_is_due_in_the_period_of_the_instant(
+    now_ms: int, start_ms: int, end_ms: int
+) -> None:
+    credit = given(now_ms=now_ms)[1]
+    assert (credit.effective_ms, credit.expires_ms) == (start_ms, end_ms)
+    assert credit.name == f"{NAMES['c:ai']} {start_ms}"
+
+
+def test_a_grant_that_lives_shorter_than_its_period_is_kept_until_the_period_ends() -> None:
+    grants = tuple(replace(grant, expires_ms=DAY_MS) for grant in BALANCE_PRO.grants)
+    for one in given(prepaid=Prepaid.of(replace(BALANCE_PRO, grants=grants), BALANCE_CATALOG)):
+        assert (one.expires_ms, one.until_ms) == (START_MS + DAY_MS, END_MS)
+
+
+@pytest.mark.parametrize("now_ms", [BALANCE_NOW_MS, END_MS - 1])
+def test_what_is_on_file_is_given_once(now_ms: int) -> None:
+    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 500 * MICRO, used=3)
+    assert [one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai"] == [on_file]
+
+
+def test_a_more_generous_plan_adds_what_is_missing_to_what_is_on_file() -> None:
+    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 200 * MICRO, used=3)
+    (credit,) = (one for one in given(on_file) if one.target == "c:ai")
+    assert credit == replace(on_file, quantity=500 * MICRO)
+
+
+def test_a_plan_gives_no_more_of_a_target_than_is_missing_of_it() -> None:
+    other = holding(f"p c:ai other {START_MS}", "c:ai", 450 * MICRO)
+    found = {one.name: one.quantity for one in given(other) if one.target == "c:ai"}
+    assert found == {other.name: 450 * MICRO, f"{NAMES['c:ai']} {START_MS}": 50 * MICRO}
+    all_of_it = replace(other, quantity=500 * MICRO)
+    assert [one for one in given(all_of_it) if one.target == "c:ai"] == [all_of_it]
+
+
+def test_two_grants_of_one_target_are_given_whole_or_what_is_missing_of_both() -> None:
+    pages = next(grant for grant in BALANCE_PRO.grants if grant.name == "pages")
+    both = replace(BALANCE_PRO, grants=(pages, replace(pages, quantity=3, priority=6)))
+    prepaid = Prepaid.of(both, BALANCE_CATALOG)
+    assert [one.quantity for one in given(prepaid=prepaid)] == [20, 3]
+    first, second = (f"{name} {START_MS}" for name, *_ in prepaid.recurring)
+    for on_file, expected in (
+        ((holding(first, "m:pages", 19),), {first: 20, second: 3}),
+        ((holding(first, "m:pages", 23),), {first: 23}),
+        ((holding(first, "m:pages", 22),), {first: 22, second: 1}),
+        ((holding(f"p m:pages other {START_MS}", "m:pages", 21),), {first: 2}),
+        ((holding(first, "m:pages", 5), holding(second, "m:pages", 1)), {first: 20, second: 3}),
+    ):
+        found = {one.name: one.quantity for one in given(*on_file, prepaid=prepaid)}
+        found.pop(f"p m:pages other {START_MS}", None)
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
+def test_what_came_from_another_period_or_from_the_app_lessens_nothing(name: str) -> None:
+    found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
+    assert sorted(found) == [450 * MICRO, 500 * MICRO]
+
+
+@pytest.mark.parametrize(
+    ("expires_ms", "now_ms", "expected"),
+    [
+        (BALANCE_NOW_MS + 1, BALANCE_NOW_MS, END_MS),  # Alive: it lives as long as the longer of both.
+        (END_MS + 9, BALANCE_NOW_MS, END_MS + 9),
+        (BALANCE_NOW_MS, BALANCE_NOW_MS, BALANCE_NOW_MS),  # Over: it stays so.
+    ],
+)
+def test_what_is_added_to_makes_a_grant_live_longer_only_while_it_lives(
+    expires_ms: int, now_ms: int, expected: int
+) -> None:
+    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", MICRO, expires_ms=expires_ms)
+    on_file = replace(on_file, until_ms=END_MS + 9)
+    (credit,) = (one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai")
+    assert credit.expires_ms == expected
+
+
+def test_a_grant_that_has_left_the_store_by_the_clock_is_shown_and_counts_for_nothing() -> None:
+    ended = replace(holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 7), until_ms=BALANCE_NOW_MS)
+    found = [one.quantity for one in given(ended) if one.target == "c:ai"]
+    assert sorted(found) == [7, 500 * MICRO]
+    kept = replace(ended, until_ms=BALANCE_NOW_MS + 1)
+    assert [one.quantity for one in given(kept) if one.target == "c:ai"] == [500 * MICRO]
+
+
+def test_without_prepaid_only_what_is_on_file_is_there_and_other_fields_are_none_of_it() -> None:
+    on_file = holding("a c:ai one", "c:ai", 7)
+    assert holdings_of({**fields(on_file), "x": "y"}, None, BOUNDS, BALANCE_NOW_MS) == [on_file]
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "left"), [(START_MS - 1, 0), (START_MS, 15), (END_MS - 1, 15), (END_MS, 0)]
+)
+def test_grants_count_from_their_beginning_to_their_end(now_ms: int, left: int) -> None:
+    both = (holding("a m:pages one", "m:pages", 10, used=3), holding("a m:pages two", "m:pages", 8))
+    balance = Balance(both, PREPAID, now_ms)
+    assert (balance.of("m:pages"), balance.of("c:ai")) == (left, 0)
+
+
+def more(meter: str, *holdings: Holding, counted: int = 0, held: int = 0, prepaid: bool = True) -> int:
+    """With ``counted`` paid for by what is included, and ``held`` held, of each other meter."""
+    balance = Balance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
+    return balance.more(
+        meter,
+        BALANCE_PRO.entitlements,
+        lambda other: counted if other != meter else 10**6,
+        lambda other: held if other != meter else 10**6,
+        lambda _: 0,
+    )
+
+
+CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
+"""One credit is left: 1,000 tokens that are asked with, 250 that are answered with."""
+
+
+@pytest.mark.parametrize(
+    ("meter", "counted", "held", "expected"),
+    [
+        ("asked", 0, 0, 1_000),
+        ("answered", 0, 0, 250),
+        ("pages", 0, 0, 0),
+        # What is held of the other beyond what is included claims credit, at its cost.
+        ("asked", 0, 50, 1_000),
+        ("asked", 0, 51, 996),
+        ("asked", 40, 20, 960),
+        ("asked", 60, 20, 920),
+        ("answered", 0, 101, 249),
+        ("asked", 0, 10_000, 0),
+    ],
+)
+def test_credit_adds_what_it_pays_for_less_what_is_held_of_other_meters(
+    meter: str, counted: int, held: int, expected: int
+) -> None:
+    assert more(meter, CREDIT, counted=counted, held=held) == expected
+
+
+def test_grants_of_a_meter_come_before_credit() -> None:
+    pages, answered = (holding(f"a m:{name} one", f"m:{name}", 30) for name in ("pages", "answered"))
+    assert more("pages", pages, CREDIT) == 30
+    assert more("answered", answered, CREDIT) == 280
+    # What is held of the other is covered by its own grant.
+    assert more("asked", answered, CREDIT, held=80) == 1_000
+    assert more("asked", answered, CREDIT, held=81) == 996
+    assert more("pages", pages, prepaid=False) == 30
+    assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
+
+
+def test_without_credit_the_cheapest_meter_gets_nothing() -> None:
+    cheapest = replace(PREPAID, paid_with={"asked": ("c:ai", 1)})
+    balance = Balance((), cheapest, BALANCE_NOW_MS)
+    nothing = balance.more("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0)
+    assert nothing == 0
+
+
+def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
+    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)], {}))
+    assert told["paying"] == [
+        ["asked", "m:asked", "c:ai", 1_000],
+        ["pages", "m:pages", "", 0],
+        ["answered", "", "", 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rev", "plan", "expected"),
+    [(NO_STATE, "plain", False), ("2:1", "plain", True), (NO_STATE, "pro", True), ("2:1", "pro", True)],
+)
+def test_a_customer_with_a_state_may_have_grants_of_a_plan_before(
+    rev: str, plan: str, *, expected: bool
+) -> None:
+    by_plan = prepaid_by_plan(BALANCE_CATALOG)
+    found = prepaid_of(
+        rev, CustomerState(), effective_plan(CustomerState(plan=plan), BALANCE_CATALOG, 0), by_plan
+    )
+    assert found == (by_plan[plan] if expected else None)
+
+
+def test_processes_of_two_releases_name_the_same_grants_alike() -> None:
+    assert Prepaid.of(BALANCE_PRO, BALANCE_CATALOG).mark == "1359bb68de77"
+
+
+LATER_MS: Final = NOW_MS + 1_000
+MORE: Final = {"requests": {"included": 50}}
+
+
+def stored(
+    before: dict[str, dict[str, object]] | None = None,
+    meters: dict[str, Any] | None = None,
+    features: dict[str, bool] | None = None,
+    until_ms: int | None = None,
+    now_ms: int = NOW_MS,
+) -> dict[str, dict[str, object]]:
+    return with_overrides(before or {}, meters or {}, features, until_ms=until_ms, now_ms=now_ms)
+
+
+def test_without_overrides_there_are_none_and_nothing_ends() -> None:
+    assert overrides_at({}, NOW_MS) == NO_OVERRIDES
+    assert next_end_ms({}, NOW_MS) == NEVER_MS
+
+
+def test_an_override_without_an_end_holds_and_is_not_among_those_that_end() -> None:
+    found = overrides_at(stored(None, MORE, {"chat": True, "export": False}), NEVER_MS - 1)
+    assert (found.meters, found.features) == (MORE, {"chat": True, "export": False})
+    assert found.ends == {}
+    assert next_end_ms(stored(None, MORE), NOW_MS) == NEVER_MS
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "holds"), [(LATER_MS - 1, True), (LATER_MS, False), (LATER_MS + 1, False)]
+)
+def test_an_override_ends_at_its_millisecond(now_ms: int, *, holds: bool) -> None:
+    found = overrides_at(stored(None, MORE, {"chat": True}, LATER_MS), now_ms)
+    assert found.meters == (MORE if holds else {})
+    assert found.features == ({"chat": True} if holds else {})
+    assert found.ends == ({"requests": LATER_MS, "feature chat": LATER_MS} if holds else {})
+
+
+def test_the_next_end_is_the_earliest_that_is_to_come() -> None:
+    both = stored(stored(None, MORE, None, LATER_MS), None, {"chat": True}, LATER_MS + 7)
+    ends = [next_end_ms(both, now_ms) for now_ms in (NOW_MS, LATER_MS - 1, LATER_MS, LATER_MS + 7)]
+    assert ends == [LATER_MS, LATER_MS, LATER_MS + 7, NEVER_MS]
+
+
+def test_what_is_given_later_is_laid_over_what_was_given_and_an_empty_one_takes_it_back() -> None:
+    first = stored(None, {"requests": {"included": 50}, "pages": {"included": 5}}, {"chat": True})
+    second = stored(first, {"requests": {"included": 60}})
+    assert overrides_at(second, NOW_MS).meters == {"requests": {"included": 60}, "pages": {"included": 5}}
+    assert overrides_at(second, NOW_MS).features == {"chat": True}
+    third = stored(second, {"pages": {}}, {"export": False})
+    assert overrides_at(third, NOW_MS).meters == {"requests": {"included": 60}}
+    assert overrides_at(third, NOW_MS).features == {"chat": True, "export": False}
+
+
+def test_features_are_all_taken_back_together_and_meters_stay() -> None:
+    first = stored(None, MORE, {"chat": True})
+    assert stored(first, None, {}) == MORE
+    assert stored(stored(None, None, {"chat": True}), None, {}) == {}
+
+
+@pytest.mark.parametrize(("now_ms", "stays"), [(LATER_MS - 1, True), (LATER_MS, False)])
+def test_what_has_ended_is_left_out_when_something_else_is_given(now_ms: int, *, stays: bool) -> None:
+    first = stored(None, MORE, {"chat": True}, LATER_MS)
+    second = stored(first, {"pages": {"included": 5}}, {"export": True}, now_ms=now_ms)
+    assert ("requests" in second) == stays
+    features = second["@features"]
+    assert set(features) == ({"chat", "export"} if stays else {"export"})
+
+
+# What units cost beyond what is included, and the budgets that bound it.
+
+
+SPENDING_PLANS = """
+schema: 1
+currency: CURRENCY
+default_plan: pro
+meters:
+  words: {unit: word, stripe: {event_name: words}}
+  plain: {unit: item}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 100, per: PER}
+    meters: {words: {included: 5, overage: {bill: {per: N, amount_cents: M}}}}
+"""
+
+
+def price(per: int, amount_cents: int, currency: str = "usd") -> UnitPrice | None:
+    text = SPENDING_PLANS.replace("CURRENCY", currency).replace("PER", "period")
+    catalog = loads(text.replace("N,", f"{per},").replace("M}", f"{amount_cents}}}"))
+    return price_of("words", catalog.plans["pro"].entitlements, catalog)
+
+
+def test_a_price_is_in_millionths_of_the_currency() -> None:
+    assert price(1000, 7) == UnitPrice(70, 1, is_all=0)
+    assert price(7000, 3) == UnitPrice(30, 7, is_all=0)
+    assert price(7000, 3, "jpy") == UnitPrice(3000, 7, is_all=0)
+    assert price(7000, 3, "kwd") == UnitPrice(3, 7, is_all=0)
+    assert price(1000, 0) is None
+
+
+def test_a_price_that_scripts_can_compute_is_exact() -> None:
+    assert price(3_000_001, 299_999) == UnitPrice(2_999_990_000, 3_000_001, is_all=0)
+    assert price(90_000_000_001, 9) == UnitPrice(90_000, 90_000_000_001, is_all=0)
+
+
+@pytest.mark.parametrize(
+    ("per", "amount_cents"),
+    [(3_000_001, 300_000), (999_999_937, 99_999_999_999), (10**12, 98_765_432_109), (10**12, 33_333_333_333)],
+)
+def test_a_price_that_scripts_cannot_compute_is_a_millionth_too_dear_at_most(
+    per: int, amount_cents: int
+) -> None:
+    found = price(per, amount_cents)
+    assert found is not None
+    # 2^53 is the most that a product may come to there.
+    assert found.micros * found.per < 2**53
+    exact = Fraction(amount_cents * 10_000, per)
+    assert exact < Fraction(found.micros, found.per) < exact * Fraction(1_000_001, 1_000_000)
+
+
+def test_a_budget_has_a_policy_in_minor_units() -> None:
+    found = list[tuple[str, str, int | None, int]]()
+    for per in ("period", "day", "hour"):
+        text = (
+            SPENDING_PLANS.replace("CURRENCY", "usd")
+            .replace("PER", per)
+            .replace("N,", "1,")
+            .replace("M}", "1}")
+        )
+        catalog = loads(text)
+        (budget,) = budgets_of(catalog.plans["pro"].entitlements, catalog)
+        policy = budget.policy
+        assert (policy.quota, policy.quota_unit, budget.micros, budget.unit) == (100, "cents", 10**6, 10**4)
+        found.append((policy.name, policy.kind, policy.window_s, budget.window_ms))
+    assert found == [
+        ("spend-period", "period", None, 0),
+        ("spend-1d", "rate", 86_400, 86_400_000),
+        ("spend-1h", "rate", 3600, 3_600_000),
+    ]
+
+
+# Seats, gauges, derived meters, rates, differences and reminders: each follows from its arguments alone.
+
+
+TEXT: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests:     {unit: request}
+  tokens:       {unit: token, stripe: {event_name: t}}
+  large_tokens:
+    {unit: token, from: tokens, where: {model: "*-large*", provider: acme}, stripe: {event_name: l}}
+  any_tokens:   {unit: token, from: tokens, where: {model: "*"}, stripe: {event_name: a}}
+  storage:      {unit: byte, kind: gauge}
+  members:      {unit: seat, kind: gauge}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests:
+        rate: [100/hour, {limit: 20/second, algorithm: token-bucket, burst: 40}]
+        included: 10
+        overage: deny
+      tokens:   {included: 10, overage: {bill: {cap: 5}}}
+      storage:  {included: 101, overage: {percent: 5, grace: 7d}}
+      members:  {included: 3, overage: deny}
+"""
+GAUGES_CATALOG: Final = loads(TEXT)
+GIVEN: Final = GAUGES_CATALOG.plans["pro"].entitlements
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "expected"),
+    [
+        ({}, []),
+        ({"model": "m-large-2", "provider": "acme"}, ["large_tokens", "any_tokens"]),
+        ({"model": "m-large-2", "provider": "other"}, ["any_tokens"]),
+        ({"model": "m-large-2"}, ["any_tokens"]),
+        ({"model": "m-small", "provider": "acme"}, ["any_tokens"]),
+        ({"provider": "acme"}, []),
+    ],
+)
+def test_a_derived_meter_counts_what_matches_in_each_dimension(
+    dimensions: dict[str, str], expected: list[str]
+) -> None:
+    assert [meter.name for meter in derived_from(GAUGES_CATALOG.meters, "tokens", dimensions)] == expected
+    assert derived_from(GAUGES_CATALOG.meters, "requests", dimensions) == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ('{"a":1}', '{"b":2}', '{"a":1,"b":2}'),
+        ("", '{"b":2}', '{"b":2}'),
+        ('{"a":1}', "", '{"a":1}'),
+        ("", "", ""),
+    ],
+)
+def test_two_objects_become_one(first: str, second: str, expected: str) -> None:
+    assert joined(first, second) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("seats", True), ("other_price", True), ("currency", False), ("draft_invoice", False)],
+)
+def test_what_a_person_must_decide_is_not_repaired(kind: DriftKind, *, expected: bool) -> None:
+    drift = Drift(subscription="sub_1", kind=kind, message="4 for 5")
+    assert drift.can_repair == expected
+    assert Drift.of(drift.kept()) == drift
+
+
+def test_seats_are_the_gauge_of_that_name_or_the_only_one_of_that_unit() -> None:
+    assert seat_meter(GAUGES_CATALOG.meters) == "members"
+    named = loads(
+        TEXT.replace(
+            "  storage:      {unit: byte, kind: gauge}",
+            "  storage: {unit: byte, kind: gauge}\n  seats: {unit: chair, kind: gauge}",
+        )
+    )
+    assert seat_meter(named.meters) == "seats"
+    two = loads(
+        TEXT.replace(
+            "  storage:      {unit: byte, kind: gauge}",
+            "  storage: {unit: byte, kind: gauge}\n  guests: {unit: seats, kind: gauge}",
+        )
+    )
+    assert seat_meter(two.meters) is None
+
+
+@pytest.mark.parametrize(("seats", "expected"), [(0, 3), (2, 3), (3, 3), (4, 4)])
+def test_a_plan_gives_no_fewer_seats_than_are_paid_for(seats: int, expected: int) -> None:
+    assert with_seats(GIVEN, GAUGES_CATALOG.meters, seats)["members"].included == expected
+    assert with_seats(GIVEN, GAUGES_CATALOG.meters, seats)["storage"] == GIVEN["storage"]
+
+
+def test_unlimited_seats_stay_unlimited() -> None:
+    unlimited = {**GIVEN, "members": replace(GIVEN["members"], included=None)}
+    assert with_seats(unlimited, GAUGES_CATALOG.meters, 4) == unlimited
+
+
+def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
+    assert GaugeLimit.of(GIVEN["storage"]) == GaugeLimit(101, 106, 7 * DAY_MS, keeps=False)
+    assert GaugeLimit.of(GIVEN["members"], keeps=True) == GaugeLimit(3, 3, 0, keeps=True)
+    assert GaugeLimit.of(replace(GIVEN["members"], included=None)) is None
+    assert GaugeLimit.of(replace(GIVEN["members"], included=300)) == GaugeLimit(300, 300, 0, keeps=False)
+    most = GaugeLimit.of(replace(GIVEN["storage"], included=QUANTITY_MAX))
+    assert most is not None
+    assert most.most == QUANTITY_MAX
+
+
+@pytest.mark.parametrize(
+    ("level", "keeps", "expected"),
+    [
+        (Level(100), False, 106),
+        (Level(101, NOW_MS - 8 * DAY_MS), False, 106),
+        (Level(102, NOW_MS - 7 * DAY_MS + 1), False, 106),
+        (Level(102, NOW_MS - 7 * DAY_MS), False, 101),
+        (Level(102, 0), False, 106),
+        # A change of plan has left it above.
+        (Level(500, NOW_MS - 8 * DAY_MS, 900), False, 101),
+        (Level(500, NOW_MS - 8 * DAY_MS, 900), True, 900),
+        (Level(500, NOW_MS - 8 * DAY_MS, 50), True, 101),
+        (Level(500, NOW_MS - 8 * DAY_MS, 0), True, 101),
+        (Level(500, NOW_MS - 8 * DAY_MS, -1), True, QUANTITY_MAX),
+        (Level(101, NOW_MS - 8 * DAY_MS, 900), True, 106),
+    ],
+)
+def test_how_far_a_gauge_may_grow(level: Level, *, keeps: bool, expected: int) -> None:
+    assert GaugeLimit(101, 106, 7 * DAY_MS, keeps).at(level, NOW_MS) == expected
+
+
+@pytest.mark.parametrize(("meter", "reason"), [("storage", "storage"), ("members", "seats")])
+def test_a_gauge_refuses_by_its_unit(meter: str, reason: str) -> None:
+    limit = GaugeLimit.of(GIVEN[meter])
+    assert limit is not None
+    policy = gauge_policy(GAUGES_CATALOG.meters[meter], limit)
+    assert (policy.name, policy.kind, policy.quota, policy.window_s) == (meter, "gauge", limit.most, None)
+    found, level = shortage(policy, 7, 6, 2)
+    assert (found, level.meter, level.limit, level.used, level.requested) == (reason, meter, 7, 6, 2)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"\xfd\xcd\x01", b"\xfd\xa2x", b"\xfd\xd9", b"\xfd\xc1", b"\x02"],
+    ids=["number cut", "text cut", "size cut", "unknown kind", "no format"],
+)
+def test_a_field_that_is_cut_or_of_another_kind_is_not_read(damaged: bytes) -> None:
+    with pytest.raises(ValueError, match="not"):
+        unpack_field(damaged)
+
+
+def test_nothing_kept_is_an_empty_level() -> None:
+    assert Level.read(None) == (0, 0, 0)
+
+
+def test_what_a_period_admits() -> None:
+    assert [ceiling_of(GIVEN[name]) for name in ("requests", "tokens")] == [10, 15]
+    overage = replace(GIVEN["tokens"].overage, cap=None)
+    assert ceiling_of(replace(GIVEN["tokens"], overage=overage)) is None
+    assert ceiling_of(replace(GIVEN["tokens"], included=None)) is None
+    assert ceiling_of(replace(GIVEN["tokens"], included=QUANTITY_MAX)) == QUANTITY_MAX
+
+
+def test_rates_as_the_scripts_take_them_and_how_long_they_matter() -> None:
+    window, bucket = GIVEN["requests"].rates
+    assert rate_numbers(window, "requests") == (1, 3_600_000, 100, 0)
+    assert rate_numbers(bucket, "requests") == (3, 50, 40, 1)
+    assert keep_ms_of(()) == 900_000
+    assert keep_ms_of((window, bucket)) == 8_100_000
+    assert keep_ms_of((replace(bucket, burst=401),)) == 900_000 + 20_050
+
+
+REMIND: Final = replace(GAUGES_CATALOG.dunning, remind_ms=(DAY_MS, 6 * DAY_MS))
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "due", "next_ms"),
+    [
+        (0, 0, DAY_MS),
+        (DAY_MS - 1, 0, DAY_MS),
+        (DAY_MS, 1, 6 * DAY_MS),
+        (6 * DAY_MS - 1, 1, 6 * DAY_MS),
+        (6 * DAY_MS, 2, None),
+    ],
+)
+def test_reminders_are_due_at_their_spans_from_the_first_failure(
+    after_ms: int, due: int, next_ms: int | None
+) -> None:
+    assert reminders_due(NOW_MS, REMIND, NOW_MS + after_ms) == due
+    expected = NEVER_MS if next_ms is None else NOW_MS + next_ms
+    assert next_reminder_ms(NOW_MS, REMIND, NOW_MS + after_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("access", "expected"),
+    [
+        ("full", "restricted"),
+        ("grace", "restricted"),
+        ("restricted", "restricted"),
+        ("suspended", "suspended"),
+    ],
+)
+def test_without_payment_access_is_restricted_at_most(access: Any, expected: str) -> None:
+    assert without_payment(Standing(access, 7)) == (expected, 7)

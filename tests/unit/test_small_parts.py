@@ -1,0 +1,491 @@
+"""Background tasks, cancellation, logs and calls of models: what a seam shows only after minutes."""
+
+# Internals: what a seam shows only after minutes, or by chance.
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import looptime
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+import meterkit
+from drivers.delivery import CATALOG
+from drivers.llm_apps import PLANS, PROMPT, metered, stream_of, tokens
+from meterkit import MeterKit, throttle
+from meterkit.asgi import logs
+from meterkit.asgi.context import exchange
+from meterkit.asgi.llm_calls import LlmCalls
+from meterkit.asgi.logs import Sampler, TroubleLog
+from meterkit.background import BackgroundTasks
+from meterkit.cancellation import complete, keep_cancellation, start_task
+from meterkit.catalog import loads
+from meterkit.catalog.amount_texts import money
+from meterkit.errors import StoreError
+from meterkit.throttle import Throttle
+from meterkit.tokens.objects import report_of
+from tokens.recordings import (
+    chat,
+    chat_usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from drivers.app import Served
+
+pytestmark = pytest.mark.anyio
+
+# Background tasks, cancellation, logs and arguments.
+
+
+# Tasks beside an event loop: each begins anew where it ends by an error, ever more slowly, and says so.
+
+
+async def beside(work: Callable[[], Coroutine[None, None, None]], *, for_s: float) -> Counter[str]:
+    """Have a task run for a while; how often it has failed."""
+    failures, loop = Counter[str](), asyncio.get_running_loop()
+    tasks = BackgroundTasks(failures)
+    tasks.keep(loop, "look", work)
+    await asyncio.sleep(for_s)
+    await tasks.end(loop)
+    return failures
+
+
+def run(story: Coroutine[None, None, Counter[str]]) -> Counter[str]:
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        return runner.run(story)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StoreError("the store is away"), "'look' ended by an error and begins anew: the store is away"),
+        (LookupError("what is this"), "LookupError: what is this"),
+    ],
+)
+def test_a_task_that_fails_begins_anew_more_and_more_slowly_and_is_told_of_once(
+    error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = list[float]()
+
+    async def fail() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        raise error
+
+    failures = run(beside(fail, for_s=600))
+    assert failures == Counter({"look": len(begun)})
+    pauses = [after - before for before, after in pairwise(begun)]
+    assert all(2**nth / 2 <= pause <= 2**nth for nth, pause in enumerate(pauses[:6]))
+    assert all(30 <= pause <= 60 for pause in pauses[6:])
+    assert len(caplog.records) == 1
+    assert said in caplog.text
+    assert caplog.records[0].levelname == ("WARNING" if isinstance(error, StoreError) else "ERROR")
+
+
+def test_a_task_that_has_run_for_a_minute_is_told_of_again_and_begins_anew_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun = list[float]()
+
+    async def fail_each_minute() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(61)
+        raise StoreError("away again")
+
+    run(beside(fail_each_minute, for_s=300))
+    assert len(begun) == 5
+    assert all(61 <= after - before <= 62 for before, after in pairwise(begun))
+    assert len(caplog.records) == 4
+
+
+def test_a_task_that_is_done_is_let_be() -> None:
+    begun = list[float]()
+
+    async def end() -> None:
+        begun.append(asyncio.get_running_loop().time())
+
+    assert not run(beside(end, for_s=300))
+    assert len(begun) == 1
+
+
+# Tasks that stay cancelled although a foreign client swallows a cancellation.
+
+
+HOUR_S = 3600.0
+
+
+def cancellation_run(story: Coroutine[None, None, None]) -> None:
+    """Run a story in virtual time."""
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(story)
+
+
+async def swallow(times: int) -> None:
+    """Wait, and swallow so many cancellations."""
+    for _ in range(times):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(HOUR_S)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("times", [0, 1, 5])
+def test_a_task_ends_however_often_its_cancellation_is_swallowed(times: int) -> None:
+    async def work() -> None:
+        await swallow(times)
+        await asyncio.sleep(HOUR_S)
+
+    async def story() -> None:
+        task, begun = start_task(work(), name="work"), now()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=HOUR_S)
+        assert task.cancelled()
+        assert now() - begun == 0.5 * times
+        assert task.cancelling() == 1
+
+    cancellation_run(story())
+
+
+def test_the_end_of_a_time_limit_is_swallowed_and_still_ends_what_it_limits() -> None:
+    async def work() -> float:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await swallow(3)
+                await asyncio.sleep(HOUR_S)
+        return now()
+
+    async def story() -> None:
+        task, begun = start_task(work()), now()
+        assert await task - begun == 11.5
+        assert task.cancelling() == 0
+
+    cancellation_run(story())
+
+
+def test_a_cancellation_that_is_taken_back_is_not_repeated() -> None:
+    async def work() -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await asyncio.sleep(HOUR_S)
+        await asyncio.sleep(HOUR_S)
+        return "done"
+
+    async def story() -> None:
+        assert await start_task(work()) == "done"
+
+    cancellation_run(story())
+
+
+def test_the_cleanup_of_a_cancelled_task_has_half_a_second() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(HOUR_S)
+        finally:
+            await asyncio.sleep(0.4)
+            done.append("given back")
+
+    async def story() -> None:
+        task = start_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=HOUR_S)
+        assert task.cancelled()
+
+    cancellation_run(story())
+    assert done == ["given back"]
+
+
+def test_children_that_are_gathered_end_with_their_task() -> None:
+    async def work() -> None:
+        children = (swallow(0), swallow(1), swallow(3))
+        await asyncio.gather(*map(start_task, children))
+
+    async def story() -> None:
+        task = start_task(work())
+        await asyncio.sleep(1)
+        for one in asyncio.all_tasks() - {asyncio.current_task()}:  # As asyncio.run() does at its end.
+            one.cancel()
+        await asyncio.sleep(2)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert task.cancelled()
+
+    cancellation_run(story())
+
+
+@pytest.mark.parametrize("error", [None, OSError("no connection")])
+def test_a_cancellation_that_a_client_swallows_is_raised_after_it(error: OSError | None) -> None:
+    async def ask() -> str:
+        await swallow(1)
+        if error is not None:
+            raise error
+        return "reply"
+
+    async def story() -> None:
+        asking = asyncio.ensure_future(keep_cancellation(ask()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    cancellation_run(story())
+
+
+def test_a_cancellation_that_is_requested_before_the_client_is_called_is_raised() -> None:
+    """As by Ctrl-C while a command computes: the client is the first to wait after it."""
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await keep_cancellation(swallow(1))
+
+    async def story() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.ensure_future(work())
+
+    cancellation_run(story())
+
+
+def test_what_a_cancelled_task_asks_in_its_cleanup_is_answered() -> None:
+    async def ask() -> str:
+        await asyncio.sleep(0.1)
+        return "reply"
+
+    async def work() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(HOUR_S)
+        return await keep_cancellation(ask())
+
+    async def story() -> None:
+        working = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        working.cancel()
+        assert await working == "reply"
+
+    cancellation_run(story())
+
+
+def test_a_cleanup_is_completed_whatever_cancels_its_caller() -> None:
+    done: list[str] = []
+
+    async def clean_up() -> str:
+        await asyncio.sleep(10)
+        done.append("closed")
+        return "closed"
+
+    async def story() -> None:
+        assert await complete(clean_up()) == "closed"
+        closing = asyncio.ensure_future(complete(clean_up()))
+        for _ in range(3):
+            await asyncio.sleep(1)
+            closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    cancellation_run(story())
+    assert done == ["closed"] * 2
+
+
+def test_the_error_of_a_cleanup_is_raised() -> None:
+    async def clean_up() -> None:
+        raise LookupError("a bug")
+
+    async def story() -> None:
+        with pytest.raises(LookupError):
+            await complete(clean_up())
+
+    cancellation_run(story())
+
+
+def test_every_task_of_meterkit_stays_cancelled() -> None:
+    """A task that is made in another way outlives a cancellation that its client swallows."""
+    root = Path(meterkit.__file__).parent
+    made = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if re.search(r"\b(create_task|ensure_future)\(", path.read_text("utf-8"))
+    }
+    # The first has the tasks themselves, the second a group whose tasks the caller of an import awaits.
+    assert made == {"cancellation.py", "subscriptions/service/importing.py"}
+
+
+# A line of the log is due at most once in a span.
+
+
+def test_a_line_is_due_once_in_a_span_and_others_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 5.0
+    monkeypatch.setattr(throttle, "monotonic", lambda: now_s)
+    lines = Throttle(60)
+    assert [lines.is_due("a"), lines.is_due("a"), lines.is_due("b")] == [True, False, True]
+    now_s += 59.9
+    assert not lines.is_due("a")
+    now_s += 0.1
+    assert [lines.is_due("a"), lines.is_due("a")] == [True, False]
+    lines.forget()
+    assert lines.is_due("a")
+
+
+def test_memory_is_bounded() -> None:
+    lines = Throttle(60, most=2)
+    assert [lines.is_due(name) for name in "abab"] == [True, True, False, False]
+    assert [lines.is_due(name) for name in "ca"] == [True, True]
+
+
+# Log lines that come by the thousand: the first of a span are written, the others counted and told.
+
+
+def test_what_a_loop_that_ended_could_not_tell_the_next_line_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+    told: list[int] = []
+    lines = Sampler(2, 3600.0, told.append)
+
+    async def ask(times: int) -> list[bool]:
+        return [lines.admits() for _ in range(times)]
+
+    assert asyncio.run(ask(5)) == [True, True, False, False, False]
+    now[0] += 3599.9
+    assert asyncio.run(ask(1)) == [False]
+    assert told == []
+    now[0] += 0.1
+    assert asyncio.run(ask(3)) == [True, True, False]
+    assert told == [4]
+
+
+def test_a_span_with_few_lines_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+    told: list[int] = []
+    lines = Sampler(1, 1.0, told.append)
+    for _ in range(3):
+        assert lines.admits()
+        now[0] += 1.0
+    assert told == []
+
+
+def test_an_outage_is_told_each_minute_and_how_long_ago_its_last_request_was(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+    lines = TroubleLog()
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            lines.undecided(StoreError("the store is away"), CATALOG.routes[0])
+
+    for _ in range(3):
+        asyncio.run(ask(4))
+        now[0] += 10.0
+    now[0] += 30.0
+    asyncio.run(ask(1))
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "more" in text] == [
+        "11 more requests were decided without the store within 60 s, the last of them 40 s ago"
+    ]
+    assert len(told) == 3
+
+
+# Money as people write it.
+
+
+@pytest.mark.parametrize(
+    ("amount_cents", "currency", "written"),
+    [
+        (1450, "usd", "USD 14.50"),
+        (0, "eur", "EUR 0.00"),
+        (5, "eur", "EUR 0.05"),
+        (-483, "usd", "USD -4.83"),
+        (-5, "usd", "USD -0.05"),
+        (123_456_789, "usd", "USD 1,234,567.89"),
+        (1450, "jpy", "JPY 1,450"),  # F-116: "jpy cents".
+        (-1450, "krw", "KRW -1,450"),
+        (1450, "kwd", "KWD 1.450"),
+        (500, "isk", "ISK 5.00"),
+        (500, "ugx", "UGX 5.00"),
+    ],
+)
+def test_money_has_its_currency_and_its_decimals(amount_cents: int, currency: str, written: str) -> None:
+    # https://docs.stripe.com/currencies#zero-decimal and #special-cases
+    assert money(amount_cents, currency) == written
+
+
+WHOLE = {
+    "id": "c1",
+    "object": "chat.completion",
+    "model": "m",
+    "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}],
+    "usage": chat_usage(3, 4),
+}
+DERIVED = PLANS.replace(
+    "routes:",
+    '  mini_output: {unit: token, from: output_tokens, where: {model: "*-mini"}}\nroutes:',
+)
+
+
+def test_a_call_whose_model_is_told_late_counts_nothing_twice() -> None:
+    compiled, calls = MeterKit(loads(DERIVED), redis_url="memory://").store.cache, LlmCalls()
+
+    def uncounted(**more: Any) -> list[tuple[str | None, int]]:
+        calls.reports.take(report_of({**WHOLE, **more}))
+        found = calls.uncounted(compiled, list)
+        return [(used.dimensions.get("model"), used.rated["output_tokens"]) for used in found]
+
+    assert [(None, 4)] == uncounted(model=None)
+    assert [] == uncounted(model=None)
+    calls.reports.take(report_of({**WHOLE, "model": "a"}))
+    assert 6 == sum(used for _, used in uncounted(id="c2", model="b", usage=chat_usage(1, 6)))
+
+
+CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usage=chat_usage(3, 4))]
+
+
+def app_of(answer: Callable[[], Awaitable[Response]]) -> Starlette:
+    """An app that answers everything in the same way."""
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return await answer()
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "POST"])])
+
+
+async def ask(at: Served, path: str = "/none") -> int:
+    return (await at.client.post(path, content=PROMPT)).status_code
+
+
+async def test_a_tap_that_the_garbage_collector_ends_in_the_midst_of_a_report_blocks_nothing(
+    store_url: str,
+) -> None:
+    async def answer() -> Response:
+        found = exchange.get()
+        taps = [meterkit.tap(stream_of([{**chunk, "id": "t"} for chunk in CHUNKS]))]
+        await anext(taps[0])
+
+        def lets_go(_: object) -> None:
+            taps.clear()
+
+        found.report(lets_go)
+        return PlainTextResponse("done")
+
+    async with metered(app_of(answer), store_url) as at:
+        await asyncio.wait_for(ask(at), 240)
+        assert (0, 1) == await tokens(at.kit)
