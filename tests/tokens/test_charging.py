@@ -126,16 +126,14 @@ def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, pro
 @pytest.mark.parametrize(
     ("provider", "amount"), [("openrouter", 12_300), ("litellm", 12_300), ("openai", 0), (None, 0)]
 )
-def test_f_210_the_amount_that_a_gateway_reports_counts_where_it_is_one(
-    provider: str | None, amount: int
-) -> None:
+def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one(provider: str | None, amount: int) -> None:
     said = call("vendor/model", provider, input_tokens=1000, reported_cost_micros=Fraction(12_300))
     assert charged(said) == amount
     own = call("own-70b", provider, input_tokens=10, output_tokens=4, reported_cost_micros=Fraction(1))
     assert charged(own) == 94
 
 
-def test_what_has_no_known_provider_is_charged_nothing_and_that_is_said_once(
+def test_an_unknown_provider_is_charged_nothing_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     charges = Charges(ProviderPrices(models=OWN))
@@ -173,7 +171,7 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
 
 
 @pytest.mark.parametrize("models", [[], ["gpt-4o-mini", "o1-pro"], ["o1-pro", "gpt-99"]])
-def test_i3_where_several_models_may_answer_the_highest_price_is_set_aside(models: list[str]) -> None:
+def test_i3_of_several_models_the_highest_price_is_held(models: list[str]) -> None:
     charges = Charges(ProviderPrices())
     dear = charges.held(["o1-pro"], "openai", entered=100, left=100, at=AT)
     assert charges.held(models, "openai", entered=100, left=100, at=AT) >= dear > 0
@@ -181,7 +179,7 @@ def test_i3_where_several_models_may_answer_the_highest_price_is_set_aside(model
     assert charges.held([], "openai", provider="mistral", entered=100, left=100, at=AT) < dear
 
 
-def test_i3_a_request_without_a_model_is_held_at_the_files_own_prices_too() -> None:
+def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
     own = (("own-*", {"input_tokens": Fraction(10**5), "output_tokens": Fraction(10**6)}),)
     charges = Charges(ProviderPrices(models=own, factors={"own-*": {"service_tier": {"priority": 200}}}))
     for asked, factor in (([], 1), ([("service_tier", "priority")], 2)):
@@ -191,7 +189,7 @@ def test_i3_a_request_without_a_model_is_held_at_the_files_own_prices_too() -> N
         assert held >= charges.of(said, AT) == factor * 2 * 10**7
 
 
-def test_f_216_a_request_without_a_model_is_held_at_the_factors_that_its_provider_publishes() -> None:
+def test_f_216_without_a_model_published_factors_are_held() -> None:
     standard, local = (
         Charges(ProviderPrices()).held(
             [], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked
@@ -278,14 +276,14 @@ def test_f_216_a_factor_is_on_all_prices_of_its_entry(
         ("own-7b", [("service_tier", "unknown"), ("speed", "fast")], 1),
     ],
 )
-def test_f_216_a_hold_is_at_the_dearest_way_that_the_request_asks_for(
+def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
     model: str, asked: list[tuple[str, str]], factor: int
 ) -> None:
     held = Charges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
     assert held == factor * (1000 * 2 + 100 * 6)
 
 
-def test_f_216_a_request_without_a_model_is_held_at_the_dearest_tier_that_it_asks_for() -> None:
+def test_f_216_without_a_model_the_dearest_tier_is_held() -> None:
     charges = Charges(ProviderPrices())
     standard, fast = (
         charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
@@ -294,7 +292,7 @@ def test_f_216_a_request_without_a_model_is_held_at_the_dearest_tier_that_it_ask
     assert fast > standard
 
 
-def test_a_price_of_one_direction_alone_is_logged_where_no_table_has_the_other(
+def test_a_price_of_one_direction_alone_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     charges = Charges(ProviderPrices(models=(("gpt-4o*", {"input_tokens": Fraction(7)}),)))
@@ -390,7 +388,7 @@ def test_each_model_costs_what_the_table_says(at: datetime) -> None:
     assert [(one, expected(one, at)) for one in calls if one.cost(at) != expected(one, at)] == []
 
 
-def test_tokens_cost_less_than_a_micro_unit_and_nothing_is_rounded() -> None:
+def test_tokens_below_a_micro_unit_are_not_rounded() -> None:
     assert provider_prices_call(input_tokens=1, output_tokens=1).cost(NOW) == Fraction(15, 100) + Fraction(
         60, 100
     )
@@ -461,7 +459,7 @@ MEASURED: Final = {
 @pytest.mark.parametrize(
     "context", [(), (("service_tier", "priority"),), (("processing", "batch"),), (("speed", "fast"),)]
 )
-def test_f_212_every_unit_of_every_model_costs_what_the_table_says(
+def test_f_212_every_unit_of_every_model_costs_as_listed(
     context: tuple[tuple[str, str], ...],
 ) -> None:
     """Parts within wholes: sound that was read from a cache costs that, and is no other sound nor input."""
@@ -486,7 +484,7 @@ def test_f_212_every_unit_of_every_model_costs_what_the_table_says(
     assert compared > 2000
 
 
-def test_f_218_parts_that_are_more_than_their_whole_cost_no_more_than_it() -> None:
+def test_f_218_parts_beyond_their_whole_cost_no_more() -> None:
     prices = list_prices("openai", "gpt-4o", NOW)
     assert prices is not None
     # Ten tokens went in: eight of them from a cache at most, in doubt all.

@@ -1,5 +1,7 @@
 """Objects of frameworks: their models, each call by itself. F-211, F-214, F-215"""
 
+# Internals: pure tables of objects that frameworks hand over.
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -94,7 +96,7 @@ LAST: Final = [
         ),
     ],
 )
-def test_the_model_of_a_stream_is_found_in_whichever_chunk_has_it(
+def test_the_model_of_a_stream_is_found_in_any_chunk(
     chunks: list[Any], model: str, provider: str | None
 ) -> None:
     assert named(tapped(chunks)) == [(model, provider, 10, 6)]
@@ -103,7 +105,7 @@ def test_the_model_of_a_stream_is_found_in_whichever_chunk_has_it(
     assert named(reports.usages()) == [(model, provider, 10, 6)]
 
 
-def test_messages_that_models_write_at_once_are_calls_of_their_own() -> None:
+def test_messages_written_at_once_are_calls_of_their_own() -> None:
     chunks = [
         chunk("lc_run--1", model_name="gpt-4o", model_provider="openai"),
         chunk("lc_run--2", model_name="claude-5", model_provider="anthropic"),
@@ -257,7 +259,7 @@ def test_results_of_a_batch_of_prompts_are_read() -> None:
     assert named(calls_of({"generations": [one]})) == [("gpt-4o", None, 10, 6)]
 
 
-def test_a_stream_that_is_given_up_is_estimated_for_the_model_that_a_chunk_has_named() -> None:
+def test_an_abandoned_stream_is_estimated_for_its_model() -> None:
     seen: list[tuple[CallUsage, ...]] = []
     tap = StreamTap(FIRST[:1], report=seen.append, input_tokens=lambda: 12)
     next(tap)
@@ -353,7 +355,7 @@ def test_calls_of_a_run_have_the_tiers_of_their_own_length() -> None:
     assert usage_of(result).cost(AT) == 2 * 197_500  # type: ignore[union-attr]  # it has usage
 
 
-def test_calls_of_a_run_without_any_ids_are_still_calls_of_their_own() -> None:
+def test_calls_of_a_run_without_ids_are_calls_of_their_own() -> None:
     result = AgentRunResult([ModelResponse(EACH), ModelResponse(EACH)], RequestUsage(300_000, 2000))
     result.run_id = ""
     for calls in (calls_of(result), tapped([result])):
@@ -501,7 +503,7 @@ SPOKEN: Final[dict[str, Any]] = {
 }
 
 
-def test_responses_of_the_realtime_api_are_read_however_they_are_given() -> None:
+def test_realtime_responses_are_read_however_they_are_given() -> None:
     """F-215"""
     response = SimpleNamespace(object="realtime.response", id="resp_1", status="completed", usage=SPOKEN)
     event = SimpleNamespace(type="response.done", event_id="e", response=response)

@@ -109,7 +109,7 @@ def test_events_are_found_whatever_the_line_ends_and_cuts(stream: bytes, expecte
     assert expected == sse_events(*(stream[at : at + 1] for at in range(len(stream))))
 
 
-def test_only_events_that_may_have_usage_are_passed_on_where_no_others_are_wanted() -> None:
+def test_only_events_that_may_have_usage_are_passed_on() -> None:
     stream = b'data: {"usage": null}\n\ndata: {"usage": {}}\n\ndata: x\n\ndata: [DONE]\n\n'
     for cut in range(len(stream) + 1):
         assert [b'{"usage": {}}', b"[DONE]"] == sse_events(stream[:cut], stream[cut:], wanted=may_report)
@@ -117,7 +117,7 @@ def test_only_events_that_may_have_usage_are_passed_on_where_no_others_are_wante
 
 @pytest.mark.parametrize("size", [EVENT_BYTES_MAX, EVENT_BYTES_MAX + 1, 1 << 20])
 @pytest.mark.parametrize("step", [1 << 22, 65_521, 4_096, 977])
-def test_an_event_beyond_the_bound_is_read_as_it_comes_and_so_is_the_next(size: int, step: int) -> None:
+def test_an_event_beyond_the_bound_is_read_as_is_the_next(size: int, step: int) -> None:
     """F-30."""
     large = b"data: ".ljust(size // 2, b"x") + b"\nevent: noise\n:\ndata:" + b"y" * (size // 2)
     stream = b"data: a\n\n" + large + b"\n\ndata: b\n\n"
@@ -178,7 +178,7 @@ def test_items_of_an_array_are_found_whatever_the_cuts(array: bytes, expected: l
     assert expected == items(*(array[at : at + 1] for at in range(len(array))))
 
 
-def test_an_item_beyond_the_bound_is_read_as_it_comes_and_so_is_the_next() -> None:
+def test_an_item_beyond_the_bound_is_read_as_is_the_next() -> None:
     """F-30."""
     large = b'{"a":"' + b"x" * 2_000_000 + b'"}'
     stream = b"[" + large + b',{"b":2}]'
@@ -227,7 +227,7 @@ def test_headers_of_every_type_are_passed_over() -> None:
     assert [("z", b"p")] == Frames().feed(message + struct.pack(">I", crc32(message)))
 
 
-def test_a_frame_with_a_wrong_checksum_is_left_out_and_the_next_is_read() -> None:
+def test_a_frame_with_a_wrong_checksum_is_left_out() -> None:
     broken = bytearray(frame(b"one", event_type="a"))
     broken[-6] ^= 1
     frames = Frames()
@@ -273,7 +273,7 @@ def test_lengths_that_cannot_be_are_corrupt(total: int, headers: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1 << 22, 70_000, 997])
-def test_a_frame_beyond_the_bound_is_read_as_it_comes_and_so_is_the_next(step: int) -> None:
+def test_a_frame_beyond_the_bound_is_read_as_is_the_next(step: int) -> None:
     """F-30."""
     payload = b"x" * 500_000
     stream = frame(payload, event_type="a") + frame(b"two", event_type="b")
@@ -283,7 +283,7 @@ def test_a_frame_beyond_the_bound_is_read_as_it_comes_and_so_is_the_next(step: i
 
 
 @pytest.mark.parametrize("step", [1 << 22, 70_000, 997])
-def test_a_large_frame_with_a_wrong_checksum_is_corrupt_and_the_next_is_read(step: int) -> None:
+def test_a_large_frame_with_a_wrong_checksum_is_corrupt(step: int) -> None:
     broken = bytearray(frame(b"x" * 500_000, event_type="a"))
     broken[-6] ^= 1
     stream = bytes(broken) + frame(b"two", event_type="b")
@@ -310,7 +310,7 @@ quietly = few_examples(40)
 
 
 def kept(value: Any, place: Place = ROOT) -> Any:
-    """What is to be kept of parsed JSON."""
+    """The kept part of parsed JSON."""
     if isinstance(value, str):
         return value if not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= 256 else ""
     if isinstance(value, list):
@@ -330,7 +330,7 @@ def kept(value: Any, place: Place = ROOT) -> Any:
 
 
 def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]:
-    """What is kept of a body, the bytes of text in it, and whether it came to its end."""
+    """The kept part of a body, the bytes of text in it, and whether it came to its end."""
     found: list[tuple[Any, int]] = []
     reader = LargeJson(partial(taking, found), nothing)
     places = [0, *sorted(cut % (len(body) + 1) for cut in cuts or ()), len(body)]
@@ -395,7 +395,7 @@ ITEMS_KEPT = 32
     cuts=st.lists(st.integers(0, 20_000), max_size=5),
     indent=st.sampled_from([None, 2]),
 )
-def test_items_that_are_not_kept_are_measured_as_a_parser_finds_them(
+def test_items_not_kept_are_measured_as_by_a_parser(
     item: Any, name: str, number: int, cuts: list[int], indent: int | None
 ) -> None:
     value = {name: [item] * number, "usage": {"prompt_tokens": 5}}
@@ -428,7 +428,7 @@ def test_items_that_are_not_kept_are_measured_as_a_parser_finds_them(
     ).map("".join),
     cuts=st.lists(st.integers(0, 400), min_size=1, max_size=5),
 )
-def test_of_what_is_not_kept_cuts_change_nothing_however_it_is_malformed(body: str, cuts: list[int]) -> None:
+def test_cuts_change_nothing_however_malformed_the_rest_is(body: str, cuts: list[int]) -> None:
     whole = b'{"choices":[' + b"0," * ITEMS_KEPT + (body + '],"usage":{"a":3}}').encode()
     assert skimmed(whole) == skimmed(whole, cuts)
     assert skimmed(whole) == skimmed(whole, [*range(len(whole))])
@@ -461,7 +461,7 @@ def taking(taken: list[Any], said: Any, measured: int) -> None:
 
 
 def nothing() -> None:
-    """Nobody is told."""
+    """Ignore the end."""
 
 
 @quietly
@@ -482,7 +482,7 @@ def test_nothing_makes_it_raise(body: bytes, cut: int) -> None:
 
 
 def padded(value: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same with a huge member of a name that nobody knows."""
+    """The same with a huge member of an unknown name."""
     padding = {"foreign": HUGE}
     if where == "before":
         return {**padding, **value}
@@ -551,7 +551,7 @@ def test_frames_with_encoded_answers_of_any_size_are_read(step: int) -> None:
 
 
 def many(count: int) -> list[bytes]:
-    """Pieces of an answer that never ends, of nothing but what is looked at."""
+    """Pieces of an answer that never ends, all of members that are read."""
     begin = b'{"id":"c","object":"chat.completion","choices":['
     message = {"role": "assistant", "content": "x" * 200}
     choice = compact({"index": 0, "finish_reason": "stop", "message": message})
@@ -754,7 +754,7 @@ def test_as_if_parsed_where_events_are_nearly_alike(events: list[bytes]) -> None
 
 
 def parsing(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is parsed from now on."""
+    """Texts that are parsed from now on."""
     parsed: list[bytes] = []
 
     def watched(data: bytes) -> Any:

@@ -109,7 +109,7 @@ def test_several_codings_are_undone_one_after_the_other(codings: tuple[str, ...]
 
 @pytest.mark.parametrize(("fallback", "coding"), pairs([False, True], [*PACKERS]))
 @pytest.mark.parametrize("step", [1 << 20, 1_000])
-def test_no_more_than_the_bound_comes_out_and_that_in_small_pieces(
+def test_no_more_than_the_bound_is_decoded_in_small_pieces(
     coding: str, fallback: bool, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fallback:
@@ -148,7 +148,7 @@ def test_several_members_are_one_body() -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "deflate, raw"])
-def test_what_follows_the_end_is_padding_in_whatever_piece_it_comes(coding: str) -> None:
+def test_what_follows_the_end_is_padding_in_any_piece(coding: str) -> None:
     header = coding.partition(",")[0].encode()
     for padding in (b"\0", b"\0\0\0\0", b"\x1f", b"\x1f\0", b"\x78\x9c"):
         body = PACKERS[coding](b"abc") + padding
@@ -165,14 +165,14 @@ def test_damage_is_said(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate, raw", "br", "zstd"])
-def test_what_is_cut_off_while_it_is_compressed_is_read_as_far_as_it_came(coding: str) -> None:
+def test_a_cut_compressed_stream_is_read_as_far_as_it_came(coding: str) -> None:
     """F-36: a client that hangs up in the middle of a compressed stream."""
     events = [sse(chat({"content": f"{n} {n * n} words, "})) for n in range(2_000)]
     body, header = pack(b"".join(events), coding)
     (call,), estimated = read(body[: len(body) * 3 // 4], kind=SSE_TYPE, coding=header, complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
     written = sum(len(f"{n} {n * n} words, ") for n in range(2_000)) // 4
-    # br is packed here in blocks of many KiB, each of which is all or nothing.
+    # br is packed here in blocks of many KiB: each is all or nothing.
     assert (0 if coding == "br" else written // 3) < estimated <= written
 
 
@@ -378,7 +378,7 @@ def test_counting_tokens_is_not_using_them(name: str, body: bytes) -> None:
     assert [] == lies_read(body, usage=name)
 
 
-def test_a_transcription_measured_in_seconds_has_no_tokens_to_miss() -> None:
+def test_a_transcription_in_seconds_misses_no_tokens() -> None:
     body = b'{"text": "hi", "usage": {"type": "duration", "seconds": 4}}'
     for usage in ("openai", "auto"):
         (call,) = lies_read(body, usage=usage)
@@ -462,7 +462,7 @@ def test_only_what_can_be_read_has_a_reader(
         b": hello\n\n" + sse(chat(None, usage=chat_usage(3, 4))),
     ],
 )
-def test_a_declared_api_without_a_content_type_is_told_by_its_first_byte(body: bytes) -> None:
+def test_without_a_content_type_the_first_byte_decides(body: bytes) -> None:
     for cut in range(len(body) + 1):
         (call,) = lies_read(body[:cut], body[cut:], usage="openai", kind=None)
         assert ("reported", 3, 4) == figures(call)[:3], cut
@@ -700,9 +700,7 @@ def test_of_dense_and_large_events_neither_do_cuts_matter(
     cuts=st.lists(st.integers(min_value=0, max_value=10_000), max_size=6),
     length=st.integers(min_value=0, max_value=10_000),
 )
-def test_cuts_of_real_responses_do_not_matter_wherever_they_break_off(
-    recording: Any, cuts: list[int], length: int
-) -> None:
+def test_cuts_of_real_responses_do_not_matter(recording: Any, cuts: list[int], length: int) -> None:
     body = recording.body[:length]
     whole = fuzz_read(recording.usage, recording.content_type, [body], complete=False)
     check(whole[0])

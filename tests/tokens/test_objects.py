@@ -304,7 +304,7 @@ def test_a_synchronous_stream_that_raises_is_reported() -> None:
     assert [[("missing", None, None)]] == reports.figures()
 
 
-async def test_a_stream_that_raises_is_reported_before_the_error_is_passed_on() -> None:
+async def test_a_raising_stream_is_reported_before_its_error() -> None:
     reports = HeardCalls()
     tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports)
     with pytest.raises(ConnectionResetError):
@@ -418,7 +418,7 @@ WHOLE: dict[str, Any] = {"id": "c1", "object": "chat.completion", "choices": [],
 
 
 class Touchy:
-    """An object whose every attribute bites, but for the one that it has."""
+    """An object whose attributes all raise, except the one that it has."""
 
     def __init__(self, **more: Any) -> None:
         self.__dict__.update(more)
@@ -474,7 +474,7 @@ def test_slots_and_defaults_of_classes_are_members() -> None:
 
 
 def graph(size: int) -> SimpleNamespace:
-    """Objects each of which knows all others."""
+    """Objects that all know each other."""
     nodes = [SimpleNamespace() for _ in range(size)]
     for node in nodes:
         node.__dict__.update({f"n{at}": other for at, other in enumerate(nodes)})
@@ -484,7 +484,7 @@ def graph(size: int) -> SimpleNamespace:
 def test_objects_that_know_each_other_are_each_read_once() -> None:  # F-35
     began = time.process_time()
     assert usage_of(graph(20)) is None
-    # It took 20 ** 8 steps before; the bound is what a loaded machine may need.
+    # It took 20 ** 8 steps before; a loaded machine may need the bound.
     assert time.process_time() - began < 0.5
 
 
@@ -502,7 +502,7 @@ def test_usage_is_found_before_a_large_object_is_cut_off() -> None:  # F-35
     assert sum(map(len, wide.values())) <= MEMBERS_MAX
 
 
-def test_an_http_response_that_was_read_is_read_and_one_that_was_not_is_left_alone() -> None:  # F-35
+def test_an_http_response_is_read_only_if_it_was_read() -> None:  # F-35
     request = httpx.Request("POST", "http://provider/v1/chat/completions")
     whole = httpx.Response(200, content=compact(WHOLE), request=request)
     assert DETAILED_FIGURES == found(whole)
@@ -520,7 +520,7 @@ def test_a_body_may_be_given_itself(body: object) -> None:
     assert DETAILED_FIGURES == found(body)
 
 
-def test_several_calls_are_summed_and_what_only_some_know_is_unknown() -> None:
+def test_summed_calls_leave_unknown_what_only_some_know() -> None:
     calls: list[dict[str, Any]] = [
         {"response_id": "r1", "output": [], "usage": {"input_tokens": 1, "output_tokens": 2}},
         {
@@ -594,7 +594,7 @@ def test_an_amount_comes_with_the_provider_that_reports_it() -> None:
         assert (joined.provider, joined.reported_cost_micros) == ("openrouter", Fraction(3))
 
 
-def test_a_report_of_the_input_without_its_cached_part_is_of_the_same_call() -> None:
+def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
     """An app may put Anthropic's `input_tokens`, which are without the cache, into an answer of its own."""
     cached = replace(PLAIN, input_tokens=1_000, cached_input_tokens=600, cache_write_tokens=300)
     for own in (replace(PLAIN, response_id="b"), replace(PLAIN, response_id=None)):
@@ -621,7 +621,7 @@ def test_a_call_inside_another_joins_by_its_own_id() -> None:
     assert join_reports([PLAIN, image], [RICH, seen]) == [replace(RICH, model="m"), seen]
 
 
-def test_a_sum_is_no_call_of_its_own_though_some_of_its_calls_were_seen() -> None:
+def test_a_sum_is_no_call_though_some_calls_were_seen() -> None:
     one, two = PLAIN, replace(PLAIN, input_tokens=30, response_id="b", details={"input_audio_tokens": 2})
     total = replace(sum_of([one, two]), response_id=None)
     assert total.notes == ("summed",)
@@ -713,12 +713,12 @@ def test_the_empty_id_of_a_last_chunk_is_no_other_call() -> None:
     assert "a" == calls[0].response_id
 
 
-def test_a_finishing_chunk_with_another_id_and_other_figures_is_another_call() -> None:
+def test_another_id_and_figures_at_the_end_are_another_call() -> None:
     calls = read(completion("a", 7, 5, alone=False), completion("b", 8, 2, alone=False))
     assert [("reported", 7, 5), ("reported", 8, 2)] == pairs(calls)
 
 
-def test_what_follows_the_end_of_a_stream_is_another_call_even_without_an_id() -> None:
+def test_what_follows_the_end_of_a_stream_is_another_call() -> None:
     nameless = {**chat(None, usage=chat_usage(1, 2)), "id": None}
     assert [("reported", 1, 2), ("reported", 1, 2)] == pairs(read(sse(nameless), DONE, sse(nameless), DONE))
     assert [("reported", 1, 2)] == pairs(read(sse(nameless), sse(nameless), DONE))
@@ -738,7 +738,7 @@ def test_every_message_start_opens_a_call() -> None:
     assert [("reported", 16, 16)] * 3 == pairs(read(*events))
 
 
-def test_an_error_in_the_middle_leaves_the_call_partial_although_the_response_ended() -> None:
+def test_an_error_in_the_middle_leaves_the_call_partial() -> None:
     events = anthropic_events(lambda value: sse(value, event=value["type"]))[:5]
     error = sse(
         {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, event="error"
@@ -760,7 +760,7 @@ def test_an_error_before_any_figure_says_that_it_ended_early() -> None:
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
 
 
-def test_relays_that_name_the_input_only_at_the_end_are_read_right() -> None:
+def test_relays_that_name_the_input_at_the_end_are_read() -> None:
     start = {"type": "message", "id": "m", "model": "c", "usage": {"input_tokens": 0, "output_tokens": 0}}
     delta = {"input_tokens": 500, "output_tokens": 9}
     calls = read(

@@ -105,7 +105,7 @@ def test_byte_by_byte_it_amounts_to_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "how"), pairs([recording.name for recording in STREAMS], [*WORDS]))
-def test_broken_off_after_every_event_it_amounts_to_what_was_said_by_then(name: str, how: str) -> None:
+def test_broken_off_after_an_event_it_amounts_to_that(name: str, how: str) -> None:
     recording = BY_NAME[name]
     usage = word(recording, how)
     assert len(recording.events) + 1 == len(recording.aborted)
@@ -115,7 +115,7 @@ def test_broken_off_after_every_event_it_amounts_to_what_was_said_by_then(name: 
 
 
 @pytest.mark.parametrize("name", [recording.name for recording in STREAMS])
-def test_broken_off_within_an_event_it_is_the_event_before_that_counts(name: str) -> None:
+def test_broken_off_within_an_event_the_one_before_counts(name: str) -> None:
     recording = BY_NAME[name]
     for count, event in enumerate(recording.events):
         torn = event[: len(event) // 2]
@@ -300,7 +300,7 @@ def test_an_object_amounts_to_its_units_and_costs_their_price(name: str) -> None
 
 
 @pytest.mark.parametrize("name", named("stream"))
-def test_a_stream_of_objects_amounts_to_its_units_and_costs_their_price(name: str) -> None:
+def test_a_stream_of_objects_amounts_to_its_units_and_price(name: str) -> None:
     row = ROWS[name]
     reports = list[tuple["CallUsage", ...]]()
     assert list(StreamTap(iter(row.said), report=reports.append)) == row.said
@@ -310,7 +310,7 @@ def test_a_stream_of_objects_amounts_to_its_units_and_costs_their_price(name: st
 
 @pytest.mark.parametrize("how", WORDS)
 @pytest.mark.parametrize("name", named("websocket"))
-def test_messages_of_a_websocket_amount_to_their_units_and_cost_their_price(name: str, how: str) -> None:
+def test_messages_of_a_websocket_amount_to_units_and_price(name: str, how: str) -> None:
     row, calls = ROWS[name], list["CallUsage"]()
 
     def count(found: Sequence[CallUsage]) -> None:
@@ -475,7 +475,7 @@ def test_the_text_of_a_torn_document_is_estimated() -> None:
     assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
 
 
-def test_a_document_that_lacks_nothing_but_the_end_of_its_response_is_not_estimated() -> None:
+def test_a_document_lacking_only_its_end_is_not_estimated() -> None:
     reader = open_reader("application/json")
     reader.feed(compact({**chat({"content": TEXT}), "usage": chat_usage(3, 4)}))
     assert [("partial", 3, 4)] == [figures(call)[:3] for call in reader.close(complete=False)]
@@ -518,7 +518,7 @@ def never() -> int:
 
 
 @pytest.mark.parametrize("calls", [(), (NOTHING,), (SNAPSHOT,), (TOLD,), (TOLD, NOTHING)])
-def test_what_ended_without_text_and_without_figures_stays_unknown(calls: tuple[CallUsage, ...]) -> None:
+def test_what_ended_without_text_and_figures_stays_unknown(calls: tuple[CallUsage, ...]) -> None:
     assert calls == filled(calls, input_tokens=never, output_tokens=0)
 
 

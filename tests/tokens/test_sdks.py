@@ -1,5 +1,7 @@
 """The objects of the providers' own SDKs, where these are installed: `make test-sdks`."""
 
+# Internals: objects that only SDKs can make, read as an app reports them.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -384,7 +384,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("how", ["gemini", "auto", "object"])
 @pytest.mark.parametrize("name", BATCHES)
-def test_each_response_of_a_batch_is_a_call_of_its_own_at_the_price_of_batches(name: str, how: str) -> None:
+def test_each_response_of_a_batch_is_a_call_at_batch_price(name: str, how: str) -> None:
     value = BATCHES[name]
     calls = calls_of(value) if how == "object" else read(compact(value), how)
     assert [(call.response_id, call.outlives) for call in calls] == [
@@ -413,7 +413,7 @@ def test_each_of_many_embeddings_of_the_sdk_is_counted() -> None:
     assert call.units == {"input_tokens": 300, "output_tokens": 0}
 
 
-def test_what_a_message_of_gemini_live_says_is_known_in_either_spelling() -> None:
+def test_a_gemini_live_message_is_read_in_either_spelling() -> None:
     for value in (
         {"serverContent": {"modelTurn": {"parts": [{"text": "Four."}]}}},
         {"server_content": {"model_turn": {"parts": [{"text": "Four."}]}}},
@@ -456,7 +456,7 @@ def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("name", OPENAI_PAYLOADS)
-def test_an_answer_is_read_in_units_and_costs_what_its_provider_asks(name: str, word: str) -> None:
+def test_an_answer_costs_by_units_what_its_provider_asks(name: str, word: str) -> None:
     payload = OPENAI_PAYLOADS[name]
     calls = read_payload(payload, word)
     assert [dict(call.details) for call in calls] == payload.units
@@ -504,7 +504,7 @@ def test_what_an_image_tool_used_is_a_call_of_its_own() -> None:
     assert figures(image)[1:3] == (30, 7024)
 
 
-def test_an_image_tool_in_the_background_outlives_the_request_with_its_response() -> None:
+def test_a_background_image_tool_outlives_its_request() -> None:
     calls = openai_units_read(compact({**PAINTED, "background": True}))
     assert [call.outlives for call in calls] == [True, True]
 
@@ -541,7 +541,7 @@ def test_each_drawing_inside_a_response_is_a_call_of_its_own() -> None:
     assert [call.input_tokens for call in calls] == [1000, 10, 10]
 
 
-def test_searches_are_counted_once_however_often_a_stream_repeats_them() -> None:
+def test_repeated_searches_of_a_stream_count_once() -> None:
     last = response(output=[searched("search")] * 3)
     events = [
         {"type": "response.output_item.done", "item": searched("search")},
@@ -554,7 +554,7 @@ def test_searches_are_counted_once_however_often_a_stream_repeats_them() -> None
 
 
 @pytest.mark.parametrize("word", ["auto", "openai"])
-def test_a_transcription_between_the_events_of_an_answer_is_a_call_of_its_own(word: str) -> None:
+def test_a_transcription_amid_an_answer_is_a_call_of_its_own(word: str) -> None:
     done = {name: value for name, value in response("", 10, 5).items() if name != "model"}
     events = [
         {"type": "response.created", "response": {**done, "status": "in_progress", "usage": None}},
@@ -580,7 +580,7 @@ def test_a_transcription_is_no_part_of_a_call_that_goes_on() -> None:
     assert [call.output_tokens for call in calls] == [None, 20]
 
 
-def test_tokens_of_sound_that_is_billed_by_the_second_did_not_come_out() -> None:
+def test_sound_billed_by_the_second_is_no_output_token() -> None:
     (call,) = read_payload(OPENAI_PAYLOADS["chat of Mistral with sound"])
     assert figures(call)[1:3] == (4, 635)
     assert call.notes == ()
@@ -674,7 +674,7 @@ def test_an_upstream_amount_that_cannot_be_one_is_refused_alone() -> None:
     assert call.notes == ("refused",)
 
 
-def test_perplexity_bills_reasoning_and_citations_beside_the_completion() -> None:
+def test_perplexity_bills_reasoning_and_citations_too() -> None:
     (call,) = calls_of(PERPLEXITY)
     assert figures(call)[1:] == (33, 7163 + 73_997 + 20_016, None, None, 73_997)
     assert call.reported_cost_micros == 409_393
@@ -925,7 +925,7 @@ def read_with(headers: list[tuple[bytes, bytes]], value: object, usage: str) -> 
 
 @pytest.mark.parametrize("usage", ["bedrock", "auto"])
 @pytest.mark.parametrize("value", [DEEPSEEK, OF_MISTRAL, {"embeddings": [[0.1]]}])
-def test_headers_of_invoke_model_count_where_the_body_has_no_figures(value: object, usage: str) -> None:
+def test_invoke_model_headers_count_where_the_body_is_silent(value: object, usage: str) -> None:
     (call,) = read_with(HEADERS, value, usage)
     assert (call.source, call.provider) == ("reported", "aws.bedrock")
     assert call.units == {"input_tokens": 12, "output_tokens": 5}
