@@ -1,5 +1,7 @@
 """The hash chain of audit rows: any single tampering is found, and no other."""
 
+# Internals: properties of a hash chain; a database shows one tampering at a time.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

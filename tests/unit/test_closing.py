@@ -83,7 +83,7 @@ async def unconfirmed() -> AsyncGenerator[tuple[Closer, Clock]]:
         yield Closer(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401})), clock
 
 
-async def test_a_close_is_looked_at_each_five_minutes_and_told_after_45() -> None:
+async def test_a_close_is_checked_each_5_minutes_told_after_45() -> None:
     async with unconfirmed() as (closer, clock):
         for after, found in (
             (11 * MINUTE, (1, 0)),
@@ -123,7 +123,7 @@ async def test_five_closes_are_named(late: int, more: str, caplog: pytest.LogCap
     assert f": customer c0; customer c1; customer c2; customer c3; customer c4{more}. `meterkit" in line
 
 
-async def test_what_stripe_did_not_count_under_a_former_name_keeps_a_close_open(store_url: str) -> None:
+async def test_units_under_a_former_name_keep_a_close_open(store_url: str) -> None:
     renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
     clock = Clock(NOW)
     async with kit_alone(store_url, clock=clock) as kit:
@@ -201,7 +201,7 @@ class Found(Reconciler):
         ([], False),
     ],
 )
-async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_change(
+async def test_a_close_may_wait_for_agreement_or_an_open_invoice(
     found: list[tuple[str, str]], *, may_wait: bool
 ) -> None:
     async with kit_alone() as kit:
@@ -222,7 +222,7 @@ async def test_a_close_may_not_wait_where_usage_is_not_counted(waiting: tuple[in
 
 
 @pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
-def test_until_when_an_invoice_stays_a_draft_is_said_while_it_does(held_ms: int, *, is_said: bool) -> None:
+def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
     end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
     assert bool(_held_in_words(end, PERIOD_MS)) == is_said
 
@@ -258,7 +258,7 @@ async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
         assert kept == until_s * 1000
 
 
-async def test_a_close_waits_for_an_invoice_that_nothing_finalizes_but_us(
+async def test_a_close_waits_for_an_invoice_that_only_we_finalize(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def settled(*_: object, is_counted: bool) -> tuple[InvoiceEnd, None]:
@@ -336,7 +336,7 @@ async def test_stripe_is_asked_for_no_instant_within_a_minute(left_s: int, *, is
     assert (end.held_ms == (END_S + HOLD_S) * 1000, len(stripe.written)) == (is_asked, int(is_asked))
 
 
-async def test_a_hold_that_is_repeated_within_a_minute_is_the_same_request() -> None:
+async def test_a_repeated_hold_within_a_minute_is_the_same_request() -> None:
     keys = [(await settled(draft(), now_s=END_S + passed_s))[1].written[0].key for passed_s in (0, 59, 60)]
     assert (keys[0] == keys[1], keys[1] == keys[2]) == (True, False)
 
@@ -364,7 +364,7 @@ async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: in
         (HOUR_S, False, 600, None),
     ],
 )
-async def test_the_last_invoice_of_a_subscription_that_ended_here_is_finalized(
+async def test_the_last_invoice_of_an_ended_subscription_is_final(
     passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
 ) -> None:
     now_s = END_S + passed_s
@@ -408,7 +408,7 @@ async def a_store(clock: Clock) -> AsyncGenerator[Store]:
         yield kit.store
 
 
-async def test_customers_with_metered_prices_are_looked_at_each_two_minutes() -> None:
+async def test_metered_customers_are_checked_each_two_minutes() -> None:
     clock, looked = Clock(NOW), list[str]()
 
     async def look(customer: str) -> None:
@@ -465,7 +465,7 @@ async def test_what_is_parked_is_compared_where_a_repair_is_asked_for() -> None:
         for repair in (False, True):
             await reconciler.reconcile("acme", repair=repair)
             (intent,) = await kit.outbox.list()
-            # Stripe has no such meter: that is told once it is compared.
+            # Stripe has no such meter: the comparison will say so.
             assert (intent.state, "no meter with its event name" in intent.why) == ("parked", repair)
 
 
@@ -486,7 +486,7 @@ async def formerly(kit: MeterKit, *subscriptions: str) -> None:
 
 
 NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
-"""It began within the period of which usage is compared."""
+"""It began within the compared period."""
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
         ({"trial_end": JUNE_MS // 1000 + 1}, None),
     ],
 )
-async def test_the_invoice_of_an_earlier_subscription_has_what_was_used_under_it(
+async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
     shown: dict[str, int], expected: tuple[int, bool] | None
 ) -> None:
     async with kit_alone() as kit:
@@ -513,7 +513,7 @@ async def test_the_invoice_of_an_earlier_subscription_has_what_was_used_under_it
         assert found == (expected and Invoicing("sub_old", "pro", *expected))
 
 
-async def test_of_subscriptions_the_latest_that_had_begun_and_that_stripe_shows_has_it() -> None:
+async def test_the_latest_begun_subscription_at_stripe_has_it() -> None:
     async with kit_alone() as kit:
         await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
         stripe = ObjectsAtStripe({
@@ -552,7 +552,7 @@ async def test_the_invoice_of_the_subscription_of_now(
         assert found == (expected and Invoicing("sub_new", "pro", *expected))
 
 
-async def test_the_invoice_of_an_earlier_period_of_the_subscription_of_now() -> None:
+async def test_the_invoice_of_an_earlier_period_of_a_subscription() -> None:
     async with kit_alone() as kit:
         known = subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS)
         found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - RECONCILED_DAY_MS)
@@ -631,7 +631,7 @@ async def test_what_a_unit_costs_is_known_where_each_line_shows_it(
         ({"lines": {"data": [line(quantity=1)], "has_more": True}}, True),
     ],
 )
-async def test_lines_of_a_draft_and_those_that_a_list_leaves_out_are_asked_for(
+async def test_missing_lines_of_drafts_and_lists_are_fetched(
     invoice: dict[str, Any], *, is_asked: bool
 ) -> None:
     stripe = stripe_with(line(), **invoice)

@@ -95,7 +95,7 @@ def test_what_a_status_comes_to(status: Status | None, after_ms: int, expected: 
 
 @few_examples(30)
 @given(after_ms=st.integers(0, 10 * DAY_MS))
-def test_a_standing_changes_at_the_instant_that_it_names_and_not_before(after_ms: int) -> None:
+def test_access_changes_at_its_instant_and_not_before(after_ms: int) -> None:
     found = standing("past_due", after_ms)
     if found.valid_until_ms == NEVER_MS:
         assert found.access == "suspended"
@@ -116,9 +116,7 @@ def test_a_suspension_ends_grace_where_grace_would_last_longer(after_ms: int, ac
 @pytest.mark.parametrize(
     ("plan", "expected"), [(None, "free"), ("pro", "pro"), ("removed", "free"), ("free", "free")]
 )
-def test_a_plan_that_is_not_set_or_no_longer_there_is_the_default_plan(
-    plan: str | None, expected: str
-) -> None:
+def test_a_missing_plan_is_the_default_plan(plan: str | None, expected: str) -> None:
     assert expected == standing(None, plan=plan).plan.key
 
 
@@ -202,9 +200,7 @@ def of_the_shop(state: CustomerState, after_ms: int = 0) -> EffectivePlan:
         ({"removed_from_the_file": True}, {"chat", "export"}),
     ],
 )
-def test_features_of_one_customer_are_added_to_the_plans_and_taken_from_them(
-    own: dict[str, bool], expected: set[str]
-) -> None:
+def test_a_customers_features_are_added_and_removed(own: dict[str, bool], expected: set[str]) -> None:
     overrides = with_overrides({}, {}, own, until_ms=None, now_ms=FAILED_MS)
     found = of_the_shop(CustomerState(plan="pro", overrides=overrides))
     assert found.plan.features == expected
@@ -236,7 +232,7 @@ def test_seats_are_those_of_a_subscription_that_is_paid_for(state: CustomerState
         ("block_growth", "paused", False),
     ],
 )
-def test_gauges_keep_earlier_limits_where_the_file_says_so_and_access_is_not_restricted(
+def test_gauges_keep_limits_unless_access_is_restricted(
     over_limit: str, status: Status, *, expected: bool
 ) -> None:
     catalog = loads(SOLD.replace("over_limit: allow", f"over_limit: {over_limit}"))
@@ -253,9 +249,7 @@ def test_a_status_set_by_hand_counts_as_one_failed_attempt() -> None:
 
 
 @pytest.mark.parametrize(("by_hand", "access"), [(None, "restricted"), ("active", "full")])
-def test_a_period_whose_invoice_is_voided_restricts_unless_a_status_was_set_by_hand(
-    by_hand: Status | None, access: str
-) -> None:
+def test_a_voided_invoice_restricts_unless_set_by_hand(by_hand: Status | None, access: str) -> None:
     subscription = replace(ACTIVE, void_from_ms=FAILED_MS)
     state = CustomerState(subscription=subscription, status=by_hand)
     assert of_the_shop(state, -1).access == "full"
@@ -263,9 +257,7 @@ def test_a_period_whose_invoice_is_voided_restricts_unless_a_status_was_set_by_h
 
 
 @pytest.mark.parametrize(("status", "access"), [("past_due", "grace"), ("unpaid", "suspended")])
-def test_a_status_set_by_hand_counts_beside_a_subscription_that_never_began(
-    status: Status, access: str
-) -> None:
+def test_a_status_by_hand_counts_beside_a_dead_subscription(status: Status, access: str) -> None:
     unpaid = replace(ACTIVE, status="incomplete")
     assert of_the_shop(CustomerState(subscription=unpaid)).access == "full"
     by_hand = CustomerState(subscription=unpaid, status=status, status_since_ms=FAILED_MS)
@@ -284,7 +276,7 @@ def test_periods_go_by_the_subscriptions_plan_while_it_lasts(status: Status, per
 @pytest.mark.parametrize(
     ("pending", "anew"), [("yearly", True), ("free", False), ("removed", False), (None, False)]
 )
-def test_a_scheduled_plan_of_another_interval_begins_periods_anew(pending: str | None, *, anew: bool) -> None:
+def test_a_scheduled_plan_of_another_interval_restarts_periods(pending: str | None, *, anew: bool) -> None:
     at_ms = FAILED_MS + DAY_MS
     subscription = replace(ACTIVE, pending_plan=pending, pending_at_ms=at_ms)
     found = of_the_shop(CustomerState(subscription=subscription)).counting.anew_ms
@@ -317,7 +309,7 @@ SIGNED_UP: Final = replace(ACTIVE, id="sub_2", status="incomplete")
         (replace(ACTIVE, status="canceled"), replace(ACTIVE, status="canceled"), ("yearly", "past_due")),
     ],
 )
-def test_what_was_set_by_hand_stands_until_the_subscriptions_own_changes(
+def test_settings_by_hand_stand_until_the_subscription_changes(
     known: SubscriptionState | None, fetched: SubscriptionState | None, kept: tuple[str | None, str | None]
 ) -> None:
     found = with_subscription(replace(BY_HAND, subscription=known), fetched)
@@ -326,7 +318,7 @@ def test_what_was_set_by_hand_stands_until_the_subscriptions_own_changes(
     assert found.status_since_ms == (FAILED_MS if found.status else 0)
 
 
-def test_failures_add_up_over_invoices_of_one_subscription_and_not_over_two() -> None:
+def test_failures_add_up_within_one_subscription() -> None:
     owing = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=FAILED_MS)
     fetched = replace(owing, failures=1, failed_at_ms=FAILED_MS + DAY_MS)
     kept = with_subscription(CustomerState(subscription=owing), fetched).subscription
@@ -345,7 +337,7 @@ def test_failures_add_up_over_invoices_of_one_subscription_and_not_over_two() ->
         ("unpaid", "support", "suspended"),
     ],
 )
-def test_a_state_refuses_who_is_suspended_and_who_lacks_the_feature(
+def test_a_state_refuses_suspension_and_missing_features(
     access: Status, feature: str | None, expected: str | None
 ) -> None:
     effective = of_the_shop(CustomerState(plan="pro", status=access, status_since_ms=FAILED_MS))
@@ -355,7 +347,7 @@ def test_a_state_refuses_who_is_suspended_and_who_lacks_the_feature(
         assert (found.customer, found.plan, found.allowed) == ("ada", "pro", False)
 
 
-def test_a_line_that_is_always_served_is_refused_to_nobody_by_its_state() -> None:
+def test_an_always_line_is_refused_to_nobody_by_state() -> None:
     routes = """routes:
   - {match: "/billing", always: true}
   - {match: "/export", feature: support}
@@ -371,7 +363,7 @@ def test_a_line_that_is_always_served_is_refused_to_nobody_by_its_state() -> Non
     assert [one and one.reason for one in found] == [None, "feature", None, None]
 
 
-def test_a_subscription_is_stored_without_its_defaults_and_keys_are_in_order() -> None:
+def test_a_subscription_is_stored_without_its_defaults() -> None:
     kept = CustomerState(plan="pro", anchor_ms=7, subscription=ACTIVE).dump()
     read = json.loads(kept)
     assert list(read) == sorted(read)
@@ -478,7 +470,7 @@ def test_a_plan_that_the_file_does_not_have_is_the_default_plan(
     assert (found.plan.key, found.missing_plan) == ("pro" if plan == "pro" else "free", missing)
 
 
-def test_a_plan_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+def test_a_plan_by_hand_stands_until_the_subscription_changes() -> None:
     state = replace(STATE, plan="top")
     assert effective_plan(state, SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "top"
     renewed = replace(
@@ -495,7 +487,7 @@ def test_a_plan_set_by_hand_stands_until_the_subscriptions_own_changes() -> None
     assert with_subscription(state, None).plan is None
 
 
-def test_a_status_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+def test_a_status_by_hand_stands_until_that_changes() -> None:
     state = replace(STATE, status="unpaid", status_since_ms=NOW_MS)
     assert effective_plan(state, SUBSCRIPTION_CATALOG, NOW_MS).access == "suspended"
     assert with_subscription(state, replace(SUBSCRIPTION_ACTIVE, plan="top", seats=4)).status == "unpaid"
@@ -523,7 +515,7 @@ def test_failures_count_since_it_was_paid_last() -> None:
     assert with_subscription(known, another).subscription == another
 
 
-def test_a_plan_set_by_hand_after_the_end_of_a_subscription_stands() -> None:
+def test_a_plan_by_hand_after_a_subscriptions_end_stands() -> None:
     ended = with_subscription(replace(STATE, plan="top"), replace(SUBSCRIPTION_ACTIVE, status="canceled"))
     assert effective_plan(ended, SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "free"
     assert effective_plan(replace(ended, plan="top"), SUBSCRIPTION_CATALOG, NOW_MS).plan.key == "top"
@@ -533,7 +525,7 @@ def test_a_plan_set_by_hand_after_the_end_of_a_subscription_stands() -> None:
     )
 
 
-def test_a_cancellation_by_the_clock_ends_a_plan_set_by_hand_before_it() -> None:
+def test_a_cancellation_by_the_clock_ends_a_plan_by_hand() -> None:
     assert at(END_MS, cancel_at_ms=END_MS, by_hand={"plan": "top"}).plan.key == "free"
 
 
@@ -562,7 +554,7 @@ def test_the_first_subscription_counts_whatever_was_set_by_hand() -> None:
         pytest.param({"seats": 25, "status": "canceled"}, {}, 3, id="ended"),
     ],
 )
-def test_the_gauge_of_seats_may_grow_to_the_seats_that_are_paid_for(
+def test_the_seat_gauge_may_grow_to_the_paid_seats(
     changed: dict[str, Any], by_hand: dict[str, Any], included: int | None
 ) -> None:
     state = replace(STATE, subscription=replace(SUBSCRIPTION_ACTIVE, **changed), **by_hand)
@@ -604,7 +596,7 @@ def test_a_subscription_survives_storage(subscription: SubscriptionState) -> Non
     assert state == CustomerState.parse(state.dump())
 
 
-def test_only_what_is_no_default_is_stored_and_a_newer_field_is_passed_over() -> None:
+def test_only_other_than_defaults_is_stored_newer_is_ignored() -> None:
     data = json.loads(STATE.dump())
     assert set(data["subscription"]) == {"id", "status", "plan", "start_ms", "end_ms", "anchor_ms"}
     data["subscription"]["mood"] = "bright"
@@ -674,7 +666,7 @@ PRICED: Final = replace(SUBSCRIPTION_ACTIVE, metered="mtr_1=price_1 mtr_2=price_
         ({"pending_plan": "top", "pending_at_ms": NOW_MS + 1}, {"metered": ""}, {"mtr_1", "mtr_2"}),
     ],
 )
-def test_prices_that_others_have_changed_are_known_by_what_nobody_here_asked_for(
+def test_prices_changed_by_others_are_known_as_unrequested(
     known: dict[str, Any], found: dict[str, Any], meters: set[str]
 ) -> None:
     assert switched_by_others(replace(PRICED, **known), replace(PRICED, **found), NOW_MS) == meters
@@ -709,7 +701,7 @@ def test_only_a_subscription_that_is_paid_for_brings_something(
 
 
 @pytest.mark.parametrize("next_label", ["1/5", "1/3"])
-def test_prices_of_an_earlier_subscription_are_known_for_its_time(next_label: str) -> None:
+def test_prices_of_an_earlier_subscription_hold_for_its_time(next_label: str) -> None:
     # The plans file may have another price by now; its periods are closed and compared after its end.
     first_prices, next_prices = ((ItemPrice("words", "api_words", label),) for label in ("1/3", next_label))
     first = replace(SUBSCRIPTION_ACTIVE, created_ms=NOW_MS, metered="mtr_1=price_1", prices=first_prices)
@@ -769,7 +761,7 @@ def in_force(of: CustomerState, at_ms: int = NOW_MS, before: InForce | None = No
     return InForce.of(of, IN_FORCE_CATALOG, at_ms, before)
 
 
-def test_of_a_customer_without_a_subscription_only_the_plan_is_in_force() -> None:
+def test_without_a_subscription_only_the_plan_is_in_force() -> None:
     assert in_force(CustomerState()) == InForce(plan="free", at_ms=NOW_MS)
     assert in_force(CustomerState(plan="gone")).missing_plan == "gone"
 
@@ -797,7 +789,7 @@ def test_what_is_scheduled_is_shown_while_it_is_ahead(
 @pytest.mark.parametrize(
     ("asked", "expected"), [("top", ("top", NOW_MS - 5)), ("pro", (None, None)), (None, (None, None))]
 )
-def test_a_plan_that_was_asked_for_is_to_come_until_stripe_has_it(
+def test_a_requested_plan_is_to_come_until_stripe_has_it(
     asked: str | None, expected: tuple[str | None, int | None]
 ) -> None:
     found = in_force(replace(state(), asked_plan=asked, asked_ms=NOW_MS - 5))
@@ -819,7 +811,7 @@ def test_access_that_stays_as_it_was_keeps_its_beginning() -> None:
     assert (paused.access, paused.since_ms) == ("restricted", NOW_MS + 2)
 
 
-def test_reminders_count_from_the_first_failure_and_are_turns_of_the_clock() -> None:
+def test_reminders_count_from_the_first_failure() -> None:
     owing = state(status="past_due", failed_at_ms=NOW_MS)
     found = [in_force(owing, NOW_MS + days * DAY_MS) for days in (0, 1, 6)]
     assert [(one.reminded, (one.turn_ms - NOW_MS) // DAY_MS) for one in found] == [(0, 1), (1, 6), (2, 7)]
@@ -838,7 +830,7 @@ def test_what_is_in_force_survives_storage() -> None:
     assert InForce.parse('{"plan":"pro","at_ms":5,"newer":1}') == InForce(plan="pro", at_ms=5)
 
 
-def test_the_clock_changes_things_step_by_step_each_at_its_instant() -> None:
+def test_the_clock_changes_things_each_at_its_instant() -> None:
     owing = state(status="past_due", failed_at_ms=NOW_MS)
     known = in_force(owing)
     steps, now = follow(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS)
@@ -868,7 +860,7 @@ def test_a_turn_that_changes_nothing_to_be_told_is_no_step() -> None:
     assert (list(steps), now.at_ms, now.turn_ms) == ([], NOW_MS + 5, NEVER_MS)
 
 
-def test_another_plans_file_is_one_step_at_the_instant_that_somebody_looks() -> None:
+def test_another_plans_file_is_one_step() -> None:
     known = in_force(CustomerState(plan="pro"))
     assert follow(None, CustomerState(plan="pro"), IN_FORCE_CATALOG, NOW_MS) == ((), known)
     other = loads(TEXT.replace("  pro: {price: {amount_cents: 2900, interval: month}}\n", ""))
@@ -994,7 +986,7 @@ def test_a_notice_is_named_by_what_has_happened() -> None:
     assert again.data["id"] != changed.data["id"]
 
 
-def test_a_reminder_is_named_by_its_failure_and_its_span_whoever_notices_first() -> None:
+def test_a_reminder_is_named_by_its_failure_and_span() -> None:
     owing = replace(IN_FORCE_ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=2)
     was = replace(AFTER, status="past_due", access="grace", reminded=0)
     ids = [
@@ -1071,7 +1063,7 @@ def cases() -> Iterator[tuple[Status, int, float, Status | None]]:
     yield from product(STATUSES, range(6), DAYS, (None, *STATUSES))
 
 
-def test_access_is_what_the_table_says_of_every_status_attempt_instant_and_status_by_hand() -> None:
+def test_access_is_what_the_table_says_in_every_case() -> None:
     seen: set[Access] = set()
     for status, failures, days, by_hand in cases():
         state = CustomerState(
@@ -1089,7 +1081,7 @@ def test_access_is_what_the_table_says_of_every_status_attempt_instant_and_statu
     assert seen == set(get_args(Access))
 
 
-def test_nothing_changes_before_the_instant_that_is_named_and_something_does_at_it() -> None:
+def test_nothing_changes_before_the_named_instant() -> None:
     turned = 0
     for status, failures, days, by_hand in cases():
         state = CustomerState(
@@ -1108,7 +1100,7 @@ def test_nothing_changes_before_the_instant_that_is_named_and_something_does_at_
     assert turned > 100
 
 
-def test_where_the_first_failure_is_not_known_grace_counts_from_the_period_that_is_owed() -> None:
+def test_grace_counts_from_the_owed_period_if_no_failure_known() -> None:
     owed = replace(subscription("past_due", 1), failed_at_ms=0)
     state = CustomerState(subscription=owed)
     assert effective_plan(state, DUNNING_CATALOG, owed.start_ms + 2 * DAY_MS - 1).access == "grace"
@@ -1124,7 +1116,7 @@ def test_where_the_first_failure_is_not_known_grace_counts_from_the_period_that_
         ("5", 5, "restricted"),
     ],
 )
-def test_how_many_attempts_end_grace_is_for_the_plans_file_to_say(
+def test_the_plans_file_says_how_many_attempts_end_grace(
     attempts: str, failures: int, expected: Access
 ) -> None:
     """F-115: daily retries ended seven days of grace on the third day."""

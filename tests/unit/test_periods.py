@@ -315,11 +315,11 @@ YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
         ("which goes on as the calendar does",
          subscription("2026-01-31", "2026-02-28", status="canceled", ended_at_ms="2026-02-10T12:00"),
          "2026-03-11", ("2026-03-01", "2026-04-01")),
-        ("one that nobody has paid for begins none", replace(JANUARY, status="incomplete"), "2026-02-11",
+        ("one without a payment begins none", replace(JANUARY, status="incomplete"), "2026-02-11",
          ("2026-02-01", "2026-03-01")),
         ("nor does its end", replace(JANUARY, status="incomplete_expired"), "2026-03-11",
          ("2026-03-01", "2026-04-01")),
-        ("nor where somebody has ended it before",
+        ("nor where it was ended before",
          replace(JANUARY, status="canceled", never_began=True, ended_at_ms=ms("2026-02-10T12:00")),
          "2026-02-11", ("2026-02-01", "2026-03-01")),
         ("an earlier period of the subscription goes by the anchor",
@@ -356,7 +356,7 @@ def test_a_period_is_provisional_until_its_renewal_is_known(
     assert is_provisional(replace(JANUARY, **changed), ms(now)) is expected
 
 
-def test_a_trial_that_has_ended_and_is_not_confirmed_is_provisional() -> None:
+def test_an_ended_unconfirmed_trial_is_provisional() -> None:
     assert not is_provisional(TRIAL, ms("2026-02-02T23:59"))
     assert is_provisional(TRIAL, ms("2026-02-03"))
 
@@ -407,7 +407,7 @@ def test_each_instant_lies_in_a_subscription_period(
 
 @few_examples(30)
 @given(found=subscriptions(), per=INTERVALS, moment=SUBSCRIPTION_PERIODS_MOMENTS)
-def test_periods_follow_one_another_over_years_without_gap_or_overlap(
+def test_periods_follow_each_other_without_gap_or_overlap(
     found: SubscriptionState, per: Interval, moment: int
 ) -> None:
     counting = Counting(per=per)
@@ -422,7 +422,7 @@ def test_periods_follow_one_another_over_years_without_gap_or_overlap(
 
 @few_examples(30)
 @given(found=subscriptions(), per=INTERVALS, months=st.integers(0, 60))
-def test_while_it_lives_every_edge_is_on_the_anchors_grid_or_where_the_subscription_turns(
+def test_each_edge_is_on_the_anchors_grid_or_a_turn(
     found: SubscriptionState, per: Interval, months: int
 ) -> None:
     made_ms, ends_ms = min(found.created_ms, found.start_ms), found.ends_ms()
@@ -438,9 +438,7 @@ def test_while_it_lives_every_edge_is_on_the_anchors_grid_or_where_the_subscript
 
 @few_examples(30)
 @given(found=subscriptions(), per=INTERVALS)
-def test_the_known_period_is_one_where_quantities_are_counted_over_no_less(
-    found: SubscriptionState, per: Interval
-) -> None:
+def test_the_known_period_counts_unless_quantities_span_more(found: SubscriptionState, per: Interval) -> None:
     bounds = subscription_bounds(found, Counting(per=per), found.start_ms)
     grid = bounds_at(found.start_ms, anchor_ms=found.anchor_ms, interval=per)
     starts_ms = {found.start_ms}
@@ -463,7 +461,7 @@ def test_the_known_period_is_one_where_quantities_are_counted_over_no_less(
         ("year", "2032-01-07", ("2031-01-10", "2032-01-07")),
     ],
 )
-def test_a_period_that_is_longer_than_the_longest_is_cut_at_the_anchor(
+def test_a_period_beyond_the_longest_is_cut_at_the_anchor(
     per: Interval, end: str, expected: tuple[str, str]
 ) -> None:
     found = subscription("2031-01-05", end, anchor="2030-01-10")
@@ -698,7 +696,7 @@ def test_late_usage_is_of_the_class_that_stripe_is_sent(meter: str, expected: st
 
 
 @pytest.mark.parametrize(("now_s", "begun_s"), [(121, 120), (122, 180), (180, 180), (181, 180), (182, 240)])
-def test_a_minute_has_begun_when_its_first_second_is_over_at_stripe(now_s: int, begun_s: int) -> None:
+def test_a_minute_begins_when_its_first_second_is_over(now_s: int, begun_s: int) -> None:
     store: Any = SimpleNamespace(now_ms=lambda: now_s * 1000 + 999)
     assert _begun_s(store) == begun_s
 
@@ -747,7 +745,5 @@ def test_minutes_that_the_next_ones_intents_could_come_to_lie_in(
         ({"1|requp": "5"}, set[int]()),
     ],
 )
-def test_minutes_that_pending_usage_of_closed_periods_is_stamped_with(
-    totals: dict[str, str], minutes: set[int]
-) -> None:
+def test_minutes_of_pending_usage_of_closed_periods(totals: dict[str, str], minutes: set[int]) -> None:
     assert pending_minutes_ms(totals) == minutes

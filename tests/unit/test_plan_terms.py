@@ -151,7 +151,7 @@ def test_each_plan_counts_for_its_time(changes: list[tuple[str, datetime]], expe
     assert calls_of(state, END) == {"a": 100, "b": 1_000, "endless": None}[str(last)]
 
 
-def test_no_sum_of_changes_gives_more_than_the_most_generous_plan() -> None:
+def test_no_sum_of_changes_exceeds_the_most_generous_plan() -> None:
     state = paid("a")
     for hour in range(1, 60):
         state = moved(state, "ab"[hour % 2], START + timedelta(hours=hour))
@@ -176,7 +176,7 @@ def test_the_whole_is_given_where_the_plans_file_says_so() -> None:
     assert effective_terms(state, WHOLE, to_ms(HALF)).allowance is None
 
 
-def test_grants_are_whole_credits_and_no_more_than_the_rounded_sum_of_their_target() -> None:
+def test_grants_are_whole_credits_within_the_rounded_sum() -> None:
     found = allowance_of(moved(paid("a"), "b", START + 10 * DAY), HALF)
     assert found is not None
     assert found.grants is not None
@@ -206,7 +206,7 @@ def test_gauges_and_tiers_at_stripe_are_those_of_the_plan_alone() -> None:
     assert (found["disk"].included, found["tiers"].included) == (2 * 10**9, 50)
 
 
-def test_a_scheduled_change_amid_a_period_counts_from_its_millisecond_and_stays_so() -> None:
+def test_a_scheduled_change_counts_from_its_millisecond() -> None:
     state = paid("a", pending_plan="b", pending_at_ms=HALF)
     assert calls_of(state, HALF - timedelta(milliseconds=1)) == 100
     assert calls_of(state, HALF) == 550
@@ -230,7 +230,7 @@ def test_a_plan_by_the_year_is_prorated_within_its_month() -> None:
 
 
 @pytest.mark.parametrize("days", [16, 40])
-def test_a_cancellation_leaves_the_default_plan_all_of_its_quantity(days: int) -> None:
+def test_a_cancellation_leaves_the_default_plan_whole(days: int) -> None:
     at = START + days * DAY
     state = moved(moved(paid("a"), "b", HALF), "b", at, status="canceled", ended_at_ms=to_ms(at))
     assert calls_of(state, at) == 10
@@ -247,7 +247,7 @@ def test_restricted_access_gives_what_the_plans_file_says() -> None:
     )
 
 
-def test_a_plan_set_by_hand_gives_all_and_the_subscriptions_own_goes_on_by_time() -> None:
+def test_a_plan_by_hand_gives_all_the_subscription_by_time() -> None:
     state = moved(paid("a"), "b", START + 10 * DAY)
     by_hand = with_plan_changes(state, replace(state, plan="a"), CATALOG, to_ms(HALF))
     assert calls_of(by_hand, HALF) == 100
@@ -256,7 +256,7 @@ def test_a_plan_set_by_hand_gives_all_and_the_subscriptions_own_goes_on_by_time(
     assert calls_of(moved(by_hand, "yearly", HALF + DAY), END - DAY) == 287
 
 
-def test_a_subscription_that_begins_is_whole_whenever_it_is_heard_of() -> None:
+def test_a_subscription_is_whole_whenever_it_is_learned() -> None:
     late = START + 3 * DAY
     found = paid("b").subscription
     state = with_plan_changes(INITIAL_STATE, with_subscription(INITIAL_STATE, found), CATALOG, to_ms(late))
@@ -264,7 +264,7 @@ def test_a_subscription_that_begins_is_whole_whenever_it_is_heard_of() -> None:
     assert calls_of(state, late) == 1_000
 
 
-def test_a_change_before_the_beginning_was_heard_of_is_no_change_of_the_plan_before() -> None:
+def test_a_change_before_it_was_learned_is_no_change() -> None:
     begun = with_plan_changes(
         INITIAL_STATE, with_subscription(INITIAL_STATE, paid("a").subscription), CATALOG, to_ms(HALF)
     )
@@ -279,7 +279,7 @@ def test_a_view_of_a_changed_plan_ends_with_its_period() -> None:
     assert effective_terms(state, CATALOG, to_ms(HALF)).valid_until_ms == to_ms(END)
 
 
-def test_a_state_of_a_release_without_plan_changes_gives_all_of_the_plan() -> None:
+def test_a_state_without_plan_changes_gives_all_of_the_plan() -> None:
     older = CustomerState.parse(paid("b").dump())
     assert older.plan_changes == ()
     assert calls_of(older, HALF) == 1_000
@@ -347,7 +347,7 @@ def test_a_price_ends_where_the_plans_differ_in_it(
         (NOW_MS, {TOKENS: "1/2"}),
     ],
 )
-def test_a_customers_own_price_lasts_over_a_change_of_plan_until_its_end(
+def test_a_customers_own_price_outlasts_a_change_of_plan(
     until_ms: int | None, expected: dict[str, str]
 ) -> None:
     """The price of an override that ends was not seen: units were booked at the plan's."""
@@ -490,7 +490,7 @@ def test_a_plan_gives_what_is_due_in_the_period_of_the_instant(
     assert credit.name == f"{NAMES['c:ai']} {start_ms}"
 
 
-def test_a_grant_that_lives_shorter_than_its_period_is_kept_until_the_period_ends() -> None:
+def test_a_short_grant_is_kept_until_its_period_ends() -> None:
     grants = tuple(replace(grant, expires_ms=DAY_MS) for grant in BALANCE_PRO.grants)
     for one in given(prepaid=Prepaid.of(replace(BALANCE_PRO, grants=grants), BALANCE_CATALOG)):
         assert (one.expires_ms, one.until_ms) == (START_MS + DAY_MS, END_MS)
@@ -502,7 +502,7 @@ def test_what_is_on_file_is_given_once(now_ms: int) -> None:
     assert [one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai"] == [on_file]
 
 
-def test_a_more_generous_plan_adds_what_is_missing_to_what_is_on_file() -> None:
+def test_a_more_generous_plan_adds_what_is_missing() -> None:
     on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 200 * MICRO, used=3)
     (credit,) = (one for one in given(on_file) if one.target == "c:ai")
     assert credit == replace(on_file, quantity=500 * MICRO)
@@ -516,7 +516,7 @@ def test_a_plan_gives_no_more_of_a_target_than_is_missing_of_it() -> None:
     assert [one for one in given(all_of_it) if one.target == "c:ai"] == [all_of_it]
 
 
-def test_two_grants_of_one_target_are_given_whole_or_what_is_missing_of_both() -> None:
+def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
     pages = next(grant for grant in BALANCE_PRO.grants if grant.name == "pages")
     both = replace(BALANCE_PRO, grants=(pages, replace(pages, quantity=3, priority=6)))
     prepaid = Prepaid.of(both, BALANCE_CATALOG)
@@ -535,7 +535,7 @@ def test_two_grants_of_one_target_are_given_whole_or_what_is_missing_of_both() -
 
 
 @pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
-def test_what_came_from_another_period_or_from_the_app_lessens_nothing(name: str) -> None:
+def test_grants_of_other_periods_or_the_app_lessen_nothing(name: str) -> None:
     found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
     assert sorted(found) == [450 * MICRO, 500 * MICRO]
 
@@ -548,16 +548,14 @@ def test_what_came_from_another_period_or_from_the_app_lessens_nothing(name: str
         (BALANCE_NOW_MS, BALANCE_NOW_MS, BALANCE_NOW_MS),  # Over: it stays so.
     ],
 )
-def test_what_is_added_to_makes_a_grant_live_longer_only_while_it_lives(
-    expires_ms: int, now_ms: int, expected: int
-) -> None:
+def test_an_addition_extends_a_grant_only_while_it_lives(expires_ms: int, now_ms: int, expected: int) -> None:
     on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", MICRO, expires_ms=expires_ms)
     on_file = replace(on_file, until_ms=END_MS + 9)
     (credit,) = (one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai")
     assert credit.expires_ms == expected
 
 
-def test_a_grant_that_has_left_the_store_by_the_clock_is_shown_and_counts_for_nothing() -> None:
+def test_a_grant_expired_by_the_clock_counts_for_nothing() -> None:
     ended = replace(holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 7), until_ms=BALANCE_NOW_MS)
     found = [one.quantity for one in given(ended) if one.target == "c:ai"]
     assert sorted(found) == [7, 500 * MICRO]
@@ -565,7 +563,7 @@ def test_a_grant_that_has_left_the_store_by_the_clock_is_shown_and_counts_for_no
     assert [one.quantity for one in given(kept) if one.target == "c:ai"] == [500 * MICRO]
 
 
-def test_without_prepaid_only_what_is_on_file_is_there_and_other_fields_are_none_of_it() -> None:
+def test_without_prepaid_only_stored_grants_are_there() -> None:
     on_file = holding("a c:ai one", "c:ai", 7)
     assert holdings_of({**fields(on_file), "x": "y"}, None, BOUNDS, BALANCE_NOW_MS) == [on_file]
 
@@ -601,7 +599,7 @@ CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
         ("asked", 0, 0, 1_000),
         ("answered", 0, 0, 250),
         ("pages", 0, 0, 0),
-        # What is held of the other beyond what is included claims credit, at its cost.
+        # Holds of the other meter beyond its included quantity claim credit, at its cost.
         ("asked", 0, 50, 1_000),
         ("asked", 0, 51, 996),
         ("asked", 40, 20, 960),
@@ -610,7 +608,7 @@ CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
         ("asked", 0, 10_000, 0),
     ],
 )
-def test_credit_adds_what_it_pays_for_less_what_is_held_of_other_meters(
+def test_credit_adds_what_it_pays_less_other_holds(
     meter: str, counted: int, held: int, expected: int
 ) -> None:
     assert more(meter, CREDIT, counted=counted, held=held) == expected
@@ -620,7 +618,7 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     pages, answered = (holding(f"a m:{name} one", f"m:{name}", 30) for name in ("pages", "answered"))
     assert more("pages", pages, CREDIT) == 30
     assert more("answered", answered, CREDIT) == 280
-    # What is held of the other is covered by its own grant.
+    # Its own grant covers the holds of the other meter.
     assert more("asked", answered, CREDIT, held=80) == 1_000
     assert more("asked", answered, CREDIT, held=81) == 996
     assert more("pages", pages, prepaid=False) == 30
@@ -647,9 +645,7 @@ def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
     ("rev", "plan", "expected"),
     [(NO_STATE, "plain", False), ("2:1", "plain", True), (NO_STATE, "pro", True), ("2:1", "pro", True)],
 )
-def test_a_customer_with_a_state_may_have_grants_of_a_plan_before(
-    rev: str, plan: str, *, expected: bool
-) -> None:
+def test_a_customer_with_a_state_may_have_older_grants(rev: str, plan: str, *, expected: bool) -> None:
     by_plan = prepaid_by_plan(BALANCE_CATALOG)
     found = prepaid_of(
         rev, CustomerState(), effective_plan(CustomerState(plan=plan), BALANCE_CATALOG, 0), by_plan
@@ -680,7 +676,7 @@ def test_without_overrides_there_are_none_and_nothing_ends() -> None:
     assert next_end_ms({}, NOW_MS) == NEVER_MS
 
 
-def test_an_override_without_an_end_holds_and_is_not_among_those_that_end() -> None:
+def test_an_override_without_an_end_is_not_among_those_ending() -> None:
     found = overrides_at(stored(None, MORE, {"chat": True, "export": False}), NEVER_MS - 1)
     assert (found.meters, found.features) == (MORE, {"chat": True, "export": False})
     assert found.ends == {}
@@ -703,7 +699,7 @@ def test_the_next_end_is_the_earliest_that_is_to_come() -> None:
     assert ends == [LATER_MS, LATER_MS, LATER_MS + 7, NEVER_MS]
 
 
-def test_what_is_given_later_is_laid_over_what_was_given_and_an_empty_one_takes_it_back() -> None:
+def test_a_later_override_is_merged_and_an_empty_one_reverts() -> None:
     first = stored(None, {"requests": {"included": 50}, "pages": {"included": 5}}, {"chat": True})
     second = stored(first, {"requests": {"included": 60}})
     assert overrides_at(second, NOW_MS).meters == {"requests": {"included": 60}, "pages": {"included": 5}}
@@ -769,9 +765,7 @@ def test_a_price_that_scripts_can_compute_is_exact() -> None:
     ("per", "amount_cents"),
     [(3_000_001, 300_000), (999_999_937, 99_999_999_999), (10**12, 98_765_432_109), (10**12, 33_333_333_333)],
 )
-def test_a_price_that_scripts_cannot_compute_is_a_millionth_too_dear_at_most(
-    per: int, amount_cents: int
-) -> None:
+def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer(per: int, amount_cents: int) -> None:
     found = price(per, amount_cents)
     assert found is not None
     # 2^53 is the most that a product may come to there.
@@ -873,7 +867,7 @@ def test_what_a_person_must_decide_is_not_repaired(kind: DriftKind, *, expected:
     assert Drift.of(drift.kept()) == drift
 
 
-def test_seats_are_the_gauge_of_that_name_or_the_only_one_of_that_unit() -> None:
+def test_seats_are_the_gauge_of_that_name_or_unit() -> None:
     assert seat_meter(GAUGES_CATALOG.meters) == "members"
     named = loads(
         TEXT.replace(

@@ -76,9 +76,7 @@ async def test_passes_both_ways(caller: Caller, proxy: TcpProxy) -> None:
     assert proxy.requests == 6
 
 
-async def test_refuse_closes_what_is_open_and_answers_nobody_until_it_passes_again(
-    caller: Caller, proxy: TcpProxy
-) -> None:
+async def test_refuse_closes_connections_until_it_passes_again(caller: Caller, proxy: TcpProxy) -> None:
     await caller.ask(b"one")
     await proxy.set("refuse")
     assert await caller.reader.read(1) == b""

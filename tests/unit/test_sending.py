@@ -1,4 +1,4 @@
-"""What is sent to Stripe, tried again, parked or compared: pure tables."""
+"""Intents that are sent to Stripe, tried again, parked or compared: pure tables."""
 
 # Internals: pure tables of outcomes and instants.
 
@@ -226,7 +226,7 @@ async def test_what_stripe_refused_for_certain_was_not_tried(
         assert (move.untried, move.key, move.why) == (untried, "", answer.detail)
 
 
-async def test_a_new_key_names_the_intent_and_a_batch_is_kept_where_stripe_may_have_it() -> None:
+async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch() -> None:
     async with desk() as at:
         answer = replace(UNANSWERED, new_key=True, batch="b")
         (move,) = await at.send(attempt("a1"), answer=answer)
@@ -240,9 +240,7 @@ async def test_a_new_key_names_the_intent_and_a_batch_is_kept_where_stripe_may_h
     ("apart_s", "state", "later"),
     [(60, "parked", "all"), (61, "queued", "none"), (-60, "parked", "all"), (-61, "queued", "none")],
 )
-async def test_a_timestamp_is_to_blame_where_the_clocks_agree_to_a_minute(
-    apart_s: int, state: str, later: str
-) -> None:
+async def test_a_timestamp_is_to_blame_if_clocks_agree(apart_s: int, state: str, later: str) -> None:
     async with desk() as at:
         server_s = int(at.clock()) + apart_s
         answer = Outcome(kind="timestamp", detail="t", refused=True, server_time_s=server_s)
@@ -260,7 +258,7 @@ async def test_a_timestamp_is_to_blame_where_the_clocks_agree_to_a_minute(
         (SURE_MS - 500, 0.6, False),
     ],
 )
-async def test_what_stripe_may_have_forgotten_is_compared_and_not_sent_again(
+async def test_what_stripe_may_have_forgotten_is_compared(
     ago_ms: int, passed_s: float, *, is_sent: bool
 ) -> None:
     async with desk() as at:
@@ -280,7 +278,7 @@ async def test_a_comparison_that_is_due_is_due_in_a_millisecond() -> None:
         assert (move.state, move.delay_ms, at.answers.calls) == ("parked", 1, [])
 
 
-async def test_of_a_call_that_is_refused_for_its_contents_each_half_is_sent() -> None:
+async def test_each_half_of_a_refused_call_is_sent() -> None:
     async with desk() as at:
         three = [attempt(name) for name in ("a1", "b1", "c1")]
         at.answers.next.extend((DEAD, DONE, DEAD, DONE, DEAD))
@@ -318,9 +316,7 @@ async def test_without_the_lease_nothing_is_sent_or_moved() -> None:
 
 
 @pytest.mark.parametrize(("asked_ms", "is_renewed"), [(48_999, False), (49_000, True)])
-async def test_a_lease_is_renewed_a_second_before_it_would_be_too_short(
-    asked_ms: int, *, is_renewed: bool
-) -> None:
+async def test_a_lease_is_renewed_a_second_early(asked_ms: int, *, is_renewed: bool) -> None:
     async with desk() as at:
         assert await at.lease.outlives(10)
         at.clock.advance(timedelta(milliseconds=asked_ms))
@@ -330,9 +326,7 @@ async def test_a_lease_is_renewed_a_second_before_it_would_be_too_short(
 
 
 @pytest.mark.parametrize(("after_ms", "is_held"), [(59_999, True), (60_000, False), (90_000, False)])
-async def test_a_lease_that_ran_out_is_not_taken_again_as_another_may_have_had_it(
-    after_ms: int, *, is_held: bool
-) -> None:
+async def test_an_expired_lease_is_not_taken_again(after_ms: int, *, is_held: bool) -> None:
     async with desk() as at:
         assert await at.lease.outlives(1)
         at.clock.advance(timedelta(milliseconds=after_ms))
@@ -359,7 +353,7 @@ async def test_a_refusal_of_the_account_stops_all_until_one_has_passed() -> None
         assert await at.calls(attempt("b1"), alone=False) == [["b1"]]
 
 
-async def test_a_refusal_of_a_meter_stops_that_meter_and_one_shows_when_it_is_there() -> None:
+async def test_a_refusal_of_a_meter_stops_that_meter_alone() -> None:
     async with desk() as at:
         await at.send(attempt("a1"), answer=NO_METER)
         assert set(at.sender.closed_meters()) == {"api_requests"}
@@ -401,7 +395,7 @@ async def test_a_line_is_suspect_where_nobody_knows_what_came_of_it(
         assert ("a", "api_requests") not in at.sender.suspects
 
 
-async def test_ten_calls_in_a_row_without_an_answer_stop_all_for_a_second() -> None:
+async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second() -> None:
     async with desk() as at:
         await at.send(attempt("a1"))
         for _ in range(9):
@@ -439,7 +433,7 @@ async def test_between_two_calls_the_pace_is_kept() -> None:
         assert monotonic() - began >= 2 / 50
 
 
-# What goes in one call to Stripe: a customer and meter stay in turn, what takes units back is alone.
+# One call to Stripe: a customer and meter stay in turn, negative units are alone.
 
 
 def calls_attempt(name: str, value: int) -> Attempt:
@@ -510,7 +504,7 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
         # Of what takes units back Stripe may say 0 where it has it.
         (-6, "-6", "-6", "delivered", "said -6, twice"),
         (-6, "0", "0", "person", "takes units back"),
-        # What is more than a value may be is split within a minute.
+        # A sum beyond the largest value is split within a minute.
         (10**15 - 1, "999999999999999", "999999999999999", "person", "another intent"),
         (10**15 - 2, "999999999999998", "999999999999998", "delivered", "twice"),
     ],
@@ -529,7 +523,7 @@ def test_two_looks_that_agree_decide(
     assert words in judged.why
 
 
-def test_looks_are_ten_minutes_apart_and_none_is_taken_before_26_hours() -> None:
+def test_comparisons_are_ten_minutes_apart_from_26_hours_on() -> None:
     asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
     early = judge(**asked, before=None, now=look("6", LATER_MS - 1))
     assert (early.verdict, early.wait_ms, early.keep) == ("again", 1, None)
@@ -621,7 +615,7 @@ async def test_units_that_stripe_has_not_counted_in_time_are_left(counted: int, 
         assert await left(kit, Sums({HERE_S: counted})) == lacks
 
 
-async def test_what_is_stamped_ahead_is_waited_for_unless_the_clock_stands(
+async def test_usage_stamped_ahead_is_waited_for_unless_time_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.summaries._PAUSE_S", 0.001)
@@ -690,7 +684,7 @@ async def test_usage_is_held_back_for_longer_than_stripe_may_take() -> None:
         assert await at.marks() == (0, 30_000)
 
 
-async def test_what_comes_after_the_change_is_after_it_by_stripes_clock_too() -> None:
+async def test_what_comes_after_a_change_is_later_at_stripe_too() -> None:
     async with cutting() as at:
         at.stripe.server_time_s = NOW_MS // 1000 + 600
         async with at.cutter.cut("acme", {}):
@@ -706,9 +700,7 @@ async def test_what_comes_after_the_change_is_after_it_by_stripes_clock_too() ->
         (RuntimeError("the app's own"), HELD_MS),
     ],
 )
-async def test_what_may_have_been_changed_holds_usage_back_until_stripe_has_decided(
-    error: Exception, held_ms: int
-) -> None:
+async def test_a_possible_change_holds_usage_until_it_is_decided(error: Exception, held_ms: int) -> None:
     async with cutting() as at:
         with pytest.raises(type(error)):
             async with at.cutter.cut("acme", {}):
@@ -812,7 +804,7 @@ async def test_what_is_sealed_and_delivered_is_counted() -> None:
         assert (report.sealed, report.delivered, report.left) == (1, 1, 0)
 
 
-async def test_a_flusher_in_the_background_compares_at_once_and_pauses_between_passes() -> None:
+async def test_a_background_flusher_compares_and_pauses() -> None:
     async with flushing() as (kit, flusher):
         kept = await keep(kit, "one", 5, restored=f"{STAMP_S * 1000}-{STAMP_S * 1000 + 60_000}")
         admin, reports, is_told = await kit.store.admin(), list[object](), asyncio.Event()
@@ -832,9 +824,7 @@ async def test_a_flusher_in_the_background_compares_at_once_and_pauses_between_p
 
 
 @pytest.mark.parametrize(("waited_s", "looks"), [(119, []), (120, ["acme"]), (3600, ["acme"])])
-async def test_what_has_waited_two_minutes_is_sent_after_a_look_at_its_subscription(
-    waited_s: int, looks: list[str]
-) -> None:
+async def test_usage_two_minutes_old_is_sent_after_a_check(waited_s: int, looks: list[str]) -> None:
     clock, looked = Clock(NOW), list[str]()
 
     async def look(customer: str) -> None:
@@ -851,7 +841,7 @@ async def test_what_has_waited_two_minutes_is_sent_after_a_look_at_its_subscript
         assert (looked, report.delivered) == (looks, 0 if looks else 1)
 
 
-async def test_usage_that_has_waited_is_not_sent_while_its_customer_cannot_be_looked_at() -> None:
+async def test_old_usage_waits_where_its_customer_cannot_be_checked() -> None:
     async def look(_: str) -> None:
         raise StripeUnavailableError("Stripe is away")
 
@@ -866,9 +856,7 @@ async def test_usage_that_has_waited_is_not_sent_while_its_customer_cannot_be_lo
 
 
 @pytest.mark.parametrize(("everything", "calls"), [(False, 1), (True, 2)])
-async def test_what_is_due_again_is_sent_again_by_the_next_flush_or_where_everything_is_to_go(
-    everything: bool, calls: int
-) -> None:
+async def test_what_is_due_again_is_sent_by_the_next_flush(everything: bool, calls: int) -> None:
     clock, transport = Clock(NOW), TakesRepeats()
     async with kit_alone(clock=clock) as kit:
         await keep(kit, "one", 5, state="queued")
@@ -879,7 +867,7 @@ async def test_what_is_due_again_is_sent_again_by_the_next_flush_or_where_everyt
         assert ((await flushing).delivered, transport.calls) == (calls - 1, calls)
 
 
-async def test_what_follows_a_page_of_late_intents_is_sent_by_the_same_flush(
+async def test_what_follows_a_page_of_late_intents_is_sent_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
@@ -907,7 +895,7 @@ async def parked_intents_left(kit: MeterKit) -> dict[str, tuple[str, int]]:
     return {one.identifier: (one.state, one.quantity) for one in await kit.outbox.list()}
 
 
-async def test_i6_the_one_unit_that_stripe_has_is_the_one_of_its_minute() -> None:
+async def test_i6_the_one_unit_at_stripe_is_that_of_its_minute() -> None:
     async with kit_alone() as kit:
         await keep(kit, "one", 1, restored=GAP)
         await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
@@ -916,7 +904,7 @@ async def test_i6_the_one_unit_that_stripe_has_is_the_one_of_its_minute() -> Non
         assert await parked_intents_left(kit) == {"one": ("queued", 1)}
 
 
-async def test_i6_what_a_run_has_cut_off_counts_with_what_it_was_cut_from() -> None:
+async def test_i6_a_cut_off_rest_counts_with_its_whole() -> None:
     async with kit_alone() as kit:
         await keep(kit, "one", 5, restored=GAP)
         await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
@@ -959,7 +947,7 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch:
         assert [one.quantity for one in await kit.outbox.list()] == [2]
 
 
-async def test_units_that_the_journal_lacks_are_named_only_where_some_are_billed() -> None:
+async def test_units_missing_in_the_journal_are_named_if_billed() -> None:
     async with kit_alone() as kit:
         old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
         for at_stripe, says in ((0, False), (3, True)):
@@ -969,7 +957,7 @@ async def test_units_that_the_journal_lacks_are_named_only_where_some_are_billed
             assert (done.billed, "3 of the billed units" in done.advice) == (at_stripe, says)
 
 
-async def test_a_customer_that_cannot_be_is_refused_before_anything_is_settled() -> None:
+async def test_an_impossible_customer_is_refused_beforehand() -> None:
     async with kit_alone() as kit:
         with pytest.raises(CustomerError):
             await Recoverer(kit.store, Counted({})).recover("")
@@ -978,7 +966,7 @@ async def test_a_customer_that_cannot_be_is_refused_before_anything_is_settled()
 @pytest.mark.parametrize(
     ("at_stripe", "verdict", "state"), [(0, "replace", "queued"), (4, "person", "parked")]
 )
-async def test_i6_what_a_restore_has_parked_is_sent_where_stripe_has_nothing_more(
+async def test_i6_restored_usage_is_sent_if_stripe_has_no_more(
     at_stripe: int, verdict: str, state: str
 ) -> None:
     async with kit_alone() as kit:
@@ -1011,7 +999,7 @@ def other(value: int) -> Rows:
         (14, 6, 0, "replace"),
     ],
 )
-async def test_i6_what_was_rebuilt_is_compared_without_what_was_there_before(
+async def test_i6_rebuilt_usage_is_compared_without_older_usage(
     at_stripe: int, elsewhere: int, look: int, verdict: str
 ) -> None:
     async with kit_alone() as kit:
@@ -1022,7 +1010,7 @@ async def test_i6_what_was_rebuilt_is_compared_without_what_was_there_before(
         assert list((await parked_intents_left(kit)).values()) == expected[verdict]
 
 
-async def test_i6_of_an_intent_of_one_minute_nothing_is_counted_that_went_elsewhere() -> None:
+async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts() -> None:
     async with kit_alone() as kit:
         kept = await keep(kit, "one", 9, look=9, **FIRST)
         assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
@@ -1043,9 +1031,7 @@ async def subscribe(kit: MeterKit) -> None:
     ("value", "minutes", "expected"),
     [(1, -1, "late"), (9, -1, "late"), (9, 0, "sent"), (-9, -1, "sent")],
 )
-async def test_usage_whose_invoice_is_final_is_taken_back_and_nothing_else(
-    value: int, minutes: int, expected: str
-) -> None:
+async def test_only_usage_of_a_final_invoice_is_taken_back(value: int, minutes: int, expected: str) -> None:
     async with kit_alone() as kit:
         await subscribe(kit)
         stamp_s = PERIOD_MS // 1000 + minutes * MINUTE_S
@@ -1115,7 +1101,7 @@ def test_what_is_renamed_is_sealed_anew_under_a_key_of_its_own() -> None:
         "attempts": "0",
         "at": f"{KEPT_INTENTS_NOW_MS}",
     }
-    # Nothing of it was tried; and the store compares with what it has.
+    # No part of it was tried; and the store compares with its own.
     assert (anew.tried_since_ms, anew.text) == (0, text)
 
 
@@ -1167,7 +1153,7 @@ async def test_each_shard_of_a_new_store_knows_in_which_life_it_is(store_url: st
         assert await at.are_over()
 
 
-async def test_i6_a_shard_that_meets_another_life_waits_for_two_minutes() -> None:
+async def test_i6_a_shard_that_meets_another_life_waits_2_minutes() -> None:
     async with a_shard() as at:
         await at.begun_anew()
         life = await at.life()
@@ -1191,10 +1177,8 @@ async def test_i6_one_intent_that_was_tried_is_waited_for_an_hour(*, both: bool)
 
 
 @pytest.mark.parametrize(("minutes", "parked"), [(59, 1), (60, 1), (62, 0), (90, 0)])
-async def test_i6_where_the_last_delivery_is_not_known_it_may_have_been_within_the_hour(
-    minutes: int, parked: int
-) -> None:
-    # What was taken back hides in the sum what was sent, and in the minutes nothing.
+async def test_i6_an_unknown_last_delivery_may_be_within_the_hour(minutes: int, parked: int) -> None:
+    # Negative units hide sent units in the sum, and none in the minutes.
     there_s = HERE_S - minutes * MINUTE_S
     async with a_shard({there_s: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
         await keep(at.kit, "new", 5, state="queued", at=NOW_MS - 1)
@@ -1205,9 +1189,7 @@ async def test_i6_where_the_last_delivery_is_not_known_it_may_have_been_within_t
 
 
 @pytest.mark.parametrize(("sealed_after_ms", "parked"), [(-1, 1), (0, 0)])
-async def test_i6_minutes_behind_are_asked_for_where_what_was_sealed_before_has_the_last_one(
-    sealed_after_ms: int, parked: int
-) -> None:
+async def test_i6_later_minutes_are_asked_for_where_one_is_taken(sealed_after_ms: int, parked: int) -> None:
     async with a_shard({HERE_S + 3 * MINUTE_S: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
         for name, state in (("queued", "queued"), ("parked", "parked")):
             await keep(at.kit, name, 5, state=state, time=HERE_S, at=NOW_MS + sealed_after_ms)
@@ -1297,7 +1279,7 @@ async def test_i6_minutes_tell_apart_what_hours_do_not(
 @pytest.mark.parametrize(
     ("minutes", "expected"), [(-2, 0), (-1, 5), (0, 5), (10, 5), (11, 0), (13, 0), (14, 0)]
 )
-async def test_i6_minutes_are_those_from_one_before_the_gap_to_its_last(minutes: int, expected: int) -> None:
+async def test_i6_minutes_reach_from_before_the_gap_to_its_last(minutes: int, expected: int) -> None:
     async with a_store() as store:
         counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
         assert await unknown(store, counted) == expected
@@ -1306,7 +1288,7 @@ async def test_i6_minutes_are_those_from_one_before_the_gap_to_its_last(minutes:
 @pytest.mark.parametrize(
     "why", ["taken by an intent", "taken by a delivery", "taken at stripe", "not known", "exact", "a rest"]
 )
-async def test_i6_where_the_last_minute_is_taken_three_behind_it_are_asked_for(why: str) -> None:
+async def test_i6_where_the_last_minute_is_taken_3_more_are_asked(why: str) -> None:
     async with a_store() as store:
         last_s = FORGOTTEN_AT_S + 10 * MINUTE_S
         units = {last_s + 3 * MINUTE_S: 5, last_s + 4 * MINUTE_S: 7, FAR_S: -12}
@@ -1328,7 +1310,7 @@ async def test_i6_where_the_last_minute_is_taken_three_behind_it_are_asked_for(w
         assert max(counted.asked) == last_s + 3 * MINUTE_S
 
 
-async def test_i6_the_totals_of_an_event_name_since_the_period_are_what_is_known() -> None:
+async def test_i6_totals_of_an_event_name_since_the_period_are_known() -> None:
     async with a_store() as store:
         admin = await store.admin()
         tokens = [meter_token(name) for name in ("requests", "calls", "tokens")]
@@ -1357,7 +1339,7 @@ async def test_i6_deliveries_of_one_minute_are_known_together() -> None:
         assert await unknown(store, Counted({FORGOTTEN_AT_S: 7, FAR_S: -12}), *known) == 0
 
 
-async def test_i6_one_unit_by_the_sum_or_by_the_journal_is_enough_without_the_minutes() -> None:
+async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes() -> None:
     async with a_store() as store:
         counted = Counted({FAR_S: 1})
         assert (await unknown(store, counted), len(counted.asked)) == (1, 1)
@@ -1401,7 +1383,7 @@ async def test_i6_units_that_only_the_journal_has_are_forgotten(
         assert await unknown(store, Counted({}), *known, journal=Rows(*written)) == expected
 
 
-async def test_what_went_to_other_stripe_customers_is_counted_by_its_minutes() -> None:
+async def test_usage_of_other_stripe_customers_counts_by_minutes() -> None:
     async with a_store() as store:
         rows = [
             row(
@@ -1426,7 +1408,7 @@ async def test_what_went_to_other_stripe_customers_is_counted_by_its_minutes() -
     ("begins_s", "known", "expected"),
     [(-1, [], 30), (0, [], 30), (1, [], None), (-1, [made("counted", FORGOTTEN_AT_S, 25)], None)],
 )
-async def test_the_journal_is_gone_by_where_it_begins_before_the_gap_and_lacks_nothing(
+async def test_a_journal_that_begins_before_the_gap_decides(
     begins_s: int, known: list[Delivered], expected: int | None
 ) -> None:
     class Begun(Rows):

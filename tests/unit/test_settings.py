@@ -1,3 +1,7 @@
+"""Settings by keyword and by variable, and the errors of wrong ones: pure tables."""
+
+# Internals: pure tables of values.
+
 from __future__ import annotations
 
 import json
@@ -96,7 +100,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     assert settings.flush is False
 
 
-def test_a_keyword_wins_over_its_variable_and_that_over_the_usual_one(
+def test_a_keyword_wins_over_the_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://usual")
@@ -204,9 +208,7 @@ def test_settings_do_not_change() -> None:
         ),
     ],
 )
-def test_a_bad_value_is_named_with_where_it_came_from_and_what_is_allowed(
-    keywords: dict[str, Any], expected: str
-) -> None:
+def test_a_bad_value_is_named_with_its_source_and_range(keywords: dict[str, Any], expected: str) -> None:
     assert refusal(**keywords) == expected
 
 

@@ -76,7 +76,7 @@ def run(story: Coroutine[None, None, Counter[str]]) -> Counter[str]:
         (LookupError("what is this"), "LookupError: what is this"),
     ],
 )
-def test_a_task_that_fails_begins_anew_more_and_more_slowly_and_is_told_of_once(
+def test_a_failing_task_restarts_ever_more_slowly_logged_once(
     error: Exception, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun = list[float]()
@@ -95,7 +95,7 @@ def test_a_task_that_fails_begins_anew_more_and_more_slowly_and_is_told_of_once(
     assert caplog.records[0].levelname == ("WARNING" if isinstance(error, StoreError) else "ERROR")
 
 
-def test_a_task_that_has_run_for_a_minute_is_told_of_again_and_begins_anew_at_once(
+def test_a_task_that_ran_a_minute_is_logged_and_restarts_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     begun = list[float]()
@@ -162,7 +162,7 @@ def test_a_task_ends_however_often_its_cancellation_is_swallowed(times: int) -> 
     cancellation_run(story())
 
 
-def test_the_end_of_a_time_limit_is_swallowed_and_still_ends_what_it_limits() -> None:
+def test_a_swallowed_time_limit_still_ends_its_block() -> None:
     async def work() -> float:
         with suppress(TimeoutError):
             async with asyncio.timeout(10):
@@ -231,7 +231,7 @@ def test_children_that_are_gathered_end_with_their_task() -> None:
 
 
 @pytest.mark.parametrize("error", [None, OSError("no connection")])
-def test_a_cancellation_that_a_client_swallows_is_raised_after_it(error: OSError | None) -> None:
+def test_a_cancellation_swallowed_by_a_client_is_raised_later(error: OSError | None) -> None:
     async def ask() -> str:
         await swallow(1)
         if error is not None:
@@ -248,7 +248,7 @@ def test_a_cancellation_that_a_client_swallows_is_raised_after_it(error: OSError
     cancellation_run(story())
 
 
-def test_a_cancellation_that_is_requested_before_the_client_is_called_is_raised() -> None:
+def test_a_cancellation_before_the_client_is_called_is_raised() -> None:
     """As by Ctrl-C while a command computes: the client is the first to wait after it."""
 
     async def work() -> None:
@@ -352,7 +352,7 @@ def test_memory_is_bounded() -> None:
 # Log lines that come by the thousand: the first of a span are written, the others counted and told.
 
 
-def test_what_a_loop_that_ended_could_not_tell_the_next_line_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_ended_loop_could_not_log_the_next_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(logs, "monotonic", lambda: now[0])
     told: list[int] = []
@@ -381,7 +381,7 @@ def test_a_span_with_few_lines_tells_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert told == []
 
 
-def test_an_outage_is_told_each_minute_and_how_long_ago_its_last_request_was(
+def test_an_outage_is_logged_each_minute_with_its_last_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [100.0]
@@ -472,7 +472,7 @@ async def ask(at: Served, path: str = "/none") -> int:
     return (await at.client.post(path, content=PROMPT)).status_code
 
 
-async def test_a_tap_that_the_garbage_collector_ends_in_the_midst_of_a_report_blocks_nothing(
+async def test_a_tap_collected_within_a_report_blocks_nothing(
     store_url: str,
 ) -> None:
     async def answer() -> Response:

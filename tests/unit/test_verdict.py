@@ -322,9 +322,7 @@ def test_of_a_repeat_neither_ceilings_nor_gauges_ask() -> None:
 
 
 @pytest.mark.parametrize(("backed", "reason"), [((), "included"), ((0,), "included"), ((1,), "credits")])
-def test_a_ceiling_behind_which_credits_stand_is_used_up_as_credits(
-    backed: tuple[int, ...], reason: str
-) -> None:
+def test_a_ceiling_backed_by_credits_is_used_up_as_credits(backed: tuple[int, ...], reason: str) -> None:
     assert filled({0: (3, 0, 0), 1: (0, 0, 0)}, *backed).reason == reason
 
 
@@ -332,7 +330,7 @@ def test_a_bucket_without_a_rest_has_all_that_it_does_not_owe() -> None:
     assert refusal({BUCKET: (11, 0, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
 
 
-def test_where_one_request_less_than_the_most_is_in_flight_concurrency_does_not_refuse() -> None:
+def test_concurrency_admits_the_last_free_request() -> None:
     assert refusal({CONCURRENCY: (2, 1, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
 
 
@@ -435,7 +433,7 @@ def one(needed: int, taken: int | None = None) -> Demand:
     return Demand(needed=needed, taken=needed if taken is None else taken)
 
 
-def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded() -> None:
+def test_rates_precede_ceilings_concurrency_and_recording() -> None:
     found = compiled({"requests": one(2), "plain": one(3)}, billed_always=True)
     assert found.fields == (
         *(PROGRAM_MINUTE, PROGRAM_SECOND, PLAIN_RATE),
@@ -483,7 +481,7 @@ def test_what_is_not_billed_always_is_settled() -> None:
     assert found.settled == {"plain": 3}
 
 
-def test_a_route_that_is_always_served_is_decided_by_its_rates_and_settled() -> None:
+def test_an_always_route_is_decided_by_its_rates() -> None:
     found = compiled({"requests": one(2)}, rates_only=True, billed_always=True)
     assert found.numbers[:3] == (2, 0, 0)
     assert (found.held, found.concurrency, found.settled) == ({}, (), {"requests": 2})
@@ -547,7 +545,7 @@ def test_a_window_is_told_by_its_length_and_limit(
         (bucket(6000, 1000, 1), (3, 1, 1, 6)),
     ],
 )
-def test_a_bucket_is_told_by_its_burst_and_its_refill_in_lowest_terms(
+def test_a_bucket_is_its_burst_and_refill_in_lowest_terms(
     rate: Rate, expected: tuple[int, int, int, int]
 ) -> None:
     assert expected == rate_numbers(rate, "requests")
@@ -585,13 +583,13 @@ def test_a_refill_of_a_million_parts_is_the_least(
         assert rate_numbers(rate, "requests") == expected
 
 
-def test_a_bucket_that_cannot_be_counted_exactly_is_refused_with_its_cure() -> None:
+def test_a_bucket_that_is_inexact_is_refused_with_its_cure() -> None:
     rate = bucket(1, 30 * 86_400_000, QUANTITY_MAX)
     with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
         rate_numbers(rate, "requests")
 
 
-def test_what_is_bound_is_asked_and_held_together_with_what_is_asked_besides() -> None:
+def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
     program = compiled({"tokens": one(5), "requests": one(1)})
     binding = Binding(program, {"tokens": 4})
     numbers = binding.numbers({"tokens": 70})
@@ -627,7 +625,7 @@ PAID = loads(
 )
 
 
-def test_what_is_paid_with_credit_is_held_without_a_ceiling_and_stands_beside_the_numbers() -> None:
+def test_what_credit_pays_is_held_without_a_ceiling() -> None:
     plan = PAID.plans["free"]
     demands = {name: one(2) for name in ("requests", "silent", "other")}
     program = compile_program(plan.entitlements, PAID, demands, prepaid=Prepaid.of(plan, PAID))
@@ -637,7 +635,7 @@ def test_what_is_paid_with_credit_is_held_without_a_ceiling_and_stands_beside_th
     assert exact == [True, False, False]
 
 
-def test_of_tokens_whose_number_is_not_known_yet_something_must_be_left() -> None:
+def test_an_unknown_number_of_tokens_needs_something_left() -> None:
     catalog = loads("""
 schema: 1
 currency: usd
@@ -753,7 +751,7 @@ def test_what_grants_and_credits_stand_behind_is_told_in_full() -> None:
     assert images not in json.dumps(behind)
 
 
-def test_grants_that_are_alike_are_spent_in_the_order_of_their_ids() -> None:
+def test_equal_grants_are_spent_in_the_order_of_their_ids() -> None:
     text = """
 schema: 1
 currency: usd
@@ -770,7 +768,7 @@ plans:
     assert [grant[2] for grant in Prepaid.of(catalog.plans["free"], catalog).recurring] == [7, 5]
 
 
-def test_units_are_held_at_costs_that_the_plans_file_has_by_model() -> None:
+def test_units_are_held_at_the_files_costs_by_model() -> None:
     text = """
 schema: 1
 currency: usd
@@ -855,7 +853,7 @@ def asking(quantity: int, catalog: Catalog = IN_PROCESS_CATALOG, *, in_flight: b
     return compile_program(catalog.plans["free"].entitlements, catalog, demands, in_flight=in_flight)
 
 
-def test_what_asks_for_nothing_takes_nothing_and_is_refused_where_nothing_is_left() -> None:
+def test_asking_for_nothing_is_refused_if_nothing_is_left() -> None:
     _, known = weigh(asking(0), {}, {}, 60_000)
     assert weigh(asking(10), known, {}, 60_000)[0][0] == 0
     _, known = weigh(asking(10), known, {}, 60_000)
@@ -865,7 +863,7 @@ def test_what_asks_for_nothing_takes_nothing_and_is_refused_where_nothing_is_lef
 @pytest.mark.parametrize(
     ("algorithm", "now_ms", "counted"),
     [
-        # Within the window, a quarter of which is over, in the next one, and in the one behind that.
+        # Within the window, of that a quarter is over, in the next one, and in the one behind it.
         *(("sliding-window", 75_000, 2 + 7), ("sliding-window", 135_000, 2), ("sliding-window", 195_000, 0)),
         *(("fixed-window", 75_000, 2), ("fixed-window", 135_000, 0), ("fixed-window", 195_000, 0)),
     ],
@@ -888,18 +886,14 @@ def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str, now_ms: int, 
 
 
 @pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])
-def test_what_was_left_when_it_was_refused_is_what_there_is_until_the_period_ends(
-    quantity: int, now_ms: int, is_refused: int
-) -> None:
+def test_what_was_left_at_a_refusal_holds_for_the_period(quantity: int, now_ms: int, is_refused: int) -> None:
     (ceiling,) = left_by(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
     left = {ceiling: Left(5, is_backed=False, until_ms=1_000)}
     assert weigh(asking(quantity), {}, left, now_ms)[0][0] == is_refused
 
 
 @pytest.mark.parametrize(("ends_ms", "until_ms"), [(1_000, 1_000), (0, 9_000)])
-def test_a_refusal_holds_until_the_period_ends_that_is_or_that_would_begin(
-    ends_ms: int, until_ms: int
-) -> None:
+def test_a_refusal_holds_until_this_or_the_next_period_ends(ends_ms: int, until_ms: int) -> None:
     reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
     assert list(left_by(asking(6), reply, 9_000).values()) == [Left(5, is_backed=True, until_ms=until_ms)]
     assert left_by(asking(5), reply, 9_000) == {}
@@ -911,7 +905,7 @@ def test_without_numbers_of_grants_none_stood_behind_a_ceiling() -> None:
     ]
 
 
-def test_a_request_that_is_allowed_lifts_the_ceilings_that_it_met() -> None:
+def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
     left = Left(0, is_backed=False, until_ms=9_000)
     assert left_where_allowed({"tokens-period": left, "pages-period": left}, asking(1)) == {
         "pages-period": left
@@ -919,7 +913,7 @@ def test_a_request_that_is_allowed_lifts_the_ceilings_that_it_met() -> None:
     assert left_where_allowed({"tokens-period": left}, asking(1)) is NOTHING_LEFT
 
 
-def test_the_rate_nearest_to_its_limit_is_reported_and_of_two_the_first() -> None:
+def test_the_rate_nearest_to_its_limit_is_reported() -> None:
     program = asking(1, TWO_RATES)
     (minute, *_), (hour, *_) = program.rate_terms
     now_ms = 2 * 3_600_000
@@ -929,7 +923,7 @@ def test_the_rate_nearest_to_its_limit_is_reported_and_of_two_the_first() -> Non
     assert weigh(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
 
 
-def test_a_bucket_counts_a_rest_of_another_rate_as_less_than_a_unit() -> None:
+def test_a_rest_of_another_rate_is_less_than_a_unit_in_buckets() -> None:
     program = asking(1, IN_PROCESS_BUCKET)
     ((field, *_),) = program.rate_terms
     reply, counts = weigh(program, {field: (60_000, 3, 9)}, {}, 60_000)
@@ -1158,13 +1152,13 @@ def test_an_event_is_known_by_customer_and_id() -> None:
     assert name == "mk:{7}:e:" + name.rpartition(":")[2]
     assert len(name.rpartition(":")[2]) == 32
     assert len({name, KEYS.event(7, "ada", "2"), KEYS.event(7, "bob", "1"), KEYS.event(7, "ad", "a1")}) == 4
-    assert KEYS.event(7, "ada", "\udc80")  # What is no UTF-8 is known, too.
+    assert KEYS.event(7, "ada", "\udc80")  # Bytes that are no UTF-8 are known, too.
 
 
 def test_a_job_is_known_by_its_id_in_the_shard_of_that() -> None:
     digest = blake2b(b"job_1", digest_size=16).hexdigest()
     assert KEYS.job("job_1") == f"mk:{{{shard_of(digest, 128)}}}:o:{digest}"
-    assert KEYS.job("\udc80")  # What is no UTF-8 is known, too.
+    assert KEYS.job("\udc80")  # Bytes that are no UTF-8 are known, too.
 
 
 @pytest.mark.parametrize(("anonymous", "space"), [(False, ""), (True, "a")])
@@ -1230,7 +1224,7 @@ plans:
         check_tokens(loads(f"{plans}    subjects: {{user: {{budget: {{amount_cents: 5}}}}}}\n"))
 
 
-# What clients are told in the short way is what they would be told in the long one.
+# The short way gives clients the same fields as the long one.
 
 
 LIMIT_FIELDS_NOW_MS = 1_790_000_000_000
@@ -1273,7 +1267,7 @@ def test_the_reset_of_a_sliding_window_is_the_same(
     (measure,) = call.program.measures
     now_ms = LIMIT_FIELDS_NOW_MS + later_ms
     rest = measure.window - now_ms % measure.window
-    # What is left is what neither this window nor the rest of the one before has taken.
+    # The rest is left by this window and by the remainder of the one before.
     left = min(left, measure.limit - -(-before * rest // measure.window))
     reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
     assert reset is not None
