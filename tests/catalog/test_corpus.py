@@ -26,7 +26,7 @@ def test_a_bad_file_is_refused_with_all_its_problems(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
-def test_every_problem_has_its_place_and_they_come_in_the_order_of_the_file(path: Path) -> None:
+def test_each_problem_has_its_place_in_the_order_of_the_file(path: Path) -> None:
     with pytest.raises(PlansError) as caught:
         loads(path.read_bytes(), source=path.name)
     places = [(problem.line, problem.column) for problem in caught.value.problems]

@@ -107,7 +107,7 @@ def test_what_a_plan_lists(everything: Catalog) -> None:
     )
 
 
-def test_what_a_plan_does_not_list_is_billed_from_the_first_unit_or_only_counted(everything: Catalog) -> None:
+def test_what_a_plan_omits_is_billed_from_the_first_unit(everything: Catalog) -> None:
     free = everything.plans["free"].entitlements
     assert free["input_tokens"] == entitlement("input_tokens", included=0, overage=BILL)
     assert free["large_output"] == entitlement("large_output")
@@ -282,7 +282,7 @@ def test_defaults_of_an_entitlement_of_a_meter_without_an_event(written: str, in
     assert (included, DENY) == (built.included, built.overage)
 
 
-def test_a_quantity_above_the_ceiling_fits_where_credits_or_grants_pay() -> None:
+def test_a_quantity_above_the_ceiling_fits_if_credits_pay() -> None:
     prepaid = load(GOOD / "prepaid.yaml")
     assert prepaid.routes[0].reserve[0].default > (
         prepaid.plans["payg"].entitlements["output_tokens"].included or 0
@@ -302,7 +302,7 @@ plans:
 """
 
 
-def test_spelling_does_not_change_the_content_hash_but_meaning_does() -> None:
+def test_meaning_changes_the_content_hash_spelling_does_not() -> None:
     meters = "meters: {requests: {unit: request}}\nroutes: [{match: 'GET   /a', consume: {requests: 1}}]\n"
     plan = "plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: RATE}}}}\n"
     one = loads(HEAD + meters + plan.replace("RATE", "1_000/hour"), source="a.yaml")
@@ -316,7 +316,7 @@ def test_spelling_does_not_change_the_content_hash_but_meaning_does() -> None:
     assert int(one.content_hash, 16) >= 0
 
 
-def test_which_meter_another_is_derived_from_changes_the_content_hash() -> None:
+def test_the_source_of_a_derived_meter_changes_the_hash() -> None:
     derived = DERIVED.format("a")
     assert loads(derived).content_hash == loads(derived).content_hash
     assert loads(derived).content_hash != loads(DERIVED.format("b")).content_hash

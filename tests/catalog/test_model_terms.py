@@ -130,9 +130,7 @@ def test_terms_that_cannot_be_read_are_refused_at_their_place(models: str, messa
         ('"our-*": {speed: {fast: 200%}}', "anything"),
     ],
 )
-def test_f_21a_a_price_of_one_direction_of_a_model_that_no_table_has_is_refused(
-    models: str, missing: str
-) -> None:
+def test_f_21a_a_price_of_one_direction_alone_is_refused(models: str, missing: str) -> None:
     found = refusal(written(models))
     assert found.startswith("plans.yaml:10:14 credits.usd.models.")
     assert f"no price of {missing}, and the price table has no such model" in found
@@ -161,7 +159,7 @@ def notes(text: str) -> list[tuple[int, str, str]]:
     return [(note.line, note.path, note.message) for note in loads(text).notes]
 
 
-def test_models_that_a_client_chooses_and_that_cost_nothing_are_named() -> None:
+def test_models_a_client_chooses_for_free_are_named() -> None:
     ((line, path, message),) = notes(written('"gpt-4o": {requests: 1, service_tier: {flex: 50%}}'))
     assert (line, path) == (7, "credits.usd")
     assert message == (
@@ -174,7 +172,7 @@ def test_models_that_a_client_chooses_and_that_cost_nothing_are_named() -> None:
     ]
 
 
-def test_routes_beyond_the_tenth_whose_model_a_client_chooses_are_counted() -> None:
+def test_routes_beyond_the_tenth_are_counted() -> None:
     text = written('"gpt-4o": {requests: 1, service_tier: {flex: 50%}}')
     (route,) = [line for line in text.splitlines() if "POST /chat" in line]
     routes = "\n".join(route.replace("/chat", f"/chat/{nth}") for nth in range(12))
@@ -197,7 +195,7 @@ def test_models_that_have_prices_or_are_refused_are_not_named(text: str) -> None
     assert notes(text) == []
 
 
-def test_f_216_ways_of_processing_that_a_client_chooses_are_named() -> None:
+def test_f_216_ways_of_processing_a_client_chooses_are_named() -> None:
     models = '"gpt-4o": {input_tokens: 1 per 1000}, "our-7b": {requests: 1}'
     text = written(models, "auto").replace("unit: money", "unit: money\n    unknown_model: deny")
     (first,) = notes(text)

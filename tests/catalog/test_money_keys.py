@@ -109,7 +109,7 @@ plans:
 
 
 @pytest.mark.parametrize("meters", ["{requests: {unit: request}}", "{}"])
-def test_a_balance_in_money_takes_usage_without_a_meter_of_tokens(meters: str) -> None:
+def test_a_money_balance_takes_usage_without_token_meters(meters: str) -> None:
     catalog = loads(ALONE.replace("{requests: {unit: request}}", meters))
     assert catalog.routes[0].usage == "auto"
 

@@ -64,7 +64,7 @@ def routed(*lines: str) -> Catalog:
     )
 
 
-def test_each_meter_billed_from_the_first_unit_is_named_with_its_line_and_prices_are_not() -> None:
+def test_each_meter_billed_from_the_first_unit_is_named() -> None:
     """F-26, F-108: a note for each amount and name said that they have no effect."""
     assert told(loads(PLANS)) == [
         (20, "plans.bare", "billed_from_first_unit"),
@@ -72,7 +72,7 @@ def test_each_meter_billed_from_the_first_unit_is_named_with_its_line_and_prices
     ]
 
 
-def test_the_message_says_what_comes_of_a_meter_left_out_and_what_to_write() -> None:
+def test_the_message_says_what_a_missing_meter_comes_to() -> None:
     """F-26."""
     found = [note for note in loads(PLANS).notes if note.path == "plans.bare"]
     assert "".join(map(str, found)) == (
@@ -168,7 +168,7 @@ plans:
 """
 
 
-def test_where_plans_are_sold_the_lines_of_the_billing_routes_are_named() -> None:
+def test_missing_lines_of_billing_routes_are_named() -> None:
     (note,) = loads(SOLD).notes
     assert (note.line, note.path, note.kind) == (5, "routes", "informs")
     for line in ("POST /billing/webhooks/stripe", "exempt: true", "/billing/{path:path}", "always: true"):
@@ -179,7 +179,7 @@ def test_where_plans_are_sold_the_lines_of_the_billing_routes_are_named() -> Non
     assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()
 
 
-def test_a_trial_in_which_usage_without_end_would_be_free_is_named() -> None:
+def test_a_trial_with_endless_free_usage_is_named() -> None:
     billed = SOLD.replace("{unit: request}", "{unit: request, stripe: {event_name: r}}")
     trial = "stripe_price: price_pro}, trial: 14d, meters: {requests: {included: 5, overage: bill}}}"
     found = [
@@ -283,7 +283,7 @@ def test_credits_that_are_no_money_need_no_hold() -> None:
     assert not loads(text).notes
 
 
-def test_own_prices_behind_one_that_has_all_their_models_are_named() -> None:
+def test_own_prices_behind_a_wider_one_are_named() -> None:
     message = "never reached: 'our-*' in line 11 has all of it; move this one up"
     assert unreached(loads(MONEY)) == [(11, message)]
 
@@ -330,7 +330,7 @@ ALL = 'match: "*", consume: {requests: 1}'
         ("space: {included: 3MB}", "`storage: content-length` on the routes that raise it"),
     ],
 )
-def test_a_limit_that_no_route_asks_for_is_named_with_what_to_write(limit: str, cure: str) -> None:
+def test_a_limit_that_no_route_asks_for_is_named(limit: str, cure: str) -> None:
     """F-200."""
     (note,) = unasked(ALL, meters=limit)
     meter = limit.partition(":")[0]
@@ -422,7 +422,7 @@ def of_the_default(text: str) -> list[str]:
         ("atstripe", "its price of USD 0.00 a month"),
     ],
 )
-def test_a_default_plan_that_costs_something_is_named_with_the_cure(plan: str, unpaid: str) -> None:
+def test_a_default_plan_that_costs_is_named_with_the_cure(plan: str, unpaid: str) -> None:
     """F-20g: everybody unseen, and everybody whose subscription had ended, had the paid plan."""
     (note,) = of_the_default(PAID + plan)
     assert note == (
@@ -494,7 +494,7 @@ def of_names(text: str) -> list[str]:
         ("code_execution", "code_executions"),
     ],
 )
-def test_a_meter_that_nothing_feeds_is_named_with_the_unit_that_is_meant(name: str, meant: str) -> None:
+def test_a_meter_nothing_feeds_is_named_with_its_unit(name: str, meant: str) -> None:
     (note,) = loads(NAMED.replace("NAME", name)).notes
     assert (note.line, note.path, note.kind) == (6, f"meters.{name}", "informs")
     assert note.message == (
@@ -607,7 +607,7 @@ plans:
         ("billing: {changes: {upgrade: period_end, downgrade: now}}\n", 1),
     ],
 )
-def test_f_224_plans_whose_changes_wait_for_the_end_of_the_period_are_named(more: str, expected: int) -> None:
+def test_f_224_plans_whose_changes_wait_are_named(more: str, expected: int) -> None:
     messages = [note.message for note in loads(TIERED + more).notes if "`report: usage`" in note.message]
     assert len(messages) == expected
     for message in messages:

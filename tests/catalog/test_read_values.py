@@ -80,7 +80,7 @@ def test_quoted_null_is_a_text(text: str) -> None:
     assert not node.is_null
 
 
-def test_values_stand_where_their_keys_stand_and_items_where_they_begin() -> None:
+def test_values_stand_where_keys_stand_items_where_they_begin() -> None:
     root = read("plans:\n  pro:\n    rate:\n      - 5/second\n      - {limit: 6/minute}\n")
     pro = root.values["plans"]
     assert isinstance(pro, Fields)
@@ -544,9 +544,7 @@ def test_what_is_said_to_be_covered_is_never_reached(
 
 @few_examples(30)
 @given(st.text("ab*?[", max_size=5), st.text("ab*?[]", max_size=5), st.text("ab", max_size=4))
-def test_a_pattern_that_has_all_of_another_matches_each_of_its_models(
-    pattern: str, other: str, model: str
-) -> None:
+def test_a_wider_pattern_matches_each_model_of_a_narrower(pattern: str, other: str, model: str) -> None:
     if has_all_of(pattern, other) and fnmatchcase(model, other):
         assert fnmatchcase(model, pattern)
 

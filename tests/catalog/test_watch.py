@@ -1,5 +1,7 @@
 """A plans file that changes is looked at until it has been the same twice."""
 
+# Internals: the file is watched each few milliseconds, which no setting allows.
+
 from __future__ import annotations
 
 import asyncio
@@ -136,7 +138,7 @@ async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
         await eventually(lambda: reader.read == ["two"])
 
 
-async def test_what_is_refused_is_said_once_and_the_next_change_is_read(
+async def test_a_refusal_is_logged_once_and_the_next_change_read(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched(path) as reader:
@@ -166,7 +168,7 @@ async def test_what_cannot_be_read_for_now_is_tried_again(path: Path) -> None:
     assert failures == []
 
 
-async def test_sighup_has_the_file_read_at_once_and_does_not_end_the_server(
+async def test_sighup_reads_the_file_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-127: a server without a handler of its own was ended.

@@ -94,7 +94,7 @@ async def deliver(kit: MeterKit) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_bill_is_checked_from_what_was_served_to_what_stripe_has(
+async def test_a_bill_is_checked_from_served_to_stripe(
     kit: MeterKit, stripe: StripeEmulator, clock: Clock
 ) -> None:
     await kit.customers.override("ada", {"tokens": {"included": 7_000}})

@@ -61,7 +61,7 @@ plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {ra
 
 
 @pytest.mark.anyio
-async def test_a_move_binds_what_is_asked_after_it_in_the_same_turn_of_the_loop(any_store_url: str) -> None:
+async def test_a_move_binds_later_questions_of_the_same_turn(any_store_url: str) -> None:
     # F-22a: all that was asked in a turn of the loop had the time of the first.
     clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
     async with MeterKit(loads(PLANS), redis_url=any_store_url, clock=clock, store_timeout=10.0) as kit:

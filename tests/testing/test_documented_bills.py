@@ -558,7 +558,7 @@ async def test_tax_rates_list(served: Served) -> None:
     assert (await rates.retrieve_async(one)).active is False
 
 
-async def test_the_default_tax_rates_of_a_subscription_tax_its_invoices(served: Served) -> None:
+async def test_default_tax_rates_of_a_subscription_tax_invoices(served: Served) -> None:
     """https://docs.stripe.com/billing/taxes/tax-rates: on top, or within the amount."""
     client, _, clock = served
     top, within = await _rate(client, 19), await _rate(client, 25, inclusive=True)

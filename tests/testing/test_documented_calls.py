@@ -269,7 +269,7 @@ async def test_a_change_is_prorated_by_the_second(served: Served) -> None:
     assert amounts(invoice_of(await client.v1.subscriptions.update_async(made.id, change))) == [-500, 1000]
 
 
-async def test_a_change_without_prorations_costs_nothing_until_the_renewal(served: Served) -> None:
+async def test_a_change_without_prorations_is_free_until_renewal(served: Served) -> None:
     """https://docs.stripe.com/billing/subscriptions/prorations#control-proration-behavior: `none`."""
     client, _, clock = served
     made = await subscribe(client)

@@ -160,7 +160,7 @@ async def test_classic_billing_never_bills_usage_before_a_switch() -> None:
         assert [line.amount for line in invoice_of(found).lines.data if line.amount] == [200]
 
 
-async def test_classic_billing_never_bills_usage_of_an_item_that_is_deleted() -> None:
+async def test_classic_billing_bills_no_usage_of_a_deleted_item() -> None:
     """ "After deletion, the invoice doesn't reflect any usage from that item" (the same page)."""
     emulator, clock = metered()
     async with account(emulator) as client:
@@ -252,7 +252,7 @@ async def test_a_first_price_moves_the_anchor_in_classic_billing(mode: str, anch
         assert (await change(client, changed, **seat)).billing_cycle_anchor == changed.billing_cycle_anchor
 
 
-async def test_the_portal_cancels_a_classic_subscription_with_its_period() -> None:
+async def test_the_portal_cancels_a_classic_subscription_later() -> None:
     """Flexible billing sets `cancel_at` there (the same page)."""
     emulator, _ = metered()
     async with account(emulator) as client:

@@ -105,7 +105,7 @@ async def test_it_is_counted_by_the_second_and_rounded_to_cents() -> None:
         ]
 
 
-async def test_without_prorations_a_later_credit_is_of_what_was_charged() -> None:
+async def test_without_prorations_a_credit_is_of_what_was_charged() -> None:
     """The example under "Calculation logic with no prorations": -3.33 and 3.33, 0 in all.
 
     https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations (flexible)
@@ -244,7 +244,7 @@ async def test_a_proration_date_lies_in_the_present_period() -> None:
             assert "Cannot specify a proration date outside" in error.user_message
 
 
-async def test_a_change_that_is_not_paid_binds_or_not_by_its_payment_behavior() -> None:
+async def test_an_unpaid_change_binds_by_its_payment_behavior() -> None:
     """https://docs.stripe.com/api/subscriptions/update#update_subscription-payment_behavior."""
     emulator, clock = shop()
     async with account(emulator) as client:
@@ -337,7 +337,7 @@ async def test_a_pending_change_expires_after_23_hours() -> None:
         assert "customer.subscription.pending_update_expired" in told(emulator)
 
 
-async def test_a_card_that_authenticates_is_charged_where_its_customer_confirms() -> None:
+async def test_an_authenticating_card_is_charged_on_confirmation() -> None:
     """https://docs.stripe.com/testing#regulatory-cards; a void invoice gives the change up."""
     emulator, clock = shop(card="pm_card_authenticationRequired")
     how: Mapping[str, Any] = {"proration_behavior": "always_invoice"}
@@ -475,7 +475,7 @@ async def test_lines_of_invoices_that_stripe_has_made(
         assert amounts(invoice_of(changed)) == lines
 
 
-async def test_a_year_that_begins_anew_is_charged_less_what_is_left_of_the_month() -> None:
+async def test_a_new_year_is_charged_less_the_rest_of_the_month() -> None:
     """https://gist.github.com/matthewarkin/27bcfdf622eb91d3508ea082d0ad50b8: -364 and 10000."""
     emulator, clock = shop()
     emulator.add_price(10_000, price_id="price_year", interval="year")

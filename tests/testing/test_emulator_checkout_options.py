@@ -111,7 +111,7 @@ async def test_a_discount_of_the_session_is_one_of_the_subscription() -> None:
         assert [(each.coupon, each.promotion_code) for each in by_code.discounts] == [(None, code.id)]
 
 
-async def test_a_person_types_in_a_promotion_code_where_the_session_takes_them() -> None:
+async def test_a_person_types_a_promotion_code_where_allowed() -> None:
     emulator = taxing()
     async with account(emulator) as client:
         _, code = await fifth_off(client, max_redemptions=1)

@@ -190,7 +190,7 @@ async def test_a_deleted_clock_takes_its_customers_along() -> None:
 
 
 @pytest.mark.parametrize("at", [SECOND - 400 * DAY, SECOND + 400 * DAY])
-async def test_events_of_a_clock_are_delivered_and_kept_by_the_own_time(at: int) -> None:
+async def test_events_of_a_clock_are_delivered_by_its_time(at: int) -> None:
     emulator, clock = shop(automatic_webhooks=False)
     seen: list[str] = []
 

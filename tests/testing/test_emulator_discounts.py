@@ -75,7 +75,7 @@ async def test_a_percentage_is_taken_off_each_invoice() -> None:
     assert discount_events(emulator) == ["customer.discount.created"]
 
 
-async def test_an_amount_is_spread_over_the_lines_and_takes_no_more_than_there_is() -> None:
+async def test_an_amount_is_spread_over_the_lines_up_to_their_sum() -> None:
     emulator, _ = shop()
     async with account(emulator) as client:
         off = await coupon(client, amount_off=100, currency="USD")

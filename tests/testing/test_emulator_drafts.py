@@ -146,7 +146,7 @@ async def test_finalizing_collects_where_it_says_so(advance: bool, status: str) 
         assert (await client.v1.invoices.retrieve_async(draft.id)).status == status
 
 
-async def test_a_draft_shows_the_usage_that_has_arrived_wherever_it_is_shown() -> None:
+async def test_a_draft_shows_the_usage_that_has_arrived() -> None:
     """https://docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period."""
     emulator, clock = metered()
     async with account(emulator) as client:
@@ -224,7 +224,7 @@ async def test_usage_of_a_price_that_is_switched_is_an_invoice_item() -> None:
 
 
 @pytest.mark.parametrize("collects", [True, False])
-async def test_drafts_that_a_cancellation_leaves_may_never_be_collected(collects: bool) -> None:
+async def test_drafts_left_by_a_cancellation_may_stay_uncollected(collects: bool) -> None:
     """ "Automatic collection for all unpaid invoices is disabled (`auto_advance=false`)".
 
     https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses; others finalize the last

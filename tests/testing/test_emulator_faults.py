@@ -284,7 +284,7 @@ async def test_a_second_has_its_share() -> None:
 
 
 @pytest.mark.anyio
-async def test_invariant_nothing_is_lost_or_double_under_concurrent_calls() -> None:
+async def test_nothing_is_lost_or_double_under_concurrent_calls() -> None:
     """Every identifier is sent four times at once; whatever each call is told, it counts once."""
     emulator, _ = ready(latency_s=0.001)
     answers: dict[str, list[str]] = {f"i{number}": [] for number in range(12)}

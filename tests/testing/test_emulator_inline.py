@@ -39,7 +39,7 @@ async def test_a_price_may_be_described_where_it_is_subscribed_to() -> None:
         assert amounts(invoice_of(renewed)) == [2468]
 
 
-async def test_a_described_price_is_in_no_list_and_nothing_else_can_use_it() -> None:
+async def test_a_described_price_is_in_no_list() -> None:
     """ "A list of your active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list)."""
     emulator, _ = shop()
     async with account(emulator) as client:
@@ -52,7 +52,7 @@ async def test_a_described_price_is_in_no_list_and_nothing_else_can_use_it() -> 
             await subscribe(client, price.id)
 
 
-async def test_an_item_changes_to_a_described_price_and_a_preview_shows_it() -> None:
+async def test_an_item_changes_to_a_described_price() -> None:
     """https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price_data."""
     emulator, clock = shop()
     async with account(emulator) as client:
@@ -126,9 +126,7 @@ async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
 
 
 @pytest.mark.parametrize(("mode", "at_once"), [("classic", True), ("flexible", False)])
-async def test_what_a_change_adds_alone_is_invoiced_at_once_in_classic_billing(
-    mode: str, at_once: bool
-) -> None:
+async def test_a_classic_addition_alone_is_invoiced_at_once(mode: str, at_once: bool) -> None:
     """ "In flexible billing mode, the charges remain pending even with `proration_behavior=always_invoice`".
 
     https://docs.stripe.com/billing/subscriptions/pending-updates

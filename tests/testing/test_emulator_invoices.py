@@ -121,7 +121,7 @@ async def test_an_invoice_that_is_sent_is_not_charged() -> None:
         assert "invoice.payment_failed" not in told(emulator)
 
 
-async def test_payments_of_an_invoice_are_shown_where_they_are_expanded() -> None:
+async def test_expanded_payments_of_an_invoice_are_shown() -> None:
     """https://docs.stripe.com/api/invoice-payment/object."""
     emulator, _ = shop()
     path = "latest_invoice.payments.data.payment.payment_intent"
@@ -196,7 +196,7 @@ async def test_a_payment_in_a_browser_leaves_its_card() -> None:
         assert other.status == "active"
 
 
-async def test_a_clock_that_leaps_brings_about_what_many_subscriptions_are_due() -> None:
+async def test_a_leap_of_the_clock_bills_many_subscriptions() -> None:
     """In the order of the instants, whoever's they are; the events say when."""
     clock = Clock(datetime(2026, 4, 1, tzinfo=UTC))
     emulator = StripeEmulator(clock=clock)
@@ -270,7 +270,7 @@ async def test_an_invoice_without_a_way_to_pay_is_refused() -> None:
         assert (paid.status, paid.amount_due, paid.starting_balance < 0) == ("paid", 0, True)
 
 
-async def test_a_first_invoice_that_is_given_up_ends_the_subscription_too() -> None:
+async def test_an_abandoned_first_invoice_ends_the_subscription() -> None:
     emulator, clock = shop()
     async with account(emulator) as client:
         made = await subscribe(client, payment_behavior="default_incomplete")

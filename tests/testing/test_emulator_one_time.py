@@ -30,7 +30,7 @@ async def drafted(client: stripe.StripeClient, customer: str, price: str) -> str
     return await client.v1.invoices.finalize_invoice_async(str(made.id))
 
 
-async def test_an_invoice_of_no_subscription_is_paid_with_the_saved_card() -> None:
+async def test_an_invoice_without_subscription_uses_the_saved_card() -> None:
     emulator = StripeEmulator()
     price = emulator.add_price(1000, interval=None)
     async with account(emulator) as client:

@@ -70,7 +70,7 @@ plans:
 """)
 
 
-async def test_a_derived_meter_that_no_plan_lists_has_the_price_of_its_source() -> None:
+async def test_an_unlisted_derived_meter_has_its_sources_price() -> None:
     emulator = StripeEmulator()
     emulator.add_plans(DERIVED)
     async with account(emulator) as client:

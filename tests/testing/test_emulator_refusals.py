@@ -53,7 +53,7 @@ async def test_metadata_has_limits(metadata: dict[str, str], said: str, param: s
         assert (await client.v1.customers.retrieve_async("cus_1")).name == "Acme"
 
 
-async def test_metadata_up_to_the_limits_is_taken_and_counted_with_what_is_there() -> None:
+async def test_metadata_up_to_the_limits_is_accepted() -> None:
     emulator, _ = shop()
     full: Any = {f"{number:040}": "v" * 500 for number in range(50)}
     async with account(emulator) as client:
@@ -66,7 +66,7 @@ async def test_metadata_up_to_the_limits_is_taken_and_counted_with_what_is_there
         assert len(customer.metadata.to_dict()) == 50
 
 
-async def test_metadata_of_a_subscription_to_be_is_refused_with_the_page() -> None:
+async def test_metadata_of_a_future_subscription_is_refused() -> None:
     emulator, _ = shop()
     wanted: Any = {
         "mode": "subscription",

@@ -99,7 +99,7 @@ async def test_fields_that_no_phase_has_are_refused(where: Any, message: str) ->
             await client.v1.subscription_schedules.update_async(made.id, asked)
 
 
-async def test_a_phase_gives_its_terms_to_the_subscription_and_takes_away_what_it_leaves_out() -> None:
+async def test_a_phase_sets_its_terms_and_removes_the_rest() -> None:
     """The list of phases is replaced; the reading is the harder one: what is not sent again is gone."""
     emulator, clock = taxed()
     async with account(emulator) as client:

@@ -31,7 +31,7 @@ async def latest(client: stripe.StripeClient, made: stripe.SubscriptionSchedule)
     return await client.v1.subscriptions.retrieve_async(made.subscription, {"expand": LATEST})
 
 
-async def test_one_that_starts_now_makes_its_subscription_whose_first_invoice_is_a_draft() -> None:
+async def test_a_schedule_from_now_makes_a_draft_first_invoice() -> None:
     """ "Where the first invoice always begins in a draft" (https://docs.stripe.com/api/subscriptions/create)."""
     emulator, clock = shop()
     async with account(emulator) as client:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 CARD = "pm_card_authenticationRequiredOnSetup"
 
 
-async def test_a_card_that_asks_until_it_is_set_up_pays_off_session_after_that() -> None:
+async def test_a_card_set_up_once_pays_off_session() -> None:
     """https://docs.stripe.com/testing#regulatory-cards."""
     emulator, _ = shop()
     async with account(emulator) as client:

@@ -185,7 +185,7 @@ async def test_what_is_wrong_with_the_contents_is_told_afterwards(odd: dict[str,
         assert at.reports() == [("error_report_triggered", code, ["odd"])]
 
 
-async def test_a_meter_that_is_not_there_or_not_active_is_told_afterwards() -> None:
+async def test_a_missing_or_inactive_meter_is_told_afterwards() -> None:
     async with room() as at:
         meter = (await at.client.v1.billing.meters.list_async()).data[0]
         await at.client.v1.billing.meters.deactivate_async(meter.id)
@@ -197,7 +197,7 @@ async def test_a_meter_that_is_not_there_or_not_active_is_told_afterwards() -> N
         assert at.emulator.events == ()
 
 
-async def test_an_identifier_counts_once_in_24_hours_and_nothing_is_said_of_it() -> None:
+async def test_an_identifier_counts_once_in_24_hours_silently() -> None:
     # https://docs.stripe.com/api/v2/billing/meter-event-stream/create has no code for a repeat.
     async with room() as at:
         await at.stream(event("a"), event("a"))

@@ -69,9 +69,7 @@ async def charged(client: stripe.StripeClient, made: stripe.Subscription) -> lis
     [("timestamp", [("price_tokens_2", 1000)]), ("arrival", [])],
     ids=["timestamp", "arrival"],
 )
-async def test_an_event_is_safe_only_if_stamp_and_arrival_lie_on_one_side_of_a_switch(
-    by: str, ahead: list[tuple[str, int]]
-) -> None:
+async def test_an_event_is_safe_on_one_side_of_a_switch_only(by: str, ahead: list[tuple[str, int]]) -> None:
     """ "The price in effect when the usage was reported": by its timestamp, or its arrival, no page says.
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
@@ -102,7 +100,7 @@ async def test_an_event_counts_for_a_switch_in_the_same_second() -> None:
         assert await charged(client, made) == [("price_tokens_1", 30)]
 
 
-async def test_by_arrival_a_price_that_is_added_charges_what_arrives_afterwards() -> None:
+async def test_by_arrival_an_added_price_charges_later_arrivals() -> None:
     """An item that is added counts from then on.
 
     https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup
@@ -190,7 +188,7 @@ async def test_a_phase_may_be_invoiced_at_once() -> None:
         assert (await client.v1.invoices.retrieve_async(invoice.id)).status == "paid"
 
 
-async def test_a_schedule_that_ends_its_subscription_charges_the_last_usage() -> None:
+async def test_a_schedule_that_ends_charges_the_last_usage() -> None:
     """https://docs.stripe.com/billing/subscriptions/subscription-schedules: `end_behavior` is `cancel`."""
     emulator, clock = metered()
     async with account(emulator) as client:
@@ -202,7 +200,7 @@ async def test_a_schedule_that_ends_its_subscription_charges_the_last_usage() ->
         assert await charged(client, made) == [("price_tokens_1", 40)]
 
 
-async def test_usage_of_a_longer_period_is_charged_where_a_phase_removes_its_price() -> None:
+async def test_a_removed_price_charges_usage_of_its_longer_period() -> None:
     """https://docs.stripe.com/billing/subscriptions/mixed-interval: the item's period is under way."""
     emulator, clock = metered()
     emulator.add_price(
@@ -227,7 +225,7 @@ async def pending(client: stripe.StripeClient, made: stripe.Subscription) -> str
 
 
 @pytest.mark.parametrize("how", ["expires", "voided", "phase"])
-async def test_usage_on_the_invoice_of_a_pending_update_is_lost_with_it(how: str) -> None:
+async def test_usage_on_a_pending_updates_invoice_is_lost_with_it(how: str) -> None:
     """Outstanding usage is on that invoice; when it is voided, the usage is discarded for good.
 
     https://docs.stripe.com/billing/subscriptions/pending-updates

@@ -144,7 +144,7 @@ async def test_usage_on_trial_is_free() -> None:
         assert amounts(await latest(client, made.id)) == [1000, 12]
 
 
-async def test_a_cancellation_at_the_periods_end_charges_the_last_usage() -> None:
+async def test_a_cancellation_at_period_end_charges_last_usage() -> None:
     """facts/stripe.md 6.4: "`cancel_at_period_end` produces a last invoice, but nothing after it"."""
     emulator, clock = metered()
     async with account(emulator) as client:
@@ -198,7 +198,7 @@ async def test_negative_usage_and_tiers() -> None:
         assert shown.lines.data[1].description == "2000 × price_tiers (Tier 2 at 0.001 USD)"  # noqa: RUF001
 
 
-async def test_late_usage_of_a_plan_that_ends_with_its_period_is_billed() -> None:
+async def test_late_usage_of_an_ending_plan_is_billed() -> None:
     """A phase that begins with a period: the usage of the item that goes is on the renewal's invoice.
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing

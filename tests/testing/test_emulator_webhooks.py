@@ -112,7 +112,7 @@ async def test_endpoints_are_told_of_what_they_want() -> None:
     assert receiver.types == ["invoice.paid", "customer.deleted"]
 
 
-async def test_what_happened_before_there_was_an_endpoint_is_not_delivered_by_itself() -> None:
+async def test_events_before_the_endpoint_are_not_delivered() -> None:
     emulator = StripeEmulator(clock=Clock(NOW))
     event = emulator.emit("invoice.paid", {"id": "in_1"})
     receiver = Receiver()
