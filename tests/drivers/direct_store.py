@@ -31,7 +31,7 @@ class DirectConnection:
 
 
 class DirectClient(fakeredis.FakeAsyncRedis):
-    """A client of redis-py's whose commands a :class:`DirectConnection` executes; its pipelines as ever."""
+    """A client of redis-py's whose commands a :class:`DirectConnection` executes."""
 
     def __init__(self, *, server: Any) -> None:
         inherited: Any = super()
@@ -40,8 +40,33 @@ class DirectClient(fakeredis.FakeAsyncRedis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Execute one command."""
-        name = args[0]
-        reply = self._direct.execute_command(*name.split(), *args[1:])
+        return self._execute(args, options)
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        """Several commands, which are executed one after the other."""
+        inherited: Any = super()
+        pipeline = inherited.pipeline(*args, **options)
+
+        async def execute(*, raise_on_error: bool = True) -> list[Any]:
+            stack, pipeline.command_stack = pipeline.command_stack, []
+            replies = [self._reply(*command) for command in stack]
+            if raise_on_error and (errors := [reply for reply in replies if isinstance(reply, RedisError)]):
+                raise errors[0]
+            return replies
+
+        pipeline.execute = execute
+        return pipeline
+
+    def _reply(self, parts: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The reply to a command, or the error."""
+        try:
+            return self._execute(parts, options)
+        except RedisError as error:
+            return error
+
+    def _execute(self, parts: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        name = parts[0]
+        reply = self._direct.execute_command(*name.split(), *parts[1:])
         options.pop("keys", None)
         callback: Any = self.response_callbacks.get(name)
         return reply if callback is None else callback(reply, **options)
