@@ -57,7 +57,7 @@ def test_each_model_pattern_that_is_shown_matches_dated_names() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_recipe_of_model_prices_charges_a_dated_name_as_its_model() -> None:
+async def test_model_prices_charge_a_dated_name_as_its_model() -> None:
     async with served(hello, plans=recipe("prices.output")) as app:
         await app.kit.record("ada", "output_tokens", 100_000)  # What the plan includes.
         await app.kit.grants.add("ada", {"ai": 100}, grant_id="payment")
@@ -67,7 +67,7 @@ async def test_the_recipe_of_model_prices_charges_a_dated_name_as_its_model() ->
 
 
 @pytest.mark.anyio
-async def test_the_recipe_of_large_models_refuses_requests_that_name_one_or_no_model() -> None:
+async def test_the_large_model_recipe_refuses_one_or_no_model() -> None:
     async def call_model(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record_usage(answer_of("our-large-2"))
         await hello(scope, receive, send)
@@ -90,7 +90,7 @@ async def test_the_recipe_of_large_models_refuses_requests_that_name_one_or_no_m
 @pytest.mark.parametrize(
     "asked", [{}, {"n": 3}, {"n": 50}, {"max_tokens": None}, {"n": None}, {"max_tokens": 70}]
 )
-async def test_answers_stay_within_the_quota_if_the_model_gets_the_limit_that_is_held(
+async def test_answers_stay_in_the_quota_if_the_model_gets_the_hold(
     asked: dict[str, Any],
 ) -> None:
     (shown,) = (text for text in blocks(ROOT / "docs/llm.md", "python") if "def limit_output" in text)
@@ -114,7 +114,7 @@ async def test_answers_stay_within_the_quota_if_the_model_gets_the_limit_that_is
 
 
 @pytest.mark.anyio
-async def test_of_refusals_only_those_that_come_while_the_app_runs_count_in_rates() -> None:
+async def test_refusals_count_in_rates_only_while_the_app_runs() -> None:
     app = FastAPI()
 
     @app.get("/report", dependencies=[Depends(requires("export"))])
@@ -156,7 +156,7 @@ async def test_of_refusals_only_those_that_come_while_the_app_runs_count_in_rate
 
 
 @pytest.mark.anyio
-async def test_an_override_replaces_what_the_next_plan_includes_and_a_grant_adds_to_it() -> None:
+async def test_an_override_replaces_included_and_a_grant_adds() -> None:
     async with served(hello, plans=blocks(RECIPES, "yaml")[0]) as at:
         await at.kit.customers.override("ada", {"requests": {"included": 5_000}})
         await at.kit.grants.add("ada", {"requests": 4_000}, grant_id="two weeks")

@@ -56,11 +56,11 @@ def wrong(page: str) -> list[str]:
     return found
 
 
-def test_every_row_says_something_and_every_test_that_it_names_is_there() -> None:
+def test_every_row_names_tests_that_exist() -> None:
     assert wrong(PAGE) == []
 
 
-def test_every_section_has_a_table_and_nothing_is_stated_twice_in_one() -> None:
+def test_every_section_has_a_table_without_repetition() -> None:
     titles, *_ = zip(*(part.split("\n", 1) for part in PAGE.split("\n## ")[1:]), strict=True)
     assert titles == SECTIONS
     for part in PAGE.split("\n## ")[1:]:

@@ -502,7 +502,7 @@ async def test_a_stream_is_passed_on_word_by_word(call: Call, buyer: Buyer, prov
     [("think", False), ("think", True), ("ponder", True), ("hang", True)],
     ids=["whole", "stream before its beginning", "stream before its first word", "stream"],
 )
-async def test_a_client_that_hangs_up_stops_the_provider_and_pays_what_was_used(
+async def test_a_hang_up_stops_the_provider_and_bills_what_was_used(
     verb: str, stream: bool, call: Call, buyer: Buyer, providers: FakeProviders
 ) -> None:
     text = f"{verb} for {buyer.name}"
@@ -530,7 +530,7 @@ async def test_a_client_that_hangs_up_stops_the_provider_and_pays_what_was_used(
     await eventually(paid)
 
 
-async def test_a_websocket_that_the_client_closes_is_closed_at_the_provider(
+async def test_a_websocket_closed_by_the_client_ends_at_the_provider(
     buyer: Buyer, providers: FakeProviders
 ) -> None:
     before = providers.stopped["talk"]
@@ -539,7 +539,7 @@ async def test_a_websocket_that_the_client_closes_is_closed_at_the_provider(
     await eventually(lambda: providers.stopped["talk"] == before + 1)
 
 
-async def test_a_websocket_that_the_provider_closes_is_closed_with_its_code(buyer: Buyer) -> None:
+async def test_a_websocket_closed_by_the_provider_keeps_its_code(buyer: Buyer) -> None:
     async with buyer.openai.realtime.connect(model="gpt-realtime") as connection:
         await connection.recv()
         await connection.response.cancel()
@@ -550,7 +550,7 @@ async def test_a_websocket_that_the_provider_closes_is_closed_with_its_code(buye
 
 
 @each_call
-async def test_a_balance_that_is_used_up_is_402_before_the_provider_is_asked(
+async def test_an_empty_balance_is_402_before_the_provider_is_asked(
     call: Call, url: str, store: Server, providers: FakeProviders
 ) -> None:
     async with buyer_of(url, store, dollars=0) as buyer:
@@ -623,7 +623,7 @@ async def test_an_error_of_the_provider_is_passed_on_and_costs_nothing(
 
 
 @each_call
-async def test_a_refusal_of_the_proxys_own_key_is_no_business_of_the_client(call: Call, buyer: Buyer) -> None:
+async def test_a_refusal_of_the_proxys_own_key_is_not_passed_on(call: Call, buyer: Buyer) -> None:
     with pytest.raises(call.sdk.InternalServerError, match="The provider refused the proxy") as failed:
         await call.ask(buyer, "fail 401", False)
     assert failed.value.status_code == 502
@@ -680,7 +680,7 @@ async def test_a_model_without_a_price_is_400(
     assert asked == len(providers.asked)
 
 
-async def test_a_websocket_whose_url_names_a_model_without_a_price_is_400(buyer: Buyer) -> None:
+async def test_a_websocket_for_a_model_without_a_price_is_400(buyer: Buyer) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await buyer.openai.realtime.connect(model=UNPRICED).enter()
     assert refused.value.response.status_code == 400
@@ -749,7 +749,7 @@ async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> 
             assert 403 == (await browser.request(way, path, headers=key, json={})).status_code
 
 
-async def test_a_balance_is_bought_on_a_page_and_topped_up_when_it_is_low(
+async def test_a_balance_is_bought_on_a_page_and_topped_up(
     url: str, store: Server, stripe: StripeEmulator
 ) -> None:
     async with buyer_of(url, store, dollars=0) as buyer, httpx.AsyncClient(timeout=READY_S) as browser:

@@ -128,7 +128,7 @@ def rows(out: str, meter: str) -> list[list[int]]:
 
 
 @pytest.mark.dear("the example starts its own servers, store and Stripe")
-def test_the_chat_is_paid_by_included_then_credits_then_money_and_the_bill_is_right() -> None:
+def test_the_chat_is_paid_by_included_credits_then_money() -> None:
     done = bill()
     assert done.code == 0, done.out + done.err
     first, second, third, compared = rows(done.out, "output_tokens")
@@ -165,7 +165,7 @@ def test_the_chat_itself_does_without_meterkit(module: str, code: int) -> None:
 
 
 @pytest.mark.dear("the example starts and forks its own processes")
-def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(store_url: str) -> None:
+def test_forked_workers_count_up_to_what_is_included(store_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "run.py"],
         cwd=WORKERS,
@@ -207,7 +207,7 @@ def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_
 
 
 @pytest.mark.dear("it starts gunicorn with its workers")
-def test_the_existing_service_runs_under_gunicorn_as_it_is_configured(tmp_path: Path, store_url: str) -> None:
+def test_the_existing_service_runs_under_gunicorn(tmp_path: Path, store_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = {"METERKIT_REDIS_URL": store_url, "DATABASE_URL": f"sqlite:///{tmp_path}/notes.db"}
@@ -266,7 +266,7 @@ def signed_in(address: str, key: str) -> Generator[httpx.Client]:
 
 
 @pytest.mark.whole
-def test_the_product_shows_its_pages_to_the_customer_and_the_operator_who_signed_in() -> None:
+def test_the_product_shows_pages_to_who_signed_in() -> None:
     port = free_port()
     address, environment = f"http://127.0.0.1:{port}", Shell(SAAS).environment
     with subprocess.Popen(

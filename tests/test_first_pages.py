@@ -44,7 +44,7 @@ async def test_the_request_after_the_last_included_word_is_refused(
         assert refused.json()["violated-policies"] == ["words-period"]
 
 
-def test_check_names_what_the_first_page_would_lack_without_records(tmp_path: Path) -> None:
+def test_check_names_what_the_first_page_lacks_without_records(tmp_path: Path) -> None:
     (plans,) = (text for text in blocks(ROOT / "README.md", "yaml") if text.startswith("schema: 1"))
     (tmp_path / "plans.yaml").write_text(plans.replace(", records: [words]", ""))
     done = Shell(tmp_path).run("check")

@@ -60,7 +60,7 @@ BESIDE: dict[str, Callable[[Starlette], None]] = {
 
 @pytest.mark.parametrize("order", ["outside", "inside"])
 @pytest.mark.parametrize("beside", BESIDE)
-async def test_i8_what_is_counted_does_not_depend_on_what_stands_beside(
+async def test_i8_counts_do_not_depend_on_other_middleware(
     beside: str, order: Literal["outside", "inside"], store_url: str
 ) -> None:
     # F-6, F-7: compressed outside, streams counted no tokens; behind BaseHTTPMiddleware, hang-ups were free.

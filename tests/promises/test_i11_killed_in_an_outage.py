@@ -91,9 +91,7 @@ async def recorded_until_it_dies(worker: Worker) -> int:
 
 
 @pytest.mark.parametrize("crash", ["header written", "half a record written", "written, and nobody told"])
-async def test_i11_what_was_told_as_recorded_is_there_wherever_the_process_is_killed(
-    house: House, crash: str
-) -> None:
+async def test_i11_recorded_usage_survives_a_kill_at_any_step(house: House, crash: str) -> None:
     worker = await house.start(crash)
     await worker.ask("record", customer="acme", quantity=1)  # The store is there.
     await house.begins(worker)
@@ -104,9 +102,7 @@ async def test_i11_what_was_told_as_recorded_is_there_wherever_the_process_is_ki
 
 
 @pytest.mark.parametrize("crash", ["half of it sent", "sent, and not removed"])
-async def test_i6_a_process_that_is_killed_while_it_sends_its_spool_bills_nothing_twice(
-    house: House, crash: str
-) -> None:
+async def test_i6_a_kill_while_the_spool_is_sent_bills_nothing_twice(house: House, crash: str) -> None:
     worker = await house.start(crash)
     await house.begins(worker)
     for _ in range(40):
@@ -116,7 +112,7 @@ async def test_i6_a_process_that_is_killed_while_it_sends_its_spool_bills_nothin
     assert await house.recorded() == 120
 
 
-async def test_i11_requests_that_were_served_in_an_outage_are_billed_although_their_process_is_killed(
+async def test_i11_an_outages_requests_of_a_killed_process_are_billed(
     house: House,
 ) -> None:
     worker = await house.start()
@@ -130,7 +126,7 @@ async def test_i11_requests_that_were_served_in_an_outage_are_billed_although_th
     assert await house.recorded(meter="requests") == 75
 
 
-async def test_i9_processes_share_the_directory_and_each_spool_is_sent_once(house: House) -> None:
+async def test_i9_processes_share_a_directory_and_send_each_spool_once(house: House) -> None:
     workers = [await house.start() for _ in range(3)]
     await house.begins(*workers)
     for nth, worker in enumerate(workers, start=1):

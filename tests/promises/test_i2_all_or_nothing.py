@@ -81,7 +81,7 @@ async def test_i2_what_one_of_many_limits_refuses_changes_nothing(
             assert reservation.decision.allowed
 
 
-async def test_i7_every_key_has_a_ttl_or_is_on_the_list_of_those_without(any_store_url: str) -> None:
+async def test_i7_every_key_has_a_ttl_or_is_listed_without(any_store_url: str) -> None:
     async with kit_on(any_store_url) as kit:
         for customer in ("acme", "zeta"):
             await kit.record(customer, "output_tokens", 300, event_id=customer)

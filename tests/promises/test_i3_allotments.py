@@ -143,7 +143,7 @@ async def racing(valkey: Server) -> AsyncIterator[list[Worker]]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ROUTES)
-async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_allows(
+async def test_i3_eight_allotting_processes_admit_exactly_the_limit(
     store_url: str, racing: list[Worker], path: str
 ) -> None:
     del store_url
@@ -153,7 +153,7 @@ async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_all
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["paid", "billed"])
-async def test_i3_eight_processes_with_allotments_admit_exactly_what_credits_and_budgets_pay(
+async def test_i3_eight_allotting_processes_admit_what_is_paid(
     store_url: str, racing: list[Worker], path: str
 ) -> None:
     async with kit_at(store_url, plans=loads(PLANS), clock=Clock(NOW), flush=False) as kit:
@@ -182,7 +182,7 @@ async def race(racing: list[Worker], path: str) -> int:
 
 
 @pytest.mark.anyio
-async def test_i3_eight_processes_with_allotments_never_have_more_in_flight_than_a_limit_allows(
+async def test_i3_eight_allotting_processes_keep_to_the_concurrency(
     store_url: str, racing: list[Worker]
 ) -> None:
     del store_url
@@ -201,7 +201,7 @@ async def test_i3_eight_processes_with_allotments_never_have_more_in_flight_than
 
 
 @pytest.mark.anyio
-async def test_i3_units_that_a_process_does_not_use_refuse_at_most_its_share(store_url: str) -> None:
+async def test_i3_unused_allotted_units_refuse_at_most_one_share(store_url: str) -> None:
     options = {"plans": PLANS, "now": NOW.isoformat(), "settings": {"store_timeout": 60.0}}
     async with workers(3, store=store_url, **options) as started:
         holder, *others = started
@@ -240,7 +240,7 @@ async def all_given_back(processes: list[Worker]) -> None:
 
 
 @pytest.mark.anyio
-async def test_i3_a_process_that_dies_with_units_costs_room_but_never_gives_more(store_url: str) -> None:
+async def test_i3_a_process_that_dies_with_units_never_gives_more(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     told = {"customer": "acme", "path": "/included"}
     clock, later = Clock(NOW), NOW.replace(minute=NOW.minute + 10)

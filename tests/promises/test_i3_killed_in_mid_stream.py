@@ -71,9 +71,7 @@ async def stream_until_killed(port: int, begun: asyncio.Semaphore) -> bytes:
 
 @pytest.mark.parametrize("served", ["by kit.reserve", "by uvicorn"])
 @pytest.mark.parametrize("plan", ["budget", "credit"])
-async def test_i3_streams_of_a_killed_process_are_not_billed_and_their_holds_vanish(
-    store_url: str, plan: Plan, served: str
-) -> None:
+async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, plan: Plan, served: str) -> None:
     options = {"store": store_url, "now": NOW.isoformat()}
     async with purse(store_url, plan) as of, reservers(3, **options) as (doomed, witness, newcomer):
         ended = await doomed.ask("race", **EXACT, times=3, turns=1, seed=0)
@@ -114,7 +112,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed_and_their_holds_van
 
 @pytest.mark.parametrize("moment", ["decided", "captured", "never captured", "captured late"])
 @pytest.mark.parametrize("plan", ["budget", "credit"])
-async def test_i3_a_process_killed_before_it_hears_of_its_capture_is_billed_once_or_not_at_all(
+async def test_i3_a_kill_before_the_captures_reply_bills_once_at_most(
     store_url: str, valkey: Server, plan: Plan, moment: Moment
 ) -> None:
     async with (
@@ -161,9 +159,7 @@ async def test_i3_a_process_killed_before_it_hears_of_its_capture_is_billed_once
 
 
 @pytest.mark.parametrize("plan", ["budget", "credit"])
-async def test_i3_a_process_killed_in_the_midst_of_a_race_spoils_nobodys_books(
-    store_url: str, plan: Plan
-) -> None:
+async def test_i3_a_kill_during_a_race_leaves_the_counts_right(store_url: str, plan: Plan) -> None:
     options = {"store": store_url, "now": NOW.isoformat()}
     async with purse(store_url, plan) as of, reservers(3, **options) as (doomed, *others):
         race = {**EXACT, "times": 3}

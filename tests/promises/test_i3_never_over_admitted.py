@@ -83,7 +83,7 @@ async def test_i3_eight_processes_share_one_concurrency_limit(store_url: str, ra
 
 
 @pytest.mark.parametrize("meter", METERS)
-async def test_i3_eight_processes_racing_on_one_limit_are_admitted_exactly_what_it_allows(
+async def test_i3_eight_racing_processes_admit_exactly_the_limit(
     store_url: str, racing: list[Worker], meter: str
 ) -> None:
     del store_url
@@ -111,7 +111,7 @@ async def test_i3_many_tasks_of_one_process_in_memory(meter: str, quantity: int,
     assert (used["recorded"], used["held"]) == (LIMIT // quantity * quantity, 0)
 
 
-async def test_i3_a_process_that_dies_holding_costs_room_but_never_gives_more(store_url: str) -> None:
+async def test_i3_a_process_that_dies_with_holds_never_gives_more(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     async with workers(2, **options) as (doomed, witness):
         assert await doomed.ask("enter", customer="acme", times=8) == 8

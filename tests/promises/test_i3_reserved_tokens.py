@@ -57,7 +57,7 @@ async def assert_adds_up(of: Purse, plan: Plan, told: Counter[str]) -> None:
 @pytest.mark.parametrize("case", ["within", "exact", "beyond"])
 @pytest.mark.parametrize("way", ["kit", "route"])
 @pytest.mark.parametrize("plan", ["budget", "credit"])
-async def test_i3_as_many_streams_of_eight_processes_are_open_at_once_as_there_is_for(
+async def test_i3_eight_processes_open_as_many_streams_as_are_paid(
     store_url: str, racing: list[Worker], plan: Plan, way: Way, case: Case
 ) -> None:
     kinds = IN_TURN if (plan, way) == ("credit", "kit") else BOTH
@@ -80,7 +80,7 @@ async def test_i3_as_many_streams_of_eight_processes_are_open_at_once_as_there_i
 @pytest.mark.parametrize("case", ["within", "beyond"])
 @pytest.mark.parametrize("way", ["kit", "route"])
 @pytest.mark.parametrize("plan", ["budget", "credit"])
-async def test_i3_eight_processes_that_begin_and_end_streams_at_once_pass_nothing(
+async def test_i3_streams_that_begin_and_end_at_once_pass_no_limit(
     store_url: str, racing: list[Worker], plan: Plan, way: Way, case: Case
 ) -> None:
     kinds = IN_TURN if (plan, way) == ("credit", "kit") else BOTH

@@ -102,7 +102,7 @@ ADMITTED = ["admitted"] * 3
         pytest.param("pro", "override", {"requests": {"included": 9}}, "admitted", "included", id="lowered"),
     ],
 )
-async def test_i4_a_change_binds_the_very_next_decision_of_every_other_process(
+async def test_i4_a_change_binds_the_next_decision_of_other_processes(
     store_url: str,
     warm: list[Worker],
     plan: str,
@@ -150,7 +150,7 @@ async def test_i4_a_period_ends_by_the_clock_alone(store_url: str, warm: list[Wo
         assert await at.decide(quantity=2) == ["admitted", "admitted", "included"]
 
 
-async def test_i4_a_link_binds_the_next_settlement_of_every_other_process(store_url: str) -> None:
+async def test_i4_a_link_binds_the_next_settlement_of_other_processes(store_url: str) -> None:
     async with desk(store_url) as at, workers(2, store=store_url, now=NOW.isoformat()) as linked:
         for other in linked:
             await other.ask("consume", customer="acme", meter="requests", quantity=2)

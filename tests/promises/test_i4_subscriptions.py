@@ -68,7 +68,7 @@ SERVED, FREE, SUSPENDED = ("pro", ADMITTED), ("free", "included"), ("pro", "susp
                      SUSPENDED, id="suspension after the third failure"),
     ],
 )  # fmt: skip
-async def test_i4_what_is_scheduled_binds_at_its_millisecond_in_a_process_that_knew_the_old_state(
+async def test_i4_a_scheduled_change_binds_at_its_millisecond(
     store_url: str,
     changed: dict[str, Any],
     turn: datetime,
@@ -87,7 +87,7 @@ async def test_i4_what_is_scheduled_binds_at_its_millisecond_in_a_process_that_k
         assert (await at.other.customers.get("acme")).plan == after[0]
 
 
-async def test_i4_a_failure_that_is_fetched_binds_the_next_decision_of_another_process(
+async def test_i4_a_fetched_failure_binds_other_processes_at_once(
     store_url: str,
 ) -> None:
     async with pair(store_url) as at:
@@ -108,7 +108,7 @@ async def test_i4_a_failure_that_is_fetched_binds_the_next_decision_of_another_p
             assert await at.decide() == expected, found
 
 
-async def test_i4_the_period_turns_with_the_renewal_before_anything_is_told(store_url: str) -> None:
+async def test_i4_the_period_turns_before_the_renewals_webhook(store_url: str) -> None:
     async with pair(store_url) as at:
         await fetched(at.told, subscription())
         assert (await at.other.consume("acme", "requests", 100)).allowed

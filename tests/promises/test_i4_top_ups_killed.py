@@ -49,9 +49,7 @@ async def paid_once(at: Hooked) -> None:
 
 
 @pytest.mark.parametrize("step", [*POSTS, *GRANTING])
-async def test_i4_a_purchase_whose_process_is_killed_is_charged_and_granted_once(
-    store_url: str, step: str
-) -> None:
+async def test_i4_a_purchase_of_a_killed_process_is_granted_once(store_url: str, step: str) -> None:
     """I4: the webhook, or the app's next try, ends it."""
     async with sold(store_url) as at:
         await opened(at)
@@ -85,9 +83,7 @@ async def test_i4_a_webhook_whose_process_is_killed_grants_once(store_url: str, 
 
 
 @pytest.mark.parametrize("step", ["begun", *POSTS, "noted", "read", "granted", "noted 2", "begun 2"])
-async def test_i4_an_automatic_one_whose_process_is_killed_is_charged_and_granted_once(
-    store_url: str, step: str
-) -> None:
+async def test_i4_an_auto_top_up_of_a_killed_process_is_granted_once(store_url: str, step: str) -> None:
     """I4: the event comes again, to another process."""
     async with hooked(store_url, catalog=AUTO) as at:
         await opened(at)

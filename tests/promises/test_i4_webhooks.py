@@ -72,7 +72,7 @@ async def serving(directory: Path, environment: dict[str, str]) -> AsyncGenerato
         await process.wait()
 
 
-async def test_i4_a_checkout_binds_the_next_request_in_all_of_three_app_processes(
+async def test_i4_a_checkout_binds_the_next_request_of_three_processes(
     valkey: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)

@@ -186,7 +186,7 @@ async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, s
                 assert sure - final["K"] - final["Z"] <= accepted <= sure + final["k"] + final["z"]
 
 
-async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothing(store_url: str) -> None:
+async def test_i5_a_store_lost_during_a_flush_changes_nothing(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link(*CUSTOMERS)
         for customer in CUSTOMERS:
@@ -223,9 +223,7 @@ YEARLY = (
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.whole) for seed in range(1, 4))])
-async def test_i5_holds_where_a_plan_counts_by_another_interval_in_mid_period(
-    any_store_url: str, seed: int
-) -> None:
+async def test_i5_holds_when_a_plan_changes_its_interval_in_mid_period(any_store_url: str, seed: int) -> None:
     random = Random(seed)  # noqa: S311 - a schedule, not a secret
     async with desk(any_store_url, clock=Clock(NOW), catalog=loads(YEARLY)) as at:
         await at.link(*CUSTOMERS)

@@ -56,9 +56,7 @@ async def test_i6_what_is_billed_is_what_was_recorded(valkey: Server, tmp_path: 
         assert ended.billed == ended.recorded, alone
 
 
-async def test_i6_who_stood_while_others_had_its_shard_sends_nothing_of_what_it_had(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_i6_a_stopped_flusher_sends_nothing_of_a_lost_shard(valkey: Server, tmp_path: Path) -> None:
     # It was refused what another had sent, of whom nobody heard again: that counted as never tried.
     async with born(0, valkey, tmp_path) as life:
         life.life["shards"], life.life["transport"] = 1, "v2-stream"

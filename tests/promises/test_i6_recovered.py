@@ -68,9 +68,7 @@ async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> No
             )
 
 
-async def test_i6_i11_usage_of_the_backup_that_was_sealed_with_later_usage(
-    tmp_path: Path, audited: bool
-) -> None:
+async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:
         async with house.open(**settings) as (kit, _):
@@ -94,9 +92,7 @@ async def test_i6_i11_usage_of_the_backup_that_was_sealed_with_later_usage(
             assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
 
 
-async def test_i6_i11_usage_between_the_restart_and_the_first_pass_of_a_flusher(
-    tmp_path: Path, audited: bool
-) -> None:
+async def test_i6_i11_usage_between_restart_and_first_flush(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:
         async with house.open(**settings) as (kit, _):

@@ -35,7 +35,7 @@ async def house(tmp_path: Path) -> AsyncGenerator[House]:
         yield House(tmp_path, url, emulator, clock)
 
 
-async def test_i6_what_was_pending_in_a_backup_and_delivered_since_is_not_billed_again(
+async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with house.open() as (kit, _):
@@ -65,9 +65,7 @@ async def test_i6_what_was_pending_in_a_backup_and_delivered_since_is_not_billed
 
 
 @pytest.mark.parametrize("hours", [1, 30])
-async def test_i6_what_was_sealed_in_a_backup_and_delivered_since_is_not_billed_again(
-    house: House, hours: int
-) -> None:
+async def test_i6_usage_sealed_in_a_backup_is_not_billed_again(house: House, hours: int) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
@@ -87,9 +85,7 @@ async def test_i6_what_was_sealed_in_a_backup_and_delivered_since_is_not_billed_
 
 
 @pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 1.0])
-async def test_i6_an_append_only_file_whose_end_is_cut_off_bills_nothing_twice(
-    house: House, part: float
-) -> None:
+async def test_i6_a_truncated_append_only_file_bills_nothing_twice(house: House, part: float) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
@@ -105,7 +101,7 @@ async def test_i6_an_append_only_file_whose_end_is_cut_off_bills_nothing_twice(
     assert (house.billed("acme"), house.billed("zeta")) == (100, 7)
 
 
-async def test_i6_a_restart_that_loses_nothing_holds_up_what_waits_for_two_minutes(house: House) -> None:
+async def test_i6_a_lossless_restart_delays_delivery_by_two_minutes(house: House) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
@@ -126,7 +122,7 @@ async def test_i6_a_restart_that_loses_nothing_holds_up_what_waits_for_two_minut
     assert (house.billed("acme"), house.billed("zeta")) == (100, 15)
 
 
-async def test_i6_a_restart_holds_up_a_busy_customer_for_five_minutes_at_most(house: House) -> None:
+async def test_i6_a_restart_delays_a_busy_customer_five_minutes(house: House) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
@@ -141,7 +137,7 @@ async def test_i6_a_restart_holds_up_a_busy_customer_for_five_minutes_at_most(ho
     assert house.billed("acme") == 132
 
 
-async def test_i6_a_customer_of_whom_stripe_says_nothing_holds_up_nobody_else(house: House) -> None:
+async def test_i6_a_customer_unknown_to_stripe_delays_no_other(house: House) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         for customer in CUSTOMERS:
@@ -162,7 +158,7 @@ async def test_i6_a_customer_of_whom_stripe_says_nothing_holds_up_nobody_else(ho
     assert sorted(map(house.billed, CUSTOMERS)) == [0, 5]
 
 
-async def test_i6_while_stripe_does_not_say_what_it_has_nothing_new_is_sent(house: House) -> None:
+async def test_i6_without_stripes_summaries_nothing_new_is_sent(house: House) -> None:
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
@@ -175,7 +171,7 @@ async def test_i6_while_stripe_does_not_say_what_it_has_nothing_new_is_sent(hous
     assert house.billed("acme") == 100
 
 
-async def test_i6_i11_a_replica_that_is_promoted_behind_a_partition_bills_nothing_twice(
+async def test_i6_i11_a_replica_promoted_in_a_partition_bills_once(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
@@ -206,7 +202,7 @@ async def test_i6_i11_a_replica_that_is_promoted_behind_a_partition_bills_nothin
     assert (lost, "1 settlements are lost" in caplog.text) == (1, True)
 
 
-async def test_i6_i11_a_store_that_is_emptied_bills_nothing_twice_and_tells_what_it_lost(
+async def test_i6_i11_an_emptied_store_bills_once_and_reports_the_loss(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with house.open() as (kit, server):

@@ -57,7 +57,7 @@ async def back_up(house: House, pending: int = 100) -> None:
         house.clock.advance(timedelta(minutes=5))
 
 
-async def test_i6_f_22a_a_journal_settles_the_parked_usage_of_twenty_customers(
+async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     customers = [f"customer{number}" for number in range(20)]
@@ -89,7 +89,7 @@ async def test_i6_f_22a_a_journal_settles_the_parked_usage_of_twenty_customers(
         assert {house.billed(customer) for customer in customers} == {150}
 
 
-async def test_i6_units_that_no_journal_has_are_sent_where_stripe_has_less(house: House) -> None:
+async def test_i6_units_missing_in_a_journal_and_at_stripe_are_sent(house: House) -> None:
     # Of 100 pending units Stripe got 40 after the backup, as the customer's other units were corrected.
     async with audited(house) as kit:
         await linked(kit)
@@ -111,7 +111,7 @@ async def test_i6_units_that_no_journal_has_are_sent_where_stripe_has_less(house
         assert house.billed("acme") == 40
 
 
-async def test_i6_units_of_another_sender_leave_only_as_many_to_a_person(house: House) -> None:
+async def test_i6_units_of_another_sender_are_left_to_an_operator(house: House) -> None:
     await back_up(house)
     await elsewhere_sent(house, 40)
     house.clock.advance(timedelta(minutes=30))
@@ -130,9 +130,7 @@ async def test_i6_units_of_another_sender_leave_only_as_many_to_a_person(house: 
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM meterkit_deliveries", "DROP TABLE meterkit_deliveries"])
-async def test_i6_a_journal_that_does_not_reach_back_to_the_backup_proves_nothing(
-    house: House, statement: str
-) -> None:
+async def test_i6_a_journal_younger_than_the_backup_proves_nothing(house: House, statement: str) -> None:
     await back_up(house)
     with closing(sqlite3.connect(house.data.parent / "audit.db")) as database:
         database.execute(statement)
@@ -144,7 +142,7 @@ async def test_i6_a_journal_that_does_not_reach_back_to_the_backup_proves_nothin
         assert (kept.quantity, kept.state, house.billed("acme")) == (100, "parked", 50)
 
 
-async def test_i6_a_database_that_is_away_at_the_restore_settles_when_it_is_back(house: House) -> None:
+async def test_i6_a_database_down_at_the_restore_settles_later(house: House) -> None:
     await back_up(house)
     async with audited(house) as kit:
         assert (await kit.flush(everything=True, timeout_s=0)).delivered == 0
@@ -166,7 +164,7 @@ async def test_i6_a_database_that_is_away_at_the_restore_settles_when_it_is_back
     assert house.billed("acme") == 110
 
 
-async def test_i6_a_person_who_recovers_and_a_flusher_do_not_settle_at_once(house: House) -> None:
+async def test_i6_recovery_by_hand_and_a_flusher_take_turns(house: House) -> None:
     await back_up(house)
     async with audited(house) as kit:
         assert (await kit.flush(everything=True, timeout_s=0)).delivered == 0

@@ -164,21 +164,21 @@ def close_many_loops(loop: str, times: int) -> None:
 
 
 @each_loop
-def test_i7_a_loop_closes_though_a_client_swallows_its_cancellation(loop: str) -> None:
+def test_i7_a_loop_closes_if_a_client_swallows_cancellation(loop: str) -> None:
     """F-209: as under a TestClient without a lifespan, whose loops live for one request."""
     close_many_loops(loop, 3)
 
 
 @pytest.mark.whole
 @each_loop
-def test_i7_two_thousand_loops_close_though_a_client_swallows_each_cancellation(loop: str) -> None:
+def test_i7_2000_loops_close_if_a_client_swallows_cancellation(loop: str) -> None:
     """F-209."""
     close_many_loops(loop, 2_000)
 
 
 @pytest.mark.whole
 @each_loop
-def test_i7_two_thousand_loops_close_with_a_store_that_is_hardly_waited_for(loop: str) -> None:
+def test_i7_2000_loops_close_with_a_short_store_timeout(loop: str) -> None:
     """F-209: every few of them did not, with redis-py as it is, on a machine with work."""
     kit = kit_in_memory(store_timeout=0.02)
     app = MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id"))
@@ -195,7 +195,7 @@ def test_i7_two_thousand_loops_close_with_a_store_that_is_hardly_waited_for(loop
 
 
 @each_loop
-def test_i7_a_loop_closes_though_a_handler_swallows_its_cancellation(loop: str) -> None:
+def test_i7_a_loop_closes_if_a_handler_swallows_cancellation(loop: str) -> None:
     """F-209: the loop waited for the next hour of the handler."""
 
     async def story() -> None:
@@ -238,7 +238,7 @@ each_call = pytest.mark.parametrize("call", CALLS)
 
 @each_loop
 @each_call
-def test_i7_a_call_that_is_cancelled_while_the_client_connects_raises_that(
+def test_i7_a_call_cancelled_while_connecting_is_cancelled(
     call: Callable[[MeterKit], Coroutine[Any, Any, None]], loop: str
 ) -> None:
     """F-209: it raised StoreError, and its task went on."""

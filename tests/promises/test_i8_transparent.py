@@ -52,7 +52,7 @@ def without_fields(message: Message) -> Message:
     return {**message, "headers": headers}
 
 
-async def test_i8_the_app_runs_in_the_task_of_the_server_and_shares_its_context() -> None:
+async def test_i8_the_app_runs_in_the_servers_task_and_context() -> None:
     tasks: list[object] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,7 +180,7 @@ async def test_i8_scopes_pass_as_they_are() -> None:
         assert await at.counted() == (2, 0)
 
 
-async def test_i8_an_exception_is_the_same_object_and_an_exception_group_too() -> None:
+async def test_i8_exceptions_and_groups_pass_as_the_same_object() -> None:
     for error in (KeyError("x"), ExceptionGroup("several", [ValueError()]), asyncio.CancelledError()):
 
         async def app(scope: Scope, receive: Receive, send: Send, error: BaseException = error) -> None:
@@ -227,7 +227,7 @@ async def test_i8_the_lifespan_and_its_state_are_the_apps() -> None:
     assert not kit.store.lanes
 
 
-async def test_i8_all_is_settled_before_the_server_hears_that_the_app_has_shut_down() -> None:
+async def test_i8_usage_is_settled_before_the_shutdown_is_complete() -> None:
     kit = MeterKit(loads(GENEROUS), redis_url="memory://", key_prefix="i8stop", shards=1, flush=False)
     app = MeterMiddleware(Starlette(), kit=kit, identify=lambda _: None)
     said = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
@@ -272,7 +272,7 @@ def included() -> FastAPI:
 
 
 @pytest.mark.parametrize("make", [mounted, included])
-async def test_i8_under_mounts_and_routers_the_path_of_the_client_decides(make: Any) -> None:
+async def test_i8_under_mounts_the_path_of_the_client_decides(make: Any) -> None:
     app = make()
     plain = await messages(app, http_scope("/v1/deep/x"))
     async with served(app, plans=GENEROUS) as at:
@@ -288,7 +288,7 @@ async def test_i8_under_mounts_and_routers_the_path_of_the_client_decides(make: 
         assert await at.counted() == (2, 0)
 
 
-async def test_i8_background_tasks_run_after_the_answer_and_in_its_context() -> None:
+async def test_i8_background_tasks_run_after_the_answer_in_its_context() -> None:
     order: list[str] = []
 
     async def later() -> None:

@@ -77,7 +77,7 @@ async def unsettled(at: Served) -> int:
 
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])
 @pytest.mark.parametrize("path", ["/plain", "/reserving"])
-async def test_i8_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
+async def test_i8_expect_continue_is_answered_before_the_body(
     path: str, protocol: Any, store_url: str
 ) -> None:
     app = Echo()
@@ -109,7 +109,7 @@ async def test_i8_a_client_that_is_refused_need_not_send_its_body(protocol: Any,
 
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])
 @pytest.mark.parametrize("path", ["/plain", "/reserving"])
-async def test_i8_a_client_that_leaves_within_its_body_is_not_billed_and_holds_nothing(
+async def test_i8_a_client_that_leaves_within_its_body_is_not_billed(
     path: str, protocol: Any, store_url: str
 ) -> None:
     """F-18: also where the body is read before the app runs."""

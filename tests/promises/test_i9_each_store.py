@@ -174,7 +174,7 @@ def settle_in_doubt(kit: MeterKit, served: Served) -> None:
 @pytest.mark.parametrize(
     "fault", [hanging, pausing_writes, full, without_replicas], ids=lambda fault: fault.__name__
 )
-async def test_i9_i11_an_outage_under_load_costs_no_request_and_no_unit(
+async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
     store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
 ) -> None:
     async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
@@ -209,9 +209,7 @@ async def test_i9_what_is_over_at_once_costs_nothing_either(
         assert lane_of(kit).lost == 0
 
 
-async def test_i9_one_node_of_a_cluster_that_hangs_spools_its_customers_alone(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_i9_a_hanging_cluster_node_spools_its_own_customers(cluster: Cluster, tmp_path: Path) -> None:
     async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
         node = cluster.masters[1]
         async with under_load(kit) as served:
@@ -247,7 +245,7 @@ async def is_used(kit: MeterKit, customer: str, least: int) -> bool:
 OPTIONS: Final = ("--appendonly", "yes", "--appendfsync", "always")
 
 
-async def test_i9_i11_a_node_that_is_killed_and_comes_back_with_its_file_has_it_all(tmp_path: Path) -> None:
+async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -> None:
     with spawn_cluster(*OPTIONS, "--cluster-require-full-coverage", "no") as cluster:
         async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
             async with under_load(kit) as served:
@@ -268,7 +266,7 @@ async def test_i9_i11_a_node_that_is_killed_and_comes_back_with_its_file_has_it_
         back.stop()
 
 
-async def test_i9_a_failover_behind_sentinels_costs_no_request_and_what_is_lost_is_told(
+async def test_i9_a_sentinel_failover_costs_no_request(
     tmp_path: Path,
 ) -> None:
     with spawn_watched(*OPTIONS, down_after_ms=300) as watched:
@@ -285,7 +283,7 @@ async def test_i9_a_failover_behind_sentinels_costs_no_request_and_what_is_lost_
             await check(kit, served, lost=lane_of(kit).lost)
 
 
-async def test_i9_a_replica_that_takes_over_in_a_cluster_costs_no_request_and_what_is_lost_is_told(
+async def test_i9_a_cluster_failover_costs_no_request(
     tmp_path: Path,
 ) -> None:
     options = (*OPTIONS, "--cluster-require-full-coverage", "no")

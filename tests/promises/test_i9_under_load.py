@@ -89,7 +89,7 @@ async def refused(kit: MeterKit, word: str) -> bool:
     return False
 
 
-async def test_i9_a_server_that_hangs_dies_and_turns_read_only_under_load_costs_no_request_and_no_unit(
+async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start()
@@ -112,7 +112,7 @@ async def test_i9_a_server_that_hangs_dies_and_turns_read_only_under_load_costs_
         await eventually(lambda: lane.connected)
 
 
-async def test_i9_a_server_that_loads_its_file_under_load_costs_no_request_and_no_unit(
+async def test_i9_a_server_that_loads_its_file_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start()
@@ -136,7 +136,7 @@ async def refused_while_loading(kit: MeterKit, server: Server) -> bool:
     return True
 
 
-async def test_i9_a_server_that_cannot_save_under_load_costs_no_request_and_no_unit(
+async def test_i9_a_server_that_cannot_save_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server, in_the_way = start("--save", "3600 1000000"), tmp_path / "server" / "dump.rdb"
