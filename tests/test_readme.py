@@ -1,4 +1,5 @@
 """The README and the documentation: what they show is loaded, run and found."""
+# Internals: the table of commands, with which 300 pages are compared.
 
 from __future__ import annotations
 

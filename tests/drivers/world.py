@@ -464,6 +464,7 @@ def run(
         async with _world(patched, catalog, start, settings) as world:
             return await story(world)
 
+    import_module("meterkit.redis.memory").empty()
     with patched.context() as within, asyncio.Runner(loop_factory=_loop) as runner:
         del within
         return runner.run(lived())

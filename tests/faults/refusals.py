@@ -107,9 +107,14 @@ async def loop_clock() -> AsyncGenerator[Callable[[], float]]:
         await asyncio.gather(ticking, return_exceptions=True)
 
 
+def lane_of(kit: MeterKit) -> Lane:
+    """This event loop's way to the store."""
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
 async def settled(kit: MeterKit) -> None:
     """Wait until the store has acknowledged every settlement of this loop."""
-    lane = kit.store.lanes[asyncio.get_running_loop()]
+    lane = lane_of(kit)
     await eventually(lambda: lane.connected and lane.unsettled == 0)
 
 

@@ -16,7 +16,6 @@ from books.price_oracle import Ledger
 from drivers.world import Killed, run
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError, SubscriptionError
-from meterkit.redis import memory
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -257,5 +256,4 @@ def test_i13_usage_and_a_price_that_changes(
     assert wrong == []
     if usage == "killed":
         for dies_at in range(1, steps + 1, max(1, steps // KILLS)):
-            memory.empty()
             assert (dies_at, lived(monkeypatch, new, how, usage, dies_at=dies_at)[1]) == (dies_at, [])

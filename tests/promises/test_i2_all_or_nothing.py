@@ -1,4 +1,5 @@
 """I2 and I7 off the request, on a server and within the process: nothing by halves, nothing for ever."""
+# Internals: the list of keys that may be without a TTL.
 
 from __future__ import annotations
 

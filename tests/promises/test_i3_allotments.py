@@ -1,4 +1,5 @@
 """I3 with allotments: the store counts at least what was admitted, whatever crashes between any two steps."""
+# Internals: the model of allotting processes, which is the specification.
 
 from __future__ import annotations
 

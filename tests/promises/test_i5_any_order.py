@@ -1,4 +1,5 @@
 """I5, I6: in whatever order the steps of delivery come, by two flushers that may crash between any two."""
+# Internals: the steps of a flush in any order; a kit flushes as a whole.
 
 from __future__ import annotations
 

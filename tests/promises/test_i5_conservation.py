@@ -1,4 +1,5 @@
 """I5: at every instant, what was recorded and is reportable is somewhere, once."""
+# Internals: two flushers of one store at once, and the leases that they leave.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """I6: after a restore the journal of deliveries settles parked usage without a person, and nothing twice."""
+# Internals: the lease that a person and a flusher take in turn.
 
 from __future__ import annotations
 
