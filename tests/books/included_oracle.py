@@ -33,10 +33,12 @@ class PlanTimes:
     """Which plans subscriptions had, and when.
 
     ``was_cut``: whether a period was cut short. What was used beyond its part may be missing in later ones.
+    ``changes``: how many events of subscriptions were read.
     """
 
     world: World
     was_cut: bool = False
+    changes: int = 0
     _seen: dict[str, list[_Seen]] = field(default_factory=dict[str, "list[_Seen]"])
     _known: set[str] = field(default_factory=set[str])
     _since_s: int = 0
@@ -47,6 +49,7 @@ class PlanTimes:
         for event in reversed(events):
             self._since_s = max(self._since_s, event["created"])
             if event["id"] not in self._known and event["type"].startswith("customer.subscription."):
+                self.changes += 1
                 found = event["data"]["object"]
                 start_s, end_s = _period(found)
                 seen = _Seen(event["created"], _plan(found, catalog), start_s, end_s)

@@ -118,6 +118,7 @@ class Life:
     _turned_at: datetime = START
     _acted_at: datetime = START
     _ends: list[datetime] = field(default_factory=list[datetime])
+    _changes: int = 0
 
     async def live(self, events: Sequence[Event]) -> None:
         """Live a year, and on in peace until its last invoice is final."""
@@ -347,8 +348,7 @@ class Life:
     async def _until(self, instant: datetime) -> None:
         """Let time pass, in which Stripe and the process do by themselves what they do."""
         world = self.world
-        self._ends = await self._bounds()
-        await self.ledger.plan_times.learn(self.ledger.catalog)
+        await self._learn()
         while (due := self._next_turn()) < instant:
             await world.until(due)
             await self._come_back()
@@ -362,9 +362,16 @@ class Life:
             await self._revive()
             self._turned_at = world.now
             if not self._ends or self._ends[-1] <= world.now:
-                self._ends = await self._bounds()
+                await self._learn()
         await world.until(instant)
         await self._come_back()
+
+    async def _learn(self) -> None:
+        """Read what has happened to subscriptions; where something has, when their periods end."""
+        times = self.ledger.plan_times
+        await times.learn(self.ledger.catalog)
+        if times.changes != self._changes:
+            self._changes, self._ends = times.changes, await self._bounds()
 
     async def _finalize_drafts(self) -> None:
         self.world.emulator.advance()

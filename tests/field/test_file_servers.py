@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.timeout(300),
     # Django's file server reads in turn, FastAPI has a newer way to say its root path.
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -90,7 +90,6 @@ async def reached(framework: str, protocol: Any, *, plan: str | None) -> int:
     return len(ran)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.dear("each of 410 spellings is a connection to a real server")
 def _pairs() -> Iterator[object]:
     """Each framework on each server; on one of them without ``--whole``."""

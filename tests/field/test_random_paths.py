@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from field.matrix import Matrix
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.anyio
 
 APPS: Final = 150
 SPELLINGS: Final = 150

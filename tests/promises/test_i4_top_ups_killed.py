@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PROGRAM: Final = Path(__file__).parents[1] / "drivers/top_up_process.py"
-POSTS: Final = [f"post {number}" for number in range(1, 5)]
+POSTS: Final = (
+    *("post 1", pytest.param("post 2", marks=pytest.mark.whole)),
+    *(pytest.param("post 3", marks=pytest.mark.whole), "post 4"),
+)
 GRANTING: Final = ("read", "granted", "noted")
 
 

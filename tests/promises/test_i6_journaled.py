@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.timeout(120),
     pytest.mark.parametrize("has_journal", [True, False]),
 ]
 

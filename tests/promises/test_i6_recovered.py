@@ -21,7 +21,7 @@ from servers.stores import spawn_server
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.parametrize("audited", [False, True])]
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("audited", [False, True])]
 
 
 @pytest.fixture(autouse=True)

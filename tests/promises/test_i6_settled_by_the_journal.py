@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from drivers.restorable_kit import House
     from meterkit import MeterKit
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
