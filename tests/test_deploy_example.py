@@ -144,7 +144,7 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
             "METERKIT_STRIPE_API_BASE": parts.enter_context(emulator.running()),
             "METERKIT_SPOOL_DIR": str(tmp_path / "spool"),
             "METERKIT_START_TIMEOUT": "60",
-            "METERKIT_STORE_TIMEOUT": "5",
+            "METERKIT_STORE_TIMEOUT": "60",
             "METERKIT_FLUSH_INTERVAL": "1",
             "CUSTOMERS": ENV["CUSTOMERS"].strip("'"),
         }

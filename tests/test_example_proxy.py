@@ -71,7 +71,7 @@ def served(directory: Path, **variables: str) -> Generator[str]:
             [sys.executable, *arguments, "--fd", str(listener.fileno())],
             cwd=PROXY,
             env=os.environ
-            | {"METERKIT_STORE_TIMEOUT": "10", "PROXY_KEYS": str(directory / "keys.json"), **variables},
+            | {"METERKIT_STORE_TIMEOUT": "60", "PROXY_KEYS": str(directory / "keys.json"), **variables},
             pass_fds=[listener.fileno()],
             stdout=log,
             stderr=log,

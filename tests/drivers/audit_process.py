@@ -34,7 +34,7 @@ class Dying(Database):
 
 async def main(store: str, database: str, shards: int) -> None:
     async with MeterKit(
-        CATALOG, redis_url=store, shards=shards, flush=False, audit_url=database, store_timeout=10.0
+        CATALOG, redis_url=store, shards=shards, flush=False, audit_url=database, store_timeout=60.0
     ) as kit:
         await Drainer(kit.store, Dying(database)).drain()
 

@@ -165,7 +165,7 @@ def kit_for(
     **settings: Any,
 ) -> MeterKit:
     """A kit that delivers to an emulator; its flusher runs when it is told to."""
-    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "stripe_api_key": STRIPE_KEY}
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "stripe_api_key": STRIPE_KEY}
     given |= settings
     return MeterKit(
         catalog,

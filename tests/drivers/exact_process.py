@@ -120,7 +120,7 @@ class Commands:
 
 async def main(options: dict[str, Any]) -> None:
     clock = Clock(datetime.fromisoformat(options["now"]))
-    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "clock": clock}
+    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "clock": clock}
     async with MeterKit(loads(options["plans"]), redis_url=options["store"], **settings) as kit:
         commands = Commands(kit, clock)
         await obey(commands)

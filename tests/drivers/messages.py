@@ -145,7 +145,7 @@ async def kit_of(
     given: dict[str, Any] = {"notify_secret": SECRET, "flush": False, "shards": 2} | settings
     catalog = loads(plans.format(url=url))
     async with MeterKit(
-        catalog, clock=clock, redis_url=store, store_timeout=10.0, contact=reach, **given
+        catalog, clock=clock, redis_url=store, store_timeout=60.0, contact=reach, **given
     ) as kit:
         yield kit
 

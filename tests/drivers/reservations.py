@@ -275,7 +275,7 @@ async def purse(url: str, plan: Plan) -> AsyncGenerator[Purse]:
     """A kit of the test's own, and a customer with a budget or with credits for :data:`STREAMS` streams."""
     clock = Clock(NOW)
     async with MeterKit(
-        loads(PLANS), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=10.0
+        loads(PLANS), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=60.0
     ) as kit:
         found = Purse(kit, clock)
         await found.fill(plan)
@@ -303,7 +303,7 @@ async def reservers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
 
 async def main(options: dict[str, Any]) -> None:
     clock = Clock(datetime.fromisoformat(options["now"]))
-    settings = {"flush": False, "shards": 4, "store_timeout": 10.0} | options.get("settings", {})
+    settings = {"flush": False, "shards": 4, "store_timeout": 60.0} | options.get("settings", {})
     async with MeterKit(loads(options["plans"]), redis_url=options["store"], clock=clock, **settings) as kit:
         commands = Reserving(kit, clock)
         await obey(commands)

@@ -124,7 +124,7 @@ async def served(
         flush=False,
         shards=2,
         key_prefix=prefix,
-        store_timeout=10.0,
+        store_timeout=60.0,
         **settings,
     )
 

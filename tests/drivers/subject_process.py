@@ -61,7 +61,7 @@ async def main(options: dict[str, Any]) -> None:
         clock=clock,
         flush=False,
         shards=4,
-        store_timeout=10.0,
+        store_timeout=60.0,
     ) as kit:
         commands = Commands(kit)
         await obey(commands)

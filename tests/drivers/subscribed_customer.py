@@ -25,7 +25,7 @@ PLANS: Final = plans_text("subscribed_customer")
 
 
 def kit_of(url: str, clock: Clock, plans: str = PLANS) -> MeterKit:
-    return MeterKit(loads(plans), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=10.0)
+    return MeterKit(loads(plans), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=60.0)
 
 
 def subscription(**changed: Any) -> SubscriptionState:

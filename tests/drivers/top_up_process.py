@@ -86,7 +86,7 @@ async def main(options: dict[str, Any]) -> None:
     settings: dict[str, Any] = {
         "flush": False,
         "shards": 4,
-        "store_timeout": 10.0,
+        "store_timeout": 60.0,
         "stripe_api_key": STRIPE_KEY,
         "stripe_api_base": options["stripe"],
         "clock": Clock(datetime.fromisoformat(options["now"])),

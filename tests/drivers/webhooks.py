@@ -96,7 +96,7 @@ def hooked_kit(
     given: dict[str, Any] = {
         "flush": False,
         "shards": 4,
-        "store_timeout": 10.0,
+        "store_timeout": 60.0,
         "stripe_api_key": STRIPE_KEY,
         "stripe_webhook_secret": SECRET,
     }

@@ -144,7 +144,7 @@ class Commands:
 
 async def main(options: dict[str, Any]) -> None:
     clock = Clock(datetime.fromisoformat(options["now"])) if "now" in options else None
-    settings = {"flush": False, "shards": 4, "store_timeout": 10.0} | options.get("settings", {})
+    settings = {"flush": False, "shards": 4, "store_timeout": 60.0} | options.get("settings", {})
     if "crash" in options:
         crash_at(options["crash"], streams=settings.get("stripe_transport") == "v2-stream")
     if "stripe" in options:

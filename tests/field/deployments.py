@@ -24,7 +24,7 @@ Loop: TypeAlias = Literal["asyncio", "uvloop"]
 Lifespan: TypeAlias = Literal["on", "off", "mounted"]
 
 ROOT: Final = Path(__file__).parents[1]
-_STOP_S: Final = 20.0
+_STOP_S: Final = 240.0
 _WORKERS: Final = 2
 
 

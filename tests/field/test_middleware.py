@@ -67,7 +67,7 @@ async def test_i8_counts_do_not_depend_on_other_middleware(
     app = Starlette(routes=routes("/api"))
     if order == "inside":
         BESIDE[beside](app)
-    kit = MeterKit(PLANS, redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
+    kit = MeterKit(PLANS, redis_url=store_url, shards=4, flush=False, store_timeout=60.0)
     app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
     if order == "outside":
         BESIDE[beside](app)

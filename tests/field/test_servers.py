@@ -70,7 +70,7 @@ async def office(store_url: str) -> AsyncGenerator[Office]:
     emulator.add_customer("cus_globex")
     async with (
         emulator.serve() as stripe_url,
-        MeterKit(PLANS, redis_url=store_url, clock=clock, shards=4, flush=False, store_timeout=10.0) as kit,
+        MeterKit(PLANS, redis_url=store_url, clock=clock, shards=4, flush=False, store_timeout=60.0) as kit,
     ):
         await kit.customers.link(BILLED, "cus_globex")
         await kit.customers.set_plan(BILLED, "pro")
@@ -78,7 +78,7 @@ async def office(store_url: str) -> AsyncGenerator[Office]:
             "FIELD_CLOCK_AHEAD": str(AHEAD_S),
             "METERKIT_REDIS_URL": store_url,
             "METERKIT_SHARDS": "4",
-            "METERKIT_STORE_TIMEOUT": "10",
+            "METERKIT_STORE_TIMEOUT": "60",
             "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
             "METERKIT_STRIPE_API_BASE": stripe_url,
             "METERKIT_FLUSH_INTERVAL": "2",

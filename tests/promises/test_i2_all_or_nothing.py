@@ -42,7 +42,7 @@ plans:
 
 
 def kit_on(url: str) -> MeterKit:
-    return MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=url, flush=False, shards=4, store_timeout=10.0)
+    return MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=url, flush=False, shards=4, store_timeout=60.0)
 
 
 async def kept(kit: MeterKit) -> dict[str, Any]:

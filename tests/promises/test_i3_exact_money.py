@@ -188,7 +188,7 @@ async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
     started = await asyncio.gather(*(start(options, PROGRAM) for _ in range(PROCESSES)))
     racers = [(worker, asyncio.Lock()) for worker in started]
     clock, now, chance = Clock(NOW), NOW, Random(1)  # noqa: S311 - repeatable
-    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "clock": clock}
+    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "clock": clock}
     try:
         async with MeterKit(loads(PLANS), redis_url=store_url, **settings) as kit:
             customers = [Customer(f"c{place}", racers, kit) for place in range(CUSTOMERS)]

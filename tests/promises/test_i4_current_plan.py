@@ -78,7 +78,7 @@ async def warm(valkey: Server) -> AsyncIterator[list[Worker]]:
 @asynccontextmanager
 async def others(store_url: str, warm: list[Worker], plan: str) -> AsyncGenerator[Others]:
     clock = Clock(NOW)
-    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, shards=4, store_timeout=10.0) as kit:
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, shards=4, store_timeout=60.0) as kit:
         found = Others(kit, clock, warm)
         await found.now(timedelta(0))
         if plan != "free":

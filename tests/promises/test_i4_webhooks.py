@@ -86,7 +86,7 @@ async def test_i4_a_checkout_binds_the_next_request_of_three_processes(
             "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
             "METERKIT_STRIPE_API_BASE": stripe_url,
             "METERKIT_STRIPE_WEBHOOK_SECRET": SECRET,
-            "METERKIT_STORE_TIMEOUT": "10",
+            "METERKIT_STORE_TIMEOUT": "60",
             "METERKIT_SHARDS": "4",
         }
         apps = [await stack.enter_async_context(serving(tmp_path, environment)) for _ in range(3)]

@@ -313,7 +313,7 @@ async def raw(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 async def test_i8_under_a_real_server(store_url: str) -> None:
     released = asyncio.Event()
-    kit = MeterKit(loads(GENEROUS), redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
+    kit = MeterKit(loads(GENEROUS), redis_url=store_url, shards=4, flush=False, store_timeout=60.0)
     app = FastAPI()
     app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
 
