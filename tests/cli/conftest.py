@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +45,10 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def shell(directory: Path) -> Shell:
     """A shell that has no store."""
-    return Shell(directory)
+    return InProcessShell(directory)
 
 
 @pytest.fixture
 def stored(directory: Path, store_url: str) -> Shell:
     """A shell whose store is empty and real."""
-    return Shell(directory, METERKIT_REDIS_URL=store_url)
+    return InProcessShell(directory, METERKIT_REDIS_URL=store_url)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.audited_kit import rows_in
-from drivers.command_line import TIMEOUT_S, Shell
+from drivers.command_line import TIMEOUT_S, InProcessShell, Shell
 from drivers.kit_parts import parts_of
 from faults.refusals import eventually
 from meterkit import MeterKit
@@ -103,9 +103,7 @@ async def test_a_rebuild_that_ends_early_shows_what_was_done(
         ("postgresql+psycopg://meter:SECRETpw@127.0.0.1:1/audit", "failed"),
     ],
 )
-def test_a_database_of_the_audit_log_that_cannot_be_used_is_found(
-    stored: Shell, url: str, words: str
-) -> None:
+def test_an_unusable_audit_database_is_found(stored: Shell, url: str, words: str) -> None:
     stored.environment["METERKIT_AUDIT_URL"] = url
     done = stored.run("doctor", "--json")
     (finding,) = [one for one in done.json["findings"] if one["check"] == "database"]
@@ -114,9 +112,7 @@ def test_a_database_of_the_audit_log_that_cannot_be_used_is_found(
     assert "SECRET" not in done.out + done.err
 
 
-def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
-    stored: Shell, directory: Path
-) -> None:
+def test_doctor_makes_nothing_in_the_audit_database(stored: Shell, directory: Path) -> None:
     url = f"sqlite:///{directory}/audit.db"
     stored.environment["METERKIT_AUDIT_URL"] = url
     seen = stored.run("doctor", "--json").json
@@ -154,7 +150,7 @@ async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) ->
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
         await kit.record("acme", "requests", 7)
         with emulator.running() as stripe:
-            shell = Shell(
+            shell = InProcessShell(
                 directory,
                 METERKIT_REDIS_URL=store_url,
                 METERKIT_STRIPE_API_KEY="sk_test_1",

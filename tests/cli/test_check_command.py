@@ -47,7 +47,7 @@ def test_two_different_files_are_wrong_usage(shell: Shell) -> None:
     assert shell.run("check", "plans.yaml", "--plans", "other.yaml").code == 2
 
 
-def test_everything_wrong_is_named_a_line_each_without_a_traceback(shell: Shell, directory: Path) -> None:
+def test_each_problem_is_one_line_without_a_traceback(shell: Shell, directory: Path) -> None:
     (directory / "plans.yaml").write_text(BROKEN)
     done = shell.run("check")
     first, second = done.err.splitlines()
@@ -128,7 +128,7 @@ def test_an_unknown_option_is_wrong_usage(shell: Shell) -> None:
     assert shell.run("check", "--bogus").code == 2
 
 
-def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
+def test_notes_have_their_line_and_leave_the_file_valid(
     shell: Shell,
 ) -> None:
     """F-26, F-108."""

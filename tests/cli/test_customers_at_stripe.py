@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from drivers.webhooks import PLANS
 from meterkit.testing import StripeEmulator
@@ -31,7 +31,7 @@ def business(directory: Path, store_url: str) -> Generator[tuple[Shell, StripeEm
                 given = {"customer": customer, "items[0][price]": "price_pro"}
                 client.post("/v1/subscriptions", data=given).raise_for_status()
         settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": STRIPE_KEY}
-        yield Shell(directory, METERKIT_REDIS_URL=store_url, **settings), emulator
+        yield InProcessShell(directory, METERKIT_REDIS_URL=store_url, **settings), emulator
 
 
 def test_a_link_reads_the_subscription(directory: Path, store_url: str) -> None:
@@ -44,7 +44,7 @@ def test_a_link_reads_the_subscription(directory: Path, store_url: str) -> None:
         assert shell.run("customers", "show", "bob", "--json").json["plan"] == "pro"
 
 
-def test_a_link_to_a_stripe_customer_that_does_not_exist_is_refused(directory: Path, store_url: str) -> None:
+def test_a_link_to_an_unknown_stripe_customer_is_refused(directory: Path, store_url: str) -> None:
     """F-206: each line of a file is named, and the rest is linked."""
     with business(directory, store_url) as (shell, _):
         refused = shell.run("customers", "link", "carol", "cus_typo")
@@ -79,7 +79,7 @@ def test_during_an_outage_links_are_made_with_force_only(directory: Path, store_
         assert shell.run("customers", "link", "bob", "cus_bob", "--json").json["plan"] == "pro"
 
 
-def test_a_customer_with_a_subscription_is_deleted_with_cancel_only(directory: Path, store_url: str) -> None:
+def test_a_subscriber_is_deleted_with_cancel_only(directory: Path, store_url: str) -> None:
     """F-112."""
     with business(directory, store_url) as (shell, _):
         shell.run("customers", "link", "ada", "cus_ada")

@@ -141,16 +141,14 @@ def test_what_is_refused_says_why(stored: Shell, arguments: tuple[str, ...], cod
     assert "Traceback" not in done.err
 
 
-def test_an_override_that_cannot_be_read_is_refused_and_not_stored(stored: Shell) -> None:
+def test_an_unreadable_override_is_refused_and_not_stored(stored: Shell) -> None:
     done = stored.run("customers", "override", "acme", "tokens", "incuded=5")
     assert done.code == 1
     assert "unknown key 'incuded'" in done.err
     assert UNKNOWN == stored.run("customers", "show", "acme", "--json").json
 
 
-def test_links_are_read_from_a_file_and_the_rest_is_done_where_one_is_refused(
-    stored: Shell, directory: Path
-) -> None:
+def test_links_of_a_file_are_made_but_for_refused_ones(stored: Shell, directory: Path) -> None:
     (directory / "links.csv").write_text("customer,stripe_customer\nacme,cus_1\nbeta,cus_2\ngamma,cus_1\n")
     done = stored.run("customers", "link", "--csv", "links.csv", "--json")
     assert (1, 2) == (done.code, done.json["linked"])
@@ -165,7 +163,7 @@ def test_links_are_read_from_a_file_and_the_rest_is_done_where_one_is_refused(
     ]
 
 
-def test_links_come_from_stdin_too_and_repeating_them_is_no_error(stored: Shell) -> None:
+def test_links_from_stdin_can_be_repeated(stored: Shell) -> None:
     for _ in range(2):
         done = stored.run("customers", "link", "--csv", "-", stdin="acme,cus_1\n")
         assert (0, "linked 1, refused 0\n") == (done.code, done.out)
@@ -206,7 +204,7 @@ def test_a_file_that_is_not_there_is_named_once(shell: Shell) -> None:
     assert (1, f"meterkit: links.csv cannot be read: {why}\n") == (done.code, done.err)
 
 
-def test_empty_lines_and_all_that_a_customer_may_be_called_are_read(directory: Path) -> None:
+def test_empty_lines_and_unusual_customer_ids_are_read(directory: Path) -> None:
     path = directory / "links.csv"
     path.write_text('\n,\n"a,b",cus_1\n  \nc\u2028d,cus_2\n', encoding="utf-8")
     assert [("a,b", "cus_1"), ("c\u2028d", "cus_2")] == [link[1:] for link in read_links(str(path))]
@@ -245,9 +243,7 @@ def test_entries_that_cannot_be_read_are_refused(entries: list[str]) -> None:
         ("link", "acme", "cus_1"),
     ],
 )
-def test_a_customer_that_was_never_seen_is_set_up_and_called_new_once(
-    stored: Shell, change: tuple[str, ...]
-) -> None:
+def test_an_unseen_customer_is_set_up_and_called_new_once(stored: Shell, change: tuple[str, ...]) -> None:
     done = stored.run("customers", *change, "--json")
     assert (0, "new customer acme: nothing was known of it\n") == (done.code, done.err)
     assert done.json["customer"] == "acme"
@@ -295,9 +291,7 @@ async def test_who_only_fills_a_gauge_is_known_and_can_be_deleted(
     assert stored.run("customers", "delete", "acme").code == 1
 
 
-def test_a_plan_that_is_gone_from_the_plans_file_is_said_wherever_its_customer_is_shown(
-    stored: Shell, directory: Path
-) -> None:
+def test_a_missing_plan_is_noted_wherever_its_customer_is_shown(stored: Shell, directory: Path) -> None:
     for customer in ("acme", "beta"):
         assert stored.run("customers", "set-plan", customer, "pro").code == 0
     assert stored.run("customers", "set-plan", "gamma", "free").code == 0

@@ -49,7 +49,7 @@ plans:
 """
 
 
-def test_where_allotments_have_no_effect_is_told_with_the_reasons() -> None:
+def test_allotments_without_effect_are_named_with_reasons() -> None:
     assert allotments_of(loads(ALLOTTED)) == (
         "no effect in plan burst (token bucket of requests, limit of projects);"
         " plan paid (requests of a user); line POST /chat (usage)"
@@ -125,7 +125,7 @@ def test_a_store_is_of_this_release_and_these_settings(meta: dict[str, str], cur
     assert [finding.cure for finding in found] == ([cure] if cure else [])
 
 
-def test_a_file_that_cannot_be_written_is_named_whatever_is_accepted() -> None:
+def test_an_unwritable_file_is_named_even_if_accepted() -> None:
     info = {"aof_enabled": "1", "aof_last_write_status": "err"}
     (found,) = findings.persistence("WAITAOF", info, appendfsync="always", is_accepted=True)
     assert found.problem.startswith("the server could not write its append-only file")
@@ -140,7 +140,7 @@ def test_a_queue_that_takes_longer_than_ten_minutes_is_named() -> None:
     assert found(24_000) == ["24,000 intents wait, which takes 20 min"]
 
 
-def test_what_is_too_much_for_an_interval_is_told_with_one_that_is_long_enough() -> None:
+def test_too_short_an_interval_is_told_with_a_longer_one() -> None:
     (found,) = findings.throughput(customers=100_001, intents=0, interval_s=60, limit_per_s=800)
     assert (
         found.cure == "set METERKIT_FLUSH_INTERVAL to 126 at least, or METERKIT_STRIPE_TRANSPORT to v2-stream"
@@ -162,7 +162,7 @@ def test_looks_that_nobody_makes_are_named_after_a_while(
     assert [finding.problem.partition(":")[0] for finding in webhooks.overdue(count, oldest_ms)] == found
 
 
-def test_looks_that_fail_for_long_are_named_with_the_reason_of_the_first() -> None:
+def test_long_failing_looks_are_named_with_a_reason() -> None:
     now_ms = 10 * webhooks.FAILING_MS
     young = webhooks.Failing("cus_young", "timeout", now_ms - webhooks.FAILING_MS)
     assert webhooks.failing([], now_ms) == webhooks.failing([young], now_ms) == []
@@ -174,7 +174,7 @@ def test_looks_that_fail_for_long_are_named_with_the_reason_of_the_first() -> No
     assert "within the hour" in found.cure
 
 
-def test_who_is_given_up_is_named_with_the_command_that_tries_again() -> None:
+def test_dead_webhooks_are_named_with_the_redrive_command() -> None:
     assert webhooks.given_up([]) == []
     dead = [webhooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(2)]
     (one,) = webhooks.given_up(dead[:1])

@@ -45,7 +45,7 @@ def of_check(check: str, found: Health) -> list[Finding]:
     return [finding for finding in found.findings if finding.check == check]
 
 
-async def test_a_spool_that_was_left_is_found_and_what_is_to_be_done_sends_it(
+async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(
     stored: Shell, directory: Path, store_url: str, tmp_path: Path
 ) -> None:
     spools = tmp_path / "spools"
@@ -68,9 +68,7 @@ async def test_a_spool_that_was_left_is_found_and_what_is_to_be_done_sends_it(
     assert [one for one in done.json["findings"] if one["check"] == "spool"] == []
 
 
-async def test_spools_that_are_never_sent_are_named_with_why_and_what_to_do(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_unsendable_spools_are_named_with_reason_and_cure(store_url: str, tmp_path: Path) -> None:
     kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
     other = MeterKit(CATALOG, redis_url=store_url, flush=False, key_prefix="other")
     old = spool_with(kit, tmp_path, "tokens", 7, days=9)
@@ -89,9 +87,7 @@ async def test_spools_that_are_never_sent_are_named_with_why_and_what_to_do(
     assert found[1].cure.startswith("Look whether its usage is recorded")
 
 
-async def test_a_process_that_does_not_get_rid_of_its_spool_is_found_after_a_while(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_process_with_an_old_spool_is_found(store_url: str, tmp_path: Path) -> None:
     kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
     file = spool_with(kit, tmp_path, "tokens", 7)
     assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path)) == []
@@ -101,9 +97,7 @@ async def test_a_process_that_does_not_get_rid_of_its_spool_is_found_after_a_whi
     file.close()
 
 
-async def test_a_directory_that_nothing_can_be_kept_in_is_found_before_an_outage(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_an_unwritable_spool_directory_is_found(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     open_to_all = tmp_path / "open"
@@ -154,7 +148,7 @@ async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:
         assert finding.cure.startswith("start its replicas")
 
 
-async def test_a_server_that_answers_late_is_found_by_the_store_timeout() -> None:
+async def test_a_server_slower_than_the_store_timeout_is_found() -> None:
     with spawn_server() as server:
         async with MeterKit(CATALOG, redis_url=server.url, flush=False):
             pass
@@ -166,7 +160,7 @@ async def test_a_server_that_answers_late_is_found_by_the_store_timeout() -> Non
             assert of_check("breaker", await seen_at(proxy.url, store_timeout=10.0)) == []
 
 
-async def test_what_the_server_promises_of_its_disk_and_replicas_is_tried() -> None:
+async def test_the_servers_disk_and_replica_promises_are_tried() -> None:
     with spawn_watched("--appendonly", "yes") as watched:
         found = await seen_at(watched.url)
         assert found.looked_at["durability"].startswith("WAITAOF and WAIT: on its disk and a replica within ")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from drivers.audited_kit import rows_in
-from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.command_line import TIMEOUT_S, InProcessShell, Shell, first_line
 from drivers.spools import spool_with
 from faults.refusals import eventually
 from meterkit import MeterKit
@@ -129,7 +129,7 @@ def test_without_a_key_flush_and_worker_are_wrong_usage(stored: Shell) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_workers_deliver_once_between_them_and_stop_when_they_are_told(
+async def test_workers_deliver_once_between_them_and_stop(
     delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, number: signal.Signals
 ) -> None:
     await record(directory, store_url, 25)
@@ -182,7 +182,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_pass(
     assert left == {"sealed": 0, "delivered": 0, "unlinked": [], **DONE}
 
 
-def test_the_emulator_says_how_it_is_reached_and_has_the_meters_of_a_plans_file(shell: Shell) -> None:
+def test_the_emulator_prints_its_settings_and_has_the_meters(shell: Shell) -> None:
     with shell.running("stripe", "emulator", "--port", "0", "--plans", "plans.yaml") as process:
         name, _, url = first_line(process).partition("=")
         assert ("export METERKIT_STRIPE_API_BASE", "export METERKIT_STRIPE_API_KEY=sk_test_emulator") == (
@@ -215,7 +215,7 @@ def test_the_emulator_sells_the_plans_and_forwards_webhooks(shell: Shell) -> Non
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_the_emulator_as_a_process_goes_through_months_and_fails_payments(shell: Shell) -> None:
+def test_the_emulator_command_advances_and_fails_payments(shell: Shell) -> None:
     """F-137: its clock and its customers' payments are in the hands of whoever can reach it."""
     options = ("--port", "0", "--clock", "2026-04-01T00:00:00Z", "--customer", "cus_ada")
     with shell.running("stripe", "emulator", *options) as process:
@@ -269,7 +269,7 @@ async def test_all_sends_the_spools_of_processes_that_are_gone(
     )
 
 
-async def test_without_a_key_all_sends_the_spools_and_says_that_nothing_is_delivered(
+async def test_without_a_key_flush_all_sends_the_spools(
     stored: Shell, directory: Path, store_url: str, tmp_path: Path
 ) -> None:
     # F-20k: the runbook's cure exited with wrong usage, and sent nothing.
@@ -289,7 +289,7 @@ async def test_without_a_key_all_sends_the_spools_and_says_that_nothing_is_deliv
     assert (0, {"sent": 0, "refused": []}) == (again.code, again.json["spools"])
 
 
-async def test_without_a_key_usage_of_linked_customers_leaves_it_undone(
+async def test_without_a_key_linked_usage_leaves_flush_undone(
     stored: Shell, directory: Path, store_url: str
 ) -> None:
     await record(directory, store_url, 25)
@@ -300,7 +300,7 @@ async def test_without_a_key_usage_of_linked_customers_leaves_it_undone(
 async def test_a_worker_needs_no_key_where_no_meter_goes_to_stripe(directory: Path, store_url: str) -> None:
     # F-20k: without a key nothing could list buckets, read a queue or make snapshots, as the runbook says.
     (directory / "plans.yaml").write_text(WITHOUT_STRIPE)
-    shell = Shell(
+    shell = InProcessShell(
         directory,
         METERKIT_REDIS_URL=store_url,
         METERKIT_FLUSH="off",

@@ -178,7 +178,7 @@ def test_an_id_that_was_used_for_another_quantity_is_refused(granting: Shell) ->
     assert "'g1' was used for another quantity already; nothing was granted" in done.err
 
 
-def test_the_store_and_the_plans_file_may_be_named_after_each_subcommand(
+def test_each_subcommand_takes_a_store_and_a_plans_file(
     shell: Shell, directory: Path, store_url: str
 ) -> None:
     (directory / "plans.yaml").rename(directory / "ours.yaml")

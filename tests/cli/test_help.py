@@ -90,9 +90,7 @@ def listed(text: str, heading: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", [*EVERY, ()], ids=" ".join)
-def test_it_names_no_types_of_python_and_leaves_nothing_unexplained(
-    shell: Shell, command: tuple[str, ...]
-) -> None:
+def test_help_names_no_python_types_and_explains_everything(shell: Shell, command: tuple[str, ...]) -> None:
     # F-69: `CUSTOMER <str>`, `{CUSTOMER}`, `<int range>`, `0<=x<=1000`, arguments without a word.
     text = helped(shell, *command)
     assert not re.search(r"[<>]|\{[A-Z]|\b(str|int|float)\b|list\[", text)
@@ -157,7 +155,7 @@ def test_a_shell_completes_commands_options_and_names(
     assert (0, offered, "") == (done.code, done.out.split(), done.err)
 
 
-def test_completion_of_names_says_nothing_where_there_is_no_plans_file(shell: Shell) -> None:
+def test_completion_without_a_plans_file_is_silent(shell: Shell) -> None:
     (shell.directory / "plans.yaml").unlink()
     shell.environment |= {
         "_METERKIT_COMPLETE": "complete_bash",

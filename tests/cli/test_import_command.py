@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from drivers.webhooks import PLANS
 from meterkit.testing import StripeEmulator
@@ -34,7 +34,7 @@ def business(directory: Path, store_url: str, *customers: str) -> Generator[tupl
                 given = {"customer": f"cus_{customer}", "items[0][price]": "price_pro"}
                 client.post("/v1/subscriptions", data=given).raise_for_status()
         settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": STRIPE_KEY}
-        yield Shell(directory, METERKIT_REDIS_URL=store_url, **settings), url
+        yield InProcessShell(directory, METERKIT_REDIS_URL=store_url, **settings), url
 
 
 def test_all_are_linked_and_on_their_plans(directory: Path, store_url: str) -> None:

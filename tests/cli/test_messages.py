@@ -47,7 +47,7 @@ def test_a_store_that_refuses_is_said_once(shell: Shell, store_url: str) -> None
 
 
 @pytest.mark.parametrize("command", ["worker", "flush"])
-def test_a_missing_stripe_key_is_said_before_the_store_is_waited_for(shell: Shell, command: str) -> None:
+def test_a_missing_stripe_key_is_refused_before_the_store(shell: Shell, command: str) -> None:
     done = shell.run(command, "--redis", f"redis://127.0.0.1:{free_port()}")
     assert (2, "meterkit: stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY\n") == (
         done.code,
@@ -162,8 +162,15 @@ def test_an_expiry_in_the_past_is_named(stored: Shell) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("check",), ("check", "--json"), ("customers", "list", "--json"), ("usage", "ada"), ("--help",)],
+    [
+        ("usage", "ada"),
+        *(
+            pytest.param(command, marks=pytest.mark.whole)
+            for command in (("check",), ("check", "--json"), ("customers", "list", "--json"), ("--help",))
+        ),
+    ],
 )
+@pytest.mark.dear("a process of its own: Python writes what is left as it ends")
 def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command: tuple[str, ...]) -> None:
     # F-69's sibling: sixty lines of a traceback.
     with Path("/dev/full").open("w") as full:
@@ -215,9 +222,7 @@ def test_a_store_that_takes_no_writes_is_read_from(shell: Shell) -> None:
     assert (done.code, "has 4 shards and METERKIT_SHARDS is 8" in done.err) == (2, True)
 
 
-def test_a_key_that_stripe_refuses_is_said_with_the_setting_that_names_it(
-    stored: Shell, store_url: str
-) -> None:
+def test_a_refused_stripe_key_names_its_setting(stored: Shell, store_url: str) -> None:
     with StripeEmulator(api_keys=["sk_test_new"]).running() as url:
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_old", "METERKIT_STRIPE_API_BASE": url}
         for command in (("reconcile", "--redis", store_url), ("stripe", "sync", "--dry-run")):

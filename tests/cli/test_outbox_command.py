@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.command_line import TIMEOUT_S
 from drivers.waiting_outbox import recorded
 
 if TYPE_CHECKING:
@@ -96,30 +91,11 @@ async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, directory: Path,
         assert stored.run("outbox", "drop", intent.identifier).code == 2
         nobody = stored.run("outbox", "drop", intent.identifier, "--reason", "billed by hand")
         assert (nobody.code, "give --yes" in nobody.err) == (1, True)
-        assert at_a_terminal(stored, "outbox", "drop", intent.identifier, "--reason", "x", said=b"n\n") == 1
+        done = stored.run_at_terminal("outbox", "drop", intent.identifier, "--reason", "x", answer="n")
+        assert (done.code, "25 of tokens of customer acme" in done.err) == (1, True)
         assert stored.run("outbox", "list").code == 1
-        assert at_a_terminal(stored, "outbox", "drop", intent.identifier, "--reason", "x", said=b"y\n") == 0
+        done = stored.run_at_terminal("outbox", "drop", intent.identifier, "--reason", "x", answer="y")
+        assert (done.code, "25 of tokens of customer acme" in done.err) == (0, True)
         assert stored.run("outbox", "list").code == 0
         tokens = stored.run("usage", "acme", "--json").json["meters"]["tokens"]
         assert (tokens["dead"], tokens["recorded"]) == (25, 25)
-
-
-def at_a_terminal(stored: Shell, *arguments: str, said: bytes) -> int:
-    """Run a command whose input is a terminal; its exit code."""
-    ours, theirs = pty.openpty()
-    try:
-        os.write(ours, said)
-        done = subprocess.run(
-            [sys.executable, "-m", "meterkit", *arguments],
-            cwd=stored.directory,
-            env=stored.environment,
-            stdin=theirs,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert b"25 of tokens of customer acme" in done.stderr
-    return done.returncode

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anyio import to_thread
 
-from drivers.command_line import Done, Shell
+from drivers.command_line import Done, InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
@@ -58,7 +58,7 @@ async def two_on_pro(
                 emulator.confirm_payment(made.client_secret)
                 await kit.subscriptions.sync(customer)
             variables = {f"METERKIT_{name.upper()}": value for name, value in settings.items()}
-            yield emulator, kit, Shell(directory, **variables)
+            yield emulator, kit, InProcessShell(directory, **variables)
 
 
 async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url: str) -> None:
@@ -114,6 +114,6 @@ async def test_who_cannot_be_migrated_is_named_and_the_others_are(tmp_path: Path
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str, old: str, new: str, said: str) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
-    done = Shell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", old, new)
+    done = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", old, new)
     assert done.code == 1
     assert said in done.err

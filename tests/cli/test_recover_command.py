@@ -64,7 +64,7 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(
         assert stored.run("recover", "--since", "yesterday").code == 2
 
 
-def test_doctor_names_what_a_restore_has_parked_apart_from_the_rest() -> None:
+def test_doctor_names_usage_parked_by_a_restore_apart() -> None:
     stays = Undelivered(customer="acme", meter="tokens", quantity=5, state="parked", why="its minute")
     of_restore = replace(stays, quantity=25, restored=True)
     first, second = undelivered([of_restore, stays])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell
 from drivers.webhooks import DAY, PLANS, hooked
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.anyio
 async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Path) -> None:
     audit_url = f"sqlite:///{tmp_path / 'audit.db'}"
     (tmp_path / "plans.yaml").write_text(PLANS)
-    shell = Shell(tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=audit_url, METERKIT_SHARDS="4")
+    shell = InProcessShell(
+        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=audit_url, METERKIT_SHARDS="4"
+    )
     async with hooked(valkey.url, audit_url=audit_url) as at:
         refused = shell.run("revenue")
         assert (refused.code, "no snapshot of any day" in refused.err) == (1, True)
@@ -52,7 +54,7 @@ async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Pat
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
-    shell = Shell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_AUDIT_URL="sqlite://")
+    shell = InProcessShell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_AUDIT_URL="sqlite://")
     (tmp_path / "plans.yaml").write_text(PLANS)
     for wrong in ("2031-06-10", "2031-06-10=-1", "2031-06-31=1", "today=1", "2031-06-10=1e3"):
         done = shell.run("revenue", "spend", wrong)

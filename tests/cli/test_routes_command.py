@@ -68,7 +68,7 @@ def api(directory: Path, shell: Shell) -> Shell:
     return shell
 
 
-def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Shell) -> None:
+def test_unmatched_routes_and_lines_exit_with_1(api: Shell) -> None:
     done = api.run("routes", "shop.api:app", "--json")
     assert done.code == 1
     healthz, chat, files = done.json["routes"]
@@ -95,7 +95,7 @@ def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Sh
     assert "an app that prints" in done.err
 
 
-def test_lines_of_mcp_are_shown_below_the_route_of_their_endpoint(api: Shell, directory: Path) -> None:
+def test_mcp_lines_stand_below_their_endpoints_route(api: Shell, directory: Path) -> None:
     app = APP.replace('@app.get("/healthz")', '@app.post("/mcp")\ndef mcp(): ...\n\n\n@app.get("/healthz")')
     (directory / "shop" / "api.py").write_text(app)
     lines = """routes:
@@ -177,7 +177,7 @@ def test_each_reading_of_a_path_is_shown_with_its_line(api: Shell, directory: Pa
     assert shown.out.endswith("no line takes it: it passes undecided\n")
 
 
-def test_a_plans_file_can_be_named_for_an_app_without_a_middleware(api: Shell) -> None:
+def test_routes_takes_a_plans_file_without_a_middleware(api: Shell) -> None:
     assert api.run("routes", "shop.api:app", "--plans", "app.yaml").code == 0
     api.environment["METERKIT_PLANS"] = "app.yaml"
     assert api.run("routes", "shop.api:app").code == 0

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from drivers.audited_kit import sqlite_in
-from drivers.command_line import TIMEOUT_S, Shell
+from drivers.command_line import TIMEOUT_S, InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
 from drivers.spools import spool_with
@@ -100,6 +100,13 @@ NEEDS_STRIPE: Final = (
 LEFT_UNDONE: Final = (
     # Exit 1 as there is nothing here that they could cure, as they find something, or as usage is not due.
     *("doctor", "webhooks redrive", "revenue", "recover", "audit rebuild", "flush"),
+)
+BOTH: Final = pytest.mark.parametrize(
+    "plans",
+    [
+        pytest.param(PLANS, id="meters for Stripe"),
+        pytest.param(WITHOUT_STRIPE, id="none", marks=pytest.mark.whole),
+    ],
 )
 PARTS_OF_STRIPE: Final = ("The way to Stripe", "Subscriptions")
 
@@ -216,6 +223,7 @@ def test_the_commands_are_found() -> None:
     assert {"flush --all", "customers link acme cus_acme", "storage recalculate acme"} <= set(all_cures())
 
 
+@pytest.mark.dear("sixty commands are run")
 def test_with_a_key_each_cure_is_done(
     directory: Path, emulator: StripeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +241,8 @@ def test_with_a_key_each_cure_is_done(
     assert json.loads(run("subscriptions show acme --json")[1])["cancel_at_period_end"] is True
 
 
-@pytest.mark.parametrize("plans", [PLANS, WITHOUT_STRIPE], ids=["meters for Stripe", "none"])
+@BOTH
+@pytest.mark.dear("sixty commands are run")
 def test_without_a_key_each_cure_is_done_or_names_the_setting(
     directory: Path, monkeypatch: pytest.MonkeyPatch, plans: str
 ) -> None:
@@ -272,8 +281,9 @@ def test_commands_that_need_stripe_are_cures_of_what_concerns_it() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("plans", [PLANS, WITHOUT_STRIPE], ids=["meters for Stripe", "none"])
-async def test_a_worker_without_a_key_reads_the_queue_and_lists_the_buckets(
+@BOTH
+@pytest.mark.dear("a worker is started")
+async def test_a_worker_without_a_key_reads_queue_and_buckets(
     directory: Path, store_url: str, objects: str, plans: str
 ) -> None:
     # F-22a: where a meter goes to Stripe, a worker for the queue alone wanted its key.
@@ -288,7 +298,7 @@ async def test_a_worker_without_a_key_reads_the_queue_and_lists_the_buckets(
             found = await seen()
             return None not in (found.read_ms, found.listed_ms)
 
-        shell = Shell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
+        shell = InProcessShell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
         with shell.running("worker", "--storage-queue", queue) as worker:
             assert "no Stripe key is set: nothing is delivered; stop with Ctrl-C\n" in worker.stderr
             await eventually(is_done)

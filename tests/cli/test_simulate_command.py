@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -70,7 +70,9 @@ async def log_of(server: Server, directory: Path) -> Shell:
     Database(url).insert([Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
     (directory / "plans.yaml").write_text(PLANS)
     (directory / "next.yaml").write_text(NEXT)
-    return Shell(directory, METERKIT_REDIS_URL=server.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+    return InProcessShell(
+        directory, METERKIT_REDIS_URL=server.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
+    )
 
 
 async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tmp_path: Path) -> None:
@@ -161,9 +163,7 @@ BY_MODEL = (
 )
 
 
-async def test_prices_by_model_are_tried_and_top_ups_are_said_to_be_left_out(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_prices_by_model_are_tried_without_top_ups(valkey: Server, tmp_path: Path) -> None:
     url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
     settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
     async with MeterKit(loads(SOLD), clock=clock, flush=False, **settings) as kit:
@@ -176,7 +176,9 @@ async def test_prices_by_model_are_tried_and_top_ups_are_said_to_be_left_out(
         await Drainer(kit.store, Database(url), least_age_ms=0).drain()
     (tmp_path / "plans.yaml").write_text(SOLD)
     (tmp_path / "next.yaml").write_text(BY_MODEL)
-    shell = Shell(tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+    shell = InProcessShell(
+        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
+    )
     found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
     prices = {one["customer"]: (one["now_cents"], one["then_cents"]) for one in found["customers"]}
     assert prices == {"ada": (508, 540), "bob": (508, 508)}  # 2,000 tokens beyond.
@@ -188,9 +190,7 @@ async def test_prices_by_model_are_tried_and_top_ups_are_said_to_be_left_out(
     assert same["left_out"] == []
 
 
-async def test_another_markup_is_tried_and_other_prices_of_money_are_said_to_be_left_out(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_path: Path) -> None:
     url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
     settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
     said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
@@ -207,7 +207,9 @@ async def test_another_markup_is_tried_and_other_prices_of_money_are_said_to_be_
         "    meters: {output", "    subjects: {user: {output_tokens: {included: 5}}}\n    meters: {output"
     )
     (tmp_path / "plans.yaml").write_text(SOLD)
-    shell = Shell(tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+    shell = InProcessShell(
+        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
+    )
 
     def tried(text: str) -> tuple[dict[str, tuple[int, int]], list[str], dict[str, Any]]:
         (tmp_path / "next.yaml").write_text(text)

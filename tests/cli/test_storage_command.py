@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moto.server import ThreadedMotoServer
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell
 from storage.conftest import forget_all
 from storage.test_histories import PLANS
 
@@ -25,7 +25,7 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
         address = "http://127.0.0.1:{1}".format(*server.get_host_and_port())
         forget_all(address)
         access = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-        shell = Shell(
+        shell = InProcessShell(
             tmp_path,
             METERKIT_REDIS_URL=valkey.url,
             METERKIT_STORAGE_ENDPOINT=address,
@@ -56,6 +56,6 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
 def test_a_queue_wants_storage_in_the_plans_file(tmp_path: Path) -> None:
     plans = PLANS[: PLANS.index("storage:\n  gauge")] + PLANS[PLANS.index("plans:") :]
     (tmp_path / "plans.yaml").write_text(plans)
-    shell = Shell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_STRIPE_API_KEY="sk_test_1")
+    shell = InProcessShell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_STRIPE_API_KEY="sk_test_1")
     refused = shell.run("worker", "--storage-queue", "https://sqs.example/queue")
     assert (refused.code, "has no `storage:`" in refused.err) == (1, True)

@@ -79,7 +79,7 @@ async def test_usage_by_user_is_what_the_kit_says(stored: Shell, directory: Path
         assert word in told
 
 
-def test_an_override_of_a_user_is_stored_until_it_ends_or_is_taken_back(stored: Shell) -> None:
+def test_a_user_override_lasts_until_it_ends_or_is_cleared(stored: Shell) -> None:
     given = ("acme", "budget", "amount_cents=900", "--subject", "user=u_7", "--until", "2999-01-01")
     found = stored.run("customers", "override", *given, "--json").json
     assert found["subject_overrides"] == {"user:u_7": {"budget": {"amount_cents": 900}}}

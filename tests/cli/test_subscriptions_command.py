@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code
     assert said in done.err
 
 
-async def test_a_subscription_that_differs_is_found_named_by_doctor_and_repaired(
+async def test_subscription_drift_is_found_and_repaired(
     stored: Shell, directory: Path, store_url: str
 ) -> None:
     """F-105: doctor knew of none, and there was nothing that mended it."""
@@ -143,7 +143,7 @@ def subscription_of(emulator: StripeEmulator) -> Any:
     return found
 
 
-async def test_a_price_of_one_customer_is_shown_with_the_instant_at_which_it_takes_effect(
+async def test_a_customer_price_is_shown_with_its_start(
     stored: Shell, directory: Path, store_url: str
 ) -> None:
     """F-22h: the price was shown, and Stripe billed the plan's."""

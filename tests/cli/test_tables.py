@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.command_line import TIMEOUT_S
+from drivers.command_line import TIMEOUT_S, Shell
 from drivers.forked_command import run_forked
 from meterkit import MeterKit
 from meterkit.cli.output import print_records
@@ -104,7 +104,7 @@ async def test_no_line_of_a_table_is_wider_than_the_terminal(busy: Shell, comman
 
 
 @pytest.mark.anyio
-async def test_columns_says_how_wide_a_table_may_be_where_there_is_no_terminal(busy: Shell) -> None:
+async def test_columns_sets_the_table_width_without_a_terminal(busy: Shell) -> None:
     busy.environment["COLUMNS"] = "80"
     assert max(map(len, busy.run("grants", "list", LONG).out.splitlines())) <= 80
 
@@ -119,7 +119,7 @@ async def test_grants_fit_a_terminal_of_80_columns_line_by_line(busy: Shell) -> 
 
 
 @pytest.mark.anyio
-async def test_what_does_not_fit_beside_each_other_stands_below_each_other(busy: Shell) -> None:
+async def test_a_table_that_is_too_wide_becomes_a_list(busy: Shell) -> None:
     lines = on_terminal(busy, "grants", "list", LONG, columns=60)
     assert lines[:3] == [
         "grant      invoice_2031_01_0001_with_a_long_name",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 from meterkit import MeterKit
 from meterkit.insights.audit.draining import drainer_of
 
@@ -59,7 +59,7 @@ async def test_json_is_what_the_kit_says_with_instants_in_utc(
         assert re.fullmatch(r"\d{4}-\d\d-01T00:00:00Z", found["period"][name])
 
 
-async def test_an_unknown_customer_is_shown_on_the_default_plan_with_all_meters(stored: Shell) -> None:
+async def test_an_unknown_customer_has_all_meters_of_the_default_plan(stored: Shell) -> None:
     found = stored.run("usage", "nobody", "--json").json
     assert ("free", "full", ["requests", "tokens"]) == (found["plan"], found["access"], list(found["meters"]))
     assert found["meters"]["tokens"]["used"] == 0
@@ -111,8 +111,8 @@ async def test_the_store_may_be_named_after_the_subcommand(shell: Shell, store_u
     assert shell.run("usage", "acme", "--redis", store_url, "--plans", "plans.yaml").code == 0
 
 
-async def test_a_store_that_does_not_answer_is_one_message_and_unhealthy(directory: Path) -> None:
-    shell = Shell(directory, METERKIT_START_TIMEOUT="0.2")
+async def test_a_silent_store_is_one_message_and_unhealthy(directory: Path) -> None:
+    shell = InProcessShell(directory, METERKIT_START_TIMEOUT="0.2")
     done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
     assert (1, "") == (done.code, done.out)
     assert "redis://127.0.0.1:1/0" in done.err
@@ -213,7 +213,10 @@ plans:
 
 async def test_prices_by_model_are_shown_of_a_plan_that_uses_them(directory: Path, store_url: str) -> None:
     (directory / "plans.yaml").write_text(BY_MODEL)
-    shell, rows = Shell(directory, METERKIT_REDIS_URL=store_url), ["tokens:gpt-*-mini", "tokens:(default)"]
+    shell, rows = (
+        InProcessShell(directory, METERKIT_REDIS_URL=store_url),
+        ["tokens:gpt-*-mini", "tokens:(default)"],
+    )
 
     def shown(customer: str) -> list[str]:
         words = (line.split() for line in shell.run("usage", customer).out.splitlines())

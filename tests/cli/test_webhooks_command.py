@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from drivers.command_line import TIMEOUT_S
+from drivers.command_line import TIMEOUT_S, Shell
 from drivers.webhooks import PLANS
 from meterkit import MeterKit
 from meterkit.subscriptions.webhooks.hint_scripts import Entry

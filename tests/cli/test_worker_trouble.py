@@ -69,7 +69,7 @@ def hear(worker: RunningCommand, words: str) -> None:
     assert any(words in line for line in worker.stderr), f"the worker ended without {words!r}"
 
 
-async def test_i9_a_worker_whose_store_is_killed_delivers_once_it_is_back(
+async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
     directory: Path, emulator: StripeEmulator
 ) -> None:
     # F-87: the worker could end at the store's first error.
@@ -105,7 +105,7 @@ def events_sent(emulator: StripeEmulator) -> list[Exchange]:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_i6_a_worker_whose_stripe_hangs_ends_in_time_and_bills_once(
+async def test_i6_a_worker_with_a_hanging_stripe_ends_and_bills_once(
     directory: Path, emulator: StripeEmulator, when: Literal["before", "after"]
 ) -> None:
     with emulator.running() as stripe_url, spawn_server("--appendonly", "yes") as server:
@@ -148,7 +148,7 @@ async def test_a_worker_that_asks_stripe_what_it_has_ends_at_once(
         assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
-async def test_a_worker_whose_output_nobody_reads_any_more_ends_instead_of_staying_idle(
+async def test_a_worker_with_a_closed_output_ends(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:
     # F-87's sibling: what told the first report ended the flusher, and the process stood.

@@ -111,7 +111,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
 
-async def test_opentelemetrys_provider_gets_what_a_process_that_drains_has_seen(tmp_path: Path) -> None:
+async def test_opentelemetry_gets_the_drainers_backlog(tmp_path: Path) -> None:
     program = """
         import asyncio
         from meterkit import MeterKit

@@ -147,7 +147,7 @@ async def test_a_table_of_an_earlier_release_is_upgraded(audit_url: str) -> None
     assert (one.rows, one.problem) == (2, "unchained")
 
 
-async def test_customers_of_an_earlier_release_alone_are_named_as_unchained(audit_url: str) -> None:
+async def test_customers_of_an_old_release_are_unchained(audit_url: str) -> None:
     Database(audit_url).insert([row_of(1), row_of(2, "zeta")])
     run(
         audit_url,
@@ -213,9 +213,19 @@ def children(url: str) -> Generator[list[Child]]:
             one.inserted.close()
 
 
-async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str) -> None:
+@pytest.mark.parametrize(
+    ("audit_url", "kills"),
+    [
+        ("sqlite", 1),
+        pytest.param("sqlite", WORKERS, marks=pytest.mark.whole),
+        pytest.param("postgresql", WORKERS, marks=pytest.mark.whole),
+    ],
+    indirect=["audit_url"],
+)
+@pytest.mark.dear("three processes append, and one of them is killed")
+async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str, kills: int) -> None:
     Database(audit_url).insert([row_of(0, "c0")])
-    for nth in range(WORKERS):
+    for nth in range(kills):
         with children(audit_url) as working:
             # They are killed in the midst of some batch: any place is right.
             await asyncio.to_thread(working[nth].wait_for, 2 + 3 * nth)
@@ -252,7 +262,7 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
     assert (one.rows, one.is_right) == (3, True)
 
 
-async def test_a_row_that_an_older_release_inserts_meanwhile_is_tried_again(
+async def test_a_row_that_an_old_release_inserts_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, known, asked = sqlite_in(tmp_path), chaining._known, list[int]()  # pyright: ignore[reportPrivateUsage] - it is watched

@@ -43,9 +43,7 @@ async def told(at: Audited, **more: Any) -> dict[tuple[str, datetime | None], Re
     return {(one.meter, one.period_start): one for one in await rebuild(at, **more)}
 
 
-async def test_each_customers_lost_periods_are_told_and_the_open_one_is_rebuilt(
-    any_store_url: str, tmp_path: Path
-) -> None:
+async def test_lost_periods_are_named_and_the_open_one_is_rebuilt(any_store_url: str, tmp_path: Path) -> None:
     async with audited(any_store_url, sqlite_in(tmp_path)) as at:
         await lost(at)
         found = await told(at)
@@ -63,9 +61,7 @@ async def test_each_customers_lost_periods_are_told_and_the_open_one_is_rebuilt(
         assert (await at.kit.outbox.list(), await at.desk.totals("acme")) == ([], {})
 
 
-async def test_what_stripe_lacks_of_a_period_that_has_just_ended_is_left_to_a_person(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_closed_periods_missing_units_are_left_to_a_person(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         await lost(at, pending=7)
         tokens = (await told(at))["tokens", JUNE]
@@ -78,9 +74,7 @@ async def test_what_stripe_lacks_of_a_period_that_has_just_ended_is_left_to_a_pe
         assert alone.advice.endswith("compare the 57 units that were to be billed with its invoice")
 
 
-async def test_of_what_is_long_over_stripe_is_only_asked_where_that_is_wanted(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_stripe_is_asked_of_old_periods_only_on_request(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         await lost(at, pending=7)
         at.desk.clock.set(JULY + timedelta(days=70))

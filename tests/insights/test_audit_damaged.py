@@ -74,9 +74,7 @@ async def test_a_damaged_customer_is_named_and_the_others_are_rebuilt(
         assert (mended.customer, mended.raised) == ("beta", 2)
 
 
-async def test_entries_that_cannot_be_read_keep_only_their_shard_from_being_rebuilt(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_unreadable_entries_stop_only_their_shards_rebuild(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         client = await used_by(at, "acme", "beta", "zeta")
         keys = at.kit.store.keys
@@ -90,7 +88,7 @@ async def test_entries_that_cannot_be_read_keep_only_their_shard_from_being_rebu
 
 
 @pytest.mark.parametrize("part", ["entries", "sums"])
-async def test_a_shard_whose_keys_are_something_else_is_told_and_the_others_are_drained(
+async def test_a_damaged_shard_is_named_and_others_are_drained(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
@@ -165,9 +163,7 @@ async def test_what_concerns_all_customers_ends_it(store_url: str, tmp_path: Pat
             await client.config_set("maxmemory", 0)
 
 
-async def test_meters_are_asked_for_once_however_many_customers_there_are(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_meters_are_asked_for_once_for_all_customers(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         await at.desk.link("acme", "beta", "zeta")
         for name in ("acme", "beta", "zeta"):

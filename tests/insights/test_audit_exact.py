@@ -50,23 +50,22 @@ LIFE: Final = loads(
 )
 
 
-async def test_a_drainer_that_is_killed_before_it_acknowledges_enters_nothing_twice(
-    store_url: str, audit_url: str
-) -> None:
+@pytest.mark.dear("a process that drains has to be killed")
+async def test_a_killed_drainer_enters_nothing_twice(store_url: str, tmp_path: Path) -> None:
+    audit_url = sqlite_in(tmp_path)
     async with audited(store_url, audit_url) as at:
         await at.desk.link("acme")
         for quantity in range(1, 41):
             await at.kit.record("acme", "tokens", quantity)
         told = json.dumps({"store": store_url, "database": audit_url, "shards": 4})
-        for _ in range(2):
-            done = subprocess.run(  # noqa: ASYNC221 - nothing else is to go on meanwhile
-                [sys.executable, str(TESTS / "drivers/audit_process.py"), told],
-                env={"PYTHONPATH": f"{TESTS}", "PATH": ""},
-                check=False,
-                timeout=300,
-                capture_output=True,
-            )
-            assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        done = subprocess.run(  # noqa: ASYNC221 - nothing else is to go on meanwhile
+            [sys.executable, str(TESTS / "drivers/audit_process.py"), told],
+            env={"PYTHONPATH": f"{TESTS}", "PATH": ""},
+            check=False,
+            timeout=300,
+            capture_output=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         admin: Any = await at.kit.store.admin()
         keys = at.kit.store.keys
         assert await admin.client.xlen(keys.audit(keys.customer("acme").shard)) == 40
@@ -167,9 +166,18 @@ class Life:
         self.at.desk.clock.advance(timedelta(days=self.random.choice((1, 1, 9))))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_sums_are_the_counters_after_any_life(any_store_url: str, audit_url: str, seed: int) -> None:
-    async with audited(any_store_url, audit_url, catalog=LIFE) as at:
+@pytest.mark.parametrize(
+    ("store_url", "audit_url", "seed"),
+    [
+        ("memory", "sqlite", 1),
+        pytest.param("valkey", "sqlite", 2, marks=pytest.mark.whole),
+        pytest.param("valkey", "postgresql", 1, marks=pytest.mark.whole),
+        pytest.param("memory", "postgresql", 2, marks=pytest.mark.whole),
+    ],
+    indirect=["store_url", "audit_url"],
+)
+async def test_sums_are_the_counters_after_any_life(store_url: str, audit_url: str, seed: int) -> None:
+    async with audited(store_url, audit_url, catalog=LIFE) as at:
         await at.desk.link("acme", "umbrella")
         life = Life(at, seed)
         for _ in range(120):
@@ -244,9 +252,7 @@ class Hanging(Database):
         return super().insert(rows)
 
 
-async def test_a_database_that_hangs_holds_up_nothing_and_what_it_has_is_added_up_nowhere(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_hanging_database_holds_up_nothing(store_url: str, tmp_path: Path) -> None:
     database = Hanging(sqlite_in(tmp_path))
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         await asyncio.gather(*(at.kit.record("acme", "rows", nth + 1) for nth in range(700)))

@@ -26,7 +26,7 @@ ROW: Final = JournalRow(
 )
 
 
-async def test_a_row_is_kept_once_and_found_by_customer_event_name_and_time(audit_url: str) -> None:
+async def test_a_row_is_kept_once_and_found_by_its_key(audit_url: str) -> None:
     journal = AuditDatabase(audit_url)
     assert await journal.begun_ms() is None
     back = ROW._replace(identifier="intent-2", value=-5, delivered_at_ms=ROW.delivered_at_ms + 1)

@@ -114,9 +114,7 @@ async def test_the_units_that_a_call_used_are_known(any_store_url: str, tmp_path
     assert {row["model"] for row in rows} == {"gpt-4o"}
 
 
-async def test_captured_figures_of_a_model_are_known_like_those_of_its_response(
-    any_store_url: str, tmp_path: Path
-) -> None:
+async def test_captured_model_figures_are_logged_like_parsed_ones(any_store_url: str, tmp_path: Path) -> None:
     """F-217"""
     async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
         async with at.kit.reserve("acme", {"input_tokens": 1000}) as held:
@@ -250,7 +248,7 @@ def test_a_driver_that_cannot_be_used_is_refused_at_construction(url: str, words
     assert "s3cret" not in str(caught.value)
 
 
-async def test_a_database_that_is_away_is_told_once_and_nothing_is_lost(
+async def test_a_database_outage_is_logged_once_and_loses_nothing(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = tmp_path / "later"

@@ -39,9 +39,7 @@ async def test_there_is_nothing_to_do_where_nothing_was_lost(any_store_url: str,
         assert await tokens(at) == before
 
 
-async def test_what_was_lost_is_raised_and_what_stripe_has_is_delivered(
-    any_store_url: str, tmp_path: Path
-) -> None:
+async def test_lost_units_are_raised_and_stripes_are_delivered(any_store_url: str, tmp_path: Path) -> None:
     async with audited(any_store_url, sqlite_in(tmp_path)) as at:
         await at.desk.link("acme")
         await at.kit.record("acme", "tokens", 150)

@@ -123,9 +123,7 @@ async def test_i6_where_stripe_has_some_of_both_names_a_person_is_told(
         assert whys == {"Stripe's summary of what was rebuilt of its event name says 5, and it is 10"}
 
 
-async def test_i6_what_was_delivered_under_a_name_that_has_lost_nothing_is_no_others(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_i6_units_of_an_intact_name_belong_to_no_other(store_url: str, tmp_path: Path) -> None:
     async with renaming(store_url, tmp_path) as (at, renamed):
         await renamed.record("acme", "words", 104)
         await at.drainer.drain()
@@ -145,9 +143,7 @@ async def rebuild_with(kit: MeterKit, at: Audited) -> Sequence[Rebuilt]:
     return await rebuild(Audited(desk=replace(at.desk, kit=kit), url=at.url, drainer=drainer))
 
 
-async def test_i6_what_stripe_has_may_be_of_a_name_that_nobody_knows_any_more(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_i6_stripe_may_have_units_of_a_forgotten_name(store_url: str, tmp_path: Path) -> None:
     async with renaming(store_url, tmp_path) as (at, renamed):
         await at.kit.record("acme", "tokens", 106)
         await at.desk.flush(everything=True)
@@ -171,9 +167,7 @@ async def test_i6_what_stripe_has_may_be_of_a_name_that_nobody_knows_any_more(
         }
 
 
-async def test_i6_what_stripe_took_without_an_answer_is_not_taken_for_what_was_lost(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_i6_unanswered_sends_are_not_taken_for_lost_units(store_url: str, tmp_path: Path) -> None:
     async with renaming(store_url, tmp_path) as (at, renamed):
         await renamed.record("acme", "words", 107)
         await lose(at, renamed)
@@ -189,7 +183,7 @@ async def test_i6_what_stripe_took_without_an_answer_is_not_taken_for_what_was_l
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-async def test_i6_of_a_period_that_is_over_stripe_has_units_of_one_name_alone(
+async def test_i6_a_closed_period_has_units_of_one_name_alone(
     store_url: str, tmp_path: Path, is_lost: bool
 ) -> None:
     """What Stripe has is the tokens: lost with all, or known to have been delivered."""

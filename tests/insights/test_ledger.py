@@ -292,7 +292,7 @@ def test_names_of_models_do_not_grow_without_bound() -> None:
     assert max(len(model) for model, _ in tallies.llm) <= 100
 
 
-def test_lines_that_a_later_release_adds_are_ignored_and_missing_ones_are_not_needed() -> None:
+def test_unknown_ledger_lines_are_ignored() -> None:
     prices = f"plans/1,t/2 {meter_token('requests')}:7:o40/3"
     later = f'5\nm\np\n{prices}\nuser=u_7\n"job-7"\nx'
     found = [_read(told) for told in ("", "5\nm\np", f"5\nm\np\n{prices}", later)]

@@ -81,7 +81,7 @@ def requests(plan: str, outcome: str, reason: str = "none") -> Sample:
     return "meterkit_requests_total", (("outcome", outcome), ("plan", plan), ("reason", reason))
 
 
-async def test_requests_are_told_by_plan_outcome_and_reason_and_no_label_names_a_customer(
+async def test_request_metrics_have_no_label_of_a_customer(
     any_store_url: str,
 ) -> None:
     customers = ["secret-ada", "secret-bob"]
@@ -128,7 +128,7 @@ async def test_requests_are_told_by_plan_outcome_and_reason_and_no_label_names_a
     assert [] == [value for value in values if any(customer in value for customer in (*customers, "cus_"))]
 
 
-async def test_openmetrics_is_served_to_who_asks_for_it_and_a_head_has_no_body(store_url: str) -> None:
+async def test_openmetrics_is_served_on_request_and_head_is_empty(store_url: str) -> None:
     kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False)
     async with kit, client_of(app_of(kit)) as client:
         answer = await client.get(
@@ -153,7 +153,7 @@ async def test_a_store_that_is_away_is_told_of() -> None:
     assert not [name for name in found if name[0].startswith(("meterkit_delivery", "meterkit_webhook"))]
 
 
-async def test_webhooks_that_wait_and_are_given_up_are_told_with_the_age_of_the_oldest(
+async def test_waiting_and_dead_webhooks_are_counted_with_age(
     any_store_url: str,
 ) -> None:
     clock = Clock(NOW)
@@ -281,7 +281,7 @@ async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Pa
     ]
 
 
-async def test_where_only_the_api_is_there_as_with_fastapi_nothing_is_counted(tmp_path: Path) -> None:
+async def test_with_the_opentelemetry_api_alone_nothing_counts(tmp_path: Path) -> None:
     program = """
         import asyncio
         import opentelemetry.metrics
@@ -296,7 +296,7 @@ async def test_where_only_the_api_is_there_as_with_fastapi_nothing_is_counted(tm
     assert said_by(program, tmp_path, plans=PLANS).split() == ["None", "None"]
 
 
-async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tmp_path: Path) -> None:
+async def test_without_metrics_packages_the_cure_is_named(tmp_path: Path) -> None:
     program = """
         import sys
         sys.modules["opentelemetry"] = sys.modules["prometheus_client"] = None

@@ -59,9 +59,7 @@ async def test_an_outage_is_told_as_it_comes_and_goes(
         assert (found["settlements_waiting"], found["spool_files held"]) == (0, 0)
 
 
-async def test_spools_that_nobody_has_are_told_with_the_age_of_the_oldest(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_abandoned_spools_are_counted_with_their_age(valkey: Server, tmp_path: Path) -> None:
     clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
     async with kit_at(valkey.url, spool_dir=tmp_path, clock=clock) as kit:
         await told(kit)

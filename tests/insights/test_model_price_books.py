@@ -158,7 +158,7 @@ LATE_BY: Final = "(20000 late by the books; see `meterkit reconcile`)"
 
 
 @pytest.mark.parametrize("late_usage", ["next_period", "dead_letter"])
-async def test_usage_too_late_for_its_invoice_is_billed_at_its_price_in_the_next_or_not_at_all(
+async def test_late_usage_is_billed_next_or_not_at_all(
     store_url: str, tmp_path: Path, late_usage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plans = f"{PLANS}billing: {{late_usage: {late_usage}}}\n"

@@ -73,9 +73,7 @@ async def test_movements_of_a_quarter_by_the_clock(store_url: str, tmp_path: Pat
         assert (found.day, found.ltv) == (date(2031, 3, 1), {"usd": 2 * YEARLY + 3000 * MICRO})
 
 
-async def test_a_coupon_that_lasts_is_taken_off_and_one_that_was_deleted_still_is(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_lasting_coupon_lowers_revenue_even_once_deleted(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
         client = at.at.client
         coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
@@ -101,9 +99,7 @@ async def test_a_coupon_of_an_item_is_taken_off_its_monthly_price(store_url: str
         assert (await at.moved(date(2031, 1, 1)))["mrr"] == 2550 * MICRO
 
 
-async def test_snapshots_that_were_deleted_are_made_again_to_the_same_bytes(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_deleted_snapshots_are_made_again_identically(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
         await at.subscribe("ada", "pro", trial_period_days=14)
         await at.subscribe("bob", "max")
@@ -145,9 +141,7 @@ async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None
             await Revenue(at.kit.store, at.kit.settings).at()
 
 
-async def test_what_a_customer_costs_is_what_was_spent_by_those_who_are_new(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_acquisition_cost_is_spend_by_new_customers(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
         await at.subscribe("ada", "max")
         await at.subscribe("bob", "max")

@@ -132,7 +132,7 @@ def test_lifetime_value(mrr: int, customers: int, months: list[Month], expected:
     assert lifetime_value(mrr, customers, months) == expected
 
 
-def test_what_was_lost_is_a_share_of_what_there_was_at_the_beginning() -> None:
+def test_churn_is_a_share_of_the_revenue_at_the_start() -> None:
     # The example of ChartMogul's page: of 100 ten churn, ten are contraction, and ten expansion.
     moved = day(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
     assert churn_of(day(mrr=100, customers=4), moved) == Churn(1 / 4, 0.2, 0.1)
@@ -162,7 +162,7 @@ def test_a_forecast_goes_on_as_the_last_three_months_did(
         assert found.error == expected[1]
 
 
-def test_a_forecast_was_off_by_what_the_last_six_were_off_on_average() -> None:
+def test_forecast_error_is_the_average_of_the_last_six() -> None:
     found = forecast_of([900, *[100] * 7, 200, 400, 800])
     assert found is not None
     # Expected was 100 four times (three changes of 0), then 233 and 500.

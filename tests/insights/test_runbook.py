@@ -322,9 +322,7 @@ def test_what_is_no_expression_is_refused(expression: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_alerts_name_what_is_exported_with_labels_that_it_has(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_alerts_name_exported_metrics_and_their_labels(store_url: str, tmp_path: Path) -> None:
     plans = loads(STORING)
     async with kit_at(store_url, plans=plans, audit_url=f"sqlite:///{tmp_path}/audit.db") as kit:
         await Upkeep(kit.store).listed({})

@@ -144,7 +144,7 @@ def test_who_may_have_been_faster_than_a_rate(tmp_path: Path) -> None:
         assert log.faster() == set()
 
 
-def test_what_is_refused_counts_nowhere_and_what_is_taken_back_makes_room() -> None:
+def test_refused_usage_counts_nowhere_and_corrections_free_room() -> None:
     used: list[dict[str, int]] = [
         {"calls": 6},
         {"calls": 5, "words": 9},

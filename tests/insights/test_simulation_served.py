@@ -20,6 +20,7 @@ from drivers.served_traffic import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from meterkit import MeterKit
@@ -122,13 +123,34 @@ CHANGED: Final = {
 }
 
 
-async def test_changed_files_are_tried_as_they_serve(valkey: Server, tmp_path: Path) -> None:
+SAMPLED: Final = (
+    "today's file",
+    "a ceiling of pages that a request of three may straddle",
+    "a token bucket, and a fixed window of tokens",
+    "credits at prices by model",
+    "a budget of an hour",
+    "no plan pro, and no pages",
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(SAMPLED, id="sampled"),
+        pytest.param(list(CHANGED.keys() - set(SAMPLED)), id="rest", marks=pytest.mark.whole),
+    ],
+)
+@pytest.mark.dear("each plans file serves a day's requests")
+async def test_changed_files_are_tried_as_they_serve(
+    valkey: Server, tmp_path: Path, names: Sequence[str]
+) -> None:
     calls, url = list(traffic()), f"sqlite:///{tmp_path}/audit.db"
     checked = 0
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, none):
         assert not none
         await drain(kit, url)
-        for nth, (name, plans) in enumerate(CHANGED.items()):
+        for nth, name in enumerate(names):
+            plans = CHANGED[name]
             found = await simulated(kit, url, plans, calls)
             checked += found.checked
             async with served(valkey, plans, f"then{nth}", calls) as (then, refused):
@@ -175,7 +197,15 @@ OF_USERS: Final = {
 }
 
 
-@pytest.mark.parametrize("name", OF_USERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a ceiling of tokens",
+        "a budget of an hour",
+        pytest.param("two rates of requests, one in a window of odd seconds", marks=pytest.mark.whole),
+        pytest.param("a budget of the period", marks=pytest.mark.whole),
+    ],
+)
 async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path: Path, name: str) -> None:
     """Of two users and of calls that name none; one user has an override."""
     url = f"sqlite:///{tmp_path}/audit.db"
@@ -198,9 +228,7 @@ async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path:
         await agree(found, then, refused, name)
 
 
-async def test_users_that_the_log_does_not_name_are_said_to_be_left_out(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_users_that_the_log_lacks_are_reported_as_left_out(valkey: Server, tmp_path: Path) -> None:
     calls, url = [Call(START, "ada", "/pages", (0, 0), "ann")] * 3, f"sqlite:///{tmp_path}/audit.db"
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
         await drain(kit, url)

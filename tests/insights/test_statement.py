@@ -241,7 +241,7 @@ async def test_all_events_are_streamed_with_no_further_call_to_stripe(
     assert [one.id for one in found if one.meter == "words"] == 4 * [usage_of(whole, "words")[0].id]
 
 
-def test_a_page_of_events_is_read_by_an_index_from_where_the_last_one_ended(tmp_path: Path) -> None:
+def test_events_are_paged_by_an_index(tmp_path: Path) -> None:
     database, asked = Database(sqlite_in(tmp_path)), list[tuple[str, Any]]()
     database.insert([row_of(nth) for nth in range(1, 9)])
     engine: Any = database._engine  # pyright: ignore[reportPrivateUsage] - its statements are watched
@@ -306,7 +306,7 @@ async def test_without_an_audit_log_the_cure_is_named(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("start", [APRIL, MAY])
-async def test_a_change_in_the_first_second_of_a_period_is_on_its_statement(
+async def test_a_change_in_a_periods_first_second_is_on_its_statement(
     store_url: str, tmp_path: Path, start: datetime
 ) -> None:
     """F-22c: 2,900 were shown of the 3,900 that were paid."""
@@ -328,7 +328,7 @@ async def test_a_change_in_the_first_second_of_a_period_is_on_its_statement(
 
 
 @pytest.mark.parametrize("when", [MAY, MAY + 5 * DAY], ids=["at a renewal", "amid a period"])
-async def test_each_invoice_is_on_one_statement_whether_or_not_something_is_used(
+async def test_each_invoice_is_on_exactly_one_statement(
     store_url: str, tmp_path: Path, when: datetime
 ) -> None:
     """Months without usage were calendar months: their invoices stood on two statements."""

@@ -224,7 +224,7 @@ async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_
 
 
 @pytest.mark.usefixtures("quickly")
-async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
+async def test_a_failing_handler_is_retried_and_given_up(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.store.messages.TIMES_MOST", 3)
@@ -256,7 +256,7 @@ async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
         ({"who": "acme"}, "of shard 0 is given up: it cannot be read"),
     ],
 )
-async def test_a_notice_that_cannot_be_read_is_given_up_and_holds_up_no_other(
+async def test_an_unreadable_notice_is_given_up_alone(
     any_store_url: str,
     written: dict[str, bytes | str],
     said: str,
@@ -344,7 +344,7 @@ async def test_more_events_than_are_told_at_once_are_all_told() -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-async def test_an_event_that_one_of_two_handlers_did_not_take_is_told_to_both_again() -> None:
+async def test_an_event_that_one_handler_failed_goes_to_both_again() -> None:
     async with told_on("memory://") as (kit, told):
         tries: list[Any] = []
 
@@ -360,7 +360,7 @@ async def test_an_event_that_one_of_two_handlers_did_not_take_is_told_to_both_ag
     assert [event.id for event in tries] == [event.id for event in told]
 
 
-async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
+async def test_a_hanging_handler_does_not_keep_the_kit_running(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.assembly._HANDLERS_S", 0.05)

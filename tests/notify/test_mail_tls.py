@@ -31,7 +31,7 @@ async def server(box: Mailbox, *, tls: ssl.SSLContext | None, **options: Any) ->
         yield made.sockets[0].getsockname()[1]
 
 
-async def test_the_certificate_of_a_mail_server_must_be_that_of_its_name(
+async def test_a_mail_certificate_must_be_that_of_its_name(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority, clock, box = Authority(tmp_path), Clock(NOW), Mailbox()

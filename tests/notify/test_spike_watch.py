@@ -133,7 +133,7 @@ def test_the_event_is_public() -> None:
     assert UsageSpike.__module__ == "meterkit.notify.events"
 
 
-async def test_a_reload_that_adds_spikes_without_an_audit_log_is_refused(
+async def test_a_reload_with_spikes_needs_an_audit_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "plans.yaml"

@@ -123,7 +123,7 @@ async def test_who_is_above_again_is_told_again_after_two_days(store_url: str) -
         assert 2 == len(hook.posts)
 
 
-async def test_a_smaller_plan_makes_it_too_much_and_a_larger_one_does_not(store_url: str) -> None:
+async def test_only_a_smaller_plan_makes_storage_too_much(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
         for customer, first, then in (("acme", "team", "free"), ("bolt", "free", "team")):

@@ -125,7 +125,7 @@ async def test_a_process_that_is_cut_off_goes_on_where_it_was(
         assert ["acme", "bolt", "core"] == sorted(data["customer"] for data in told(hook))
 
 
-async def test_a_process_whose_turn_is_over_leaves_the_rest_to_the_next_one(
+async def test_a_process_without_the_lease_leaves_the_rest(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(BEGIN)
@@ -175,7 +175,7 @@ async def test_after_a_week_without_a_look_it_begins_anew(store_url: str) -> Non
         assert 6 * 86_400_000 < await admin.ask(admin.client.pttl(key)) <= 7 * 86_400_000
 
 
-async def test_a_subscriptions_last_period_is_summed_up_at_the_prices_of_its_plan(store_url: str) -> None:
+async def test_a_last_period_is_summed_up_at_its_plans_prices(store_url: str) -> None:
     clock = Clock(subscribed.NOW)
     plans = SUMMARIES.replace(
         "\nplans:\n",

@@ -52,7 +52,7 @@ async def test_what_no_channel_and_no_handler_wants_is_not_looked_for(store_url:
         assert 1 == await looks(Lookout(kit.store, EVENT, wanted.__contains__))
 
 
-async def test_what_is_told_is_told_again_after_two_days_without_a_call(store_url: str) -> None:
+async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str) -> None:
     clock, made = Clock(NOW), 0
     async with kit_of(store_url, clock, shards=1) as kit:
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_certificate_is_checked_against_the_name_and_the_name_looked_up_once(
+async def test_a_webhook_certificate_must_be_that_of_its_name(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, looked_up, served = asyncio.get_running_loop(), list[str](), list[str | None]()

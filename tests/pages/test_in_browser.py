@@ -191,6 +191,7 @@ plans:
 
 
 @needs_chromium
+@pytest.mark.dear("a browser")
 async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
     async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, chromium() as browser:
         await kit.customers.spend_limit("acme", 2_000, per="day")
@@ -211,7 +212,10 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("customers", [0, 1, 100_000])
+@pytest.mark.parametrize(
+    "customers", [1, *(pytest.param(number, marks=pytest.mark.whole) for number in (0, 100_000))]
+)
+@pytest.mark.dear("a browser")
 async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with address(store_url, tmp_path, customers) as url, chromium() as browser:
         if customers == 0:

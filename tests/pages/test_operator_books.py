@@ -80,7 +80,7 @@ async def test_periods_that_no_invoice_confirms_are_listed(store_url: str) -> No
         ]
 
 
-async def test_spikes_of_today_are_counted_once_for_each_customer_and_meter(store_url: str) -> None:
+async def test_todays_spikes_count_once_by_customer_and_meter(store_url: str) -> None:
     async with selling(store_url, None) as kit, pages_of(kit) as client:
         now_ms, spikes = to_ms(START), SpikesToday(kit.store)
         await spikes.note(FoundSpike("old", "requests", now_ms - 1, "hour", 500, 5))
@@ -105,7 +105,7 @@ async def test_a_full_page_that_is_the_last_one_leads_to_none(number: int, after
         assert (len(first["rows"]), first["after"]) == (min(number, 100), after)
 
 
-async def test_degraded_minutes_are_counted_and_sent_once_the_store_is_back(store_url: str) -> None:
+async def test_degraded_minutes_are_sent_once_the_store_is_back(store_url: str) -> None:
     async with selling(store_url, None) as kit, pages_of(kit) as client:
         store, clock = kit.store, Clock(START)
         noted = DegradedMinutes(store.keys, store.admin, lambda: int(clock() * 1000))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-pytestmark = [pytest.mark.anyio, needs_chromium]
+pytestmark = [pytest.mark.anyio, needs_chromium, pytest.mark.dear("a browser")]
 
 NUMBERS: Final = """Object.fromEntries([...document.querySelectorAll("[data-figure]")].map(
   (cell) => [cell.dataset.figure, cell.querySelector("data")?.value ?? null]))"""
@@ -120,7 +120,9 @@ async def redrive_by_keyboard(browser: Browser, url: str) -> None:
         assert await page.locator("h1").inner_text() == "Redriven: 1"
 
 
-@pytest.mark.parametrize("customers", [0, 1, 101, pytest.param(100_000, marks=pytest.mark.whole)])
+@pytest.mark.parametrize(
+    "customers", [1, *(pytest.param(number, marks=pytest.mark.whole) for number in (0, 101, 100_000))]
+)
 async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with served(store_url, tmp_path, customers) as (_, url), chromium() as browser:
         await look(browser, url, ("light", 1024), ("dark", 360))

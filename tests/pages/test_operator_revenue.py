@@ -112,7 +112,7 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str,
         assert shown["plans_eur:pro"] == 1500
 
 
-async def test_shares_of_a_month_are_those_of_the_customers_that_they_open(
+async def test_monthly_shares_match_the_lists_that_they_open(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables, month_before = RevenueTables(Database(sqlite_in(tmp_path))), date(2031, 4, 30)

@@ -197,9 +197,7 @@ async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: st
         assert third["meters"]["priced"][0] == 40 + round(20 * (left - 1))
 
 
-async def test_a_day_that_began_before_its_period_is_not_in_the_forecast(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_day_before_the_period_is_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     noon = START + timedelta(hours=12)
     async with shop(store_url, start=noon, audit_url=url) as at, page_of(at.kit) as client:
@@ -308,7 +306,7 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
         assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
 
 
-async def test_access_that_is_limited_and_what_has_changed_in_plain_words(store_url: str) -> None:
+async def test_limited_access_and_changes_are_in_plain_words(store_url: str) -> None:
     async with shop(
         store_url, catalog=replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
     ) as at:
@@ -337,7 +335,7 @@ async def test_planned_changes_in_plain_words(store_url: str) -> None:
         assert 'data-label="Before">none</td><td role="cell" data-label="After">2031-07-01 00:00</td>' in page
 
 
-async def test_without_an_audit_log_the_page_says_how_to_get_daily_figures(store_url: str) -> None:
+async def test_without_an_audit_log_the_page_names_its_setting(store_url: str) -> None:
     async with selling(store_url) as kit, page_of(kit) as client:
         page = (await client.get("/")).text
         assert "Its operator turns them on with an audit log: set <code>METERKIT_AUDIT_URL</code>." in page
@@ -378,7 +376,7 @@ async def test_only_the_own_page_is_there(store_url: str) -> None:
             assert (await client.get(path)).status_code == 404
 
 
-async def test_a_request_without_a_customer_or_of_a_foreign_page_is_refused(store_url: str) -> None:
+async def test_requests_without_a_customer_or_cross_site_are_refused(store_url: str) -> None:
     async with selling(store_url) as kit, page_of(kit) as client:
         assert (await client.get("/", headers={"x-customer-id": ""})).status_code == 401
         assert (await client.get("/", headers={"x-customer-id": "a\x7f"})).status_code == 400
@@ -432,7 +430,7 @@ async def test_invoices_of_a_subscriber(store_url: str) -> None:
         assert row == [invoice["total_cents"], invoice["amount_paid_cents"]]
 
 
-async def test_seats_that_are_paid_for_and_what_other_plans_take_for_those_in_use(store_url: str) -> None:
+async def test_paid_seats_and_their_price_on_other_plans(store_url: str) -> None:
     async with shop(store_url) as at, page_of(at.kit) as client:
         await at.subscribed(seats=9)
         await at.kit.gauges.set("acme", "seats", 7)
@@ -531,7 +529,7 @@ plans:
 """
 
 
-async def test_a_balance_is_topped_up_on_the_billing_page_where_it_has_no_page_of_its_own() -> None:
+async def test_a_balance_is_topped_up_on_the_billing_page() -> None:
     billing = f'billing: {{portal_url: "{PORTAL}"}}\nprices:\n'
     plans = MONEY.replace(', url: "https://app.example/top-up?a=1&b=2"', "").replace("prices:\n", billing)
     async with MeterKit(loads(plans), redis_url="memory://", clock=Clock(START)) as kit, page_of(kit) as at:
@@ -539,7 +537,7 @@ async def test_a_balance_is_topped_up_on_the_billing_page_where_it_has_no_page_o
     assert figures["top_up"] == {"credit": "usd", "url": PORTAL, "amounts_cents": [1000, 5000]}
 
 
-async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(store_url: str) -> None:
+async def test_balances_are_money_and_model_prices_count_once(store_url: str) -> None:
     async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
         await kit.customers.spend_limit("acme", 300, per="day")
         await kit.grants.add("acme", {"usd": 12}, grant_id="paid")

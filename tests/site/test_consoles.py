@@ -26,7 +26,7 @@ from meterkit.testing import StripeEmulator
 from servers.stores import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SHOWN: Final = shown()
 TYPED: Final = [block for block in SHOWN if block.language == "console" and not block.reason]
@@ -36,6 +36,9 @@ FILES_RUN: Final = {
     "docs/tutorial.md": "tests/site/test_consoles.py",
 }
 TUTORIAL: Final = "docs/tutorial.md"
+QUICKSTART: Final = "docs/quickstart.md"
+# Pages whose commands have tests of their own in tests/cli; `make field` types them.
+OF_COMMANDS: Final = frozenset(f"docs/{name}.md" for name in ("cli", "revenue", "simulate", "audit"))
 SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
 # What ends with 1 as it should: a line has no route in the quickstart's app; no sync was given up; Stripe
 # does not have the customer of the file; no day has ended yet.
@@ -218,12 +221,10 @@ def wait_until_paid(typist: Typist) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.dear("an app, a worker and Stripe are started and used")
 def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) -> None:
     write_the_tutorials_files(typist)
-    for block in (block for block in TYPED if block.page == TUTORIAL):
-        if "/billing/subscription" in block.text:
-            wait_until_paid(typist)
-        typist.type(block)
+    type_forked(typist, [block for block in TYPED if block.page == TUTORIAL])
     # F-22g: a second caller got a key to the paying account.
     taken = httpx.post(f"http://127.0.0.1:{typist.ports['8000']}/signup", params={"name": "acme"})
     assert (taken.status_code, "key" in taken.json()) == (409, False)
@@ -233,12 +234,18 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) ->
     assert (6, 1) == (questions["used"], questions["delivered"])
 
 
-@pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in TYPED if block.page != TUTORIAL)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.whole] if page in OF_COMMANDS else [])
+        for page in dict.fromkeys(block.page for block in TYPED if block.page != TUTORIAL)
+    ],
+)
+@pytest.mark.dear("each command of a page in bash")
 def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> None:
     blocks = [block for block in TYPED if block.page == page]
-    if page == "docs/quickstart.md":
-        for block in blocks:
-            typist.type(block)
+    if page == QUICKSTART:
+        type_forked(typist, blocks)
         return
     with_the_rest(typist)
     stripe = StripeEmulator()
@@ -246,20 +253,28 @@ def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> N
     shown = "".join(block.text for block in blocks)
     for customer in {"cus_eve", *re.findall(r"\bcus_\w+", shown)}:
         stripe.add_customer(customer)
-    # The quickstart is typed as it stands; here most of the time would be the start of Python, fifty times.
-    with stripe.running() as url, forked_program(typist.directory, timeout_s=TIMEOUT_S) as typist.programs:
+    with stripe.running() as url:
         typist.environment |= {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": "sk_test_emulator"}
+        type_forked(typist, blocks)
+
+
+def type_forked(typist: Typist, blocks: Sequence[Shown]) -> None:
+    """Type blocks; commands that end are forked, as most of the time would be the start of Python."""
+    with forked_program(typist.directory, timeout_s=TIMEOUT_S) as typist.programs:
         for block in blocks:
+            if block.page == TUTORIAL and "/billing/subscription" in block.text:
+                wait_until_paid(typist)
             typist.type(block)
-        typist.end()
-        typist.served.clear()
+        if blocks[0].page != TUTORIAL:
+            typist.end()
+            typist.served.clear()
 
 
 def test_what_is_not_said_is_noticed(typist: Typist) -> None:
     with pytest.raises(AssertionError, match="is not in"):
-        typist.type(Shown("", "console", "$ meterkit check plans.yaml\nplans.yaml: wrong\n", None))
-    with pytest.raises(AssertionError, match="No such option"):
-        typist.type(Shown("", "console", "$ meterkit usage ada --jsn\n", None))
+        typist.type(Shown("", "console", "$ echo right\nwrong\n", None))
+    with pytest.raises(AssertionError, match="no such"):
+        typist.type(Shown("", "console", "$ echo no such option && false\n", None))
 
 
 def test_every_block_is_run_or_says_why_not() -> None:

@@ -64,7 +64,7 @@ def test_defaults_of_settings_are_those_of_the_code() -> None:
         assert said == (expected if expected is None else str(expected)), variable
 
 
-def test_defaults_beside_a_setting_in_running_text_are_those_of_the_code() -> None:
+def test_defaults_in_running_text_are_those_of_the_code() -> None:
     seen = 0
     for page, (variable, told) in found(r"`(METERKIT_\w+)` \(([^)]+)\)"):
         words = told.strip("`")
