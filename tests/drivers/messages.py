@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
+import respx
 from aiosmtpd.smtp import SMTP
 
 from meterkit import Contact, MeterKit
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope, Session
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+HOOK: Final = "http://127.0.0.1:9/hook"
 SECRET: Final = f"whsec_{base64.b64encode(b'0' * 32).decode()}"
 OTHER_SECRET: Final = f"whsec_{base64.b64encode(b'1' * 32).decode()}"
 PLANS: Final = """
@@ -45,17 +48,17 @@ plans:
 
 @dataclass
 class Receiver:
-    """An HTTP server that keeps what is posted to it.
+    """A receiver of webhooks that keeps what is posted to it.
 
     Attributes:
-        status: what it answers.
-        headers: further header lines of its answer.
+        status: of its responses.
+        headers: of its responses.
         posts: headers and body of each post.
     """
 
-    url: str = ""
+    url: str = HOOK
     status: int = 200
-    headers: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     posts: list[tuple[Mapping[str, str], str]] = field(default_factory=list[tuple["Mapping[str, str]", str]])
 
     @property
@@ -63,21 +66,34 @@ class Receiver:
         """``webhook-id`` of each post."""
         return [headers["webhook-id"] for headers, _ in self.posts]
 
+    def respond(self, request: httpx.Request) -> httpx.Response:
+        """Keep a post of httpx."""
+        self.posts.append((dict(request.headers), request.content.decode()))
+        return httpx.Response(self.status, headers=dict(self.headers))
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         lines = [line.partition(": ") for line in head.splitlines()[1:] if line]
         headers = {name.lower(): value for name, _, value in lines}
         body = await reader.readexactly(int(headers["content-length"]))
         self.posts.append((headers, body.decode()))
-        answer = f"HTTP/1.1 {self.status} x\r\ncontent-length: 0\r\nconnection: close\r\n{self.headers}\r\n"
-        writer.write(answer.encode())
+        writer.write(f"HTTP/1.1 {self.status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
 
 @asynccontextmanager
-async def receiver(port: int = 0, *, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Receiver]:
-    """A receiver of webhooks on 127.0.0.1; with TLS its URL names localhost."""
+async def receiver() -> AsyncGenerator[Receiver]:
+    """A receiver of webhooks at :data:`HOOK` without a server: httpx's requests of this process go to it."""
+    found = Receiver()
+    with respx.mock(assert_all_called=False) as routes:
+        routes.post(HOOK).mock(side_effect=found.respond)
+        yield found
+
+
+@asynccontextmanager
+async def receiving_server(port: int = 0, *, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Receiver]:
+    """A receiver of webhooks that serves on 127.0.0.1; with TLS its URL names localhost."""
     found = Receiver()
     server = await asyncio.start_server(found.serve, "127.0.0.1", port, ssl=tls)
     async with server:
@@ -136,7 +152,7 @@ async def kit_of(
     store: str,
     clock: Callable[[], float],
     *,
-    url: str = "http://127.0.0.1:9/hook",
+    url: str = HOOK,
     plans: str = PLANS,
     reach: Callable[[str], Contact | None] | None = contact,
     **settings: Any,

@@ -25,6 +25,7 @@ from drivers.messages import (
     mailbox,
     pass_over,
     receiver,
+    receiving_server,
 )
 from drivers.process_metrics import told
 from faults.refusals import eventually
@@ -171,7 +172,7 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
 async def test_a_receiver_says_when_to_try_again_and_when_never(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status, hook.headers = 429, "retry-after: 120\r\n"
+        hook.status, hook.headers = 429, {"retry-after": "120"}
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "webhook")
         clock.advance(timedelta(seconds=119))
@@ -187,7 +188,7 @@ async def test_a_receiver_says_when_to_try_again_and_when_never(store_url: str) 
 async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status, hook.headers = 503, f"retry-after: {2 * 86_400}\r\n"
+        hook.status, hook.headers = 503, {"retry-after": f"{2 * 86_400}"}
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "webhook")
         for seconds, posts in ((86_399, 1), (1, 2)):
@@ -198,7 +199,7 @@ async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(store_url:
 
 async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would look the receiver's name up again, and might find a private address."""
-    async with receiver() as proxy, receiver() as hook:
+    async with receiving_server() as proxy, receiving_server() as hook:
         for name in ("http_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/hook"))
         monkeypatch.delenv("no_proxy", raising=False)
@@ -454,7 +455,7 @@ async def test_a_name_with_any_private_address_is_refused(
 
 async def test_a_redirect_is_not_followed(store_url: str) -> None:
     async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url) as kit:
-        hook.status, hook.headers = 307, f"location: {hook.url}/other\r\n"
+        hook.status, hook.headers = 307, {"location": f"{hook.url}/other"}
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "webhook")
         assert 1 == len(hook.posts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from drivers.forked_command import forks
-from drivers.messages import NOW, kit_of, mailbox, pass_over, receiver
+from drivers.messages import NOW, kit_of, mailbox, pass_over, receiving_server
 from drivers.messages_process import STEPS, Life, deliver
 from faults.crash_process import SharedClock
 
@@ -31,7 +31,7 @@ async def test_each_cause_has_one_id_whatever_process_is_killed(
     clock = SharedClock(tmp_path / "clock", NOW.timestamp())
     whens: tuple[Literal["before", "after"], ...] = ("before", "after")
     async with (
-        receiver() as hook,
+        receiving_server() as hook,
         mailbox() as box,
         kit_of(valkey.url, clock, url=hook.url, smtp_url=box.url) as kit,
     ):

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import Engine, event
 
+from drivers.audit_database import Row, insert_rows, to_ms
 from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
 from meterkit import MeterKit, UsageSpike
 from meterkit.catalog import loads
-from meterkit.decisions.periods import to_ms
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.calls import AuditDatabase
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.entries import Row
 from meterkit.notify.spikes import SpikesToday, SpikeWatch
 from meterkit.store.messages import tell
 from meterkit.testing import Clock
@@ -61,7 +59,7 @@ def written(directory: Path) -> str:
         for hour in hours
         for customer in ("acme", "bolt")
     ]
-    Database(url).insert(rows)
+    insert_rows(url, rows)
     return url
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers import subscribed_customer as subscribed
+from drivers.audit_database import to_ms
 from drivers.messages import PLANS, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
 from meterkit.notify.watches import SummaryWatch
 from meterkit.store.messages import tell

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.messages import NOW, kit_of, pass_over, receiver
+from drivers.messages import NOW, kit_of, pass_over, receiving_server
 from meterkit.testing import Clock
 from servers.certificates import Authority
 
@@ -37,7 +37,7 @@ async def test_a_webhook_certificate_must_be_that_of_its_name(
     monkeypatch.setenv("SSL_CERT_FILE", authority.file)
     tls = authority.serving("ops.example")
     tls.sni_callback = note_name
-    async with receiver(tls=tls) as hook, kit_of(store_url, clock, url=hook.url) as kit:
+    async with receiving_server(tls=tls) as hook, kit_of(store_url, clock, url=hook.url) as kit:
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "webhook")
         (kept,) = (await kit.notify.list())["webhook"]
