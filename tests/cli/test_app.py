@@ -60,6 +60,7 @@ def test_help_says_what_it_is_and_names_the_option(shell: Shell) -> None:
     assert done.code == 0
     assert "Usage metering and limit enforcement" in done.out
     assert "--version" in done.out
+    assert "--install-completion" in done.out  # F-69.
 
 
 @pytest.mark.dear("a process that sets up no logging")

@@ -12,10 +12,8 @@ import pytest
 
 from drivers.audited_kit import rows_in
 from drivers.command_line import TIMEOUT_S, InProcessShell, Shell
-from drivers.kit_parts import parts_of
 from faults.refusals import eventually
 from meterkit import MeterKit
-from meterkit.health.audit_log import look_at_audit_database
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -138,11 +136,14 @@ async def test_a_database_that_does_not_answer_is_not_waited_for(
     with closing(sqlite3.connect(directory / "audit.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
-        _, (finding,) = await look_at_audit_database(parts_of(kit))
+        async with kit:
+            found = (await kit.health()).findings
+        (finding,) = [one for one in found if one.check == "database"]
         assert finding.problem == "the database of the audit log does not answer within 0.05 s"
         assert "meterkit-call" in {thread.name for thread in threading.enumerate() if thread.daemon}
 
 
+@pytest.mark.dear("a worker is started")
 async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:
     url = f"sqlite:///{directory}/audit.db"
     emulator = StripeEmulator()

@@ -1,3 +1,6 @@
+"""The demonstration: its bill, its pages, and that nothing is left of it."""
+# Internals: pure functions of the demonstration's evidence, beside the command itself.
+
 from __future__ import annotations
 
 import re
@@ -140,6 +143,7 @@ def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path, m
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("line", ["store:", "service:"])
+@pytest.mark.dear("a demonstration is started")
 def test_a_demonstration_that_is_stopped_leaves_nothing(
     demo: Shell, line: str, number: signal.Signals, code: int
 ) -> None:
@@ -152,6 +156,7 @@ def test_a_demonstration_that_is_stopped_leaves_nothing(
         assert process.wait(TIMEOUT_S) == code
 
 
+@pytest.mark.dear("a demonstration is started")
 def test_a_demonstration_that_is_killed_takes_its_children_along() -> None:
     with tempfile.TemporaryDirectory() as directory:
         shell = Shell(Path(directory), TMPDIR=directory)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.redrives import fail_webhook, kill_webhook, queue_webhook
 from meterkit import MeterKit
-from meterkit.subscriptions.webhooks.hint_scripts import Entry
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import StripeEmulator
 from servers.store_users import DOCUMENTED, NEEDED, url_of_user
 from servers.stores import Server, spawn_server
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.command_line import Shell
-    from meterkit.health.examination import Health
-    from meterkit.health.findings import Finding
+    from meterkit import Finding, Health
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +127,7 @@ def test_a_store_of_another_process_alone_is_not_looked_at(shell: Shell) -> None
     assert "memory:// lives in one process" in done.out
 
 
+@pytest.mark.dear("a process without a package")
 def test_prices_of_providers_that_are_not_installed_are_named(directory: Path) -> None:
     credit = "credits: {usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}}\n"
     with (directory / "plans.yaml").open("a") as file:
@@ -246,14 +245,9 @@ async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
 
 async def test_webhooks_that_wait_fail_or_are_given_up(directory: Path, sound: Server) -> None:
     async with kit_of(directory, sound.url) as kit, kit:
-        queue = HookQueue(kit.store)
-        for name in ("cus_waits", "cus_fails", "cus_dead"):
-            await queue.look(name, "evt_1")
-        failing, dead = await queue.take_one("cus_fails"), await queue.take_one("cus_dead")
-        assert isinstance(failing, Entry)
-        assert isinstance(dead, Entry)
-        await queue.later(failing, "cus_fails is refused", delay_ms=3_600_000, counts=True)
-        await queue.give_up(dead, "cus_dead is refused")
+        await queue_webhook(kit, "cus_waits")
+        await fail_webhook(kit, "cus_fails", "cus_fails is refused", delay_ms=3_600_000)
+        await kill_webhook(kit, "cus_dead", "cus_dead is refused")
     finding = await of_check("webhooks", directory, sound.url)
     assert finding.problem == "1 Stripe customer is given up, cus_dead: cus_dead is refused"
     found = (await examined(directory, sound.url, clock=lambda: time() + 3300)).findings

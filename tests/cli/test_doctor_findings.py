@@ -1,15 +1,21 @@
 """What is a finding and what is not, where a real server would have to be old, full or far away."""
+# Internals: pure tables of findings.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from meterkit import Undelivered
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import findings, webhooks
 from meterkit.health.allotments import allotments_of
+from meterkit.health.spools import growing, no_room
+from meterkit.spool.directory import SpoolSeen
 
 if TYPE_CHECKING:
     from drivers.command_line import Shell
@@ -200,3 +206,27 @@ def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
         done = shell.run("doctor", "--redis", "memory://")
         assert (done.code, done.out.partition("\nlimits: ")[2].startswith(said)) == (0, True), done.out
         assert ("\nlimits: " in done.out) == bool(said)
+
+
+def test_doctor_names_usage_parked_by_a_restore_apart() -> None:
+    stays = Undelivered(customer="acme", meter="tokens", quantity=5, state="parked", why="its minute")
+    of_restore = replace(stays, quantity=25, restored=True)
+    first, second = findings.undelivered([of_restore, stays])
+    assert ("redrive what can" in first.cure, "5 of tokens" in first.problem) == (True, True)
+    assert ("meterkit recover" in second.cure, "25 of tokens" in second.problem) == (True, True)
+
+
+def test_a_disk_without_room_is_found() -> None:
+    (finding,) = no_room(Path("/spools"), 3 << 20)
+    assert finding.problem.startswith("the disk of /spools has 3 MiB left")
+    assert no_room(Path("/spools"), 1 << 30) == []
+
+
+def test_a_spool_that_is_near_its_bound_is_found() -> None:
+    seen = [
+        SpoolSeen(path=Path("/spools/a.spool"), state="held", size=900 << 20, begun_ms=0),
+        SpoolSeen(path=Path("/spools/b.spool"), state="held", size=700 << 20, begun_ms=0),
+    ]
+    (finding,) = growing(seen)
+    assert finding.problem.startswith("a.spool: 900 MiB of 1,024 MiB; what comes beyond is lost")
+    assert growing(seen[1:]) == []

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,16 +15,15 @@ from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import stopped
 from meterkit import MeterKit
-from meterkit.health.spools import growing, no_room
-from meterkit.spool.directory import SpoolSeen
 from meterkit.testing import Clock
 from servers.clusters import spawn_watched
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from drivers.command_line import Shell
-    from meterkit.health.examination import Health
-    from meterkit.health.findings import Finding
+    from meterkit import Finding, Health
 
 pytestmark = pytest.mark.anyio
 
@@ -111,22 +109,6 @@ async def test_an_unwritable_spool_directory_is_found(store_url: str, tmp_path: 
     assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path / "not" / "made")) == []
 
 
-def test_a_disk_without_room_is_found() -> None:
-    (finding,) = no_room(Path("/spools"), 3 << 20)
-    assert finding.problem.startswith("the disk of /spools has 3 MiB left")
-    assert no_room(Path("/spools"), 1 << 30) == []
-
-
-def test_a_spool_that_is_near_its_bound_is_found() -> None:
-    seen = [
-        SpoolSeen(path=Path("/spools/a.spool"), state="held", size=900 << 20, begun_ms=0),
-        SpoolSeen(path=Path("/spools/b.spool"), state="held", size=700 << 20, begun_ms=0),
-    ]
-    (finding,) = growing(seen)
-    assert finding.problem.startswith("a.spool: 900 MiB of 1,024 MiB; what comes beyond is lost")
-    assert growing(seen[1:]) == []
-
-
 async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:
     with spawn_server() as server:
         await seen_at(server.url)  # Nothing is written yet.
@@ -160,6 +142,7 @@ async def test_a_server_slower_than_the_store_timeout_is_found() -> None:
             assert of_check("breaker", await seen_at(proxy.url, store_timeout=10.0)) == []
 
 
+@pytest.mark.dear("servers are started")
 async def test_the_servers_disk_and_replica_promises_are_tried() -> None:
     with spawn_watched("--appendonly", "yes") as watched:
         found = await seen_at(watched.url)

@@ -13,7 +13,7 @@ from meterkit import MeterKit
 from servers.clusters import spawn_cluster, spawn_watched
 
 if TYPE_CHECKING:
-    from meterkit.health.examination import Health
+    from meterkit import Health
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +30,7 @@ def problems(found: Health) -> list[str]:
     return [f"{finding.check}: {finding.problem}" for finding in found.findings]
 
 
+@pytest.mark.dear("a cluster is started")
 async def test_each_node_of_a_cluster_is_looked_at() -> None:
     with spawn_cluster("--appendonly", "yes") as cluster:
         found = await seen_at(cluster.url)

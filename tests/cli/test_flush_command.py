@@ -297,6 +297,7 @@ async def test_without_a_key_linked_usage_leaves_flush_undone(
     assert (1, 1) == (done.code, done.json["left"])
 
 
+@pytest.mark.dear("a worker is started")
 async def test_a_worker_needs_no_key_where_no_meter_goes_to_stripe(directory: Path, store_url: str) -> None:
     # F-20k: without a key nothing could list buckets, read a queue or make snapshots, as the runbook says.
     (directory / "plans.yaml").write_text(WITHOUT_STRIPE)

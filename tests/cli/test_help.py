@@ -190,7 +190,7 @@ def test_a_number_out_of_bounds_is_refused_with_what_is_allowed(
 
 
 def test_a_group_without_a_command_shows_its_commands(shell: Shell) -> None:
-    for group in COMMANDS.keys() - {"", "revenue"}:  # Which is a command itself.
-        done = shell.run(group)
+    for group in COMMANDS.keys() - {"revenue"}:  # Which is a command itself.
+        done = shell.run(*filter(None, [group]))
         assert done.code == 2
         assert all(command in done.out + done.err for command in COMMANDS[group])

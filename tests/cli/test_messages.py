@@ -124,7 +124,11 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
         ),
         (("grants", "add", "acme", "tokns=1", "--id", "a"), 1, "did you mean 'tokens'?"),
         (("customers", "set-status", "acme", "past-due"), 1, "did you mean 'past_due'?"),
-        (("customers", "set-plan", "acme", "prp"), 1, "did you mean 'pro'?"),
+        (
+            ("customers", "set-plan", "acme", "prp"),
+            1,
+            "meterkit: plan: found 'prp'; allowed are the plans free, pro; did you mean 'pro'?",
+        ),
         (("customers", "override", "acme", "token", "included=1"), 1, "did you mean 'tokens'?"),
         (("customers", "overide", "acme", "token", "included=1"), 2, "Did you mean 'override'?"),
         (

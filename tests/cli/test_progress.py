@@ -1,4 +1,5 @@
 """F-137: what takes longer than a second shows how far it is, to a person at a terminal."""
+# Internals: a bar is drawn by a timer, at a terminal that stands still.
 
 from __future__ import annotations
 

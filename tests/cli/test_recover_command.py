@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.waiting_outbox import recorded
-from meterkit.health.findings import undelivered
-from meterkit.outbox.intents import Undelivered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -62,14 +59,6 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
         assert (doubted.code, "still wait for their comparison with Stripe" in doubted.err) == (1, True)
         assert stored.run("recover", "--since", "yesterday").code == 2
-
-
-def test_doctor_names_usage_parked_by_a_restore_apart() -> None:
-    stays = Undelivered(customer="acme", meter="tokens", quantity=5, state="parked", why="its minute")
-    of_restore = replace(stays, quantity=25, restored=True)
-    first, second = undelivered([of_restore, stays])
-    assert ("redrive what can" in first.cure, "5 of tokens" in first.problem) == (True, True)
-    assert ("meterkit recover" in second.cure, "25 of tokens" in second.problem) == (True, True)
 
 
 async def test_without_a_stripe_key_nothing_can_be_recovered(stored: Shell) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import json
 import os
 import re
 import shlex
@@ -15,19 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from moto.server import ThreadedMotoServer
-from typer.testing import CliRunner
 
 from drivers.audited_kit import sqlite_in
 from drivers.command_line import TIMEOUT_S, InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
 from drivers.spools import spool_with
+from drivers.upkeep import is_upkeep_seen
 from faults.refusals import eventually
-from meterkit import MeterKit, SettingsError
+from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.cli.app import app
-from meterkit.errors import MeterkitError
-from meterkit.store.tasks import Upkeep
 from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
 
@@ -187,13 +183,13 @@ def directory(
 
 
 def run(line: str) -> tuple[int, str]:
-    """Run a command as ``meterkit`` does; the exit code, and what it says."""
-    outcome = CliRunner().invoke(app, shlex.split(line))
-    failed = outcome.exception
-    if isinstance(failed, MeterkitError):
-        return (2 if isinstance(failed, SettingsError) else 1), str(failed)
-    assert failed is None or isinstance(failed, SystemExit), line
-    return outcome.exit_code, outcome.output
+    """Run a command; the exit code, and what it prints."""
+    done = InProcessShell(Path.cwd(), **os.environ).run(*shlex.split(line))
+    return done.code, done.out + done.err
+
+
+def run_json(line: str) -> Any:
+    return InProcessShell(Path.cwd(), **os.environ).run(*shlex.split(line), "--json").json
 
 
 def leave_spool(directory: Path, plans: str) -> Path:
@@ -205,9 +201,7 @@ def leave_spool(directory: Path, plans: str) -> Path:
 
 
 def used(what: str) -> Any:
-    code, said = run("usage acme --json")
-    assert code == 0
-    return json.loads(said)["meters"][what]["recorded"]
+    return run_json("usage acme")["meters"][what]["recorded"]
 
 
 async def subscribe(url: str) -> None:
@@ -238,7 +232,7 @@ def test_with_a_key_each_cure_is_done(
         assert (line, code) in {(line, 0), (line, int(is_one_of(line, LEFT_UNDONE)))}, said
     assert (spool.exists(), used("tokens"), used("disk")) == (False, 7, 5)
     assert emulator.accepted("cus_acme", "ai_tokens") == 7
-    assert json.loads(run("subscriptions show acme --json")[1])["cancel_at_period_end"] is True
+    assert run_json("subscriptions show acme")["cancel_at_period_end"] is True
 
 
 @BOTH
@@ -292,11 +286,9 @@ async def test_a_worker_without_a_key_reads_queue_and_buckets(
     queue = client.create_queue(QueueName="uploads")["QueueUrl"]
     client.send_message(QueueUrl=queue, MessageBody="{}")  # So that the worker need not wait for one.
     async with MeterKit(loads(plans), redis_url=store_url, flush=False) as kit:
-        seen = Upkeep(kit.store).seen
 
         async def is_done() -> bool:
-            found = await seen()
-            return None not in (found.read_ms, found.listed_ms)
+            return await is_upkeep_seen(kit)
 
         shell = InProcessShell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
         with shell.running("worker", "--storage-queue", queue) as worker:

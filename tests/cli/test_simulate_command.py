@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import Row, drain_all, insert_rows
 from drivers.command_line import InProcessShell, Shell
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
-from meterkit.insights.audit.entries import Row
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -65,9 +63,9 @@ async def log_of(server: Server, directory: Path) -> Shell:
             await kit.record(customer, "words", words)
             await kit.record(customer, "calls", 10)
         await kit.grants.add("bob", {"words": 5}, grant_id="gift")
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
     at_ms = int(NOW.timestamp() * 1000)
-    Database(url).insert([Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
+    insert_rows(url, [Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
     (directory / "plans.yaml").write_text(PLANS)
     (directory / "next.yaml").write_text(NEXT)
     return InProcessShell(
@@ -75,6 +73,7 @@ async def log_of(server: Server, directory: Path) -> Shell:
     )
 
 
+@pytest.mark.dear("a month is served and tried again")
 async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tmp_path: Path) -> None:
     shell = await log_of(valkey, tmp_path)
     given = ("simulate", "--plans", "next.yaml", "--period", "2031-06", "--cost", "words=600.5")
@@ -173,7 +172,7 @@ async def test_prices_by_model_are_tried_without_top_ups(valkey: Server, tmp_pat
                 said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
                 answer = {"object": "chat.completion", "model": model, "choices": said, "usage": used}
                 await kit.record_usage(customer, answer)
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
     (tmp_path / "plans.yaml").write_text(SOLD)
     (tmp_path / "next.yaml").write_text(BY_MODEL)
     shell = InProcessShell(
@@ -201,7 +200,7 @@ async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_
                 answer = {"object": "chat.completion", "model": "our-large", "choices": said, "usage": used}
                 await kit.record_usage(customer, answer)
         await kit.record("bob", "usd_charged", 1_500_000)  # No call: no markup is on it.
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
     dearer = SOLD.replace("provider_prices}", "provider_prices, markup: 50%}")
     other = dearer.replace("1 per 1000}}", "2 per 1000}}").replace(
         "    meters: {output", "    subjects: {user: {output_tokens: {included: 5}}}\n    meters: {output"

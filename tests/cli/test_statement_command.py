@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.audit_database import drain_all
 from meterkit import MeterKit
-from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +29,7 @@ async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path, 
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
         await kit.record("acme", "requests", 25)
         await kit.record("acme", "requests", 5)
-        drainer = drainer_of(kit.store, kit.settings)
-        drainer._least_age_ms = 0  # pyright: ignore[reportPrivateUsage] - rows are drained at once
-        assert await drainer.drain() == 0
+        await drain_all(kit, url)
     shown = stored.run("statement", "acme")
     assert (shown.code, "total USD" in shown.out, "it is not final" in shown.err) == (0, True, True)
     told = stored.run("statement", "acme", "--json")
@@ -55,8 +53,7 @@ async def test_verify_names_the_first_bad_place(stored: Shell, directory: Path, 
         for name in ("acme", "umbrella"):
             for nth in range(1, 4):
                 await kit.record(name, "requests", nth)
-        drainer = drainer_of(kit.store, kit.settings)
-        assert await drainer.drain() == 0
+        await drain_all(kit, url)
     right = stored.run("audit", "verify")
     assert (right.code, "all 2 chains are unbroken (6 rows)" in right.err) == (0, True)
     assert stored.run("audit", "verify", "--period", "2031-05").code == 2

@@ -9,16 +9,16 @@ import pytest
 
 from drivers.command_line import InProcessShell
 from drivers.delivery import STRIPE_KEY
-from drivers.emulated_account import unpaced
+from drivers.emulated_account import stripe_api, unpaced
+from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.settings import Settings
-from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync import StripeSync, sync
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+
+    from meterkit import Catalog, StripeSync
 
 pytestmark = pytest.mark.anyio
 
@@ -69,12 +69,17 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 class Shop:
     """An emulated account, and what syncs it."""
 
-    def __init__(self, emulator: StripeEmulator, api: StripeApi) -> None:
+    def __init__(self, emulator: StripeEmulator, url: str, api: Any) -> None:
         self.emulator = emulator
+        self.settings: dict[str, Any] = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
         self.api = api
 
     async def sync(self, plans: str = PLANS, *, dry_run: bool = False) -> StripeSync:
-        return await sync(self.api, loads(plans), dry_run=dry_run)
+        return await self.sync_catalog(loads(plans), dry_run=dry_run)
+
+    async def sync_catalog(self, catalog: Catalog, *, dry_run: bool = False) -> StripeSync:
+        async with MeterKit(catalog, redis_url="memory://", flush=False, **self.settings) as kit:
+            return await kit.stripe.sync(dry_run=dry_run)
 
     async def prices(self) -> dict[str, dict[str, Any]]:
         """The active prices, by nickname."""
@@ -89,11 +94,8 @@ class Shop:
 @asynccontextmanager
 async def shop() -> AsyncGenerator[Shop]:
     emulator = StripeEmulator()
-    async with emulator.serve() as url:
-        given: Any = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
-        api = StripeApi(Settings.load(**given))
-        yield Shop(emulator, api)
-        await api.close()
+    async with emulator.serve() as url, stripe_api(url, STRIPE_KEY) as api:
+        yield Shop(emulator, url, api)
 
 
 def actions(done: StripeSync) -> list[tuple[str, str, str]]:
@@ -276,7 +278,7 @@ async def test_a_price_made_by_hand_that_fits_is_used() -> None:
         catalog = loads(
             PLANS.replace("2900,", "2900, stripe_price: price_by_hand,").replace("  pro:", "  own:")
         )
-        done = await sync(at.api, catalog, dry_run=False)
+        done = await at.sync_catalog(catalog)
         assert done.problems == []
         lines = {line.name: (line.action, line.id) for line in done.lines}
         assert lines["own, tokens"] == ("is there", tokens)

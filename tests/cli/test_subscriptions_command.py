@@ -45,6 +45,7 @@ async def subscribed(stored: Shell, directory: Path, store_url: str) -> AsyncGen
         yield emulator
 
 
+@pytest.mark.dear("a subscription is changed by sixteen commands")
 async def test_a_subscription_is_shown_changed_and_ended(
     stored: Shell, directory: Path, store_url: str
 ) -> None:
@@ -103,6 +104,7 @@ def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code
     assert said in done.err
 
 
+@pytest.mark.dear("a subscription is changed by twelve commands")
 async def test_subscription_drift_is_found_and_repaired(
     stored: Shell, directory: Path, store_url: str
 ) -> None:

@@ -1,4 +1,5 @@
 """``meterkit usage --all``: every customer that has used something, of this period and of past ones."""
+# Internals: periods that are over, which the command reads by the clock of the day.
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.audit_database import drain
 from drivers.command_line import InProcessShell, Shell
 from meterkit import MeterKit
-from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,10 +107,6 @@ async def test_brackets_in_a_customer_s_id_are_shown(stored: Shell) -> None:
     assert "[red]acme[/red]" in stored.run("customers", "list").out
 
 
-async def test_the_store_may_be_named_after_the_subcommand(shell: Shell, store_url: str) -> None:
-    assert shell.run("usage", "acme", "--redis", store_url, "--plans", "plans.yaml").code == 0
-
-
 async def test_a_silent_store_is_one_message_and_unhealthy(directory: Path) -> None:
     shell = InProcessShell(directory, METERKIT_START_TIMEOUT="0.2")
     done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
@@ -142,7 +138,7 @@ async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(
         directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=database
     ) as kit:
         await kit.record("acme", "tokens", 25)
-        await drainer_of(kit.store, kit.settings).drain()
+        await drain(kit)
         said = await kit.usage("acme", by="model")
     assert stored.run("usage", "acme", "--by", "model", "--json").json["models"] == said["models"]
     shown = stored.run("usage", "acme", "--by", "model").out
@@ -182,7 +178,7 @@ async def test_units_of_a_model_stand_below_its_meters(
         async with kit.reserve("acme", {"web_searches": 1}) as held:
             used = {"input_tokens": 1000, "cached_input_tokens": 50, "output_tokens": 1200, "web_searches": 2}
             await held.capture(used, model="own-7b")
-        await drainer_of(kit.store, kit.settings).drain()
+        await drain(kit)
     rows = [line.split() for line in stored.run("usage", "acme", "--by", "model").out.splitlines()]
     # 1,000 tokens at 2 and 1,200 at 5 micro-dollars; no meter counts the tokens that came out.
     assert rows[3:] == [

@@ -8,11 +8,9 @@ import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell
+from drivers.redrives import kill_webhook, queue_webhook
 from drivers.webhooks import PLANS
 from meterkit import MeterKit
-from meterkit.subscriptions.webhooks.hint_scripts import Entry
-from meterkit.subscriptions.webhooks.queue import HookQueue
-from meterkit.subscriptions.webhooks.stripe_events import Hint
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -25,12 +23,8 @@ pytestmark = pytest.mark.anyio
 
 async def give_up(directory: Path, store_url: str, *stripe_customers: str) -> None:
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        queue = HookQueue(kit.store)
         for name in stripe_customers:
-            await queue.add(Hint(event=f"evt_{name}", stripe_customer=name))
-            entry = await queue.take_one(name)
-            assert isinstance(entry, Entry)
-            await queue.give_up(entry, f"{name} is linked to somebody else")
+            await kill_webhook(kit, name, f"{name} is linked to somebody else")
 
 
 async def test_what_is_given_up_is_listed_and_tried_again(
@@ -69,7 +63,7 @@ async def test_the_worker_works_off_webhooks(stored: Shell, directory: Path, sto
             key = {"Authorization": "Bearer sk_test_1"}
             async with httpx.AsyncClient(headers=key) as client:
                 assert (await client.post(f"{url}/v1/subscriptions", data=form)).status_code == 200
-            await HookQueue(kit.store).look("cus_acme", "evt_1")
+            await queue_webhook(kit, "cus_acme")
             with stored.running("worker") as worker:
                 async with asyncio.timeout(TIMEOUT_S):
                     while (await kit.customers.get("acme")).plan != "pro":  # noqa: ASYNC110

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell
 from meterkit import MeterKit
-from meterkit.cli.output import JsonLines
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -63,20 +60,3 @@ async def test_what_ends_a_worker_is_an_error_of_its_log(shell: Shell) -> None:
     assert (2, "ERROR") == (done.code, last["level"])
     assert "key" in last["message"]
     assert 2 == shell.run("worker", "--log-format", "xml").code
-
-
-async def test_a_record_keeps_its_fields_and_its_exception() -> None:
-    error = KeyError("lost")
-    trouble = (KeyError, error, None)
-    record = logging.LogRecord(
-        "meterkit.refusals", logging.WARNING, __file__, 1, "refused: %s\nand more", ("é",), trouble
-    )
-    record.__dict__.update(customer="ada", status=429, at=Ellipsis, time="mine")
-    line = JsonLines().format(record)
-    said = json.loads(line)
-    assert "\n" not in line
-    assert ("refused: é\nand more", "ada", 429, "Ellipsis") == tuple(
-        said[name] for name in ("message", "customer", "status", "at")
-    )
-    assert "KeyError: 'lost'" in said["exception"]
-    assert datetime.fromisoformat(said["time"]).tzinfo is not None

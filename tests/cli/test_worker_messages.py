@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell
-from drivers.messages import PLANS, SECRET, mailbox, receiver
+from drivers.messages import PLANS, SECRET, mailbox, receiving_server
 from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
@@ -29,9 +29,10 @@ async def contact(customer):
 """
 
 
+@pytest.mark.dear("a worker is started")
 async def test_the_worker_sends_messages_by_both_channels(tmp_path: Path, store_url: str) -> None:
     (tmp_path / "people.py").write_text(PEOPLE)
-    async with receiver() as hook, mailbox() as box:
+    async with receiving_server() as hook, mailbox() as box:
         (tmp_path / "plans.yaml").write_text(PLANS.format(url=hook.url))
         async with MeterKit(tmp_path / "plans.yaml", redis_url=store_url, flush=False) as kit:
             await kit.record("acme", "requests", 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.forked_command import RunningCommand
-    from meterkit.testing.emulator import Exchange
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +68,7 @@ def hear(worker: RunningCommand, words: str) -> None:
     assert any(words in line for line in worker.stderr), f"the worker ended without {words!r}"
 
 
+@pytest.mark.dear("a worker and two servers are started")
 async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
     directory: Path, emulator: StripeEmulator
 ) -> None:
@@ -99,7 +99,7 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
     assert [int(event.value) for event in emulator.events] == [25, 8]
 
 
-def events_sent(emulator: StripeEmulator) -> list[Exchange]:
+def events_sent(emulator: StripeEmulator) -> list[Any]:
     """The requests that carried meter events."""
     return [request for request in emulator.requests if "meter_event" in request.path]
 
@@ -125,6 +125,7 @@ async def test_i6_a_worker_with_a_hanging_stripe_ends_and_bills_once(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
+@pytest.mark.dear("a worker and a server are started")
 async def test_a_worker_that_asks_stripe_what_it_has_ends_at_once(
     directory: Path, emulator: StripeEmulator
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine, select, update
@@ -12,9 +12,10 @@ from sqlalchemy import create_engine, select, update
 from drivers.delivery import Desk, desk
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.database import TABLE, Database
-from meterkit.insights.audit.draining import Drainer, drainer_of
+from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
 from meterkit.insights.audit.entries import CLASSES, Row
 from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.store.event_names import remember_meters
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ class Audited:
         assert await self.drainer.drain() == 0
         return await asyncio.to_thread(rows_in, self.url)
 
+    async def fold(self, most: int) -> None:
+        """Have entries of shards with more than so many added up."""
+        await self.drainer.fold(await waiting_shards(self.kit.store), most)
+
     async def move(self, period_start_ms: int) -> None:
         """Have all rows in another period."""
         await asyncio.to_thread(_move, self.url, period_start_ms)
@@ -117,6 +122,17 @@ async def audited(store_url: str, url: str, **more: Any) -> AsyncGenerator[Audit
     """A desk whose kit keeps an audit log, which is drained when the test says so."""
     async with desk(store_url, audit_url=url, **more) as at:
         yield Audited(desk=at, url=url, drainer=Drainer(at.kit.store, Database(url), least_age_ms=0))
+
+
+def audited_of(kit: MeterKit, at: Audited) -> Audited:
+    """The same audit log, drained by another kit of the same store."""
+    drainer = Drainer(kit.store, Database(at.url), least_age_ms=0)
+    return replace(at, desk=replace(at.desk, kit=kit), drainer=drainer)
+
+
+async def restart_meters(kit: MeterKit) -> None:
+    """Have the store know the meters of a kit's plans file again, as after its restart."""
+    await remember_meters(await kit.store.admin(), kit.store.keys, kit.store.catalog)
 
 
 async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:

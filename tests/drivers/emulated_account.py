@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import stripe
 
 from drivers.stripe_sdk import StripeSession
+from meterkit import Settings
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["account", "reached", "unpaced"]
+__all__ = ["account", "reached", "stripe_api", "unpaced"]
 
 
 def unpaced(patched: pytest.MonkeyPatch) -> None:
@@ -43,3 +45,14 @@ async def reached(url: str, *, key: str, timeout_s: float) -> AsyncGenerator[str
         yield session.client
     finally:
         await session.close()
+
+
+@asynccontextmanager
+async def stripe_api(url: str, key: str) -> AsyncGenerator[StripeApi]:
+    """Yield calls of Stripe's API by path: ``get``, ``post`` and ``list``."""
+    given: Any = {"stripe_api_key": key, "stripe_api_base": url}
+    api = StripeApi(Settings.load(**given))
+    try:
+        yield api
+    finally:
+        await api.close()

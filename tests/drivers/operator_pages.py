@@ -15,7 +15,8 @@ from drivers.audited_kit import sqlite_in
 from drivers.shop import START
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.insights.overview.overview import revenue_figures
+from meterkit.insights.audit.database import Database
+from meterkit.insights.overview.overview import Overview, revenue_figures
 from meterkit.insights.overview.rows import Totals, row_of
 from meterkit.insights.overview.tables import OverviewTables
 from meterkit.insights.revenue.figures import Paying
@@ -24,14 +25,14 @@ from meterkit.pages import operator_pages
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
+    from datetime import date
     from pathlib import Path
 
     from starlette.types import Scope
 
     from meterkit import CustomerUsage, MeterUsage
     from meterkit.decisions.subscription import Status
-    from meterkit.insights.audit.database import Database
 
 JSON = {"accept": "application/json"}
 PLANS = """
@@ -119,8 +120,25 @@ def flat(figures: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-async def write_snapshot(kit: MeterKit, database: Database, number: int) -> None:
+def overview_of(kit: MeterKit) -> Overview:
+    """The task that makes the snapshots of a kit."""
+    return Overview(kit.store, kit.settings)
+
+
+async def make_snapshot(kit: MeterKit) -> None:
+    """Make a snapshot of all customers now."""
+    await overview_of(kit).snapshot()
+
+
+def write_revenue(url: str, day: date, monthly: Mapping[str, int]) -> None:
+    """Write revenue of a day: what each customer pays a month on plan pro, in micro-USD."""
+    paying = [Paying(customer, "pro", "usd", amount) for customer, amount in monthly.items()]
+    RevenueTables(Database(url)).write(day, paying, [])
+
+
+async def write_snapshot(kit: MeterKit, url: str, number: int) -> None:
     """Write a snapshot of so many customers without asking the store for each, and a month of revenue."""
+    database = Database(url)
     at_ms, tables, totals = kit.store.now_ms(), OverviewTables(database), Totals({"tokens"})
     for first in range(0, number, WRITTEN_AT_ONCE):
         usage = [_usage(nth) for nth in range(first, min(first + WRITTEN_AT_ONCE, number))]

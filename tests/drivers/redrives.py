@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
+from meterkit.subscriptions.webhooks.hint_scripts import Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint
 
@@ -13,22 +14,46 @@ if TYPE_CHECKING:
     from meterkit import HistoryEntry, MeterKit
 
 
-async def kill_message(kit: MeterKit, name: str, customer: str) -> None:
+async def kill_message(
+    kit: MeterKit, name: str, customer: str, why: str = "it answers 500", *, event: str = "usage.threshold"
+) -> None:
     """Have a message that was given up."""
     queue = MessageQueue(kit.store, "webhook")
     at = "2031-06-01T00:00:00Z"
-    message = Message(id=name, event="usage.threshold", customer=customer, at=at, data={})
+    message = Message(id=name, event=event, customer=customer, at=at, data={})
     await queue.add(name, message.dump())
     (taken,) = await queue.take(1)
-    assert await queue.give_up(taken, "it answers 500")
+    assert await queue.give_up(taken, why)
 
 
-async def kill_webhook(kit: MeterKit, stripe_customer: str) -> None:
+def webhooks_of(kit: MeterKit) -> HookQueue:
+    """The queue of Stripe customers that wait for a sync."""
+    return HookQueue(kit.store)
+
+
+async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:
+    """Have a Stripe customer whose sync waits."""
+    await HookQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
+
+
+async def kill_webhook(kit: MeterKit, stripe_customer: str, why: str = "Stripe refuses") -> None:
     """Have a Stripe customer that was given up."""
+    queue, taken = await _taken_webhook(kit, stripe_customer)
+    assert await queue.give_up(taken, why)
+
+
+async def fail_webhook(kit: MeterKit, stripe_customer: str, why: str, *, delay_ms: int) -> None:
+    """Have a Stripe customer whose sync has failed and is tried again after a delay."""
+    queue, taken = await _taken_webhook(kit, stripe_customer)
+    await queue.later(taken, why, delay_ms=delay_ms, counts=True)
+
+
+async def _taken_webhook(kit: MeterKit, stripe_customer: str) -> tuple[HookQueue, Entry]:
+    await queue_webhook(kit, stripe_customer)
     queue = HookQueue(kit.store)
-    await queue.add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
-    (taken,) = await queue.take(1)
-    assert await queue.give_up(taken, "Stripe refuses")
+    taken = await queue.take_one(stripe_customer)
+    assert isinstance(taken, Entry)
+    return queue, taken
 
 
 async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:

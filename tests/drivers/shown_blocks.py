@@ -43,6 +43,21 @@ def shown() -> list[Shown]:
     return found
 
 
+def keys_page() -> list[tuple[re.Pattern[str], str, str]]:
+    """Each key of the page on Redis: its pattern, its type and its TTL."""
+    rows = re.findall(
+        r"^\| (`mk:[^|]+`) \| (\w+) \| [^|]+ \| ([^|]+) \|$",
+        (ROOT / "docs/redis-keys.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    found: list[tuple[re.Pattern[str], str, str]] = []
+    for keys, kind, ttl in rows:
+        for key in re.findall(r"`([^`]+)`", keys):
+            pattern = re.sub(r"[A-Z_]{2,}", ".+", re.escape(key).replace(r"\{s\}", r"\{\d+\}"))
+            found.append((re.compile(pattern + "$"), kind, ttl))
+    return found
+
+
 def main() -> None:
     """Say how many blocks are run, and how many are not and why."""
     blocks = shown()

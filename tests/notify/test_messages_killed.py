@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 
@@ -21,9 +21,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+OF_BOTH: Final = ("take an event", "queue", "acknowledge", "take a message", "finish")
+
+
 @pytest.mark.parametrize(
-    ("channel", "step"), [(channel, step) for channel in STEPS for step in STEPS[channel]]
+    ("channel", "step"),
+    [
+        # What is done alike for both channels is sampled for one.
+        pytest.param(channel, step, marks=[pytest.mark.whole] if is_repeated else [])
+        for channel in STEPS
+        for step in STEPS[channel]
+        for is_repeated in [channel == "email" and step in OF_BOTH]
+    ],
 )
+@pytest.mark.dear("two processes are killed")
 async def test_each_cause_has_one_id_whatever_process_is_killed(
     channel: str, step: str, valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

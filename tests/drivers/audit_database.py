@@ -1,0 +1,32 @@
+"""The database of the audit log: rows that stand in it, and the drain of a kit into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.periods import to_ms
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer, drainer_of
+from meterkit.insights.audit.entries import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit import MeterKit
+
+__all__ = ["Row", "drain", "drain_all", "insert_rows", "to_ms"]
+
+
+def insert_rows(url: str, rows: Sequence[Row]) -> Sequence[Row]:
+    """Insert rows; those that were new."""
+    return Database(url).insert(rows)
+
+
+async def drain(kit: MeterKit) -> int:
+    """Drain once what has waited long enough, as the kit's settings say; the number of entries left."""
+    return await drainer_of(kit.store, kit.settings).drain()
+
+
+async def drain_all(kit: MeterKit, url: str) -> None:
+    """Drain all that was counted."""
+    assert await Drainer(kit.store, Database(url), least_age_ms=0).drain() == 0
