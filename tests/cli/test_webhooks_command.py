@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 async def give_up(directory: Path, store_url: str, *stripe_customers: str) -> None:
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
         for name in stripe_customers:
-            await kill_webhook(kit, name, f"{name} is linked to somebody else")
+            await kill_webhook(kit, name, f"{name} is linked to another customer")
 
 
 async def test_what_is_given_up_is_listed_and_tried_again(
@@ -36,7 +36,7 @@ async def test_what_is_given_up_is_listed_and_tried_again(
     await give_up(directory, store_url, "cus_a", "cus_b")
     listed = stored.run("webhooks", "list")
     assert listed.code == 1
-    assert "cus_a is linked to somebody else" in listed.out
+    assert "cus_a is linked to another customer" in listed.out
     assert "waiting syncs: 0" in listed.err
     as_json = stored.run("webhooks", "list", "--json")
     assert [entry["stripe_customer"] for entry in as_json.json["dead"]] == ["cus_a", "cus_b"]

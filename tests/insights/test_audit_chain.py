@@ -1,4 +1,5 @@
 """The hash chain in SQLite and PostgreSQL: appended by several processes, upgraded, verified, tampered."""
+# Internals: the format of the chain, and steps at which a process may be killed.
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import Column, MetaData, Table, create_engine, text
 
+from drivers.audit_database import Row, insert_rows
 from drivers.audited_kit import ROWS_IN_ALL, insert_all, row_of, rows_in, sqlite_in
 from drivers.forked_command import forks
 from meterkit.insights.audit import chaining, verifying
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.database import TABLE, Database
-from meterkit.insights.audit.entries import Row
 from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ TAMPERED: Final = {
 @pytest.mark.parametrize("how", TAMPERED)
 async def test_tampering_is_found(audit_url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chaining, "_PAGE", 3)
-    Database(audit_url).insert([row_of(nth, details="why") for nth in range(9)])
+    insert_rows(audit_url, [row_of(nth, details="why") for nth in range(9)])
     statement, place, problem = TAMPERED[how]
     columns = ", ".join(Row._fields[:13])
     statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
@@ -136,19 +137,19 @@ async def test_a_table_of_an_earlier_release_is_upgraded(audit_url: str) -> None
     with engine.begin() as connection:
         connection.execute(old.insert(), [row_of(nth)._asdict() for nth in (1, 2)])
     assert Database(audit_url).look()
-    Database(audit_url).insert([row_of(2), row_of(3)])
+    insert_rows(audit_url, [row_of(2), row_of(3)])
     (one,) = await verified(audit_url)
     assert (one.rows, one.unchained, one.is_right) == (1, 2, True)
     with engine.begin() as connection:  # A process of that release goes on draining.
         connection.execute(old.insert(), [row_of(4)._asdict()])
     engine.dispose()
-    Database(audit_url).insert([row_of(4), row_of(5)])
+    insert_rows(audit_url, [row_of(4), row_of(5)])
     (one,) = await verified(audit_url)
     assert (one.rows, one.problem) == (2, "unchained")
 
 
 async def test_customers_of_an_old_release_are_unchained(audit_url: str) -> None:
-    Database(audit_url).insert([row_of(1), row_of(2, "zeta")])
+    insert_rows(audit_url, [row_of(1), row_of(2, "zeta")])
     run(
         audit_url,
         "UPDATE meterkit_audit SET place = NULL, hash = NULL WHERE customer = 'zeta'",
@@ -165,7 +166,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = sqlite_in(tmp_path)
-    Database(url).insert([row_of(nth) for nth in range(5)])
+    insert_rows(url, [row_of(nth) for nth in range(5)])
     heads = chaining.head_of
     asked: list[str] = []
 
@@ -173,7 +174,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
         found = heads(*args)
         if not asked:
             asked.append("once")
-            Database(url).insert([row_of(7)])
+            insert_rows(url, [row_of(7)])
         return found
 
     monkeypatch.setattr(chaining, "head_of", head_of)
@@ -224,7 +225,7 @@ def children(url: str) -> Generator[list[Child]]:
 )
 @pytest.mark.dear("three processes append, and one of them is killed")
 async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str, kills: int) -> None:
-    Database(audit_url).insert([row_of(0, "c0")])
+    insert_rows(audit_url, [row_of(0, "c0")])
     for nth in range(kills):
         with children(audit_url) as working:
             # They are killed in the midst of some batch: any place is right.
@@ -245,7 +246,7 @@ async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str
 async def test_a_kill_between_two_steps_leaves_nothing_behind(
     audit_url: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Database(audit_url).insert([row_of(1)])
+    insert_rows(audit_url, [row_of(1)])
 
     class Killed(BaseException):
         """Ends the transaction as the end of the connection does."""
@@ -256,8 +257,8 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(chaining, step, killed)
         with pytest.raises(Killed):
-            Database(audit_url).insert([row_of(2)])
-    Database(audit_url).insert([row_of(2), row_of(3)])
+            insert_rows(audit_url, [row_of(2)])
+    insert_rows(audit_url, [row_of(2), row_of(3)])
     (one,) = await verified(audit_url)
     assert (one.rows, one.is_right) == (3, True)
 
@@ -271,8 +272,8 @@ async def test_a_row_that_an_old_release_inserts_is_tried_again(
         asked.append(1)
         return known(*args) if len(asked) > 2 else set()
 
-    Database(url).insert([row_of(1)])
+    insert_rows(url, [row_of(1)])
     monkeypatch.setattr(chaining, "_known", unknown)
-    Database(url).insert([row_of(1), row_of(2)])
+    insert_rows(url, [row_of(1), row_of(2)])
     (one,) = await verified(url)
     assert (one.rows, one.is_right, len(asked)) == (2, True, 3)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.audited_kit import Audited
-    from meterkit.insights.audit.rebuilt import Rebuilt
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +38,7 @@ async def lost(at: Audited, *, pending: int = 0) -> None:
     await at.kit.customers.link("acme", "cus_acme", force=True)
 
 
-async def told(at: Audited, **more: Any) -> dict[tuple[str, datetime | None], Rebuilt]:
+async def told(at: Audited, **more: Any) -> dict[tuple[str, datetime | None], Any]:
     return {(one.meter, one.period_start): one for one in await rebuild(at, **more)}
 
 

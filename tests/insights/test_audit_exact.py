@@ -1,4 +1,5 @@
 """The log has each event once, whoever dies; its sums are the counters, whatever a customer's life was."""
+# Internals: a drainer, killed or hanging at a named step.
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ import anyio
 import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
+from drivers.audit_database import Row, to_ms
 from drivers.audited_kit import audited, rebuild, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled, used
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit.database import Database, insert_once
 from meterkit.insights.audit.draining import Drainer, waiting_shards
 from meterkit.store.hold import Used
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
     from drivers.audited_kit import Audited
     from faults.proxy import Mode
-    from meterkit.insights.audit.entries import Row
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +81,7 @@ async def test_entries_that_are_too_many_are_added_up_to_the_unit(any_store_url:
         await at.desk.link("acme")
         for nth in range(300):
             await at.kit.record("acme", "tokens" if nth % 3 else "rows", nth + 1)
-        await at.drainer.fold(await waiting_shards(at.kit.store), 10)
+        await at.fold(10)
         rows = await at.rows()
         assert Counter(row["kind"] for row in rows)["recorded"] == 10
         sums = sums_of(rows)
@@ -101,7 +102,7 @@ async def test_that_they_are_added_up_is_logged(
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)
         with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
-            await at.drainer.fold(await waiting_shards(at.kit.store), 2)
+            await at.fold(2)
     assert "audit log: 3 entries wait in shard" in caplog.text
 
 
@@ -111,7 +112,7 @@ async def test_one_entry_that_waits_is_logged_in_the_singular(
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         await at.kit.record("acme", "rows", 1)
         with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
-            await at.drainer.fold(await waiting_shards(at.kit.store), 0)
+            await at.fold(0)
     assert "audit log: 1 entry waits in shard" in caplog.text
 
 
@@ -183,7 +184,7 @@ async def test_sums_are_the_counters_after_any_life(store_url: str, audit_url: s
         for _ in range(120):
             await life.step()
             if life.nth % 40 == 0:
-                await at.drainer.fold(await waiting_shards(at.kit.store), 5)
+                await at.fold(5)
                 await at.drainer.drain()
         rows = await at.rows()
         sums = sums_of(rows)
@@ -229,7 +230,7 @@ async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> 
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         for nth in range(20):
             await at.kit.record(f"c{nth}", "rows", nth + 1)
-        await at.drainer.fold(await waiting_shards(at.kit.store), 1)
+        await at.fold(1)
         assert sum(row["quantity"] for row in await at.rows()) == 210
 
 

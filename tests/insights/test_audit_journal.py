@@ -1,4 +1,5 @@
 """The journal of deliveries, in SQLite and PostgreSQL."""
+# Internals: the journal's table, whose rows no page shows.
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from typing import Final
 
 import pytest
 
+from drivers.audit_database import Row
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.entries import Row
 from meterkit.outbox.journal import JournalRow
 
 pytestmark = pytest.mark.anyio

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.audit_database import to_ms
 from drivers.audited_kit import audited, rebuild, sqlite_in
 from drivers.subscribed_customer import END, fetched, subscription
 from insights.test_audit_log import agrees
-from meterkit.decisions.periods import to_ms
 
 if TYPE_CHECKING:
     from pathlib import Path

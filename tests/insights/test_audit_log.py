@@ -1,4 +1,5 @@
 """The audit log: every recorded usage event is in it, once, and its sums are the counters."""
+# Internals: a drainer, and databases that fail at a named step.
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import to_ms
 from drivers.audited_kit import audited, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
-from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit import draining
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import drainer_of

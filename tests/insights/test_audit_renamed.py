@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.audited_kit import Audited, audited, lose_all, rebuild, sqlite_in
+from drivers.audited_kit import Audited, audited, audited_of, lose_all, rebuild, restart_meters, sqlite_in
 from drivers.delivery import PLANS, kit_for
 from meterkit.catalog import loads
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
-from meterkit.store.event_names import remember_meters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.rebuilt import Rebuilt
 
 pytestmark = pytest.mark.anyio
 
@@ -46,8 +41,7 @@ async def lose(at: Audited, renamed: MeterKit) -> None:
     await at.drainer.drain()
     await lose_all(at)
     renamed.store.use(renamed.store.catalog)
-    store = renamed.store
-    await remember_meters(await store.admin(), store.keys, store.catalog)
+    await restart_meters(renamed)
     at.desk.clock.advance(timedelta(minutes=2))
     await at.kit.customers.link("acme", "cus_acme", force=True)
 
@@ -137,10 +131,9 @@ async def test_i6_units_of_an_intact_name_belong_to_no_other(store_url: str, tmp
         assert await places(at, renamed) == {"tokens": (6, 0), "words": (4, 0)}
 
 
-async def rebuild_with(kit: MeterKit, at: Audited) -> Sequence[Rebuilt]:
+async def rebuild_with(kit: MeterKit, at: Audited) -> Sequence[Any]:
     """Rebuild with one plans file alone."""
-    drainer = Drainer(kit.store, Database(at.url), least_age_ms=0)
-    return await rebuild(Audited(desk=replace(at.desk, kit=kit), url=at.url, drainer=drainer))
+    return await rebuild(audited_of(kit, at))
 
 
 async def test_i6_stripe_may_have_units_of_a_forgotten_name(store_url: str, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
 from drivers.delivery import NOW
 from drivers.served_traffic import drain, simulated_at
+from drivers.statement_parts import statement_parts
 from meterkit.catalog import loads
-from meterkit.pages.statement_csv import csv_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: st
             "30 overage, 250 over the cap",
             "correction, -240 over the cap: a loop",
         ]
-        shown = "".join([part async for part in csv_of(at.kit.statement, "acme")])
+        shown = "".join([part async for part in statement_parts(at.kit, "acme")])
         head, *_, middle, _ = (row.split(",") for row in shown.splitlines())
         assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.priced_shop import renewed, sell
 from drivers.shop import HALF, shop
 from drivers.switched_shop import CATALOG, begin, switch
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +28,7 @@ async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, t
         await at.kit.record("acme", "words", 5)
         await at.kit.flush(everything=True)
         await renewed(at)
-        assert await Drainer(at.kit.store, Database(url), least_age_ms=0).drain() == 0
+        await drain_all(at.kit, url)
         found = await at.kit.statement("acme", period=HALF)
         usage = [line for line in found.lines if line.kind == "usage" and line.quantity]
         (item,) = [line for line in usage if line.late_since is not None]

@@ -1,4 +1,5 @@
 """What calls of models cost and earn: in the audit log, by model, in metrics; to the micro-unit."""
+# Internals: a drainer, and tallies that fail at a named step.
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
+from drivers.audit_database import Row
 from drivers.audited_kit import audited
 from drivers.counters import pack_field
 from faults.proxy import TcpProxy
@@ -22,7 +24,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
-from meterkit.insights.audit.entries import Row, rows_of
+from meterkit.insights.audit.entries import rows_of
 from meterkit.redis.tallies import Tallies
 
 if TYPE_CHECKING:

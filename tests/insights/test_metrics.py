@@ -15,15 +15,13 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
+from drivers.operator_pages import write_revenue
 from drivers.process_metrics import said_by
+from drivers.redrives import webhooks_of
+from drivers.upkeep import note_upkeep
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
-from meterkit.insights.audit.database import Database
-from meterkit.insights.revenue.figures import Paying
-from meterkit.insights.revenue.tables import RevenueTables
-from meterkit.store.tasks import Upkeep
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -159,7 +157,7 @@ async def test_waiting_and_dead_webhooks_are_counted_with_age(
     clock = Clock(NOW)
     kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, clock=clock, shards=1)
     async with kit, client_of(app_of(kit)) as client:
-        queue = HookQueue(kit.store)
+        queue = webhooks_of(kit)
 
         async def waiting() -> dict[str, tuple[float, float]]:
             found = await samples(client)
@@ -189,12 +187,11 @@ async def test_waiting_and_dead_webhooks_are_counted_with_age(
 
 async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tmp_path: Path) -> None:
     audit_url = f"sqlite:///{tmp_path}/audit.db"
-    RevenueTables(Database(audit_url)).write(date(2026, 1, 1), [Paying("acme", "pro", "usd", 9)], [])
+    write_revenue(audit_url, date(2026, 1, 1), {"acme": 9})
     kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, audit_url=audit_url)
     async with kit, client_of(app_of(kit)) as client:
         await client.get("/x")
-        await Upkeep(kit.store).listed({})
-        await Upkeep(kit.store).read("https://sqs.example/queue")
+        await note_upkeep(kit)
         exported = {name for name, _ in await samples(client)}
     board = json.loads(BOARD.read_text("utf-8"))
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]

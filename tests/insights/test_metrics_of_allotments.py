@@ -1,4 +1,5 @@
 """Metrics of allotments: units granted, given back, and there to be used."""
+# Internals: decisions are counted on their way to the store.
 
 from __future__ import annotations
 

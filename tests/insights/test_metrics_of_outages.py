@@ -12,7 +12,6 @@ from drivers.process_metrics import told
 from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
-from meterkit.redis import producer
 from meterkit.testing import Clock
 from servers.clusters import spawn_watched
 from servers.stores import spawn_server
@@ -33,7 +32,7 @@ def spools(directory: Path) -> list[Path]:
 async def test_an_outage_is_told_as_it_comes_and_goes(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
     async with (
         TcpProxy(valkey.port) as proxy,
         kit_at(proxy.url, store_timeout=5, spool_dir=tmp_path) as kit,

@@ -11,17 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from books.revenue_shop import CATALOG, MICRO, YEARLY, books, on
-from drivers.kit_parts import parts_of
 from drivers.webhooks import hooked
-from meterkit import metrics_app
+from meterkit import Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.health.audit_log import look_at_revenue
-from meterkit.insights.revenue.revenue import Revenue
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from meterkit import MeterKit
+    from meterkit import Finding, MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -138,7 +135,7 @@ async def test_what_there_is_no_snapshot_of_is_said(store_url: str, tmp_path: Pa
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:
     async with hooked(store_url, catalog=CATALOG) as at:
         with pytest.raises(SettingsError, match="METERKIT_AUDIT_URL"):
-            await Revenue(at.kit.store, at.kit.settings).at()
+            await at.kit.revenue.at()
 
 
 async def test_acquisition_cost_is_spend_by_new_customers(store_url: str, tmp_path: Path) -> None:
@@ -208,26 +205,32 @@ async def test_revenue_by_plan_is_a_metric(store_url: str, tmp_path: Path) -> No
 
 async def test_days_without_a_snapshot_are_found(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
-        assert await look_at_revenue(parts_of(at.kit)) == (
+        assert await looked_at(at.kit) == (
             "no snapshot yet: each day that is over gets one",
             [],
         )
         assert at.tables() == []
         await at.go(on(1, 5))
-        assert await look_at_revenue(parts_of(at.kit)) == ("the last snapshot is of 2031-01-04", [])
+        assert await looked_at(at.kit) == ("the last snapshot is of 2031-01-04", [])
         # The day that has just ended is still to be made.
         at.at.clock.set(on(1, 6))
-        assert (await look_at_revenue(parts_of(at.kit)))[1] == []
+        assert (await looked_at(at.kit))[1] == []
         at.at.clock.set(on(1, 8))
-        ((finding,),) = [found for _, found in [await look_at_revenue(parts_of(at.kit))]]
+        ((finding,),) = [found for _, found in [await looked_at(at.kit)]]
         assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
         await at.revenue.snapshot()
-        assert (await look_at_revenue(parts_of(at.kit)))[1] == []
+        assert (await looked_at(at.kit))[1] == []
         with sqlite3.connect(at.path) as database:
             database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
-        assert [one.problem for one in (await look_at_revenue(parts_of(at.kit)))[1]] == [
+        assert [one.problem for one in (await looked_at(at.kit))[1]] == [
             "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
         ]
+
+
+async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
+    """What doctor says of the snapshots."""
+    found = await kit.health()
+    return found.looked_at.get("revenue"), [one for one in found.findings if one.check == "revenue"]
 
 
 async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:

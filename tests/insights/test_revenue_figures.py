@@ -1,4 +1,5 @@
 """Figures of recurring revenue: each movement, exactly, and shares that have nothing to be taken of."""
+# Internals: a pure table of revenue, day by day.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The tables of revenue in each database."""
+# Internals: the tables of revenue in each database.
 
 from __future__ import annotations
 

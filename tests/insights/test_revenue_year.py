@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from books.revenue_shop import MICRO, YEARLY, books, on
-from meterkit.insights.audit.draining import drainer_of
+from drivers.audit_database import drain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -168,7 +168,7 @@ async def test_a_year_by_the_clock(tmp_path: Path, size: int) -> None:
             ("2031-03-01", "a1", "usd", 15 * MICRO),
             ("2031-03-01", f"a{size - 1}", "usd", 500 * MICRO),
         ]
-        await drainer_of(at.kit.store, at.kit.settings).drain()
+        await drain(at.kit)
         logged = at.rows(
             "select customer, sum(overage) * 5 from meterkit_audit where meter = 'requests' and overage > 0"
             " group by customer, period_start_ms order by period_start_ms, customer"

@@ -15,10 +15,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from drivers.promql import names_in, problems_in
+from drivers.upkeep import note_upkeep
 from faults.refusals import PLANS, kit_at
 from meterkit import metrics_app
 from meterkit.catalog import loads
-from meterkit.store.tasks import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -325,8 +325,7 @@ def test_what_is_no_expression_is_refused(expression: str) -> None:
 async def test_alerts_name_exported_metrics_and_their_labels(store_url: str, tmp_path: Path) -> None:
     plans = loads(STORING)
     async with kit_at(store_url, plans=plans, audit_url=f"sqlite:///{tmp_path}/audit.db") as kit:
-        await Upkeep(kit.store).listed({})
-        await Upkeep(kit.store).read("https://sqs.example/queue")
+        await note_upkeep(kit)
         app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
             text = (await client.get("/metrics/")).text

@@ -1,4 +1,5 @@
 """The runbook names the check of each finding of doctor."""
+# Internals: a pure table of all findings.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What is copied from the audit log, what it adds up to, and who may have gone beyond what."""
+# Internals: pure tables of sums and refusals.
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.audit_database import Row
 from drivers.subscribed_customer import NOW
 from meterkit.catalog.models import Rate
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.entries import Row
 from meterkit.insights.simulation.log import Event, Sums, UsageLog
 from meterkit.insights.simulation.refusals import refuse_beyond
 from meterkit.insights.simulation.terms import Terms

@@ -1,18 +1,23 @@
 """All lines that an invoice may have: seats, proration, discounts, tax, and what is left unexplained."""
+# Internals: a pure table of invoice lines, and the index that pages of events are read by.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from decimal import Decimal
+from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from sqlalchemy import event
 
-from drivers.audited_kit import sqlite_in
+from drivers.audited_kit import row_of, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
+from meterkit.insights.audit.database import Database
+from meterkit.insights.statement.events import page_of
 from meterkit.insights.statement.invoices import shown_invoice
-from meterkit.insights.statement.lines import invoice_lines
+from meterkit.insights.statement.lines import Wanted, invoice_lines
 from meterkit.testing.emulator.invoicing.invoices import Invoice
 
 if TYPE_CHECKING:
@@ -209,3 +214,27 @@ def test_credit_notes_are_told_beside_the_total() -> None:
     found = shown_invoice(invoice(1_000, **noted))
     assert (found.total_cents, found.credit_notes_cents) == (1_000, 350)
     assert shown_invoice(invoice(1_000)).credit_notes_cents == 0
+
+
+def test_events_are_paged_by_an_index(tmp_path: Path) -> None:
+    database, asked = Database(sqlite_in(tmp_path)), list[tuple[str, Any]]()
+    database.insert([row_of(nth) for nth in range(1, 9)])
+    engine: Any = database._engine  # pyright: ignore[reportPrivateUsage] - its statements are watched
+
+    def watch(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", watch)
+    page, after = page_of(database, "acme", 0, Wanted(("tokens",)), "5|0/p/5|tokens", 2)
+    assert ([one.event for one in page], after) == (["0/p/6", "0/p/7"], "7|0/p/7|tokens")
+    deletion, rows, prices = asked
+    assert rows[1].count(5) == 2  # The index is entered at the place, and rows up to it are left out.
+    for (statement, parameters), index in (
+        (deletion, "meterkit_audit_of_period (customer=? AND period_start_ms=?)"),
+        (rows, "meterkit_audit_of_period (customer=? AND period_start_ms=? AND recorded_at_ms>? "),
+        (prices, "sqlite_autoindex_meterkit_audit_1 (event=?)"),
+    ):
+        with closing(connect(tmp_path / "audit.db")) as plain:
+            plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+        assert any(index in step for step in plan), plan
+        assert not any("FOR ORDER BY" in step for step in plan), plan

@@ -1,4 +1,5 @@
 """Which server an e-mail goes to, and when a password is sent."""
+# Internals: a pure table of addresses.
 
 from __future__ import annotations
 

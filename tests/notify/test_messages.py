@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 from standardwebhooks import Webhook
 
-from drivers.kit_parts import parts_of
 from drivers.messages import (
     NOW,
     OTHER_SECRET,
@@ -26,17 +25,18 @@ from drivers.messages import (
     pass_over,
     receiver,
     receiving_server,
+    write_unwanted,
 )
 from drivers.process_metrics import told
 from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
-from meterkit.health.backlogs import look_at_messages
-from meterkit.notify.messages import write_unwanted
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from meterkit import Finding
 
 pytestmark = pytest.mark.anyio
 
@@ -310,7 +310,7 @@ async def test_a_customer_chooses_what_is_mailed_but_for_dunning(store_url: str)
 async def test_dunning_is_mailed_despite_a_customers_opt_out() -> None:
     """It may be of a release in which another event could be switched off."""
     async with kit_of("memory://", Clock(NOW)) as kit:
-        await write_unwanted(kit.store, "acme", {"payment.failed": False, "credits.low": False})
+        await write_unwanted(kit, "acme", {"payment.failed": False, "credits.low": False})
         wanted = await kit.notify.preferences("acme")
     assert (wanted["payment.failed"], wanted["credits.low"]) == (True, False)
 
@@ -357,21 +357,27 @@ async def test_a_deleted_customers_messages_are_dropped(store_url: str) -> None:
         assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
 
 
+async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
+    """What doctor says of messages."""
+    found = await kit.health()
+    return found.looked_at.get("messages"), [one for one in found.findings if one.check == "messages"]
+
+
 async def test_doctor_names_dead_and_unsent_messages(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        assert ("0 wait, 0 dead", []) == await look_at_messages(parts_of(kit))
+        assert ("0 wait, 0 dead", []) == await looked_at(kit)
         await kit.record("acme", "requests", 5)
         await courier(kit, "webhook").collect()
         clock.advance(timedelta(minutes=5))
-        assert ("1 wait, 0 dead", []) == await look_at_messages(parts_of(kit))
+        assert ("1 wait, 0 dead", []) == await looked_at(kit)
         clock.advance(timedelta(minutes=1))
-        (late,) = (await look_at_messages(parts_of(kit)))[1]
+        (late,) = (await looked_at(kit))[1]
         assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
         assert "METERKIT_NOTIFY_SECRET" in late.cure
         hook.status = 410
         await pass_over(kit, "webhook")
-        seen, (dead,) = await look_at_messages(parts_of(kit))
+        seen, (dead,) = await looked_at(kit)
         assert "0 wait, 1 dead" == seen
         assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
         metrics = await told(kit)

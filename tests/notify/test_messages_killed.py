@@ -27,7 +27,7 @@ OF_BOTH: Final = ("take an event", "queue", "acknowledge", "take a message", "fi
 @pytest.mark.parametrize(
     ("channel", "step"),
     [
-        # What is done alike for both channels is sampled for one.
+        # Steps that both channels share are sampled for one.
         pytest.param(channel, step, marks=[pytest.mark.whole] if is_repeated else [])
         for channel in STEPS
         for step in STEPS[channel]

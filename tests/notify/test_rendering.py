@@ -1,4 +1,5 @@
 """What e-mails say: of each event, in the language of the customer, by templates of a folder."""
+# Internals: a pure table of texts.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """``usage.spike``: found in the audit log, and sent once a day, in units and in cents."""
+# Internals: a watch looks when the test says so.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """A spike is found within its hour, and noise is hardly ever taken for one."""
+# Internals: a pure table of hours and days.
 
 from __future__ import annotations
 

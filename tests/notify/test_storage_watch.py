@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.messages import NOW, any_event, kit_of, mailbox, pass_over, receiver
+from drivers.messages import NOW, cut_after, kit_of, look_at_storage, mailbox, pass_over, receiver
 from meterkit.errors import StoreError
-from meterkit.notify.watches import StorageWatch
-from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def told(hook: Receiver) -> list[dict[str, Any]]:
 
 
 async def look(kit: MeterKit) -> None:
-    await StorageWatch(kit.store, any_event).look()
+    await look_at_storage(kit)
     await pass_over(kit, "webhook")
 
 
@@ -143,14 +141,10 @@ async def test_a_repeat_after_a_kill_is_the_same_event(
         kit.on("storage.over")(seen.append)
         await kit.gauges.set("acme", "storage", 5_000)
 
-        async def cut(*args: Any) -> None:
-            await tell(*args)
-            raise StoreError("cut off")
-
-        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
-        with pytest.raises(StoreError, match="cut off"):
-            await look(kit)
-        monkeypatch.setattr("meterkit.notify.watches.tell", tell)
+        with monkeypatch.context() as patched:
+            cut_after(patched, "meterkit.notify.watches.tell")
+            with pytest.raises(StoreError, match="cut off"):
+                await look(kit)
         clock.advance(timedelta(minutes=5))
         await kit.gauges.set("acme", "storage", 6_000)
         await look(kit)
@@ -203,4 +197,4 @@ async def test_without_a_gauge_of_bytes_nothing_is_read(
     async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=plans) as kit:
         await kit.gauges.set("acme", "storage", 1_500)
         monkeypatch.setattr("meterkit.notify.watches.customers_with_counts", None)
-        await StorageWatch(kit.store, any_event).look()
+        await look_at_storage(kit)

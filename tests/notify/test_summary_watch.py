@@ -1,4 +1,5 @@
 """``period.summary``: what a customer used in a period that is over, told once to each channel."""
+# Internals: a watch looks when the test says so.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Watches: one process looks, where its event is wanted, and an event is told once in two days."""
+# Internals: a watch looks when the test says so.
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.audit_database import Row, drain_all, insert_rows, to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.browser import chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
@@ -21,10 +22,6 @@ from drivers.shop import START
 from drivers.usage_figures import Tables, numbers_of
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.periods import to_ms
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
-from meterkit.insights.audit.entries import Row
 from meterkit.pages import usage_page
 from meterkit.testing import Clock
 
@@ -66,8 +63,8 @@ async def address(store_url: str, directory: Path, customers: int) -> AsyncGener
     """Where the page of a customer is served: one of so many, with twenty days of usage; 0: with none."""
     url, clock = sqlite_in(directory), Clock(START)
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, audit_url=url) as kit:
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
-        write_others(Database(url), customers - 1)
+        await drain_all(kit, url)
+        write_others(url, customers - 1)
         for day in range(DAYS):
             if customers:
                 await kit.record("acme", "tokens", 50 + day * 37 % 90)
@@ -75,17 +72,18 @@ async def address(store_url: str, directory: Path, customers: int) -> AsyncGener
         if customers:
             await kit.consume("acme", "requests", 4)
             await kit.grants.add("acme", {"requests": 25}, grant_id="gift")
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
         page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
         async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
             yield f"http://127.0.0.1:{port}/usage/"
 
 
-def write_others(database: Database, number: int) -> None:
+def write_others(url: str, number: int) -> None:
     """Write usage of other customers to the audit log, without asking the store for each."""
     start_ms = to_ms(START)
     for first in range(0, number, ROWS_AT_ONCE):
-        database.insert(
+        insert_rows(
+            url,
             [
                 Row(
                     event=f"other-{nth}",
@@ -98,7 +96,7 @@ def write_others(database: Database, number: int) -> None:
                     occurred_at_ms=None,
                 )
                 for nth in range(first, min(first + ROWS_AT_ONCE, number))
-            ]
+            ],
         )
 
 

@@ -1,4 +1,5 @@
 """Delivered usage against invoices, spikes and degraded minutes on the operator pages."""
+# Internals: spikes, closes and degraded minutes without the days that make them.
 
 from __future__ import annotations
 
@@ -7,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
-from drivers.operator_pages import JSON, PLANS, figures_on, pages_of, selling
+from drivers.operator_pages import JSON, PLANS, figures_on, make_snapshot, pages_of, selling
 from drivers.shop import START
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.periods import to_ms
-from meterkit.insights.overview.overview import Overview
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.outbox.closes import Close, Closes
 from meterkit.store.degraded_minutes import DegradedMinutes
@@ -41,7 +41,7 @@ async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_
         await at.kit.record("zeta", "rows", 9)
         await at.flush(everything=True)
         await at.kit.record("acme", "requests", 1)
-        await Overview(at.kit.store, at.kit.settings).snapshot()
+        await make_snapshot(at.kit)
 
         figures = (await client.get("/", headers=JSON)).json()["delivered"]
         # What stays with us, as rows do, is no usage on its way to Stripe.

@@ -15,7 +15,6 @@ from drivers.browser import check, chromium, faultless, found, needs_chromium
 from drivers.llm_apps import listening
 from drivers.operator_pages import JSON, flat, selling, write_snapshot
 from drivers.redrives import kill_message, redrives
-from meterkit.insights.audit.database import Database
 from meterkit.pages import operator_pages
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ WIDTH: Final = 360
 async def served(store_url: str, directory: Path, customers: int) -> AsyncGenerator[tuple[MeterKit, str]]:
     """The pages of an operator over a snapshot of so many customers; their address."""
     async with selling(store_url, directory) as kit:
-        await write_snapshot(kit, Database(sqlite_in(directory)), customers)
+        await write_snapshot(kit, sqlite_in(directory), customers)
         app = Starlette(routes=[Mount("/operator", app=operator_pages(kit, allowed=lambda _: "ada"))])
         async with listening(app) as port:
             yield kit, f"http://127.0.0.1:{port}/operator/"

@@ -1,4 +1,5 @@
 """Revenue and growth on the operator pages: each figure is the sum of the list that it opens."""
+# Internals: tables of revenue, filled by hand.
 
 from __future__ import annotations
 
@@ -10,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.operator_pages import JSON, figures_on, pages_of, selling
+from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of, pages_of, selling
 from meterkit.insights.audit.database import Database
-from meterkit.insights.overview.overview import Overview
 from meterkit.insights.revenue import lists as revenue_lists
 from meterkit.insights.revenue.figures import MOVES, Paying, Used
 from meterkit.insights.revenue.lists import Changes, RevenueLists
@@ -59,7 +59,7 @@ async def sold(store_url: str, directory: Path) -> AsyncGenerator[tuple[MeterKit
         tables.write(day, [Paying(name, *of) for name, of in paid.items()], USED)
     tables.write(date(2031, 4, 30), [], [Used("old", "usd", 1000)])
     async with selling(store_url, directory) as kit, pages_of(kit) as client:
-        await Overview(kit.store, kit.settings).snapshot()
+        await make_snapshot(kit)
         yield kit, client
 
 
@@ -125,7 +125,7 @@ async def test_monthly_shares_match_the_lists_that_they_open(
         tables.write(day, [Paying(name, "pro", "usd", mrr) for name, mrr in paid[day].items()], [])
     tables.spend(LAST, 700)
     async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await Overview(kit.store, kit.settings).snapshot()
+        await make_snapshot(kit)
         revenue = (await client.get("/", headers=JSON)).json()["revenue_usd"]
         then, now = paid[month_before], paid[LAST]
         start = sum(then.values())
@@ -177,7 +177,7 @@ async def test_revenue_that_has_ended_is_shown_as_none(store_url: str, tmp_path:
     for nth, paying in enumerate(([Paying("ada", "pro", "usd", 1000)], [], [])):
         tables.write(LAST + timedelta(days=nth - 1), paying, [])
     async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await Overview(kit.store, kit.settings).snapshot()
+        await make_snapshot(kit)
         figures = (await client.get("/", headers=JSON)).json()
         assert (figures["revenue_usd"]["mrr"], figures["revenue_usd"]["customers"]) == (0, 0)
         assert figures["growth_usd"]["2031-05-30"]["churn"] == 1000
@@ -185,7 +185,7 @@ async def test_revenue_that_has_ended_is_shown_as_none(store_url: str, tmp_path:
 
 async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
     async with sold(store_url, tmp_path) as (kit, _):
-        lists = Overview(kit.store, kit.settings).lists()
+        lists = overview_of(kit).lists()
         first = lists.payments(LAST, "usd", "", after="", most=1)
         second = lists.payments(LAST, "usd", "", after="bob", most=1)
         assert [one.customer for one in (*first, *second)] == ["bob", "kim"]
@@ -201,7 +201,7 @@ async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: 
 
 async def test_before_the_first_day_there_is_no_revenue(store_url: str, tmp_path: Path) -> None:
     async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await Overview(kit.store, kit.settings).snapshot()
+        await make_snapshot(kit)
         assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
         for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
             assert await rows_of(client, path, of) == []

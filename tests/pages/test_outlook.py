@@ -1,14 +1,22 @@
 """Where a period is heading, and what its usage costs on other plans."""
+# Internals: pure tables of forecasts and days.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import Row
+from drivers.audited_kit import sqlite_in
 from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import terms_of
+from meterkit.pages.figures import days_of
 from meterkit.pages.outlook import forecast_of, on_other_plans
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CATALOG = loads("""
 schema: 1
@@ -128,3 +136,46 @@ plans:
     for used, refused in (({"space": 100, "seats": 2}, []), ({"space": 101, "seats": 4}, ["space", "seats"])):
         found = on_other_plans(catalog, offers, used)
         assert [(one["cost_cents"], one["refused"]) for one in found] == [(1000, refused), (2600, [])]
+
+
+def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
+    database, day = Database(sqlite_in(tmp_path)), 86_400_000
+    assert database.days("acme", day) == {}
+    # Name, kind, customer, period, recorded at, quantity, occurred at.
+    written: list[tuple[str, str, str, int | None, int, int, int | None]] = [
+        ("before it was deleted", "recorded", "acme", day, day + 1, 100, None),
+        ("deletion", "deleted", "acme", None, day + 2, 0, None),
+        ("first", "recorded", "acme", day, day + 3, 5, None),
+        ("second", "summed", "acme", day, 2 * day - 1, 7, None),
+        ("correction", "corrected", "acme", day, 2 * day, -2, None),
+        ("told a day later", "recorded", "acme", day, 2 * day, 20, day + 9),
+        ("of another period", "recorded", "acme", 31 * day, 2 * day, 1000, None),
+        ("of another customer", "recorded", "other", day, 2 * day, 1000, None),
+        ("not sent", "dropped", "acme", day, 2 * day, 1000, None),
+    ]
+    database.insert(
+        [
+            Row(
+                event=event,
+                meter="tokens",
+                kind=kind,
+                customer=customer,
+                period_start_ms=period,
+                recorded_at_ms=recorded,
+                quantity=quantity,
+                occurred_at_ms=occurred,
+            )
+            for event, kind, customer, period, recorded, quantity, occurred in written
+        ]
+    )
+    assert database.days("acme", day) == {(1, "tokens"): 32, (2, "tokens"): -2}
+
+
+def test_days_are_laid_out_without_a_gap() -> None:
+    day = 86_400_000
+    sums = {(0, "b"): 1, (2, "a"): 5, (9, "a"): 2}
+    found = days_of(sums, day + 5, 3 * day)
+    assert found == {
+        "days": ["1970-01-02", "1970-01-03", "1970-01-04"],
+        "meters": {"a": [0, 5, 2], "b": [1, 0, 0]},
+    }

@@ -17,18 +17,14 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.shop import CATALOG, START, shop
 from drivers.usage_figures import Tables, numbers_of
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
-from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
-from meterkit.insights.audit.entries import Row
-from meterkit.pages import figures as page_figures
 from meterkit.pages import usage_page
-from meterkit.pages.figures import days_of
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -108,7 +104,7 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         await kit.consume("acme", "requests", 4)
         await kit.grants.add("acme", {"requests": 25}, grant_id="gift")
         await kit.gauges.set("acme", "storage", 1234)
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
 
         figures = (await client.get("/", headers=JSON)).json()
         numbers = Tables((await client.get("/")).text).numbers
@@ -138,7 +134,7 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
 
 
 async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_figures, "_OTHERS_S", 0.3)
+    monkeypatch.setattr("meterkit.pages.figures._OTHERS_S", 0.3)
     with socket() as database:
         database.bind(("127.0.0.1", 0))
         database.listen(100)
@@ -185,7 +181,7 @@ async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: st
         for units in (40, 0, 0):
             if units:
                 await kit.record("acme", "priced", units)
-                await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+                await drain_all(kit, url)
             found.append((await client.get("/", headers=JSON)).json()["forecast"])
             clock.advance(timedelta(days=1))
         first, second, third = found
@@ -205,7 +201,7 @@ async def test_a_day_before_the_period_is_not_in_the_forecast(store_url: str, tm
         for units in (400, 20):
             await at.kit.record("acme", "tokens", units)
             at.clock.advance(timedelta(days=1))
-        await Drainer(at.kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(at.kit, url)
         figures = (await client.get("/", headers=JSON)).json()
     start, end = (datetime.fromisoformat(figures["usage"]["period"][name]) for name in ("start", "end"))
     left = (end - at.clock.now()) / timedelta(days=1)
@@ -249,7 +245,7 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
             await kit.consume("acme", "requests", 4)
             clock.advance(timedelta(days=1))
         await kit.record("acme", "priced", 1)
-        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        await drain_all(kit, url)
         figures = (await client.get("/", headers=JSON)).json()
         left = (datetime(2031, 7, 1, tzinfo=UTC) - clock.now()) / timedelta(days=1)
         expected = 91 + round(30 * left)
@@ -462,49 +458,6 @@ async def test_what_cannot_be_mounted(store_url: str, monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, "jinja2", None)
         with pytest.raises(MeterkitError, match=r"pip install 'meterkit\[pages\]'"):
             usage_page(kit, customer=who, origins=ORIGINS)
-
-
-def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
-    database, day = Database(sqlite_in(tmp_path)), 86_400_000
-    assert database.days("acme", day) == {}
-    # Name, kind, customer, period, recorded at, quantity, occurred at.
-    written: list[tuple[str, str, str, int | None, int, int, int | None]] = [
-        ("before it was deleted", "recorded", "acme", day, day + 1, 100, None),
-        ("deletion", "deleted", "acme", None, day + 2, 0, None),
-        ("first", "recorded", "acme", day, day + 3, 5, None),
-        ("second", "summed", "acme", day, 2 * day - 1, 7, None),
-        ("correction", "corrected", "acme", day, 2 * day, -2, None),
-        ("told a day later", "recorded", "acme", day, 2 * day, 20, day + 9),
-        ("of another period", "recorded", "acme", 31 * day, 2 * day, 1000, None),
-        ("of another customer", "recorded", "other", day, 2 * day, 1000, None),
-        ("not sent", "dropped", "acme", day, 2 * day, 1000, None),
-    ]
-    database.insert(
-        [
-            Row(
-                event=event,
-                meter="tokens",
-                kind=kind,
-                customer=customer,
-                period_start_ms=period,
-                recorded_at_ms=recorded,
-                quantity=quantity,
-                occurred_at_ms=occurred,
-            )
-            for event, kind, customer, period, recorded, quantity, occurred in written
-        ]
-    )
-    assert database.days("acme", day) == {(1, "tokens"): 32, (2, "tokens"): -2}
-
-
-def test_days_are_laid_out_without_a_gap() -> None:
-    day = 86_400_000
-    sums = {(0, "b"): 1, (2, "a"): 5, (9, "a"): 2}
-    found = days_of(sums, day + 5, 3 * day)
-    assert found == {
-        "days": ["1970-01-02", "1970-01-03", "1970-01-04"],
-        "meters": {"a": [0, 5, 2], "b": [1, 0, 0]},
-    }
 
 
 MONEY = """

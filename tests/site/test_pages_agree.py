@@ -1,4 +1,5 @@
 """F-136: pages state names and defaults as the code has them, so that no two contradict each other."""
+# Internals: pages state constants of modules.
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import typer
 
+from drivers.shown_blocks import keys_page
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.catalog.units import UNITS
 from meterkit.cli.app import app
+from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.settings import Settings
 from meterkit.sync import SyncMeterKit
@@ -255,3 +258,13 @@ def test_the_page_of_models_lists_every_unit_of_the_price_table() -> None:
     section = PAGES["llm.md"].partition("### All units\n")[2].partition("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert set(re.findall(r"`(\w+)`", "\n".join(rows))) == UNITS
+
+
+def test_the_page_on_keys_and_the_written_list_say_the_same() -> None:
+    rows = keys_page()
+    assert len(rows) >= 20
+    for pattern, _, ttl in rows:
+        example = pattern.pattern.replace(r"\d+", "7").replace(".+", "ada").replace("\\", "").rstrip("$")
+        listed = any(re.match(allowed, example) for allowed in WITHOUT_TTL)
+        told = ttl == "as the grants" or "none" in ttl
+        assert listed == told, example

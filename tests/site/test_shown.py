@@ -21,9 +21,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from drivers.command_line import Shell
+from drivers.shown_blocks import keys_page
 from meterkit import MeterKit, MeterMiddleware, errors, identify
 from meterkit.catalog import loads
-from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -182,31 +182,6 @@ def test_the_chart_has_the_figures_of_the_page() -> None:
     composite = page["composite: limits rate + limits quota + HINCRBY"]
     ours = next(value for name, value in page.items() if name.startswith("meterkit (b)"))
     assert figures[:2] == [composite, ours]
-
-
-def keys_page() -> list[tuple[re.Pattern[str], str, str]]:
-    """Each key of the page: its pattern, its type and its TTL."""
-    rows = re.findall(
-        r"^\| (`mk:[^|]+`) \| (\w+) \| [^|]+ \| ([^|]+) \|$",
-        (DOCS / "redis-keys.md").read_text("utf-8"),
-        re.MULTILINE,
-    )
-    found: list[tuple[re.Pattern[str], str, str]] = []
-    for keys, kind, ttl in rows:
-        for key in re.findall(r"`([^`]+)`", keys):
-            pattern = re.sub(r"[A-Z_]{2,}", ".+", re.escape(key).replace(r"\{s\}", r"\{\d+\}"))
-            found.append((re.compile(pattern + "$"), kind, ttl))
-    return found
-
-
-def test_the_page_on_keys_and_the_written_list_say_the_same() -> None:
-    rows = keys_page()
-    assert len(rows) >= 20
-    for pattern, _, ttl in rows:
-        example = pattern.pattern.replace(r"\d+", "7").replace(".+", "ada").replace("\\", "").rstrip("$")
-        listed = any(re.match(allowed, example) for allowed in WITHOUT_TTL)
-        told = ttl == "as the grants" or "none" in ttl
-        assert listed == told, example
 
 
 @pytest.mark.anyio
