@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -11,51 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
+from drivers.closing_looks import JULY, closing_of
 from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
+from drivers.store_keys import meter_token
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
-from meterkit.delivery.closing import Closer
-from meterkit.insights.store_readings import read_deliveries
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 
-JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
 MINUTE: Final = timedelta(minutes=1)
-
-
-class Closing:
-    """Looks at closes as a process does that delivers."""
-
-    def __init__(self, at: Desk) -> None:
-        self._at = at
-        self.api = StripeApi(at.kit.settings)
-        self.closer = Closer(at.kit.store, lambda: self.api)
-
-    async def at(self, minutes: int) -> tuple[int, int, int]:
-        """Look so many minutes after June; how many are confirmed, open and late now."""
-        self._at.clock.set(JULY + minutes * MINUTE)
-        confirmed, left, late = await self.closer.look()
-        return confirmed, left, len(late)
-
-    async def unconfirmed(self) -> tuple[int, float]:
-        """What the metrics tell: how many, and since when the oldest period is over."""
-        found = (await read_deliveries(self._at.kit.store))["unconfirmed"]
-        return found.items, found.age_s
-
-
-@asynccontextmanager
-async def closing_of(at: Desk) -> AsyncGenerator[Closing]:
-    closing = Closing(at)
-    try:
-        yield closing
-    finally:
-        await closing.api.close()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -15,7 +15,7 @@ from meterkit.redis.scripts import Script
 if TYPE_CHECKING:
     from drivers.delivery import Desk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 
 async def dirty(at: Desk) -> dict[bytes, float]:

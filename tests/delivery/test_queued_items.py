@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from drivers.shop import Shop
     from meterkit import Corrected, QueuedItem
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.store.tasks import TaskLease
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from drivers.delivery import Desk
     from servers.stores import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 MINUTE: Final = timedelta(minutes=1)
 
@@ -177,15 +176,6 @@ async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(store_url: 
         assert (at.accepted("acme"), await states(at)) == (30, [])
 
 
-async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
-    async with linked(store_url) as at:
-        store = at.kit.store
-        lease = TaskLease(store, store.keys.shard(0, "recover:lease"), lasts_ms=60_000)
-        async with lease.held():
-            with pytest.raises(MeterkitError, match="another process recovers"):
-                await recover(at)
-
-
 async def recovered_by_word(at: Desk) -> None:
     """Have an operator say that a backup was put back, and see that nothing is billed twice."""
     await at.kit.record("acme", "requests", 30)
@@ -238,19 +228,6 @@ async def test_i6_without_info_an_operator_declares_a_backup(valkey: Server) -> 
         await at.kit.record("acme", "requests", 4)
         assert (await at.flush(everything=True)).delivered == 1
         assert at.accepted("acme") == 34
-
-
-async def test_of_twenty_parked_lines_none_needs_a_person(store_url: str) -> None:
-    customers = [f"customer{nth}" for nth in range(20)]
-    async with linked(store_url, *customers) as at:
-        for nth, customer in enumerate(customers, 1):
-            await at.kit.record(customer, "requests", 30)
-            await have_at_stripe(at, nth, minute=NOW - MINUTE, customer=f"cus_{customer}")
-        assert await parked_by_a_restore(at) == 20
-        found = await recover(at)
-        assert (len(found), [one.advice for one in found if one.advice]) == (20, [])
-        await at.flush(everything=True)
-        assert {at.accepted(customer) for customer in customers} == {30}
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}', '"', "1, 2"])

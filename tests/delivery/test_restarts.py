@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from drivers.delivery import Desk
     from servers.stores import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 EVENTS_PATH: Final = "/v1/billing/meter_events"
 MINUTE: Final = timedelta(minutes=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meterkit.background import BackgroundTasks
+
 if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.assembly import Parts
 
-__all__ = ["parts_of"]
+__all__ = ["BackgroundTasks", "parts_of"]
 
 
 def parts_of(kit: MeterKit) -> Parts:

@@ -16,12 +16,13 @@ from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import Page, Version
 from meterkit.storage.records import carried
+from meterkit.store.tasks import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from random import Random
 
-__all__ = ["FORMATS", "Bucket", "Format", "Happened", "carried"]
+__all__ = ["FORMATS", "Bucket", "Format", "Happened", "Upkeep", "carried"]
 
 Format = Literal["s3", "eventbridge", "minio"]
 FORMATS: tuple[Format, ...] = ("s3", "eventbridge", "minio")

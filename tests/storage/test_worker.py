@@ -14,10 +14,9 @@ import pytest
 from drivers.command_line import TIMEOUT_S, Shell
 from faults.refusals import eventually
 from meterkit import MeterKit
-from meterkit.store.tasks import Upkeep
 from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
-from storage.objects import Happened
+from storage.objects import Happened, Upkeep
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:

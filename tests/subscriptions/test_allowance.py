@@ -78,17 +78,6 @@ async def test_the_whole_allowance_is_had_where_the_plans_file_says_so(store_url
         assert await given(at) == (1_000, 1_000, 180)
 
 
-async def test_up_and_down_and_up_again_gives_each_plan_its_time(store_url: str) -> None:
-    async with shop(store_url, catalog=AT_ONCE) as at:
-        await at.subscribed(plan="team")
-        await change(at, "pro", HALF)
-        await change(at, "team", HALF + HOUR)
-        assert await given(at) == (102, 102, 21)
-        await change(at, "pro", HALF + 2 * HOUR)
-        # 361 hours of team and 359 of pro.
-        assert await given(at) == (549, 549, 100)
-
-
 async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
         await at.subscribed(plan="pro")
@@ -164,27 +153,6 @@ async def test_overage_begins_where_the_prorated_quantity_ends(
         await at.kit.flush(everything=True)
         await renewed(at)
         assert await metered_lines(at) == [("price_pro_ai_tokens", 10, 2)]
-
-
-async def test_a_plan_that_is_set_by_hand_gives_all_of_it(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        at.clock.set(HALF)
-        await at.kit.customers.set_plan("acme", "team")
-        assert await given(at) == (100, 100, 20)
-        await at.kit.customers.set_plan("acme", "pro")
-        assert await given(at) == (1_000, 1_000, 180)
-        await at.kit.customers.set_plan("acme", "team")
-        assert (await given(at))[:2] == (100, 100)
-
-
-async def test_an_override_stands_for_all_of_the_period(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        await at.subscribed(plan="team")
-        await change(at, "pro", HALF)
-        await at.kit.customers.override("acme", {"requests": {"included": 777}})
-        assert await given(at) == (777, 550, 100)
-        await at.kit.customers.override("acme", {"tokens": {"rate": "5/second"}})
-        assert (await given(at))[1] == 550
 
 
 async def test_the_next_period_is_whole_before_any_webhook(store_url: str) -> None:

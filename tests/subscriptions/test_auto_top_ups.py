@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import until
 from drivers.top_ups import AUTO, DOLLAR, balance, bought, cut_off, dying, night, opened, parts_of, with_card
 from drivers.webhooks import hooked, hooked_kit
 from faults.refusals import eventually
@@ -130,15 +129,6 @@ async def test_a_declined_card_is_logged_once_a_day_for_each_reason(
         await api.close()
 
 
-async def test_nothing_is_charged_of_who_has_never_bought_one(store_url: str) -> None:
-    async with hooked(store_url, catalog=AUTO) as at:
-        await opened(at)
-        await with_card(at)
-        await at.kit.grants.add("acme", {"usd": 4}, grant_id="gift")
-        await night(at)
-        assert await payments(at) == 0
-
-
 async def test_a_customer_can_turn_it_off(store_url: str) -> None:
     async with hooked(store_url, catalog=AUTO) as at:
         await opened(at)
@@ -242,34 +232,6 @@ async def test_i4_workers_that_hear_of_one_event_at_once_buy_one(store_url: str)
                     await auto.on_low("acme", "usd", event)
                 assert await payments(at) == paid
         assert await balance(at) == 44 * DOLLAR
-
-
-async def test_i4_workers_that_hear_of_several_events_at_once_buy_one(store_url: str) -> None:
-    """I4: one runs at a time, so only the worker that begins first buys."""
-    async with hooked(store_url, catalog=AUTO) as at:
-        await opened(at)
-        await with_card(at)
-        await bought(at)
-        await spend(at, 6)
-        others_are_done = asyncio.Event()
-        begun = 0
-
-        async def first() -> None:
-            nonlocal begun
-            begun += 1
-            await others_are_done.wait()
-
-        async with workers_of(at, store_url, first) as workers, asyncio.timeout(60):
-            buying = [
-                asyncio.create_task(auto.on_low("acme", "usd", f"{nth}")) for nth, auto in enumerate(workers)
-            ]
-            await until(lambda: begun > 0 and sum(task.done() for task in buying) == len(buying) - 1)
-            assert begun == 1
-            assert await payments(at) == 1
-            others_are_done.set()
-            await asyncio.gather(*buying)
-        assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
-        assert sorted(await entries(at)) == [("burn", -6), ("grant", 10), ("grant", 20)]
 
 
 @pytest.mark.parametrize("step", range(1, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -243,15 +244,43 @@ async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) ->
 
 
 ELSEWHERE = [
-    "https://evil.example/",
+    "",
+    "/paid",
+    "//app.example/paid",
+    "app.example",
+    "https:app.example",
+    "https:/app.example",
+    "http://app.example/",  # another scheme
+    "https://app.example:8443/",  # another port
+    "http://localhost/",
+    "https://app.example:0/",
+    "https://app.example:99999/",
+    "https://app.example:/",
     "https://app.example.evil.example/",
+    "https://evilapp.example/",
+    "https://app.example./",
     "https://app.example@evil.example/",
+    "https://app.example:443@evil.example/",
+    "https://user:password@app.example/",
+    "https://@app.example/",
     "https://evil.example\\@app.example/",
-    "https://app.example:8443/",
-    "http://app.example/",
-    "//app.example/",
-    "javascript:alert(1)",
-    "https://app.example/\r\nx",
+    "https:\\\\app.example",
+    "https://app.example\\.evil.example",
+    "https://evil.example/#https://app.example",
+    "https://evil.example?https://app.example",
+    " https://app.example",
+    "https://app.example\t/",
+    "https://app.example\r\nLocation: https://evil.example",
+    "https://app.example/\x00",
+    "https://app.ex\u0430mple/",  # a Cyrillic letter
+    "https://app\u3002example/",  # a full stop that browsers take for one
+    "https://app.example%2eevil.example/",
+    "https://[::1]/",
+    "https://[app.example/",
+    "javascript:alert(1)//https://app.example",
+    "data:text/html,https://app.example",
+    "HTTPS+x://app.example/",
+    f"https://app.example/{'x' * 2048}",
 ]
 
 
@@ -552,15 +581,41 @@ async def test_a_router_without_a_way_to_know_customers_is_refused(customer: Any
                 make(at.kit, customer=customer, origins=ORIGINS)
 
 
-@pytest.mark.parametrize(
-    "origins", [[], "https://app.example", ["*"], ["app.example"], ["https://app.example/x"]]
-)
-async def test_a_router_with_an_origin_that_is_none_is_refused(origins: Any, store_url: str) -> None:
+NO_ORIGINS: list[tuple[Any, str]] = [
+    ([], "origins: found none"),
+    ("https://app.example", "origins: found the text 'https://app.example'"),
+    (["*"], "origins: found '*'; allowed are origins such as"),
+    (["null"], "origins: found 'null'"),
+    (["app.example"], "origins: found 'app.example'"),
+    (["https://app.example", "https://app.example/paid"], "origins: found 'https://app.example/paid'"),
+    (["https://app.example?"], "origins: found 'https://app.example?'"),
+    (["https://*.app.example"], "origins: found 'https://*.app.example'"),
+    (["https://user@app.example"], "origins: found 'https://user@app.example'"),
+    ([None], "origins: found None"),
+]
+
+
+async def test_a_router_with_an_origin_that_is_none_is_refused(store_url: str) -> None:
     async with shop(store_url) as at:
-        with pytest.raises(MeterkitError, match="origins: found"):
-            billing_router(at.kit, customer=who, origins=origins)
-        with pytest.raises(MeterkitError, match="origins: found"):
-            billing_routes(at.kit, customer=who_by_scope, origins=origins)
+        for origins, said in NO_ORIGINS:
+            with pytest.raises(MeterkitError, match=re.escape(said)):
+                billing_router(at.kit, customer=who, origins=origins)
+            with pytest.raises(MeterkitError, match="origins: found"):
+                billing_routes(at.kit, customer=who_by_scope, origins=origins)
+
+
+async def test_customers_are_sent_to_each_origin_in_any_spelling(store_url: str) -> None:
+    async with billing("starlette", store_url) as (client, at):
+        await at.subscribed()
+        for url in (
+            "https://app.example",
+            "https://app.example/",
+            "https://APP.example/paid?plan=pro&x=%2F#done",
+            "https://app.example:443/paid",
+            "https://app.example/paid?session={CHECKOUT_SESSION_ID}",
+            "http://localhost:3000/paid",
+        ):
+            assert (await client.post("/portal", json={"return_url": url})).status_code == 200, url
 
 
 async def test_what_the_dependency_raises_is_the_apps_own(store_url: str) -> None:

@@ -136,21 +136,6 @@ async def test_usage_that_no_item_bills_is_billed_from_the_repair_on(store_url: 
         assert sum(line["amount"] for line in lines if line["quantity"] == 50) == 100
 
 
-async def test_usage_of_a_meter_with_two_items_is_billed_once(store_url: str) -> None:
-    async with shop(store_url) as at:
-        params, _ = CASES["two items of one meter"]
-        await by_hand(at, **params)
-        await at.kit.record("acme", "tokens", 150)
-        at.clock.advance(HOUR)
-        await at.kit.flush(everything=True)
-        at.clock.advance(HOUR)
-        await at.kit.subscriptions.repair("acme")
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
-        assert sum(line["amount"] for line in lines) == 2 * 1500 + 100
-
-
 async def test_what_was_used_is_delivered_before_an_item_is_switched(store_url: str) -> None:
     async with shop(store_url) as at:
         params, _ = CASES["the price of another plan's usage"]
@@ -199,23 +184,6 @@ async def test_two_live_subscriptions_are_for_a_person_to_decide(store_url: str)
         assert first in str(caught.value)
         assert second in str(caught.value)
         assert len(at.changes()) == changes
-
-
-async def test_a_second_subscription_of_usage_alone_is_found_too(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await by_hand(at, **WHOLE)
-        await by_hand(at, **{"items[0][price]": "price_pro_ai_tokens"})
-        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
-
-
-async def test_a_price_of_no_plan_is_for_a_person_to_decide(store_url: str) -> None:
-    async with shop(store_url) as at:
-        at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
-        subscription = await by_hand(at, **{"items[0][price]": "price_portal"})
-        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["unknown_price"]}
-        with pytest.raises(SubscriptionError, match="price_portal"):
-            await at.kit.subscriptions.repair("acme")
-        assert await at.items(subscription) == {"price_portal": 1}
 
 
 async def test_an_unknown_price_in_the_portal_is_reported_once(
@@ -276,15 +244,6 @@ async def test_prices_are_listed_once_a_night_and_before_a_report(
         assert await drifts_of(at.kit) == {}
 
 
-async def test_classic_billing_is_migrated(store_url: str) -> None:
-    async with shop(store_url) as at:
-        subscription = await by_hand(at, **WHOLE, **{"billing_mode[type]": "classic"})
-        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["billing_mode"]}
-        await at.kit.subscriptions.repair("acme")
-        assert (await at.stripe_subscription(subscription))["billing_mode"]["type"] == "flexible"
-        assert await at.kit.subscriptions.check() == {}
-
-
 async def known(at: Shop) -> Subscription:
     found = await at.kit.subscriptions.get("acme")
     assert found is not None
@@ -324,17 +283,6 @@ async def test_debtors_and_unsubscribed_customers_are_not_repaired(store_url: st
             await at.kit.subscriptions.repair("acme")
 
 
-async def test_what_is_to_change_already_is_not_repaired(store_url: str) -> None:
-    async with shop(store_url) as at:
-        subscription = await at.subscribed("acme", "pro")
-        await at.kit.subscriptions.change_plan("acme", "team")
-        item = await item_of(at, subscription.id, "price_pro")
-        path = f"/v1/subscriptions/{subscription.id}"
-        await post(at, path, **{"items[0][id]": item, "items[0][quantity]": "7"})
-        with pytest.raises(SubscriptionError, match="is to change already"):
-            await at.kit.subscriptions.repair("acme")
-
-
 async def test_a_check_fetches_what_no_webhook_has_told(store_url: str) -> None:
     async with shop(store_url) as at:
         subscription = await at.subscribed()
@@ -344,17 +292,6 @@ async def test_a_check_fetches_what_no_webhook_has_told(store_url: str) -> None:
         await post(at, f"/v1/subscriptions/{subscription.id}", **change)
         await at.kit.subscriptions.check()
         assert (await known(at)).plan == "pro"
-
-
-async def test_a_check_asks_for_lists_and_not_for_each_customer(store_url: str) -> None:
-    async with shop(store_url) as at:
-        for number in range(12):
-            await by_hand(at, f"c{number}", **WHOLE)
-        before = len(at.emulator.requests)
-        assert await at.kit.subscriptions.check() == {}
-        assert (
-            len(at.emulator.requests) - before == 1 + 3 * 4 + 1
-        )  # Three plans are sold; meters are listed once.
 
 
 async def owing(at: Shop) -> str:

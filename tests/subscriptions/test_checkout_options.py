@@ -11,7 +11,6 @@ import pytest
 from drivers.shop import PLANS, shop
 from meterkit import MeterkitError, PlansError
 from meterkit.catalog import loads
-from meterkit.subscriptions.service.payment_pages import options_of
 
 pytestmark = pytest.mark.anyio
 
@@ -45,43 +44,44 @@ async def test_other_options_open_another_page(store_url: str) -> None:
         assert pages[0] == pages[1] != pages[2]
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"customer": "cus_1"}, "customer"),
-        ({"mode": "payment", "locale": "de"}, "mode"),
-        ({"line_items": []}, "line_items"),
-        ({"success_url": "https://evil.example"}, "success_url"),
-        ({"client_reference_id": "ada"}, "client_reference_id"),
-        ({"metadata": {"a": "b"}}, "metadata"),
-        ({"subscription_data": {"metadata": {"a": "b"}}}, "subscription_data.metadata"),
-        ({"subscription_data": {"billing_mode": {"type": "classic"}}}, "subscription_data.billing_mode"),
-        ({"subscription_data": {"trial_period_days": 90}}, "subscription_data.trial_period_days"),
-        ({"subscription_data[trial_period_days]": 90}, "subscription_data[trial_period_days]"),
-        ({"subscription_data[metadata][a]": "b"}, "subscription_data[metadata][a]"),
-        ({"subscription_data": {"metadata[a]": "b"}}, "subscription_data.metadata[a]"),
-        ({"line_items[0][price]": "price_free"}, "line_items[0][price]"),
-    ],
-)
-async def test_what_meterkit_sets_itself_is_refused(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(MeterkitError, match=re.escape(f"found {named}, which meterkit sets itself")):
-        options_of({}, options)
+OWN: Final[list[tuple[dict[str, Any], str]]] = [
+    ({"customer": "cus_1"}, "customer"),
+    ({"mode": "payment", "locale": "de"}, "mode"),
+    ({"line_items": []}, "line_items"),
+    ({"success_url": "https://evil.example"}, "success_url"),
+    ({"client_reference_id": "ada"}, "client_reference_id"),
+    ({"metadata": {"a": "b"}}, "metadata"),
+    ({"subscription_data": {"metadata": {"a": "b"}}}, "subscription_data.metadata"),
+    ({"subscription_data": {"billing_mode": {"type": "classic"}}}, "subscription_data.billing_mode"),
+    ({"subscription_data": {"trial_period_days": 90}}, "subscription_data.trial_period_days"),
+    ({"subscription_data[trial_period_days]": 90}, "subscription_data[trial_period_days]"),
+    ({"subscription_data[metadata][a]": "b"}, "subscription_data[metadata][a]"),
+    ({"subscription_data": {"metadata[a]": "b"}}, "subscription_data.metadata[a]"),
+    ({"line_items[0][price]": "price_free"}, "line_items[0][price]"),
+]
 
 
-@pytest.mark.parametrize("wrong", [["locale"], "locale", {"a": 1.5}, {"a": object()}])
-async def test_what_stripe_cannot_be_sent_is_refused(wrong: Any) -> None:
-    with pytest.raises(MeterkitError, match="options: "):
-        options_of({}, wrong)
+async def test_what_meterkit_sets_itself_is_refused(store_url: str) -> None:
+    async with shop(store_url) as at:
+        for options, named in OWN:
+            with pytest.raises(MeterkitError, match=re.escape(f"found {named}, which meterkit sets itself")):
+                await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
 
 
-async def test_none_takes_an_option_of_the_plans_file_out() -> None:
-    common = loads(PLANS + CHECKOUT).billing.checkout
-    assert options_of(common, None) == common
-    assert options_of(common, {"locale": None, "allow_promotion_codes": False}) == {
-        **common,
-        "locale": None,
-        "allow_promotion_codes": False,
-    }
+async def test_what_stripe_cannot_be_sent_is_refused(store_url: str) -> None:
+    async with shop(store_url) as at:
+        for wrong in (["locale"], "locale", {"a": 1.5}, {"a": object()}):
+            options: Any = wrong
+            with pytest.raises(MeterkitError, match="options: "):
+                await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
+
+
+async def test_none_takes_an_option_of_the_plans_file_out(store_url: str) -> None:
+    async with shop(store_url, catalog=loads(PLANS + CHECKOUT)) as at:
+        options = {"locale": None, "allow_promotion_codes": False}
+        await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
+        (page,) = await at.stripe_list("/v1/checkout/sessions")
+        assert (page["locale"], page["allow_promotion_codes"]) == (None, False)
 
 
 async def test_the_plans_file_is_refused_with_line_and_path() -> None:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
+from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, shop
 from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage
 from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.errors import SettingsError, StoreError, StripeUnavailableError
+from meterkit.errors import StoreError, StripeUnavailableError
 from subscriptions.test_derived_costs import PLANS as DERIVED
 from subscriptions.test_derived_costs import charged_cents
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
@@ -38,7 +37,6 @@ pytestmark = pytest.mark.anyio
 
 MINUTE: Final = timedelta(minutes=1)
 HOUR: Final = timedelta(hours=1)
-DOWN_NOW: Final = loads(PLANS.replace("plans:\n", "billing: {changes: {downgrade: now}}\nplans:\n", 1))
 
 
 async def use(at: Shop, quantity: int, meter: str = "tokens") -> None:
@@ -101,27 +99,6 @@ async def agrees(at: Shop) -> None:
     """Our books and Stripe's agree, by quantity and price."""
     for one in await at.kit.reconcile("acme", at=HALF):
         assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
-
-
-async def test_units_before_a_downgrade_are_given_back_at_their_price(store_url: str) -> None:
-    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
-        await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 150)
-        await switch(at, "basic")
-        await use(at, 20)
-        # Half of the larger plan's price has paid for the usage: 5.00 are left, less 1.50.
-        assert await balance(at) == 500 - 150
-        found = await correct(at, 50, credit=True)
-        assert (found.taken_back, by_hand(found), found.left_by_hand) == (20, [(30, 90)], 0)
-        assert await balance(at) == 500 - 60
-        (again,) = await at.kit.correct(
-            "acme", {"tokens": 50}, reason="a loop", correction_id="c-1", credit=True
-        )
-        assert (again.credits, await balance(at)) == (found.credits, 440)
-        await renewed(at)
-        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
-        await agrees(at)
 
 
 @pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), ("same", 5)])
@@ -302,24 +279,6 @@ async def test_usage_that_was_billed_more_than_35_days_ago_stays(store_url: str)
         assert (await correct(at, 1, id_="c-2")).beyond == 1
 
 
-async def test_a_void_invoice_gives_nothing_back(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        assert linked is not None
-        at.clock.set(END)
-        at.emulator.fail_payments(linked)
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        invoice = (await at.invoices())[-1]
-        await at.stripe_change(f"/v1/invoices/{invoice['id']}/void")
-        await at.kit.subscriptions.sync("acme")
-        found = await correct(at, 40, credit=True)
-        assert (found.by_hand, found.beyond, await notes(at)) == (0, 40, [])
-
-
 async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="basic")
@@ -339,22 +298,6 @@ async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> Non
         # Of 60 units on the line the first id got 40, and the other one the rest.
         assert sorted(map(sorted, found.values())) == [[20], [40]]
         assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
-
-
-async def test_units_in_flight_are_not_taken_off_an_ended_price(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        assert by_hand(await correct(at, 10, id_="c-0")) == [(10, 50)]
-        await at.kit.record("acme", "tokens", 6)
-        at.emulator.fail_next("error", status=429, times=100)
-        await at.kit.flush(everything=True, timeout_s=0)
-        given: Any = {"reason": "a loop", "correction_id": "c-1"}
-        (found,) = await at.kit.correct("acme", {"tokens": 10}, **given)
-        assert (found.granted_next, by_hand(found)) == (6, [(4, 20)])
-        at.emulator.clear_faults()
 
 
 async def test_a_plan_change_after_reading_invoices_is_noticed(
@@ -379,21 +322,6 @@ async def test_a_plan_change_after_reading_invoices_is_noticed(
         given: Any = {"reason": "a loop", "correction_id": "c-1"}
         (found,) = await at.kit.correct("acme", {"tokens": 60}, **given)
         assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
-
-
-async def test_a_repeat_issues_a_credit_note_that_stripe_missed(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        at.emulator.fail_next("drop", skip=1, times=3, path="/v1/credit_notes")
-        with pytest.raises(StripeUnavailableError):
-            await correct(at, 60, credit=True)
-        assert (await notes(at), await balance(at)) == ([], 0)
-        found = await correct(at, 60, credit=True)
-        assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
-        assert (await notes(at), await balance(at)) == ([300], 300)
 
 
 async def test_a_credit_note_is_issued_once_despite_a_crash(
@@ -436,29 +364,6 @@ async def test_nothing_is_corrected_while_invoices_are_unreadable(store_url: str
         assert (await correct(at, 60)).is_repeated is False
 
 
-async def test_without_a_key_credit_is_refused(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        await use(at, 20)
-        keyless = kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None)
-        async with keyless as kit:
-            given: Any = {"reason": "a loop", "correction_id": "c-1"}
-            with pytest.raises(SettingsError, match="nothing is taken back"):
-                await kit.correct("acme", {"tokens": 60}, **given, credit=True)
-            assert (await kit.usage("acme"))["meters"]["tokens"]["overage"] == 80
-            (found,) = await kit.correct("acme", {"tokens": 60}, **given)
-            assert (found.taken_back, by_hand(found)) == (20, [(40, 200)])
-            assert tuple(found.by_hand_lines[0]) == (None, None, 40, 200)
-        credited = await correct(at, 60, credit=True)
-        assert credited.not_credited == "their invoice line is not known: credit them at Stripe"
-        await at.kit.flush(everything=True)
-        await renewed(at)
-        assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
-
-
 async def test_a_correction_waits_for_a_price_change_in_doubt(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
@@ -492,23 +397,6 @@ async def test_units_before_an_unseen_portal_change_are_credited(
         await renewed(at)
         assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
         await agrees(at)
-
-
-async def test_grants_and_credits_are_restored_before_invoices(store_url: str) -> None:
-    plans = PLANS.replace("plans:\n", "credits:\n  ai: {costs: {tokens: 1}}\nplans:\n", 1)
-    async with shop(store_url, catalog=loads(plans), selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.grants.add("acme", {"tokens": 20}, grant_id="g-1")
-        await at.kit.grants.add("acme", {"ai": 15}, grant_id="g-2")
-        await use(at, 150)
-        await switch(at, "cheaper")
-        await use(at, 5)
-        found = await correct(at, 60, credit=True)
-        parts = (found.overage, found.credited, found.granted, found.included)
-        assert (parts, by_hand(found)) == ((5, 15, 20, 5), [(15, 75)])
-        left = {grant.name: grant.remaining for grant in await at.kit.grants.list("acme")}
-        assert left == {"ai": 15, "tokens": 20}
 
 
 async def test_units_of_an_ended_subscription_are_on_its_last_invoice(store_url: str) -> None:

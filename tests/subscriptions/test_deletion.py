@@ -128,32 +128,6 @@ async def test_a_look_that_began_before_the_deletion_stores_nothing(store_url: s
         assert not await at.kit.customers.known("acme")
 
 
-async def test_who_comes_back_gets_a_new_stripe_customer(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await at.subscribed()
-        linked = await linked_of(at)
-        await at.kit.customers.delete("acme", cancel=True)
-        again = await at.subscribed(plan="pro")
-        assert (again.plan, again.status) == ("pro", "active")
-        assert await linked_of(at) != linked
-
-
-async def test_a_link_by_hand_replaces_the_tombstone(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await at.subscribed()
-        linked = await linked_of(at)
-        await at.kit.customers.delete("acme", cancel=True)
-        admin, claim = await at.kit.store.admin(), at.kit.store.keys.link(linked)
-        assert b"acme" not in await admin.ask(admin.client.get(claim))
-        assert (await at.kit.customers.link("ada", linked)).stripe_customer == linked
-        await events_arrive(at, linked)
-        assert await linked_of_ada(at) == linked
-
-
-async def linked_of_ada(at: Shop) -> str | None:
-    return (await at.kit.customers.get("ada")).stripe_customer
-
-
 async def test_a_refused_deletion_leaves_the_link_as_it_was(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = at.emulator.add_customer()

@@ -168,14 +168,6 @@ async def test_another_place_of_ids_is_refused(store_url: str, id_from: str) -> 
             await at.kit.subscriptions.import_from_stripe(id_from=id_from)
 
 
-async def test_who_has_no_subscription_is_linked_where_an_id_is_known(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at_stripe(at, "free", meterkit_customer="free")
-        at_stripe(at, "lead")
-        assert counts(await at.kit.subscriptions.import_from_stripe()) == (1, 0, 1, 0)
-        assert (await at.kit.customers.get("free")).plan == "free"
-
-
 async def test_customers_that_do_not_fit_are_named_with_the_reason(store_url: str) -> None:
     async with hooked(store_url) as at:
         await paying(at, "nameless", ids=False)
@@ -215,34 +207,6 @@ async def test_of_two_stripe_customers_of_one_id_the_paying_one_counts(store_url
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_new"
 
 
-async def test_of_several_unpaid_stripe_customers_none_is_linked(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at_stripe(at, "one", "two", meterkit_customer="acme")
-        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 0, 2, 0)
-        await at.kit.customers.link("acme", "cus_two", force=True)
-        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 1, 1, 0)
-
-
-async def test_another_product_beside_the_plan_is_not_in_the_way(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        await paying(at, "acme")
-        await at.subscribe("acme", "price_other", metadata={})
-        assert counts(await at.kit.subscriptions.import_from_stripe()) == (1, 0, 0, 0)
-        assert (await at.kit.customers.get("acme")).plan == "pro"
-
-
-async def test_a_link_that_stands_is_never_replaced(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        await paying(at, "acme")
-        await paying(at, "beta")
-        at.customer("else")
-        await at.kit.customers.link("acme", "cus_else", force=True)
-        await at.kit.customers.link("gamma", "cus_beta", force=True)
-        done = await at.kit.subscriptions.import_from_stripe()
-        assert why(done) == {"cus_acme": "linked_elsewhere", "cus_beta": "linked_elsewhere"}
-        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_else"
-
-
 async def test_a_quantity_above_one_is_reported_and_linked(store_url: str) -> None:
     async with hooked(store_url) as at:
         seven: Any = [{"price": "price_pro", "quantity": 7}]
@@ -279,11 +243,3 @@ async def test_changes_during_an_import_are_fetched_afterwards(store_url: str) -
         known = await at.kit.subscriptions.get("acme")
         assert known is not None
         assert known.cancel_at_period_end
-
-
-async def test_the_history_names_the_import(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        await paying(at, "acme")
-        await at.kit.subscriptions.import_from_stripe()
-        history = await at.kit.customers.history("acme")
-        assert {entry.cause for entry in history if entry.kind == "plan"} == {"import"}

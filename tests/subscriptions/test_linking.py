@@ -33,15 +33,6 @@ async def test_a_paying_customer_is_on_its_plan_when_the_link_returns(store_url:
         assert await at.kit.allows("acme", "full")
 
 
-async def test_a_repeated_link_reads_the_subscription_again(store_url: str) -> None:
-    async with shop(store_url) as at:
-        linked = at.emulator.add_customer(name="Acme")
-        at.emulator.add_payment_method(linked)
-        assert (await at.kit.customers.link("acme", linked)).plan == "free"
-        await at.stripe_change("/v1/subscriptions", customer=linked, **{"items[0][price]": "price_team"})
-        assert (await at.kit.customers.link("acme", linked)).plan == "team"
-
-
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_a_stripe_customer_that_does_not_exist_is_not_linked(store_url: str, deleted: bool) -> None:
     """F-206."""
@@ -94,17 +85,6 @@ async def test_an_unreadable_customer_is_reported_and_linked_by_force(store_url:
         with pytest.raises(StripeError, match="is linked to Stripe customer cus_other"):
             await at.kit.customers.link("acme", "cus_other", force=True)
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_other"
-
-
-async def test_a_background_look_waits_for_the_link(store_url: str) -> None:
-    async with shop(store_url) as at:
-        linked = await subscribed_at_stripe(at)
-        asked = len(at.emulator.requests)
-        found = await at.kit.customers.link("acme", linked, look=False)
-        paths = [request.path for request in at.emulator.requests[asked:]]
-        assert (found.plan, paths) == ("free", [f"/v1/customers/{linked}"])
-        await at.kit.webhooks.work_off()
-        assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
 async def test_without_a_stripe_key_a_link_is_made_and_nothing_is_read(store_url: str) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
-import anyio
 import pytest
 
-from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import CATALOG, END, HALF, PLANS, START, shop
-from meterkit import PaymentMethodMissingError, SubscriptionError, SubscriptionExistsError
+from meterkit import PaymentMethodMissingError, SubscriptionError
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
@@ -165,21 +162,6 @@ async def test_one_subscribe_page_is_open_so_one_trial_is_given(store_url: str) 
         assert (found.status, found.trial_end) == ("active", None)
 
 
-async def test_many_pages_at_once_are_one_trial(store_url: str) -> None:
-    async with shop(store_url, start=HALF) as at:
-        pages: list[str] = []
-
-        async def ask(number: int) -> None:
-            pages.append((await at.kit.subscriptions.checkout("acme", "tried", **urls_of(number))).id)
-
-        async with anyio.create_task_group() as clicks:
-            for number in range(8):
-                clicks.start_soon(ask, number)
-        opened = await at.stripe_list("/v1/checkout/sessions", status="open")
-        assert len(pages) == 8
-        assert len(opened) <= 1
-
-
 async def test_a_plan_without_a_trial_has_none_by_way_of_another(store_url: str) -> None:
     async with shop(store_url) as at:
         service = at.kit.subscriptions
@@ -252,40 +234,6 @@ async def test_seats_are_not_changed_while_a_payment_is_overdue(store_url: str, 
         assert paid is not None
         assert paid.status == "active"
         assert (await at.kit.subscriptions.set_seats("acme", seats)).proration is not None
-
-
-async def test_nobody_pays_for_two_because_a_plan_has_left_the_file(store_url: str) -> None:
-    async with shop(store_url) as at:
-        begun = await at.subscribed(plan="team")
-        others = loads(PLANS.replace("price_team}", "price_team_2027}"))
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=others) as kit:
-            found = await kit.subscriptions.sync("acme")
-            assert found is not None
-            assert (found.id, found.plan, found.status) == (begun.id, None, "active")
-            for subscribe in (kit.subscriptions.create, partial(kit.subscriptions.checkout, **urls_of(1))):
-                with pytest.raises(SubscriptionExistsError):
-                    await subscribe("acme", "pro")
-        assert len(await at.stripe_list("/v1/subscriptions", status="all")) == 1
-
-
-async def test_what_gave_way_cannot_be_paid_for_any_more(store_url: str) -> None:
-    """A tab of the browser that was left open still has the secret of what the customer chose before."""
-    async with shop(store_url) as at:
-        service = at.kit.subscriptions
-        first, second = await service.create("acme", "pro"), await service.create("acme", "team")
-        await service.cancel("acme")
-        third = await service.create("acme", "team", 7)
-        for given_up in (first, second):
-            assert given_up.client_secret is not None
-            with pytest.raises(ValueError, match="no invoice that is open"):
-                at.emulator.confirm_payment(given_up.client_secret)
-            found = await at.stripe_subscription(given_up.subscription.id)
-            assert found["status"] == "incomplete_expired"
-        assert third.client_secret is not None
-        at.emulator.confirm_payment(third.client_secret)
-        known = await service.sync("acme")
-        assert known is not None
-        assert (known.id, known.status) == (third.subscription.id, "active")
 
 
 def urls_of(number: int) -> _Urls:

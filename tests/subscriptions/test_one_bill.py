@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.delivery import kit_for
+from drivers.near_stripe import served
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop
 from meterkit.catalog import loads
-from meterkit.settings import Settings
-from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync import sync
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -30,15 +28,10 @@ async def shop(store_url: str, *, is_synced: bool) -> AsyncGenerator[Shop]:
     emulator = StripeEmulator(clock=clock)
     if not is_synced:
         emulator.add_plans(CATALOG)
-    async with emulator.serve() as url:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit:
         if is_synced:
-            given: Any = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
-            api = StripeApi(Settings.load(**given))
-            done = await sync(api, CATALOG, dry_run=False)
-            await api.close()
-            assert done.problems == []
-        async with kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit:
-            yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
+            assert (await kit.stripe.sync()).problems == []
+        yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
 
 
 async def sold(at: Shop) -> list[dict[str, Any]]:

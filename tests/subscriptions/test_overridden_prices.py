@@ -152,19 +152,6 @@ async def test_a_price_that_is_taken_back_holds_until_the_period_ends(store_url:
         assert await at.kit.subscriptions.check() == {}
 
 
-async def test_with_immediate_downgrades_a_price_ends_at_once(store_url: str) -> None:
-    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        await given(at, 2)
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        await at.kit.customers.override("acme", {"tokens": {}})
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 70
-        assert await billed(at) == [(10, 2), (10, 5)]
-
-
 async def test_a_price_ends_at_its_until(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
@@ -235,17 +222,6 @@ async def test_a_scheduled_downgrade_keeps_an_overridden_price(store_url: str) -
         assert await at.kit.subscriptions.check() == {}
 
 
-async def test_seats_change_beside_a_price_of_its_own(store_url: str) -> None:
-    async with shop(store_url, catalog=SEATED, selling=sell_seats) as at:
-        begun = await at.subscribed(plan="basic", seats=3)
-        own = await given(at, 2)
-        await at.kit.subscriptions.set_seats("acme", 5)
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_seat": 5, own: None}
-        assert await at.kit.subscriptions.check() == {}
-        await at.kit.record("acme", "tokens", 110)
-        assert await billed(at) == [(10, 2)]
-
-
 async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
@@ -278,41 +254,6 @@ async def test_an_equal_price_is_made_once(store_url: str) -> None:
         assert own in await at.items(other.id)
 
 
-async def test_two_calls_at_once_give_one_price(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        async with anyio.create_task_group() as calls:
-            for _ in range(3):
-                calls.start_soon(at.kit.customers.override, "acme", priced(2))
-        (own,) = await own_prices(at)
-        assert await at.items(begun.id) == {"price_basic": 1, own: None}
-        assert await billed(at) == [(10, 5)]
-
-
-async def test_other_customers_and_new_ones_have_the_price_of_the_plan(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        other = await at.subscribed("other", plan="basic")
-        await given(at, 2)
-        late = await at.subscribed("late", plan="basic")
-        for begun in (other, late):
-            assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
-
-
-async def test_stripe_sync_has_nothing_to_say_of_a_price_of_its_own(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        before = await at.kit.stripe.sync()
-        own = await given(at, 2)
-        done = await at.kit.stripe.sync()
-        assert (done.problems, done.notes) == (before.problems, before.notes)
-        assert not any(line.action != "is there" for line in done.lines)
-        assert next(one for one in await at.stripe_list("/v1/prices") if one["id"] == own)["active"] is True
-
-
 async def test_an_item_switched_by_a_person_is_repaired(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
@@ -336,16 +277,6 @@ async def test_a_new_subscription_has_an_earlier_overrides_price(store_url: str)
         await at.kit.subscriptions.cancel("acme", immediately=True)
         again = await at.subscribed(plan="basic")
         assert await at.items(again.id) == {"price_basic": 1, own: None}
-        assert await at.kit.subscriptions.check() == {}
-
-
-async def test_a_cancellation_that_is_taken_back_keeps_the_price(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        own = await given(at, 2)
-        await at.kit.subscriptions.cancel("acme")
-        await at.kit.subscriptions.resume("acme")
-        assert await at.items(begun.id) == {"price_basic": 1, own: None}
         assert await at.kit.subscriptions.check() == {}
 
 
@@ -433,28 +364,6 @@ async def test_without_a_stripe_key_a_price_is_refused(store_url: str) -> None:
             with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
                 await keyless.customers.override("acme", priced(2))
             assert (await keyless.customers.get("acme")).overrides == {}
-
-
-async def test_a_rise_that_would_end_before_it_begins_is_refused(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        with pytest.raises(MeterkitError, match="would take effect when the period ends, at 2031-07-01"):
-            await at.kit.customers.override("acme", priced(9), until=HALF)
-
-
-async def test_each_of_many_prices_bills_what_was_recorded_under_it(store_url: str) -> None:
-    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 100)
-        cents_each = (2, 4, 1, 9, 2)
-        for cents in cents_each:
-            at.clock.advance(timedelta(minutes=5))
-            await at.kit.customers.override("acme", priced(cents))
-            await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 10 * sum(cents_each)
-        assert await billed(at) == [(10, cents) for cents in cents_each]
-        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
 async def test_a_rise_and_a_new_meter_take_effect_in_their_time(store_url: str) -> None:
@@ -575,18 +484,6 @@ async def test_a_change_in_doubt_is_settled_by_the_store(store_url: str) -> None
         assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
         assert await at.kit.subscriptions.check() == {}
         assert await billed(at) == [(10, 5)]
-
-
-async def test_one_price_in_place_of_prices_by_model_is_refused(store_url: str) -> None:
-    async with shop(store_url, catalog=PARTS, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        bill = {"bill": {"per": 1, "amount_cents": 5}}
-        with pytest.raises(
-            MeterkitError, match="plan pro has prices by model for it, which one price cannot"
-        ):
-            await at.kit.customers.override("acme", {"input_tokens": {"overage": bill}})
-        await at.kit.customers.override("acme", {"input_tokens": {"overage": {"bill": {"cap": 5}}}})
 
 
 async def test_the_nightly_sync_finds_a_price_that_ended(store_url: str) -> None:

@@ -167,19 +167,6 @@ async def test_the_books_have_a_price_as_stripe_rounds_it(
         assert await books.invoiced(NEW) == 150
 
 
-async def test_a_renamed_meter_keeps_its_price(store_url: str) -> None:
-    """F-221: usage under both names is shown, and billed, at the price of the present item."""
-    after = PLANS.replace("words:", "terms:").replace(*DEARER)
-    async with edited(store_url, PLANS, after) as books:
-        assert await books.shown(PRESENT) == 100
-        await books.kit.record(PRESENT, "terms", 100)
-        await books.kit.record(NEW, "terms", 100)
-        assert [await books.shown(PRESENT, meter) for meter in ("words", "terms")] == [100, 450]
-        assert await books.shown(NEW, "terms") == 630
-        assert await books.end_periods() == []
-        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (550, 630)
-
-
 async def test_usage_shows_the_price_and_says_where_it_is_estimated(store_url: str) -> None:
     async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
         prices = {
@@ -219,18 +206,6 @@ async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str) -> Non
         assert await books.most(PRESENT) == (1000 - 170) // 7
         assert await books.end_periods() == []
         assert await books.invoiced(PRESENT) == 170
-
-
-async def test_seats_that_are_set_leave_the_price_of_usage(store_url: str) -> None:
-    seats = ("words: {unit", "seats: {unit: seat, kind: gauge}\n  words: {unit")
-    sold = ("    budget:", "    seat_price: {amount_cents: 100}\n    budget:")
-    before = PLANS.replace(*seats).replace(*sold)
-    async with edited(store_url, before, before.replace(*DEARER)) as books:
-        await books.kit.subscriptions.set_seats(PRESENT, 3)
-        await books.kit.record(PRESENT, "words", 10)
-        assert await books.shown(PRESENT) == 150
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 150
 
 
 async def test_a_repair_moves_a_present_customer_to_the_new_event_name(store_url: str) -> None:
@@ -330,20 +305,6 @@ async def move_to_price(at: Shop, subscription: str, **price: str) -> None:
     await at.stripe_change(f"/v1/subscription_items/{metered['id']}", price=made["id"])
     await at.kit.subscriptions.sync(PRESENT)
     at.clock.advance(timedelta(minutes=2))
-
-
-async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
-    async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        found = await at.subscribed(PRESENT, plan="pro")
-        await move_to_price(at, found.id, unit_amount_decimal="0.333333333333")
-        books = Books(shop=at, store_url=store_url, kit=at.kit)
-        await at.kit.record(PRESENT, "words", 1_510)
-        # 1,500 times 0.333333333333 is less than 500, and more than 499.5.
-        assert await books.shown(PRESENT) == 500
-        assert await books.most(PRESENT) == 1_500
-        await at.kit.record(PRESENT, "words", 10**9)
-        assert await books.shown(PRESENT) == 333_333_833
 
 
 async def test_an_edited_interval_keeps_the_paid_period(store_url: str) -> None:
@@ -472,16 +433,6 @@ MORE: Final = f"""{PLANS}  max:
     budget: {{amount_cents: 1000}}
     meters: {{words: {{included: 10, overage: {{bill: {{per: 1, amount_cents: 3}}}}}}}}
 """
-
-
-async def test_a_change_of_plan_ends_a_kept_price(store_url: str) -> None:
-    async with edited(store_url, MORE, MORE.replace(*DEARER)) as books:
-        await books.kit.subscriptions.change_plan(PRESENT, "max")
-        await books.kit.record(PRESENT, "words", 10)
-        assert await books.shown(PRESENT) == 130
-        assert await books.most(PRESENT) == (1000 - 130) // 3
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 130
 
 
 async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str) -> None:

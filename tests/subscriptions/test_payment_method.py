@@ -130,16 +130,6 @@ async def test_a_saved_card_puts_the_plan_in_force_at_once(store_url: str) -> No
         assert await in_force(at) == PAYG
 
 
-async def test_an_attached_card_without_a_default_is_charged(store_url: str) -> None:
-    async with selling(store_url) as at:
-        linked = at.emulator.add_customer("cus_acme")
-        await at.stripe_change("/v1/payment_methods/pm_card_visa/attach", customer=linked)
-        await at.kit.customers.link("acme", linked)
-        made = await at.kit.subscriptions.create("acme", "payg")
-        assert (made.subscription.status, made.missing, made.client_secret) == ("active", None, None)
-        assert (await at.stripe_subscription(made.subscription.id))["default_payment_method"] is not None
-
-
 async def test_optional_asks_for_no_card(store_url: str) -> None:
     async with selling(store_url) as at:
         made = await at.kit.subscriptions.create("acme", "open")
@@ -233,29 +223,6 @@ async def test_a_sign_up_without_a_card_ends_after_a_day(store_url: str) -> None
         assert (await at.kit.customers.get("acme")).plan == "open"
 
 
-async def test_an_ended_sign_up_keeps_what_was_set_by_hand(store_url: str) -> None:
-    async with selling(store_url) as at:
-        await at.kit.customers.set_plan("acme", "open")
-        made = await at.kit.subscriptions.create("acme", "payg")
-        await at.stripe_delete(f"/v1/subscriptions/{made.subscription.id}")
-        await at.kit.subscriptions.sync("acme")
-        assert (await at.kit.customers.get("acme")).plan == "open"
-
-
-async def test_a_sign_up_that_ended_with_a_card_was_in_force(store_url: str) -> None:
-    """No event has told of the card: that the plan was in force follows from the subscription alone."""
-    async with selling(store_url) as at:
-        await at.kit.customers.set_plan("acme", "open")
-        made = await at.kit.subscriptions.create("acme", "payg")
-        linked = (await at.kit.customers.get("acme")).stripe_customer or ""
-        card = at.emulator.add_payment_method(linked)
-        path = f"/v1/subscriptions/{made.subscription.id}"
-        await at.stripe_change(path, default_payment_method=card)
-        await at.stripe_delete(path)
-        await at.kit.subscriptions.sync("acme")
-        assert (await at.kit.customers.get("acme")).plan == "free"
-
-
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, store_url: str) -> None:
     async with selling(store_url) as at:
@@ -267,13 +234,6 @@ async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, store_
         at.emulator.add_payment_method("cus_acme")
         await at.kit.subscriptions.sync("acme")
         assert await in_force(at) == PAYG
-
-
-async def test_a_sign_up_without_a_card_leaves_the_trial(store_url: str) -> None:
-    async with selling(store_url, PLANS + TRIED) as at:
-        await waiting(at)
-        tried = await at.kit.subscriptions.create("acme", "tried")
-        assert (tried.subscription.status, tried.missing) == ("trialing", None)
 
 
 async def test_a_card_that_is_removed_later_changes_nothing(store_url: str) -> None:
@@ -366,17 +326,6 @@ async def test_a_trial_that_ended_without_a_card_is_not_given_again(store_url: s
         assert (again.subscription.status, again.missing) == ("incomplete", "payment_method")
 
 
-async def test_a_card_of_the_trial_is_charged_after_it(store_url: str) -> None:
-    async with selling(store_url, PLANS + TRIED.replace("invoice", "cancel")) as at:
-        made = await at.kit.subscriptions.create("acme", "tried")
-        at.emulator.confirm_setup(made.client_secret or "")
-        await at.kit.subscriptions.sync("acme")
-        at.clock.advance(timedelta(days=14))
-        found = await at.kit.subscriptions.sync("acme")
-        assert found is not None
-        assert (found.status, found.plan) == ("active", "tried")
-
-
 def at_euros(clock: Clock) -> StripeEmulator:
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     sell_in_euros(emulator)
@@ -425,14 +374,6 @@ async def test_a_foreign_subscription_without_a_card_waits(store_url: str) -> No
         assert (await at.client.v1.subscriptions.retrieve_async(made)).status == "active"
         at.emulator.add_payment_method("cus_acme")
         await at.kit.subscriptions.sync("acme")
-        assert await in_force(at) == PAYG
-
-
-async def test_a_subscription_whose_invoices_are_sent_needs_no_card(store_url: str) -> None:
-    async with told_by_webhooks(store_url) as at:
-        at.customer(card=None)
-        await at.subscribe(price="price_payg", collection_method="send_invoice", days_until_due=30)
-        await at.settle()
         assert await in_force(at) == PAYG
 
 
@@ -485,18 +426,6 @@ plans:
     assert required == {"priced", "seated", "billed", "capped", "left_out", "asked"}
 
 
-async def test_usage_after_the_card_was_saved_is_charged_to_it(store_url: str) -> None:
-    async with selling(store_url) as at:
-        made = await waiting(at)
-        at.emulator.confirm_setup(made.client_secret or "")
-        await at.kit.subscriptions.sync("acme")
-        await at.kit.record("acme", "tokens", 110)
-        await at.kit.flush(everything=True)
-        at.clock.advance(timedelta(days=32))
-        at.emulator.advance()
-        assert [(one["status"], one["total"]) for one in await at.invoices()] == [("paid", 0), ("paid", 900)]
-
-
 PAID = """
   paid:
     rank: 20
@@ -519,21 +448,6 @@ async def test_a_coupon_for_the_first_month_gives_no_later_grace(store_url: str)
         assert (await at.client.v1.subscriptions.retrieve_async(made)).status == "past_due"
         found = await at.kit.customers.get("acme")
         assert (found.plan, found.access, found.status) == ("free", "full", "incomplete")
-
-
-async def test_a_subscription_the_store_forgot_is_not_ended(store_url: str) -> None:
-    async with selling(store_url, OPTIONAL) as at:
-        await at.kit.subscriptions.create("acme", "payg")
-        linked = (await at.kit.customers.get("acme")).stripe_customer or ""
-        await at.kit.customers.unlink("acme")
-        at.clock.advance(3 * DAY)
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(PLANS)) as kit:
-            await kit.customers.link("acme", linked)
-            for _ in range(2):
-                found = await kit.subscriptions.sync("acme")
-                assert found is not None
-                assert found.status == "incomplete"
-        assert [one["status"] for one in await at.stripe_list("/v1/subscriptions")] == ["active"]
 
 
 async def test_a_lost_answer_leaves_one_sign_up(store_url: str) -> None:

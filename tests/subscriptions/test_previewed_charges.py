@@ -81,15 +81,6 @@ async def test_a_change_at_kept_prices_is_invoiced_as_previewed(
         await compare(found, CHANGES[change])
 
 
-@pytest.mark.parametrize("change", ["more seats", "a dearer plan", "a cheaper plan"])
-async def test_a_change_of_a_yearly_price_is_invoiced_as_previewed(store_url: str, change: str) -> None:
-    """Usage is invoiced by the month beside it."""
-    plan = "pro" if change == "a cheaper plan" else "team"
-    options: Any = {"interval": "year", "coupon": COUPONS["a percentage"], "tax": "tax on top"}
-    async with buyer(store_url, plan=plan, **options) as found:
-        await compare(found, CHANGES[change])
-
-
 async def test_a_change_to_a_yearly_price_is_invoiced_as_previewed(store_url: str) -> None:
     async with buyer(store_url, plan="team", tax="tax on top") as found:
         await compare(found, {"plan": "year"})

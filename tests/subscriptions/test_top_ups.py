@@ -278,33 +278,6 @@ async def test_nothing_is_taken_back_of_what_is_used_up(store_url: str) -> None:
         assert lines == [0]
 
 
-async def test_parts_are_taken_back_as_they_are_refunded(store_url: str) -> None:
-    async with sold(store_url) as at:
-        await opened(at)
-        await with_card(at)
-        made = await bought(at)
-        await at.kit.record("acme", "usd_charged", 3 * DOLLAR)
-        await refund(at, str(made.invoice), 200)
-        assert await balance(at) == 5 * DOLLAR
-        (grant,) = await at.kit.grants.list("acme")
-        assert (grant.status, grant.remaining) == ("active", 5)
-        await refund(at, str(made.invoice), 600)
-        assert await balance(at) == 0
-        lines = [line.quantity for line in await at.kit.grants.ledger("acme")]
-        assert sum(lines) == 0
-
-
-async def test_a_disputed_payment_is_taken_back(store_url: str) -> None:
-    async with sold(store_url) as at:
-        await opened(at)
-        await with_card(at)
-        made = await bought(at)
-        at.emulator.dispute_payment(str(made.invoice))
-        await at.settle()
-        assert await balance(at) == 0
-        assert (await at.kit.webhooks.backlog()).alarms == {"charge.dispute.created": 1}
-
-
 async def test_a_refund_known_before_the_payment_leaves_nothing(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)
@@ -320,21 +293,6 @@ async def test_a_refund_known_before_the_payment_leaves_nothing(store_url: str) 
         assert await balance(at) == 0
         await at.settle()
         assert await balance(at) == 0
-
-
-async def test_a_refund_of_something_else_takes_nothing(store_url: str) -> None:
-    async with sold(store_url) as at:
-        await opened(at)
-        await with_card(at)
-        await bought(at)
-        price = at.emulator.add_price(700, interval=None)
-        invoice = await at.client.v1.invoices.create_async({"customer": "cus_acme"})
-        await at.client.v1.invoice_items.create_async(
-            {"customer": "cus_acme", "invoice": str(invoice.id), "pricing": {"price": price}}
-        )
-        await at.client.v1.invoices.pay_async(str(invoice.id))
-        await refund(at, str(invoice.id))
-        assert await balance(at) == 10 * DOLLAR
 
 
 async def test_a_payment_for_another_customer_is_rejected_and_reported(store_url: str) -> None:
@@ -370,15 +328,6 @@ async def test_no_more_is_granted_than_was_paid_for(store_url: str, percent: int
         await at.client.v1.invoices.pay_async(str(invoice.id))
         await at.settle()
         assert await balance(at) == dollars * DOLLAR
-
-
-async def test_promotion_codes_do_not_discount_top_ups(store_url: str) -> None:
-    catalog = loads(PLANS + "billing: {checkout: {allow_promotion_codes: true, locale: de}}\n")
-    async with hooked(store_url, catalog=catalog) as at:
-        await opened(at)
-        await bought(at, **BACK)
-        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
-        assert (session.allow_promotion_codes, session.locale) == (None, "de")
 
 
 async def test_a_payment_for_what_is_sold_no_more_waits_for_a_person(store_url: str) -> None:

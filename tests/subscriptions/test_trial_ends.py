@@ -148,28 +148,6 @@ async def test_a_trial_end_that_differs_from_its_plan_is_repaired(store_url: str
         assert [invoice["total"] for invoice in await at.invoices()] == [0]
 
 
-async def test_the_trials_plan_decides_though_another_follows(store_url: str) -> None:
-    catalog = plans_with_trials("cancel", "pause", "period_end")
-    async with shop(store_url, catalog=catalog) as at:
-        await at.kit.subscriptions.create("acme", "large")
-        waiting = (await at.kit.subscriptions.change_plan("acme", "small")).subscription
-        assert (waiting.plan, waiting.pending_change is None) == ("large", False)
-        assert await at.kit.subscriptions.check() == {}
-        settings = (await at.stripe_subscription(waiting.id))["trial_settings"]
-        assert settings["end_behavior"]["missing_payment_method"] == "pause"
-
-
-async def test_a_trial_given_at_stripe_keeps_its_settings(
-    store_url: str,
-) -> None:
-    async with hooked(store_url) as at:
-        at.customer(card=None)
-        settings = {"end_behavior": {"missing_payment_method": "pause"}}
-        await at.subscribe(trial_period_days=14, trial_settings=settings)
-        await at.settle()
-        assert [drift.kind for drift in (await at.kit.subscriptions.check()).get("acme", ())] == []
-
-
 async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url: str) -> None:
     # F-22a: `kit.usage` showed overage in cents that no invoice bills.
     text = PLANS.replace(
