@@ -61,7 +61,8 @@ field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
 	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
 	$(BIN)/pytest -n 2 --whole -m whole --ignore tests/field $(ARGS)
-	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
+	$(BIN)/pytest -n 2 --store valkey tests/delivery tests/subscriptions $(ARGS)
+	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py tests/delivery/test_flusher.py $(ARGS)
 
 coverage: $(VENV)/.dev
 	rm -f .coverage .coverage.*

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.near_store import near_store_url
+from drivers.near_store import leave_servers_to_field, near_store_url
 
 
 @pytest.fixture
@@ -17,10 +17,4 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make field` what runs on a server once more."""
-    for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
-        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        if params.get("any_store_url", "memory") != "memory":
-            item.add_marker(pytest.mark.whole)
+    leave_servers_to_field(items, Path(__file__).parent)

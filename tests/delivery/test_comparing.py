@@ -1,4 +1,5 @@
 """What Stripe may have and nobody knows of: compared with Stripe's summaries, and then delivered, once."""
+# Internals: one comparison at a time, and two at once.
 
 from __future__ import annotations
 

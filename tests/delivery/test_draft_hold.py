@@ -9,6 +9,7 @@ import pytest
 
 from books.period_books import assert_books
 from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
+from drivers.sampling import whole
 
 if TYPE_CHECKING:
     from drivers.period_ends import Ending
@@ -38,7 +39,7 @@ async def fail_events(at: Ending) -> None:
     at.stripe.fail_next("error", status=503, times=None, path=EVENTS)
 
 
-@pytest.mark.parametrize("hours", [2, 12])
+@pytest.mark.parametrize("hours", [2, whole(12)])
 async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(any_store_url: str, hours: int) -> None:
     """F-101."""
     async with ending(any_store_url) as at:
@@ -61,7 +62,7 @@ async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(any_store_url
         await assert_books(at)
 
 
-@pytest.mark.parametrize("hours", [2, 12])
+@pytest.mark.parametrize("hours", [2, whole(12)])
 async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str, hours: int) -> None:
     async with ending(any_store_url, UNHELD) as at:
         at.stripe.fail_next("error", status=429, times=None, path=EVENTS)
@@ -109,6 +110,7 @@ async def test_a_hold_is_given_back_within_stripes_own_hour(any_store_url: str) 
         assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
 
 
+@pytest.mark.dear("a day of looks, each quarter of an hour")
 async def test_a_hold_ends_by_itself_and_what_is_left_is_late(store_url: str) -> None:
     async with ending(store_url) as at:
         await used(at)
@@ -164,7 +166,11 @@ STEPS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step['when']} {step['path']}")
+@pytest.mark.parametrize(
+    "step",
+    [STEPS[0], whole(STEPS[1]), whole(STEPS[2]), STEPS[3]],
+    ids=lambda step: f"{step['when']} {step['path']}",
+)
 async def test_an_answer_that_is_lost_costs_nothing(store_url: str, step: dict[str, Any]) -> None:
     """As if the process had died there: three tries, then nothing more in that look."""
     async with ending(store_url) as at:

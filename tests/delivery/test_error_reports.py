@@ -1,3 +1,6 @@
+"""Stripe's reports on meter events that it took and refused later, as they are read."""
+# Internals: a pure table of Stripe's error reports.
+
 from __future__ import annotations
 
 from typing import Any

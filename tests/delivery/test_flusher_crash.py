@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import NOW, desk, until
+from drivers.sampling import whole
 from drivers.workers import workers
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.dear("three processes beside the emulator")
 @pytest.mark.usefixtures("valkey")
 async def test_three_processes_deliver_once(store_url: str) -> None:
     async with (
@@ -34,7 +36,7 @@ async def test_three_processes_deliver_once(store_url: str) -> None:
     assert [at.accepted(customer) for customer in customers] == list(range(1, 41))
 
 
-@pytest.mark.parametrize("point", ["leased", "sent", "acknowledged"])
+@pytest.mark.parametrize("point", [whole("leased"), "sent", whole("acknowledged")])
 async def test_the_next_process_delivers_a_killed_ones_rest_once(
     valkey: Server, store_url: str, point: str
 ) -> None:

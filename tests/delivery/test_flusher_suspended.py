@@ -1,4 +1,5 @@
 """A machine that sleeps between the lease and the call: what it was about to send is looked at again."""
+# Internals: a transport that sleeps between the lease and the call.
 
 from __future__ import annotations
 

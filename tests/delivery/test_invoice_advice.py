@@ -1,4 +1,5 @@
 """What is mispriced: units on invoice lines of other prices than they were recorded at."""
+# Internals: a pure table of invoice lines and advice.
 
 from __future__ import annotations
 

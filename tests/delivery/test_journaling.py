@@ -1,4 +1,5 @@
 """The journal of deliveries: written behind Stripe's answers, and never waited for."""
+# Internals: a journal that fails, hangs and has gaps.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What a plans file expects of the meters at Stripe, compared with a list of them over HTTP."""
+# Internals: a pure table of meters at Stripe.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """More in the outbox than one page: all of it goes out, and nobody waits behind another's."""
+# Internals: pages of one intent.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What a server says of itself while usage is sealed is no fault of a customer: none is set aside for it."""
+# Internals: a script that answers with each error of a server.
 
 from __future__ import annotations
 

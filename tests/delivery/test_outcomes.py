@@ -1,3 +1,6 @@
+"""What each of Stripe's answers means for an intent."""
+# Internals: a pure table of Stripe's answers.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

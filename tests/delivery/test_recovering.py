@@ -1,4 +1,5 @@
 """``meterkit recover`` settles what a restore has parked by what Stripe has."""
+# Internals: a recovery that ends between two steps.
 
 from __future__ import annotations
 

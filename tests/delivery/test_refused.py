@@ -1,4 +1,5 @@
 """What Stripe takes and refuses later: found, taken off what is delivered, and said."""
+# Internals: reports on intents in each state.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The stream as a transport: what goes over the wire, and what an answer says of a batch."""
+# Internals: one call at a time of the transport, on the wire.
 
 from __future__ import annotations
 

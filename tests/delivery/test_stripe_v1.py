@@ -1,3 +1,6 @@
+"""Meter events by API v1: what goes over the wire, and what an answer says."""
+# Internals: one call at a time of the transport, on the wire.
+
 from __future__ import annotations
 
 import asyncio
@@ -149,11 +152,13 @@ async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) ->
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    zip(
-        [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451],
-        cycle(["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']),
-        strict=False,
-    ),
+    [
+        *zip(
+            [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451],
+            cycle(["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']),
+            strict=False,
+        )
+    ],
 )
 async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, body: str) -> None:
     # F-50

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
-__all__ = ["near_store_url"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["leave_servers_to_field", "near_store_url"]
 
 _SERVERS: Final = {"valkey": "valkey", "cluster": "cluster", "sentinel": "watched"}
 
@@ -21,3 +23,11 @@ def near_store_url(request: pytest.FixtureRequest) -> str:
         return "memory://"
     server: Any = request.getfixturevalue(_SERVERS[kind])
     return str(server.url)
+
+
+def leave_servers_to_field(items: list[pytest.Item], folder: Path) -> None:
+    """Mark ``whole`` what tests of a folder that take any store run on a server once more."""
+    for item in items:
+        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("any_store_url", "memory") != "memory" and folder in item.path.parents:
+            item.add_marker(pytest.mark.whole)

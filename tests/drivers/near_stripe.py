@@ -43,14 +43,15 @@ async def served(emulator: StripeEmulator) -> AsyncGenerator[str]:
 
 def _client_of(base: str, *, timeout_s: float) -> Any:
     app = _apps.get(base.rstrip("/"))
-    return HttpClient(base, timeout_s=timeout_s) if app is None else _NearClient(app, timeout_s)
+    return HttpClient(base, timeout_s=timeout_s) if app is None else _NearClient(app, base, timeout_s)
 
 
 class _NearClient:
     """Stands in for :class:`meterkit.stripe.http.HttpClient`."""
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, base: str, timeout_s: float) -> None:
         self._app, self._timeout_s, self._is_closed = app, timeout_s, False
+        self._host = base.rstrip("/").partition("://")[2]
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
@@ -78,7 +79,7 @@ class _NearClient:
 
         async def answer() -> None:
             with suppress(ConnectionError):  # The emulator drops the connection.
-                await self._app(_scope(method, target, headers), receive, send)
+                await self._app(_scope(self._host, method, target, headers), receive, send)
 
         # A server goes on with a request whose client has gone.
         task = asyncio.ensure_future(answer())
@@ -100,7 +101,7 @@ class _NearClient:
         self._is_closed = True
 
 
-def _scope(method: str, target: str, headers: Mapping[str, str]) -> Scope:
+def _scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> Scope:
     path, _, query = target.partition("?")
     return {
         "type": "http",
@@ -113,9 +114,9 @@ def _scope(method: str, target: str, headers: Mapping[str, str]) -> Scope:
         "query_string": query.encode(),
         "root_path": "",
         "headers": [
-            (b"host", b"stripe.emulated"),
+            (b"host", host.encode()),
             *((name.lower().encode(), value.encode()) for name, value in headers.items()),
         ],
         "client": None,
-        "server": ("stripe.emulated", 80),
+        "server": (host.partition(":")[0], 80),
     }

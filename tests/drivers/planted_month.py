@@ -144,6 +144,10 @@ class Planted(NamedTuple):
     when_draft: Sequence[Error] = ()
     when_final: Sequence[Error] = ()
 
+    def sample(self, step: int) -> Planted:
+        """Every so many-th error of each time."""
+        return Planted(*(errors[::step] for errors in self))
+
     @property
     def every(self) -> dict[str, Error]:
         """Each error, by the customer that it is planted at."""

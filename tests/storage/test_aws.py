@@ -1,4 +1,5 @@
 """Listings of buckets and queues through boto3, against moto's servers over HTTP."""
+# Internals: one turn of the worker's tasks at a time.
 
 from __future__ import annotations
 

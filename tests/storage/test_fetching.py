@@ -1,4 +1,5 @@
 """One GET of an address, as certificates of SNS are fetched: without redirects, and bounded."""
+# Internals: one request for a certificate.
 
 from __future__ import annotations
 

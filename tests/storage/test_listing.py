@@ -1,4 +1,5 @@
 """A listing of a large bucket: compared by a sorted merge, and kept on disk instead of in memory."""
+# Internals: the merge of two sorted streams, and its files.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Messages of object stores, read: what AWS and MinIO document, and what must count nothing."""
+# Internals: a pure table of records of object stores.
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ def s3(address: str) -> Any:
     client.delete_bucket(Bucket="uploads")
 
 
+@pytest.mark.dear("a worker in a process of its own, killed, and another one, at servers of S3 and SQS")
 async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
     address: str, s3: Any, store_url: str, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 """How Stripe is asked: in its form, again where no answer came, within its limits, and what is raised."""
+# Internals: one call at a time of the client, on the wire.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What a change of plan is, what it costs, what is too much for it, and which items it comes to."""
+# Internals: a pure table of changes of plan and of subscription items.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Units are taken back at the price that they were billed at, whatever changed since (F-222)."""
+# Internals: a crash between a credit note and its note in the store.
 
 from __future__ import annotations
 

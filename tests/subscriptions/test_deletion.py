@@ -1,4 +1,5 @@
 """A customer who is deleted is not charged on, and no event brings the customer back."""
+# Internals: a deletion in the middle of a read from Stripe.
 
 from __future__ import annotations
 

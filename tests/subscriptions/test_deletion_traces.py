@@ -1,4 +1,5 @@
 """A deleted customer's id stays nowhere in the store, except where this list says so, with a reason. F-20l"""
+# Internals: it writes what handlers keep of a customer, to see it deleted.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """How a subscription differs from the plans file, by what Stripe shows of it (F-105)."""
+# Internals: a pure table of differences between a subscription and its plan.
 
 from __future__ import annotations
 

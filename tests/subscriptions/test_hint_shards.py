@@ -1,4 +1,5 @@
 """The sync queue over all shards, and beside processes of an older release, which use one shard."""
+# Internals: the queue beside processes of an older release, which only its scripts can play.
 
 # pyright: reportPrivateUsage=false
 # What an older release does is done by the scripts under its keys; no public name is for that.

@@ -1,4 +1,5 @@
 """What each event of Stripe hints at."""
+# Internals: a pure table of Stripe's events.
 
 from __future__ import annotations
 

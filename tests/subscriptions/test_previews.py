@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from drivers.shop import CATALOG, END, HALF, START, shop
-from meterkit.decisions.subscription import SubscriptionState
-from meterkit.subscriptions.proration import Terms, cost_of
+from drivers.shop import END, HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from typing import Literal
 
     from drivers.shop import Shop
-    from meterkit.subscriptions.proration import Proration
 
 pytestmark = pytest.mark.anyio
 
@@ -70,22 +66,3 @@ async def test_a_preview_is_what_is_charged_after_a_late_webhook(store_url: str,
         ]
         assert sum(prorated) == preview.net_cents
         assert preview.net_cents > 0 or move == "given a trial"
-
-
-def test_a_renewal_that_stripe_has_not_made_yet_is_reckoned_with() -> None:
-    known = SubscriptionState(
-        id="sub_1", status="active", plan="team", start_ms=ms(START), end_ms=ms(END), anchor_ms=ms(START)
-    )
-    terms = [Terms(plan=CATALOG.plans[name], seats=0) for name in ("team", "pro")]
-
-    def cost(now: datetime, when: Literal["now", "period_end"]) -> Proration:
-        return cost_of(known, *terms, when=when, seat_meter=None, currency="usd", now_ms=ms(now))
-
-    middle = END + timedelta(days=15, hours=12)
-    assert (cost(middle, "now").credit_cents, cost(middle, "now").charge_cents) == (750, 1450)
-    assert cost(middle, "period_end").effective_at == datetime(2031, 8, 1, tzinfo=UTC)
-    assert cost(HALF, "period_end").effective_at == END
-
-
-def ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)

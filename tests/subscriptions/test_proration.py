@@ -1,4 +1,5 @@
 """What a change within a period costs is what Stripe's pages and invoices say, to the cent."""
+# Internals: a pure table of prorated amounts.
 
 from __future__ import annotations
 

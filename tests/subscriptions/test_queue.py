@@ -1,4 +1,5 @@
 """The queue of Stripe customers to be looked at: nothing twice, nothing lost, nobody by two at once."""
+# Internals: the scripts of the queue, which have no model.
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ import pytest
 
 from drivers.delivery import CATALOG
 from faults.proxy import TcpProxy
-from meterkit import MeterKit, StoreError
+from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUnavailableError
 from meterkit.decisions.keys import shard_of
 from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
+from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, Next, next_of
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -240,3 +242,28 @@ async def test_without_the_store_no_event_counts_as_noted(
                 else:
                     break
         assert await names(queue) == ["cus_1"]
+
+
+LAST = ATTEMPTS_MAX - 1
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "expected"),
+    [
+        (StripeUnavailableError("x", status=500), 0, Next(step="later", scope="answer", delay_ms=5_000)),
+        (StripeUnavailableError("x"), 3, Next(step="later", scope="answer", delay_ms=40_000)),
+        (StripeUnavailableError("x"), LAST, Next(step="later", scope="answer", delay_ms=3_600_000)),
+        (StripeUnavailableError("x"), 10**6, Next(step="later", scope="answer", delay_ms=3_600_000)),
+        (TimeoutError(), LAST, Next(step="later", scope="answer", delay_ms=3_600_000)),
+        (StripeError("x", status=401), 99, Next(step="later", scope="key", delay_ms=5_000, counts=False)),
+        (StripeError("x", status=403), 0, Next(step="later", scope="key", delay_ms=5_000, counts=False)),
+        (StripeError("x", status=400), 0, Next(step="later", scope="entry", delay_ms=5_000)),
+        (StripeError("x", status=404), 5, Next(step="later", scope="entry", delay_ms=160_000)),
+        (StripeError("x", status=400), LAST, Next(step="dead", scope="entry")),
+        (ValueError("odd"), 1, Next(step="later", scope="entry", delay_ms=10_000)),
+        (KeyError("odd"), LAST, Next(step="dead", scope="entry")),
+        (CustomerError("linked elsewhere"), 0, Next(step="dead", scope="entry")),
+    ],
+)
+def test_what_becomes_of_a_failed_look(error: Exception, attempts: int, expected: Next) -> None:
+    assert next_of(error, attempts) == expected

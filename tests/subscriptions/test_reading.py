@@ -1,4 +1,5 @@
 """What is read off a subscription as Stripe shows it."""
+# Internals: a pure table of subscriptions as Stripe shows them.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What a subscription brings in a month: each interval, quantity and lasting coupon, exactly."""
+# Internals: a pure table of monthly amounts.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Phases as they are sent back to Stripe, by what Stripe shows of them."""
+# Internals: a pure table of the fields of schedule phases.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Only what Stripe has signed with one of our secrets, and lately, is taken for an event."""
+# Internals: a pure table of signatures and forgeries.
 
 from __future__ import annotations
 

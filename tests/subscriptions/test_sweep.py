@@ -1,4 +1,5 @@
 """What no webhook has brought is found: by Stripe's list of events, and by a look at everybody each night."""
+# Internals: one turn of the nightly sync at a time, and a table of its turns.
 
 from __future__ import annotations
 
