@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from drivers.delivery import EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
+from drivers.near_stripe import served
 from faults.inner_steps import wrapped
 from meterkit import StoreError
 from meterkit.catalog import loads
@@ -210,7 +211,7 @@ async def test_the_flusher_runs_until_stopped_despite_failures(
     emulator = StripeEmulator(clock=clock)
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
-    async with emulator.serve() as url:
+    async with served(emulator) as url:
         async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
             await kit.customers.link("acme", "cus_acme", force=True)
             await kit.record("acme", "requests", 3)
@@ -231,7 +232,7 @@ async def test_stopping_in_the_middle_of_a_delivery_loses_nothing(store_url: str
     emulator = StripeEmulator(clock=clock)
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
-    async with emulator.serve() as url:
+    async with served(emulator) as url:
         emulator.fail_next("delay", when="after", delay_s=0.5)
         async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
             await kit.customers.link("acme", "cus_acme", force=True)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from drivers.delivery import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
+from drivers.near_stripe import served
 from drivers.sampling import whole
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
@@ -92,7 +93,7 @@ async def test_an_inactive_meter_keeps_its_usage_until_it_is_active(store_url: s
     clock = Clock(NOW)
     emulator = StripeEmulator(clock=clock)
     emulator.add_customer("cus_acme")
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock) as kit:
         await kit.customers.link("acme", "cus_acme", force=True)
         await kit.record("acme", "requests", 6)
         report = await kit.flush(everything=True, timeout_s=0)
@@ -211,7 +212,7 @@ async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: pytest.L
     stripes = Clock(NOW - timedelta(minutes=7))
     emulator = StripeEmulator(clock=stripes)
     emulator.add_meter("api_requests")
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
         for customer in ("acme", "zeta"):
             emulator.add_customer(f"cus_{customer}")
             await kit.customers.link(customer, f"cus_{customer}", force=True)
@@ -234,7 +235,7 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
     emulator = StripeEmulator(clock=stripes)
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
         await kit.customers.link("acme", "cus_acme", force=True)
         for _ in range(8):
             await kit.record("acme", "requests", 10)
@@ -265,7 +266,7 @@ async def test_a_meter_with_other_payload_keys_parks_its_usage(
     # F-53: every unit was dead.
     clock = Clock(NOW)
     emulator = StripeEmulator(clock=clock)
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock) as kit:
         async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {STRIPE_KEY}"}) as http:
             form = {
                 "event_name": "api_requests",
@@ -356,7 +357,7 @@ async def test_a_meter_missing_at_stripe_does_not_delay_others(
     emulator = StripeEmulator(clock=clock)
     emulator.add_meter("ai_tokens")
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, shards=1) as kit,
         kit.flusher() as flusher,
     ):

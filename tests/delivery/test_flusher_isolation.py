@@ -25,6 +25,7 @@ from drivers.delivery import (
     until,
 )
 from drivers.kit_parts import parts_of
+from drivers.near_stripe import served
 from drivers.sampling import whole
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
@@ -146,7 +147,7 @@ async def test_a_plain_flush_delivers_what_it_seals(store_url: str) -> None:
     emulator = StripeEmulator(clock=clock)
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, flush_interval=0.05) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock, flush_interval=0.05) as kit:
         await kit.customers.link("acme", "cus_acme", force=True)
         await kit.record("acme", "requests", 3)
         await asyncio.sleep(0.06)
@@ -318,7 +319,7 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
     clock = RunningClock()
     emulator = StripeEmulator(clock=clock)
     emulator.add_meter("api_requests")
-    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
         for number in range(40):
             emulator.add_customer(f"cus_c{number}")
             await kit.customers.link(f"c{number}", f"cus_c{number}", force=True)

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from drivers.delivery import NOW, kit_for
+from drivers.near_stripe import served
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +20,7 @@ async def test_a_missing_meter_costs_one_call_after_its_pause(store_url: str) ->
     emulator.add_meter("ai_tokens")
     customers = [f"c{number}" for number in range(30)]
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, shards=4) as kit,
         kit.flusher() as flusher,
     ):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.near_stripe import served
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop
 from drivers.shop import shop as shop_with_seats
@@ -30,7 +31,7 @@ async def shop(store_url: str) -> AsyncGenerator[Shop]:
     emulator = StripeEmulator(clock=clock)
     emulator.add_plans(CATALOG)
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
     ):
         yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
+from drivers.sampling import whole
 from drivers.shop import END, HALF, START, shop
 
 if TYPE_CHECKING:
@@ -18,8 +19,15 @@ pytestmark = pytest.mark.anyio
 BOTH: Final = pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["prorated", "whole"])
 
 
-@BOTH
-@pytest.mark.parametrize("end", ["cancel back", "portal invoice", "portal cancel", "late cancel"])
+@pytest.mark.parametrize(
+    ("catalog", "end"),
+    [
+        pytest.param(CATALOG, "cancel back", id="prorated, cancel back"),
+        pytest.param(WHOLE, "portal invoice", id="whole, portal invoice"),
+        pytest.param(CATALOG, "portal cancel", id="prorated, portal cancel"),
+        pytest.param(WHOLE, "late cancel", id="whole, late cancel"),
+    ],
+)
 async def test_a_month_that_was_given_back_is_not_included_again(
     store_url: str, catalog: Catalog, end: str
 ) -> None:
@@ -128,8 +136,18 @@ async def test_the_next_process_knows_it_too(store_url: str) -> None:
 @pytest.mark.parametrize(
     "acts",
     [
-        ["create pro", "portal invoice", "late pro", "create pro", "cancel back", "create pro", "wait 200"],
-        ["create team", "change pro", "portal cancel", "create payg", "cancel now", "create pro"],
+        whole(
+            [
+                "create pro",
+                "portal invoice",
+                "late pro",
+                "create pro",
+                "cancel back",
+                "create pro",
+                "wait 200",
+            ]
+        ),
+        whole(["create team", "change pro", "portal cancel", "create payg", "cancel now", "create pro"]),
         ["create pro", "portal anew", "wait 30", "portal anew", "cancel back", "late cancel", "create pro"],
         [
             "create payg",

@@ -16,6 +16,7 @@ import pytest
 
 from drivers import hook_process
 from drivers.delivery import CATALOG
+from drivers.sampling import whole
 from drivers.webhooks import hooked
 from drivers.workers import start
 from meterkit import MeterKit, StoreError
@@ -252,7 +253,8 @@ async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> 
         assert len(await read_entries(kit.store, 4)) == 4
 
 
-@pytest.mark.parametrize("point", ["taken", "fetched", "linked", "told"])
+@pytest.mark.usefixtures("valkey")
+@pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), "told"])
 async def test_a_killed_workers_older_entry_is_finished_by_the_next(store_url: str, point: str) -> None:
     async with hooked(store_url) as at:
         at.customer()

@@ -14,6 +14,7 @@ from stripe.params import _subscription_schedule_modify_params as schedule_types
 
 from drivers.delivery import STRIPE_KEY, kit_for
 from drivers.emulated_account import reached
+from drivers.near_stripe import served
 from drivers.sdk_parameters import sample
 from drivers.shop import CATALOG, END, HALF, START, Shop, sell
 from meterkit.errors import SubscriptionError
@@ -99,7 +100,7 @@ async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGe
     emulator.add_price(777, price_id="price_once", interval=None)
     emulator.add_price(500, price_id="price_addon")
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
         reached(url, key=STRIPE_KEY, timeout_s=60) as client,
     ):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import kit_for
+from drivers.near_stripe import served
 from drivers.shop import END, HALF, PLANS, START, Shop
 from meterkit.catalog import loads
 from meterkit.errors import UnknownPlanError
@@ -40,7 +41,7 @@ async def shop(store_url: str) -> AsyncGenerator[Shop]:
     for plan in ("team", "pro"):
         emulator.add_price(2, meter=meter, lookup_key=f"meterkit:{plan}:meter:tokens")
     async with (
-        emulator.serve() as url,
+        served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
     ):
         yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
