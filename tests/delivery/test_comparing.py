@@ -170,6 +170,17 @@ async def test_another_sum_waits_for_a_person_alone(store_url: str) -> None:
         assert asked(at) == 3
 
 
+async def test_a_minute_older_than_35_days_is_not_sent_again(store_url: str) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        at.clock.set(NOW + timedelta(days=36))
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(TEN_MINUTES)
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.state, "older than 35 days" in intent.why) == ("parked", True)
+        assert at.accepted("acme") == 0
+
+
 @pytest.mark.parametrize("asked_before", [0, 1], ids=["meters", "a summary"])
 @pytest.mark.parametrize("fault", [{"action": "error", "status": 401}, {"action": "drop"}])
 async def test_while_stripe_does_not_answer_nothing_is_decided(
@@ -205,6 +216,20 @@ async def test_i6_a_clock_that_is_not_stripes_compares_nothing(
             at.clock.advance(TEN_MINUTES)
         await at.flush(everything=True)
         assert await places(at) == {"delivered": 6}
+
+
+async def test_a_meter_that_is_gone_at_stripe_is_told_to_a_person(store_url: str) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        client: Any = (await at.kit.store.admin()).client
+        (intent,) = await at.kit.outbox.list()
+        for shard in range(at.kit.store.keys.shards):
+            key = at.kit.store.keys.shard(shard, "intents")
+            text = await client.hget(key, intent.identifier)
+            if text is not None:
+                await client.hset(key, intent.identifier, text.replace(b"api_requests", b"gone_requests"))
+        await looks(at, 1)
+        (intent,) = await at.kit.outbox.list()
+        assert "no meter with its event name" in intent.why
 
 
 async def test_what_is_damaged_of_a_customer_holds_up_nobody(

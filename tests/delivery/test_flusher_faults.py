@@ -139,6 +139,20 @@ async def test_usage_in_doubt_is_not_sent_again_after_23_hours(
     assert at.accepted("acme") == 6
 
 
+async def test_a_refusal_does_not_hide_an_earlier_try_in_doubt(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="before")
+        at.emulator.fail_next("error", status=401)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=1))
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=24))
+        report = await at.flush(everything=True)
+    assert (report.parked, len(at.emulator.requests)) == (1, 2)
+
+
 class Stopping:
     """A transport that stops its flusher when it gets the usage of one customer."""
 

@@ -365,6 +365,19 @@ async def test_a_corrected_link_redirects_unsent_usage(store_url: str) -> None:
     assert at.accepted("acme") == 0
 
 
+async def test_usage_corrected_after_its_counters_is_redirected(store_url: str, valkey: Server) -> None:
+    # R9: it was neither sealed nor named, and gone with the customer.
+    async with desk(store_url) as at:
+        await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
+        valkey.command("DEL", at.kit.store.keys.customer("acme").counters)
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("acme", "cus_right", force=True)
+        at.clock.advance(timedelta(minutes=2))
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.is_complete) == (1, True)
+    assert at.emulator.accepted("cus_right", "api_requests") == 5
+
+
 async def test_sent_usage_stays_with_its_stripe_customer(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:

@@ -160,6 +160,21 @@ async def test_a_failing_journal_is_logged_once_and_caught_up(
     ]
 
 
+async def test_a_hanging_journal_delays_neither_delivery_nor_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.journaling._WAITING_MOST", 3)
+    journal = Pages()
+    journal.goes_on.clear()
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    for number in range(5):
+        assert await transport.send(sealed(number)) is DELIVERED
+    assert len(vars(transport)["_waiting"]) == 3
+    await transport.close()
+    assert journal.pages == []
+
+
 @asynccontextmanager
 async def forgotten(store_url: str, journal: Pages) -> AsyncGenerator[tuple[Desk, Forgotten]]:
     async with open_desk(store_url, shards=1) as at:
@@ -232,6 +247,18 @@ async def test_a_comparisons_count_stands_for_the_journals(
     assert said.startswith(
         "the journal of deliveries lacks what the store knows of as delivered, such as 25 "
     )
+
+
+async def test_an_unreadable_journal_is_logged_once_and_sums_decide(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Pages(fails=9)
+    async with forgotten(store_url, journal) as (_, found):
+        caplog.clear()
+        assert [await unknown(found) for _ in range(2)] == [0, 0]
+    assert caplog.messages == [
+        "the journal of deliveries cannot be read; Stripe's sums alone are compared: the database is away"
+    ]
 
 
 async def test_a_journal_that_hangs_is_given_up_and_asked_again_later(

@@ -6,9 +6,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import pytest
 
-from drivers.delivery import said_late
+from drivers.delivery import kit_for, said_late
 from drivers.priced_shop import item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, shop
 from drivers.switched_shop import CATALOG, PLANS, Pricing, Tier, begin, switch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from drivers.shop import Shop
-    from meterkit import LateUsage, MeterUsage, Reconciled
+    from meterkit import LateUsage, MeterKit, MeterUsage, Reconciled
 
 pytestmark = pytest.mark.anyio
 
@@ -232,6 +233,25 @@ async def test_an_item_and_its_close_wait_while_stripe_fails(
     assert await items_of(at) == [(26, 104)]
 
 
+async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> None:
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
+    at.emulator.fail_next("delay", delay_s=0.05, times=None, path=ITEMS)
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
+
+        async def flush(kit: MeterKit) -> None:
+            await kit.flush(everything=True, timeout_s=0)
+
+        async with anyio.create_task_group() as workers:
+            for kit in (at.kit, other):
+                workers.start_soon(flush, kit)
+    at.emulator.clear_faults()
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
+
+
 async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
     async with shop(store_url, catalog=DEAD_LETTER, selling=sell) as at:
         await begin(at)
@@ -348,6 +368,19 @@ async def test_i13_late_units_keep_their_price_after_a_downgrade(
         at.clock.advance(timedelta(hours=2))
         at.emulator.advance()
         assert (await items_of(at), await metered_lines(at)) == ([(26, 52)], [("price_seven_words", 5, 7)])
+
+
+async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: str) -> None:
+    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
+        await begin(at)
+        await at.kit.flush(everything=True)
+        at.clock.set(END - timedelta(minutes=2))
+        await at.kit.record("acme", "words", 26)
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        report = await at.kit.flush(everything=True)
+        assert [(one.quantity, one.by_item) for one in report.late] == [(26, False)]
+        assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
 
 
 async def test_i13_an_item_is_made_before_a_subscription_is_canceled(at: Shop) -> None:

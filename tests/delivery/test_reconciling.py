@@ -97,6 +97,19 @@ async def test_accepted_uncounted_units_are_a_difference(store_url: str) -> None
     assert "counted 7 less than it accepted" in found.advice
 
 
+async def test_a_meter_of_which_all_was_taken_back_is_compared(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 1}, reason="a loop", correction_id="c-1")
+        at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        found = await of_acme(at)
+        assert (found.recorded, found.delivered, found.confirmed, found.difference) == (0, 0, 1, 1)
+        assert (found.agrees, "1 were taken back there" in found.advice) == (False, True)
+
+
 @pytest.mark.usefixtures("valkey")
 async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str) -> None:
     async with desk(store_url) as at:

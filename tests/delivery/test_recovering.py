@@ -16,6 +16,7 @@ from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
+from meterkit.store.tasks import TaskLease
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -175,6 +176,15 @@ async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(store_url: 
         assert (done.parked, done.billed, done.sent) == (30, 20, 10)
         await at.flush(everything=True)
         assert (at.accepted("acme"), await states(at)) == (30, [])
+
+
+async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
+    async with linked(store_url) as at:
+        store = at.kit.store
+        lease = TaskLease(store, store.keys.shard(0, "recover:lease"), lasts_ms=60_000)
+        async with lease.held():
+            with pytest.raises(MeterkitError, match="another process recovers"):
+                await recover(at)
 
 
 async def recovered_by_word(at: Desk) -> None:

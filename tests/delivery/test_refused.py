@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import delivered, desk
 from drivers.webhooks import SECRET
+from meterkit import MeterkitError
 from meterkit.delivery.error_reports import take_refusals
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
 from meterkit.starlette import stripe_webhook
@@ -156,6 +158,27 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         assert await at.kit.outbox.list() == []
 
 
+async def test_dead_usage_stays_unaddressed_after_another_link(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        await take_all(at, api)
+        await at.kit.customers.unlink("lost")
+        await at.link("lost")
+        (intent,) = await at.kit.outbox.list()
+        assert (await at.kit.outbox.redrive(intent.identifier)).stripe_customer == "cus_unknown"
+        await compare(at)
+        # What comes after the link is billed rightly; what was sent before is billed by hand.
+        await at.kit.record("lost", "requests", 2)
+        await at.flush(everything=True)
+        assert at.accepted("lost") == 2
+        await take_all(at, api)
+        (again,) = await at.kit.outbox.list()
+        await at.kit.outbox.drop(again.identifier, reason="billed by hand")
+        assert await places(at, "lost") == {"delivered": 2, "dead": 7}
+
+
 async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
         await at.link("acme")
@@ -243,6 +266,20 @@ async def test_of_a_batch_all_are_parked_whose_meter_takes_nothing(store_url: st
         assert await places(at, "zeta", "tokens") == {"delivered": 50}
 
 
+async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.link("acme", "beta", "zeta")
+        key = await by_key(at, "acme", "beta", "zeta")
+        at.emulator.report_meter_errors(
+            "api_requests", code="timestamp_too_far_in_past", identifiers=[key], count=3
+        )
+        await take_all(at, api)
+        assert [await places(at, name) for name in ("acme", "beta", "zeta")] == [{"delivered": 7}] * 3
+        sent = [event.identifier for event in at.emulator.events[1:]]
+    assert "refuses 3 of these intents, which were sent in one call, and does not say which" in caplog.text
+    assert all(identifier in caplog.text for identifier in sent)
+
+
 async def test_a_lost_batch_is_known_by_its_key_for_a_time(store_url: str, valkey: Server) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme")
@@ -305,6 +342,19 @@ async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str, 
         assert valkey.command("ZCARD", "mk:{0}:outbox") == 0
         at.clock.advance(timedelta(minutes=5))
         assert (await at.flush(everything=True)).delivered == 0
+
+
+async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey: Server) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
+        await at.kit.record("lost", "requests", 7)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        ((name, kept),) = valkey.command("HGETALL", "mk:{0}:intents").items()
+        valkey.command("HSET", "mk:{0}:intents", name, json.dumps({**json.loads(kept), "state": "leased"}))
+        with pytest.raises(MeterkitError, match="being sent"):
+            await take_all(at, api)
+        assert await places(at, "lost") == {"queued": 7}
 
 
 @pytest.mark.parametrize("damaged", ["6", "many"])

@@ -393,6 +393,7 @@ ODD_PRICES: Final = {
 }
 
 
+@pytest.mark.usefixtures("valkey")
 @pytest.mark.parametrize("name", ODD_PRICES)
 async def test_f_227_an_uncomputable_price_is_named_by_health(store_url: str, name: str) -> None:
     price, reason = ODD_PRICES[name]
