@@ -12,6 +12,7 @@ import pytest
 
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
+from drivers.sampling import whole
 from drivers.shop import END, HALF, shop
 from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage
@@ -102,7 +103,7 @@ async def agrees(at: Shop) -> None:
         assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
 
 
-@pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), ("same", 5)])
+@pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), whole("same", 5)])
 async def test_units_of_an_ended_price_are_credited_at_that_price(
     store_url: str, plan: str, after: int
 ) -> None:
@@ -461,7 +462,7 @@ async def test_corrections_return_the_last_tier_first(store_url: str) -> None:
         assert await balance(at) == 167
 
 
-@pytest.mark.parametrize("plan", ["flat", "dear", "more"])
+@pytest.mark.parametrize("plan", ["flat", whole("dear"), whole("more")])
 async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url: str, plan: str) -> None:
     async with shop(store_url, catalog=BY_MODEL, selling=sell_nothing) as at:
         await at.kit.stripe.sync()

@@ -11,6 +11,7 @@ import pytest
 from drivers.delivery import kit_for
 from drivers.near_stripe import served
 from drivers.plans import plans_text
+from drivers.sampling import whole
 from drivers.shop import END, HALF, START, Shop
 from drivers.shop import shop as shop_with_seats
 from meterkit.catalog import loads
@@ -88,10 +89,10 @@ MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before u
     [
         (11, 3, 6, 1500 + 700),  # One was bought, and one stays so.
         (11, 8, 8, 1500 + 3 * 700),  # Those in use are paid for.
-        (11, 11, 11, 1500 + 6 * 700),
+        whole(11, 11, 11, 1500 + 6 * 700),
         (10, 3, 5, 1500),  # All were included: none is bought.
-        (10, 8, 5, 1500),
-        (17, 0, 12, 1500 + 7 * 700),
+        whole(10, 8, 5, 1500),
+        whole(17, 0, 12, 1500 + 7 * 700),
     ],
 )
 async def test_a_downgrade_keeps_seats_and_shows_the_next_cost(

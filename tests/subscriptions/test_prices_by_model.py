@@ -12,6 +12,7 @@ from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed
+from drivers.sampling import whole
 from drivers.shop import HALF, shop
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
@@ -144,7 +145,7 @@ async def changed_by_others(at: Shop, subscription: str, plan: str) -> None:
     await at.stripe_change(f"/v1/subscriptions/{subscription}", **change)
 
 
-@pytest.mark.parametrize("plan", ["flat", "dear", "more"])
+@pytest.mark.parametrize("plan", ["flat", "dear", whole("more")])
 async def test_i13_usage_that_missed_a_change_keeps_its_model_price(
     store_url: str, plan: str, caplog: pytest.LogCaptureFixture
 ) -> None:
