@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -123,8 +123,8 @@ class Process:
             await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
 
     async def stop(self) -> None:
-        """End it in peace, or what is left of one that was killed."""
-        if self.is_alive:
+        """End it in peace, or what is left of one that was killed, maybe as it stops."""
+        with suppress(Killed):
             await self.run(self.kit.store.stop())
         self.kill()
         await self._bury()
