@@ -29,7 +29,7 @@ def fields_of(item: Any, *but: str) -> JsonObject:
 
     Maps are copied: an event shows an object as it was.
     """
-    kind: type[Any] = type(item)
+    kind: Any = item.__class__
     if kind not in _names_by_kind:
         _names_by_kind[kind] = tuple(one.name for one in fields(kind))
     shown = {name: getattr(item, name) for name in _names_by_kind[kind] if name not in but}
