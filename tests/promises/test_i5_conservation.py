@@ -1,11 +1,10 @@
 """I5: at every instant, what was recorded and is reportable is somewhere, once."""
-# Internals: two flushers of one store at once, and the leases that they leave.
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,9 @@ import pytest
 from redis.exceptions import RedisError
 
 from books.conservation import REPORTED, SOMEWHERE, assert_conserved, sample
-from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, kit_for
+from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, flusher_of, kit_for
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
-from meterkit.decisions.periods import bounds_at
-from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -40,10 +37,19 @@ async def leases_run_out(at: Desk) -> None:
         await client.delete(store.keys.shard(shard, "lease"))
 
 
+def month_of(clock: Clock) -> datetime:
+    """When the period began that the clock is in: calendar months are counted."""
+    return clock.now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _ms(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)
+
+
 class Walk:
     """A random life of three customers, with a model of what each recorded in which period."""
 
-    def __init__(self, at: Desk, second: Flusher, seed: int) -> None:
+    def __init__(self, at: Desk, second: Any, seed: int) -> None:
         self.at = at
         self.second = second
         self.random = Random(seed)  # noqa: S311 - a schedule, not a secret
@@ -66,7 +72,7 @@ class Walk:
         await self.random.choice(self.steps)()
 
     def _count(self, customer: str, meter: str, quantity: int) -> None:
-        period = str(bounds_at(self.at.clock.now_ms).start_ms)
+        period = str(_ms(month_of(self.at.clock)))
         place = (customer, period, meter)
         self.recorded[place] = self.recorded.get(place, 0) + quantity
 
@@ -129,13 +135,13 @@ class Walk:
         asked, name = {meter: self.random.choice([1, 50, 10**9])}, f"c-{len(self.corrected)}"
         (found,) = await self.at.kit.correct(customer, asked, reason="a walk", correction_id=name)
         self._count(customer, meter, -found.taken_back)
-        self.corrected.append((customer, str(bounds_at(self.at.clock.now_ms).start_ms), meter))
+        self.corrected.append((customer, str(_ms(month_of(self.at.clock))), meter))
 
     async def wait(self) -> None:
         self.at.clock.advance(timedelta(seconds=self.random.choice([1, 30, 70, 400, 7_000])))
 
     async def month(self) -> None:
-        end = bounds_at(self.at.clock.now_ms).end_ms
+        end = _ms((month_of(self.at.clock) + timedelta(days=31)).replace(day=1))
         ahead = end - self.at.clock.now_ms - self.random.choice([90_000, 30_000, 0])
         self.at.clock.advance(timedelta(milliseconds=max(ahead, 0)))
 
@@ -159,7 +165,7 @@ async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, s
         desk(any_store_url, clock=Clock(NOW)) as at,
         kit_for(any_store_url, at.url, clock=at.clock) as other,
     ):
-        walk = Walk(at, Flusher(other.store, at.transport), seed)
+        walk = Walk(at, flusher_of(other, at.transport), seed)
         for _ in range(60):
             await walk.step()
             await assert_conserved(at.kit, CUSTOMERS)
