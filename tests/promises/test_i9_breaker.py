@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,24 +47,24 @@ async def timed(
     return status, clock() - began
 
 
-async def typical(kit: MeterKit, times: int) -> float:
-    """The time that half of the requests stay below, asked one after the other; all of them served.
+async def undisturbed(kit: MeterKit, times: int) -> float:
+    """The time that a tenth of the requests stay below, asked one after the other; all of them served.
 
-    The slowest of them tell of other processes on this machine.
+    The others tell of other processes on this machine.
     """
     app, took = metered(kit), list[float]()
     for n in range(times):
         status, took_s = await timed(Client(app), f"customer-{n % 10}")
         assert status == 200
         took.append(took_s)
-    return median(took)
+    return sorted(took)[times // 10]
 
 
 async def test_i9_an_open_breaker_answers_faster_than_a_store(
     valkey: Server,
 ) -> None:
     async with kit_at(valkey.url, store_timeout=TIMEOUT_S) as kit:
-        healthy_s = await typical(kit, 300)
+        healthy_s = await undisturbed(kit, 300)
         with stopped(valkey):
             began = time.perf_counter()
             async with loop_clock() as clock:
@@ -74,7 +73,7 @@ async def test_i9_an_open_breaker_answers_faster_than_a_store(
             assert time.perf_counter() - began > TIMEOUT_S * 0.9
             assert max(took for _, took in first) < TIMEOUT_S + SLACK_S
             assert lane_of(kit).is_away
-            assert await typical(kit, 300) < healthy_s
+            assert await undisturbed(kit, 300) < healthy_s
         await eventually(lambda: lane_of(kit).connected)
         await settled(kit)
         # All that was served is counted, without the store as well.
