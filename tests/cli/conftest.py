@@ -7,32 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.command_line import InProcessShell, Shell
+from drivers.plans import plans_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens: {unit: token, stripe: {event_name: ai_tokens, report: usage}}
-features: [reports]
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 5/hour, included: 1_000}
-      tokens: {included: 10, overage: bill}
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    features: all
-    meters:
-      requests: {included: unlimited}
-"""
+PLANS = plans_text("command_line")
 
 
 @pytest.fixture

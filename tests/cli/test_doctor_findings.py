@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.plans import plans_text
 from meterkit import Undelivered
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
@@ -21,38 +22,7 @@ if TYPE_CHECKING:
     from drivers.command_line import Shell
 
 
-ALLOTTED: Final = """
-schema: 1
-currency: usd
-default_plan: free
-allotment: 250ms
-meters:
-  requests: {unit: request}
-  output_tokens: {unit: token}
-  images: {unit: image, stripe: {event_name: images}}
-  projects: {unit: project, kind: gauge}
-credits:
-  ai: {costs: {requests: 1}}
-routes:
-  - {match: "GET /search", consume: {requests: 1}}
-  - {match: "POST /projects", grow: {projects: 1}}
-  - {match: "POST /images", consume: {images: 1}}
-  - {match: "POST /chat", usage: openai, consume: {requests: 1}}
-  - {match: "GET /slow", allotment: "off", consume: {requests: 1}}
-  - {match: "*", exempt: true}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/minute}}}
-  burst:
-    price: {amount_cents: 0, interval: month}
-    meters: {projects: {included: 3}, requests: {rate: {limit: 10/second, algorithm: token-bucket, burst: 2}}}
-  paid:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: 5000}
-    grants: [{credit: ai, quantity: 10, every: period}]
-    meters: {images: {included: 1, overage: {bill: {per: 1, amount_cents: 1}}}}
-    subjects: {user: {requests: {rate: 1/second}}}
-  alone: {price: {amount_cents: 0, interval: month}, allotment: "off", budget: {amount_cents: 0}}
-"""
+ALLOTTED: Final = plans_text("doctor_findings")
 
 
 def test_allotments_without_effect_are_named_with_reasons() -> None:
@@ -199,7 +169,7 @@ def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
         (limited, ""),
         (
             limited.replace("usage: openai, ", ""),
-            "plans.yaml:21:62 plans.free.meters.output_tokens: no route asks",
+            "plans.yaml:20:62 plans.free.meters.output_tokens: no route asks",
         ),
     ):
         (shell.directory / "plans.yaml").write_text(text)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.plans import plans_text
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
@@ -14,29 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  pages: {unit: page, stripe: {event_name: pages}}
-  tokens: {unit: token}
-  rows: {unit: row}
-credits:
-  ai: {costs: {tokens: 1 per 8}}
-routes:
-  - {match: "*", consume: {pages: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      pages: {included: 10, overage: deny}
-      tokens: {included: 10, overage: deny}
-      rows: {included: 10, overage: deny}
-  pro:
-    extends: free
-    grants: [{meter: pages, quantity: 7, every: period, priority: 10}]
-"""
+PLANS = plans_text("grants_command")
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.plans import plans_text
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,23 +39,7 @@ def make():
 
 async def bare(scope, receive, send): ...
 """
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters: {requests: {unit: request}, output_tokens: {unit: token}}
-features: [full_ai]
-routes:
-  - {match: "GET /healthz", exempt: true}
-  - match: "POST /v1/chat/completions/{conversation}"
-    feature: full_ai
-    consume: {requests: 1}
-    usage: auto
-  - {match: "GET /v1/files/public", exempt: true}
-  - {match: "DELETE /v1/files/{name}", consume: {requests: 1}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-"""
+PLANS = plans_text("routes_command")
 FITTING = PLANS.replace('"DELETE /v1/', '"GET /v1/')
 
 

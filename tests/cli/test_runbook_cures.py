@@ -19,6 +19,7 @@ from drivers.audited_kit import sqlite_in
 from drivers.command_line import TIMEOUT_S, InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
+from drivers.plans import plans_text
 from drivers.spools import spool_with
 from drivers.upkeep import is_upkeep_seen
 from faults.refusals import eventually
@@ -32,32 +33,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ("runbook", "troubleshooting", "recovering", "reliability", "checklist")
-PLANS: Final = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens, report: usage}}
-  disk:     {unit: byte, kind: gauge}
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
-storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    budget: {amount_cents: 50_000}
-    subjects:
-      user: {requests: {rate: 100/minute}, budget: {amount_cents: 500, per: day}}
-    meters:
-      tokens: {included: 10, overage: deny}
-  pro:
-    extends: free
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-"""
+PLANS: Final = plans_text("runbook_cures")
 WITHOUT_STRIPE: Final = PLANS.replace(", stripe: {event_name: ai_tokens, report: usage}", "").replace(
     ", stripe_price: price_pro", ""
 )

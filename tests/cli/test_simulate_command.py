@@ -9,6 +9,7 @@ import pytest
 
 from drivers.audit_database import Row, drain_all, insert_rows
 from drivers.command_line import InProcessShell, Shell
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -21,29 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
-PLANS = """
-schema: 1
-currency: usd
-default_plan: year
-meters:
-  calls: {unit: call, stripe: {event_name: calls}}
-  words: {unit: word, stripe: {event_name: words}}
-  large: {unit: word, from: words, where: {model: "*-large"}, stripe: {event_name: large}}
-  seats: {unit: seat, kind: gauge}
-routes:
-  - {match: POST /, consume: {calls: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      calls: {included: 100, overage: bill}
-      words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 50}}}
-  year:
-    extends: free
-    price: {amount_cents: 12_000, interval: year}
-    seat_price: {amount_cents: 600}
-    meters: {seats: {included: 2, overage: deny}}
-"""
+PLANS = plans_text("simulate_command")
 NEXT = (
     PLANS.replace("default_plan: year", "default_plan: free")
     .replace("  year:\n", "  annual:\n")
@@ -130,26 +109,7 @@ async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp
     assert (done.code, "set METERKIT_AUDIT_URL" in done.err) == (2, True)
 
 
-SOLD = """
-schema: 1
-currency: usd
-default_plan: payg
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices}
-    models: {"our-*": {input_tokens: 0 per 1_000_000, output_tokens: 1 per 1000}}
-routes: [{match: "POST /", usage: openai}]
-plans:
-  payg:
-    price: {amount_cents: 500, interval: month}
-    budget: {amount_cents: unlimited}
-    grants: [{credit: usd, quantity: 100, every: period}]
-    meters: {output_tokens: {included: 1_000, overage: {bill: {per: 1000, amount_cents: 4}}}}
-"""
+SOLD = plans_text("simulate_command_sold")
 BY_MODEL = (
     SOLD.replace(
         "plans:\n", 'prices:\n  out: {default: 4 per 1000, models: {"*-large": 20 per 1000}}\nplans:\n'

@@ -10,6 +10,7 @@ import pytest
 from drivers.command_line import InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import stripe_api, unpaced
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
@@ -22,42 +23,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  pages:    {unit: page, stripe: {event_name: pdf_pages, report: none}}
-  seats:    {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 10, overage: deny}
-      tokens: {included: 10, overage: deny}
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    seat_price: {amount_cents: 900}
-    meters:
-      requests: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 12}}}
-      tokens: {included: 500, overage: {bill: {per: 3, amount_cents: 1}}}
-"""
+PLANS = plans_text("stripe_sync")
 
-PARTS = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request, stripe: {event_name: api_requests}}
-  large:    {unit: request, from: requests, where: {model: "*-large*"}, stripe: {event_name: large_requests}}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 12}}}
-"""
+PARTS = plans_text("stripe_sync_parts")
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.plans import plans_text
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
@@ -16,27 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request}
-  words: {unit: word, stripe: {event_name: words}}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters:
-      words: {included: 0, overage: {bill: {per: 1000, amount_cents: 3}}}
-    subjects:
-      user:
-        words: {included: 90_000}
-        budget: {amount_cents: 200}
-      team:
-        requests: {included: 100}
-"""
+PLANS = plans_text("subjects_command")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from drivers.audit_database import drain
 from drivers.command_line import InProcessShell, Shell
+from drivers.plans import plans_text
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
@@ -19,25 +20,7 @@ COUNTS = {
     *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead", "over_cap"),
 }
 
-SOLD = """\
-schema: 1
-currency: eur
-default_plan: free
-meters:
-  pages: {unit: page, stripe: {event_name: pages}}
-  tokens: {unit: token}
-credits:
-  ai: {costs: {tokens: 1 per 2500}}
-  promo: {costs: {pages: 1}}
-routes:
-  - {match: "*", consume: {pages: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      pages: {included: 10, overage: {bill: {per: 2, amount_cents: 5}}}
-      tokens: {included: 10, overage: deny}
-"""
+SOLD = plans_text("usage_command")
 
 
 async def test_json_is_what_the_kit_says_with_instants_in_utc(
@@ -147,22 +130,7 @@ async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(
     assert "margin" in shown
 
 
-UNITS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  input_tokens: {unit: token}
-  cached_input_tokens: {unit: token}
-  web_searches: {unit: search}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices}
-    models: {own-7b: {input_tokens: 2 per 1_000_000, output_tokens: 5 per 1_000_000}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-"""
+UNITS = plans_text("usage_command_units")
 
 
 async def test_units_of_a_model_stand_below_its_meters(
@@ -191,20 +159,7 @@ async def test_units_of_a_model_stand_below_its_meters(
     ]
 
 
-BY_MODEL = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {unit: token, stripe: {event_name: tokens}}
-prices:
-  output: {default: 4 per 1000, models: {"gpt-*-mini": 0.5 per 1000}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 0, overage: deny}}}
-  pro:
-    price: {amount_cents: 1000, interval: month}
-    meters: {tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
-"""
+BY_MODEL = plans_text("usage_command_by_model")
 
 
 async def test_prices_by_model_are_shown_of_a_plan_that_uses_them(directory: Path, store_url: str) -> None:

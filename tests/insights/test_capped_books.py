@@ -9,6 +9,7 @@ import pytest
 
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
 from drivers.delivery import NOW
+from drivers.plans import plans_text
 from drivers.served_traffic import drain, simulated_at
 from drivers.statement_parts import statement_parts
 from meterkit.catalog import loads
@@ -20,19 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {unit: token, stripe: {event_name: ai_tokens}}
-  rows:   {unit: row}
-plans:
-  free:
-    price: {amount_cents: 100, interval: month}
-    meters:
-      tokens: {included: 100, overage: {bill: {cap: 50, per: 1, amount_cents: 2}}}
-"""
+PLANS: Final = plans_text("capped_books")
 CATALOG: Final = loads(PLANS)
 
 

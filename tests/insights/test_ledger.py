@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, inspect, text
 from drivers.audit_database import Row
 from drivers.audited_kit import audited
 from drivers.counters import pack_field
+from drivers.plans import plans_text
 from faults.proxy import TcpProxy
 from faults.refusals import kit_at, settled
 from meterkit import MeterKit, MeterkitError, SettingsError, metrics_app
@@ -35,34 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 AT: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
-PLANS: Final = """\
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  input_tokens: {unit: token}
-  output_tokens: {unit: token, stripe: {event_name: out}}
-  cached_input_tokens: {unit: token}
-  requests: {unit: request, stripe: {event_name: calls}}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices, markup: 30%}
-    models:
-      "small-*": {input_tokens: 0.15 per 1_000_000, output_tokens: 0.60 per 1_000_000}
-      "large-*":
-        input_tokens: 3 per 1_000_000
-        cached_input_tokens: 0.30 per 1_000_000
-        output_tokens: 15 per 1_000_000
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters:
-      input_tokens: {included: unlimited}
-      output_tokens: {included: 100, overage: {bill: {per: 1_000_000, amount_cents: 700}}}
-      cached_input_tokens: {included: unlimited}
-      requests: {included: 1, overage: {bill: {per: 3, amount_cents: 1}}}
-"""
+PLANS: Final = plans_text("ledger")
 
 
 PRICES: Final = {
@@ -315,19 +289,7 @@ def _read(told: str) -> Row:
     return row
 
 
-BY_MODEL: Final = """\
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
-prices:
-  out: {default: 4 per 1000, models: {"small-*": 1 per 1000, "large-*": 20 per 1000}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters: {output_tokens: {included: 100, overage: {bill: {price: prices.out}}}}
-"""
+BY_MODEL: Final = plans_text("ledger_by_model")
 
 
 async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, audit_url: str) -> None:

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from drivers.operator_pages import write_revenue
+from drivers.plans import plans_text
 from drivers.process_metrics import said_by
 from drivers.redrives import webhooks_of
 from drivers.upkeep import note_upkeep
@@ -31,24 +32,7 @@ pytestmark = pytest.mark.anyio
 
 NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
 BOARD = Path(__file__).parents[2] / "docs" / "assets" / "grafana.json"
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-anonymous: deny
-meters:
-  requests: {unit: request, stripe: {event_name: requests, report: usage}}
-  disk: {unit: byte, kind: gauge}
-storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
-features: [full]
-routes:
-  - {match: "/metrics/{path:path}", exempt: true}
-  - {match: "/full", feature: full, consume: {requests: 1}}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 3, overage: deny}}}
-  pro:  {price: {amount_cents: 9, interval: month}, meters: {requests: {included: 9, overage: bill}}}
-"""
+PLANS = plans_text("metrics")
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.app import hello, served
+from drivers.plans import plans_text
 from drivers.process_metrics import told
 from faults.refusals import eventually
 from meterkit.redis.event_loops import running_loop
@@ -18,18 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: pro
-allotment: 250ms
-meters:
-  requests: {unit: request}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  pro: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 9000, overage: deny}}}
-"""
+PLANS = plans_text("metrics_of_allotments")
 SENT = 200
 
 

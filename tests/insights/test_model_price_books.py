@@ -11,6 +11,7 @@ import pytest
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import said_late
 from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, paying
+from drivers.plans import plans_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -22,22 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
-prices:
-  output: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 4 per 1000}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    budget: {amount_cents: unlimited}
-    meters: {output_tokens: {included: 10_000, overage: {bill: {price: prices.output}}}}
-"""
+PLANS: Final = plans_text("model_price_books")
 PRICES: Final = (
     *("price_pro", "price_pro_output_tokens"),
     *("price_pro_output_tokens:small-*", "price_pro_output_tokens:large-*"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.plans import plans_text
 from drivers.served_traffic import drain, simulated_at
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
@@ -19,31 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  tokens:   {unit: token, stripe: {event_name: tokens}}
-  seats:    {unit: seat, kind: gauge}
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, overage: deny}
-      tokens:   {included: 0, overage: deny}
-      seats:    {included: 1, overage: deny}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 300, stripe_price: price_seat}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 2, amount_cents: 5}}}
-      tokens:   {included: 0, overage: {bill: {per: 10, amount_cents: 3}}}
-      seats:    {included: 2, overage: deny}
-"""
+PLANS: Final = plans_text("simulation_invoices")
 DEARER: Final = PLANS.replace("1000, interval", "1200, interval").replace(
     "per: 10, amount_cents: 3", "per: 2, amount_cents: 7"
 )

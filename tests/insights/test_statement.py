@@ -10,6 +10,7 @@ import pytest
 
 from drivers.audited_kit import rows_in, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
+from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit import MeterkitError, SettingsError
 from meterkit.catalog import loads
@@ -24,33 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  words:    {unit: word, stripe: {event_name: words}}
-routes: [{match: "*", consume: {requests: 1}}]
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, words: {included: 0, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 2, amount_cents: 5}}}
-      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 3}}}
-  max:
-    rank: 20
-    price: {amount_cents: 3000, interval: month, stripe_price: price_max}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 1}}}
-      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
-"""
+PLANS: Final = plans_text("statement")
 APRIL: Final = datetime(2031, 4, 10, 12, tzinfo=UTC)
 DAY: Final = timedelta(days=1)
 

@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from drivers.audited_kit import row_of, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
+from drivers.plans import plans_text
 from meterkit.insights.audit.database import Database
 from meterkit.insights.statement.events import page_of
 from meterkit.insights.statement.invoices import shown_invoice
@@ -30,33 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  seats:    {unit: seat, kind: gauge}
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 5, overage: deny}, seats: {included: 1, overage: deny}}
-  pro:
-    rank: 10
-    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
-    seat_price: {amount_cents: 300, stripe_price: price_pro_seat}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 2, amount_cents: 5}}}
-      seats:    {included: 1, overage: deny}
-  max:
-    rank: 20
-    price: {amount_cents: 3000, interval: month, stripe_price: price_max}
-    seat_price: {amount_cents: 700, stripe_price: price_max_seat}
-    meters:
-      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 1}}}
-      seats:    {included: 1, overage: deny}
-"""
+PLANS: Final = plans_text("statement_lines")
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from genai_prices import Usage, calc_price
 
 from drivers.audited_kit import audited
 from drivers.delivery import NOW
+from drivers.plans import plans_text
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
@@ -20,26 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """\
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  input_tokens: {unit: token}
-  output_tokens: {unit: token}
-  cached_input_tokens: {unit: token}
-  cache_write_1h_tokens: {unit: token}
-  input_audio_tokens: {unit: token, stripe: {event_name: audio}}
-  web_searches: {unit: search}
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters:
-      input_audio_tokens: {included: 100, overage: {bill: {per: 1000, amount_cents: 7}}}
-      web_searches: {included: 5, overage: deny}
-"""
+PLANS: Final = plans_text("units_shown")
 CLAUDE: Final = "claude-sonnet-4-5-20250929"
 SOUND: Final = "gpt-audio-2025-08-28"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.app import hello
+from drivers.plans import plans_text
 from faults.refusals import Client, eventually
 from meterkit import CreditsLow, MeterKit, MeterkitError, MeterMiddleware, UsageThreshold, identify
 from meterkit.catalog import loads
@@ -25,34 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-anonymous: {plan: free, by: ip}
-meters:
-  requests: {unit: request}
-  words:    {unit: word, stripe: {event_name: words}}
-  pages:    {unit: page}
-  storage:  {unit: byte, kind: gauge}
-credits:
-  ai: {costs: {pages: 4 per 1000}, low_balance: 20%}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 3, overage: deny, warn_at: [34, 100]}
-      words: {included: 1000, overage: bill, warn_at: [80, 100, 150]}
-      pages: {included: 100, overage: deny}
-      storage: {included: 5MB, overage: deny, warn_at: [80, 100]}
-  pro:
-    extends: free
-    rank: 1
-    meters:
-      words: {included: 5000}
-"""
+PLANS = plans_text("events")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from drivers.audit_database import Row, drain_all, insert_rows, to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.browser import chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
+from drivers.plans import plans_text
 from drivers.shop import START
 from drivers.usage_figures import Tables, numbers_of
 from meterkit import MeterKit
@@ -33,25 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  seats:    {unit: seat, kind: gauge}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {rate: 100/hour, included: 10, overage: deny}
-      tokens:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
-      seats:    {included: 3}
-  max:
-    extends: pro
-    price: {amount_cents: 4900, interval: month}
-"""
+PLANS: Final = plans_text("in_browser")
 DAYS: Final = 20
 SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (("light", 1024), ("dark", 360))
 JSON: Final = {"accept": "application/json"}
@@ -164,28 +147,7 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
     await context.close()
 
 
-MONEY: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  images: {unit: image, stripe: {event_name: images}}
-  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
-prices:
-  output: {default: 4 per 1000, models: {"gpt-*": 0.5 per 1000, "claude-opus-*": 20 per 1000}}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices, markup: 30%}
-    top_up: {packs: [1000, 5000], url: https://app.example/top-up}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: 5000}
-    meters:
-      images: {included: 10, overage: {bill: {per: 1, amount_cents: 30}}}
-      output_tokens: {included: 1_000, overage: {bill: {price: prices.output}}}
-"""
+MONEY: Final = plans_text("in_browser_money")
 
 
 @needs_chromium

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 
 from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, flat, make_snapshot, overview_of, pages_of, selling
+from drivers.plans import plans_text
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages
@@ -227,18 +228,7 @@ async def test_a_page_asks_the_same_of_few_customers_and_of_many(valkey: Server,
     assert many - few < 20
 
 
-BUDGET: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  images: {unit: image, stripe: {event_name: images}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: 2000}
-    meters: {images: {included: 10, overage: {bill: {per: 1, amount_cents: 30}}}}
-"""
+BUDGET: Final = plans_text("operator_pages")
 
 
 async def test_a_budget_is_money_among_the_limits(store_url: str, tmp_path: Path) -> None:

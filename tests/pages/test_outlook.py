@@ -9,6 +9,7 @@ import pytest
 
 from drivers.audit_database import Row
 from drivers.audited_kit import sqlite_in
+from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import terms_of
@@ -18,30 +19,7 @@ from meterkit.pages.outlook import forecast_of, on_other_plans
 if TYPE_CHECKING:
     from pathlib import Path
 
-CATALOG = loads("""
-schema: 1
-currency: usd
-default_plan: small
-meters:
-  calls:  {unit: call, stripe: {event_name: calls}}
-  tokens: {unit: token, stripe: {event_name: tokens}}
-credits:
-  ai: {costs: {tokens: 2 per 1}}
-routes: [{match: "*", consume: {calls: 1}}]
-plans:
-  small:
-    price: {amount_cents: 1000, interval: month}
-    meters:
-      calls:  {included: 100, overage: {bill: {per: 10, amount_cents: 5}}}
-      tokens: {included: 50, overage: deny}
-  capped:
-    rank: 5
-    price: {amount_cents: 1200, interval: month}
-    meters:
-      calls:  {included: 0, overage: {bill: {cap: 120, per: 10, amount_cents: 4}}}
-      tokens: {included: 10, overage: deny}
-    grants: [{credit: ai, quantity: 60, every: period}, {meter: calls, quantity: 20, every: period}]
-""")
+CATALOG = loads(plans_text("outlook"))
 SMALL, CAPPED = ((plan, terms_of(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
 
 

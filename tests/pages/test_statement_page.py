@@ -20,6 +20,7 @@ from drivers.audit_database import drain_all, insert_rows, to_ms
 from drivers.audited_kit import row_of, sqlite_in
 from drivers.browser import chromium, faultless, needs_chromium
 from drivers.llm_apps import listening
+from drivers.plans import plans_text
 from drivers.shop import START
 from drivers.statement_parts import statement_parts
 from meterkit import MeterKit
@@ -36,20 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 JSON: Final = {"accept": "application/json"}
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: 10, overage: deny}
-      tokens:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
-"""
+PLANS: Final = plans_text("statement_page")
 OF_USERS: Final = (
     f"{PLANS}    subjects: {{user: {{requests: {{included: 5}}}}, team: {{tokens: {{included: 9}}}}}}\n"
 )

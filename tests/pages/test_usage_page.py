@@ -19,6 +19,7 @@ from starlette.routing import Mount
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
+from drivers.plans import plans_text
 from drivers.shop import CATALOG, START, shop
 from drivers.usage_figures import Tables, numbers_of
 from faults.refusals import eventually
@@ -38,41 +39,7 @@ pytestmark = pytest.mark.anyio
 ORIGINS = ["https://app.example"]
 PORTAL = "https://app.example/billing"
 JSON = {"accept": "application/json"}
-PLANS = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
-  priced:   {unit: token, stripe: {event_name: ai_priced}}
-  storage:  {unit: byte, kind: gauge}
-  seats:    {unit: seat, kind: gauge}
-storage:
-  gauge: storage
-  objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}
-  types: [documents, images]
-routes: [{match: "*", consume: {requests: 1}}]
-plans:
-  pro:
-    name: Pro <b>plan</b>
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {rate: 100/hour, included: 10, overage: deny}
-      tokens:   {included: 100, overage: bill}
-      priced:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
-      storage:  {included: 5MB}
-      seats:    {included: 3}
-  max:
-    name: Max
-    rank: 10
-    price: {amount_cents: 4900, interval: month}
-    seat_price: {amount_cents: 900}
-    meters:
-      requests: {included: 3, overage: deny}
-      tokens:   {included: 1_000, overage: bill}
-      priced:   {included: 300, overage: {bill: {per: 1000, amount_cents: 1200}}}
-"""
+PLANS = plans_text("usage_page")
 
 
 def who(scope: Scope) -> str | None:
@@ -460,26 +427,7 @@ async def test_what_cannot_be_mounted(store_url: str, monkeypatch: pytest.Monkey
             usage_page(kit, customer=who, origins=ORIGINS)
 
 
-MONEY = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
-prices:
-  output: {default: 4 per 1000, models: {"gpt-*": 0.5 per 1000, "claude-*": 20 per 1000}}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices}
-    models: {"*": {output_tokens: 1 per 1_000_000}}
-    top_up: {packs: [5000, 1000], url: "https://app.example/top-up?a=1&b=2"}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: 5000}
-    meters: {output_tokens: {included: 1_000, overage: {bill: {price: prices.output}}}}
-"""
+MONEY = plans_text("usage_page_money")
 
 
 async def test_a_balance_is_topped_up_on_the_billing_page() -> None:
