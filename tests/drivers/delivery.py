@@ -17,6 +17,7 @@ from meterkit.catalog import loads
 from meterkit.cli.flush import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.on_demand import deliver_customer
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
@@ -84,6 +85,10 @@ class Desk:
     async def flush(self, *, everything: bool = False, timeout_s: float = 20.0) -> FlushReport:
         """Deliver what is due, or everything."""
         return await self.flusher.flush(everything=everything, timeout_s=timeout_s)
+
+    async def deliver(self, customer: str, *, timeout_s: float) -> bool:
+        """Deliver a customer's usage at once, as before the invoice that ends a subscription."""
+        return await deliver_customer(self.kit.store, self.kit.flusher(), customer, timeout_s=timeout_s)
 
     async def link(self, *customers: str) -> None:
         """Link customers to Stripe customers of the same name."""
