@@ -254,7 +254,7 @@ async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> 
 
 
 @pytest.mark.usefixtures("valkey")
-@pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), "told"])
+@pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), whole("told")])
 async def test_a_killed_workers_older_entry_is_finished_by_the_next(store_url: str, point: str) -> None:
     async with hooked(store_url) as at:
         at.customer()

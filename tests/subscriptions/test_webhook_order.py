@@ -66,6 +66,7 @@ async def history(at: Hooked) -> AsyncGenerator[tuple[list[Any], list[list[dict[
 
 
 @pytest.mark.parametrize("orders", [12, whole(200)])
+@pytest.mark.dear("twelve orders of ten events, each of them taken and worked off")
 async def test_any_order_of_events_ends_in_one_state(valkey: Server, orders: int) -> None:
     chance = random.Random(7)  # noqa: S311 - the same each time
     async with hooked(valkey.url) as at, history(at) as (events, _):
@@ -85,7 +86,7 @@ async def test_any_order_of_events_ends_in_one_state(valkey: Server, orders: int
     assert '"status":"canceled"' in found.pop()
 
 
-@pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), "told"])
+@pytest.mark.parametrize("point", [whole("taken"), whole("fetched"), whole("linked"), "told"])
 async def test_what_a_killed_worker_had_is_finished_by_the_next(valkey: Server, point: str) -> None:
     async with hooked(valkey.url) as at:
         at.customer()

@@ -318,6 +318,7 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pyte
 
 
 @pytest.mark.parametrize("status", ["active", "canceled"])
+@pytest.mark.usefixtures("valkey")
 async def test_a_second_paying_stripe_customer_is_named(store_url: str, status: str) -> None:
     # F-22a: a Payment Link makes a Stripe customer of its own; it said nothing of what is paid there.
     async with hooked(store_url) as at:

@@ -384,6 +384,7 @@ async def check_balances(months: Months) -> None:
             assert sorted((one.entry, one.amount_micros) for one in found.balance) == sorted(entries)
 
 
+@pytest.mark.dear("three months of three customers")
 async def test_three_months_match_a_calculation_by_hand(store_url: str, tmp_path: Path) -> None:
     clock = Clock(on(6, 1, 0))
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)

@@ -251,6 +251,7 @@ async def ledger(year: Year) -> None:
     ]
 
 
+@pytest.mark.dear("a year of a customer, event by event")
 async def test_i4_a_year_of_a_customer(store_url: str) -> None:
     async with acme(store_url) as year:
         await begin(year)
