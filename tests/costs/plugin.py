@@ -1,4 +1,4 @@
-"""Count the CPU seconds of each test, its processes' too.
+"""Count the CPU seconds of each test, its processes' too, and refuse a dear one without a reason.
 
 CPU, not time: a busy machine makes a test late, not dear. What fixtures of a module or of the whole run take
 to be set up counts for none of the tests that share them.
@@ -6,6 +6,7 @@ to be set up counts for none of the tests that share them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["BUDGET_S", "Costs", "pytest_addoption", "pytest_configure"]
 
 BUDGET_S: Final = 0.5
+# What takes about its budget must not fail by chance: refused is what takes far more.
+_REFUSED_S: Final = 1.5
 _SHOWN: Final = 20
 _PROPERTY: Final = "cpu_s"
 _BEGAN: Final = pytest.StashKey[float]()
@@ -62,6 +65,13 @@ class Costs:
         yield
         cost = cpu_seconds() - self._shared_s - item.stash[_BEGAN]
         item.user_properties.append((_PROPERTY, round(cost, 3)))
+        is_measured = "COVERAGE_RUN" in os.environ  # To trace each line costs more than the test.
+        if cost > _REFUSED_S and item.get_closest_marker("dear") is None and not is_measured:
+            pytest.fail(
+                f"the test took {cost:.1f} s of CPU; a test may take {BUDGET_S} s. Make it cheaper, or say"
+                ' why it needs more: @pytest.mark.dear("why").',
+                pytrace=False,
+            )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":
