@@ -133,6 +133,11 @@ def in_depth(short: int, long: int) -> int:
     return long if os.environ.get("METERKIT_ALL_MUTANTS") == "1" else short
 
 
+def is_sampled() -> bool:
+    """Whether a sample of the mutants is tried, each in short lives; some are only noticed in long ones."""
+    return in_depth(1, 0) == 1 and not os.environ.get("METERKIT_MUTANTS_OF")
+
+
 def sample_of(every: Sequence[Mutant], count: int) -> list[Mutant]:
     """Some of them, by what they are: the same scripts give the same sample on any day.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,8 +70,9 @@ MICROS: Final = 1
 """What a word costs."""
 CENT: Final = 10_000
 INCLUDED, CAP = 180_000, 120_000
-MOST: Final = 100_000
-"""Subjects of one customer."""
+MOST: Final = 200
+"""Subjects of one customer: so few here that a crowd of them is cheap."""
+_MOST_IN_SCRIPTS: Final = 100_000
 IN_FLIGHT, REPEAT = 7, 6
 QUANTITIES: Final = {"calls": (1, 1, 2, 3, 5, 9), "words": (1, 1, 139, 2000, 6667, 20_000, 50_000)}
 NAMES: Final = {"user": ("u0", "u1", "u2"), "team": ("red", "blue")}
@@ -199,7 +201,10 @@ class SubjectWorld:
         self.keys, self.number, self.others = Keys("mk", 1), 0, Counter[int]()
         plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
         self.catalog: Catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
-        decide, settle = (load_script(wire, name, texts[name]) for name in ("decide", "settle"))
+        decide, settle = (
+            load_script(wire, name, re.sub(rf"\b{_MOST_IN_SCRIPTS}\b", str(MOST), texts[name]))
+            for name in ("decide", "settle")
+        )
         self.processes = [
             CustomerCache(
                 self.catalog,

@@ -53,11 +53,11 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(101, 101 + in_depth(3, 9)))
+@pytest.mark.parametrize("seed", range(101, 101 + in_depth(1, 9)))
 def test_the_scripts_of_delivery_do_what_the_model_does(valkey: Server, seed: int) -> None:
     with server_wire(valkey) as wire:
         delivery = Delivery(wire, load_texts(), life(seed))
-        for _ in range(1500):
+        for _ in range(in_depth(600, 1500)):
             delivery.step()
     # A driver that never gets a script to say something has not tested it.
     assert ANSWERS <= {answer for answer, times in delivery.seen.items() if times}
@@ -67,14 +67,14 @@ def test_redis_delivers_as_the_model_does(redis_server: Server) -> None:
     with server_wire(redis_server) as wire:
         # This one tells lives by a clock that goes on while a script runs.
         delivery = Delivery(wire, load_texts(), life(111), slack_ms=1000)
-        for _ in range(1500):
+        for _ in range(in_depth(300, 1500)):
             delivery.step()
 
 
 def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
     # So does this one.
     delivery = Delivery(fake_wire(), load_texts("fake"), life(112), slack_ms=1000)
-    for _ in range(in_depth(400, 3000)):
+    for _ in range(in_depth(100, 3000)):
         delivery.step()
 
 
@@ -115,7 +115,7 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 )
 def test_so_they_do_in_lives_of_their_own(valkey: Server, kind: type[Delivery], answers: set[str]) -> None:
     with server_wire(valkey) as wire:
-        delivery = kind(wire, load_texts(), life(7))
-        for _ in range(in_depth(1000, 3000)):
+        delivery = kind(wire, load_texts(), life(9))
+        for _ in range(in_depth(200, 3000)):
             delivery.step()
     assert answers <= set(+delivery.seen)

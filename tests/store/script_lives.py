@@ -1,0 +1,146 @@
+"""Random lives of every world in which scripts are compared with a model, and mutants of the scripts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.redis.connection import pack
+from store import audit_driver, script_top_ups, script_wires
+from store.audit_driver import Rebuilding
+from store.audit_folding import Folding, folding_texts
+from store.script_allotting import AllotWorld
+from store.script_checks import MismatchError
+from store.script_driver import World, life
+from store.script_gauges import GaugeWorld
+from store.script_mutants import SWAPS, equivalents, is_sampled, mutants, sample_of
+from store.script_objects import ObjectsWorld
+from store.script_plans import CUSTOMERS
+from store.script_top_ups import TopUps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.redis.scripts import Dialect
+    from store.script_mutants import Mutant, Swaps
+    from store.script_wires import Wire
+
+    Kind = type[Any]
+    """A class of worlds: a store with scripts in it, and the model of what it holds."""
+    Lives = tuple[tuple[Kind, int], ...]
+
+_SHORT_STEPS: Final = 500
+_SHORT_LIVES: Final = 3
+# Everything that a world raises if a script's answer cannot be read at all.
+_UNREADABLE: Final = (MismatchError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+
+
+def texts_of(kind: Kind, dialect: Dialect = "server") -> dict[str, str]:
+    """The scripts that a world runs, under a clock that is set."""
+    if kind is Folding:
+        return folding_texts()
+    if kind is Rebuilding:
+        return audit_driver.load_texts(dialect)
+    return script_top_ups.load_texts(dialect) if kind is TopUps else script_wires.load_texts(dialect)
+
+
+def live(
+    kind: Kind,
+    wire: Wire,
+    seed: int,
+    steps: int,
+    *,
+    texts: Mapping[str, str] | None = None,
+    dialect: Dialect = "server",
+    ends: bool = True,
+    slack_ms: int = 0,
+) -> set[str]:
+    """Live so many steps, and damage what is stored if the world ends; return the answers that were seen.
+
+    Give a slack to stores that tell lives by a clock that goes on while a script runs.
+    """
+    options = {"slack_ms": slack_ms} if kind is Rebuilding else {}
+    world = kind(wire, texts_of(kind, dialect) if texts is None else texts, life(seed), **options)
+    for _ in range(steps):
+        world.step()
+    if ends:
+        end(world)
+    seen: Any = world.seen
+    return {what for what, times in seen.items() if times} if isinstance(seen, dict) else set(seen)
+
+
+def end(world: Any) -> None:
+    """Compare everything once more, and damage what is stored: each script says so and changes nothing."""
+    if isinstance(world, World):
+        for name in CUSTOMERS:
+            world.check(name)
+            world.damage(name)
+    elif isinstance(world, GaugeWorld | AllotWorld | ObjectsWorld):
+        world.damage()
+    if isinstance(world, ObjectsWorld):
+        world.end()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutated:
+    """Files of scripts, the lives that meet what each says (the likeliest first), and their equivalents."""
+
+    lives: Mapping[str, Lives]
+    equivalents: str
+    steps: int
+    sample: int
+    swaps: Swaps = SWAPS
+    counts: bool = False
+    """Whether commands are counted: a mutant may also ask the store more often than it needs to."""
+
+    def every(self) -> list[Mutant]:
+        return list(mutants(tuple(self.lives), self.swaps))
+
+    def chosen(self) -> list[Mutant]:
+        known = equivalents(self.equivalents)
+        return sample_of([mutant for mutant in self.every() if str(mutant) not in known], self.sample)
+
+    def survivors(self, wire: Wire, tried: Iterable[Mutant]) -> list[str]:
+        """Mutants that no life notices; short lives if only a sample is tried."""
+        rightly = _Rightly(wire, self.steps)
+        return [str(mutant) for mutant in tried if not self._is_caught(mutant, wire, rightly)]
+
+    def _is_caught(self, mutant: Mutant, wire: Wire, rightly: _Rightly) -> bool:
+        lives, steps = self.lives[mutant.file], self.steps
+        if is_sampled():
+            lives, steps = lives[:_SHORT_LIVES], min(steps, _SHORT_STEPS)
+        try:
+            for kind, seed in lives:
+                texts = mutant.texts(partial(texts_of, kind))
+                wire(pack("CONFIG", "RESETSTAT"))
+                live(kind, wire, seed, steps, texts=texts)
+                if self.counts and not is_sampled() and _calls(wire) != rightly.calls(kind, seed):
+                    return True
+        except _UNREADABLE:
+            return True
+        finally:
+            wire(pack("SCRIPT", "FLUSH"))
+            wire(pack("FLUSHALL"))  # Keys that a mutant has left without a TTL.
+        return False
+
+
+class _Rightly:
+    """How often the right scripts call each command in a life."""
+
+    def __init__(self, wire: Wire, steps: int) -> None:
+        self._wire, self._steps = wire, steps
+        self._known: dict[tuple[Kind, int], dict[str, int]] = {}
+
+    def calls(self, kind: Kind, seed: int) -> dict[str, int]:
+        if (kind, seed) not in self._known:
+            self._wire(pack("CONFIG", "RESETSTAT"))
+            live(kind, self._wire, seed, self._steps)
+            self._known[kind, seed] = _calls(self._wire)
+        return self._known[kind, seed]
+
+
+def _calls(wire: Wire) -> dict[str, int]:
+    stats = wire(pack("INFO", "commandstats")).decode()
+    return {name: int(calls) for name, calls in re.findall(r"cmdstat_(\S+?):calls=(\d+)", stats)}
