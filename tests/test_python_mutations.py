@@ -44,7 +44,7 @@ TESTS: Final = (
                 "reservations",
                 "small_writes",
                 "spend_limits",
-                "spend_model",
+                "scripts_model",
                 "spool_file",
                 "state_changes",
             ),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from servers.certificates import Authority
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 LOADED = [scripts.load("fence")]
 
@@ -132,6 +131,7 @@ def writes_of(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> list[b
     return written
 
 
+@pytest.mark.each_loop
 async def test_i1_requests_of_one_tick_share_one_write(
     to_server: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,18 +151,6 @@ async def test_i1_requests_of_one_tick_share_one_write(
     assert [reply[1] for reply in ear.heard] == [b"post-%d" % n for n in range(0, 50, 5)]
 
 
-async def test_requests_of_two_ticks_are_two_writes(
-    to_server: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = await to_server()
-    written = writes_of(connection, monkeypatch)
-    first = connection.call(Echo("one"))
-    await asyncio.sleep(0)
-    second = connection.call(Echo("two"))
-    assert [(await first)[1], (await second)[1]] == [b"one", b"two"]
-    assert len(written) == 2
-
-
 # Trap 1: the reply of a cancelled caller is dropped, not handed to the next.
 
 
@@ -178,16 +166,6 @@ async def test_a_cancelled_callers_reply_goes_to_nobody_else(proxy: TcpProxy, to
     assert [b"call-%d" % n for n in kept] == [(await futures[n])[1] for n in kept]
     for n, call in enumerate(calls):
         assert call.orphans == ([] if n % 3 else [[0, b"call-%d" % n]])
-
-
-async def test_a_caller_cancelled_before_the_write_still_has_a_slot(to_server: Opener) -> None:
-    connection = await to_server()
-    first, second = Echo("first"), Echo("second")
-    future = connection.call(first)
-    kept = connection.call(second)
-    future.cancel()
-    assert (await kept)[1] == b"second"
-    assert first.orphans == [[0, b"first"]]
 
 
 async def test_a_caller_cancelled_as_the_reply_comes_gives_it_up(to_server: Opener) -> None:
@@ -212,20 +190,10 @@ async def test_a_caller_cancelled_as_the_reply_comes_gives_it_up(to_server: Open
     assert call.orphans == [[0, b"late"]]
 
 
-async def test_giving_up_what_has_no_reply_does_nothing() -> None:
-    loop = asyncio.get_running_loop()
-    call = Echo("none")
-    pending, cancelled, failed = loop.create_future(), loop.create_future(), loop.create_future()
-    cancelled.cancel()
-    failed.set_exception(StoreError("gone"))
-    for reply in (pending, cancelled, failed):
-        give_up(call, reply)
-    assert call.orphans == []
-
-
 # Traps 2 and 3: a timeout ends the connection, it never shifts the replies that follow; one watchdog for all.
 
 
+@pytest.mark.each_loop
 async def test_i9_the_oldest_request_waits_one_timeout_and_all_others_with_it(valkey: Server) -> None:
     opener = Opener(valkey.port)
     connection = await opener(timeout_s=0.5)
@@ -247,28 +215,10 @@ async def test_i9_the_oldest_request_waits_one_timeout_and_all_others_with_it(va
     await opener.close()
 
 
-async def test_a_request_sent_later_has_its_own_time(proxy: TcpProxy, to_proxy: Opener) -> None:
-    connection = await to_proxy(timeout_s=1.5)
-    await proxy.set("delay", delay_s=0.9)
-    first = connection.call(Echo("one"))
-    await asyncio.sleep(0.75)
-    second = connection.call(Echo("two"))
-    assert [(await first)[1], (await second)[1]] == [b"one", b"two"]
-    assert connection.open
-
-
-async def test_a_quiet_connection_has_no_timer(to_server: Opener) -> None:
-    connection = await to_server(timeout_s=0.5)
-    await connection.call(Echo("one"))
-    await asyncio.sleep(1.05)
-    assert connection.open
-    assert connection._watchdog is None
-    assert not connection._sent
-
-
 # Trap 4: sent is unknown, unsent is not executed; nothing is sent again.
 
 
+@pytest.mark.each_loop
 async def test_what_was_not_sent_was_certainly_not_executed(to_server: Opener, valkey: Server) -> None:
     connection = await to_server()
     sent = connection.call(Command("EVAL", "return redis.call('INCR', KEYS[1])", 1, "mk:sent"))
@@ -287,6 +237,7 @@ async def test_what_was_not_sent_was_certainly_not_executed(to_server: Opener, v
 
 
 @pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
+@pytest.mark.each_loop
 async def test_a_lost_reply_fails_every_sent_request_as_unknown(
     proxy: TcpProxy, to_proxy: Opener, mode: Any
 ) -> None:
@@ -348,21 +299,6 @@ async def test_asking_a_connection_that_has_ended_fails_at_once(to_server: Opene
         await connection.ask("PING")
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_complained_about(
-    to_server: Opener, caplog: pytest.LogCaptureFixture
-) -> None:
-    connection = await to_server()
-    connection.ask("PING")
-    connection.ask("PING")
-    await connection.close()
-    del connection
-    to_server.opened.clear()
-    to_server.ended.clear()
-    gc.collect()
-    await asyncio.sleep(0)
-    assert caplog.records == []
-
-
 async def test_closing_twice_and_ending_twice_is_closing_once(to_server: Opener) -> None:
     before = open_sockets()
     connection = await to_server()
@@ -410,27 +346,6 @@ async def test_what_is_not_resp_ends_the_connection_with_one_clear_line(
         await opener.close()
 
 
-async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
-    def answer(words: list[bytes]) -> bytes:
-        return b"*2\r\n:0\r\n$1\r\na\r\n+unasked\r\n" if words[0] == b"EVAL" else b"+OK\r\n"
-
-    async with FakeRedis(answer) as fake:
-        opener = Opener(fake.port)
-        connection = await opener()
-        assert (await connection.call(Echo("one")))[1] == b"a"
-        await eventually(lambda: not connection.open)
-        assert "not RESP" in caplog.text
-        await opener.close()
-
-
-@pytest.mark.parametrize("seconds", [0.0, 1.5, 978_307_200.0])
-async def test_a_clock_set_to_long_ago_does_not_break_the_request(to_server: Opener, seconds: float) -> None:
-    connection = await to_server(clock=lambda: seconds)
-    reply = await connection.call(Command("EVAL", "return tonumber(ARGV[1])", 0))
-    assert reply == int(seconds * 1000)
-    assert (await connection.call(Echo("next")))[1] == b"next"
-
-
 # Connecting.
 
 
@@ -470,6 +385,7 @@ async def test_i9_connecting_takes_one_timeout_at_most_and_leaves_no_socket(
     assert (await connection.call(Echo("again")))[1] == b"again"
 
 
+@pytest.mark.each_loop
 async def test_connecting_may_be_cancelled_anywhere(valkey: Server) -> None:
     opener = Opener(valkey.port)
     before = open_sockets()

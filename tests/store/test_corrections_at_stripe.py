@@ -91,15 +91,6 @@ async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) ->
         assert (await at.kit.usage("acme"))["meters"]["tokens"]["recorded"] == 65
 
 
-async def test_included_units_that_were_reported_are_taken_back_behind_overage(store_url: str) -> None:
-    async with desk(store_url) as at:  # report: usage
-        await deliver(at, 1_030, "requests")
-        found = await correct(at, 130, meter="requests")
-        assert (found.overage, found.included, found.sent_back) == (30, 100, 130)
-        await at.flush(everything=True)
-        assert (await places(at, "requests"), at.accepted("acme")) == ({"delivered": 900}, 900)
-
-
 async def test_what_is_pending_goes_first_and_what_is_on_its_way_is_not_touched(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
@@ -114,18 +105,6 @@ async def test_what_is_pending_goes_first_and_what_is_on_its_way_is_not_touched(
         assert await places(at) == {"delivered": 30, "queued": 6 - 30}
         await at.flush(everything=True)
         assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 6}, 6)
-
-
-async def test_i6_a_lost_answer_takes_nothing_back_twice(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await deliver(at)
-        await correct(at, 20)
-        at.emulator.fail_next("drop", when="after")
-        await at.flush(everything=True, timeout_s=0)
-        assert await places(at) == {"delivered": 30, "queued": -20}
-        at.clock.advance(timedelta(minutes=1))
-        assert (await at.flush(everything=True)).is_complete
-        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
 
 
 @pytest.mark.parametrize(("when", "place"), [("after", "delivered"), ("before", "parked")])
@@ -184,14 +163,3 @@ async def test_what_takes_back_stays_addressed_to_whom_it_was_delivered(store_ur
         assert int(at.emulator.accepted("cus_other", "ai_tokens")) == 0
         # And from now on nobody can tell what which of them has.
         assert (await correct(at, 10, id_="t-2")).granted_next == 10
-
-
-async def test_it_is_dropped_by_hand_as_any_other(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await deliver(at)
-        await correct(at, 20)
-        (intent,) = await at.kit.outbox.list()
-        await at.kit.outbox.drop(intent.identifier, reason="credited by hand")
-        assert await places(at) == {"delivered": 30, "dead": -20}
-        # What was once taken back is not taken back again.
-        assert (await correct(at, 30, id_="t-2")).sent_back == 10

@@ -15,7 +15,6 @@ import pytest
 from drivers.counters import flat_of, packed_of
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
@@ -202,18 +201,6 @@ def test_what_is_shared_ends_with_its_period() -> None:
     assert after.start_ms == before.end_ms
     now[0] = before.end_ms - 1
     assert customers.get("gamma").effective.bounds == before
-
-
-def test_what_is_prepared_for_a_customer_is_bounded() -> None:
-    kit = MeterKit(CATALOG, redis_url="memory://", flush=False)
-    view = kit.store.cache.get("acme")
-    first = view.prepare_asking({"requests": Demand.of(1)})
-    assert view.prepare_asking({"requests": Demand.of(1)}) is first
-    for quantity in range(2, 300):
-        view.prepare_asking({"requests": Demand.of(quantity)})
-        assert len(view._prepared) <= 256
-    again = view.prepare_asking({"requests": Demand.of(1)})
-    assert (again is not first, again.packed) == (True, first.packed)
 
 
 def test_alarms_are_said_once_and_after_ten_thousand_others_again(caplog: pytest.LogCaptureFixture) -> None:

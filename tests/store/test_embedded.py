@@ -164,16 +164,6 @@ def test_nobody_else_gets_in(server: EmbeddedServer, directory: Path) -> None:
     }
 
 
-def test_start_and_stop_are_repeatable(server: EmbeddedServer, directory: Path) -> None:
-    server.stop()
-    assert not directory.exists()
-    first = pid(server.start())
-    assert pid(server.start()) == first
-    server.stop()
-    assert not runs(directory)
-    server.stop()
-
-
 def test_the_last_one_out_shuts_it_down(directory: Path) -> None:
     first, second = EmbeddedServer(directory), EmbeddedServer(directory)
     path = first.start()
@@ -283,24 +273,6 @@ def test_a_crashed_server_is_started_anew_and_lost_nothing(server: EmbeddedServe
     assert ask(path, "GET", "a") == "1"
 
 
-def test_stopping_after_a_crash_is_no_error(server: EmbeddedServer, directory: Path) -> None:
-    os.kill(pid(server.start()), signal.SIGKILL)
-    server.stop()
-    assert not runs(directory)
-
-
-def test_what_lies_about_from_before_is_no_server(
-    server: EmbeddedServer, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory.mkdir()
-    with socket.socket(socket.AF_UNIX) as dead:
-        bind(dead, directory, monkeypatch)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (directory / "valkey.pid").write_text(f"{gone.pid}\n")
-    assert pid(server.start()) != gone.pid
-
-
 @pytest.mark.parametrize("name", ["with a space", "with'\"$quotes", "größe", "x" * 200])
 def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
     directory = tmp_path / name
@@ -314,16 +286,6 @@ def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
     assert ask(server.start(), "GET", "a") == "1"
     server.stop()
     assert not runs(directory)
-
-
-def test_a_relative_directory_is_that_of_the_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    server = EmbeddedServer("data")
-    monkeypatch.chdir("/")
-    assert leads_into(server.start(), directory)
-    server.stop()
 
 
 def test_a_folder_that_others_may_write_in_does_not_shorten_a_path(
@@ -388,22 +350,6 @@ def fork(program: str, directory: Path) -> list[str]:
     )
     assert result.stderr == ""
     return result.stdout.split()
-
-
-def test_a_forked_child_is_no_user(directory: Path) -> None:
-    program = """
-    server.stop()
-    os.write(child_writes, b"1")
-    os.read(child_reads, 1)
-    os._exit(0)
-os.read(parent_reads, 1)
-print(runs())
-server.stop()
-print(runs())
-os.close(parent_writes)
-os.waitpid(child, 0)
-"""
-    assert fork(program, directory) == ["True", "False"]
 
 
 def test_a_forked_child_that_starts_is_a_user_of_its_own(directory: Path) -> None:
@@ -494,17 +440,6 @@ def test_a_binary_that_refuses_its_options_says_why(
         server.start()
 
 
-def test_a_binary_that_cannot_be_run_is_named(
-    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_on_path(monkeypatch, tmp_path)
-    binary = tmp_path / "valkey-server"
-    binary.write_text("#!/no/such/interpreter\n")
-    binary.chmod(0o700)
-    with pytest.raises(StoreError, match=f"{binary} cannot be run"):
-        server.start()
-
-
 def test_without_a_binary_the_cure_is_named(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,13 +478,6 @@ def test_an_extra_without_a_server_for_this_platform_leaves_it_to_the_path(
     assert ask(server.start(), "INFO", "server")["executable"] == str(folder / "valkey-server")
 
 
-def test_an_error_of_the_system_is_told_as_it_is(server: EmbeddedServer, directory: Path) -> None:
-    directory.mkdir(mode=0o700)
-    (directory / "start.lock").mkdir()
-    with pytest.raises(IsADirectoryError):
-        server.start()
-
-
 def only_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Hide the extra, and leave only ``folder`` on PATH."""
 
@@ -564,50 +492,3 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot be made: Not a directory"):
         EmbeddedServer(tmp_path / "file" / "data").start()
-
-
-def test_a_directory_that_may_not_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_path: Path, _mode: int) -> bool:
-        return False
-
-    monkeypatch.setattr(os, "access", refuse)
-    with pytest.raises(SettingsError, match="this user may not write in the directory"):
-        EmbeddedServer(tmp_path).start()
-
-
-def test_whoever_starts_or_stops_too_long_is_not_waited_for(
-    server: EmbeddedServer, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded, "_TURN_S", 0.02)
-    server.start()
-    turn = FileLock(directory / "start.lock")
-    turn.acquire()
-    with pytest.raises(StoreError, match="another process has been starting or stopping it"):
-        EmbeddedServer(directory).start()
-    turn.close()
-
-
-def test_a_log_that_has_grown_is_put_aside(server: EmbeddedServer, directory: Path) -> None:
-    server.start()
-    log = directory / "valkey.log"
-    for _ in range(2):
-        log.write_bytes(b"x" * 1_000_001)
-        server.start()
-        assert not log.exists()
-        assert (directory / "valkey.log.1").stat().st_size == 1_000_001
-    server.stop()
-    assert b"bye bye" in log.read_bytes()
-
-
-def test_a_directory_that_was_removed_is_no_error(server: EmbeddedServer, directory: Path) -> None:
-    path = server.start()
-    orphan = pid(path)
-    for name in ("start.lock", "users.lock", "server.lock"):
-        (directory / name).unlink()
-    moved = directory.rename(directory.with_name("moved"))
-    server.stop()
-    assert not directory.exists()
-    assert moved.exists()
-    os.kill(orphan, signal.SIGKILL)

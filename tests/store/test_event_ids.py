@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,6 @@ from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.redis import producer
-from meterkit.testing import Clock
 from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -192,18 +189,6 @@ async def test_what_an_earlier_release_has_counted_counts_no_more(kit: MeterKit)
     await admin.ask(admin.client.set(key, 1, px=60_000))
     await kit.record("ada", {"pages": 1, "words": 2}, event_id="old")
     assert await recorded(kit) == {}
-
-
-async def test_late_usage_counts_once_for_each_meter(any_store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_on(any_store_url, clock=clock) as kit:
-        await kit.record("ada", "pages", 8, event_id="e")
-        clock.advance(timedelta(days=25))
-        for _ in range(2):
-            await kit.record("ada", {"pages": 8, "words": 3}, event_id="e", occurred_at=NOW)
-        assert await recorded(kit) == {"words": 3}
-        with pytest.raises(MeterkitError, match="8 of pages were recorded"):
-            await kit.record("ada", "pages", 9, event_id="e", occurred_at=NOW)
 
 
 async def test_an_id_stays_used_when_its_customer_is_deleted(kit: MeterKit) -> None:

@@ -56,37 +56,6 @@ def test_shared_it_is_held_by_many_and_alone_by_none(path: Path) -> None:
     alone.close()
 
 
-def test_it_waits_as_long_as_it_is_told(path: Path) -> None:
-    holder = FileLock(path)
-    holder.acquire()
-    assert not FileLock(path).acquire(timeout_s=0.02)
-    holder.close()
-    assert FileLock(path).acquire(timeout_s=0.02)
-
-
-def test_only_a_held_lock_has_a_file(path: Path) -> None:
-    lock = FileLock(path)
-    with pytest.raises(ValueError, match="not held"):
-        lock.fileno()
-    lock.acquire()
-    assert os.fstat(lock.fileno()).st_ino == path.stat().st_ino
-    lock.close()
-
-
-def test_another_process_sees_it(path: Path) -> None:
-    program = """
-import sys
-from pathlib import Path
-from meterkit.redis.filelock import FileLock
-print(FileLock(Path(sys.argv[1])).acquire())
-"""
-    lock = FileLock(path)
-    lock.acquire()
-    assert run(program, path) == "False"
-    lock.close()
-    assert run(program, path) == "True"
-
-
 def test_a_forked_child_neither_holds_it_nor_takes_it_from_its_parent(path: Path) -> None:
     program = """
 import os, sys
@@ -136,8 +105,3 @@ def test_a_file_of_another_user_is_named(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StoreError, match=r"a\.lock belongs to another user"):
         FileLock(path).acquire()
-
-
-def test_a_missing_directory_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        FileLock(tmp_path / "none" / "a.lock").acquire()

@@ -11,7 +11,7 @@ import pytest
 from drivers.delivery import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, MeterkitError, QuantityError, StoreError, UnknownMeterError
+from meterkit.errors import CustomerError, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -134,68 +134,6 @@ async def test_a_level_outlives_periods_and_is_shown_as_used(kit: MeterKit, cloc
     assert (storage["pending"], storage["delivered"]) == (0, 0)
     await kit.customers.set_plan("acme", "pro")
     assert (await kit.usage("acme"))["meters"]["storage"]["remaining"] == "unlimited"
-
-
-async def test_what_is_tolerated_is_left_for_its_time_only(kit: MeterKit, clock: Clock) -> None:
-    async def left() -> Any:
-        return (await kit.usage("acme"))["meters"]["storage"]["remaining"]
-
-    await kit.gauges.set("acme", "storage", 1001)
-    assert await left() == 49
-    clock.advance(timedelta(days=7, milliseconds=-1))
-    assert (await left(), (await kit.check("acme", "storage", 49)).allowed) == (49, True)
-    clock.advance(timedelta(milliseconds=1))
-    decision = await kit.check("acme", "storage", 1)
-    assert await left() == 0
-    assert (decision.reason, decision.limit, decision.remaining) == ("storage", "storage", 0)
-    assert decision.gauge is not None
-    assert (decision.gauge.limit, decision.gauge.used, decision.gauge.requested) == (1000, 1001, 1)
-    assert (decision.retry_after, decision.reset_after) == (None, None)
-    await kit.gauges.set("acme", "storage", 1000)
-    assert (await kit.check("acme", "storage", 50)).allowed
-    assert not (await kit.check("acme", "storage", 51)).allowed
-
-
-async def test_check_asks_whether_a_gauge_may_grow(kit: MeterKit) -> None:
-    await kit.gauges.set("acme", "seats", 1)
-    assert (await kit.check("acme", "seats")).allowed
-    decision = await kit.check("acme", "seats", 2)
-    assert (decision.allowed, decision.reason, decision.remaining) == (False, "seats", 1)
-    await kit.gauges.set("acme", "seats", 5)
-    assert (await kit.check("acme", "seats", 0)).allowed
-    await kit.customers.set_plan("acme", "pro")
-    assert (await kit.check("acme", "seats", 10**9)).allowed
-
-
-async def test_deleting_a_customer_forgets_the_levels(kit: MeterKit) -> None:
-    await kit.customers.set_plan("acme", "pro")
-    await kit.gauges.set("acme", "storage", 900)
-    await kit.customers.delete("acme")
-    assert await kit.gauges.get("acme", "storage") == 0
-
-
-async def test_a_level_of_0_leaves_nothing_behind_and_another_has_no_ttl(
-    valkey: Server, clock: Clock
-) -> None:
-    settings: dict[str, Any] = {"redis_url": valkey.url, "flush": False, "shards": 1}
-    async with MeterKit(loads(PLANS), clock=clock, **settings) as kit:
-        await kit.gauges.set("acme", "storage", 1)
-        assert valkey.command("TTL", "mk:{0}:v:acme") == -1
-        await kit.gauges.adjust("acme", "storage", -1)
-        assert valkey.command("EXISTS", "mk:{0}:v:acme") == 0
-
-
-async def test_a_damaged_level_is_said_and_changes_nothing(valkey: Server, clock: Clock) -> None:
-    settings: dict[str, Any] = {"redis_url": valkey.url, "flush": False, "shards": 1}
-    async with MeterKit(loads(PLANS), clock=clock, **settings) as kit:
-        valkey.command("HSET", "mk:{0}:v:acme", "storage", "1x")
-        for asking in (kit.gauges.get, kit.check):
-            with pytest.raises(StoreError):
-                await asking("acme", "storage")
-        with pytest.raises(StoreError, match="DAMAGED field storage"):
-            await kit.gauges.set("acme", "storage", 1)
-        assert valkey.command("HGET", "mk:{0}:v:acme", "storage") in {"1x", b"1x"}
-        valkey.command("DEL", "mk:{0}:v:acme")
 
 
 async def test_where_enforcement_is_off_nothing_is_kept(clock: Clock) -> None:

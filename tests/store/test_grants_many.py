@@ -73,9 +73,9 @@ async def test_decisions_and_settlements_read_no_list_however_many_grants_there_
         assert seen[0] == seen[1]
 
 
-async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(any_store_url: str) -> None:
+async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(store_url: str) -> None:
     """F-20."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         for nth in range(30):
             expires_at = NOW + timedelta(hours=1) if nth % 3 == 0 else None
             await kit.grants.add("acme", {"ai": 10}, grant_id=f"g{nth}", expires_at=expires_at, priority=nth)
@@ -98,9 +98,9 @@ async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(any_stor
         assert "a c:ai g0" not in await fields_of_grants(kit, "acme")
 
 
-async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(any_store_url: str) -> None:
+async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(store_url: str) -> None:
     """F-20."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         for nth in range(255):
             expires_at = NOW + timedelta(hours=1) if nth == 7 else None
             await kit.grants.add("acme", {"ai": 10}, grant_id=f"g{nth}", expires_at=expires_at)
@@ -123,9 +123,9 @@ async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(an
             await kit.grants.add("acme", {"pages": 1}, grant_id="four")
 
 
-async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(any_store_url: str) -> None:
+async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(store_url: str) -> None:
     """F-27."""
-    async with kit_on(any_store_url) as (kit, _), kit_on(any_store_url) as (other, _):
+    async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
         for nth in range(30):
             done = await asyncio.gather(
                 kit.grants.add("acme", {"ai": 1}, grant_id=f"g{nth}"),
@@ -142,9 +142,9 @@ async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(a
             assert len(lines) in {1, 2}
 
 
-async def test_had_stays_402_in_the_period_in_which_the_last_grant_was_used_up(any_store_url: str) -> None:
+async def test_had_stays_402_in_the_period_in_which_the_last_grant_was_used_up(store_url: str) -> None:
     """F-20: what has left the list is remembered for as long as it says 402 instead of 429."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         await kit.grants.add("acme", {"ai": 10}, grant_id="g")
         await kit.record("acme", "tokens", 10)
         assert (await kit.check("acme", "tokens")).reason == "credits"

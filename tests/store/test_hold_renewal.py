@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from meterkit.redis.hold_renewal import Renewable
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 PLANS = loads("""
 schema: 1
@@ -301,24 +301,3 @@ async def test_i3_a_hold_that_cannot_be_renewed_now_is_renewed_later(valkey: Ser
         await settled(kit)
         assert await used(kit, "acme") == (0, 2)
         assert await long.end() == 200
-
-
-async def test_what_ends_in_the_midst_of_a_slots_renewals_is_not_renewed() -> None:
-    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
-    renewed: list[object] = []
-
-    def spawn(work: Coroutine[Any, Any, None]) -> None:
-        renewed.append(work)
-        work.close()
-
-    at_work = Renewal(spawn, lambda: int(clock() * 1000))
-    streams = [Stream(clock) for _ in range(1_000)]
-    at_work.live.update(streams)
-    clock.advance(timedelta(minutes=6, seconds=20))
-    at_work.tick()
-    first = len(renewed)
-    assert 0 < first < 1_000
-    at_work.live.clear()
-    clock.advance(timedelta(minutes=2))
-    at_work.tick()
-    assert len(renewed) == first

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import OnEnd
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 RETIRE = scripts.load("fence")
 ONE = {"requests": Demand(needed=1, taken=1)}
@@ -117,7 +117,7 @@ async def storm(proxy: TcpProxy, modes: list[Mode], callers: list[Any], dice: ra
     return results
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.whole) for n in (2, 3))])
 async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
     proxy: TcpProxy, seed: int
 ) -> None:
@@ -189,7 +189,7 @@ async def request_storm(
     return served, await storm(proxy, modes, callers, dice)
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.whole)])
 async def test_i7_a_storm_over_a_slow_network_leaves_no_hold(
     valkey: Server, proxy: TcpProxy, seed: int
 ) -> None:
@@ -213,7 +213,7 @@ async def test_i7_a_storm_over_a_slow_network_leaves_no_hold(
             assert count == recorded
 
 
-@pytest.mark.parametrize("seed", [21, 22])
+@pytest.mark.parametrize("seed", [21, pytest.param(22, marks=pytest.mark.whole)])
 async def test_i7_holds_of_replies_that_were_lost_vanish_within_ten_minutes(
     valkey: Server, proxy: TcpProxy, seed: int
 ) -> None:
@@ -235,6 +235,7 @@ async def test_i7_holds_of_replies_that_were_lost_vanish_within_ten_minutes(
 # I1.
 
 
+@pytest.mark.each_loop
 async def test_i1_fifty_requests_of_one_tick_are_one_write(valkey: Server) -> None:
     chunks: list[int] = []
 
@@ -363,6 +364,7 @@ async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
             assert await used(kit, "acme") == (1 if path == "/deny" else 21, 0)
 
 
+@pytest.mark.each_loop
 async def test_i9_the_first_requests_wait_for_the_first_connection(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     app = metered(kit)
@@ -409,22 +411,7 @@ async def test_i12_a_store_of_an_older_format_is_refused_with_what_to_do(valkey:
     assert valkey.command("HGET", "mk:meta", "format") == str(FORMAT - 1)
 
 
-async def test_a_store_that_turns_into_another_is_refused_until_it_is_the_old_one_again(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with kit_at(valkey.url) as kit:
-        app = metered(kit)
-        valkey.command("HSET", "mk:meta", "shards", 8)
-        valkey.command("CLIENT", "KILL", "TYPE", "normal")
-        await eventually(lambda: "has 8 shards" in caplog.text)
-        assert await Client(app).get("acme", "/deny") == 503
-        valkey.command("HSET", "mk:meta", "shards", 4)
-        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
-        assert await Client(app).get("acme", "/deny") == 200
-        said = [record.getMessage() for record in caplog.records if record.name == "meterkit.store"]
-        assert sum("has 8 shards" in line for line in said) == 1
-
-
+@pytest.mark.each_loop
 async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         app = metered(kit)
@@ -442,6 +429,7 @@ async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None
         assert (await used(kit, "acme"))[0] == answers.count(200)
 
 
+@pytest.mark.each_loop
 async def test_connections_that_ended_are_all_closed_by_stop(proxy: TcpProxy) -> None:
     sockets = open_sockets()
     kit = kit_at(proxy.url, store_timeout=0.05)
@@ -517,24 +505,6 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
         assert lane.unsettled == 20
         fake.answer = like_redis(evalsha=_as_a_store_that_works)
         await settled(kit)
-
-
-async def test_stopping_does_not_wait_for_a_server_that_refuses_for_good(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
-
-    def refuse(words: list[bytes]) -> bytes:
-        return _as_a_store_that_works(words) if words[0] == b"EVAL" else b"-ERR user_script:1: a bug\r\n"
-
-    async with FakeRedis(like_redis(evalsha=refuse)) as fake:
-        kit = kit_at(fake.url, store_timeout=0.5)
-        await kit.start()
-        assert await Client(metered(kit)).get("acme", "/") == 200
-        lane = kit.store.lanes[asyncio.get_running_loop()]
-        assert (lane.connected, lane.unsettled) == (True, 1)
-        async with asyncio.timeout(240):
-            await kit.stop()
 
 
 def _as_a_store_that_works(words: list[bytes]) -> bytes:
@@ -618,17 +588,6 @@ def _without_clock(fields: dict[str, str]) -> dict[str, str]:
 
 
 # The end, and what goes wrong in the background.
-
-
-async def test_a_lane_that_never_began_may_be_stopped_and_runs_nothing_afterwards(valkey: Server) -> None:
-    lane, ran = lane_to(valkey.port), list[bool]()
-
-    async def work() -> None:
-        ran.append(True)
-
-    await lane.stop(drain_s=1.0)
-    assert lane.spawn(work()) is None
-    assert ran == []
 
 
 async def test_upkeep_that_fails_is_told(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from faults.refusals import Client, Echo, eventually, kit_at, metered, settled, used
 from meterkit.redis import memory, scripts
-from meterkit.redis.connection import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,24 +34,6 @@ async def connection() -> AsyncIterator[MemoryConnection]:
     await connection.close()
 
 
-class Ear:
-    def __init__(self) -> None:
-        self.heard: list[Any] = []
-
-    def received(self, reply: Any) -> None:
-        self.heard.append(reply)
-
-
-async def test_requests_of_one_tick_are_answered_in_order(connection: MemoryConnection) -> None:
-    ear, calls = Ear(), [Echo(f"call-{n}") for n in range(10)]
-    futures: list[asyncio.Future[Any]] = []
-    for call in calls:
-        futures.append(connection.call(call))
-        connection.post(call.packed, ear)
-    assert [call.name.encode() for call in calls] == [(await future)[1] for future in futures]
-    assert [call.name.encode() for call in calls] == [reply[1] for reply in ear.heard]
-
-
 async def test_a_reply_that_nobody_waits_for_goes_back_to_its_call(
     connection: memory.MemoryConnection,
 ) -> None:
@@ -60,28 +41,6 @@ async def test_a_reply_that_nobody_waits_for_goes_back_to_its_call(
     connection.call(call).cancel()
     await connection.ask("PING")
     assert call.orphans == [[0, b"cancelled"]]
-
-
-async def test_an_error_is_the_reply_of_one_request_with_its_code(
-    connection: memory.MemoryConnection,
-) -> None:
-    wrong = connection.ask("EVALSHA", "0" * 40, 0)
-    odd = connection.ask("LPUSH")
-    right = connection.call(Echo("right"))
-    reply = await wrong
-    assert isinstance(reply, ReplyError)
-    assert reply.code == "NOSCRIPT"
-    assert isinstance(await odd, ReplyError)
-    assert (await right)[1] == b"right"
-
-
-async def test_what_was_asked_before_the_end_is_still_answered() -> None:
-    connection = await memory.connect([RETIRE])
-    future = connection.ask("PING")
-    await connection.close()
-    await connection.close()
-    assert await future
-    assert (connection.open, connection.gone) == (False, True)
 
 
 async def test_requests_are_decided_and_settled(customer: str) -> None:
@@ -134,8 +93,3 @@ async def test_a_cancelled_request_holds_nothing(customer: str) -> None:
             return (await used(kit, customer))[1] == 0
 
         await eventually(nothing_held)
-
-
-async def test_a_command_whose_reply_nobody_waits_for_is_executed(connection: MemoryConnection) -> None:
-    connection.ask("SET", "a", "1", "EX", 60).cancel()
-    assert await connection.ask("GET", "a") == b"1"

@@ -112,21 +112,6 @@ async def test_what_is_found_too_late_is_for_whoever_asks_next_and_soon(
     assert ["127.0.0.2"] == await addresses_of(NAME)
 
 
-async def test_who_gives_up_ends_it_for_nobody_else(resolver: Resolver) -> None:
-    others = asyncio.create_task(addresses_of(NAME))
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(addresses_of(NAME), 0.01)
-    resolver.answers.set()
-    assert ["127.0.0.1"] == await others
-    assert resolver.asked == 1
-
-
-async def test_a_name_that_no_host_can_have_is_an_error_each_time() -> None:
-    for _ in range(2):
-        with pytest.raises(UnicodeError):
-            await addresses_of(f"{'x' * 64}.example")
-
-
 FORKED = """
 import asyncio, os, socket, threading
 from meterkit.redis.handshake import connect

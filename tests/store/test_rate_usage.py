@@ -37,10 +37,10 @@ plans:
         "{limit: 700/second, algorithm: token-bucket, burst: 20}",
     ],
 )
-async def test_it_is_what_a_decision_says_at_every_moment(any_store_url: str, rate: str) -> None:
+async def test_it_is_what_a_decision_says_at_every_moment(store_url: str, rate: str) -> None:
     clock = Clock(datetime(2099, 9, 10, 0, 0, 7, tzinfo=UTC))
     async with MeterKit(
-        loads(PLANS.format(rate=rate)), redis_url=any_store_url, clock=clock, flush=False, key_prefix="r"
+        loads(PLANS.format(rate=rate)), redis_url=store_url, clock=clock, flush=False, key_prefix="r"
     ) as kit:
         (unused, route) = await kit.rates("ada")
         assert (20, 0, 20, timedelta(0)) == (

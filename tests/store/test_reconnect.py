@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import OnEnd
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 FENCE = scripts.load("fence")
 CEILING = catalog("""
@@ -274,6 +274,7 @@ async def test_i3_connections_killed_every_30_ms_let_nobody_past_the_ceiling(
         assert set(statuses) == {200, 429}
 
 
+@pytest.mark.each_loop
 async def test_i9_a_call_waits_for_the_next_connection(proxy: TcpProxy) -> None:
     # F-10
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
@@ -363,6 +364,7 @@ async def test_a_call_cancelled_while_it_waits_for_a_connection_is_never_sent(
         assert await used(kit, "acme") == (1, 0)
 
 
+@pytest.mark.each_loop
 async def test_i9_starting_waits_until_the_store_can_be_reached(valkey: Server) -> None:
     # F-10: the first connection got 0.25 s, then start() returned without one.
     proxy = TcpProxy(valkey.port)
@@ -400,6 +402,7 @@ async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("seconds", [7])
+@pytest.mark.each_loop
 async def test_i7_a_server_that_hung_for_seven_seconds_holds_nothing_afterwards(
     valkey: Server, seconds: int
 ) -> None:
@@ -493,18 +496,6 @@ async def test_a_wrong_password_is_told_in_the_servers_own_words(
             assert await Client(metered(kit)).get("acme", "/deny") == 200
 
 
-async def test_i9_a_password_that_comes_right_is_found_without_a_restart(tmp_path: Path) -> None:
-    with spawn_server(directory=tmp_path) as server:
-        server.command("ACL", "SETUSER", "app", "on", ">old", "~*", "+@all")
-        async with kit_at(
-            f"redis://app:new@127.0.0.1:{server.port}/0", start_timeout=0.1, store_timeout=0.3
-        ) as kit:
-            assert await Client(metered(kit)).get("acme", "/") == 200
-            server.command("ACL", "SETUSER", "app", ">new")
-            await eventually(lambda: lane_of(kit).connected)
-            await settled(kit)
-
-
 async def test_a_server_in_protected_mode_is_told_in_its_own_words() -> None:
     # F-12: it speaks first, and closes.
     async def deny(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -529,6 +520,7 @@ def in_step(master: Server, replica: Server) -> bool:
     return is_up and ours["master_repl_offset"] == theirs["slave_repl_offset"]
 
 
+@pytest.mark.each_loop
 async def test_i9_a_planned_failover_behind_one_address_is_followed(tmp_path: Path) -> None:
     # F-19: READONLY never ended the connection: the process stayed with the demoted master.
     binary = redis_binary()
@@ -584,15 +576,6 @@ async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy, del
         assert await used(kit, "acme") == (100, 0)
 
 
-async def test_i9_a_network_slower_than_a_quarter_of_the_timeout_is_slow_not_away(proxy: TcpProxy) -> None:
-    # Connecting takes several round trips; each has the time that a call has.
-    await proxy.set("delay", delay_s=0.15)
-    async with kit_at(proxy.url, store_timeout=0.4) as kit:
-        assert lane_of(kit).connected
-        await proxy.set("pass")
-        await settled(kit)
-
-
 # What comes in the midst of connecting.
 
 
@@ -611,14 +594,6 @@ def lane_by(connector: Connector) -> Lane:
 def connector_to(server: Server) -> Connector:
     address = Address(kind="tcp", host="127.0.0.1", port=server.port)
     return lambda on_end: connect(address, [FENCE], timeout_s=5.0, on_end=on_end)
-
-
-async def test_i9_a_call_that_was_bound_before_the_connection_came_goes_over_it(valkey: Server) -> None:
-    lane = lane_by(connector_to(valkey))
-    call = lane.call
-    await lane.start(within_s=5.0)
-    assert (await call(Echo("late")))[1] == b"late"
-    await lane.stop(drain_s=1.0)
 
 
 async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey: Server) -> None:
@@ -681,18 +656,6 @@ async def test_i9_a_call_that_cannot_be_sent_leaves_the_connection_to_the_next_o
     assert (await lane.ask(Echo("next")))[1] == b"next"
     unsent.cancel()
     await lane.stop(drain_s=1.0)
-
-
-async def test_why_a_store_cannot_be_used_is_said_once(
-    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with kit_at(proxy.url, shards=4):
-        pass
-    other, before = kit_at(proxy.url, shards=8), proxy.accepted
-    await other.store.lane()
-    await eventually(lambda: proxy.accepted > before + 3)
-    await other.stop()
-    assert caplog.text.count("has 4 shards and METERKIT_SHARDS is 8") == 1
 
 
 async def test_i9_an_error_of_no_known_kind_does_not_end_the_sending_of_settlements(

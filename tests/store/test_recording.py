@@ -66,9 +66,9 @@ async def row_of(kit: MeterKit, customer: str = "acme") -> Any:
 
 
 @pytest.mark.parametrize("event_id", ["", "x" * 257, "é" * 129, "a\ud800", 7, b"id", object()])
-async def test_an_event_id_is_a_text_of_1_to_256_bytes(any_store_url: str, event_id: Any) -> None:
+async def test_an_event_id_is_a_text_of_1_to_256_bytes(store_url: str, event_id: Any) -> None:
     """F-27."""
-    async with kit_on(any_store_url) as (kit, _):
+    async with kit_on(store_url) as (kit, _):
         with pytest.raises(MeterkitError, match=r"event_id: found .*; allowed is a text of 1 to 256 bytes"):
             await kit.record("acme", "tokens", 1, event_id=event_id)
         for allowed in ("x" * 256, "é" * 128, "line\nline"):
@@ -92,11 +92,11 @@ async def test_what_a_decision_records_lives_to_the_end_of_the_period(store_url:
 
 
 async def test_a_plan_that_the_file_does_not_have_is_named_once(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-23: a process with an older plans file."""
     newer = PLANS + "  gold: {extends: free, meters: {tokens: {included: 500}}}\n"
-    async with kit_on(any_store_url, newer) as (kit, _), kit_on(any_store_url) as (older, _):
+    async with kit_on(store_url, newer) as (kit, _), kit_on(store_url) as (older, _):
         for customer in ("acme", "zeta"):
             await kit.customers.set_plan(customer, "gold")
         with caplog.at_level(logging.WARNING, "meterkit"):
@@ -109,11 +109,11 @@ async def test_a_plan_that_the_file_does_not_have_is_named_once(
 
 
 async def test_usage_of_this_period_is_recorded_whatever_this_process_believes_the_period_is(
-    any_store_url: str,
+    store_url: str,
 ) -> None:
     """F-24: a year's plan, of which the process has not heard yet."""
     yearly = PLANS + "  year: {extends: free, price: {interval: year, included_per: interval}}\n"
-    async with kit_on(any_store_url, yearly) as (kit, _), kit_on(any_store_url, yearly) as (other, _):
+    async with kit_on(store_url, yearly) as (kit, _), kit_on(store_url, yearly) as (other, _):
         await kit.record("acme", "tokens", 1)
         await other.customers.set_plan("acme", "year")
         await other.record("acme", "tokens", 1)
@@ -124,10 +124,10 @@ async def test_usage_of_this_period_is_recorded_whatever_this_process_believes_t
 
 
 async def test_late_usage_is_billed_in_the_next_period_marked_and_told_once(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-24."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         await kit.record("acme", "tokens", 8)
         clock.advance(timedelta(days=25))
         with caplog.at_level(logging.WARNING, "meterkit"):
@@ -152,10 +152,10 @@ async def test_late_usage_is_billed_in_the_next_period_marked_and_told_once(
 
 
 async def test_late_usage_goes_to_the_dead_letters_where_the_plans_file_says_so(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-24."""
-    async with kit_on(any_store_url, DEAD_LETTER) as (kit, clock):
+    async with kit_on(store_url, DEAD_LETTER) as (kit, clock):
         await kit.record("acme", "tokens", 8)
         clock.advance(timedelta(days=25))
         with caplog.at_level(logging.WARNING, "meterkit"):
@@ -173,19 +173,19 @@ async def test_late_usage_goes_to_the_dead_letters_where_the_plans_file_says_so(
 
 
 async def test_late_usage_of_a_period_in_which_nothing_was_used_is_late_all_the_same(
-    any_store_url: str,
+    store_url: str,
 ) -> None:
     """F-24."""
-    async with kit_on(any_store_url) as (kit, _):
+    async with kit_on(store_url) as (kit, _):
         await kit.record("new", "tokens", 3, occurred_at=datetime(2031, 3, 9, tzinfo=UTC))
         assert (await row_of(kit, "new"))["recorded"] == 3
         march = to_ms(datetime(2031, 3, 1, tzinfo=UTC))
         assert (await totals_of(kit, "new"))[f"{march}|{meter_token('tokens')}u"] == "3"
 
 
-async def test_usage_of_the_future_and_naive_times_are_refused(any_store_url: str) -> None:
+async def test_usage_of_the_future_and_naive_times_are_refused(store_url: str) -> None:
     """F-24."""
-    async with kit_on(any_store_url) as (kit, _):
+    async with kit_on(store_url) as (kit, _):
         with pytest.raises(MeterkitError, match="occurred_at: found 2031-06-10T12:01:30"):
             await kit.record("acme", "tokens", 1, occurred_at=NOW + timedelta(seconds=60, milliseconds=1))
         with pytest.raises(MeterkitError, match="naive"):
@@ -196,9 +196,9 @@ async def test_usage_of_the_future_and_naive_times_are_refused(any_store_url: st
         assert (await row_of(kit))["recorded"] == 1
 
 
-async def test_i5_late_usage_is_late_in_its_own_period_and_reported_once(any_store_url: str) -> None:
+async def test_i5_late_usage_is_late_in_its_own_period_and_reported_once(store_url: str) -> None:
     """F-24."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         await kit.customers.link("acme", "cus_acme")
         for month in range(3):
             for day in range(5):
@@ -220,9 +220,9 @@ async def test_i5_late_usage_is_late_in_its_own_period_and_reported_once(any_sto
         assert total("u") == total("m") > 0
 
 
-async def test_closed_periods_are_forgotten_400_days_after_their_end(any_store_url: str) -> None:
+async def test_closed_periods_are_forgotten_400_days_after_their_end(store_url: str) -> None:
     """F-27: also of a customer who never pauses; but not what is still to be delivered."""
-    async with kit_on(any_store_url) as (kit, clock):
+    async with kit_on(store_url) as (kit, clock):
         owing = 0
         for month in range(40):
             await kit.record("acme", "tokens", 25 if month == 3 else 5)

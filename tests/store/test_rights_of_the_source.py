@@ -62,11 +62,16 @@ def of_python(known: set[str]) -> set[str]:
         clients = {"client", "pipe", "pipeline", *_assigned(tree)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                method, owner = node.func.attr, ast.unparse(node.func.value).rpartition(".")[2].strip("_")
-                if method in methods and (method not in ALSO_OF_OTHERS or owner in clients):
+                method = node.func.attr
+                if method in methods and (method not in ALSO_OF_OTHERS or _owner(node.func) in clients):
                     found.add(NAMED_OTHERWISE.get(method, method.upper()))
             found.update(word for word in _first_words(node) if word in known)
     return found
+
+
+def _owner(called: ast.Attribute) -> str:
+    """The last name of what a method is called of."""
+    return ast.unparse(called.value).rpartition(".")[2].strip("_")
 
 
 def _assigned(tree: ast.Module) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The scripts read like code: numbers have names, and an include is one function that takes what it needs."""
 
+# Internals: a pure table of the texts of all scripts.
+
 from __future__ import annotations
 
 import re
@@ -7,14 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis import scripts
 from meterkit.redis.scripts import NAMES
 
 LUA: Final = Path(str(files("meterkit") / "lua"))
+INCLUDED: Final = sorted(LUA.glob("include/*.lua"))
+SCRIPTS: Final = sorted(LUA.glob("*.lua"))
 CONSTANTS: Final = dict(
     re.findall(r"^local (\w+) = (\S+)", (LUA / "shared/constants.lua").read_text(), re.MULTILINE)
 )
@@ -25,37 +27,30 @@ def code(path: Path) -> str:
     return re.sub(r"--.*", "", path.read_text())
 
 
-@pytest.mark.parametrize("path", sorted(LUA.glob("include/*.lua")), ids=lambda path: path.stem)
-def test_an_include_is_one_function_that_takes_what_it_needs(path: Path) -> None:
-    assert re.findall(r"^local function (\w+)", code(path), re.MULTILINE) == [path.stem]
-    assert re.findall(r"^(?!local function|  |end$).+", code(path), re.MULTILINE) == []
-    assert re.findall(r"KEYS|ARGV", code(path)) == []
+def test_an_include_is_one_function_that_takes_what_it_needs() -> None:
+    for path in INCLUDED:
+        assert re.findall(r"^local function (\w+)", code(path), re.MULTILINE) == [path.stem]
+        beyond = re.findall(r"^(?!local function|  |end$).+|KEYS|ARGV", code(path), re.MULTILINE)
+        assert (path.stem, beyond) == (path.stem, [])
 
 
-@pytest.mark.parametrize("path", sorted([*LUA.glob("*.lua"), *LUA.glob("include/*.lua")]), ids=str)
-def test_large_numbers_have_names(path: Path) -> None:
-    assert re.findall(r"\d{5,}", code(path)) == []
-
-
-@pytest.mark.parametrize("path", sorted(LUA.glob("*.lua")), ids=lambda path: path.stem)
-def test_keys_and_arguments_have_names(path: Path) -> None:
-    lines = [line for line in code(path).split("\n") if re.search(r"(KEYS|ARGV)\[\d+\]", line)]
-    assert [
-        line for line in lines if not re.match(r"\s*local [\w, ]+ = |  backing, hold = cjson", line)
-    ] == []
+def test_large_numbers_keys_and_arguments_have_names() -> None:
+    assert [path.stem for path in (*SCRIPTS, *INCLUDED) if re.search(r"\d{5,}", code(path))] == []
+    for path in SCRIPTS:
+        lines = [line for line in code(path).split("\n") if re.search(r"(KEYS|ARGV)\[\d+\]", line)]
+        named = re.compile(r"\s*local [\w, ]+ = |  backing, hold = cjson")
+        assert (path.stem, [line for line in lines if not named.match(line)]) == (path.stem, [])
 
 
 def test_the_scripts_and_the_library_mean_the_same_format() -> None:
     assert (CONSTANTS["FORM"], CONSTANTS["NO_STATE"]) == (str(-FORMAT), f"'{NO_STATE}'")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "rights"])
-def test_every_name_of_a_constant_is_replaced(name: str) -> None:
-    text = re.sub(r"--.*", "", scripts.load(name).text)
-    assert set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", text)) == set()
-    assert not re.search(r"^--include", scripts.load(name).text, re.MULTILINE)
-
-
-def test_every_constant_is_used() -> None:
-    text = "".join(code(path) for path in (*LUA.glob("*.lua"), *LUA.glob("include/*.lua")))
+def test_every_constant_is_used_and_every_name_of_one_replaced() -> None:
+    for name in (*NAMES, "rights"):
+        text = scripts.load(name).text
+        left = re.findall(r"\b[A-Z]+_[A-Z_]+\b", re.sub(r"--.*", "", text))
+        left += re.findall(r"^--include", text, re.MULTILINE)
+        assert (name, left) == (name, [])
+    text = "".join(map(code, (*SCRIPTS, *INCLUDED)))
     assert [name for name in CONSTANTS if not re.search(rf"\b{name}\b", text)] == []

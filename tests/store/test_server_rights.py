@@ -19,7 +19,7 @@ from meterkit.catalog import loads
 from meterkit.cli.app import app as cli
 from meterkit.delivery.error_reports import take_refusals
 from meterkit.redis import scripts
-from meterkit.redis.server import COMMANDS, commands_to_try, rights_refusal
+from meterkit.redis.server import commands_to_try
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock
 from servers.store_users import DOCUMENTED, NEEDED, url_of_user
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
+SAMPLE = ("EVAL", "SCRIPT|LOAD", "ZADD", "HSET")
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 WITH_CREDITS = PLANS.replace(
     "routes:", "credits:\n  ai: {costs: {rows: 1}, low_balance: 20%}\nroutes:"
@@ -180,7 +181,17 @@ def test_and_for_the_command_line(server: Server, tmp_path: Path) -> None:
         assert "no right" not in result.output
 
 
-@pytest.mark.parametrize("command", [name for name in NEEDED if name != "CLIENT|SETNAME"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *SAMPLE,
+        *(
+            pytest.param(name, marks=pytest.mark.whole)
+            for name in NEEDED
+            if name not in {"CLIENT|SETNAME", *SAMPLE}
+        ),
+    ],
+)
 async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, command: str) -> None:
     # F-1a: without ZADD 50 were recorded and pending, and never delivered.
     url = url_of_user(valkey, (name for name in DOCUMENTED if name != command))
@@ -281,15 +292,6 @@ async def test_a_user_without_scan_starts_and_is_told_what_fails(
     (said, _) = [record.getMessage() for record in caplog.records if "SCAN" in record.getMessage()]
     assert "user 'app' has no right to SCAN; without it, tasks over all customers fail" in said
     assert said.endswith("Add it: ACL SETUSER app +scan")
-
-
-def test_a_refusal_names_all_that_is_missing() -> None:
-    assert rights_refusal([], user="app", prefix="mk") is None
-    places = [place for place, (name, *_) in enumerate(COMMANDS, 1) if name in {"ZADD", "SCRIPT|LOAD"}]
-    assert rights_refusal(places, user="app", prefix="x") == (
-        "the server's user 'app' has no right to SCRIPT LOAD, ZADD; without it, work would be left half done."
-        " Add it: ACL SETUSER app ~x:* +script|load +zadd"
-    )
 
 
 async def test_where_nothing_may_be_asked_delivery_goes_by_age_and_says_so_once(

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import struct
 import subprocess
 import sys
 import textwrap
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,23 +32,22 @@ from faults.refusals import (
     stopped,
     used,
 )
-from meterkit.decisions.keys import Keys
-from meterkit.errors import MeterkitError, QuantityError, StoreError
+from meterkit.errors import QuantityError, StoreError
 from meterkit.redis import producer
-from meterkit.redis.producer import SettlementQueue, pack_sequence
+from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 TESTS = str(Path(__file__).parent.parent)
 
@@ -104,21 +101,8 @@ class Books:
         assert lane_of(self.kit).lost == 0
 
 
-async def test_i6_scripts_flushed_in_the_middle_of_a_storm_lose_nothing_and_count_nothing_twice(
-    valkey: Server,
-) -> None:
-    async with kit_at(valkey.url) as kit:
-        books = Books(kit)
-        for _ in range(10):
-            storm = asyncio.create_task(books.settle_slowly(300))
-            while not storm.done():
-                valkey.command("SCRIPT", "FLUSH")
-                await asyncio.sleep(0.003)
-            await storm
-        await books.balance()
-
-
 @pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
+@pytest.mark.each_loop
 async def test_i6_lost_replies_and_cut_connections_lose_nothing_and_count_nothing_twice(
     proxy: TcpProxy, mode: Any
 ) -> None:
@@ -137,6 +121,7 @@ async def test_i6_lost_replies_and_cut_connections_lose_nothing_and_count_nothin
         await books.balance()
 
 
+@pytest.mark.each_loop
 async def test_i6_a_server_that_hangs_settles_each_once(valkey: Server) -> None:
     async with kit_at(valkey.url, store_timeout=0.5) as kit:
         books = Books(kit)
@@ -150,6 +135,7 @@ async def test_i6_a_server_that_hangs_settles_each_once(valkey: Server) -> None:
         await books.balance()
 
 
+@pytest.mark.each_loop
 async def test_i6_connections_killed_by_the_server_settle_each_once(valkey: Server) -> None:
     # F-87: a server that answers all that it was sent before it kills leaves nothing in doubt.
     doubts: list[tuple[int, int]] = []
@@ -203,307 +189,22 @@ async def test_i4_requests_under_changes_of_plan_are_recorded_once_and_hold_noth
         assert in_flight(valkey, "acme") == 0
 
 
-# What the script answers, one by one.
-
-
-class Line:
-    """A lane whose replies a test writes."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self.sent: list[tuple[bytes, Any]] = []
-        self.last = 0
-        self.fenced: list[str] = []
-        self.warnings: list[str] = []
-        self.connected = True
-        self.compared = 0
-        self.spool = None
-        self.tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
-        return self._post if self.connected else None
-
-    def _post(self, packed: Sequence[bytes], receiver: Any) -> None:
-        self.sent.append((packed[-1], receiver))
-
-    async def fence(self, key: str) -> int:
-        self.fenced.append(key)
-        return self.last
-
-    async def replies(self) -> None:
-        await asyncio.sleep(0)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        self.tasks.append(asyncio.create_task(work))
-        return self.tasks[-1]
-
-    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
-        raise NotImplementedError  # Only what goes to a spool is waited for.
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def compare_all(self) -> None:
-        self.compared += 1
-
-    def numbers(self) -> list[int]:
-        return [int(struct.unpack("<2d", packed[5:-2])[1]) for packed, _ in self.sent]
-
-
-class Paper:
-    """A settlement that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
-        self.told: list[Any] = []
-        self.slot = 0
-        self.customer = "acme"
-        self.view: Any = None
-
-    def pack(self) -> tuple[bytes, bytes]:
-        return b"head", b"tail"
-
-    def on_stale(self, reply: list[Any]) -> None:
-        self.told.append(reply)
-        if reply[2] == b"unreadable":
-            raise TypeError("a state of a later release")
-
-    def on_refused(self, field: bytes) -> None:
-        self.told.append(field)
-
-    def on_damaged(self, field: bytes) -> None:
-        self.told.append(field)
-
-    def on_conflict(self, kept: bytes) -> Exception:
-        self.told.append(kept)
-        return MeterkitError("used otherwise")
-
-    def uncounted(self, kept: bytes) -> Paper:
-        self.told.append(kept)
-        rest = Paper()
-        rest.waiter = self.waiter
-        return rest
-
-    def on_notices(self, notices: list[bytes]) -> None:
-        self.told += notices
-
-    @property
-    def done(self) -> bool:
-        return self.waiter is not None and self.waiter.done()
-
-
-class Desk:
-    """A queue with three settlements on the way."""
-
-    def __init__(self) -> None:
-        self.line = Line()
-        self.queue = SettlementQueue(self.line, Keys("mk", 1), 0)
-        self.papers = [Paper() for _ in range(3)]
-        for paper in self.papers:
-            self.queue.settle(paper)
-        self.producer = self.queue.producer
-
-    async def recover(self, last: int) -> None:
-        self.line.last = last
-        self.line.sent.clear()
-        await asyncio.gather(*(task for task in self.line.tasks if not task.done()))
-
-
-async def test_settlements_are_numbered_from_one_and_acknowledged_in_order() -> None:
-    desk = Desk()
-    assert desk.line.numbers() == [1, 2, 3]
-    desk.producer.received([0, 1])
-    assert [paper.done for paper in desk.papers] == [True, False, False]
-    desk.producer.received([1, 1])  # A duplicate was applied before.
-    desk.producer.received([6, b"RPdSi"])
-    assert desk.papers[2].told == [b"RPdSi"]
-    assert desk.papers[2].waiter is not None
-    with pytest.raises(QuantityError, match="would pass"):
-        await desk.papers[2].waiter
-    assert desk.queue.unsettled == 0
-    assert desk.line.tasks == []
-
-
-@pytest.mark.parametrize(
-    ("reply", "last"),
-    [([2, 1], 1), ([3, 1], 1), ([4, 1, b"1:new", b""], 1), ([5, 1], 1), (OSError("NOSCRIPT"), 1)],
-)
-async def test_after_any_other_reply_the_rest_is_sent_again_by_a_new_producer(reply: Any, last: int) -> None:
-    desk = Desk()
-    desk.producer.received([0, 1])
-    desk.producer.received(reply)
-    desk.producer.received([2, 1])
-    late = Paper()
-    desk.queue.settle(late)  # In the meantime: it waits its turn.
-    assert len(desk.line.sent) == 3
-    await desk.recover(last)
-    assert desk.line.fenced == [desk.producer.key]
-    assert desk.queue.producer.key != desk.producer.key
-    assert desk.line.numbers() == [1, 2, 3]
-    for _ in range(3):
-        desk.queue.producer.received([0, 1])
-    assert all(paper.done for paper in (*desk.papers, late))
-    assert desk.queue.lost == 0
-
-
-@pytest.mark.parametrize("applied", [0, 1, 2, 3])
-async def test_after_a_lost_connection_only_what_was_not_applied_is_sent_again(applied: int) -> None:
-    desk = Desk()
-    desk.queue.disconnected()
-    await desk.recover(applied)
-    assert [paper.done for paper in desk.papers] == [n < applied for n in range(3)]
-    assert list(range(1, 4 - applied)) == desk.line.numbers()
-    assert desk.queue.unsettled == 3 - applied
-
-
-async def test_a_late_reply_of_a_producer_that_is_gone_changes_nothing() -> None:
-    desk = Desk()
-    desk.queue.disconnected()
-    await desk.recover(1)
-    for reply in ([0, 1], [3, 1], OSError("late")):
-        desk.producer.received(reply)
-    assert desk.queue.unsettled == 2
-    assert [paper.done for paper in desk.papers] == [True, False, False]
-
-
-async def test_i11_acknowledged_settlements_that_the_store_has_lost_are_a_number_and_are_not_sent_again(
-    caplog: pytest.LogCaptureFixture,
+async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
+    proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = Desk()
-    desk.producer.received([0, 1])
-    desk.producer.received([0, 1])
-    desk.producer.received([2, 0])
-    await desk.recover(0)
-    assert desk.queue.lost == 2
-    assert "2 settlements are lost" in caplog.text
-    assert desk.line.numbers() == [1]
-    # The store was emptied or restored, maybe under a connection that has lasted: the other shards look, too.
-    assert desk.line.compared == 1
-
-
-@pytest.mark.parametrize(("last", "lost"), [(3, 0), (1, 2), (0, 3), (-1, 3)])
-async def test_i11_what_the_store_has_lost_is_told_with_the_next_connection_though_nothing_is_settled(
-    last: int, lost: int
-) -> None:
-    # F-122: only the next settlement told of it, if it came in the first second of the outage.
-    desk = Desk()
-    for _ in range(3):
-        desk.producer.received([0, 1])
-    desk.queue.disconnected()
-    desk.queue.compare()
-    assert desk.queue.is_comparing
-    await desk.recover(last)
-    assert (desk.line.fenced, desk.queue.lost, desk.line.sent) == ([desk.producer.key], lost, [])
-    desk.queue.compare()
-    assert not desk.queue.is_comparing  # Once.
-
-
-async def test_i11_a_comparison_asked_for_while_settlements_are_sent_again_is_made() -> None:
-    desk = Desk()
-    desk.queue.disconnected()
-    desk.line.last = 3
-    await asyncio.sleep(0)
-    desk.queue.producer.acknowledged = 2  # As if answers had come since.
-    desk.queue.compare()
-    await desk.recover(2)
-    assert (len(desk.line.fenced), desk.queue.lost) == (1, 0)
-
-
-async def test_i11_what_was_in_flight_when_the_store_lost_its_record_is_never_sent_again(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    # F-13: it was sent again, and counted twice where only the producer's key had been evicted.
-    desk = Desk()
-    desk.producer.received([0, 1])
-    desk.queue.disconnected()
-    late = Paper()
-    desk.queue.settle(late)
-    await desk.recover(-1)
-    assert desk.queue.lost == 3
-    assert "3 settlements are lost" in caplog.text
-    assert "noeviction" in caplog.text
-    for paper in desk.papers[1:]:
-        assert paper.waiter is not None
-        with pytest.raises(StoreError, match="not known whether") as caught:
-            await paper.waiter
-        assert caught.value.executed is None
-    # What had not been sent by then is sent.
-    assert desk.line.numbers() == [1]
-    desk.queue.producer.received([0, 1])
-    assert late.done
-
-
-async def test_i11_what_the_store_refused_after_it_lost_its_record_is_sent_again() -> None:
-    # F-13: by its own word it has not applied them.
-    desk = Desk()
-    desk.producer.received([0, 1])
-    desk.producer.received([2, 0])
-    desk.producer.received([2, 0])
-    await desk.recover(-1)
-    assert desk.queue.lost == 1
-    assert desk.line.numbers() == [1, 2]
-
-
-async def test_what_an_event_id_has_counted_otherwise_is_refused_and_stops_no_other() -> None:
-    desk = Desk()
-    desk.producer.received([8, 1, b"kept"])
-    desk.producer.received([0, 1])
-    first, second, third = desk.papers
-    assert ([first.told, second.done, third.done], desk.queue.unsettled) == ([[b"kept"], True, False], 1)
-    assert first.waiter is not None
-    with pytest.raises(MeterkitError, match="used otherwise"):
-        await first.waiter
-
-
-async def test_of_what_an_event_id_has_counted_in_part_the_rest_is_sent_in_its_place() -> None:
-    desk = Desk()
-    desk.producer.received([9, 1, b"kept"])
-    desk.producer.received([2, 0])
-    desk.producer.received([2, 0])
-    await desk.recover(0)
-    assert desk.papers[0].told == [b"kept"]
-    assert desk.papers[0] not in desk.queue.producer.inflight
-    assert (desk.queue.unsettled, desk.line.numbers(), desk.queue.lost) == (3, [1, 2, 3], 0)
-
-
-async def test_a_producer_of_which_there_is_no_record_and_nothing_was_heard_has_applied_nothing() -> None:
-    desk = Desk()
-    desk.queue.disconnected()
-    await desk.recover(-1)
-    assert desk.queue.lost == 0
-    assert desk.line.numbers() == [1, 2, 3]
-
-
-async def test_a_state_that_cannot_be_read_keeps_its_settlement_and_stops_no_other() -> None:
-    desk = Desk()
-    desk.producer.received([4, 1, b"unreadable", b""])
-    desk.producer.received([2, 0])
-    desk.producer.received([2, 0])
-    await desk.recover(0)
-    assert desk.queue.unsettled == 3
-    assert desk.line.numbers() == [1, 2, 3]
-
-
-async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "_WAITING_MAX", 2)
-    line = Line()
-    line.connected = False
-    queue = SettlementQueue(line, Keys("mk", 1), 0)
-    papers = [Paper() for _ in range(4)]
-    for paper in papers:
-        queue.settle(paper)
-    assert [paper.done for paper in papers] == [False, False, True, True]
-    assert queue.lost == 2
-    assert papers[3].waiter is not None
-    with pytest.raises(StoreError, match="2 settlements of shard 0 wait") as caught:
-        await papers[3].waiter
-    assert caught.value.executed is False
-    assert papers[2].waiter is not None
-    assert isinstance(papers[2].waiter.exception(), StoreError)
-    line.connected = True
-    await asyncio.gather(*line.tasks)
-    assert line.numbers() == [1, 2]
+    (tmp_path / "spool").touch()  # Nothing can be put into it.
+    async with kit_at(proxy.url, shards=1, store_timeout=0.2, spool_dir=tmp_path / "spool") as kit:
+        await proxy.set("refuse")
+        await eventually(lambda: not lane_of(kit).connected)
+        for _ in range(2):
+            settle(kit, "acme", 5)
+        with pytest.raises(StoreError, match="2 settlements of shard 0 wait") as caught:
+            await kit.record("acme", "tokens", 5)
+        assert (caught.value.executed, lane_of(kit).lost) == (False, 1)
+        await proxy.set("pass")
+        await settled(kit)
+        assert await used(kit, "acme", "tokens") == (10, 0)
 
 
 async def test_what_comes_after_the_stop_is_counted_as_lost(valkey: Server) -> None:
@@ -515,37 +216,6 @@ async def test_what_comes_after_the_stop_is_counted_as_lost(valkey: Server) -> N
     kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
     assert lane.lost == 1
     assert lane.unsettled == 0
-
-
-async def test_a_recovery_that_was_cancelled_goes_on_when_it_is_resumed() -> None:
-    for steps in range(3):
-        desk = Desk()
-        desk.queue.disconnected()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        desk.line.tasks[0].cancel()
-        await asyncio.gather(*desk.line.tasks, return_exceptions=True)
-        desk.queue.resume()
-        await desk.recover(0)
-        assert desk.queue.unsettled == 3
-        for paper in desk.papers:
-            desk.queue.producer.received([0, 1])
-            assert paper.done
-
-
-async def test_a_producer_is_replaced_before_the_store_forgets_it() -> None:
-    desk = Desk()
-    desk.queue.renew()
-    assert desk.queue.producer is desk.producer  # Three are on the way: they are seen to first.
-    for _ in range(3):
-        desk.producer.received([0, 1])
-    desk.queue.renew()
-    await desk.recover(3)
-    assert desk.queue.producer is not desk.producer
-    assert (desk.line.fenced, desk.queue.lost) == ([desk.producer.key], 0)
-    unused = desk.queue.producer
-    desk.queue.renew()
-    assert desk.queue.producer is unused  # It has settled nothing: the store does not know it.
 
 
 async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(valkey: Server) -> None:
@@ -562,9 +232,6 @@ async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(
             valkey.command("DEL", key)  # As after eight days.
         books.settle(20)
         await books.balance()
-
-
-# Real parts.
 
 
 async def test_a_duplicate_a_gap_and_a_fenced_producer_apply_nothing(valkey: Server) -> None:
@@ -647,17 +314,6 @@ def _recorded(server: Server) -> int:
     return sum(int(value) for name, value in counters(server, "acme").items() if name[4:] in {"i", "o"})
 
 
-async def test_recording_while_the_server_hangs_returns_after_one_timeout_and_is_kept(valkey: Server) -> None:
-    async with kit_at(valkey.url, store_timeout=2.0) as kit:
-        await kit.record("acme", "tokens", 1)
-        with stopped(valkey):
-            async with loop_clock() as passed_s:
-                await kit.record("acme", "tokens", 10)
-                assert passed_s() < 4.0
-        await settled(kit)
-        assert await used(kit, "acme", "tokens") == (11, 0)
-
-
 async def test_i6_an_event_id_sent_again_after_a_lost_reply_counts_once(
     proxy: TcpProxy, valkey: Server
 ) -> None:
@@ -671,38 +327,6 @@ async def test_i6_an_event_id_sent_again_after_a_lost_reply_counts_once(
     (event,) = valkey.command("KEYS", "*:e:*")
     days = valkey.command("PTTL", event) / 86_400_000
     assert 34.9 < days <= 35
-
-
-def test_i6_two_loops_in_two_threads_share_one_kit(valkey: Server) -> None:
-    kit = kit_at(valkey.url)
-    failures: list[BaseException] = []
-
-    async def work() -> None:
-        async with kit:
-            for _ in range(100):
-                for _ in range(5):
-                    settle(kit, "acme", 3)
-                await asyncio.sleep(0)
-
-    def run() -> None:
-        try:
-            asyncio.run(work())
-        except BaseException as error:  # noqa: BLE001 - shown by the test, whatever it is.
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-
-    async def look() -> tuple[int, int]:
-        async with kit:
-            return await used(kit, "acme", "tokens")
-
-    assert asyncio.run(look()) == (2 * 100 * 5 * 3, 0)
-    assert kit.store.lanes == {}
 
 
 HEAD = """

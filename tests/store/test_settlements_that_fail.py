@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

@@ -9,12 +9,9 @@ import asyncio
 import json
 import os
 import stat
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +21,17 @@ from faults.proxy import TcpProxy
 from faults.refusals import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
 from meterkit.errors import StoreError
 from meterkit.redis import producer
-from meterkit.redis.filelock import FileLock
 from meterkit.spool import spool_file
 from meterkit.spool.spool_file import SpoolFile
 from meterkit.store import spool
 from meterkit.store.hold import Used
-from meterkit.store.replay import Replay, RewindError
+from meterkit.store.replay import Replay
 from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
-from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
@@ -133,22 +129,6 @@ async def test_i9_what_was_on_its_way_when_the_store_went_is_sent_once_whether_i
             assert lane_of(kit).lost == 0
 
 
-async def test_i9_what_never_came_to_the_store_is_sent_once_behind_what_it_has(
-    valkey: Server, tmp_path: Path
-) -> None:
-    async with outage(valkey, tmp_path) as (kit, proxy):
-        await kit.record("acme", "tokens", 1)
-        lane = lane_of(kit)
-        lane.post = lambda _packed, _receiver: None  # Written to a connection that nobody reads any more.
-        for quantity in (10, 100):
-            settle(kit, "acme", quantity)
-        await away(kit, proxy)
-        await eventually(lambda: not any(one.unsettled for one in lane.queues))
-        await back(kit, proxy)
-        assert await used(kit, "acme", "tokens") == (111, 0)
-        assert lane.lost == 0
-
-
 async def test_i9_a_short_hiccup_touches_no_disk(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,28 +195,6 @@ async def test_i11_a_directory_that_is_removed_in_an_outage_is_made_again_with_a
         assert await kit.store.send_spools() == (1 + (more > 0), ())
         assert await used(kit, "acme", "tokens") == (5 + more, 0)
     assert spools(directory) == []
-
-
-async def test_i11_a_file_that_another_process_takes_for_one_of_the_dead_as_it_is_begun_is_there(
-    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = FileLock._open
-
-    def be_overtaken(lock: FileLock) -> None:
-        opened(lock)
-        monkeypatch.setattr(FileLock, "_open", opened)
-        (begun,) = spools(tmp_path)
-        assert SpoolFile.claim(begun) is None
-
-    async with outage(valkey, tmp_path) as (kit, proxy):
-        await away(kit, proxy)
-        monkeypatch.setattr(FileLock, "_open", be_overtaken)
-        await kit.record("acme", "tokens", 5)
-        assert FileLock._open is opened
-        port = proxy.port
-    async with next_start(valkey, tmp_path, port) as kit:
-        assert await kit.store.send_spools() == (1, ())
-        assert await used(kit, "acme", "tokens") == (5, 0)
 
 
 async def test_i11_what_ended_just_before_a_kit_stops_without_its_store_is_on_disk(
@@ -412,14 +370,6 @@ async def test_i11_a_spool_that_the_disk_does_not_let_go_of_holds_up_no_other(
     assert "what is spooled is sent later" not in caplog.text
 
 
-async def test_a_spool_of_another_store_is_left_alone(valkey: Server, tmp_path: Path) -> None:
-    file, port = await spooled(valkey, tmp_path)
-    async with next_start(valkey, tmp_path, port, key_prefix="other") as kit:
-        assert await kit.store.send_spools() == (0, ())
-        assert await used(kit, "acme", "tokens") == (0, 0)
-    assert spools(tmp_path) == [file]
-
-
 async def test_a_spool_that_is_too_old_is_refused_with_words(valkey: Server, tmp_path: Path) -> None:
     file, port = await spooled(valkey, tmp_path)
     clock = Clock(datetime.now(UTC) + timedelta(days=8))
@@ -484,24 +434,6 @@ async def test_i11_of_a_spool_whose_record_is_gone_what_went_before_is_lost_and_
     assert "the store has no record any more of what it had applied" in caplog.text
 
 
-async def test_i11_where_the_store_is_behind_what_it_has_of_a_spool_all_is_sent_again(
-    valkey: Server, tmp_path: Path
-) -> None:
-    file, port = await spooled(valkey, tmp_path)
-    async with next_start(valkey, tmp_path / "none", port) as kit:
-        found, replay, records = half_sent_of(kit, file)
-        await replay.send(records[:3])
-        (key,) = valkey.command("KEYS", f"*:w:{found.header.producer}")
-        # As after a failover, by which the counters are behind as well.
-        valkey.command("SET", key, 2, "PX", 10_000)
-        with pytest.raises(RewindError):
-            await replay.send(records[3:])
-        await replay.send(records)
-        assert replay.lost == 0
-        assert await used(kit, "acme", "tokens") == (35, 0)
-        found.remove()
-
-
 async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the_spool_again(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,35 +464,6 @@ async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the
         assert lane.lost == 0
 
 
-async def test_i11_a_store_that_falls_behind_gets_again_what_the_disk_did_not_take(
-    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send, sent = Replay.send, list[int]()
-
-    async def sending(self: Replay, records: Sequence[bytes]) -> None:
-        await send(self, records)
-        sent.append(len(records))
-        if len(sent) == 1:
-            (key,) = valkey.command("KEYS", "*:w:*")
-            valkey.command("SET", key, 3, "PX", 10_000)  # As after a failover, but for the counters.
-            settle(kit, "acme", 100)
-            lane_of(kit).queues[kit.store.cache.get("acme").shard].spill()
-
-    directory = tmp_path / "spools"
-    async with outage(valkey, directory) as (kit, proxy):
-        (directory).write_text("no directory")
-        await away(kit, proxy)
-        for _ in range(8):
-            settle(kit, "acme", 10)
-        lane = lane_of(kit)
-        await eventually(lambda: lane.unsettled == 8 and not any(one.unsettled for one in lane.queues))
-        monkeypatch.setattr(Replay, "send", sending)
-        await back(kit, proxy)
-        assert sent[:2] == [8, 9]
-        assert lane.lost == 0
-        assert await used(kit, "acme", "tokens") == (80 + 50 + 100, 0)
-
-
 def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[bytes]]:
     """A spool that a test sends by parts."""
     found = SpoolFile.claim(file)
@@ -568,64 +471,6 @@ def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[byt
     store = kit.store
     replay = Replay(found.header.producer, lane_of=lane_of(kit).lane_of, cache=store.cache, keys=store.keys)
     return found, replay, found.read(found.begins)[0]
-
-
-FULL = """
-import asyncio, json, logging, resource, signal, sys
-from pathlib import Path
-sys.path[:0] = {path!r}
-from faults.refusals import kit_at
-from meterkit.redis import producer
-from meterkit.redis.filelock import FileLock
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-producer._SPILL_AFTER_S = 0.05
-said = []
-logging.basicConfig()
-logging.getLogger("meterkit.store").addFilter(lambda record: said.append(record.getMessage()) or True)
-_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-async def main():
-    url, spools = "redis://127.0.0.1:{port}/0", Path({directory!r})
-    kit = kit_at(url, spool_dir=spools, store_timeout=0.05, start_timeout=0.1)
-    await kit.start()
-    await kit.record("acme", "tokens", 1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
-    for _ in range(20):
-        await asyncio.sleep(0)
-        view = kit.store.cache.get("acme")
-        from meterkit.store.settlement import Settlement
-        from meterkit.store.hold import Used
-        kit.store.settle(await kit.store.lane(), Settlement(view, used=Used(recorded={{"tokens": 1}})))
-    while not any("cannot be written to" in line for line in said):
-        await asyncio.sleep(0.01)
-    lane = await kit.store.lane()
-    print("full", lane.unsettled, lane.lost)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    await asyncio.sleep(1.5)
-    await kit.stop()
-    print("lost", lane.lost)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_full_disk_is_waited_for_and_said(valkey: Server, tmp_path: Path) -> None:
-    port = free_port()
-    program = FULL.format(path=[str(Path(__file__).parent.parent)], port=port, directory=str(tmp_path))
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.stdout == "full 21 0\nlost 0\n", done.stderr
-    assert "usage cannot be written to" in done.stderr
-    async with next_start(valkey, tmp_path, port) as kit:
-        await kit.store.send_spools()
-        assert await used(kit, "acme", "tokens") == (21, 0)
 
 
 async def test_a_spool_that_is_full_counts_what_it_cannot_keep(

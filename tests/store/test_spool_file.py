@@ -87,23 +87,6 @@ def test_a_damaged_file_is_kept_under_another_name(file: SpoolFile) -> None:
     assert b"one" in kept.read_bytes()
 
 
-def test_a_record_that_is_larger_than_what_is_read_at_once_is_read(file: SpoolFile) -> None:
-    large = bytes(300_000)
-    for record in (b"one", large, b"two"):
-        file.append(frame(record))
-    at, found = file.begins, list[bytes]()
-    while at < file.end:
-        records, at = file.read(at)
-        found += records
-    assert found == [b"one", large, b"two"]
-
-
-def test_what_is_sent_and_removed_meanwhile_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "gone.spool"  # Whoever asks for its lock makes it anew.
-    assert SpoolFile.claim(path) is None
-    assert not path.exists()
-
-
 def test_i11_what_was_removed_is_put_back_once_there_is_room(file: SpoolFile) -> None:
     directory, held = file.path.parent, open_files()
     file.append(frame(b"one"))

@@ -18,7 +18,6 @@ from faults.proxy import TcpProxy
 from faults.refusals import (
     Client,
     answer_ok,
-    catalog,
     eventually,
     in_flight,
     kit_at,
@@ -29,14 +28,10 @@ from faults.refusals import (
     stopped,
     used,
 )
-from meterkit.decisions.asked import Demand
 from meterkit.errors import StoreError
 from meterkit.redis.filelock import FileLock
-from meterkit.redis.url import parse_redis_url
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.store import Store
-from servers.stores import free_port
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -113,18 +108,6 @@ async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) ->
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_starting_at_once_from_many_tasks_makes_one_connection(valkey: Server) -> None:
-    kit = kit_at(valkey.url)
-    before = clients(valkey)
-    await asyncio.gather(*(kit.start() for _ in range(20)))
-    assert clients(valkey) == before + 1
-    for _ in range(20):
-        await kit.stop()
-    await eventually(lambda: clients(valkey) == before)
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
 async def test_stopping_settles_what_is_left(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     await kit.start()
@@ -188,17 +171,6 @@ async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey
         await asyncio.gather(starting, return_exceptions=True)
         await kit.stop()
     await eventually(lambda: open_sockets() == sockets)
-
-
-@pytest.mark.anyio
-async def test_stopping_ends_a_start_that_waits_for_the_store() -> None:
-    kit = kit_at(f"redis://127.0.0.1:{free_port()}", start_timeout=300)
-    starting = asyncio.create_task(kit.start())
-    await asyncio.sleep(0)
-    async with asyncio.timeout(240):
-        await kit.stop()
-        await starting
-        await kit.stop()
 
 
 @pytest.mark.anyio
@@ -274,24 +246,12 @@ def test_a_program_that_ends_in_the_middle_of_a_recovery_loses_nothing(valkey: S
     assert look(valkey.url) == (24, 0)
 
 
-def test_a_program_that_raises_ends_without_a_warning(valkey: Server) -> None:
-    program = """
-        async def main():
-            await kit.start()
-            post(7)
-            raise SystemExit(3)
-        asyncio.run(main())
-    """
-    assert run_program(program, valkey.url) == ("", "", 3)
-    assert look(valkey.url) == (7, 0)
-
-
 LOOPS = pytest.mark.parametrize("module", ["asyncio", "uvloop"])
 
 
 @LOOPS
 def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: str) -> None:
-    # F-16: a hundred of them left a hundred connections, files and lanes.
+    # F-16: a hundred of them left a hundred connections, files, lanes and flushers.
     program = f"""
         import gc, {module}
         from pathlib import Path
@@ -302,44 +262,19 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
             post(1)
             asyncio.ensure_future(Client(app).get("acme"))
         files = set()
-        for _ in range(100):
+        for _ in range(20):
             loop = {module}.new_event_loop()
             loop.run_until_complete(main())
             loop.close()
             files.add(len(list(Path("/proc/self/fd").iterdir())))
         gc.collect()
         print(len(files), kit.store.lanes, open_sockets())
-    """
-    assert run_program(program, valkey.url) == ("1 {} 0\n", "", 0)
-    assert look(valkey.url) == (100, 0)
-    assert in_flight(valkey, "acme") == 0
-
-
-@LOOPS
-def test_i7_a_loop_closed_from_within_another_leaves_nothing(valkey: Server, module: str) -> None:
-    # F-16
-    program = f"""
-        import {module}
-        from faults.refusals import open_sockets
-        async def main():
-            await kit.start()
-            post(1)
         loop = {module}.new_event_loop()
         loop.run_until_complete(main())
         async def other():
             loop.close()
         asyncio.run(other())
         print(loop.is_closed(), kit.store.lanes, open_sockets())
-    """
-    assert run_program(program, valkey.url) == ("True {} 0\n", "", 0)
-    assert look(valkey.url) == (1, 0)
-
-
-@LOOPS
-def test_i7_a_loop_that_is_closed_takes_the_flusher_along(valkey: Server, module: str) -> None:
-    # F-16
-    program = f"""
-        import gc, {module}
         kit = kit_at("{valkey.url}", stripe_api_key="sk_test_1", stripe_api_base="http://127.0.0.1:9")
         for _ in range(3):
             loop = {module}.new_event_loop()
@@ -349,10 +284,12 @@ def test_i7_a_loop_that_is_closed_takes_the_flusher_along(valkey: Server, module
         gc.collect()
         print(len(kit._serving._background._tasks), kit.store.lanes)
     """
-    stdout, stderr, code = run_program(program, valkey.url)
-    assert (stdout, code) == ("0 {}\n", 0)
-    # That this store keeps nothing on disk is said, once a loop at most; nothing else is.
-    assert all("keeps nothing: " in line for line in stderr.splitlines())
+    printed, said, code = run_program(program, valkey.url)
+    assert (printed, code) == ("1 {} 0\nTrue {} 0\n0 {}\n", 0)
+    # That this store keeps nothing on disk is said, once a loop with a flusher at most; nothing else is.
+    assert all("keeps nothing: " in line for line in said.splitlines())
+    assert look(valkey.url) == (21, 0)
+    assert in_flight(valkey, "acme") == 0
 
 
 def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
@@ -426,27 +363,6 @@ async def test_the_lifespan_starts_and_stops_the_kit(valkey: Server) -> None:
     assert _lanes(kit) == 0
     assert await used(kit, "acme") == (1, 0)
     await kit.stop()
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
-async def test_a_lifespan_that_fails_stops_the_kit(valkey: Server) -> None:
-    kit = kit_at(valkey.url)
-
-    async def fails(scope: Any, receive: Any, send: Any) -> None:
-        del scope, send
-        await receive()
-        raise RuntimeError("no database")
-
-    async def startup() -> Message:
-        return {"type": "lifespan.startup"}
-
-    async def nobody(message: Message) -> None:
-        raise AssertionError(message)
-
-    with pytest.raises(RuntimeError, match="no database"):
-        await metered(kit, fails)({"type": "lifespan", "asgi": {}}, startup, nobody)
-    assert _lanes(kit) == 0
 
 
 @pytest.mark.anyio
@@ -546,18 +462,6 @@ def test_a_child_leaves_the_parents_connection_alone(valkey: Server, store: str,
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_administration_asked_for_by_many_at_once_is_one_client(valkey: Server) -> None:
-    sockets = open_sockets()
-    kit = kit_at(valkey.url)
-    await asyncio.gather(*(kit.usage(f"c{n}") for n in range(20)))
-    first = await kit.store.admin()
-    assert first is await kit.store.admin()
-    await kit.stop()
-    assert open_sockets() == sockets
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
 async def test_nothing_is_logged_about_a_healthy_life(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -570,25 +474,3 @@ async def test_nothing_is_logged_about_a_healthy_life(
 
 def _lanes(kit: MeterKit) -> int:
     return len(kit.store.lanes)
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
-async def test_who_asks_sees_what_this_loop_has_settled_before(valkey: Server) -> None:
-    # From Python 3.12 on redis-py writes at once, and was heard before the settlements of the same tick.
-    async with kit_at(valkey.url) as kit:
-        lane = kit.store.lanes[asyncio.get_running_loop()]
-        for asked in range(1, 6):
-            for _ in range(100):
-                view = kit.store.cache.get("acme")
-                kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 2})))
-            assert await used(kit, "acme", "tokens") == (200 * asked, 0)
-
-
-@pytest.mark.anyio
-async def test_a_store_needs_no_kit(valkey: Server) -> None:
-    store = Store(parse_redis_url(valkey.url), catalog(), shards=4)
-    await store.start()
-    assert (await store.check(store.cache.get("acme"), {"requests": Demand.of(1)})).allowed
-    await store.stop()
-    assert store.lanes == {}

@@ -9,8 +9,6 @@ import asyncio
 import logging
 import re
 import shutil
-import socket
-import ssl
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,16 +40,16 @@ from faults.refusals import (
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
-from meterkit.redis.tls import Tls
 from servers.certificates import Authority
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
 
     from meterkit.redis.lane import Lane
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+pytestmark = pytest.mark.anyio
 
 SECRET = "S3CRET"
 
@@ -132,6 +130,7 @@ async def test_a_url_for_meterkit_alone_cannot_turn_verification_off(
         MeterKit(loads(PLANS), redis_url=url if given == "keyword" else None)
 
 
+@pytest.mark.each_loop
 async def test_a_ceiling_holds_over_connections_that_are_cut(url: str, proxy: TcpProxy) -> None:
     narrow = catalog(PLANS.replace("default_plan: free", "default_plan: narrow"))
     async with kit_at(url, plans=narrow, store_timeout=5.0) as kit:
@@ -160,6 +159,7 @@ async def test_i1_usage_whose_settlement_was_lost_on_the_way_counts_once(
         assert await used(kit, "acme") == (3, 0)
 
 
+@pytest.mark.each_loop
 async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_taken(
     url: str, proxy: TcpProxy
 ) -> None:
@@ -175,6 +175,7 @@ async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_
         await eventually(lambda: call.orphans == [[0, b"late"]])
 
 
+@pytest.mark.each_loop
 async def test_more_than_the_buffers_hold_is_sent_when_the_server_reads_again(
     url: str, proxy: TcpProxy
 ) -> None:
@@ -279,23 +280,6 @@ async def test_a_server_without_tls_is_refused(valkey: Server, authority: Author
             await kit.usage("acme")
 
 
-@pytest.mark.parametrize("answer", [b"-ERR what is this\r\n", b""], ids=["words", "nothing"])
-async def test_a_server_that_answers_tls_with_something_else_is_refused(
-    authority: Authority, answer: bytes
-) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
-        writer.write(answer)
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        async with kit_at(secured(port, authority), start_timeout=0, store_timeout=5.0) as kit:
-            words = await trouble(kit)
-            assert words.endswith("the URL begins with redis://")
-            assert ("it closed the connection" in words) is (not answer)
-
-
 async def test_a_server_with_tls_is_refused_where_the_url_names_none(
     proxy: TcpProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,36 +340,10 @@ async def test_a_server_that_wants_a_certificate_gets_the_one_that_is_named(
             assert await used(kit, "acme") == (3, 0)
 
 
-async def test_a_certificate_that_the_server_does_not_take_is_not_asked_for_again(
-    valkey: Server, authority: Authority, tmp_path: Path
-) -> None:
-    tls = authority.serving()
-    authority.vouch(tls)
-    certfile, keyfile = Authority(tmp_path).client()
-    async with TcpProxy(valkey.port, tls=tls) as proxy:
-        url = secured(proxy.port, authority, ssl_certfile=certfile, ssl_keyfile=keyfile)
-        async with kit_at(url, start_timeout=0, store_timeout=5.0) as kit:
-            words = await trouble(kit)
-            assert "cannot be reached: the store closed the connection: " in words
-            assert "ssl_certfile" not in words
-
-
-def test_what_else_tls_fails_by_is_said_as_openssl_says_it() -> None:
-    assert Tls().refusal(ssl.SSLError(1, "odd")) == "TLS fails: odd"
-
-
 # Files, and what is left behind.
 
 
-async def test_files_are_read_once(proxy: TcpProxy, authority: Authority, tmp_path: Path) -> None:
-    copy = tmp_path / "ca.pem"
-    shutil.copy(authority.file, copy)
-    async with kit_at(f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={copy}", store_timeout=5.0) as kit:
-        copy.unlink()
-        await cut(kit, proxy)
-        await asyncio.gather(*(kit.usage("acme") for _ in range(8)))
-
-
+@pytest.mark.each_loop
 async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: TcpProxy, authority: Authority) -> None:
     # Not even the end of TLS is answered.
     async with TcpProxy(proxy.port) as wire:
@@ -398,16 +356,6 @@ async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: TcpProxy, a
             await kit.stop()
             assert passed_s() < 5.0
         await wire.set("reset")
-        await eventually(lambda: open_sockets() == before)
-
-
-async def test_attempts_that_nobody_answers_leave_no_socket_behind(authority: Authority) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        before = open_sockets()
-        kit = kit_at(secured(silent.getsockname()[1], authority), start_timeout=0.4, store_timeout=0.05)
-        await kit.start()
-        assert "no answer within 0.05 s" in str(lane_of(kit).trouble)
-        await kit.stop()
         await eventually(lambda: open_sockets() == before)
 
 
