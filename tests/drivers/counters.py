@@ -11,14 +11,26 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.keys import FORMAT, meter_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit import MeterKit
     from servers.stores import Server
+
+__all__ = [
+    "Flat",
+    "flat_of",
+    "meter_field",
+    "meter_token",
+    "pack_field",
+    "packed_of",
+    "paid_by",
+    "put_head",
+]
 
 Flat = dict[str, str]
 
@@ -108,3 +120,11 @@ def put_head(server: Server, key: str, **changed: str | int) -> None:
     with client:
         flat = flat_of({"h": client.hget(key, "h")}) | {name: str(value) for name, value in changed.items()}
         client.hset(key, "h", packed_of(flat)["h"])
+
+
+async def paid_by(kit: MeterKit, customer: str, meter: str) -> tuple[int, int, int, int]:
+    """How many units of a meter are included, paid by grants, by credits, and overage."""
+    client: Any = (await kit.store.admin()).client
+    counters = kit.store.keys.customer(customer).counters
+    found = MeterCounts.read(await client.hget(counters, meter_field(meter)))
+    return found.included, found.granted, found.credited, found.overage

@@ -22,6 +22,7 @@ from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import Sealed
+from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -106,6 +107,11 @@ class Desk:
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
         """What Stripe has counted for a customer."""
         return int(self.emulator.accepted(f"cus_{customer}", event_name))
+
+    async def seal(self, shard: int = 0) -> int:
+        """Make intents of what is pending in a shard; how many."""
+        outbox = Outbox(self.kit.store, await self.kit.store.admin())
+        return (await outbox.seal(shard, due_ms=None, most=50)).made
 
     async def totals(self, customer: str) -> dict[str, int]:
         """What is kept of periods and deliveries, by ``PERIOD|FIELD``."""

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.customers.states import States
+from meterkit.customers import deletion
+from meterkit.customers.states import States, sweep_scheduled_transitions
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.store import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meterkit import Deleted
     from meterkit.testing import Clock
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
@@ -50,6 +53,26 @@ async def fetched(
 ) -> None:
     """Store a subscription as the one that was fetched from Stripe."""
     await States(kit.store).change(customer, lambda state: with_subscription(state, found), cause=cause)
+
+
+async def sweep(kit: MeterKit) -> int:
+    """Enter what the clock has changed of any customer; of how many."""
+    return await sweep_scheduled_transitions(kit.store)
+
+
+async def catch_up(kit: MeterKit, customer: str = "acme") -> None:
+    """Enter what the clock or the plans file has changed of one customer."""
+    await States(kit.store).catch_up(customer)
+
+
+async def erase(kit: MeterKit, customer: str) -> Deleted:
+    """Delete a customer, whatever subscription it has; what there was."""
+    return await deletion.delete(kit.store, customer)
+
+
+async def tell(kit: MeterKit, customer: str, event: str, data: dict[str, Any]) -> None:
+    """Have the store keep a message for handlers."""
+    await messages.tell(kit.store, customer, event, data)
 
 
 def recorder(kit: MeterKit, *events: str) -> list[Any]:

@@ -18,6 +18,8 @@ from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.connection import pack_each
+from meterkit.store.hold import Used
+from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
@@ -116,6 +118,16 @@ async def settled(kit: MeterKit) -> None:
     """Wait until the store has acknowledged every settlement of this loop."""
     lane = lane_of(kit)
     await eventually(lambda: lane.connected and lane.unsettled == 0)
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    """This event loop's way to the store: what was sent over it and is not answered."""
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+def settle(kit: MeterKit, customer: str, **quantities: int) -> None:
+    """Record without waiting, as the end of a request does."""
+    kit.store.settle(lane_of(kit), Settlement(kit.store.cache.get(customer), used=Used(recorded=quantities)))
 
 
 async def renew_holds(lane: Lane) -> None:

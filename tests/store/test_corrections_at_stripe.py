@@ -9,7 +9,6 @@ import pytest
 
 from drivers.delivery import NOW, desk
 from meterkit import CustomerError
-from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
@@ -72,7 +71,7 @@ async def test_i6_what_is_delivered_of_others_meanwhile_does_not_go_with_what_is
         await deliver(at)
         await correct(at, 20)
         await at.kit.record("zeta", "tokens", 105)
-        await Outbox(at.kit.store, await at.kit.store.admin()).seal(0, due_ms=None, most=50)
+        await at.seal()
         assert (await at.flush(everything=True)).is_complete
         assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
         assert at.accepted("zeta", "ai_tokens") == 5

@@ -13,7 +13,6 @@ from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
-from meterkit.redis import producer
 from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ async def test_an_id_stays_used_when_its_customer_is_deleted(kit: MeterKit) -> N
 async def test_i9_what_is_refused_behind_an_outage_is_told_and_keeps_nothing_back(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
     async with TcpProxy(valkey.port) as proxy:
         settings: dict[str, Any] = {"store_timeout": 0.1, "spool_dir": tmp_path}
         async with kit_on(proxy.url, **settings) as kit:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.delivery import NOW
-from drivers.subscribed_customer import fetched, subscription
+from drivers.subscribed_customer import fetched, subscription, sweep
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.customers.states import sweep_scheduled_transitions
-from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -103,11 +101,11 @@ async def test_another_plans_file_is_a_change_too(store_url: str, clock: Clock) 
 
 @pytest.mark.parametrize("sweeps", [False, True])
 async def test_what_the_clock_changes_is_a_change_too(allowing: MeterKit, clock: Clock, sweeps: bool) -> None:
-    await fetched(allowing, subscription(plan="pro", pending_plan="free", pending_at_ms=to_ms(NOW + 5 * DAY)))
+    await fetched(allowing, subscription(plan="pro", pending_plan="free", pending_at_ms=NOW + 5 * DAY))
     await allowing.gauges.set("acme", "storage", 4000)
     clock.set(NOW + 5 * DAY)
     if sweeps:
-        await sweep_scheduled_transitions(allowing.store)
+        await sweep(allowing)
     assert (await allowing.usage("acme"))["plan"] == "free"
     assert await room(allowing) == 1000
 

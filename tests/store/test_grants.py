@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.counters import paid_by
 from meterkit import CustomerError, MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_field
-from meterkit.decisions.packed import MeterCounts
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -64,26 +63,18 @@ async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Cl
         yield kit, clock
 
 
-async def classes(kit: MeterKit, meter: str, customer: str = "acme") -> tuple[int, int, int, int]:
-    """What included, grants, credits paid of a meter, and what is overage."""
-    client: Any = (await kit.store.admin()).client
-    counters = kit.store.keys.customer(customer).counters
-    found = MeterCounts.read(await client.hget(counters, meter_field(meter)))
-    return found.included, found.granted, found.credited, found.overage
-
-
 async def test_units_are_paid_by_included_then_grants_then_credits_then_overage(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.grants.add("acme", {"output_tokens": 30, "ai": 1}, grant_id="g1")
         await kit.record("acme", "output_tokens", 90)
-        assert await classes(kit, "output_tokens") == (90, 0, 0, 0)
+        assert await paid_by(kit, "acme", "output_tokens") == (90, 0, 0, 0)
         await kit.record("acme", "output_tokens", 20)
-        assert await classes(kit, "output_tokens") == (100, 10, 0, 0)
+        assert await paid_by(kit, "acme", "output_tokens") == (100, 10, 0, 0)
         # One credit pays for 250 tokens.
         await kit.record("acme", "output_tokens", 220)
-        assert await classes(kit, "output_tokens") == (100, 30, 200, 0)
+        assert await paid_by(kit, "acme", "output_tokens") == (100, 30, 200, 0)
         await kit.record("acme", "output_tokens", 100)
-        assert await classes(kit, "output_tokens") == (100, 30, 250, 50)
+        assert await paid_by(kit, "acme", "output_tokens") == (100, 30, 250, 50)
         usage = await kit.usage("acme")
         assert usage["balance"] == {"ai": 0}
         row = usage["meters"]["output_tokens"]
@@ -133,7 +124,7 @@ async def test_a_grant_is_not_used_up_by_overage_recorded_before_it(store_url: s
         assert (await kit.usage("acme"))["meters"]["pages"]["remaining"] == 4
         assert not (await kit.consume("acme", "pages", 5)).allowed
         assert (await kit.consume("acme", "pages", 4)).allowed
-        assert await classes(kit, "pages") == (10, 4, 0, 5)
+        assert await paid_by(kit, "acme", "pages") == (10, 4, 0, 5)
         assert not (await kit.check("acme", "pages")).allowed
 
 
@@ -164,7 +155,7 @@ async def test_i3_racing_requests_cannot_spend_a_credit_twice_over_two_meters(st
         assert allowed == 10
         assert (await kit.usage("acme"))["balance"] == {"ai": 0}
         for meter in ("output_tokens", "input_tokens"):
-            assert (await classes(kit, meter))[3] == 0
+            assert (await paid_by(kit, "acme", meter))[3] == 0
 
 
 async def test_a_grant_that_expires_or_begins_later_pays_only_in_its_time(store_url: str) -> None:
@@ -193,7 +184,7 @@ async def test_a_void_grant_pays_no_more_and_what_it_paid_stays(store_url: str) 
         for _ in range(2):
             await kit.grants.void("acme", "g1")
         await kit.record("acme", "output_tokens", 10)
-        assert await classes(kit, "output_tokens") == (100, 10, 0, 10)
+        assert await paid_by(kit, "acme", "output_tokens") == (100, 10, 0, 10)
         (grant,) = await kit.grants.list("acme")
         assert (grant.status, grant.remaining) == ("void", 0)
         with pytest.raises(MeterkitError, match="has no grant 'g2'"):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.counters import meter_token
 from drivers.delivery import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StoreError
-from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

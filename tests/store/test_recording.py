@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 from drivers.app import answering
+from drivers.counters import meter_token
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -53,6 +52,10 @@ async def kit_on(
     given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
     async with MeterKit(loads(text), clock=clock, redis_url=url, **given) as kit:
         yield kit, clock
+
+
+def to_ms(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)
 
 
 async def totals_of(kit: MeterKit, customer: str = "acme") -> dict[str, str]:

@@ -12,8 +12,6 @@ import pytest
 from faults.refusals import stopped
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
-from meterkit.store.hold import Used
-from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -154,13 +152,11 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) ->
 
 async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
-        lane = await kit.store.start()
-        view = kit.store.cache.get("acme")
         await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
         for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
-            used = Used({"output_tokens": quantity}, {}, {"model": model}, {"output_tokens": quantity})
-            kit.store.settle(lane, Settlement(view, used=used))
-        await kit.record("acme", "seconds", 0)
+            usage = {"prompt_tokens": 0, "completion_tokens": quantity, "total_tokens": quantity}
+            answer = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+            await kit.record_usage("acme", answer)
         meters = (await kit.usage("acme"))["meters"]
         source, derived = meters["output_tokens"], meters["large_output"]
         # The source counts the whole; what is beyond included goes to Stripe under the model's own event.

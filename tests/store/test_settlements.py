@@ -25,18 +25,16 @@ from faults.refusals import (
     in_flight,
     killing,
     kit_at,
+    lane_of,
     left_in_doubt,
     loop_clock,
     metered,
+    settle,
     settled,
     stopped,
     used,
 )
 from meterkit.errors import QuantityError, StoreError
-from meterkit.redis import producer
-from meterkit.redis.producer import pack_sequence
-from meterkit.store.hold import Used
-from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
 from servers.stores import spawn_server
 
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
-    from meterkit.redis.lane import Lane
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -58,20 +55,8 @@ async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
         yield proxy
 
 
-def lane_of(kit: MeterKit) -> Lane:
-    return kit.store.lanes[asyncio.get_running_loop()]
-
-
 async def connected(kit: MeterKit) -> None:
     await eventually(lambda: lane_of(kit).connected)
-
-
-def settle(kit: MeterKit, customer: str, quantity: int) -> None:
-    """Record without waiting, as the end of a request does."""
-    store = kit.store
-    store.settle(
-        lane_of(kit), Settlement(store.cache.get(customer), used=Used(recorded={"tokens": quantity}))
-    )
 
 
 class Books:
@@ -86,7 +71,7 @@ class Books:
         for _ in range(times):
             customer, quantity = self.dice.choice(list(self.sums)), self.dice.randrange(1, 10_000)
             self.sums[customer] += quantity
-            settle(self.kit, customer, quantity)
+            settle(self.kit, customer, tokens=quantity)
 
     async def settle_slowly(self, times: int) -> None:
         """In bursts, so that many are in flight at any moment."""
@@ -190,32 +175,21 @@ async def test_i4_requests_under_changes_of_plan_are_recorded_once_and_hold_noth
 
 
 async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
-    proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_WAITING_MAX", 2)
-    (tmp_path / "spool").touch()  # Nothing can be put into it.
-    async with kit_at(proxy.url, shards=1, store_timeout=0.2, spool_dir=tmp_path / "spool") as kit:
+    monkeypatch.setattr("meterkit.redis.producer._WAITING_MAX", 2)
+    async with kit_at(proxy.url, shards=1, store_timeout=0.2) as kit:
+        lane_of(kit).spool = None  # As of a store within the process.
         await proxy.set("refuse")
         await eventually(lambda: not lane_of(kit).connected)
         for _ in range(2):
-            settle(kit, "acme", 5)
+            settle(kit, "acme", tokens=5)
         with pytest.raises(StoreError, match="2 settlements of shard 0 wait") as caught:
             await kit.record("acme", "tokens", 5)
         assert (caught.value.executed, lane_of(kit).lost) == (False, 1)
         await proxy.set("pass")
         await settled(kit)
         assert await used(kit, "acme", "tokens") == (10, 0)
-
-
-async def test_what_comes_after_the_stop_is_counted_as_lost(valkey: Server) -> None:
-    kit = kit_at(valkey.url)
-    await kit.start()
-    lane = lane_of(kit)
-    view = kit.store.cache.get("acme")
-    await kit.stop()
-    kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
-    assert lane.lost == 1
-    assert lane.unsettled == 0
 
 
 async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(valkey: Server) -> None:
@@ -232,42 +206,6 @@ async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(
             valkey.command("DEL", key)  # As after eight days.
         books.settle(20)
         await books.balance()
-
-
-async def test_a_duplicate_a_gap_and_a_fenced_producer_apply_nothing(valkey: Server) -> None:
-    async with kit_at(valkey.url) as kit:
-        settle(kit, "acme", 5)
-        await settled(kit)
-        lane, view = lane_of(kit), kit.store.cache.get("acme")
-        settlement = Settlement(view, used=Used(recorded={"tokens": 7}))
-        producer = lane.queues[view.shard].producer
-        head, tail = settlement.pack()
-
-        async def send(number: int) -> Any:
-            heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-            class Receiver:
-                def received(self, reply: Any) -> None:
-                    heard.set_result(reply)
-
-            packed = (head, producer.packed_key, tail, pack_sequence(0, number))
-            assert lane.post is not None
-            lane.post(packed, Receiver())
-            return await heard
-
-        assert (await send(1))[0] == 1
-        assert (await send(3)) == [2, 1]
-        assert (await used(kit, "acme", "tokens"))[0] == 5
-        assert await lane.fence(producer.key) == 1
-        assert (await send(2)) == [3, 1]
-        assert (await send(1)) == [3, 1]
-        assert await lane.fence(producer.key) == 1
-        assert (await used(kit, "acme", "tokens"))[0] == 5
-        # The queue does not know yet that its producer was closed; it finds out, and nothing is lost.
-        settle(kit, "acme", 11)
-        await settled(kit)
-        assert (await used(kit, "acme", "tokens"))[0] == 16
-        assert lane.lost == 0
 
 
 async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_and_the_rest_goes_on(
@@ -294,17 +232,17 @@ async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_an
 async def test_i6_a_producer_that_is_evicted_bills_nothing_twice(valkey: Server, proxy: TcpProxy) -> None:
     # F-13: recorded 51, stored 101.
     async with kit_at(proxy.url, shards=1, store_timeout=0.5) as kit:
-        settle(kit, "acme", 1)
+        settle(kit, "acme", tokens=1)
         await settled(kit)
         await proxy.set("drop_reply")
         for _ in range(50):
-            settle(kit, "acme", 1)
+            settle(kit, "acme", tokens=1)
         await eventually(lambda: _recorded(valkey) == 51)
         for key in valkey.command("KEYS", "*:w:*"):
             valkey.command("DEL", key)  # As volatile-lru does.
         await proxy.set("reset")
         await proxy.set("pass")
-        settle(kit, "acme", 1)
+        settle(kit, "acme", tokens=1)
         await settled(kit)
         assert await used(kit, "acme", "tokens") == (52, 0)
         assert lane_of(kit).lost == 51
@@ -332,15 +270,8 @@ async def test_i6_an_event_id_sent_again_after_a_lost_reply_counts_once(
 HEAD = """
 import asyncio, os, sys
 sys.path[:0] = {path!r}
-from faults.refusals import kit_at, settled
-from meterkit.store.settlement import Settlement
-from meterkit.store.hold import Used
+from faults.refusals import kit_at, settle, settled
 kit = kit_at({url!r})
-
-def settle(quantity):
-    lane = kit.store.lanes[asyncio.get_running_loop()]
-    used = Used(recorded={{"tokens": quantity}})
-    kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=used))
 """
 
 
@@ -350,13 +281,13 @@ def test_i6_a_fork_in_the_middle_counts_what_each_process_settles_once(valkey: S
         async def child():
             async with kit:
                 for _ in range(300):
-                    settle(1000)
+                    settle(kit, "acme", tokens=1000)
                 await settled(kit)
 
         async def parent():
             async with kit:
                 for n in range(200):
-                    settle(1)
+                    settle(kit, "acme", tokens=1)
                     if n == 100:
                         pid = os.fork()
                         if pid == 0:
@@ -404,16 +335,16 @@ async def test_i11_a_server_restarted_without_data_is_reported_as_a_number(
     server = spawn_server(directory=tmp_path)
     async with kit_at(server.url, shards=1) as kit:
         for _ in range(10):
-            settle(kit, "acme", 5)
+            settle(kit, "acme", tokens=5)
         await settled(kit)
         server.stop()
         await eventually(lambda: not lane_of(kit).connected)
         for _ in range(4):
-            settle(kit, "acme", 7)
+            settle(kit, "acme", tokens=7)
         server = spawn_server(directory=tmp_path, port=server.port)
         await settled(kit)
         for _ in range(2):
-            settle(kit, "acme", 1)
+            settle(kit, "acme", tokens=1)
         await settled(kit)
         assert lane_of(kit).lost == 10
         assert "10 settlements are lost" in caplog.text
@@ -428,30 +359,30 @@ async def test_i11_what_a_store_lost_is_told_however_long_it_was_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, left: str
 ) -> None:
     # F-122: away for 1, 3 or 6 s, 10 were lost and 0 told: with the spool the marks were dropped.
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.0)
+    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.0)
     server = spawn_server("--appendonly", "yes", "--appendfsync", "always", directory=tmp_path)
     async with kit_at(server.url, shards=1, spool_dir=tmp_path / "spools") as kit:
         lane = lane_of(kit)
         there = 4 if left == "some" else 0
         for _ in range(there):
-            settle(kit, "acme", 5)
+            settle(kit, "acme", tokens=5)
         await settled(kit)
         (file,) = (tmp_path / "appendonlydir").glob("*.incr.aof")
         backup = file.read_bytes() if there else b""
         for _ in range(10 - there):
-            settle(kit, "acme", 5)
+            settle(kit, "acme", tokens=5)
         await settled(kit)
         server.stop()
         await eventually(lambda: not lane.connected)
         for _ in range(recorded):
-            settle(kit, "acme", 7)
+            settle(kit, "acme", tokens=7)
         await eventually(lambda: lane.spool is not None and lane.spool.kept == recorded)
         file.write_bytes(backup)
         server = spawn_server(
             "--appendonly", "yes", "--appendfsync", "always", directory=tmp_path, port=server.port
         )
         await eventually(lambda: lane.lost == 10 - there)
-        settle(kit, "acme", 1)
+        settle(kit, "acme", tokens=1)
         await settled(kit)
         assert await used(kit, "acme", "tokens") == (5 * there + 7 * recorded + 1, 0)
         assert lane.lost == 10 - there

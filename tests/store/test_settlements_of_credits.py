@@ -10,23 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.counters import paid_by
 from drivers.delivery import NOW
 from faults.proxy import TcpProxy
-from faults.refusals import eventually, killing, left_in_doubt, settled, stats
+from faults.refusals import eventually, killing, lane_of, left_in_doubt, settled, stats
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_field
-from meterkit.decisions.packed import MeterCounts
 from meterkit.errors import StoreError
-from meterkit.redis.producer import pack_sequence
-from meterkit.store.hold import Held, Used
-from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from meterkit.redis.lane import Lane
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -78,8 +73,8 @@ class Books:
     )
 
     @property
-    def lane(self) -> Lane:
-        return self.kit.store.lanes[asyncio.get_running_loop()]
+    def lane(self) -> Any:
+        return lane_of(self.kit)
 
     async def begin(self, count: int) -> None:
         """Reserve, so many times; the blocks stay open."""
@@ -120,7 +115,7 @@ class Books:
         assert self.lane.lost == 0
         for customer, credits_ in CREDITS.items():
             usage = await self.auditor.usage(customer)
-            classes = {meter: await self._classes(customer, meter) for meter in MICRO}
+            classes = {meter: await paid_by(self.auditor, customer, meter) for meter in MICRO}
             needed = 0
             for meter, spent in self.spent[customer].items():
                 row = usage["meters"][meter]
@@ -145,13 +140,6 @@ class Books:
                 for meter in MICRO
             }
             assert burns == {meter: row[2] * MICRO[meter] for meter, row in classes.items()}
-
-    async def _classes(self, customer: str, meter: str) -> tuple[int, ...]:
-        """What included, grants and credits paid, and what nobody did."""
-        client: Any = (await self.auditor.store.admin()).client
-        counters = self.auditor.store.keys.customer(customer).counters
-        found = MeterCounts.read(await client.hget(counters, meter_field(meter)))
-        return found.included, found.granted, found.credited, found.overage
 
 
 @asynccontextmanager
@@ -227,44 +215,3 @@ async def test_i3_captures_whose_scripts_are_flushed_in_the_midst_are_paid_once(
             await asyncio.gather(*captures)
         assert stats(valkey, "evalsha")["failed_calls"] >= 5
         await books.balance()
-
-
-async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> None:
-    async with books_on(valkey.url, valkey.url) as books:
-        await books.begin(120)
-        await asyncio.gather(*books.capture(120))
-        await settled(books.kit)
-        lane, view = books.lane, books.kit.store.cache.get("rich")
-        spent = {"input_tokens": 800, "output_tokens": 900}
-        async with books.kit.reserve("rich", {"output_tokens": 9}):
-            held = Held({"output_tokens": 9}, (), _slot(books))
-            settlement = Settlement(view, held=held, used=Used(recorded=spent))
-            # A producer of its own: the stream's counts on.
-            head, tail = settlement.pack()
-            producer = books.kit.store.keys.producer(view.shard, "twice")
-
-            async def send(number: int) -> Any:
-                heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-                class Receiver:
-                    def received(self, reply: Any) -> None:
-                        heard.set_result(reply)
-
-                key = b"$%d\r\n%b\r\n" % (len(producer), producer.encode())
-                assert lane.post is not None
-                lane.post((head, key, tail, pack_sequence(settlement.slot, number)), Receiver())
-                return await heard
-
-            assert (await send(1))[0] == 0
-            for meter, quantity in spent.items():
-                books.spent["rich"][meter] += quantity
-            await books.balance()
-            # A duplicate, a gap, and one of a producer that is fenced.
-            assert [(await send(number))[0] for number in (1, 3)] == [1, 2]
-            await lane.fence(producer)
-            assert [(await send(number))[0] for number in (1, 2, 3)] == [3, 3, 3]
-            await books.balance()
-
-
-def _slot(books: Books) -> int:
-    return books.kit.store.now_ms() // 300_000

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults.refusals import kit_at, settled, used
-from meterkit.decisions.keys import meter_field, meter_token
+from drivers.counters import meter_field, meter_token
+from faults.refusals import kit_at, lane_of, settle, settled, used
 from meterkit.errors import StoreError
-from meterkit.store.hold import Used
-from meterkit.store.settlement import Settlement
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -44,21 +42,20 @@ async def test_i5_what_the_store_cannot_apply_is_told_to_whoever_waits(
     spoil(valkey, kit, "acme")
     with pytest.raises(StoreError, match="not recorded: that of 'acme' failed: "):
         await kit.record("acme", "tokens", 7)
-    assert (await kit.store.start()).lost == 1
+    assert lane_of(kit).lost == 1
     assert "1 settlements are lost" in caplog.text
 
 
 async def test_i5_what_follows_on_it_is_recorded_once(kit: MeterKit, valkey: Server) -> None:
-    lane = await kit.store.start()
     for customer in ("acme", "globex", "initech"):
         await kit.record(customer, "tokens", 1)
     spoil(valkey, kit, "acme")
     spoil(valkey, kit, "initech")
     for customer in ("globex", "acme", "globex", "globex", "initech", "globex", "acme", "globex"):
-        kit.store.settle(lane, Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": 10})))
+        settle(kit, customer, tokens=10)
     await settled(kit)
     assert await used(kit, "globex", "tokens") == (51, 0)
-    assert lane.lost == 3
+    assert lane_of(kit).lost == 3
 
 
 async def test_i5_one_that_cannot_be_applied_behind_one_that_failed_is_told_too(
@@ -66,7 +63,6 @@ async def test_i5_one_that_cannot_be_applied_behind_one_that_failed_is_told_too(
 ) -> None:
     clock = Clock(JULY - timedelta(minutes=5))
     async with kit_at(valkey.url, shards=1, clock=clock) as kit:
-        lane = await kit.store.start()
         await kit.record("zeta", "tokens", 1)
         clock.set(JULY + timedelta(minutes=1))
         await kit.record("acme", "tokens", 1)
@@ -75,11 +71,10 @@ async def test_i5_one_that_cannot_be_applied_behind_one_that_failed_is_told_too(
         totals = kit.store.keys.customer("zeta").totals
         valkey.command("HSET", totals, june, "many")
         for customer in ("acme", "zeta", "globex"):
-            settlement = Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": 10}))
-            kit.store.settle(lane, settlement)
+            settle(kit, customer, tokens=10)
         await settled(kit)
         assert await used(kit, "globex", "tokens") == (10, 0)
-        assert lane.lost == 2
+        assert lane_of(kit).lost == 2
         valkey.command("HDEL", totals, june)
     assert "that of 'acme' failed: " in caplog.text
     assert f"that of 'zeta' failed: field {june} is not a whole number" in caplog.text

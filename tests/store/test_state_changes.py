@@ -9,24 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.subscribed_customer import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
+from drivers.subscribed_customer import (
+    END,
+    INSTANT,
+    NOW,
+    PLANS,
+    catch_up,
+    erase,
+    fetched,
+    kit_of,
+    recorder,
+    subscription,
+    sweep,
+    tell,
+)
 from faults.refusals import eventually
 from meterkit.catalog import loads
-from meterkit.customers import states
-from meterkit.customers.deletion import delete
-from meterkit.customers.states import States, sweep_scheduled_transitions
-from meterkit.decisions.periods import to_ms
-from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
-    from meterkit.store.customer_usage import PeriodUsage
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 DAY = timedelta(days=1)
+NOW_MS, END_MS = (int(instant.timestamp() * 1000) for instant in (NOW, END))
 WHOLE = PLANS + "billing: {changes: {allowance: whole}}\n"
 FAILING: dict[str, Any] = {"status": "past_due", "failures": 1, "failed_at_ms": NOW}
 
@@ -83,15 +91,15 @@ async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_som
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
         await fetched(kit, subscription(**FAILING, cancel_at_ms=END))
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         before = await lines(kit)
         clock.set(NOW + 7 * DAY - INSTANT)
-        assert await sweep_scheduled_transitions(kit.store) == 1  # A reminder is due, which is not entered.
-        assert await sweep_scheduled_transitions(kit.store) == 0
+        assert await sweep(kit) == 1  # A reminder is due, which is not entered.
+        assert await sweep(kit) == 0
         assert await lines(kit) == before
         clock.set(END + DAY)
-        assert await sweep_scheduled_transitions(kit.store) == 1
-        assert await sweep_scheduled_transitions(kit.store) == 0
+        assert await sweep(kit) == 1
+        assert await sweep(kit) == 0
         found = await kit.customers.history("acme")
         told = [(entry.kind, entry.after, entry.at, entry.cause) for entry in found[len(before) :]]
         assert told == [
@@ -114,10 +122,10 @@ async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_
             await fetched(one, subscription(**FAILING), customer=f"c{nth}")
         before = [await lines(one, f"c{nth}") for nth in range(8)]
         clock.set(NOW + 7 * DAY)
-        await asyncio.gather(*(sweep_scheduled_transitions(kit.store) for kit in (one, two, one, two)))
+        await asyncio.gather(*(sweep(kit) for kit in (one, two, one, two)))
         for nth in range(8):
             assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
-            assert (await delete(one.store, f"c{nth}")).history == len(before[nth]) + 2
+            assert (await erase(one, f"c{nth}")).history == len(before[nth]) + 2
 
 
 async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_done_first(
@@ -137,7 +145,7 @@ async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_do
             ("access", "restricted", "full", "evt_paid"),
         ]
         clock.set(NOW + 40 * DAY)
-        assert await sweep_scheduled_transitions(kit.store) == 0
+        assert await sweep(kit) == 0
 
 
 async def test_another_plans_file_is_the_cause_of_what_it_changes(store_url: str) -> None:
@@ -172,17 +180,17 @@ async def test_handlers_are_told_of_what_has_changed_and_why(store_url: str) -> 
         told.clear()
         await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
         clock.set(NOW + DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await eventually(lambda: len(told) == 1)
         reminder = told.pop()
         assert (reminder.failures, reminder.access, reminder.at) == (2, "grace", NOW + DAY)
         assert (reminder.failed_at, reminder.after, reminder.until) == (NOW, DAY, NOW + 7 * DAY)
         clock.set(NOW + 6 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await eventually(lambda: len(told) == 1)
         assert told.pop().after == 6 * DAY
         clock.set(NOW + 7 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await eventually(lambda: len(told) == 2)
         assert {(event.cause, event.at) for event in told} == {("clock", NOW + 7 * DAY)}
         assert len({event.id for event in told}) == 2
@@ -194,7 +202,7 @@ async def test_what_is_told_again_has_the_same_id(store_url: str) -> None:
         for times in (1, 2):
             await fetched(kit, subscription(**FAILING))
             await eventually(lambda: len(told) == times)  # noqa: B023 - it is awaited within
-            await delete(kit.store, "acme")
+            await erase(kit, "acme")
     assert told[0] == told[1]
 
 
@@ -206,7 +214,7 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(store_url: str
         await fetched(kit, subscription(**FAILING))
         for half_day in range(40):
             clock.advance(DAY / 2)
-            await sweep_scheduled_transitions(kit.store)
+            await sweep(kit)
             failures = 4 if half_day > 5 else 2
             await fetched(kit, subscription(**FAILING | {"failures": failures, "seats": 2}))
         await eventually(lambda: len(told) == 3)
@@ -227,24 +235,24 @@ async def test_reminders_end_with_the_payment_and_begin_with_the_next_failure(
         told = recorder(kit, "dunning.reminder")
         await fetched(kit, subscription(**FAILING))
         clock.set(NOW + 2 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await fetched(kit, subscription())
         clock.set(NOW + 9 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         later = subscription(**FAILING | {"failed_at_ms": NOW + 9 * DAY})
         await fetched(kit, later)
         clock.set(NOW + 10 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await eventually(lambda: len(told) == 2)
         assert [event.at for event in told] == [NOW + DAY, NOW + 10 * DAY]
         # Left unpaid by Stripe it is still owed; once it has ended, there is nothing to remind of.
         await fetched(kit, replace(later, status="unpaid"))
         clock.set(NOW + 15 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         await eventually(lambda: len(told) == 3)
         await fetched(kit, replace(later, status="canceled"))
         clock.set(NOW + 40 * DAY)
-        await sweep_scheduled_transitions(kit.store)
+        await sweep(kit)
         assert [event.access for event in told] == ["grace", "grace", "suspended"]
 
 
@@ -259,19 +267,9 @@ async def test_a_failure_that_is_known_late_is_reminded_of_once(store_url: str) 
         assert [(event.after, event.at) for event in told] == [(6 * DAY, NOW)]
         # What the plans file adds later is told once, too, by the last span that is over.
         kit.store.use(loads(PLANS.replace("suspend_after: 14d", "suspend_after: 14d, remind: [2d, 7d, 8d]")))
-        await States(kit.store).catch_up("acme")
+        await catch_up(kit)
         await eventually(lambda: len(told) == 2)
         assert told[1].after == 8 * DAY
-
-
-async def test_a_reminder_of_an_earlier_release_can_be_read(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        told = recorder(kit, "dunning.reminder")
-        data = {"id": "x", "at_ms": to_ms(NOW), "cause": "evt_1", "plan": "pro", "failures": 2}
-        data |= {"failed_at_ms": to_ms(NOW), "access": "grace", "until_ms": to_ms(END)}
-        await tell(kit.store, "acme", "dunning.reminder", data)
-        await eventually(lambda: len(told) == 1)
-        assert (told[0].after, told[0].until) == (timedelta(0), END)
 
 
 async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_and_not_told(
@@ -289,7 +287,7 @@ async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_
 async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("meterkit.customers.states._LOOK_EVERY_S", 0.01)
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
         await fetched(kit, subscription(cancel_at_ms=END))
@@ -303,11 +301,11 @@ async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
 @pytest.mark.parametrize(
     ("kind", "data", "expected"),
     [
-        ("trial.ending", {"trial_end_ms": to_ms(END)}, {"trial_end": END}),
+        ("trial.ending", {"trial_end_ms": END_MS}, {"trial_end": END}),
         (
             "payment.failed",
             {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 1}
-            | {"next_attempt_ms": to_ms(END)},
+            | {"next_attempt_ms": END_MS},
             {"invoice": "in_1", "amount_cents": 2900, "failures": 1, "next_attempt": END},
         ),
         (
@@ -328,7 +326,7 @@ async def test_what_is_told_without_a_change_reaches_its_handlers(
 ) -> None:
     async with kit_of(store_url, Clock(NOW)) as kit:
         told = recorder(kit, kind)
-        await tell(kit.store, "acme", kind, {"id": "evt_1", "at_ms": to_ms(NOW), **data})
+        await tell(kit, "acme", kind, {"id": "evt_1", "at_ms": NOW_MS, **data})
         await eventually(lambda: len(told) == 1)
         found = {name: getattr(told[0], name) for name in expected}
         assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
@@ -361,7 +359,7 @@ async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_ther
         await kit.gauges.set("acme", "seats", 2)
         await kit.consume("acme", "requests", 3)
         await kit.customers.set_plan("globex", "pro")
-        deleted = await delete(kit.store, "acme")
+        deleted = await erase(kit, "acme")
         assert (deleted.state, deleted.link, deleted.gauges, deleted.history, deleted.notices) == (
             1,
             1,
@@ -381,7 +379,7 @@ async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_ther
             assert valkey.command("ZSCORE", kit.store.keys.turns(shard), "acme") is None
             assert "acme" not in str(valkey.command("XRANGE", kit.store.keys.notices(shard), "-", "+"))
         assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
-        again = await delete(kit.store, "acme")
+        again = await erase(kit, "acme")
         assert not any((again.state, again.counters, again.history, again.notices))
 
 
@@ -418,14 +416,14 @@ async def test_a_state_that_cannot_be_read_does_not_keep_others_from_being_caugh
             await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
         valkey.command("HSET", kit.store.keys.customer("c1").state, "data", "[]")
         clock.set(NOW + 7 * DAY)
-        assert await sweep_scheduled_transitions(kit.store) == 2
+        assert await sweep(kit) == 2
         assert "for customer 'c1' cannot be entered" in caplog.text
 
 
 # Periods.
 
 
-async def period_of(kit: MeterKit) -> tuple[PeriodUsage, int]:
+async def period_of(kit: MeterKit) -> tuple[Any, int]:
     usage = await kit.usage("acme")
     return usage["period"], usage["meters"]["requests"]["recorded"]
 
@@ -470,13 +468,3 @@ async def test_credits_that_were_used_do_not_come_back_with_a_change_of_plan(sto
         for plan in ("pro", "top", "pro", "top"):
             await fetched(kit, subscription(plan=plan))
             assert (await kit.usage("acme"))["balance"]["ai"] == 5
-
-
-async def test_a_sweep_has_nobody_read_the_state_anew(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        await fetched(kit, subscription(**FAILING))
-        rev, _ = await States(kit.store).read("acme")
-        clock.set(NOW + 7 * DAY)
-        assert await sweep_scheduled_transitions(kit.store) == 1
-        assert (await States(kit.store).read("acme"))[0] == rev

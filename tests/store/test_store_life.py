@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,12 @@ from faults.refusals import (
     loop_clock,
     metered,
     open_sockets,
+    settle,
     settled,
     stopped,
     used,
 )
 from meterkit.errors import StoreError
-from meterkit.redis.filelock import FileLock
-from meterkit.store.hold import Used
-from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -47,15 +45,11 @@ def run_program(program: str, url: str) -> tuple[str, str, int]:
     head = f"""
         import asyncio, os, sys
         sys.path.insert(0, {TESTS!r})
-        from faults.refusals import Client, kit_at, metered, settled, used
-        from meterkit.store.settlement import Settlement
-        from meterkit.store.hold import Used
+        from faults.refusals import Client, kit_at, metered, settle, settled, used
         kit = kit_at({url!r}, store_timeout=5.0)  # What is slow on a busy machine is not away.
         app = metered(kit)
         def post(quantity):
-            lane = kit.store.lanes[asyncio.get_running_loop()]
-            used = Used(recorded={{"tokens": quantity}})
-            kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=used))
+            settle(kit, "acme", tokens=quantity)
     """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(head) + textwrap.dedent(program)],
@@ -111,9 +105,8 @@ async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) ->
 async def test_stopping_settles_what_is_left(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     await kit.start()
-    lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(500):
-        kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 2})))
+        settle(kit, "acme", tokens=2)
     await kit.stop()
     assert await used(kit, "acme", "tokens") == (1000, 0)
     await kit.stop()
@@ -179,15 +172,13 @@ async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.2)
-    sockets, loop = open_sockets(), asyncio.get_running_loop()
+    sockets = open_sockets()
     kit = kit_at(valkey.url, store_timeout=0.5)
     await kit.start()
     with stopped(valkey):
         with pytest.raises(StoreError):
             await kit.check("acme", "requests")
-        kit.store.settle(
-            kit.store.lanes[loop], Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 1}))
-        )
+        settle(kit, "acme", tokens=1)
         async with loop_clock() as passed_s:
             await kit.stop()
             assert passed_s() < 5
@@ -384,8 +375,8 @@ async def test_i7_a_start_that_is_cancelled_leaves_no_embedded_server(tmp_path: 
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    with closing(FileLock(tmp_path / "store" / "server.lock")) as alive:
-        assert alive.acquire(), "the server holds its lock while it lives"
+    with (tmp_path / "store" / "server.lock").open("a") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The server holds its lock while it lives.
 
 
 @pytest.mark.parametrize("scheme", ["redis", "embedded"])

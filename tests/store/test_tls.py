@@ -31,6 +31,7 @@ from faults.refusals import (
     catalog,
     eventually,
     kit_at,
+    lane_of,
     loop_clock,
     metered,
     open_sockets,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable
 
-    from meterkit.redis.lane import Lane
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -68,10 +68,6 @@ def url(proxy: TcpProxy, authority: Authority) -> str:
 def secured(port: int, authority: Authority, **parameters: str) -> str:
     more = "".join(f"&{name}={value}" for name, value in parameters.items())
     return f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority.file}{more}"
-
-
-def lane_of(kit: MeterKit) -> Lane:
-    return kit.store.lanes[asyncio.get_running_loop()]
 
 
 async def cut(kit: MeterKit, proxy: TcpProxy) -> None:
