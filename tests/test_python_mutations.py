@@ -51,10 +51,7 @@ TESTS: Final = (
             "timed_overrides",
         )
     ),
-    (
-        "tests/store/test_server_durability.py::"
-        "test_the_flusher_of_an_app_says_at_its_start_that_it_delivers_nothing"
-    ),
+    ("tests/store/test_server_durability.py::test_an_apps_flusher_says_at_its_start_it_delivers_nothing"),
     *(f"tests/promises/test_i6_{name}.py" for name in ("basic", "recovered", "restored")),
     *(
         f"tests/subscriptions/test_{name}.py"

@@ -1,5 +1,7 @@
 """What is kept of a batch: short, and it gives back what was sent, also of releases before."""
 
+# Internals: a pure table of identifiers and the text that keeps them.
+
 from __future__ import annotations
 
 from random import Random

@@ -1,5 +1,7 @@
 """The store on a cluster: every shard on one node, slots that move, nodes that die."""
 
+# Internals: which node has a shard shows nowhere else.
+
 # pyright: reportPrivateUsage=false
 # What the lane has of nodes is looked at where nothing else shows it.
 
@@ -69,7 +71,7 @@ def test_a_slot_is_that_of_the_tag() -> None:
     assert slot_of("mk:{}:x") != slot_of("")
 
 
-def test_what_a_node_does_not_know_of_itself_is_how_it_was_reached() -> None:
+def test_a_node_without_a_name_is_the_one_that_was_asked() -> None:
     asked = Place("10.0.0.1", 7000)
     told = [[0, 5, [b"", 7000, b"id"], [b"10.0.0.9", 1, b"replica"]], [6, 9, [b"10.0.0.2", 7001, b"id"]]]
     slots = slots_of(told, asked)
@@ -79,7 +81,7 @@ def test_what_a_node_does_not_know_of_itself_is_how_it_was_reached() -> None:
     assert redirection_of("ASK 12 ::1:7001", asked) == Place("::1", 7001)
 
 
-async def test_i1_the_nodes_share_the_customers_and_each_has_one_connection(cluster: Cluster) -> None:
+async def test_i1_nodes_share_customers_with_one_connection_each(cluster: Cluster) -> None:
     def open_at_each() -> list[set[str]]:
         # Ids: connections of the tests before may still be closing, so their number proves nothing.
         each = cluster.each("CLIENT", "LIST", "TYPE", "normal")
@@ -133,7 +135,7 @@ async def test_other_shards_than_the_cluster_has_are_refused(cluster: Cluster) -
             pass
 
 
-async def test_i3_i5_a_slot_that_moves_under_load_loses_nothing_and_counts_nothing_twice() -> None:
+async def test_i3_i5_a_slot_that_moves_under_load_counts_each_once() -> None:
     with spawn_cluster() as cluster:
         async with kit_of(cluster.url) as kit:
             shard = kit.store.keys.customer(CUSTOMERS[0]).shard
@@ -184,7 +186,7 @@ async def test_a_key_that_has_moved_ahead_of_its_slot_is_asked_for() -> None:
             assert to.command("EXISTS", producer) == 1
 
 
-async def test_i9_while_a_node_is_away_the_shards_of_the_others_are_served() -> None:
+async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:
     with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
         async with kit_of(cluster.url, store_timeout=2.0) as kit:
             dead, *others = cluster.masters
@@ -243,7 +245,7 @@ async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
 
 
 @pytest.mark.whole
-async def test_i3_i5_i11_a_node_joins_takes_slots_outlives_another_and_leaves_under_load() -> None:
+async def test_i3_i5_i11_a_node_joins_and_leaves_under_load() -> None:
     # Six nodes. All that was served is recorded, but for what the killed master had not replicated.
     options = ("--cluster-require-full-coverage", "no")
     with spawn_cluster(*options, replicas=True) as cluster:

@@ -1,5 +1,7 @@
 """One connection, many callers: whose reply is whose, when something is slow, lost or cancelled."""
 
+# Internals: whose reply is whose on one connection, which kits hide.
+
 # pyright: reportPrivateUsage=false
 # A few tests look at what must not be left behind.
 
@@ -194,7 +196,7 @@ async def test_a_caller_cancelled_as_the_reply_comes_gives_it_up(to_server: Open
 
 
 @pytest.mark.each_loop
-async def test_i9_the_oldest_request_waits_one_timeout_and_all_others_with_it(valkey: Server) -> None:
+async def test_i9_all_requests_wait_one_timeout_of_the_oldest(valkey: Server) -> None:
     opener = Opener(valkey.port)
     connection = await opener(timeout_s=0.5)
     began = time.monotonic()
@@ -331,7 +333,7 @@ async def test_an_error_reply_belongs_to_its_caller_only(to_server: Opener) -> N
 # Trap 7: futures belong to one loop. See test_store_life. Trap 8 is about clusters.
 
 
-async def test_what_is_not_resp_ends_the_connection_with_one_clear_line(
+async def test_a_reply_that_is_not_resp_ends_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def answer(words: list[bytes]) -> bytes:
@@ -371,9 +373,7 @@ async def test_a_server_that_refuses_is_named_and_left(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("mode", ["refuse", "blackhole", "reset", "cut", "drop_reply"])
-async def test_i9_connecting_takes_one_timeout_at_most_and_leaves_no_socket(
-    proxy: TcpProxy, to_proxy: Opener, mode: Any
-) -> None:
+async def test_i9_connecting_ends_within_one_timeout(proxy: TcpProxy, to_proxy: Opener, mode: Any) -> None:
     await proxy.set(mode)
     async with loop_clock() as passed_s:
         with pytest.raises(StoreError):

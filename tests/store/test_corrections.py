@@ -82,7 +82,7 @@ async def test_what_is_pending_is_taken_back_and_never_sent(store_url: str) -> N
     assert entry.after == "50 taken back, 0 sent to Stripe before, 0 never recorded: a loop"
 
 
-async def test_classes_go_back_in_the_opposite_order_and_what_paid_has_it_back(store_url: str) -> None:
+async def test_corrections_go_back_by_class_and_refund_what_paid(store_url: str) -> None:
     async with desk(store_url, catalog=PAID) as at:
         await at.link("acme")
         await at.kit.grants.add("acme", {"tokens": 40}, grant_id="g")
@@ -119,7 +119,7 @@ async def test_classes_go_back_in_the_opposite_order_and_what_paid_has_it_back(s
             assert sums[grant.grant_id, grant.kind] == grant.remaining * scale
 
 
-async def test_what_cannot_be_taken_back_at_stripe_is_granted_from_the_next_period_on(
+async def test_units_stripe_keeps_are_granted_in_the_next_period(
     store_url: str,
 ) -> None:
     async with desk(store_url, catalog=PAID) as at:
@@ -166,9 +166,7 @@ async def test_an_id_corrects_once_and_only_what_it_did(store_url: str) -> None:
         assert (other.taken_back, other.is_repeated) == (30, False)
 
 
-async def test_of_a_customer_who_is_deleted_no_correction_is_remembered(
-    store_url: str, valkey: Server
-) -> None:
+async def test_deleting_a_customer_forgets_its_corrections(store_url: str, valkey: Server) -> None:
     async with desk(store_url, catalog=PAID) as at:
         for customer in ("acme", "zeta"):
             await at.kit.record(customer, "tokens", 130)
@@ -222,7 +220,7 @@ async def test_units_that_were_sent_are_paid_back_once_whatever_the_id(store_url
         assert (await correct(at.kit, 100, id_="later")).granted_next == 100
 
 
-async def test_a_repeat_in_the_next_period_grants_what_an_error_has_kept(
+async def test_a_repeated_correction_grants_what_an_error_kept(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object, **__: object) -> None:

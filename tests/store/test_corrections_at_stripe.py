@@ -62,7 +62,7 @@ async def test_i6_delivered_units_are_taken_back_in_their_period(store_url: str,
         assert len({event.timestamp for event in at.emulator.events}) == 3
 
 
-async def test_i6_what_is_delivered_of_others_meanwhile_does_not_go_with_what_is_taken_back(
+async def test_i6_negative_events_go_in_a_batch_of_their_own(
     store_url: str,
 ) -> None:
     # A batch with a value below 0 in it is taken, and Stripe counts nothing of that one.
@@ -90,7 +90,7 @@ async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) ->
         assert (await at.kit.usage("acme"))["meters"]["tokens"]["recorded"] == 65
 
 
-async def test_what_is_pending_goes_first_and_what_is_on_its_way_is_not_touched(store_url: str) -> None:
+async def test_pending_units_are_corrected_first_and_sealed_ones_kept(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
         await at.kit.record("acme", "tokens", 6)
@@ -107,7 +107,7 @@ async def test_what_is_pending_goes_first_and_what_is_on_its_way_is_not_touched(
 
 
 @pytest.mark.parametrize(("when", "place"), [("after", "delivered"), ("before", "parked")])
-async def test_i6_what_is_not_known_after_a_day_is_compared_and_never_sent_again(
+async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
     store_url: str, when: Any, place: str
 ) -> None:
     async with desk(store_url) as at:
@@ -150,7 +150,7 @@ async def test_where_no_minute_of_the_period_is_left_there_is_a_grant(store_url:
         assert await places(at) == {"delivered": 30}
 
 
-async def test_what_takes_back_stays_addressed_to_whom_it_was_delivered(store_url: str) -> None:
+async def test_a_negative_event_goes_to_the_customer_of_delivery(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
         await correct(at, 20)

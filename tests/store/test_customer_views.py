@@ -1,5 +1,7 @@
 """What a process knows of a customer is of one state, whoever else learns of another meanwhile."""
 
+# Internals: what threads share of a customer shows nowhere else.
+
 # pyright: reportPrivateUsage=false
 # How much is kept of what was prepared shows nowhere else.
 
@@ -92,7 +94,7 @@ def known(catalog: Catalog = CATALOG, kind: type[CustomerCache] = CustomerCache)
     )
 
 
-def test_a_state_learnt_while_a_decision_is_packed_does_not_mix_with_the_one_before() -> None:
+def test_a_state_learnt_while_packing_does_not_mix_with_the_old() -> None:
     # F-17: the new rev with the old plan's limit, and kept.
     customers = known(kind=Interrupted)
     route = CATALOG.routes[0]
@@ -107,7 +109,7 @@ def test_a_state_learnt_while_a_decision_is_packed_does_not_mix_with_the_one_bef
     assert second is customers.get("acme").decisions[id(route)]
 
 
-async def test_i4_threads_with_loops_of_their_own_never_decide_by_two_states(store_url: str) -> None:
+async def test_i4_threads_never_decide_by_two_states(store_url: str) -> None:
     # F-17, with everything real.
     wrong: list[object] = []
     kit = MeterKit(CATALOG, redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
@@ -168,7 +170,7 @@ async def test_a_state_that_cannot_be_read_is_not_half_taken(store_url: str, dat
         assert (await kit.check("acme", "requests")).plan == "free"
 
 
-def test_customers_beyond_those_that_are_remembered_share_what_they_have_in_common() -> None:
+def test_forgotten_customers_share_what_they_have_in_common() -> None:
     # F-89: each of them was compiled and packed from nothing.
     customers, route = known(), CATALOG.routes[0]
     first, second = customers.get("acme"), customers.get("beta")
@@ -203,7 +205,7 @@ def test_what_is_shared_ends_with_its_period() -> None:
     assert customers.get("gamma").effective.bounds == before
 
 
-def test_alarms_are_said_once_and_after_ten_thousand_others_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_alarm_is_logged_once_in_ten_thousand(caplog: pytest.LogCaptureFixture) -> None:
     alarms = Alarms(CATALOG)
     for n in range(10_001):
         alarms.unknown_plan("acme", f"p{n}")

@@ -37,7 +37,7 @@ async def test_a_claim_that_nobody_made_good_of_can_be_taken_over(valkey: Server
 
 
 @pytest.mark.anyio
-async def test_a_claim_that_is_made_good_of_meanwhile_is_not_taken_over(valkey: Server) -> None:
+async def test_a_claim_that_is_fulfilled_meanwhile_is_not_taken_over(valkey: Server) -> None:
     # Two customers were linked to one: the first between the other's look at its state and its claim.
     async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
         valkey.command("SET", first.store.keys.link("cus_1"), "a")  # As after a process that was killed.
@@ -110,7 +110,7 @@ async def test_a_customer_that_changes_again_and_again_is_given_up(
 
 
 @pytest.mark.anyio
-async def test_a_state_that_changes_while_another_is_learnt_refuses_at_once(valkey: Server) -> None:
+async def test_a_state_that_changes_twice_while_asking_refuses(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         customers = kit.customers
         changes = [lambda: customers.set_status("a", "unpaid"), lambda: customers.set_plan("a", "pro")]
@@ -166,7 +166,7 @@ async def test_usage_that_comes_as_a_customer_is_deleted_is_not_lost(valkey: Ser
 
 
 @pytest.mark.anyio
-async def test_an_override_that_cannot_be_counted_is_refused_before_it_is_kept(valkey: Server) -> None:
+async def test_an_override_that_cannot_be_counted_is_refused(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         rate = {"limit": "1/day", "algorithm": "token-bucket", "burst": 10**15 - 1}
         with pytest.raises(PlansError, match="cannot be counted exactly"):
@@ -175,7 +175,7 @@ async def test_an_override_that_cannot_be_counted_is_refused_before_it_is_kept(v
 
 
 @pytest.mark.anyio
-async def test_requests_of_one_route_are_never_recorded_as_those_of_another(valkey: Server) -> None:
+async def test_requests_of_one_route_are_never_recorded_as_another(valkey: Server) -> None:
     routes = "\n".join(
         f'  - {{match: "/r{n}", consume: {{requests: {n + 1}}}, headers: none}}' for n in range(30)
     )

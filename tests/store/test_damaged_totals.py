@@ -22,7 +22,7 @@ JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 
-async def test_i6_a_period_that_cannot_be_closed_is_not_added_up_again_with_each_try(
+async def test_i6_a_period_that_cannot_close_is_not_added_up_twice(
     store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with desk(store_url, clock=Clock(JULY - timedelta(minutes=5)), shards=1) as at:
@@ -57,9 +57,7 @@ async def test_i6_a_period_that_cannot_be_closed_is_not_added_up_again_with_each
         assert (at.accepted("acme"), at.accepted("acme", "ai_tokens")) == (7, 30)
 
 
-async def test_counters_that_cannot_be_read_are_told_when_sealed_usage_is_taken_back(
-    store_url: str, valkey: Server
-) -> None:
+async def test_damaged_counters_are_named_when_intents_are_recalled(store_url: str, valkey: Server) -> None:
     async with desk(store_url, shards=1) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 6)

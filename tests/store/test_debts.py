@@ -81,7 +81,7 @@ async def lines(kit: MeterKit) -> set[tuple[str, str, int]]:
     return {(one.entry, one.grant_id, one.quantity) for one in await kit.grants.ledger("ada")}
 
 
-async def test_the_next_grant_first_repays_what_was_used_beyond_the_balance(store_url: str) -> None:
+async def test_the_next_grant_first_repays_the_debt(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await give(kit, 1, "first")
         for _ in range(20):
@@ -104,7 +104,7 @@ async def test_the_next_grant_first_repays_what_was_used_beyond_the_balance(stor
         }
 
 
-async def test_each_grant_of_the_plan_repays_also_while_every_request_is_refused(store_url: str) -> None:
+async def test_grants_of_the_plan_repay_while_requests_are_refused(store_url: str) -> None:
     async with kit_on(store_url) as (kit, clock):
         await kit.customers.set_plan("ada", "pro")
         await charge(kit, 55 * DOLLAR)
@@ -116,7 +116,7 @@ async def test_each_grant_of_the_plan_repays_also_while_every_request_is_refused
         assert await balance(kit) == 5 * DOLLAR
 
 
-async def test_a_correction_first_lowers_the_debt_then_what_repaid_it_then_what_paid(
+async def test_a_correction_lowers_the_debt_before_it_refunds_grants(
     store_url: str,
 ) -> None:
     async with kit_on(store_url) as (kit, _):
@@ -173,7 +173,7 @@ async def test_a_balance_that_falls_below_zero_is_told_of_once(store_url: str) -
     assert told == [-3]
 
 
-async def test_what_is_owed_outlives_the_period_of_a_customer_without_a_record(store_url: str) -> None:
+async def test_a_debt_outlives_the_period(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await charge(kit, DOLLAR)
         keys, client = kit.store.keys.customer("ada"), (await kit.store.admin()).client

@@ -1,5 +1,7 @@
 """The scripts of delivery and administration, on real servers and within the process, against the model."""
 
+# Internals: the script models, which are the specification.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

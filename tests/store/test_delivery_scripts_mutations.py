@@ -4,6 +4,8 @@ A sample of the mutants in short lives, another one whenever a script changes: h
 With ``METERKIT_ALL_MUTANTS=1`` each mutant lives as long as it takes, and each must be noticed.
 """
 
+# Internals: the script models, which are the specification.
+
 from __future__ import annotations
 
 import re

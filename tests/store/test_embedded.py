@@ -1,3 +1,7 @@
+"""The embedded server: started by the first, ended by the last, and left to nobody else."""
+
+# Internals: the life of an embedded server without a kit around it.
+
 from __future__ import annotations
 
 import contextlib
@@ -206,9 +210,7 @@ def test_six_processes_that_start_at_once_start_one_server(
 
 
 @pytest.mark.parametrize("rounds", [5])
-def test_starts_and_stops_that_cross_leave_a_server_to_whoever_has_started(
-    directory: Path, rounds: int
-) -> None:
+def test_crossing_starts_and_stops_leave_a_running_server(directory: Path, rounds: int) -> None:
     failures: list[BaseException] = []
 
     def come_and_go() -> None:
@@ -288,7 +290,7 @@ def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
     assert not runs(directory)
 
 
-def test_a_folder_that_others_may_write_in_does_not_shorten_a_path(
+def test_a_folder_others_may_write_in_does_not_shorten_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_SOCKET_PATH_BYTES", len(str(tmp_path)) + 60)
@@ -309,7 +311,7 @@ def test_a_folder_that_others_may_write_in_does_not_shorten_a_path(
         EmbeddedServer(tmp_path / long).start()
 
 
-def test_it_runs_where_the_folder_for_temporary_files_has_a_long_path_too(
+def test_it_runs_below_a_long_path_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-8a: macOS and CI systems; the link that shortens the path must be short itself.
@@ -448,7 +450,7 @@ def test_without_a_binary_the_cure_is_named(
         server.start()
 
 
-def test_the_server_of_the_distribution_serves_where_the_extra_has_no_wheel(
+def test_without_the_extra_the_distributions_server_runs(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     binary = redis_binary()
@@ -461,7 +463,7 @@ def test_the_server_of_the_distribution_serves_where_the_extra_has_no_wheel(
     assert not runs(directory)
 
 
-def test_an_extra_without_a_server_for_this_platform_leaves_it_to_the_path(
+def test_an_extra_without_a_server_leaves_it_to_the_path(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binary, folder = valkey_binary(), tmp_path / "bin"

@@ -68,7 +68,7 @@ def answer(**usage: int) -> dict[str, Any]:
     return {"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": found}
 
 
-async def test_two_meters_recorded_one_after_the_other_under_one_id_both_count_once(kit: MeterKit) -> None:
+async def test_two_meters_under_one_event_id_both_count_once(kit: MeterKit) -> None:
     for _ in range(3):
         await kit.record("ada", "pages", 12, event_id="report-1")
         await kit.record("ada", "words", 900, event_id="report-1")
@@ -85,7 +85,7 @@ async def test_several_meters_are_one_event(kit: MeterKit) -> None:
     assert await recorded(kit) == {"pages": 13, "words": 902}
 
 
-async def test_of_meters_that_an_id_has_counted_in_part_the_others_count(kit: MeterKit) -> None:
+async def test_an_id_counted_in_part_counts_the_other_meters(kit: MeterKit) -> None:
     await kit.record("ada", "pages", 12, event_id="report-1")
     for _ in range(2):
         await kit.record("ada", {"pages": 12, "words": 900, "input_tokens": 7}, event_id="report-1")
@@ -102,7 +102,7 @@ async def test_of_meters_that_an_id_has_counted_in_part_the_others_count(kit: Me
 @pytest.mark.parametrize(
     "given", [("pages", 13), ("pages", 0), ({"pages": 13, "words": 5},), ({"words": 5, "pages": 11},)]
 )
-async def test_another_quantity_is_refused_in_words_and_nothing_of_the_call_counts(
+async def test_another_quantity_under_an_id_is_refused_as_a_whole(
     kit: MeterKit, given: tuple[Any, ...]
 ) -> None:
     await kit.record("ada", {"pages": 12, "input_tokens": 3}, event_id="report-1")
@@ -202,7 +202,7 @@ async def test_an_id_stays_used_when_its_customer_is_deleted(kit: MeterKit) -> N
     assert await recorded(kit) == {"pages": 1}
 
 
-async def test_i9_what_is_refused_behind_an_outage_is_told_and_keeps_nothing_back(
+async def test_i9_a_conflict_behind_an_outage_blocks_no_other(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)

@@ -1,3 +1,7 @@
+"""Locks on files: one holder or many, whatever process it is."""
+
+# Internals: locks that processes share, without a server.
+
 from __future__ import annotations
 
 import errno
@@ -56,7 +60,7 @@ def test_shared_it_is_held_by_many_and_alone_by_none(path: Path) -> None:
     alone.close()
 
 
-def test_a_forked_child_neither_holds_it_nor_takes_it_from_its_parent(path: Path) -> None:
+def test_a_forked_child_has_no_part_in_its_parents_lock(path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path

@@ -57,7 +57,7 @@ async def kit(request: pytest.FixtureRequest, clock: Clock, valkey: Server) -> A
         yield kit
 
 
-async def test_a_level_is_what_it_was_set_to_and_what_it_was_changed_by(kit: MeterKit) -> None:
+async def test_a_level_is_what_was_set_and_adjusted(kit: MeterKit) -> None:
     gauges = kit.gauges
     assert await gauges.get("acme", "storage") == 0
     assert await gauges.set("acme", "storage", 900) == 900

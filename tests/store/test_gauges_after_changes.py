@@ -136,7 +136,7 @@ async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(
     assert await room(blocking) == 0
 
 
-async def test_a_grace_begins_with_the_change_that_left_the_level_above(
+async def test_a_grace_begins_with_the_change_that_exceeds_the_limit(
     blocking: MeterKit, clock: Clock
 ) -> None:
     """Not with the first decision that asks."""

@@ -63,7 +63,7 @@ async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Cl
         yield kit, clock
 
 
-async def test_units_are_paid_by_included_then_grants_then_credits_then_overage(store_url: str) -> None:
+async def test_units_are_paid_by_included_grants_credits_overage(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.grants.add("acme", {"output_tokens": 30, "ai": 1}, grant_id="g1")
         await kit.record("acme", "output_tokens", 90)
@@ -141,7 +141,7 @@ async def test_used_up_credits_are_402s_and_never_had_ones_are_not(store_url: st
         assert (await kit.check("acme", "output_tokens")).reason == "included"
 
 
-async def test_i3_racing_requests_cannot_spend_a_credit_twice_over_two_meters(store_url: str) -> None:
+async def test_i3_racing_requests_cannot_spend_a_credit_twice(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
         await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
         await kit.record("acme", "output_tokens", 100)
@@ -158,7 +158,7 @@ async def test_i3_racing_requests_cannot_spend_a_credit_twice_over_two_meters(st
             assert (await paid_by(kit, "acme", meter))[3] == 0
 
 
-async def test_a_grant_that_expires_or_begins_later_pays_only_in_its_time(store_url: str) -> None:
+async def test_a_grant_pays_only_while_it_is_effective(store_url: str) -> None:
     async with kit_on(store_url) as (kit, clock):
         begins, ends = NOW + timedelta(days=2), NOW + timedelta(days=4)
         await kit.grants.add(
@@ -191,7 +191,7 @@ async def test_a_void_grant_pays_no_more_and_what_it_paid_stays(store_url: str) 
             await kit.grants.void("acme", "g2")
 
 
-async def test_a_plans_grant_recurs_with_the_period_and_never_twice_in_one(store_url: str) -> None:
+async def test_a_plans_grant_recurs_once_a_period(store_url: str) -> None:
     async with kit_on(store_url) as (kit, clock):
         await kit.customers.set_plan("acme", "pro")
         assert (await kit.usage("acme"))["balance"] == {"ai": 2}
@@ -211,7 +211,7 @@ async def test_a_plans_grant_recurs_with_the_period_and_never_twice_in_one(store
         assert (await kit.usage("acme"))["balance"] == {"ai": 2}
 
 
-async def test_a_plans_grant_with_a_life_of_its_own_outlives_its_period(store_url: str) -> None:
+async def test_a_plans_grant_with_an_expiry_outlives_its_period(store_url: str) -> None:
     async with kit_on(store_url) as (kit, clock):
         await kit.customers.set_plan("acme", "pro")
         await kit.record("acme", "output_tokens", 110)  # 40 of 50 are left, until 16 July.

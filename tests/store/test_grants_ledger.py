@@ -35,7 +35,7 @@ plans:
 
 
 @pytest.mark.anyio
-async def test_the_ledger_adds_up_where_a_years_grant_bears_the_name_of_a_months(valkey: Server) -> None:
+async def test_the_ledger_adds_up_where_two_plans_share_a_grants_name(valkey: Server) -> None:
     clock = Clock(datetime(2031, 1, 10, tzinfo=UTC))
     async with MeterKit(
         loads(PLANS), clock=clock, redis_url=valkey.url, flush=False, shards=4, store_timeout=10.0

@@ -52,7 +52,7 @@ async def fields_of_grants(kit: MeterKit, customer: str) -> dict[str, str]:
     return {name.decode(): text.decode() for name, text in found.items()}
 
 
-async def test_decisions_and_settlements_read_no_list_however_many_grants_there_are(valkey: Server) -> None:
+async def test_many_grants_cost_decisions_no_more_commands(valkey: Server) -> None:
     """F-20: commands of the store, which no busy machine changes."""
     async with kit_on(valkey.url) as (kit, _):
         seen: list[set[str]] = []
@@ -73,7 +73,7 @@ async def test_decisions_and_settlements_read_no_list_however_many_grants_there_
         assert seen[0] == seen[1]
 
 
-async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(store_url: str) -> None:
+async def test_used_up_grants_leave_and_the_ledger_keeps_them(store_url: str) -> None:
     """F-20."""
     async with kit_on(store_url) as (kit, clock):
         for nth in range(30):
@@ -98,7 +98,7 @@ async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(store_ur
         assert "a c:ai g0" not in await fields_of_grants(kit, "acme")
 
 
-async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(store_url: str) -> None:
+async def test_at_most_256_grants_are_live_and_the_next_is_refused(store_url: str) -> None:
     """F-20."""
     async with kit_on(store_url) as (kit, clock):
         for nth in range(255):
@@ -123,7 +123,7 @@ async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(st
             await kit.grants.add("acme", {"pages": 1}, grant_id="four")
 
 
-async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(store_url: str) -> None:
+async def test_a_grant_id_that_races_for_two_things_grants_one(store_url: str) -> None:
     """F-27."""
     async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
         for nth in range(30):
@@ -142,7 +142,7 @@ async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(s
             assert len(lines) in {1, 2}
 
 
-async def test_had_stays_402_in_the_period_in_which_the_last_grant_was_used_up(store_url: str) -> None:
+async def test_used_up_credits_stay_402_until_the_period_ends(store_url: str) -> None:
     """F-20: what has left the list is remembered for as long as it says 402 instead of 429."""
     async with kit_on(store_url) as (kit, clock):
         await kit.grants.add("acme", {"ai": 10}, grant_id="g")

@@ -73,7 +73,7 @@ async def test_grants_of_periods_without_use_count_until_they_expire(store_url: 
         assert sum(line.quantity for line in lines) == 199 * 10**6
 
 
-async def test_a_customer_of_the_default_plan_gets_them_from_its_first_grant_on(store_url: str) -> None:
+async def test_a_default_plan_gives_grants_from_the_first_use_on(store_url: str) -> None:
     clock, text = Clock(JUNE), PLANS.replace("default_plan: none", "default_plan: kept")
     async with kit_at(store_url, clock, text) as kit:
         assert await balance_of(kit, "new") == 100

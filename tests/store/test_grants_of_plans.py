@@ -73,7 +73,7 @@ async def test_two_lines_that_change_places_give_nothing_again(store_url: str) -
             assert await given_of(kit) == 548
 
 
-async def test_plans_that_split_their_credits_otherwise_give_no_more_than_the_best_of_them(
+async def test_plans_that_split_credits_give_no_more_than_the_best(
     store_url: str,
 ) -> None:
     """F-21."""
@@ -89,7 +89,7 @@ async def test_plans_that_split_their_credits_otherwise_give_no_more_than_the_be
         assert (await kit.usage("acme"))["balance"] == {"ai": 544}
 
 
-async def test_a_grant_with_an_id_stays_the_same_where_its_terms_change(store_url: str) -> None:
+async def test_a_grant_with_an_id_stays_one_where_its_terms_change(store_url: str) -> None:
     """F-21."""
     before = plans(pro=["credit: ai, quantity: 20, id: monthly, priority: 10"])
     after = plans(pro=["credit: ai, quantity: 30, id: monthly, priority: 99"])
@@ -102,7 +102,7 @@ async def test_a_grant_with_an_id_stays_the_same_where_its_terms_change(store_ur
         assert grant.grant_id == "plan/2031-06-01/monthly"
 
 
-async def test_lines_that_are_the_same_in_all_but_quantity_are_one_grant(store_url: str) -> None:
+async def test_lines_that_differ_in_quantity_only_are_one_grant(store_url: str) -> None:
     """F-21."""
     text = plans(pro=["credit: ai, quantity: 20", "credit: ai, quantity: 5"])
     async with kit_on(store_url, text) as kit:

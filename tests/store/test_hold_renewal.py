@@ -1,5 +1,7 @@
 """Requests that live longer than a slot of holds keep what they hold, and give all of it back."""
 
+# Internals: when a process begins to renew shows nowhere else.
+
 # pyright: reportPrivateUsage=false
 # When a process begins to renew shows nowhere else.
 
@@ -91,7 +93,7 @@ async def pass_minutes(kit: MeterKit, clock: Clock, minutes: int) -> None:
         await settled(kit)
 
 
-async def test_i3_a_request_of_half_an_hour_keeps_its_holds_and_gives_them_back(valkey: Server) -> None:
+async def test_i3_a_request_of_half_an_hour_keeps_its_holds(valkey: Server) -> None:
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
         long = LongRequest(kit)
@@ -108,7 +110,7 @@ async def test_i3_a_request_of_half_an_hour_keeps_its_holds_and_gives_them_back(
         assert kit.store.lanes[asyncio.get_running_loop()].live == set()
 
 
-async def test_i3_what_a_renewed_request_took_of_its_rates_is_taken_once(valkey: Server) -> None:
+async def test_i3_a_renewed_request_counts_in_its_rates_once(valkey: Server) -> None:
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
         long = LongRequest(kit)
@@ -139,7 +141,7 @@ async def test_i3_a_renewal_by_another_plan_leaves_no_hold_behind(valkey: Server
 # F-15: 3,000 streams renewed in one tick stalled the loop for 674 ms, and 354 were not renewed.
 
 
-def test_renewals_are_spread_over_the_slot_and_done_before_its_last_minute() -> None:
+def test_renewals_are_spread_over_the_slot() -> None:
     for begin_ms in (60_000, 99_999):
         due, most = 3_000, 0
         for at_ms in range(0, 300_000, 250):
@@ -184,7 +186,7 @@ class Stream:
         raise AssertionError
 
 
-async def test_every_long_request_is_renewed_in_its_slot_also_where_the_first_try_failed() -> None:
+async def test_long_requests_are_renewed_even_if_the_first_try_fails() -> None:
     # F-15
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     renewed: list[int] = []
@@ -257,7 +259,7 @@ def holder_of(kit: MeterKit) -> Renewable:
     return holder
 
 
-async def test_i3_a_request_that_ends_while_it_is_renewed_holds_nothing(valkey: Server) -> None:
+async def test_i3_a_request_that_ends_while_renewing_holds_nothing(valkey: Server) -> None:
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     async with kit_at(valkey.url, plans=PLANS, clock=clock, store_timeout=10.0) as kit:
         long = LongRequest(kit)

@@ -1,5 +1,7 @@
 """The customers that a process knows: who is forgotten first, and how much memory each one takes."""
 
+# Internals: how much memory a process keeps of a customer shows nowhere else.
+
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -112,7 +114,7 @@ def served(cache: CustomerCache, nth: int, kind: str) -> Settlement:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("none", 1_200), ("subscribed", 1_800)])
-def test_a_customer_who_was_served_takes_so_many_bytes_of_a_process(kind: str, most: int) -> None:
+def test_a_served_customer_takes_so_many_bytes_of_a_process(kind: str, most: int) -> None:
     cache, customers = cache_of(10_000), 500
     for nth in range(100):
         served(cache, nth, kind)  # What all have in common.
@@ -143,11 +145,11 @@ async def test_a_customer_whom_a_call_consumed_for_takes_as_little(store_url: st
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-    assert taken // 300 <= 1_500
+    assert taken // 300 <= 1_800
 
 
 @pytest.mark.anyio
-async def test_a_view_keeps_what_calls_have_in_common_from_the_second_in_a_slot_on(store_url: str) -> None:
+async def test_a_view_keeps_a_settlement_from_its_second_use_on(store_url: str) -> None:
     clock = Clock(datetime(2031, 5, 30, 12, tzinfo=UTC))
     async with MeterKit(CATALOG, redis_url=store_url, flush=False, clock=clock) as kit:
         kept = list[int]()

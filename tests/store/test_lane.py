@@ -1,5 +1,7 @@
 """The lane: storms of calls over a network that delays, loses and cuts; timeouts; coming back."""
 
+# Internals: storms of calls, which kits hide.
+
 from __future__ import annotations
 
 import asyncio
@@ -118,9 +120,7 @@ async def storm(proxy: TcpProxy, modes: list[Mode], callers: list[Any], dice: ra
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.whole) for n in (2, 3))])
-async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
-    proxy: TcpProxy, seed: int
-) -> None:
+async def test_a_storm_of_calls_never_gets_a_foreign_reply(proxy: TcpProxy, seed: int) -> None:
     dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
     sockets, tasks = open_sockets(), asyncio.all_tasks()
     lane = lane_to(proxy.port, timeout_s=0.05)
@@ -214,7 +214,7 @@ async def test_i7_a_storm_over_a_slow_network_leaves_no_hold(
 
 
 @pytest.mark.parametrize("seed", [21, pytest.param(22, marks=pytest.mark.whole)])
-async def test_i7_holds_of_replies_that_were_lost_vanish_within_ten_minutes(
+async def test_i7_holds_of_lost_replies_vanish_within_ten_minutes(
     valkey: Server, proxy: TcpProxy, seed: int
 ) -> None:
     clock = Clock()
@@ -293,7 +293,7 @@ async def test_i1_a_lost_script_costs_one_more_call_and_one_load(valkey: Server)
 # Hung, and back.
 
 
-async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: Server) -> None:
+async def test_i9_a_hung_server_costs_one_timeout_and_no_hold(valkey: Server) -> None:
     async with kit_at(valkey.url, store_timeout=2.0) as kit:
         app = metered(kit)
         await Client(app).get("acme")
@@ -374,7 +374,7 @@ async def test_i9_the_first_requests_wait_for_the_first_connection(valkey: Serve
     await kit.stop()
 
 
-async def test_a_first_request_that_is_cancelled_does_not_stop_the_lane_from_connecting(
+async def test_a_cancelled_first_request_lets_the_lane_connect(
     valkey: Server,
 ) -> None:
     for steps in range(1, 8):
@@ -390,7 +390,7 @@ async def test_a_first_request_that_is_cancelled_does_not_stop_the_lane_from_con
         await kit.stop()
 
 
-async def test_a_store_of_other_settings_is_refused_at_the_start_and_by_every_request(valkey: Server) -> None:
+async def test_a_store_of_other_settings_is_refused(valkey: Server) -> None:
     async with kit_at(valkey.url, shards=4):
         pass
     kit = kit_at(valkey.url, shards=8)
@@ -402,7 +402,7 @@ async def test_a_store_of_other_settings_is_refused_at_the_start_and_by_every_re
     await kit.stop()
 
 
-async def test_i12_a_store_of_an_older_format_is_refused_with_what_to_do(valkey: Server) -> None:
+async def test_i12_a_store_of_an_older_format_is_refused(valkey: Server) -> None:
     valkey.command("HSET", "mk:meta", "format", FORMAT - 1, "shards", 4)
     said = rf"by an older release of meterkit \(format {FORMAT - 1}; .* deliver what is pending with that"
     with pytest.raises(SettingsError, match=said):
@@ -513,7 +513,7 @@ def _as_a_store_that_works(words: list[bytes]) -> bytes:
     return b":0\r\n" if words[1].decode() == RETIRE.sha else b"*2\r\n:0\r\n:1795000000000\r\n"
 
 
-async def test_the_real_refusals_of_a_replica_and_of_a_full_server_are_healed_without_a_restart(
+async def test_refusals_of_replicas_and_full_servers_heal(
     tmp_path: Any,
 ) -> None:
     with spawn_server(directory=tmp_path) as server:
@@ -538,7 +538,7 @@ async def test_the_real_refusals_of_a_replica_and_of_a_full_server_are_healed_wi
 # I2.
 
 
-async def test_i2_a_request_that_one_of_several_limits_refuses_leaves_every_counter_as_it_was(
+async def test_i2_a_request_that_one_limit_refuses_changes_no_counter(
     valkey: Server,
 ) -> None:
     async with kit_at(valkey.url) as kit:
@@ -560,7 +560,7 @@ async def test_i2_a_request_that_one_of_several_limits_refuses_leaves_every_coun
             assert before == _without_clock(counters(valkey, "acme"))
 
 
-async def test_i2_a_request_over_the_concurrency_limit_leaves_every_counter_as_it_was(valkey: Server) -> None:
+async def test_i2_a_request_over_the_concurrency_changes_no_counter(valkey: Server) -> None:
     entered, leave = asyncio.Semaphore(0), asyncio.Event()
 
     async def waits(scope: Any, receive: Any, send: Any) -> None:
@@ -606,7 +606,7 @@ async def test_upkeep_that_fails_is_told(valkey: Server, caplog: pytest.LogCaptu
     assert str(record.exc_info[1]) == "a bug"
 
 
-async def test_i12_a_store_of_a_newer_format_is_refused_with_what_to_do(valkey: Server) -> None:
+async def test_i12_a_store_of_a_newer_format_is_refused(valkey: Server) -> None:
     async with kit_at(valkey.url):
         pass
     valkey.command("HSET", "mk:meta", "format", FORMAT + 1)

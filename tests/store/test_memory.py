@@ -1,5 +1,7 @@
 """The store within the process stands in for a real one."""
 
+# Internals: what stands in for a connection shows nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Names of the store's host: a resolver that hangs costs the app nothing, and is asked once at a time."""
 
+# Internals: how often a name is looked up shows nowhere else.
+
 from __future__ import annotations
 
 import asyncio
@@ -67,9 +69,7 @@ async def connected(port: int | None) -> Connection:
 
 
 @pytest.mark.each_loop
-async def test_i9_a_resolver_that_hangs_keeps_no_thread_from_the_app_and_is_heard_however_late(
-    store_url: str, resolver: Resolver
-) -> None:
+async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(store_url: str, resolver: Resolver) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     url = f"redis://{NAME}:{urlsplit(store_url).port}/0"
     async with kit_at(url, store_timeout=0.25, start_timeout=1) as kit:
@@ -99,7 +99,7 @@ async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolve
 
 
 @pytest.mark.parametrize(("fresh_s", "found"), [(60.0, "127.0.0.1"), (0.0, "127.0.0.2")])
-async def test_what_is_found_too_late_is_for_whoever_asks_next_and_soon(
+async def test_an_address_found_too_late_serves_the_next_call(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, fresh_s: float, found: str
 ) -> None:
     monkeypatch.setattr("meterkit.redis.names._FRESH_S", fresh_s)
@@ -140,7 +140,7 @@ os.waitpid(child, 0)
 """
 
 
-def test_a_child_of_a_process_that_was_looking_up_a_name_looks_it_up_itself() -> None:
+def test_a_child_forked_amid_a_lookup_asks_again() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED],
         capture_output=True,

@@ -64,7 +64,7 @@ async def test_an_intent_is_shown_with_all_that_is_known_of_it(store_url: str) -
 
 
 @pytest.mark.each_store
-async def test_intents_are_listed_by_state_and_customer_the_oldest_first(store_url: str) -> None:
+async def test_intents_are_listed_by_state_and_customer(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme", "zeta")
         at.emulator.fail_next("error", status=429, times=None)
@@ -111,7 +111,7 @@ async def test_who_has_done_it_need_not_be_said(store_url: str) -> None:
     assert (entry.after, entry.cause) == ("parked by hand", "api")
 
 
-async def test_what_stripe_refused_for_certain_is_sent_again_under_its_identifier_at_any_time(
+async def test_a_refused_intent_is_redriven_under_its_identifier(
     store_url: str,
 ) -> None:
     async with sealed(store_url, **NO_CUSTOMER) as (at, intent):
@@ -149,7 +149,7 @@ async def test_what_stripe_may_have_is_only_compared_after_23_hours(store_url: s
         assert await states(at) == {"parked": 6}
 
 
-async def test_what_is_dropped_is_dead_and_entered_and_lets_its_customer_be_deleted(store_url: str) -> None:
+async def test_a_dropped_intent_is_dead_and_frees_its_customer(store_url: str) -> None:
     async with sealed(store_url, **NO_CUSTOMER) as (at, intent):
         with pytest.raises(MeterkitError, match="parked or dead"):
             await at.kit.customers.delete("acme")
@@ -171,7 +171,7 @@ async def test_what_is_dropped_is_dead_and_entered_and_lets_its_customer_be_dele
         await at.kit.customers.delete("acme")
 
 
-async def test_the_minute_of_what_was_dropped_is_not_given_to_another_customer(store_url: str) -> None:
+async def test_the_minute_of_a_dropped_intent_is_not_given_to_another(store_url: str) -> None:
     async with sealed(store_url, status=500, when="after") as (at, intent):
         await at.kit.outbox.drop(intent.identifier, reason="by hand")
         await at.kit.customers.unlink("acme")
@@ -213,7 +213,7 @@ async def test_what_is_being_sent_is_left_alone(store_url: str) -> None:
         assert await states(at) == {"delivered": 6}
 
 
-async def test_totals_that_cannot_be_counted_in_keep_an_intent_where_it_is(store_url: str) -> None:
+async def test_damaged_totals_keep_an_intent_where_it_is(store_url: str) -> None:
     async with sealed(store_url, status=429) as (at, intent):
         client: Any = (await at.kit.store.admin()).client
         totals = at.kit.store.keys.customer("acme").totals

@@ -1,5 +1,7 @@
 """What the scripts make of a packed field: its numbers, or an error; never a zero in their place."""
 
+# Internals: a pure table of packed fields, in Lua and in Python.
+
 from __future__ import annotations
 
 import re

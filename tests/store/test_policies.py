@@ -1,3 +1,7 @@
+"""The policies of a plan, in the order in which they are weighed."""
+
+# Internals: a pure table of policies.
+
 from __future__ import annotations
 
 from typing import Literal
@@ -34,7 +38,7 @@ def rate(limit: int, window_ms: int, window: str) -> Rate:
     return Rate(limit=limit, window_ms=window_ms, algorithm="sliding-window", burst=limit, window=window)
 
 
-def test_rates_come_first_in_order_then_the_period_then_concurrency() -> None:
+def test_policies_are_rates_then_the_period_then_concurrency() -> None:
     given = entitlement(
         rate(1000, 3_600_000, "1h"), rate(20, 1000, "1s"), included=10_000, overage=DENY, concurrency=4
     )

@@ -1,5 +1,7 @@
 """F-67: the embedded store trusts nobody else's directory, links or sockets."""
 
+# Internals: an embedded server without a kit around it.
+
 from __future__ import annotations
 
 import os

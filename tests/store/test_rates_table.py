@@ -1,5 +1,7 @@
 """How a rate is brought forward to an instant: the script's function itself, case by case."""
 
+# Internals: the arithmetic of rates, in Lua and in Python.
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -108,7 +110,7 @@ def test_a_bucket_is_exact(
     counted=st.integers(0, 10**6),
     previous=st.integers(0, 10**6),
 )
-def test_the_arithmetic_of_a_process_without_its_store_is_the_scripts(
+def test_rates_in_process_count_as_the_script_does(
     advance: Advance,
     kind: int,
     window_ms: int,
@@ -129,7 +131,7 @@ def test_the_arithmetic_of_a_process_without_its_store_is_the_scripts(
     assert [*found, used] == expected
 
 
-def test_a_sliding_window_admits_less_than_twice_its_limit_in_any_hour(advance: Advance) -> None:
+def test_a_sliding_window_admits_less_than_twice_its_limit(advance: Advance) -> None:
     """F-20h: at worst 199 of 100, as the documentation says."""
     limit, at_the_end_ms = 100, HOUR_MS - 1
     slot, *_ = advance(SLIDING, HOUR_MS, 0, at_the_end_ms, 0, 0, 0)
@@ -140,7 +142,7 @@ def test_a_sliding_window_admits_less_than_twice_its_limit_in_any_hour(advance: 
 
 
 @pytest.mark.parametrize(("limit", "admitted"), [(100, 99), (10, 9), (2, 1)])
-def test_a_sliding_window_admits_even_traffic_one_short_of_its_limit(limit: int, admitted: int) -> None:
+def test_a_sliding_window_admits_even_traffic_one_short(limit: int, admitted: int) -> None:
     """As the documentation says: the estimate is rounded up."""
     state, found = (0, 0, 0), 0
     for number in range(10 * limit):

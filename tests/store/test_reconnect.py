@@ -1,5 +1,7 @@
 """Connections that are lost, refused, hung, or lead to a server that takes no writes: made anew, and soon."""
 
+# Internals: errors and connections that no server makes at will.
+
 # pyright: reportPrivateUsage=false
 # A few tests look at connections that nothing shows.
 
@@ -174,7 +176,7 @@ async def test_i9_attempts_go_on_although_somebody_cancels_every_task(
     assert "connecting to the store failed" not in caplog.text
 
 
-async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others(
+async def test_i9_a_settlement_that_cannot_be_packed_blocks_no_other(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-9: the task that sends what waits ended with an error, and nobody began another.
@@ -199,7 +201,7 @@ async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others
         assert "cannot be packed: KeyError('requests')" in caplog.text
 
 
-async def test_i9_the_flusher_goes_on_although_the_store_was_away_when_it_began(
+async def test_i9_the_flusher_starts_although_the_store_was_down(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-9: a task that ends is begun again.
@@ -224,7 +226,7 @@ async def test_i9_the_flusher_goes_on_although_the_store_was_away_when_it_began(
 # F-10: calls wait for a connection that is being made.
 
 
-async def test_i3_connections_killed_every_30_ms_let_nobody_past_the_ceiling(
+async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-10: 1,400 of 4,635 were served over a ceiling of 100, the store being up all the time.
@@ -289,7 +291,7 @@ async def test_i9_a_call_waits_for_the_next_connection(proxy: TcpProxy) -> None:
         assert await used(kit, "acme") == (1, 0)
 
 
-async def test_i9_a_call_waits_one_timeout_in_all_and_later_ones_not_at_all(proxy: TcpProxy) -> None:
+async def test_i9_one_call_waits_a_timeout_and_later_ones_fail_at_once(proxy: TcpProxy) -> None:
     # F-10
     async with kit_at(proxy.url, store_timeout=2.0) as kit:
         lane = lane_of(kit)
@@ -307,7 +309,7 @@ async def test_i9_a_call_waits_one_timeout_in_all_and_later_ones_not_at_all(prox
             assert passed_s() - first_s < 4.0
 
 
-async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_than_the_rest(
+async def test_i9_connecting_and_asking_take_one_timeout_together(
     valkey: Server,
 ) -> None:
     # F-10: first for a connection, then for the reply: one timeout for both together.
@@ -337,7 +339,7 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
         await eventually(lambda: call.orphans == [[0, b"late"]])
 
 
-async def test_what_was_not_sent_when_the_connection_ended_goes_over_the_next_one(valkey: Server) -> None:
+async def test_an_unsent_call_goes_over_the_next_connection(valkey: Server) -> None:
     # F-10
     async with kit_at(valkey.url, store_timeout=5.0) as kit:
         lane = lane_of(kit)
@@ -347,9 +349,7 @@ async def test_what_was_not_sent_when_the_connection_ended_goes_over_the_next_on
         assert (await future)[1] == b"unsent"
 
 
-async def test_a_call_cancelled_while_it_waits_for_a_connection_is_never_sent(
-    valkey: Server, proxy: TcpProxy
-) -> None:
+async def test_a_call_cancelled_while_it_waits_is_never_sent(valkey: Server, proxy: TcpProxy) -> None:
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
         await proxy.set("refuse")
         await eventually(lambda: not lane_of(kit).connected)
@@ -403,9 +403,7 @@ async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCa
 
 @pytest.mark.parametrize("seconds", [7])
 @pytest.mark.each_loop
-async def test_i7_a_server_that_hung_for_seven_seconds_holds_nothing_afterwards(
-    valkey: Server, seconds: int
-) -> None:
+async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server, seconds: int) -> None:
     # F-11: replies that came after 5.25 s were not read, and what they held was held for ten minutes.
     async with kit_at(valkey.url, store_timeout=0.25) as kit:
         app = metered(kit)
@@ -596,7 +594,7 @@ def connector_to(server: Server) -> Connector:
     return lambda on_end: connect(address, [FENCE], timeout_s=5.0, on_end=on_end)
 
 
-async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey: Server) -> None:
+async def test_i9_a_connection_that_ends_before_use_is_made_again(valkey: Server) -> None:
     right, unsent = connector_to(valkey), list[asyncio.Future[Any]]()
 
     async def ends_at_once(on_end: OnEnd) -> AnyConnection:
@@ -616,7 +614,7 @@ async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey:
     await lane.stop(drain_s=1.0)
 
 
-async def test_stopping_ends_attempts_that_take_the_cancellation_for_a_failure() -> None:
+async def test_stopping_ends_attempts_that_swallow_cancellation() -> None:
     begun, tries = asyncio.Event(), 0
 
     async def deaf(_: OnEnd) -> AnyConnection:
@@ -636,7 +634,7 @@ async def test_stopping_ends_attempts_that_take_the_cancellation_for_a_failure()
     assert tries == 1
 
 
-async def test_i9_a_call_that_cannot_be_sent_leaves_the_connection_to_the_next_ones(
+async def test_i9_a_call_that_cannot_be_packed_blocks_no_other(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
@@ -658,7 +656,7 @@ async def test_i9_a_call_that_cannot_be_sent_leaves_the_connection_to_the_next_o
     await lane.stop(drain_s=1.0)
 
 
-async def test_i9_an_error_of_no_known_kind_does_not_end_the_sending_of_settlements(
+async def test_i9_an_unknown_error_does_not_end_the_settling(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.redis.producer._PAUSE_MAX_S", 0.01)

@@ -1,18 +1,24 @@
-"""The reconnector by itself: how often it tries, and what becomes of those who wait for it."""
+"""The reconnector by itself: how often it tries, what becomes of those who wait, and what it says of that."""
+
+# Internals: its clock and its connections are the test's.
+
+# pyright: reportPrivateUsage=false
+# What ends a connection, and the clock, are the test's.
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meterkit.errors import SettingsError, StoreError
+from meterkit.errors import StoreError
 from meterkit.redis.breaker import Reconnector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
@@ -100,7 +106,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-async def test_i9_a_store_that_is_away_is_tried_after_pauses_of_half_a_second_at_most(
+async def test_i9_pauses_between_attempts_grow_to_half_a_second(
     pauses: list[float],
 ) -> None:
     store = Store(is_there=False)
@@ -111,7 +117,7 @@ async def test_i9_a_store_that_is_away_is_tried_after_pauses_of_half_a_second_at
     assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
 
-async def test_a_server_that_does_not_serve_is_not_connected_to_again_and_again(pauses: list[float]) -> None:
+async def test_an_unfit_server_is_tried_with_growing_pauses(pauses: list[float]) -> None:
     store = Store(becomes=lambda line: setattr(line, "is_unfit", True))
 
     def end(line: Line | None) -> None:
@@ -125,25 +131,7 @@ async def test_a_server_that_does_not_serve_is_not_connected_to_again_and_again(
     assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
 
-async def test_after_a_connection_that_lasted_the_next_is_made_at_once(
-    pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.redis.breaker._STEADY_S", 0.0)
-    store = Store(is_there=False)
-    reconnector = reconnector_to(store)
-    reconnector.begin()
-    await until(lambda: store.tries == 3)
-    store.is_there = True
-    await reconnector.connected()
-    pauses.clear()
-    store.made[0].is_unfit = True
-    store.made[0].end()
-    await reconnector.connected()
-    assert pauses == []
-    await reconnector.stop()
-
-
-async def test_a_silence_of_a_timeout_opens_the_breaker_at_once_and_a_connection_closes_it() -> None:
+async def test_silence_opens_the_breaker_and_a_connection_closes_it() -> None:
     store = Store()
     reconnector = reconnector_to(store)
     reconnector.begin()
@@ -160,79 +148,7 @@ async def test_a_silence_of_a_timeout_opens_the_breaker_at_once_and_a_connection
     await reconnector.stop()
 
 
-async def test_a_breaker_that_is_not_needed_any_more_does_not_open() -> None:
-    store = Store(is_there=False)
-    reconnector = reconnector_to(store, timeout_s=0.1)
-    reconnector.begin()
-    await until(lambda: store.tries == 1)
-    for task in asyncio.all_tasks():
-        if "_connect" in getattr(task.get_coro(), "__qualname__", ""):
-            task.cancel()  # Somebody does; then it begins once more.
-    store.is_there = True
-    await reconnector.connected()
-    await _sleep(0.15)
-    assert (reconnector.is_open, reconnector.opened) == (False, 0)
-    await reconnector.stop()
-
-
-async def test_who_waits_for_a_connection_is_told_when_none_will_come() -> None:
-    store = Store(is_there=False)
-    reconnector = reconnector_to(store)
-    reconnector.begin()
-    waiting = reconnector.call(cast("Any", None))
-    reaching = asyncio.ensure_future(reconnector.reach(3600))
-    await until(lambda: store.tries == 1)
-    await reconnector.stop()
-    with pytest.raises(StoreError, match="it is away"):
-        await waiting
-    await asyncio.wait_for(reaching, 240)
-    with pytest.raises(StoreError, match="it is away"):
-        reconnector.call(cast("Any", None))
-
-
-async def test_no_connection_is_left_open_that_ended_before_it_was_used() -> None:
-    store = Store(becomes=lambda line: setattr(line, "open", False))
-    reconnector = reconnector_to(store)
-    reconnector.begin()
-    await until(lambda: len(store.made) == 2)
-    await reconnector.stop()
-    assert all(line.gone for line in store.made[:2])
-
-
-async def test_an_outage_after_the_start_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    store = Store()
-    reconnector = reconnector_to(store)
-    await reconnector.reach(5)
-    store.is_there = False
-    store.made[0].silent_s = 5.0
-    await store.made[0].end_soon()
-    assert [record.getMessage() for record in caplog.records] == ["it has ended; trying again until it can"]
-    await reconnector.stop()
-
-
-async def test_what_was_wrong_with_the_settings_is_not_said_of_a_later_outage() -> None:
-    store = Store()
-    errors: list[Exception] = [SettingsError("redis_url", "another store")]
-
-    async def connect(on_end: OnEnd) -> AnyConnection:
-        if errors:
-            raise errors.pop()
-        return await store.connect(on_end)
-
-    reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)
-    with pytest.raises(SettingsError):
-        await asyncio.wait_for(reconnector.reach(3600), 240)
-    await reconnector.connected()
-    store.is_there = False
-    store.made[0].silent_s = 5.0
-    await store.made[0].end_soon()
-    assert type(reconnector.trouble) is StoreError
-    # Nor is it waited for again: it was last reached long ago.
-    await asyncio.wait_for(reconnector.reach(0), 240)
-    await reconnector.stop()
-
-
-async def test_a_connection_that_ends_at_once_is_made_again_while_the_start_waits() -> None:
+async def test_a_start_waits_for_a_connection_that_lasts() -> None:
     """F-233: the start returned without a store, although it had time left."""
     store = Store()
     store.becomes = lambda line: None if len(store.made) > 1 else ends_in_the_same_turn(line)
@@ -249,7 +165,7 @@ def ends_in_the_same_turn(line: Line) -> None:
     asyncio.get_running_loop().call_soon(line.end)
 
 
-async def test_a_store_of_its_own_is_waited_for_until_the_first_attempt_ends() -> None:
+async def test_an_own_store_is_waited_for_until_its_first_attempt_ends() -> None:
     """F-233: a busy machine took longer to start it than a store is waited for that runs already."""
     may_connect = asyncio.Event()
     store = Store()
@@ -268,8 +184,163 @@ async def test_a_store_of_its_own_is_waited_for_until_the_first_attempt_ends() -
     await reconnector.stop()
 
 
-async def test_a_store_of_its_own_that_does_not_start_is_not_waited_for() -> None:
-    reconnector = reconnector_to(Store(is_there=False))
-    await asyncio.wait_for(reconnector.reach(0, is_own=True), 240)
-    assert reconnector.connection is None
-    await reconnector.stop()
+# A store that comes and goes is told once, and then once a minute; an outage that lasts always is.
+
+
+@dataclass
+class Timer:
+    """What is to be done at a time."""
+
+    at: float
+    do: Callable[..., object]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class Clock:
+    """Stands in for an event loop of which time is moved on by hand; what is due runs then."""
+
+    now: float = 1000.0
+    timers: list[Timer] = field(default_factory=list["Timer"])
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, at: float, do: Callable[..., object], *_: object) -> asyncio.TimerHandle:
+        timer = Timer(at, do)
+        self.timers.append(timer)
+        return cast("asyncio.TimerHandle", timer)
+
+    def create_task(self, work: Any) -> asyncio.Task[Any]:
+        return asyncio.get_running_loop().create_task(work)
+
+    def advance(self, seconds: float) -> None:
+        until = self.now + seconds
+        while due := [timer for timer in self.timers if timer.at <= until]:
+            timer = min(due, key=lambda timer: timer.at)
+            self.timers.remove(timer)
+            self.now = max(self.now, timer.at)
+            if not timer.is_cancelled:
+                timer.do()
+        self.now = until
+
+
+class Silent:
+    """A connection whose server owes an answer, or ``ended`` by the server."""
+
+    open, is_unfit, gone = True, False, True
+
+    def __init__(self, silent_s: float) -> None:
+        self.silent_s = silent_s
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+@dataclass
+class Link:
+    """A reconnector whose server is there, or not."""
+
+    clock: Clock
+    silent_s: float
+    is_there: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def connect(self, _: object) -> AnyConnection:
+        await self.is_there.wait()
+        return cast("AnyConnection", Silent(self.silent_s))
+
+    def begin(self) -> None:
+        self.reconnector = Reconnector(self.connect, timeout_s=0.25, on_change=lambda _: None)
+        self.reconnector._loop = cast("asyncio.AbstractEventLoop", self.clock)
+        self.reconnector._away_since = self.clock.now
+        self.reconnector._said_at = self.reconnector._told_at = self.clock.now - 3600
+        self.is_there.set()
+        self.reconnector.begin()
+
+    def end(self) -> None:
+        connection = self.reconnector.connection
+        assert connection is not None
+        self.is_there.clear()
+        self.reconnector._on_end(connection, "it is silent", [])
+
+    async def back(self) -> None:
+        self.is_there.set()
+        await self.reconnector.connected()
+        if self.reconnector._task is not None:  # It has ended; who began it is told in the next tick.
+            await asyncio.wait([self.reconnector._task])
+
+    async def blip(self, after_s: float) -> None:
+        """Go away after so many seconds, for 0.35; it is known after 0.25 more."""
+        self.clock.advance(after_s)
+        self.end()
+        self.clock.advance(0.35)
+        await self.back()
+
+
+@asynccontextmanager
+async def link(silent_s: float = 0.25) -> AsyncGenerator[Link]:
+    made = Link(Clock(), silent_s)
+    made.begin()
+    await made.back()
+    try:
+        yield made
+    finally:
+        await made.reconnector.stop()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+AWAY = "it is silent; trying again until it can"
+
+
+async def test_a_store_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async with link() as at:
+        for _ in range(12):
+            await at.blip(9)
+        at.clock.advance(600)
+        await at.blip(1)
+        assert said(caplog) == [
+            AWAY,
+            "the store is back after 0.6 s",
+            "the store was away again, 6 times within 60 s; it is there now",
+            "the store was away again, 5 times within 60 s; it is there now",
+            AWAY,
+            "the store is back after 0.6 s",
+        ]
+        assert at.reconnector.opened == 13
+
+
+async def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with link() as at:
+        await at.blip(5)
+        await at.blip(5)
+        at.clock.advance(5)
+        at.end()
+        at.clock.advance(45)
+        assert said(caplog)[2:] == []
+        at.clock.advance(60)
+        assert said(caplog)[2:] == [f"{AWAY} (it was away once more since the last such line)"]
+        await at.back()
+        assert said(caplog)[3:] == ["the store is back after 105.2 s"]
+
+
+async def test_connections_that_keep_ending_are_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with link(silent_s=0) as at:
+        for _ in range(8):
+            at.clock.advance(10)
+            at.end()
+            await at.back()
+        ended = "the store's connection ended: it is silent; connecting again"
+        assert said(caplog) == [
+            ended,
+            "the store is connected again",
+            f"{ended} (and 5 times more since the last such line)",
+            "the store is connected again",
+        ]

@@ -111,7 +111,7 @@ async def test_a_plan_that_the_file_does_not_have_is_named_once(
         assert "default plan 'free'" in alarm.getMessage()
 
 
-async def test_usage_of_this_period_is_recorded_whatever_this_process_believes_the_period_is(
+async def test_usage_of_this_period_is_recorded_by_a_stale_process(
     store_url: str,
 ) -> None:
     """F-24: a year's plan, of which the process has not heard yet."""
@@ -126,7 +126,7 @@ async def test_usage_of_this_period_is_recorded_whatever_this_process_believes_t
         assert (row["recorded"], row["late"]) == (7, 0)
 
 
-async def test_late_usage_is_billed_in_the_next_period_marked_and_told_once(
+async def test_late_usage_is_billed_in_the_next_period(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-24."""
@@ -154,7 +154,7 @@ async def test_late_usage_is_billed_in_the_next_period_marked_and_told_once(
         assert (totals[f"{to_ms(JULY)}|{token}m"], totals[f"{to_ms(JULY)}|{token}i"]) == ("14", "10")
 
 
-async def test_late_usage_goes_to_the_dead_letters_where_the_plans_file_says_so(
+async def test_late_usage_goes_to_the_dead_letters_if_asked(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-24."""
@@ -175,7 +175,7 @@ async def test_late_usage_goes_to_the_dead_letters_where_the_plans_file_says_so(
         assert totals[f"{to_ms(JUNE)}|{meter_token('tokens')}u"] == "7"
 
 
-async def test_late_usage_of_a_period_in_which_nothing_was_used_is_late_all_the_same(
+async def test_late_usage_of_a_period_without_use_is_late(
     store_url: str,
 ) -> None:
     """F-24."""
@@ -199,7 +199,7 @@ async def test_usage_of_the_future_and_naive_times_are_refused(store_url: str) -
         assert (await row_of(kit))["recorded"] == 1
 
 
-async def test_i5_late_usage_is_late_in_its_own_period_and_reported_once(store_url: str) -> None:
+async def test_i5_late_usage_is_reported_once(store_url: str) -> None:
     """F-24."""
     async with kit_on(store_url) as (kit, clock):
         await kit.customers.link("acme", "cus_acme")

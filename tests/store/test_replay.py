@@ -1,21 +1,27 @@
-"""What had been sent before it came into a spool: applied once, by the word of its producer of then."""
+"""A record of the spool: read as it was written, and applied once, by the word of its producer of then."""
+
+# Internals: a pure table of records; what had been sent before cannot be timed from outside.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from faults.refusals import kit_at, used
+from faults.refusals import catalog, kit_at, used
+from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import meter_field
 from meterkit.redis.settling import NEVER_SENT, Sent
-from meterkit.store.hold import Used
-from meterkit.store.replay import Replay, write
+from meterkit.redis.url import parse_redis_url
+from meterkit.store.hold import Correction, Held, Mark, Used
+from meterkit.store.replay import Replay, read, write
 from meterkit.store.settlement import Settlement
+from meterkit.store.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterkit.store.views import CustomerCache
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +42,7 @@ QUANTITIES: Final = (5, 7)
         pytest.param(None, 5, 0, 7, id="the store has no record of what it had acknowledged"),
     ],
 )
-async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_store_may_have_it(
+async def test_i6_spooled_usage_the_store_may_have_counts_once(
     valkey: Server, tmp_path: Path, kept: int | None, acknowledged: int, recorded: int, lost: int
 ) -> None:
     async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
@@ -61,7 +67,7 @@ async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_sto
 
 
 @pytest.mark.parametrize(("is_own", "lost"), [(False, 5), (True, 0)])
-async def test_i11_what_was_never_sent_is_recorded_and_tells_of_the_producer_before_it(
+async def test_i11_unsent_records_tell_what_their_producer_lost(
     valkey: Server, tmp_path: Path, is_own: bool, lost: int
 ) -> None:
     # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
@@ -80,7 +86,7 @@ async def test_i11_what_was_never_sent_is_recorded_and_tells_of_the_producer_bef
 
 
 @pytest.mark.parametrize("value", ["a key of another type", "a field that is no number"])
-async def test_i11_what_follows_on_one_that_can_never_be_applied_is_recorded(
+async def test_i11_a_record_that_cannot_be_applied_blocks_no_other(
     valkey: Server, tmp_path: Path, value: str
 ) -> None:
     async with kit_at(valkey.url, shards=1, spool_dir=tmp_path) as kit:
@@ -105,3 +111,82 @@ async def test_i11_what_follows_on_one_that_can_never_be_applied_is_recorded(
         await replay.send(records)
         assert (await used(kit, "globex", "tokens"), replay.lost) == ((10, 0), 1)
         assert replay.done == {0: 3}
+
+
+# A record is read as it was written, by whichever release wrote it.
+
+
+AT_MS = 1_800_000_000_000
+SENT = Sent("mk:{3}:w:abc", 7, 5)
+
+
+@pytest.fixture
+def cache() -> CustomerCache:
+    return Store(parse_redis_url("redis://127.0.0.1:6379/0"), catalog()).cache
+
+
+def said(settlement: Settlement) -> dict[str, Any]:
+    """All that is applied of a settlement, but for when."""
+    names = ("customer", "held", "slot", "used", "correction", "event", "mark")
+    return {name: getattr(settlement, name) for name in names} | {"anonymous": settlement.view.anonymous}
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"used": Used.of({"requests": 1})},
+        {"used": Used(rated={"requests": 1})},
+        {"used": Used.of({"tokens": 10**15 - 1}, model="großes", provider='of "one\'s" own')},
+        {"used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={})},
+        {"used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={"tokens": 2})},
+        {"held": Held({"tokens": 9}, ("requests",), 6_000_000)},
+        {"held": Held({"tokens": 9}, (), 6_000_000, {"tokens": 1_500})},
+        {
+            "held": Held({"tokens": 9}, (), 6_000_000),
+            "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5),
+        },
+        {"used": Used.of({"requests": 1}), "event": EventMark("mk:{3}:e:0a", "order-1", {"requests": 1})},
+        {"used": Used.of({"requests": 1}), "event": EventMark("mk:{3}:e:0b")},
+        {"used": Used.of({"requests": 1}), "mark": Mark("0a" * 16, billed=True)},
+        {"used": Used.of({"requests": 1}), "mark": Mark("0a" * 16, billed=False)},
+    ],
+)
+def test_a_record_is_read_as_it_was_written(
+    cache: CustomerCache, parts: dict[str, Any], *, anonymous: bool
+) -> None:
+    settlement = Settlement(cache.get("192.0.2.1", anonymous=anonymous), **parts)
+    # Requests share their settlement: what is theirs alone is new in each record.
+    for number, at_ms, sent in ((1, AT_MS, None), (2, AT_MS + 9, SENT), (3, AT_MS + 9, None)):
+        found = read(write(settlement, number, at_ms, sent), cache)
+        assert (found.number, found.sent) == (number, sent)
+        assert said(found.settlement) == said(settlement)
+        assert (found.settlement.occurred_ms, found.settlement.rated_ms) == (at_ms, at_ms)
+
+
+def test_an_instant_that_the_app_has_named_stands(cache: CustomerCache) -> None:
+    settlement = Settlement(cache.get("acme"), used=Used.of({"tokens": 5}), occurred_ms=AT_MS - 1000)
+    found = read(write(settlement, 1, AT_MS, None), cache).settlement
+    assert (found.occurred_ms, found.rated_ms) == (AT_MS - 1000, AT_MS)
+
+
+def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> None:
+    record = (
+        b'{"n":4,"c":"acme","at":1800000000000,"anonymous":true,"sent":["mk:{3}:w:abc",7,5],'
+        b'"recorded":{"tokens":3},"rated":{"tokens":4},"measured":{},"dimensions":{"model":"m"},'
+        b'"held":[{"tokens":9},["requests"],6000000],"correction":[{"tokens":9},["a","b"],5],'
+        b'"event":"mk:{3}:e:0a","mark":["0a",true]}'
+    )
+    number, settlement, sent = read(record, cache)
+    assert (number, sent, settlement.rated_ms) == (4, SENT, AT_MS)
+    assert said(settlement) == {
+        "customer": "acme",
+        "anonymous": True,
+        "held": Held({"tokens": 9}, ("requests",), 6_000_000),
+        "slot": 6_000_000,
+        "used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, {}),
+        "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), 5),
+        "event": EventMark("mk:{3}:e:0a"),
+        "mark": Mark("0a", billed=True),
+    }

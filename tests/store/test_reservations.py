@@ -85,7 +85,7 @@ async def test_what_is_reserved_is_held_and_what_is_captured_counts(store_url: s
         assert await row(kit) == (300, 0, 4700)
 
 
-async def test_what_is_not_captured_is_given_back_whatever_ends_the_block(store_url: str) -> None:
+async def test_a_reservation_that_is_not_captured_is_released(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
@@ -114,7 +114,7 @@ async def test_a_reservation_is_all_or_nothing(store_url: str) -> None:
         assert await row(kit) == (5, 0, 4995)
 
 
-async def test_a_capture_may_exceed_the_limit_and_the_next_decision_refuses(store_url: str) -> None:
+async def test_a_capture_may_exceed_the_limit(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
             await reservation.capture({"output_tokens": 5100})
@@ -150,7 +150,7 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) ->
             await reservation.capture({"output_tokens": 10})
 
 
-async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
+async def test_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
         for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
@@ -180,7 +180,7 @@ async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(store_url: 
     await kit.stop()
 
 
-async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(valkey: Server) -> None:
+async def test_i3_a_cancelled_check_releases_no_other_holds(valkey: Server) -> None:
     async with kit_on(valkey.url) as (kit, _), kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
         for meter, quantity in (("output_tokens", 100), ("seconds", 10)):
             with stopped(valkey):
@@ -193,7 +193,7 @@ async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(valkey:
         assert (await row(kit, "seconds"))[:2] == (0, 50)
 
 
-async def test_i3_a_reservation_that_is_cancelled_as_its_reply_comes_holds_nothing(store_url: str) -> None:
+async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.record("acme", "seconds", 1)
         lane: Any = await kit.store.lane()

@@ -1,5 +1,7 @@
 """Each background task and each command runs as a user with the rights that the documentation prints."""
 
+# Internals: one turn of each background task.
+
 from __future__ import annotations
 
 import asyncio
@@ -230,9 +232,7 @@ async def reach(customer: str) -> Contact:
 
 
 @pytest.mark.anyio
-async def test_the_documented_rights_are_enough_for_each_background_task(
-    server: Server, tmp_path: Path
-) -> None:
+async def test_documented_rights_suffice_for_each_background_task(server: Server, tmp_path: Path) -> None:
     """F-20j: storage notices, period summaries, snapshots and recalculations failed for want of SCAN."""
     over: list[str] = []
     refused(server)

@@ -1,5 +1,7 @@
 """The store where sentinels name the master: found by what most of them say, and anew after a failover."""
 
+# Internals: a pure table of what sentinels say.
+
 from __future__ import annotations
 
 import asyncio
@@ -55,7 +57,7 @@ def replaced(watched: Watched, old: int) -> bool:
     return watched.master.port != old and watched.master.command("ROLE")[0] == "master"
 
 
-async def test_i11_a_failover_under_load_loses_what_was_not_replicated_and_says_how_much() -> None:
+async def test_i11_a_failover_under_load_says_how_much_it_lost() -> None:
     with spawn_watched(down_after_ms=300) as watched:
         async with kit_of(watched.url, store_timeout=2.0) as kit:
             async with under_load(kit) as load:
@@ -72,7 +74,7 @@ async def test_i11_a_failover_under_load_loses_what_was_not_replicated_and_says_
             assert load.slowest_s < 4 * kit.settings.store_timeout
 
 
-async def test_i3_a_failover_that_is_planned_lets_nobody_pass_beyond_the_limit() -> None:
+async def test_i3_a_planned_failover_keeps_the_limit() -> None:
     with spawn_watched() as watched:
         settings: dict[str, Any] = {"shards": 4, "store_timeout": PATIENT_S}
         async with MeterKit(loads(LIMITED), redis_url=watched.url, flush=False, **settings) as kit:
@@ -122,7 +124,7 @@ async def test_i5_i6_what_was_sent_before_a_failover_is_not_sent_again() -> None
             assert (counts["recorded"], lost) == (17, 0)
 
 
-async def test_i6_nothing_is_sent_that_a_replica_which_takes_over_would_not_know(
+async def test_i6_nothing_is_sent_that_the_replica_does_not_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The old master's disk alone has it: what is promoted meanwhile would bill it again.

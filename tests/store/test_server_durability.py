@@ -1,5 +1,7 @@
 """What a server does to the data, and what is delivered from one that keeps nothing."""
 
+# Internals: what a server says of its disk, word by word.
+
 from __future__ import annotations
 
 import logging
@@ -63,7 +65,7 @@ async def bill_and_kill(directory: Path, key: str, **settings: Any) -> tuple[int
     return int(emulator.accepted("cus_acme", "api_requests")), refused
 
 
-async def test_i6_with_a_live_key_nothing_is_delivered_from_a_store_that_forgets(tmp_path: Path) -> None:
+async def test_i6_a_live_key_delivers_nothing_from_a_volatile_store(tmp_path: Path) -> None:
     # F-5a: Debian's default, killed after a delivery, billed 200 for 100.
     billed, refused = await bill_and_kill(tmp_path, LIVE_KEY)
     assert billed == 0
@@ -96,7 +98,7 @@ async def test_a_key_of_an_unknown_kind_counts_as_live() -> None:
     assert not MeterKit(CATALOG, redis_url="redis://none").settings.live
 
 
-async def test_the_flusher_of_an_app_says_at_its_start_that_it_delivers_nothing(
+async def test_an_apps_flusher_says_at_its_start_it_delivers_nothing(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {"stripe_api_key": LIVE_KEY, "flush": True}
@@ -232,7 +234,7 @@ async def way_of(said: dict[str, bytes]) -> str:
             await admin.close()
 
 
-async def test_a_server_that_knows_no_waiting_for_its_disk_is_trusted_by_age(
+async def test_a_server_without_waitaof_is_trusted_by_age(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert await way_of(OLD) == "age"

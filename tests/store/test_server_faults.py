@@ -49,7 +49,7 @@ async def until_used(kit: MeterKit, quantity: int) -> None:
             await anyio.sleep(0.02)
 
 
-async def test_a_read_only_replica_is_named_and_nothing_is_decided_there() -> None:
+async def test_a_read_only_replica_is_named_and_decides_nothing() -> None:
     with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
         async with kit_at(master) as kit:
             await kit.record("acme", "requests", 3)
@@ -75,7 +75,7 @@ async def test_a_connection_that_was_reset_is_not_used_again(valkey: Server) -> 
             await anyio.lowlevel.checkpoint()  # The loop hears of it.
 
 
-async def test_a_full_server_refuses_and_usage_arrives_when_there_is_room() -> None:
+async def test_usage_arrives_once_a_full_server_has_room() -> None:
     with spawn_server("--maxmemory-policy", "noeviction") as server:
         async with kit_at(server) as kit:
             await kit.record("acme", "requests", 3)

@@ -1,5 +1,7 @@
 """What the server's user must be allowed, and what happens where it is not."""
 
+# Internals: the words with which each right is tried.
+
 from __future__ import annotations
 
 import asyncio
@@ -9,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.testing import CliRunner
 
 from drivers.delivery import CATALOG, PLANS, desk, kit_for, until
 from drivers.webhooks import hooked
 from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
-from meterkit.cli.app import app as cli
 from meterkit.delivery.error_reports import take_refusals
 from meterkit.redis import scripts
 from meterkit.redis.server import commands_to_try
@@ -92,7 +92,7 @@ async def walk(url: str, clock: Clock | None = None) -> None:
         await kit.customers.delete("acme")
 
 
-async def test_the_documented_rights_are_enough_for_all_that_a_kit_does(server: Server) -> None:
+async def test_documented_rights_suffice_for_all_that_a_kit_does(server: Server) -> None:
     # F-14: the exact list, by test.
     server.command("ACL", "LOG", "RESET")
     await walk(url_of_user(server))
@@ -101,7 +101,7 @@ async def test_the_documented_rights_are_enough_for_all_that_a_kit_does(server: 
     assert {entry["object"] for entry in refused} <= {"client|setinfo"}
 
 
-async def test_and_for_webhooks_gauges_handlers_and_changes_of_subscriptions(server: Server) -> None:
+async def test_documented_rights_suffice_for_webhooks_and_gauges(server: Server) -> None:
     server.command("ACL", "LOG", "RESET")
     told: list[str] = []
     async with hooked(url_of_user(server)) as at:
@@ -158,29 +158,6 @@ async def test_and_for_streams_refusals_and_what_is_done_by_hand(server: Server)
     assert {entry["object"] for entry in refused} <= {"client|setinfo"}
 
 
-def test_and_for_the_command_line(server: Server, tmp_path: Path) -> None:
-    url, plans = url_of_user(server), tmp_path / "plans.yaml"
-    plans.write_text(WITH_CREDITS)
-    for line in (
-        "customers set-plan acme pro",
-        "customers link acme cus_acme",
-        "grants add acme tokens=10 --id gift",
-        "grants list acme",
-        "usage acme",
-        "customers history acme",
-        "outbox list",
-        "webhooks list",
-        "customers show acme",
-        "customers list",
-        "grants void acme gift",
-        "customers delete acme",
-    ):
-        words = [*line.split(), "--plans", str(plans), "--redis", url]
-        result = CliRunner().invoke(cli, words, catch_exceptions=False)
-        assert (line, result.exit_code) == (line, 0), result.output
-        assert "no right" not in result.output
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -219,7 +196,7 @@ async def test_the_right_to_choose_a_database_is_named(valkey: Server) -> None:
         await MeterKit(CATALOG, redis_url=url, flush=False).start()
 
 
-async def test_a_process_that_ran_before_goes_on_where_a_right_is_taken_away(
+async def test_a_running_process_survives_a_lost_right(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = url_of_user(valkey)
@@ -294,7 +271,7 @@ async def test_a_user_without_scan_starts_and_is_told_what_fails(
     assert said.endswith("Add it: ACL SETUSER app +scan")
 
 
-async def test_where_nothing_may_be_asked_delivery_goes_by_age_and_says_so_once(
+async def test_without_rights_to_ask_delivery_goes_by_age(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-14: it was taken for a store that keeps nothing, and intents went out at once.
@@ -314,7 +291,7 @@ async def test_where_nothing_may_be_asked_delivery_goes_by_age_and_says_so_once(
     assert "whether it evicts keys is not known" in caplog.text
 
 
-async def test_from_a_server_that_keeps_nothing_and_may_not_be_asked_even_a_live_key_delivers(
+async def test_a_live_key_delivers_where_the_server_may_not_be_asked(
     valkey: Server,
 ) -> None:
     # As the page on rights says: meterkit cannot see it.

@@ -88,9 +88,7 @@ class Books:
 
 @pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
 @pytest.mark.each_loop
-async def test_i6_lost_replies_and_cut_connections_lose_nothing_and_count_nothing_twice(
-    proxy: TcpProxy, mode: Any
-) -> None:
+async def test_i6_lost_replies_and_cut_connections_count_each_once(proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         books = Books(kit)
         for cut_after in (0, 1, 7, 33, 100):
@@ -158,7 +156,7 @@ async def test_i4_changes_of_state_under_a_storm_settle_each_once(valkey: Server
             assert found["recorded"] >= found["overage"] >= 0
 
 
-async def test_i4_requests_under_changes_of_plan_are_recorded_once_and_hold_nothing(valkey: Server) -> None:
+async def test_i4_requests_under_changes_of_plan_are_recorded_once(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         app = metered(kit)
 
@@ -192,7 +190,7 @@ async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
         assert await used(kit, "acme", "tokens") == (10, 0)
 
 
-async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(valkey: Server) -> None:
+async def test_an_expired_producer_loses_nothing(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         books = Books(kit)
         books.settle(20)
@@ -208,7 +206,7 @@ async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(
         await books.balance()
 
 
-async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_and_the_rest_goes_on(
+async def test_a_total_beyond_9_times_10_to_the_15_is_refused(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with kit_at(valkey.url) as kit:
@@ -252,9 +250,7 @@ def _recorded(server: Server) -> int:
     return sum(int(value) for name, value in counters(server, "acme").items() if name[4:] in {"i", "o"})
 
 
-async def test_i6_an_event_id_sent_again_after_a_lost_reply_counts_once(
-    proxy: TcpProxy, valkey: Server
-) -> None:
+async def test_i6_an_event_id_counts_once_after_a_lost_reply(proxy: TcpProxy, valkey: Server) -> None:
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         await proxy.set("drop_reply")
         await kit.record("acme", "tokens", 10, event_id="evt-1")
@@ -275,7 +271,7 @@ kit = kit_at({url!r})
 """
 
 
-def test_i6_a_fork_in_the_middle_counts_what_each_process_settles_once(valkey: Server) -> None:
+def test_i6_a_fork_counts_what_each_process_settles_once(valkey: Server) -> None:
     program = HEAD.format(path=[*sys.path[:2], TESTS], url=valkey.url) + textwrap.dedent("""
         import os
         async def child():
@@ -313,7 +309,7 @@ def test_i6_a_fork_in_the_middle_counts_what_each_process_settles_once(valkey: S
     assert (done.stdout, done.stderr) == ("300200\n", "")
 
 
-async def test_i11_a_server_restarted_with_its_append_only_file_loses_nothing(tmp_path: Path) -> None:
+async def test_i11_a_server_restarted_with_its_data_loses_nothing(tmp_path: Path) -> None:
     options = ("--appendonly", "yes", "--appendfsync", "always")
     server = spawn_server(*options, directory=tmp_path)
     async with kit_at(server.url) as kit:
@@ -329,7 +325,7 @@ async def test_i11_a_server_restarted_with_its_append_only_file_loses_nothing(tm
     server.stop()
 
 
-async def test_i11_a_server_restarted_without_data_is_reported_as_a_number(
+async def test_i11_a_server_restarted_without_data_says_how_much(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = spawn_server(directory=tmp_path)
@@ -355,7 +351,7 @@ async def test_i11_a_server_restarted_without_data_is_reported_as_a_number(
 
 @pytest.mark.parametrize("recorded", [0, 4])
 @pytest.mark.parametrize("left", ["nothing", "some"])
-async def test_i11_what_a_store_lost_is_told_however_long_it_was_away(
+async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, left: str
 ) -> None:
     # F-122: away for 1, 3 or 6 s, 10 were lost and 0 told: with the spool the marks were dropped.
@@ -389,7 +385,7 @@ async def test_i11_what_a_store_lost_is_told_however_long_it_was_away(
     server.stop()
 
 
-async def test_i11_a_process_that_is_killed_loses_nothing_that_was_acknowledged(valkey: Server) -> None:
+async def test_i11_a_killed_process_loses_nothing_acknowledged(valkey: Server) -> None:
     program = HEAD.format(path=[*sys.path[:2], TESTS], url=valkey.url) + textwrap.dedent("""
         import os, signal
         async def main():
@@ -412,7 +408,7 @@ async def test_i11_a_process_that_is_killed_loses_nothing_that_was_acknowledged(
     assert held == 0
 
 
-async def test_a_settlement_is_visible_within_250_ms_of_the_responses_end(valkey: Server) -> None:
+async def test_a_settlement_is_visible_within_250_ms(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         app = metered(kit)
         asked, took = 0, list[float]()

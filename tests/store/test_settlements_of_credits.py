@@ -182,7 +182,7 @@ async def test_i3_captures_whose_replies_are_lost_are_paid_once(
         await books.balance()
 
 
-async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(valkey: Server) -> None:
+async def test_i3_captures_on_killed_connections_are_paid_once(valkey: Server) -> None:
     # F-87: a server that works off all that it was sent before it kills leaves nothing in doubt.
     doubts: list[tuple[int, int]] = []
     async with books_on(valkey.url, valkey.url) as books:
@@ -202,7 +202,7 @@ async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(va
         await books.balance()
 
 
-async def test_i3_captures_whose_scripts_are_flushed_in_the_midst_are_paid_once(valkey: Server) -> None:
+async def test_i3_captures_amid_flushed_scripts_are_paid_once(valkey: Server) -> None:
     async with books_on(valkey.url, valkey.url) as books:
         valkey.command("CONFIG", "RESETSTAT")
         for _ in range(5):

@@ -58,7 +58,7 @@ async def test_i5_what_follows_on_it_is_recorded_once(kit: MeterKit, valkey: Ser
     assert lane_of(kit).lost == 3
 
 
-async def test_i5_one_that_cannot_be_applied_behind_one_that_failed_is_told_too(
+async def test_i5_each_settlement_that_cannot_be_applied_is_told(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock(JULY - timedelta(minutes=5))

@@ -1,5 +1,7 @@
 """What single functions write to the store and read from it."""
 
+# Internals: single functions that no other test tells apart: python mutants need them.
+
 from __future__ import annotations
 
 import hashlib
@@ -137,7 +139,7 @@ async def test_the_end_of_a_job_is_seen_once(store: Store) -> None:
     assert (claim.owner, claim.counts) == (view, False)
 
 
-async def test_scripts_run_many_times_on_a_server_that_does_not_know_them(store: Store) -> None:
+async def test_scripts_run_many_times_on_a_server_without_them(store: Store) -> None:
     text = "return KEYS[1]"
     script = Script("unknown", text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
     admin = await store.admin()
@@ -146,7 +148,7 @@ async def test_scripts_run_many_times_on_a_server_that_does_not_know_them(store:
 
 
 @pytest.mark.parametrize(("age_ms", "is_late"), [(120_000, False), (120_001, True), (240_000, True)])
-async def test_usage_older_than_two_minutes_is_late_where_its_invoice_is_final(
+async def test_usage_is_late_two_minutes_after_its_invoice_is_final(
     store: Store, age_ms: int, *, is_late: bool
 ) -> None:
     subscription = renewed(NOW_MS - 60_000)
@@ -229,7 +231,7 @@ async def test_the_period_of_a_subscription_is_the_one_by_the_clock(store: Store
     assert [Close.read(0, member.encode()).end_ms for member in found] == [NOW_MS - HOUR_MS]
 
 
-async def test_the_period_of_a_subscription_that_another_one_follows_is_closed(store: Store) -> None:
+async def test_a_subscription_that_is_replaced_closes_its_period(store: Store) -> None:
     known = renewed(NOW_MS - 40 * DAY_MS)
     successor = replace(renewed(NOW_MS - 10 * DAY_MS), id="sub_2", created_ms=NOW_MS - 5)
     await note_renewal(store, "ada", successor, known=known)
@@ -259,7 +261,7 @@ async def test_of_a_deleted_customer_no_difference_is_known(store: Store) -> Non
 @pytest.mark.parametrize(
     ("overrides", "kind"), [({}, "overage"), ({"requests": {"included": 5, "overage": "deny"}}, "")]
 )
-async def test_late_usage_is_billed_by_what_the_customer_has_of_its_own(
+async def test_late_usage_is_billed_by_the_customers_overrides(
     store: Store, overrides: dict[str, Any], kind: str
 ) -> None:
     state = CustomerState(
@@ -270,7 +272,7 @@ async def test_late_usage_is_billed_by_what_the_customer_has_of_its_own(
     assert [found[0] for found in terms["meters"].values()] == [kind]
 
 
-def test_a_change_of_monthly_revenue_is_entered_with_its_currency() -> None:
+def test_a_change_of_revenue_is_entered_with_its_currency() -> None:
     before, after = (InForce(plan="free", mrr=mrr, currency="usd", at_ms=NOW_MS) for mrr in (0, 7))
     found = [
         (one.kind, one.before, one.after)
@@ -281,7 +283,7 @@ def test_a_change_of_monthly_revenue_is_entered_with_its_currency() -> None:
 
 
 @pytest.mark.parametrize(("hours", "is_noted"), [(1, True), (25, True), (26, False)])
-async def test_for_26_hours_a_renewal_has_the_close_of_the_period_before_looked_at(
+async def test_a_renewal_checks_the_close_before_it_for_26_hours(
     store: Store, hours: int, *, is_noted: bool
 ) -> None:
     renewed_ms = NOW_MS - hours * HOUR_MS
@@ -291,7 +293,7 @@ async def test_for_26_hours_a_renewal_has_the_close_of_the_period_before_looked_
     assert found == ([f"{renewed_ms}:ada".encode()] if is_noted else [])
 
 
-async def test_of_each_meter_whose_price_others_changed_it_is_logged_what_is_late(
+async def test_late_units_are_logged_for_each_meter_of_a_new_price(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     catalog = loads("""

@@ -130,7 +130,7 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(per: str, span: timedelt
         assert await takes(kit, "images", 1)
 
 
-async def test_of_the_plans_budget_and_the_customers_limit_the_lower_holds(store_url: str) -> None:
+async def test_the_lower_of_budget_and_spend_limit_holds(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.customers.spend_limit("ada", 30)
         assert await takes(kit, "images", 2)
@@ -140,7 +140,7 @@ async def test_of_the_plans_budget_and_the_customers_limit_the_lower_holds(store
         assert not await takes(kit, "images", 1)
 
 
-async def test_limits_of_several_spans_hold_at_once_and_each_is_taken_back(store_url: str) -> None:
+async def test_spend_limits_of_several_spans_hold_at_once(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.customers.spend_limit("ada", 60)
         found = await kit.customers.spend_limit("ada", 30, per="day")
@@ -205,7 +205,7 @@ plans:
 UNIT_MICROS = {"a-mini": 7, "opus-4": 2_000, None: 400}
 
 
-async def test_requests_of_several_models_that_race_spend_no_more_than_the_budget(store_url: str) -> None:
+async def test_racing_requests_of_several_models_keep_the_budget(store_url: str) -> None:
     async with kit_on(store_url, "{amount_cents: 1000}", plans=BY_MODEL) as (kit, _):
         allowed = dict.fromkeys(UNIT_MICROS, 0)
 
@@ -236,7 +236,7 @@ async def test_requests_of_several_models_that_race_spend_no_more_than_the_budge
         assert await spent(kit) == before + left * 7 <= 10_000_000
 
 
-async def test_units_that_are_taken_back_come_off_the_prices_that_count_them(store_url: str) -> None:
+async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: str) -> None:
     async with kit_on(store_url, plans=BY_MODEL) as (kit, _):
         for model, words in (("a-mini", 6_000), ("opus-4", 100)):
             async with kit.reserve("ada", {"words": words}, model=model) as reservation:

@@ -1,5 +1,7 @@
 """The spool: usage of an outage waits on disk and is sent once, whoever is killed when."""
 
+# Internals: spools that are cut and sent by parts.
+
 # pyright: reportPrivateUsage=false
 # A few tests cut what is not finished, which nothing shows.
 
@@ -86,9 +88,7 @@ async def back(kit: MeterKit, proxy: TcpProxy) -> None:
     await settled(kit)
 
 
-async def test_i9_usage_of_an_outage_goes_to_the_spool_and_is_sent_once(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_i9_usage_of_an_outage_is_spooled_and_sent_once(valkey: Server, tmp_path: Path) -> None:
     async with outage(valkey, tmp_path) as (kit, proxy):
         app = metered(kit)
         assert await Client(app).get("acme") == 200
@@ -106,9 +106,7 @@ async def test_i9_usage_of_an_outage_goes_to_the_spool_and_is_sent_once(
         assert lane_of(kit).lost == 0
 
 
-async def test_i9_what_was_on_its_way_when_the_store_went_is_sent_once_whether_it_was_applied_or_not(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_i9_usage_in_flight_at_an_outage_is_counted_once(valkey: Server, tmp_path: Path) -> None:
     for mode in ("drop_reply", "blackhole", "cut"):
         async with outage(valkey, tmp_path) as (kit, proxy):
             customer = f"of-{mode}"
@@ -142,7 +140,7 @@ async def test_i9_a_short_hiccup_touches_no_disk(
         assert spools(tmp_path) == []
 
 
-async def test_i11_what_is_recorded_while_the_store_is_away_is_on_disk_before_that_is_told(
+async def test_i11_usage_of_an_outage_is_on_disk_before_it_is_told(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with outage(valkey, tmp_path) as (kit, proxy):
@@ -156,7 +154,7 @@ async def test_i11_what_is_recorded_while_the_store_is_away_is_on_disk_before_th
         assert await used(kit, "acme", "tokens") == (7, 0)
 
 
-async def test_i11_a_kit_that_stops_without_its_store_leaves_what_waits_to_the_next(
+async def test_i11_a_kit_stopped_in_an_outage_leaves_a_spool(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with outage(valkey, tmp_path) as (kit, proxy):
@@ -180,7 +178,7 @@ async def test_i11_a_kit_that_stops_without_its_store_leaves_what_waits_to_the_n
 
 
 @pytest.mark.parametrize("more", [0, 3])
-async def test_i11_a_directory_that_is_removed_in_an_outage_is_made_again_with_all_that_was_in_it(
+async def test_i11_a_spool_directory_that_is_removed_is_made_again(
     valkey: Server, tmp_path: Path, more: int
 ) -> None:
     directory = tmp_path / "spools"
@@ -197,7 +195,7 @@ async def test_i11_a_directory_that_is_removed_in_an_outage_is_made_again_with_a
     assert spools(directory) == []
 
 
-async def test_i11_what_ended_just_before_a_kit_stops_without_its_store_is_on_disk(
+async def test_i11_usage_just_before_a_stop_in_an_outage_is_on_disk(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(producer, "_SPILL_AFTER_S", 60.0)
@@ -212,9 +210,7 @@ async def test_i11_what_ended_just_before_a_kit_stops_without_its_store_is_on_di
         assert [(await used(kit, f"customer-{n}", "tokens"))[0] for n in range(3)] == [5] * 3
 
 
-async def test_a_spool_is_this_users_alone_and_says_nothing_that_it_need_not(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_a_spool_is_readable_by_its_user_alone(valkey: Server, tmp_path: Path) -> None:
     directory = tmp_path / "state" / "meterkit"
     async with outage(valkey, directory) as (kit, proxy):
         await away(kit, proxy)
@@ -261,9 +257,7 @@ async def test_spooled_usage_belongs_to_the_period_in_which_it_ended(
         assert "2031-06-01" in caplog.text
 
 
-async def test_what_is_spooled_goes_by_the_plan_that_is_in_force_when_it_is_sent(
-    valkey: Server, tmp_path: Path
-) -> None:
+async def test_spooled_usage_goes_by_the_plan_when_it_is_sent(valkey: Server, tmp_path: Path) -> None:
     async with (
         outage(valkey, tmp_path) as (kit, proxy),
         kit_at(valkey.url, spool_dir=tmp_path) as other,
@@ -348,7 +342,7 @@ async def test_what_follows_on_damage_is_kept_aside(
     assert os.access(file.with_suffix(".damaged"), os.R_OK)
 
 
-async def test_i11_a_spool_that_the_disk_does_not_let_go_of_holds_up_no_other(
+async def test_i11_a_spool_that_cannot_be_removed_blocks_no_other(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, port = await spooled(valkey, tmp_path, records=2)
@@ -399,7 +393,7 @@ async def test_i12_a_file_that_cannot_be_read_is_left_and_named(
     assert spools(tmp_path) == [file]
 
 
-async def test_a_meter_that_is_gone_from_the_plans_file_loses_its_records_and_no_others(
+async def test_a_removed_meter_loses_its_records_and_no_others(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with outage(valkey, tmp_path) as (kit, proxy):
@@ -418,7 +412,7 @@ async def test_a_meter_that_is_gone_from_the_plans_file_loses_its_records_and_no
 # A store that has forgotten what it had applied.
 
 
-async def test_i11_of_a_spool_whose_record_is_gone_what_went_before_is_lost_and_the_rest_is_sent(
+async def test_i11_a_spool_without_a_record_sends_the_rest(
     valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, port = await spooled(valkey, tmp_path)
@@ -434,7 +428,7 @@ async def test_i11_of_a_spool_whose_record_is_gone_what_went_before_is_lost_and_
     assert "the store has no record any more of what it had applied" in caplog.text
 
 
-async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the_spool_again(
+async def test_i11_a_store_that_falls_behind_gets_the_spool_again(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_file, "_READ_BYTES", 200)  # Two records or so at a time.

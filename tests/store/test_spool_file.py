@@ -1,4 +1,6 @@
-"""A spool file: what a disk does not take is not added, and what was added is read again."""
+"""A spool file: what a disk does not take is not added, what was added is read; and who sees which file."""
+
+# Internals: what a disk takes half of cannot be timed from outside.
 
 # pyright: reportPrivateUsage=false
 # Another process is made to come in between, where no call of ours is.
@@ -9,16 +11,19 @@ import os
 import resource
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterkit.decisions.keys import Keys
 from meterkit.redis.filelock import FileLock
+from meterkit.spool.directory import SpoolSeen, look_at_spools
 from meterkit.spool.spool_file import DAMAGED, Header, SpoolFile, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
 HEADER = Header(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
 
@@ -103,7 +108,7 @@ def test_i11_what_was_removed_is_put_back_once_there_is_room(file: SpoolFile) ->
     found.close()
 
 
-def test_i11_who_waited_for_the_file_that_was_removed_leaves_the_one_in_its_place(
+def test_i11_waiting_for_a_removed_spool_leaves_the_new_one(
     file: SpoolFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = FileLock._open
@@ -117,3 +122,72 @@ def test_i11_who_waited_for_the_file_that_was_removed_leaves_the_one_in_its_plac
     monkeypatch.setattr(FileLock, "_open", open_and_wait)
     assert SpoolFile.claim(file.path) is None
     assert file.path.exists()
+
+
+# What lies in the directory of spools.
+
+
+KEYS = Keys("mk", 4)
+STORE = "redis://127.0.0.1:6379/0"
+NOW_MS = 1_950_000_000_000
+DAY_MS = 86_400_000
+
+
+def spool_of(
+    directory: Path, producer: str, *, store: str = STORE, keys: Keys = KEYS, age_ms: int = 0
+) -> SpoolFile:
+    header = replace(Header.of(keys, store), producer=producer, made_ms=NOW_MS - age_ms)
+    return SpoolFile.create(directory, header)
+
+
+def seen_in(directory: Path) -> Sequence[SpoolSeen]:
+    return look_at_spools(directory, KEYS, store=STORE, now_ms=NOW_MS)
+
+
+def test_each_is_told_by_who_has_it_whose_it_is_and_how_old(tmp_path: Path) -> None:
+    held = spool_of(tmp_path, "held", age_ms=5000)
+    for producer, days in (("left", 6), ("old", 7)):
+        spool_of(tmp_path, producer, age_ms=days * DAY_MS).close()
+    spool_of(tmp_path, "address", store="redis://10.0.0.5:6379/0", age_ms=1).close()
+    spool_of(tmp_path, "shards", keys=Keys("mk", 8), age_ms=2).close()
+    damaged = spool_of(tmp_path, "damaged")
+    damaged.set_aside()
+    (tmp_path / "odd.spool").write_bytes(b"no spool")
+    (tmp_path / "empty.spool").touch()
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    states = {one.path.stem.rpartition("-")[2]: one for one in seen_in(tmp_path)}
+    assert {name: one.state for name, one in states.items()} == {
+        "held": "held",
+        "left": "left",
+        "old": "refused",
+        "address": "foreign",
+        "shards": "foreign",
+        "damaged": "damaged",
+        "odd": "refused",
+    }
+    assert (states["left"].begun_ms, states["left"].why) == (NOW_MS - 6 * DAY_MS, "")
+    assert states["left"].size == states["left"].path.stat().st_size
+    assert states["old"].why.startswith("it was begun 7 days ago")
+    assert states["odd"].why == "it cannot be read: it does not begin as a spool does"
+    assert "10.0.0.5" in states["address"].why
+    assert "8 shards" in states["shards"].why
+    held.close()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_spools_are_listed_the_oldest_first(tmp_path: Path) -> None:
+    for producer, age_ms in (("b", 1000), ("a", 3000), ("c", 2000)):
+        spool_of(tmp_path, producer, age_ms=age_ms).close()
+    assert [one.path.stem[-1] for one in seen_in(tmp_path)] == ["a", "c", "b"]
+    assert seen_in(tmp_path / "none") == []
+
+
+def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> None:
+    path = spool_of(tmp_path, "left").path
+    for _ in range(50):
+        assert [one.state for one in seen_in(tmp_path)] in (["left"], ["held"])
+        taken = SpoolFile.claim(path)
+        if taken is not None:
+            assert [one.state for one in seen_in(tmp_path)] == ["held"]
+            taken.close()

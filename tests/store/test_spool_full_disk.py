@@ -71,9 +71,7 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_i9_i11_a_disk_that_is_full_in_an_outage_costs_no_request_and_no_unit_that_fits_into_memory(
-    folder: Path, valkey: Server
-) -> None:
+def test_i9_i11_a_full_disk_costs_no_request_and_no_unit(folder: Path, valkey: Server) -> None:
     program = BEGIN.format(tests=str(TESTS)) + FULL.format(port=valkey.port)
     lines = run_on_a_small_disk(folder, program)
     said = [line for line in lines if not line.startswith(("WARNING", "ERROR"))]

@@ -46,7 +46,7 @@ async def lines(kit: MeterKit, customer: str = "acme") -> list[tuple[str, str | 
     ]
 
 
-async def test_the_ledger_keeps_the_last_thousand_changes_in_little_room(valkey: Server) -> None:
+async def test_the_history_keeps_the_last_thousand_changes(valkey: Server) -> None:
     async with kit_of(valkey.url, Clock(NOW)) as kit:
         key = kit.store.keys.customer("acme").history
         await kit.customers.set_plan("acme", "pro")
@@ -85,7 +85,7 @@ async def test_each_transition_is_entered_with_its_cause(store_url: str) -> None
         assert {entry.at for entry in await kit.customers.history("acme")} == {NOW}
 
 
-async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_somebody_looks(
+async def test_changes_by_the_clock_are_entered_at_their_instant(
     store_url: str,
 ) -> None:
     clock = Clock(NOW)
@@ -115,7 +115,7 @@ async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_som
 
 
 @pytest.mark.each_store
-async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_url: str) -> None:
+async def test_two_processes_that_sweep_at_once_enter_changes_once(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as one, kit_of(store_url, clock) as two:
         for nth in range(8):
@@ -128,7 +128,7 @@ async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_
             assert (await erase(one, f"c{nth}")).history == len(before[nth]) + 2
 
 
-async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_done_first(
+async def test_a_change_enters_what_the_clock_did_before_it(
     store_url: str,
 ) -> None:
     clock = Clock(NOW)
@@ -227,7 +227,7 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(store_url: str
         assert len({event.id for event in told}) == 3
 
 
-async def test_reminders_end_with_the_payment_and_begin_with_the_next_failure(
+async def test_reminders_end_with_payment_and_begin_with_a_failure(
     store_url: str,
 ) -> None:
     clock = Clock(NOW)
@@ -272,7 +272,7 @@ async def test_a_failure_that_is_known_late_is_reminded_of_once(store_url: str) 
         assert told[1].after == 8 * DAY
 
 
-async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_and_not_told(
+async def test_a_plan_set_by_hand_is_entered_and_not_told(
     store_url: str,
 ) -> None:
     async with kit_of(store_url, Clock(NOW)) as kit:
@@ -349,7 +349,7 @@ async def test_a_customer_is_shown_by_the_clock_before_anybody_sweeps(store_url:
         assert (found.access, found.seats, found.pending_at) == ("suspended", 6, None)
 
 
-async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_there_was(
+async def test_a_deleted_customer_leaves_nothing_but_a_report(
     valkey: Any,
 ) -> None:
     async with kit_of(valkey.url, Clock(NOW)) as kit:
@@ -407,7 +407,7 @@ async def test_what_a_newer_release_has_entered_is_no_obstacle(store_url: str) -
         assert (await kit.customers.get("acme")).plan == "top"
 
 
-async def test_a_state_that_cannot_be_read_does_not_keep_others_from_being_caught_up_with(
+async def test_an_unreadable_state_does_not_stop_the_sweep(
     valkey: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock(NOW)
@@ -428,7 +428,7 @@ async def period_of(kit: MeterKit) -> tuple[Any, int]:
     return usage["period"], usage["meters"]["requests"]["recorded"]
 
 
-async def test_a_renewal_that_is_confirmed_keeps_what_was_counted_in_the_provisional_period(
+async def test_a_confirmed_renewal_keeps_provisional_counts(
     store_url: str,
 ) -> None:
     january = datetime(2031, 1, 31, 10, tzinfo=UTC)
@@ -449,7 +449,7 @@ async def test_a_renewal_that_is_confirmed_keeps_what_was_counted_in_the_provisi
         assert not period["provisional"]
 
 
-async def test_a_cancellation_ends_its_period_and_begins_one_of_the_calendar(store_url: str) -> None:
+async def test_a_cancellation_begins_a_period_of_the_calendar(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
         await fetched(kit, subscription(cancel_at_ms=END))
@@ -461,7 +461,7 @@ async def test_a_cancellation_ends_its_period_and_begins_one_of_the_calendar(sto
         assert not (await kit.consume("acme", "requests", 1)).allowed
 
 
-async def test_credits_that_were_used_do_not_come_back_with_a_change_of_plan(store_url: str) -> None:
+async def test_used_credits_do_not_come_back_with_another_plan(store_url: str) -> None:
     async with kit_of(store_url, Clock(NOW), WHOLE) as kit:
         await fetched(kit, subscription(plan="top"))
         await kit.record("acme", "requests", 1025)

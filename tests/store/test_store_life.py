@@ -114,7 +114,7 @@ async def test_stopping_settles_what_is_left(valkey: Server) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
+async def test_stopping_without_a_store_says_what_is_not_settled(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
@@ -135,7 +135,7 @@ async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_i7_a_decision_on_its_way_when_the_kit_stops_holds_nothing(valkey: Server) -> None:
+async def test_i7_a_decision_in_flight_at_a_stop_holds_nothing(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     await kit.start()
     app = metered(kit)
@@ -153,7 +153,7 @@ async def test_i7_a_decision_on_its_way_when_the_kit_stops_holds_nothing(valkey:
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey: Server) -> None:
+async def test_stopping_amid_the_first_connection_leaves_nothing(valkey: Server) -> None:
     sockets = open_sockets()
     for steps in range(8):
         kit = kit_at(valkey.url)
@@ -185,7 +185,7 @@ async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
         assert open_sockets() == sockets
 
 
-def test_i7_a_program_that_forgets_to_stop_ends_without_a_warning_and_loses_nothing(valkey: Server) -> None:
+def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None:
     program = """
         async def main():
             await kit.start()
@@ -201,7 +201,7 @@ def test_i7_a_program_that_forgets_to_stop_ends_without_a_warning_and_loses_noth
     assert look(valkey.url) == (900, 0)
 
 
-def test_i7_a_request_that_the_end_of_a_loop_cancels_holds_nothing(valkey: Server) -> None:
+def test_i7_a_request_cancelled_by_its_loop_holds_nothing(valkey: Server) -> None:
     program = """
         async def main(steps):
             await kit.start()
@@ -216,7 +216,7 @@ def test_i7_a_request_that_the_end_of_a_loop_cancels_holds_nothing(valkey: Serve
     assert in_flight(valkey, "acme") == 0
 
 
-def test_a_program_that_ends_in_the_middle_of_a_recovery_loses_nothing(valkey: Server) -> None:
+def test_a_program_that_ends_amid_a_recovery_loses_nothing(valkey: Server) -> None:
     program = """
         async def main():
             await kit.start()
@@ -301,7 +301,7 @@ def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
     assert len(stderr.splitlines()) == 1  # That it cannot be reached.
 
 
-def test_two_loops_at_once_have_a_connection_each_and_share_the_kit(valkey: Server) -> None:
+def test_two_loops_have_a_connection_each_and_share_the_kit(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     both = threading.Barrier(2)
     seen: list[int] = []
@@ -401,7 +401,7 @@ def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> 
     assert look(valkey.url, meter="requests") == (10, 0)
 
 
-def test_a_kit_that_was_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> None:
+def test_a_kit_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> None:
     program = """
         async def serve():
             statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(25)))

@@ -1,5 +1,7 @@
 """Users and teams in the store: races, round trips, expiry, overrides, outages, dead processes."""
 
+# Internals: records of the spool and settlements of subjects are made by hand.
+
 from __future__ import annotations
 
 import asyncio
@@ -92,7 +94,7 @@ async def spent(kit: MeterKit) -> dict[str, int | None]:
     return {one.subject: one.spent_micros for one in await kit.usage("acme", by="user")}
 
 
-async def test_i3_racing_processes_overshoot_neither_a_user_nor_the_customer(store_url: str) -> None:
+async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: str) -> None:
     """Users u0 to u2 are held by their budgets; the many others are held by the customer's cap."""
     chance = Random(28)  # noqa: S311 - repeatable
     names = ["u0"] * 6 + ["u1"] * 2 + ["u2", "u3", "u4", "u5"]
@@ -223,7 +225,7 @@ async def test_a_customer_has_room_for_a_hundred_thousand_subjects(
 
 
 @pytest.mark.each_store
-async def test_i4_an_override_of_a_user_binds_the_next_decision_and_ends(store_url: str) -> None:
+async def test_i4_an_override_of_a_user_binds_at_once_and_ends(store_url: str) -> None:
     clock = Clock(NOW)
     until = NOW + timedelta(minutes=10)
     async with kit_of(store_url, clock) as one, kit_of(store_url, clock) as two:
@@ -257,7 +259,7 @@ async def test_i4_an_override_of_a_user_binds_the_next_decision_and_ends(store_u
         assert (await two.check("acme", "words", 6, subjects=USER)).allowed
 
 
-async def test_an_override_that_cannot_be_read_is_refused_and_not_stored(store_url: str) -> None:
+async def test_an_override_that_cannot_be_read_is_refused(store_url: str) -> None:
     async with kit_of(store_url) as kit:
         subject = kit.customers.subject("acme", user="u_7")
         wrongs: tuple[Mapping[str, Mapping[str, object]], ...] = (
@@ -302,7 +304,7 @@ def lane_of(kit: MeterKit) -> Any:
     return kit.store.lanes[asyncio.get_running_loop()]
 
 
-def test_a_record_of_the_spool_says_what_was_held_and_spent_of_subjects() -> None:
+def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     store = kit_of("redis://127.0.0.1:6379/0").store
     view = store.cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
     decision = view.prepare_holding({"words": 100}, "d")
@@ -417,7 +419,7 @@ async def test_keys_of_subjects_are_in_the_slot_of_their_customer(cluster: Clust
 
 
 @pytest.mark.each_store
-async def test_usage_that_is_dated_counts_for_a_user_unless_it_comes_too_late(store_url: str) -> None:
+async def test_dated_usage_counts_for_a_user_unless_it_is_late(store_url: str) -> None:
     plans = PLANS + "billing: {late_usage: dead_letter}\n"
     async with kit_of(store_url, plans=plans) as kit:
         await kit.record("acme", "words", 5, subjects=USER)
@@ -427,7 +429,7 @@ async def test_usage_that_is_dated_counts_for_a_user_unless_it_comes_too_late(st
         assert await spent(kit) == {"u_7": 75 * WORD}
 
 
-async def test_a_repeat_that_the_settlement_finds_counts_for_subjects_once(store_url: str) -> None:
+async def test_a_repeat_found_when_settling_counts_once_for_subjects(store_url: str) -> None:
     """As after an outage: the decisions about both requests did not reach the store."""
     async with kit_of(store_url) as kit:
         await kit.check("acme", "words", subjects=USER)

@@ -45,7 +45,7 @@ async def used_by_ada(kit: MeterKit) -> SubjectUsage:
     return found
 
 
-async def test_each_unit_counts_at_the_price_of_its_model_whether_included_or_not(any_store_url: str) -> None:
+async def test_each_unit_counts_at_the_price_of_its_model(any_store_url: str) -> None:
     async with MeterKit(loads(PLANS), redis_url=any_store_url, flush=False) as kit:
         await kit.record_usage("acme", answer("small-1", 300), subjects=ADA)
         assert (await used_by_ada(kit)).spent_micros == 300 * 10

@@ -101,7 +101,7 @@ def test_what_is_reserved_is_captured_or_given_back(any_store_url: str) -> None:
             assert "included" == reservation.decision.reason
 
 
-def test_many_threads_count_to_the_unit_with_one_thread_of_its_own(store_url: str) -> None:
+def test_many_threads_share_one_thread_and_count_to_the_unit(store_url: str) -> None:
     kit = kit_of(store_url)
     gate = threading.Barrier(16)
 
@@ -141,7 +141,7 @@ def test_starts_are_counted_and_a_call_after_the_end_begins_anew(store_url: str)
     kit.stop()
 
 
-def test_settings_that_the_store_refuses_are_raised_at_the_beginning(store_url: str) -> None:
+def test_settings_that_the_store_refuses_are_raised_at_once(store_url: str) -> None:
     with kit_of(store_url):
         pass
     other = kit_of(store_url, shards=64)
@@ -280,7 +280,7 @@ def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) ->
     assert "2\n" == said_by(program, tmp_path, store_url)
 
 
-def test_a_process_that_never_stops_it_ends_at_once_and_closes_it(tmp_path: Path, store_url: str) -> None:
+def test_a_process_that_forgets_to_stop_it_ends_at_once(tmp_path: Path, store_url: str) -> None:
     program = """
         import threading
         threading.Thread(target=kit.record, args=('ada', 'requests', 1)).start()

@@ -1,5 +1,7 @@
 """A task of one process at a time: whoever has its lease does it, and keeps others from it."""
 
+# Internals: leases of tasks, which run by themselves in kits.
+
 from __future__ import annotations
 
 from math import inf

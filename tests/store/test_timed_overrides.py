@@ -1,5 +1,7 @@
 """Overrides of features, and overrides that end: they bind at once, and end at their millisecond."""
 
+# Internals: a pure table of what an older release reads.
+
 from __future__ import annotations
 
 import json
@@ -119,7 +121,7 @@ async def test_what_cannot_be_given_changes_nothing(
         assert not await kit.customers.known("acme")
 
 
-def test_i12_an_older_release_gives_what_the_plan_does_and_keeps_the_override() -> None:
+def test_i12_an_older_release_keeps_an_override_it_cannot_read() -> None:
     """An older one lays over what it can read: an override with an end, or of features, it cannot."""
     catalog = loads(FEATURES)
     plan, now_ms = catalog.plans["free"], to_ms(NOW)
@@ -153,7 +155,7 @@ plans:
 """
 
 
-async def test_a_price_that_ends_is_that_of_the_units_recorded_under_it_after_a_change_of_plan() -> None:
+async def test_a_timed_price_stays_that_of_units_recorded_under_it() -> None:
     """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20.
 
     An older release has stored the price, without a subscription.

@@ -101,7 +101,7 @@ async def test_usage_is_decided_settled_sealed_and_delivered(url: str, proxy: Tc
         assert proxy.accepted >= 3
 
 
-async def test_a_redis_url_without_verification_is_taken_as_other_clients_take_it(
+async def test_a_redis_url_may_turn_verification_off(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-22a: as on Heroku, whose certificates are self-signed.
@@ -139,9 +139,7 @@ async def test_a_ceiling_holds_over_connections_that_are_cut(url: str, proxy: Tc
 
 
 @pytest.mark.parametrize("mode", ["reset", "refuse", "drop_reply"])
-async def test_i1_usage_whose_settlement_was_lost_on_the_way_counts_once(
-    url: str, proxy: TcpProxy, mode: Any
-) -> None:
+async def test_i1_usage_whose_settlement_was_lost_counts_once(url: str, proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(url, store_timeout=0.5, shards=1) as kit:
         app = metered(kit)
         for _ in range(3):
@@ -156,9 +154,7 @@ async def test_i1_usage_whose_settlement_was_lost_on_the_way_counts_once(
 
 
 @pytest.mark.each_loop
-async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_taken(
-    url: str, proxy: TcpProxy
-) -> None:
+async def test_a_hung_server_is_waited_for_one_timeout(url: str, proxy: TcpProxy) -> None:
     async with kit_at(url, store_timeout=0.5) as kit:
         call = Echo("late")
         await proxy.set("blackhole")
@@ -172,9 +168,7 @@ async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_
 
 
 @pytest.mark.each_loop
-async def test_more_than_the_buffers_hold_is_sent_when_the_server_reads_again(
-    url: str, proxy: TcpProxy
-) -> None:
+async def test_more_than_the_buffers_hold_is_sent_later(url: str, proxy: TcpProxy) -> None:
     async with kit_at(url, store_timeout=20.0) as kit:
         lane = lane_of(kit)
         await proxy.set("blackhole")
@@ -230,7 +224,7 @@ OF_ANOTHER_AUTHORITY = (
     ],
     ids=["expired", "of tomorrow", "of another host", "of another authority"],
 )
-async def test_a_server_with_a_wrong_certificate_is_refused_until_it_has_the_right_one(
+async def test_a_wrong_certificate_is_refused_until_it_is_replaced(
     valkey: Server,
     authority: Authority,
     tmp_path: Path,
@@ -261,7 +255,7 @@ async def test_a_server_with_a_wrong_certificate_is_refused_until_it_has_the_rig
     assert "Traceback" not in caplog.text
 
 
-async def test_a_certificate_of_no_authority_that_the_system_knows_is_refused(proxy: TcpProxy) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_refused(proxy: TcpProxy) -> None:
     async with kit_at(f"rediss://127.0.0.1:{proxy.port}", start_timeout=0.1, store_timeout=5.0) as kit:
         assert re.search(r"unable to get local issuer .* \(the system's are asked\)", await trouble(kit))
 
@@ -287,7 +281,7 @@ async def test_a_server_with_tls_is_refused_where_the_url_names_none(
 
 
 @pytest.mark.parametrize("is_secured", [True, False])
-async def test_a_store_that_hangs_and_was_there_is_no_matter_of_the_url(
+async def test_a_known_store_that_hangs_is_not_blamed_on_the_url(
     valkey: Server, proxy: TcpProxy, url: str, *, is_secured: bool
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -320,7 +314,7 @@ async def test_the_alert_of_a_server_with_tls_is_understood(caplog: pytest.LogCa
     assert "Traceback" not in caplog.text
 
 
-async def test_a_server_that_wants_a_certificate_gets_the_one_that_is_named(
+async def test_a_server_that_wants_a_certificate_gets_the_named_one(
     valkey: Server, authority: Authority
 ) -> None:
     tls = authority.serving()
@@ -381,7 +375,7 @@ def encrypt(key: Path, encrypted: Path) -> None:
         ),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_named_when_the_kit_is_made(
+async def test_a_certificate_file_that_cannot_be_used_is_named(
     authority: Authority, tmp_path: Path, parameters: dict[str, str], words: str
 ) -> None:
     (tmp_path / "text.pem").write_text("certainly")
