@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from servers.certificates import Authority
     from servers.stores import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.dear("nodes of its own")]
 
 SHARDS = 16
 # A store that is slow on a busy machine is not away. Tests of what waits for the timeout set a short one.

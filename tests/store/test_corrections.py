@@ -29,7 +29,6 @@ PAID = loads(
     )
 )
 # Another plan bills no overage.
-FREE = "price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 100, overage: deny}}"
 # What a large model writes goes to Stripe under an event of its own.
 DERIVED = loads(
     PLANS.replace("tokens:   {unit", "output_tokens: {unit")

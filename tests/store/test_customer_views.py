@@ -109,6 +109,7 @@ def test_a_state_learnt_while_packing_does_not_mix_with_the_old() -> None:
     assert second is customers.get("acme").decisions[id(route)]
 
 
+@pytest.mark.dear("three threads decide all the time")
 async def test_i4_threads_never_decide_by_two_states(store_url: str) -> None:
     # F-17, with everything real.
     wrong: list[object] = []
@@ -170,6 +171,7 @@ async def test_a_state_that_cannot_be_read_is_not_half_taken(store_url: str, dat
         assert (await kit.check("acme", "requests")).plan == "free"
 
 
+@pytest.mark.dear("more customers than are remembered")
 def test_forgotten_customers_share_what_they_have_in_common() -> None:
     # F-89: each of them was compiled and packed from nothing.
     customers, route = known(), CATALOG.routes[0]

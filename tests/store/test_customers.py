@@ -174,6 +174,7 @@ async def test_an_override_that_cannot_be_counted_is_refused(valkey: Server) -> 
         assert (await kit.customers.get("a")).overrides == {}
 
 
+@pytest.mark.dear("six hundred requests")
 @pytest.mark.anyio
 async def test_requests_of_one_route_are_never_recorded_as_another(valkey: Server) -> None:
     routes = "\n".join(

@@ -55,6 +55,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.dear("a life long enough for every answer")
 @pytest.mark.parametrize("seed", range(101, 101 + in_depth(1, 9)))
 def test_the_scripts_of_delivery_do_what_the_model_does(valkey: Server, seed: int) -> None:
     with server_wire(valkey) as wire:

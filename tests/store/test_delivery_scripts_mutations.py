@@ -118,6 +118,7 @@ def chosen() -> list[Mutant]:
     return sample_of(every, SAMPLE)
 
 
+@pytest.mark.dear("each mutant has lives of its own")
 @pytest.mark.timeout(3600)
 def test_every_mutant_is_caught(valkey: Server) -> None:
     with server_wire(valkey) as wire:

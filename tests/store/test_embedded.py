@@ -1,4 +1,4 @@
-"""The embedded server: started by the first, ended by the last, and left to nobody else."""
+"""The embedded server: started by its first user, ended by its last, and open to no other user."""
 
 # Internals: the life of an embedded server without a kit around it.
 
@@ -190,6 +190,7 @@ def test_processes_share_it(new_user: Callable[[], User], server: EmbeddedServer
     assert not runs(directory)
 
 
+@pytest.mark.dear("six processes")
 def test_six_processes_that_start_at_once_start_one_server(
     new_user: Callable[[], User], directory: Path
 ) -> None:

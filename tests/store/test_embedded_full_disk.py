@@ -92,6 +92,7 @@ def test_a_server_that_has_no_room_to_start_is_said_to_have_none(folder: Path) -
     assert [why, why, "served"] == told
 
 
+@pytest.mark.dear("a server on a disk of its own")
 def test_a_server_whose_disk_fills_up_is_reached_and_says_so(folder: Path) -> None:
     # F-69: "has not answered for 10 s": it refuses PING, too.
     refused, served = run_on_a_small_disk(folder, FILLS_UP)

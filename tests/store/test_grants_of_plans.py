@@ -147,6 +147,7 @@ GRANT = st.builds(
 )
 
 
+@pytest.mark.dear("fifteen sequences of plans")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     offers=st.lists(

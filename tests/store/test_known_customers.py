@@ -113,6 +113,7 @@ def served(cache: CustomerCache, nth: int, kind: str) -> Settlement:
     return settlement
 
 
+@pytest.mark.dear("each allocation is traced")
 @pytest.mark.parametrize(("kind", "most"), [("none", 1_200), ("subscribed", 1_800)])
 def test_a_served_customer_takes_so_many_bytes_of_a_process(kind: str, most: int) -> None:
     cache, customers = cache_of(10_000), 500
@@ -134,6 +135,7 @@ async def consume_of(kit: MeterKit, numbers: range) -> None:
     await asyncio.gather(*(kit.consume(f"customer-{nth:06d}", "requests") for nth in numbers))
 
 
+@pytest.mark.dear("each allocation is traced")
 @pytest.mark.anyio
 async def test_a_customer_whom_a_call_consumed_for_takes_as_little(store_url: str) -> None:
     async with MeterKit(CATALOG, redis_url=store_url, flush=False) as kit:

@@ -226,6 +226,7 @@ async def test_i9_the_flusher_starts_although_the_store_was_down(
 # F-10: calls wait for a connection that is being made.
 
 
+@pytest.mark.dear("fifty connections are killed under load")
 async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,12 +184,12 @@ async def test_an_own_store_is_waited_for_until_its_first_attempt_ends() -> None
     await reconnector.stop()
 
 
-# A store that comes and goes is told once, and then once a minute; an outage that lasts always is.
+# Log lines: a store that comes and goes has one a minute; an outage that lasts always has one.
 
 
 @dataclass
 class Timer:
-    """What is to be done at a time."""
+    """A call that is due at a time."""
 
     at: float
     do: Callable[..., object]
@@ -201,7 +201,7 @@ class Timer:
 
 @dataclass
 class Clock:
-    """Stands in for an event loop of which time is moved on by hand; what is due runs then."""
+    """An event loop whose time a test moves on; calls that are due run then."""
 
     now: float = 1000.0
     timers: list[Timer] = field(default_factory=list["Timer"])

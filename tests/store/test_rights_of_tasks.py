@@ -231,6 +231,7 @@ async def reach(customer: str) -> Contact:
     return Contact(f"{customer}@example.com")
 
 
+@pytest.mark.dear("a turn of each background task")
 @pytest.mark.anyio
 async def test_documented_rights_suffice_for_each_background_task(server: Server, tmp_path: Path) -> None:
     """F-20j: storage notices, period summaries, snapshots and recalculations failed for want of SCAN."""
@@ -302,6 +303,7 @@ def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
         yield from leaves(part, (*words, name))
 
 
+@pytest.mark.dear("runs each command once")
 def test_the_documented_rights_are_enough_for_each_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

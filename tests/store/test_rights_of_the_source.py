@@ -104,6 +104,7 @@ def known() -> set[str]:
         return {name.upper() for name in server.ask("COMMAND", "LIST")}
 
 
+@pytest.mark.dear("parses every module of the library")
 def test_what_is_sent_is_what_is_documented(known: set[str]) -> None:
     """F-20j: SCAN was sent by background tasks, and not among the documented rights."""
     scripted = of_scripts(known)

@@ -27,7 +27,7 @@ from servers.stores import free_port
 if TYPE_CHECKING:
     from servers.certificates import Authority
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.dear("a master, a replica and sentinels of its own")]
 
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
 # What a sentinel says: where the master is, or nothing.

@@ -18,6 +18,7 @@ AT_ONCE = 400
 AT_ONCE_SERVED = 16
 
 
+@pytest.mark.dear("more queries than connections")
 async def test_a_query_waits_while_all_connections_are_in_use(store_url: str) -> None:
     # F-5b: 100 at once were more than the pool had connections, and 36 of them failed.
     async with desk(store_url) as at:

@@ -271,6 +271,7 @@ kit = kit_at({url!r})
 """
 
 
+@pytest.mark.dear("a process of its own")
 def test_i6_a_fork_counts_what_each_process_settles_once(valkey: Server) -> None:
     program = HEAD.format(path=[*sys.path[:2], TESTS], url=valkey.url) + textwrap.dedent("""
         import os
@@ -385,6 +386,7 @@ async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
     server.stop()
 
 
+@pytest.mark.dear("a process of its own")
 async def test_i11_a_killed_process_loses_nothing_acknowledged(valkey: Server) -> None:
     program = HEAD.format(path=[*sys.path[:2], TESTS], url=valkey.url) + textwrap.dedent("""
         import os, signal

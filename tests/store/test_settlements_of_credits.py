@@ -182,6 +182,7 @@ async def test_i3_captures_whose_replies_are_lost_are_paid_once(
         await books.balance()
 
 
+@pytest.mark.dear("five hundred captures")
 async def test_i3_captures_on_killed_connections_are_paid_once(valkey: Server) -> None:
     # F-87: a server that works off all that it was sent before it kills leaves nothing in doubt.
     doubts: list[tuple[int, int]] = []

@@ -71,6 +71,7 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.mark.dear("a process on a disk of its own")
 def test_i9_i11_a_full_disk_costs_no_request_and_no_unit(folder: Path, valkey: Server) -> None:
     program = BEGIN.format(tests=str(TESTS)) + FULL.format(port=valkey.port)
     lines = run_on_a_small_disk(folder, program)

@@ -185,6 +185,7 @@ async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
         assert open_sockets() == sockets
 
 
+@pytest.mark.dear("a process of its own")
 def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None:
     program = """
         async def main():
@@ -201,6 +202,7 @@ def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None
     assert look(valkey.url) == (900, 0)
 
 
+@pytest.mark.dear("a process of its own")
 def test_i7_a_request_cancelled_by_its_loop_holds_nothing(valkey: Server) -> None:
     program = """
         async def main(steps):
@@ -216,6 +218,7 @@ def test_i7_a_request_cancelled_by_its_loop_holds_nothing(valkey: Server) -> Non
     assert in_flight(valkey, "acme") == 0
 
 
+@pytest.mark.dear("a process of its own")
 def test_a_program_that_ends_amid_a_recovery_loses_nothing(valkey: Server) -> None:
     program = """
         async def main():
@@ -240,6 +243,7 @@ def test_a_program_that_ends_amid_a_recovery_loses_nothing(valkey: Server) -> No
 LOOPS = pytest.mark.parametrize("module", ["asyncio", "uvloop"])
 
 
+@pytest.mark.dear("a process of its own")
 @LOOPS
 def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: str) -> None:
     # F-16: a hundred of them left a hundred connections, files, lanes and flushers.
@@ -283,6 +287,7 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
     assert in_flight(valkey, "acme") == 0
 
 
+@pytest.mark.dear("a process of its own")
 def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
     # F-16
     program = """
@@ -388,6 +393,7 @@ def test_making_a_kit_neither_connects_nor_starts_a_server(scheme: str, tmp_path
     assert kit.store.lanes == {}
 
 
+@pytest.mark.dear("a process of its own")
 def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> None:
     program = """
         async def main():
@@ -401,6 +407,7 @@ def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> 
     assert look(valkey.url, meter="requests") == (10, 0)
 
 
+@pytest.mark.dear("a process of its own")
 def test_a_kit_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> None:
     program = """
         async def serve():
@@ -424,6 +431,7 @@ def test_a_kit_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> N
     assert look(valkey.url, meter="requests") == (125, 0)
 
 
+@pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize("store", ["a server", "a server of its own"])
 def test_a_child_leaves_the_parents_connection_alone(valkey: Server, store: str, tmp_path: Path) -> None:
     url = valkey.url if store == "a server" else f"embedded://{tmp_path}/store"

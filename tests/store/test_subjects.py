@@ -94,6 +94,7 @@ async def spent(kit: MeterKit) -> dict[str, int | None]:
     return {one.subject: one.spent_micros for one in await kit.usage("acme", by="user")}
 
 
+@pytest.mark.dear("four processes race")
 async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: str) -> None:
     """Users u0 to u2 are held by their budgets; the many others are held by the customer's cap."""
     chance = Random(28)  # noqa: S311 - repeatable

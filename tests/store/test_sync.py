@@ -223,6 +223,7 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
     return done.stdout
 
 
+@pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize(
     ("before", "end"),
     [("kit.start()", "sys.exit()"), ("kit.record('ada', 'requests', 1)", "os._exit(0)")],
@@ -248,6 +249,7 @@ def test_made_before_the_fork_it_counts_in_each_child(
     assert f"{30 + own} 12\n" == said_by(program, tmp_path, store_url)
 
 
+@pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize("end", ["pass", "1 / 0"])
 def test_a_child_that_ends_without_a_word_leaves_nothing_held(
     end: str, tmp_path: Path, store_url: str
@@ -266,6 +268,7 @@ def test_a_child_that_ends_without_a_word_leaves_nothing_held(
     assert "0\n" == said_by(program, tmp_path, store_url)
 
 
+@pytest.mark.dear("a process of its own")
 def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) -> None:
     program = """
         import os
@@ -280,6 +283,7 @@ def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) ->
     assert "2\n" == said_by(program, tmp_path, store_url)
 
 
+@pytest.mark.dear("a process of its own")
 def test_a_process_that_forgets_to_stop_it_ends_at_once(tmp_path: Path, store_url: str) -> None:
     program = """
         import threading
