@@ -29,6 +29,8 @@ PAID = loads(
     )
 )
 # Another plan bills no overage.
+FREE = "price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 100, overage: deny}}"
+DENIED = loads(f"{PLANS}  free: {{{FREE}}}\n")
 # What a large model writes goes to Stripe under an event of its own.
 DERIVED = loads(
     PLANS.replace("tokens:   {unit", "output_tokens: {unit")
@@ -200,6 +202,16 @@ async def test_a_period_that_is_over_is_not_corrected(store_url: str) -> None:
         assert (found.taken_back, found.beyond) == (0, 30)
         await at.flush(everything=True)
         assert at.accepted("acme", "ai_tokens") == 30
+
+
+async def test_sent_units_stay_recorded_whatever_the_plan_bills(store_url: str) -> None:
+    async with desk(store_url, catalog=DENIED) as at:
+        await sent_for_good(at, "tokens", 200)
+        await at.kit.customers.set_plan("acme", "free")
+        await at.kit.record("acme", "tokens", 7)  # Overage of a plan that bills none.
+        found = await correct(at.kit, 107)
+        assert (found.taken_back, found.overage, found.by_hand) == (7, 7, 100)
+        assert (await tokens(at.kit))["delivered"] == 100
 
 
 async def test_units_that_were_sent_are_paid_back_once_whatever_the_id(store_url: str) -> None:

@@ -30,6 +30,17 @@ async def test_a_stripe_customer_is_linked_to_one_customer_only(valkey: Server) 
 
 
 @pytest.mark.anyio
+async def test_a_refused_link_leaves_the_claim_of_another_alone(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await kit.customers.link("a", "cus_a")
+        with pytest.raises(CustomerError, match="linked to Stripe customer cus_a already"):
+            await kit.customers.link("a", "cus_b")
+        await kit.customers.link("b", "cus_b")
+        with pytest.raises(CustomerError, match="linked to customer 'b' already"):
+            await kit.customers.link("c", "cus_b")
+
+
+@pytest.mark.anyio
 async def test_a_claim_that_nobody_made_good_of_can_be_taken_over(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         valkey.command("SET", kit.store.keys.link("cus_1"), "gone")  # As after a process that was killed.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meterkit.errors import StoreError
+from meterkit.errors import SettingsError, StoreError
 from meterkit.redis.breaker import Reconnector
 
 if TYPE_CHECKING:
@@ -181,6 +181,43 @@ async def test_an_own_store_is_waited_for_until_its_first_attempt_ends() -> None
     may_connect.set()
     await reaching
     assert reconnector.connection is cast("Any", store.made[0])
+    await reconnector.stop()
+
+
+async def test_a_waiting_call_fails_when_the_lane_stops() -> None:
+    store = Store(is_there=False)
+    reconnector = reconnector_to(store)
+    reconnector.begin()
+    waiting = reconnector.call(cast("Any", None))
+    reaching = asyncio.ensure_future(reconnector.reach(3600))
+    await until(lambda: store.tries == 1)
+    await reconnector.stop()
+    with pytest.raises(StoreError, match="it is away"):
+        await waiting
+    await asyncio.wait_for(reaching, 240)
+    with pytest.raises(StoreError, match="it is away"):
+        reconnector.call(cast("Any", None))
+
+
+async def test_a_settings_error_is_not_told_of_a_later_outage() -> None:
+    store = Store()
+    errors: list[Exception] = [SettingsError("redis_url", "another store")]
+
+    async def connect(on_end: OnEnd) -> AnyConnection:
+        if errors:
+            raise errors.pop()
+        return await store.connect(on_end)
+
+    reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)
+    with pytest.raises(SettingsError):
+        await asyncio.wait_for(reconnector.reach(3600), 240)
+    await reconnector.connected()
+    store.is_there = False
+    store.made[0].silent_s = 5.0
+    await store.made[0].end_soon()
+    assert type(reconnector.trouble) is StoreError
+    # Nor is it waited for again: it was last reached long ago.
+    await asyncio.wait_for(reconnector.reach(0), 240)
     await reconnector.stop()
 
 

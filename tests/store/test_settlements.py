@@ -246,6 +246,24 @@ async def test_i6_a_producer_that_is_evicted_bills_nothing_twice(valkey: Server,
         assert lane_of(kit).lost == 51
 
 
+async def test_i11_usage_refused_without_a_record_is_sent_again(valkey: Server) -> None:
+    # F-13: by its own word the store has not applied them.
+    async with kit_at(valkey.url, shards=4) as kit:
+        shards = {kit.store.cache.get(name).shard: name for name in (f"c{n}" for n in range(20))}
+        one, other, *_ = shards.values()
+        for customer in (one, other):
+            settle(kit, customer, tokens=5)
+        await settled(kit)
+        for key in valkey.command("KEYS", "*:w:*"):
+            valkey.command("DEL", key)
+        for _ in range(3):
+            settle(kit, one, tokens=7)
+        await settled(kit)
+        assert await used(kit, one, "tokens") == (26, 0)
+        # The store was emptied or restored, maybe under a connection that lasted: all shards are compared.
+        await eventually(lambda: lane_of(kit).lost == 2)
+
+
 def _recorded(server: Server) -> int:
     return sum(int(value) for name, value in counters(server, "acme").items() if name[4:] in {"i", "o"})
 
