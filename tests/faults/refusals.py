@@ -120,11 +120,6 @@ async def settled(kit: MeterKit) -> None:
     await eventually(lambda: lane.connected and lane.unsettled == 0)
 
 
-def lane_of(kit: MeterKit) -> Lane:
-    """This event loop's way to the store: what was sent over it and is not answered."""
-    return kit.store.lanes[asyncio.get_running_loop()]
-
-
 def settle(kit: MeterKit, customer: str, **quantities: int) -> None:
     """Record without waiting, as the end of a request does."""
     kit.store.settle(lane_of(kit), Settlement(kit.store.cache.get(customer), used=Used(recorded=quantities)))
