@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.keys import FORMAT, meter_field, meter_token
+from meterkit.decisions.keys import FORMAT, meter_field
 from meterkit.decisions.packed import Head, MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Flat",
     "flat_of",
-    "meter_field",
-    "meter_token",
     "pack_field",
     "packed_of",
     "paid_by",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.counters import meter_token
 from drivers.delivery import delivered, desk
+from drivers.store_keys import meter_token
 from meterkit import StoreError
 from meterkit.testing import Clock
 

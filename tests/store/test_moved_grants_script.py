@@ -1,5 +1,7 @@
 """The script that ends recurring grants with a period that has moved, and a model; each line made wrong."""
 
+# Internals: the script model, which is the specification.
+
 from __future__ import annotations
 
 import json

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.counters import meter_token
 from drivers.delivery import NOW, PLANS, desk, kit_for
+from drivers.store_keys import meter_token
 from meterkit import MeterkitError, StoreError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from drivers.app import answering
-from drivers.counters import meter_token
+from drivers.store_keys import meter_token
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock

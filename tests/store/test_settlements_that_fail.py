@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.counters import meter_field, meter_token
+from drivers.store_keys import meter_field, meter_token
 from faults.refusals import kit_at, lane_of, settle, settled, used
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
