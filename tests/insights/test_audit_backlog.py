@@ -109,6 +109,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
 
+@pytest.mark.dear("a process with a provider of its own")
 async def test_opentelemetry_gets_the_drainers_backlog(tmp_path: Path) -> None:
     program = """
         import asyncio

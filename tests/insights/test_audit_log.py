@@ -305,6 +305,7 @@ async def test_what_is_younger_than_two_seconds_is_not_drained(
             assert [row["quantity"] for row in rows] == drained
 
 
+@pytest.mark.dear("a process that has to end")
 def test_a_process_ends_although_the_database_hangs(tmp_path: Path) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
     done = subprocess.run(

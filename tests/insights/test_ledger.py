@@ -132,11 +132,16 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url
     }
 
 
-async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, audit_url: str) -> None:
+@pytest.mark.parametrize(
+    ("store_url", "audit_url"),
+    [("valkey", "postgresql"), pytest.param("memory", "sqlite", marks=pytest.mark.whole)],
+    indirect=["store_url", "audit_url"],
+)
+async def test_sums_of_a_month_are_those_of_the_exact_fractions(store_url: str, audit_url: str) -> None:
     chance = Random(11)  # noqa: S311 - a failure must be repeatable, nothing is secret
     cost = dict.fromkeys(PRICES, Fraction(0))
     left = requests = 0
-    async with audited(any_store_url, audit_url, catalog=loads(PLANS)) as at:
+    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
         await at.kit.grants.add("ada", {"usd": 10_000}, grant_id="g")
         for _ in range(150):
             model, entered, out = chance.choice([*cost]), chance.randint(0, 50), chance.randint(0, 50)

@@ -186,6 +186,7 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tm
     assert set() == unseen
 
 
+@pytest.mark.dear("a process with a provider of its own")
 async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     program = """
         import asyncio, httpx
@@ -225,6 +226,7 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     assert "secret" not in "".join(lines)
 
 
+@pytest.mark.dear("a process with a provider of its own")
 async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Path) -> None:
     program = """
         import asyncio, httpx
@@ -262,6 +264,7 @@ async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Pa
     ]
 
 
+@pytest.mark.dear("a process without a package")
 async def test_with_the_opentelemetry_api_alone_nothing_counts(tmp_path: Path) -> None:
     program = """
         import asyncio
@@ -277,6 +280,7 @@ async def test_with_the_opentelemetry_api_alone_nothing_counts(tmp_path: Path) -
     assert said_by(program, tmp_path, plans=PLANS).split() == ["None", "None"]
 
 
+@pytest.mark.dear("a process without packages")
 async def test_without_metrics_packages_the_cure_is_named(tmp_path: Path) -> None:
     program = """
         import sys

@@ -73,6 +73,7 @@ async def test_abandoned_spools_are_counted_with_their_age(valkey: Server, tmp_p
         assert found["spool_files foreign"] == found["spool_files damaged"] == found["spool_files held"] == 0
 
 
+@pytest.mark.dear("two servers are started")
 async def test_how_the_store_keeps_what_it_is_told_is_a_number() -> None:
     with spawn_watched("--appendonly", "yes") as watched:
         async with kit_at(watched.url) as kit:

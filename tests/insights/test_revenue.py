@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.dear("each day of a quarter is kept")
 async def test_movements_of_a_quarter_by_the_clock(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
         await at.subscribe("ada", "pro", seats=1, trial_period_days=14)
@@ -153,6 +154,7 @@ async def test_acquisition_cost_is_spend_by_new_customers(store_url: str, tmp_pa
             await at.revenue.spend(date(2031, 1, 1), -1)
 
 
+@pytest.mark.dear("two months at Stripe")
 async def test_usage_revenue_has_late_usage_once_and_at_its_own_price(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
         client = at.at.client

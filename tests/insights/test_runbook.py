@@ -219,6 +219,7 @@ def texts() -> Iterator[str]:
                 yield said(words)
 
 
+@pytest.mark.dear("all of the code is read")
 def test_each_line_on_the_page_is_one_of_the_code(lines: list[Line]) -> None:
     """F-136: what is quoted can be found by its words, under the logger and the level that it has."""
     found = list(quoted_in(PAGE))

@@ -71,6 +71,7 @@ async def renew(at: Hooked) -> dict[str, int]:
     return {one["customer"]: one["total"] for one in cycles}
 
 
+@pytest.mark.dear("a month at Stripe")
 async def test_a_period_costs_what_its_invoice_says(store_url: str, tmp_path: Path) -> None:
     said, paid = dict[str, int](), dict[str, int]()
     for nth, plans in enumerate((PLANS, DEARER)):

@@ -92,6 +92,7 @@ class Maker:
         return f"{{limit: {draw.randrange(3, 12) * each}/{window}, algorithm: {algorithm}{burst}}}"
 
 
+@pytest.mark.dear("each plans file serves eighty requests")
 async def test_random_files_are_tried_as_they_serve(valkey: Server, tmp_path: Path) -> None:
     calls, url = list(traffic(80)), f"sqlite:///{tmp_path}/audit.db"
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, none):
@@ -104,6 +105,7 @@ async def test_random_files_are_tried_as_they_serve(valkey: Server, tmp_path: Pa
                 await agree(found, then, refused, f"seed {seed}")
 
 
+@pytest.mark.dear("two plans files serve eighty requests")
 async def test_what_a_file_has_served_it_serves_again(valkey: Server, tmp_path: Path) -> None:
     """Today's file against its own period: the log has what it served, so nothing of that is refused."""
     calls, url, plans = list(traffic(80)), f"sqlite:///{tmp_path}/audit.db", Maker(11).file()

@@ -206,6 +206,7 @@ OF_USERS: Final = {
         pytest.param("a budget of the period", marks=pytest.mark.whole),
     ],
 )
+@pytest.mark.dear("each plans file serves a day's requests")
 async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path: Path, name: str) -> None:
     """Of two users and of calls that name none; one user has an override."""
     url = f"sqlite:///{tmp_path}/audit.db"

@@ -184,6 +184,7 @@ asyncio.run(main())
 
 
 @pytest.mark.usefixtures("quickly")
+@pytest.mark.dear("a process is killed")
 async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_path: Any) -> None:
     plans = tmp_path / "plans.yaml"
     plans.write_text(PLANS)

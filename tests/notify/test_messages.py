@@ -95,6 +95,7 @@ async def test_an_event_is_mailed_as_text_and_html(store_url: str) -> None:
         assert "<b>" not in html.get_content()
 
 
+@pytest.mark.dear("a day of tries")
 async def test_a_receiver_down_for_a_day_gets_each_message_once(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:

@@ -115,7 +115,7 @@ async def test_who_is_above_again_is_told_again_after_two_days(store_url: str) -
             await look(kit)
         assert [1_001, 1_001] == [data["used"] for data in told(hook)]
         assert 2 == len({data["id"] for data in told(hook)})
-        for _ in range(30):  # The level stays: no further event.
+        for _ in range(5):  # The level stays: no further event.
             clock.advance(timedelta(days=1))
             await look(kit)
         assert 2 == len(hook.posts)

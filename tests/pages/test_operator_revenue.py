@@ -112,6 +112,7 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str,
         assert shown["plans_eur:pro"] == 1500
 
 
+@pytest.mark.dear("each day of a month is kept")
 async def test_monthly_shares_match_the_lists_that_they_open(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
