@@ -141,8 +141,15 @@ def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path, m
     assert "pip install 'meterkit[pages,audit]'" in done.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("line", ["store:", "service:"])
+@pytest.mark.parametrize(
+    ("line", "number", "code"),
+    [
+        ("store:", signal.SIGINT, 130),
+        ("service:", signal.SIGTERM, 143),
+        pytest.param("store:", signal.SIGTERM, 143, marks=pytest.mark.whole),
+        pytest.param("service:", signal.SIGINT, 130, marks=pytest.mark.whole),
+    ],
+)
 @pytest.mark.dear("a demonstration is started")
 def test_a_demonstration_that_is_stopped_leaves_nothing(
     demo: Shell, line: str, number: signal.Signals, code: int

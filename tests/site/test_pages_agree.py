@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import typer
 
-from drivers.shown_blocks import keys_page
+from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.catalog.units import UNITS
@@ -96,6 +97,31 @@ def test_every_command_that_a_page_names_is_one() -> None:
         if (words := tuple(named.split()))[:1] not in known or (words[:1] in groups and words not in known)
     }
     assert wrong == set()
+
+
+def read_command(words: list[str]) -> None:
+    """Read a command line as typer does; raises UsageError. Nothing is run."""
+    command: Any = typer.main.get_command(app)
+    name = ""
+    while words and words[0] in getattr(command, "commands", {}):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
+
+
+def test_every_command_that_is_shown_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = 0
+    for block in (block for block in shown() if block.language == "console"):
+        for line in re.findall(r"^\$ meterkit (.+)$", block.text.replace("\\\n", ""), re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            ends = [nth for nth, word in enumerate(words) if word in {"|", "&", "&&", ">", ";"}]
+            read_command(words[: min(ends, default=len(words))])
+            seen += 1
+    assert seen > 50
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    with pytest.raises(usage_error, match="No such option"):
+        read_command(["usage", "ada", "--jsn"])
 
 
 def test_every_problem_and_event_that_a_page_names_is_one() -> None:
