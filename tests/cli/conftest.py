@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.command_line import InProcessShell, Shell
+from drivers.forked_command import IMPORTED_BEFORE, forks
 from drivers.plans import plans_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PLANS = plans_text("command_line")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported() -> None:
+    """Import what commands import, here and in the process that forks them: no test is charged for it."""
+    for name in IMPORTED_BEFORE:
+        if name.startswith("meterkit"):
+            import_module(name)
+    process = forks().Process(target=int)
+    process.start()
+    process.join()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
     from pathlib import Path
 
-__all__ = ["RunningCommand", "fork_command", "forks", "run_forked"]
+__all__ = ["IMPORTED_BEFORE", "RunningCommand", "fork_command", "forks", "run_forked"]
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
