@@ -11,6 +11,7 @@ import pytest
 
 from drivers.plans import plans_text
 from meterkit.catalog import Changes, loads
+from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.change_rules import (
     check_seats_sold,
     course_of,
@@ -126,6 +127,12 @@ def item(
 
 def subscribed(*items: dict[str, Any]) -> Any:
     return items_of({"items": {"data": list(items)}})
+
+
+def test_a_plan_sells_the_seats_that_it_includes() -> None:
+    check_seats_sold(PRO_YEAR, "seats", 10)
+    with pytest.raises(SubscriptionError, match="sells no seats beyond the 10"):
+        check_seats_sold(PRO_YEAR, "seats", 11)
 
 
 @pytest.mark.parametrize(
