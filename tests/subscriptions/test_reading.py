@@ -67,6 +67,10 @@ def test_a_period_at_the_subscription_is_read_as_before_basil() -> None:
     assert read(old, current_period_start=START, current_period_end=END) == PRO
 
 
+def test_a_price_that_no_plan_has_leaves_the_plan_open() -> None:
+    assert read(item("price_gone")) == replace(PRO, plan=None, seats=0)
+
+
 def test_the_period_of_the_base_price_counts() -> None:
     yearly = item("price_other", current_period_end=END + 335 * 86_400)
     assert read(yearly, item("price_pro")) == PRO
