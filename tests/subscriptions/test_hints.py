@@ -72,6 +72,13 @@ def test_of_a_customer_only_another_payment_method_matters(previous: object, exp
     assert hint_of(event("customer.updated", told, data=data)) == expected
 
 
+def test_an_invoice_of_a_top_up_is_marked() -> None:
+    told = INVOICE | {"amount_paid": 2900, "metadata": {"meterkit_top_up": "usd 2900"}}
+    note = note_of("invoice.paid", told)
+    assert note is not None
+    assert note.data["tops_up"] is True
+
+
 @pytest.mark.parametrize(
     ("told", "amount"),
     [

@@ -170,6 +170,18 @@ def schedule(*phases: dict[str, Any], status: str = "active") -> dict[str, Any]:
     }
 
 
+def test_what_is_scheduled() -> None:
+    found = read(schedule=schedule(NOW_PHASE, NEXT_PHASE))
+    assert (found.pending_plan, found.pending_at_ms, found.pending_seats) == ("max", END * 1000, 0)
+
+
+def test_scheduled_seats() -> None:
+    seats = {"price": {"id": "price_seat"}, "quantity": 2}
+    later = {"start_date": END, "items": [{"price": {"id": "price_pro"}}, seats]}
+    found = read(item("price_pro"), schedule=schedule(later, NOW_PHASE))
+    assert (found.pending_plan, found.pending_seats) == ("pro", 5)
+
+
 NOW_PHASE = {"start_date": START, "end_date": END, "items": [{"price": "price_pro", "quantity": 1}]}
 NEXT_PHASE = {"start_date": END, "end_date": END + 9, "items": [{"price": "price_max", "quantity": 1}]}
 
