@@ -39,6 +39,7 @@ async def fail_events(at: Ending) -> None:
     at.stripe.fail_next("error", status=503, times=None, path=EVENTS)
 
 
+@pytest.mark.dear("hours of looks, each quarter of an hour")
 @pytest.mark.parametrize("hours", [2, whole(12)])
 async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(any_store_url: str, hours: int) -> None:
     """F-101."""
@@ -62,6 +63,7 @@ async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(any_store_url
         await assert_books(at)
 
 
+@pytest.mark.dear("hours of looks, each quarter of an hour")
 @pytest.mark.parametrize("hours", [2, whole(12)])
 async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str, hours: int) -> None:
     async with ending(any_store_url, UNHELD) as at:

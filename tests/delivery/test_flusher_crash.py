@@ -36,6 +36,7 @@ async def test_three_processes_deliver_once(store_url: str) -> None:
     assert [at.accepted(customer) for customer in customers] == list(range(1, 41))
 
 
+@pytest.mark.dear("a process beside the emulator, killed")
 @pytest.mark.parametrize("point", [whole("leased"), "sent", whole("acknowledged")])
 async def test_the_next_process_delivers_a_killed_ones_rest_once(
     valkey: Server, store_url: str, point: str

@@ -247,6 +247,7 @@ async def test_one_call_at_a_time_for_a_customer_and_meter(store_url: str) -> No
         assert len(calls(at)) <= 5
 
 
+@pytest.mark.dear("a process beside the emulator, killed")
 @pytest.mark.parametrize("point", [whole("leased"), "sent", whole("acknowledged")])
 async def test_i6_the_next_process_delivers_a_killed_ones_batch_once(valkey: Server, point: str) -> None:
     async with stream_desk(valkey.url, shards=1) as at:
@@ -274,6 +275,7 @@ OF_STREAMS: Final[tuple[Mapping[str, Any], ...]] = (
 )
 
 
+@pytest.mark.dear("25 rounds of flushes with faults")
 @pytest.mark.parametrize("seed", [0, whole(1), whole(2)])
 async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url: str, seed: int) -> None:
     random = Random(seed)  # noqa: S311 - a schedule, not a secret

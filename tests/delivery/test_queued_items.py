@@ -150,6 +150,7 @@ async def test_a_correction_skips_an_item_deleted_at_stripe(at: Shop) -> None:
     assert (found.taken_back, found.by_hand, found.never_billed) == (5, 0, 26)
 
 
+@pytest.mark.dear("several runs of the command line")
 async def test_commands_show_and_steer_queued_items(at: Shop, store_url: str, tmp_path: Path) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
     shell, item = Shell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4"), await queued(at)

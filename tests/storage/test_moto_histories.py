@@ -23,6 +23,7 @@ pytestmark = pytest.mark.anyio
 HISTORIES: Final = int(os.environ.get("METERKIT_HISTORIES", "1"))
 
 
+@pytest.mark.dear("a history over HTTP, at a server of S3")
 @pytest.mark.parametrize("seed", range(HISTORIES))
 async def test_a_history_over_http_is_counted_to_the_byte(
     address: str, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,7 @@ async def deliver(at: Shop, hook: str) -> None:
     await at.kit.webhooks.work_off()
 
 
+@pytest.mark.dear("two servers, and each route over HTTP")
 @pytest.mark.whole
 async def test_a_subscription_is_lived_through_over_http(framework: str, store_url: str) -> None:
     async with served(framework, store_url) as (browser, at):

@@ -253,6 +253,7 @@ async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> 
         assert len(await read_entries(kit.store, 4)) == 4
 
 
+@pytest.mark.dear("a process beside the emulator, killed")
 @pytest.mark.usefixtures("valkey")
 @pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), whole("told")])
 async def test_a_killed_workers_older_entry_is_finished_by_the_next(store_url: str, point: str) -> None:

@@ -87,6 +87,7 @@ async def test_a_dry_run_changes_nothing_and_says_the_same(store_url: str) -> No
         assert (tried.dry_run, done.dry_run) == (True, False)
 
 
+@pytest.mark.dear("more subscribers than a page of Stripe has")
 async def test_an_import_takes_two_lists_and_a_second_writes_nothing(store_url: str) -> None:
     async with hooked(store_url) as at:
         for number in range(MANY):

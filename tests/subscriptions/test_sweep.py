@@ -144,6 +144,7 @@ async def test_plans_without_ids_are_swept_once_keys_are_known(store_url: str) -
         assert at.asked("/v1/events") > 0
 
 
+@pytest.mark.dear("a night of sixteen turns, with twelve customers")
 async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> None:
     midnight = NOW.replace(hour=0)
     clock = Clock(midnight - MINUTE)

@@ -86,6 +86,7 @@ async def test_any_order_of_events_ends_in_one_state(valkey: Server, orders: int
     assert '"status":"canceled"' in found.pop()
 
 
+@pytest.mark.dear("a process beside the emulator, killed")
 @pytest.mark.parametrize("point", [whole("taken"), whole("fetched"), whole("linked"), "told"])
 async def test_what_a_killed_worker_had_is_finished_by_the_next(valkey: Server, point: str) -> None:
     async with hooked(valkey.url) as at:
