@@ -47,7 +47,7 @@ plans:
     price: {amount_cents: 0, interval: month}
     features: [basic]
     meters:
-      requests: {rate: 5000/minute, concurrency: 500, included: 900, overage: deny}
+      requests: {rate: 5000/minute, concurrency: 500, included: 4000, overage: deny}
       tokens: {rate: 5000/minute}
       projects: {}
   limited:
@@ -92,7 +92,7 @@ plans:
   pro:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: 5000/minute, included: 900, overage: deny}
+      requests: {rate: 5000/minute, included: 4000, overage: deny}
       calls: {rate: {limit: 100/second, algorithm: token-bucket, burst: 4000}}
       output_tokens: {included: 100_000, overage: deny}
       files: {included: 1GB}
@@ -175,7 +175,7 @@ async def test_i3_hot_requests_ask_nothing_and_are_counted_exactly(store: str) -
 
 
 async def test_i3_hot_requests_are_refused_where_the_last_unit_is_used(store: str) -> None:
-    async with watched(store) as watch:
+    async with watched(store, plans=PLANS.replace("included: 4000", "included: 900")) as watch:
         answers = await watch.get(960)
         assert answers == {200: 899, 429: 61}  # One was sent before.
         await eventually(lambda: watch.allotments.unused == 0)
@@ -191,7 +191,7 @@ async def test_limit_fields_count_down_within_what_is_there(store: str) -> None:
         assert names <= {'"requests-period"', '"requests-concurrency"'}
         by_period = [r for r, field in zip(left, fields, strict=True) if field.startswith('"requests-p')]
         assert all(before > after for before, after in pairwise(by_period))
-        assert all(r <= 900 for r in by_period)
+        assert all(r <= 4000 for r in by_period)
 
 
 @pytest.mark.parametrize("path", ["/asked", "/x"])
