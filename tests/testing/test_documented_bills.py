@@ -72,15 +72,6 @@ async def _used(client: stripe.StripeClient, number: int, *, at: int, identifier
     )
 
 
-async def test_a_renewal_is_a_draft_for_an_hour(served: Served) -> None:
-    """https://docs.stripe.com/billing/invoices/subscription#subscription-renewal-invoices."""
-    client, _, clock = served
-    draft = await _draft(served)
-    assert (draft.status, draft.billing_reason, draft.auto_advance) == ("draft", "subscription_cycle", True)
-    clock.advance(timedelta(hours=1))
-    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
-
-
 async def test_finalization_is_put_off(served: Served) -> None:
     """https://docs.stripe.com/invoicing/scheduled-finalization."""
     client, _, clock = served
@@ -93,15 +84,6 @@ async def test_finalization_is_put_off(served: Served) -> None:
     assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
 
 
-async def test_a_draft_that_does_not_advance_stays_one(served: Served) -> None:
-    """https://docs.stripe.com/invoicing/integration/automatic-advancement-collection: `auto_advance`."""
-    client, _, clock = served
-    draft = await _draft(served)
-    await client.v1.invoices.update_async(str(draft.id), {"auto_advance": False})
-    clock.advance(timedelta(days=20))
-    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "draft"
-
-
 async def test_invoices_finalize(served: Served) -> None:
     """https://docs.stripe.com/api/invoices/finalize: once."""
     client, _, _ = served
@@ -110,23 +92,6 @@ async def test_invoices_finalize(served: Served) -> None:
     assert done.status_transitions.finalized_at is not None
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.invoices.finalize_invoice_async(str(draft.id))
-
-
-async def test_invoices_pay(served: Served) -> None:
-    """https://docs.stripe.com/api/invoices/pay: outside of Stripe."""
-    client, _, _ = served
-    paid = await client.v1.invoices.pay_async(str((await _open(served)).id), {"paid_out_of_band": True})
-    assert (paid.status, paid.amount_remaining) == ("paid", 0)
-
-
-async def test_a_declined_payment_says_why(served: Served) -> None:
-    """https://docs.stripe.com/error-codes#card-declined: HTTP 402."""
-    client, emulator, _ = served
-    open_invoice = await _open(served)
-    emulator.fail_payments("cus_1")
-    with pytest.raises(stripe.CardError) as caught:
-        await client.v1.invoices.pay_async(str(open_invoice.id))
-    assert (caught.value.code, caught.value.http_status) == ("card_declined", 402)
 
 
 async def test_invoices_void(served: Served) -> None:
@@ -166,16 +131,6 @@ async def test_invoices_create_preview(served: Served) -> None:
     assert item_of(await client.v1.subscriptions.retrieve_async(made.id)).price.id == "price_10"
 
 
-async def test_invoice_items_create(served: Served) -> None:
-    """https://docs.stripe.com/api/invoiceitems/create: on a draft."""
-    client, _, _ = served
-    draft = await _draft(served)
-    price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount": 250}
-    wanted: Any = {"customer": "cus_1", "invoice": draft.id, "price_data": price, "quantity": 2}
-    assert (await client.v1.invoice_items.create_async(wanted)).amount == 500
-    assert (await client.v1.invoices.retrieve_async(str(draft.id))).total == 1500
-
-
 async def test_a_final_invoice_takes_no_items(served: Served) -> None:
     """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice."""
     client, _, _ = served
@@ -207,15 +162,6 @@ async def test_invoice_lines_list(served: Served) -> None:
     first = await client.v1.invoices.line_items.list_async(invoice, {"limit": 1})
     assert (len(first.data), first.has_more) == (1, True)
     assert sorted([line.amount async for line in first.auto_paging_iter()]) == [1000, 2000]
-
-
-async def test_balances_pay_what_comes_next(served: Served) -> None:
-    """https://docs.stripe.com/billing/customer/balance: a negative balance is credit."""
-    client, _, _ = served
-    await client.v1.customers.update_async("cus_1", {"balance": -400})
-    invoice = invoice_of(await subscribe(client))
-    assert (invoice.starting_balance, invoice.total, invoice.amount_paid) == (-400, 1000, 600)
-    assert (await client.v1.customers.retrieve_async("cus_1")).balance == 0
 
 
 async def test_credit_notes_of_an_open_invoice(served: Served) -> None:
@@ -355,18 +301,6 @@ async def test_meter_event_summaries_list(served: Served) -> None:
         await client.v1.billing.meters.event_summaries.list_async(meter, asked)
 
 
-async def test_usage_is_billed_behind_its_period(served: Served) -> None:
-    """https://docs.stripe.com/billing/subscriptions/usage-based/implementation-guide."""
-    client, _, clock = served
-    price, _ = await _metered(served)
-    made = await subscribe(client, "price_10", price)
-    assert amounts(invoice_of(made)) == [1000]
-    await _used(client, 30, at=SECOND + 60, identifier="one")
-    clock.advance(timedelta(days=30, hours=2))
-    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
-    assert sorted(amounts(renewal)) == [60, 1000]
-
-
 async def test_metered_items_have_no_quantity(served: Served) -> None:
     """https://docs.stripe.com/api/subscription_items/create#create_subscription_item-quantity."""
     client, _, _ = served
@@ -375,21 +309,6 @@ async def test_metered_items_have_no_quantity(served: Served) -> None:
         await client.v1.subscriptions.create_async(
             {"customer": "cus_1", "items": [{"price": price, "quantity": 2}]}
         )
-
-
-async def test_a_metered_price_that_is_removed_bills_what_was_used(served: Served) -> None:
-    """https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup: in flexible billing."""
-    client, _, clock = served
-    price, _ = await _metered(served)
-    made = await subscribe(client, "price_10", price, billing_mode={"type": "flexible"})
-    await _used(client, 30, at=SECOND + 60, identifier="one")
-    clock.advance(timedelta(days=10))
-    listed = await client.v1.subscription_items.list_async({"subscription": made.id})
-    (item,) = [each.id for each in listed.data if each.price.id == price]
-    await client.v1.subscription_items.delete_async(item, {"proration_behavior": "create_prorations"})
-    clock.advance(timedelta(days=20, hours=2))
-    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
-    assert sorted(amounts(renewal)) == [60, 1000]
 
 
 async def test_checkout_sessions_create(served: Served) -> None:
@@ -420,16 +339,6 @@ async def test_checkout_sessions_expire(served: Served) -> None:
     assert (await client.v1.checkout.sessions.expire_async(made.id)).status == "expired"
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.checkout.sessions.expire_async(made.id)
-
-
-async def test_portal_sessions_create(served: Served) -> None:
-    """https://docs.stripe.com/api/customer_portal/sessions/create."""
-    client, _, _ = served
-    made = await client.v1.billing_portal.sessions.create_async(
-        {"customer": "cus_1", "return_url": "https://app.example/account"}
-    )
-    assert (made.customer, made.return_url) == ("cus_1", "https://app.example/account")
-    assert made.url.startswith("http")
 
 
 async def test_setup_intents_create(served: Served) -> None:

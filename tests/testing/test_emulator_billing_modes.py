@@ -338,17 +338,6 @@ async def test_flexible_billing_has_no_clear_usage_and_no_coupon() -> None:
         assert len(items_of(await change(client, classic, items=gone))) == 1
 
 
-async def test_two_items_of_one_meter_both_charge_all_of_its_usage() -> None:
-    """A meter sums by customer, as of two subscriptions: no page says that the items share the usage."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1", "price_tokens_2")
-        await use(client, 100, at=SECOND)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(found)) == [100, 200]
-
-
 @pytest.mark.parametrize(
     ("other", "mode", "refused"),
     [

@@ -134,13 +134,6 @@ async def test_what_stripe_refuses(change: Mapping[str, Any], message: str, para
         assert param == caught.value.error.to_dict()["param"]
 
 
-async def test_a_trial_is_paid_later() -> None:
-    emulator, _ = ready()
-    async with account(emulator) as client:
-        trial = offer(subscription_data={"trial_period_days": 14})
-        assert (await client.v1.checkout.sessions.create_async(trial)).amount_total == 0
-
-
 async def test_a_session_nobody_completes_expires_at_its_second() -> None:
     """``checkout.session.expired``, and no page any more (https://docs.stripe.com/api/checkout/sessions)."""
     emulator, clock = ready()

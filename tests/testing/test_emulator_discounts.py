@@ -75,20 +75,6 @@ async def test_a_percentage_is_taken_off_each_invoice() -> None:
     assert discount_events(emulator) == ["customer.discount.created"]
 
 
-async def test_an_amount_is_spread_over_the_lines_up_to_their_sum() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        off = await coupon(client, amount_off=100, currency="USD")
-        items = [{"price": "price_10"}, {"price": "price_20"}, {"price": "price_seat", "quantity": 3}]
-        invoice = invoice_of(await subscribe(client, items=items, discounts=[{"coupon": off}]))
-        assert amounts(invoice) == [1000, 2000, 2700]
-        taken = [each.amount for line in invoice.lines.data for each in line.discount_amounts or ()]
-        assert (taken, sum(taken), invoice.total) == ([17, 35, 48], 100, 5600)
-        much = await coupon(client, amount_off=2000, currency="usd")
-        invoice = invoice_of(await subscribe(client, discounts=[{"coupon": much}]))
-        assert (invoice.total, invoice.amount_due, invoice.status) == (0, 0, "paid")
-
-
 async def test_discounts_follow_one_another_and_keep_to_their_products() -> None:
     emulator, _ = shop()
     async with account(emulator) as client:
@@ -105,18 +91,6 @@ async def test_discounts_follow_one_another_and_keep_to_their_products() -> None
         assert invoice.total == 1900 - 190 - 300
 
 
-async def test_a_coupon_for_once_is_used_up_by_the_first_charge() -> None:
-    """https://docs.stripe.com/api/coupons/object#coupon_object-duration."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        once = await coupon(client, percent_off=20, duration="once")
-        made = await subscribe(client, discounts=[{"coupon": once}])
-        assert (made.discounts, invoice_of(made).total) == ([], 800)
-        clock.advance(RENEWED)
-        assert (await latest(client)).total == 1000
-    assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
-
-
 async def test_a_coupon_for_once_waits_for_the_end_of_a_trial() -> None:
     emulator, clock = shop()
     async with account(emulator) as client:
@@ -125,28 +99,6 @@ async def test_a_coupon_for_once_waits_for_the_end_of_a_trial() -> None:
         assert (len(made.discounts), invoice_of(made).total) == (1, 0)
         clock.advance(timedelta(days=10, hours=2))
         assert (await latest(client)).total == 800
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
-
-
-async def test_a_coupon_for_once_is_spent_by_usage_that_comes_late() -> None:
-    emulator, clock = shop()
-    emulator.add_price(1, price_id="price_words", meter=emulator.add_meter("words"))
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_words")
-        once = await coupon(client, percent_off=50, duration="once")
-        await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": once}]})
-        clock.advance(timedelta(days=30, minutes=30))
-        assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
-        await client.v1.billing.meter_events.create_async(
-            {
-                "event_name": "words",
-                "payload": {"stripe_customer_id": "cus_1", "value": "400"},
-                "timestamp": SECOND,
-            }
-        )
-        clock.advance(timedelta(hours=1))
-        invoice = await latest(client)
-        assert (invoice.subtotal, invoice.total, invoice.status) == (400, 200, "paid")
         assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
 
 
@@ -167,29 +119,6 @@ async def test_a_repeating_coupon_ends_after_its_months() -> None:
         clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
         assert (await latest(client)).total == 1000
     assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
-
-
-async def test_prorations_are_net_and_have_no_discounts_of_their_own() -> None:
-    """https://docs.stripe.com/billing/subscriptions/prorations: "discountable=false"."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        fifth = await coupon(client, percent_off=20)
-        made = await subscribe(client, discounts=[{"coupon": fifth}])
-        clock.advance(HALF_MONTH)
-        change: Any = {
-            "items": [{"id": item_of(made).id, "price": "price_20"}],
-            "proration_behavior": "always_invoice",
-            "expand": ["latest_invoice"],
-        }
-        invoice = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
-        assert amounts(invoice) == [-400, 800]
-        assert [line.discountable for line in invoice.lines.data] == [False, False]
-        assert [line.discount_amounts for line in invoice.lines.data] == [[], []]
-        assert (invoice.subtotal, invoice.total, invoice.total_discount_amounts) == (400, 400, [])
-        clock.advance(timedelta(days=5))
-        back: Any = {**change, "items": [{"id": item_of(made).id, "price": "price_10"}]}
-        invoice = invoice_of(await client.v1.subscriptions.update_async(made.id, back))
-        assert amounts(invoice) == [-533, 267]
 
 
 async def test_an_amount_is_taken_off_a_proration_whole() -> None:
@@ -241,35 +170,6 @@ async def test_coupons_that_cannot_be_redeemed_are_refused(params: Any, said: st
         assert (await client.v1.coupons.retrieve_async("USED")).valid is False
         assert (await client.v1.coupons.retrieve_async("EURO")).times_redeemed == 0
         assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
-
-
-async def test_what_is_refused_with_402_redeems_nothing() -> None:
-    emulator, _ = shop(card="pm_card_chargeDeclined")
-    async with account(emulator) as client:
-        once = await coupon(client, percent_off=10, duration="once")
-        with pytest.raises(stripe.CardError):
-            await subscribe(client, discounts=[{"coupon": once}], payment_behavior="error_if_incomplete")
-        assert (await client.v1.coupons.retrieve_async(once)).times_redeemed == 0
-
-
-async def test_discounts_can_be_replaced_and_taken_away() -> None:
-    """https://docs.stripe.com/api/subscriptions/update#update_subscription-discounts."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        one, other = await coupon(client, percent_off=10), await coupon(client, percent_off=20)
-        made = await subscribe(client, discounts=[{"coupon": one}])
-        changed = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": other}]})
-        assert changed.discounts != made.discounts
-        cleared = await client.v1.subscriptions.update_async(made.id, {"discounts": ""})
-        assert cleared.discounts == []
-        again = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": one}]})
-        assert len(again.discounts) == 1
-        assert (await client.v1.coupons.retrieve_async(one)).times_redeemed == 2
-    assert discount_events(emulator) == [
-        "customer.discount.created",
-        *["customer.discount.created", "customer.discount.deleted"],
-        *["customer.discount.deleted", "customer.discount.created"],
-    ]
 
 
 async def test_coupons_are_deleted() -> None:
@@ -482,14 +382,6 @@ async def test_a_preview_redeems_nothing() -> None:
         assert (await client.v1.invoices.create_preview_async(new)).total == 1600
         assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 0
         assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
-
-
-async def test_a_price_that_a_coupon_makes_free_needs_no_card() -> None:
-    emulator, _ = shop(card=None)
-    async with account(emulator) as client:
-        free = await coupon(client, percent_off=100)
-        made = await subscribe(client, discounts=[{"coupon": free}])
-        assert (made.status, invoice_of(made).amount_due) == ("active", 0)
 
 
 async def test_a_draft_takes_discounts_of_its_own() -> None:

@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, amounts, invoice_of, shop, subscribe
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -119,50 +119,6 @@ async def test_a_finalized_invoice_takes_no_time() -> None:
             assert refused.value.code == "invoice_not_editable"
 
 
-async def test_a_draft_that_does_not_advance_waits_without_end() -> None:
-    """https://docs.stripe.com/invoicing/integration/automatic-advancement-collection."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        draft = await renewal(client, clock)
-        stopped = await change(client, draft, auto_advance=False)
-        assert (stopped.automatically_finalizes_at, stopped.next_payment_attempt) == (None, None)
-        clock.advance(timedelta(days=3))
-        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
-        await change(client, draft, auto_advance=True)
-        done = await client.v1.invoices.retrieve_async(draft.id)
-        assert (done.status, done.status_transitions.finalized_at) == ("paid", MAY + 3 * DAY)
-
-
-@pytest.mark.parametrize(("advance", "status"), [(True, "paid"), (False, "open")])
-async def test_finalizing_collects_where_it_says_so(advance: bool, status: str) -> None:
-    """https://docs.stripe.com/api/invoices/finalize#finalize_invoice-auto_advance."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        draft = await renewal(client, clock)
-        await change(client, draft, auto_advance=not advance)
-        done = await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": advance})
-        assert done.auto_advance is advance
-        clock.advance(timedelta(days=1))
-        assert (await client.v1.invoices.retrieve_async(draft.id)).status == status
-
-
-async def test_a_draft_shows_the_usage_that_has_arrived() -> None:
-    """https://docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        draft = await renewal(client, clock, "price_tokens_1")
-        await use(client, "3.75", at=MAY - 60)
-        subscription = draft.lines.data[0].subscription
-        assert isinstance(subscription, str)
-        seen = await client.v1.subscriptions.retrieve_async(subscription, {"expand": LATEST})
-        (listed,) = (await client.v1.invoices.list_async({"subscription": subscription})).data
-        for shown in (invoice_of(seen), listed, await client.v1.invoices.retrieve_async(draft.id)):
-            (line,) = shown.lines.data
-            assert (line.quantity, str(line.quantity_decimal), line.amount) == (3, "3.75", 4)
-            assert line.parent is not None
-            assert line.parent.type == "subscription_item_details"
-
-
 async def test_a_line_of_usage_keeps_its_id_until_it_is_final() -> None:
     """A line of a draft is changed by its id: https://docs.stripe.com/api/invoice-line-item/update."""
     emulator, clock = metered()
@@ -193,63 +149,6 @@ async def test_an_invoice_may_not_have_yet_what_a_summary_shows(lag: int, billed
         assert amounts(done) == billed
         clock.advance(timedelta(days=1))
         assert amounts(await client.v1.invoices.retrieve_async(draft.id)) == billed
-
-
-async def test_usage_of_a_price_that_is_switched_is_an_invoice_item() -> None:
-    """ "An invoice item that bills for previously reported metered usage".
-
-    https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup
-    """
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1")
-        await use(client, "100", at=SECOND)
-        clock.advance(timedelta(days=1))
-        wanted: Any = {"items": [{"id": items_of(made)[0].id, "price": "price_tokens_2"}]}
-        await client.v1.subscriptions.update_async(made.id, wanted)
-        await use(client, "50", at=SECOND + DAY)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        seen = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        old, new = invoice_of(seen).lines.data
-        assert ((old.amount, old.period.end), (new.amount, new.period.start)) == (
-            (100, SECOND + DAY),
-            (100, SECOND + DAY),
-        )
-        assert old.parent is not None
-        assert new.parent is not None
-        assert (old.parent.type, new.parent.type) == ("invoice_item_details", "subscription_item_details")
-        assert old.parent.invoice_item_details is not None
-        assert old.parent.invoice_item_details.subscription == made.id
-        assert not old.parent.invoice_item_details.proration
-
-
-@pytest.mark.parametrize("collects", [True, False])
-async def test_drafts_left_by_a_cancellation_may_stay_uncollected(collects: bool) -> None:
-    """ "Automatic collection for all unpaid invoices is disabled (`auto_advance=false`)".
-
-    https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses; others finalize the last
-    invoice themselves (https://github.com/giselles-ai/giselle/pull/296).
-    """
-    emulator, clock = metered(collects_after_cancel=collects)
-    async with account(emulator) as client:
-        draft = await renewal(client, clock, "price_10", "price_tokens_1")
-        await use(client, "40", at=MAY)
-        clock.advance(timedelta(minutes=5))
-        subscription = draft.lines.data[0].subscription
-        assert isinstance(subscription, str)
-        await client.v1.subscriptions.cancel_async(subscription, {"invoice_now": True})
-        last, same, _ = (await client.v1.invoices.list_async({"subscription": subscription})).data
-        assert [(last.status, last.auto_advance), (same.status, same.auto_advance)] == [
-            ("draft", collects),
-            ("draft", collects),
-        ]
-        clock.advance(timedelta(days=2))
-        found = (await client.v1.invoices.list_async({"subscription": subscription})).data
-        assert [each.status for each in found[:2]] == (["paid", "paid"] if collects else ["draft", "draft"])
-        if not collects:
-            await client.v1.invoices.finalize_invoice_async(last.id, {"auto_advance": True})
-        done = await client.v1.invoices.retrieve_async(last.id)
-        assert (done.status, amounts(done)) == ("paid", [40])
 
 
 async def test_a_schedule_that_is_canceled_leaves_its_last_invoice_too() -> None:

@@ -187,17 +187,6 @@ async def test_a_call_that_hangs(when: When, counted: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_an_event_lost_by_stripe_itself() -> None:
-    emulator, _ = ready()
-    async with served(emulator) as sender:
-        emulator.fail_next("lose")
-        assert await sender.send("i1", value=3) == "ok"
-        assert await sender.send("i1", value=3, key="fresh") == "400", "it is remembered nevertheless"
-    assert [event.counted for event in emulator.events] == [False]
-    assert emulator.accepted("cus_1", "calls") == 0
-
-
-@pytest.mark.anyio
 async def test_faults_choose_their_requests() -> None:
     emulator, _ = ready()
     emulator.fail_next("error", customer="cus_2")
@@ -318,18 +307,6 @@ async def test_mounted_anywhere_without_a_server() -> None:
         emulator.fail_next("drop", path="/v1/customers/cus_1")
         with pytest.raises(ConnectionResetError, match="closes this connection"):
             await client.get("/v1/customers/cus_1")
-
-
-def test_in_a_thread_for_code_without_a_loop() -> None:
-    emulator, _ = ready()
-    with emulator.running() as url, httpx.Client(base_url=url, auth=("sk_test_1", "")) as client:
-        data = {"event_name": "calls", "payload[stripe_customer_id]": "cus_1", "payload[value]": "2"}
-        assert client.post(EVENTS, data=data).status_code == 200
-        assert emulator.accepted("cus_1", "calls") == 2
-        with emulator.running() as second:
-            assert client.get(f"{second}/v1/customers/cus_1").status_code == 200
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url)
 
 
 def test_driven_from_another_process() -> None:

@@ -52,23 +52,6 @@ async def test_a_described_price_is_in_no_list() -> None:
             await subscribe(client, price.id)
 
 
-async def test_an_item_changes_to_a_described_price() -> None:
-    """https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price_data."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        clock.advance(timedelta(days=15))
-        wanted: Any = [{"id": item_of(made).id, "price_data": INLINE}]
-        details: Any = {"items": wanted, "proration_behavior": "always_invoice"}
-        shown = await client.v1.invoices.create_preview_async(
-            {"subscription": made.id, "subscription_details": details}
-        )
-        asked: Any = {"items": wanted, "proration_behavior": "always_invoice", "expand": LATEST}
-        changed = await client.v1.subscriptions.update_async(made.id, asked)
-        assert amounts(shown) == amounts(invoice_of(changed)) == [-500, 617]
-        assert [item.price.unit_amount for item in items_of(changed)] == [1234]
-
-
 @pytest.mark.parametrize(
     ("item", "message"),
     [

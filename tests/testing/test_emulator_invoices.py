@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
+from drivers.emulated_shop import DAY, MAY, SECOND, invoice_of, shop, subscribe, told
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -215,22 +215,6 @@ async def test_a_leap_of_the_clock_bills_many_subscriptions() -> None:
     instants = [event.created for event in emulator.webhook_events[happened:]]
     assert instants == sorted(instants)
     assert told(emulator).count("invoice.paid") == 5 * 53
-
-
-async def test_items_of_several_intervals_renew_by_themselves() -> None:
-    """https://docs.stripe.com/billing/subscriptions/mixed-interval."""
-    emulator, clock = shop()
-    emulator.add_price(12_000, price_id="price_year", interval="year")
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_year")
-        assert amounts(invoice_of(made)) == [1000, 12_000]
-        clock.set(RENEWED)
-        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(renewed)) == [1000]
-        assert item_of(renewed).current_period_start == MAY
-        ending = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
-        # "Always resolves to the earliest item period end": changelog/basil/2025-07-30/cancel-at-enums.
-        assert ending.cancel_at == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
 
 
 async def test_an_invoice_may_have_a_card_of_its_own() -> None:

@@ -30,22 +30,6 @@ async def drafted(client: stripe.StripeClient, customer: str, price: str) -> str
     return await client.v1.invoices.finalize_invoice_async(str(made.id))
 
 
-async def test_an_invoice_without_subscription_uses_the_saved_card() -> None:
-    emulator = StripeEmulator()
-    price = emulator.add_price(1000, interval=None)
-    async with account(emulator) as client:
-        customer = await customer_of(client)
-        emulator.add_payment_method(customer)
-        invoice = await drafted(client, customer, price)
-        assert (invoice.amount_due, invoice.status, invoice.parent) == (1000, "open", None)
-        paid = await client.v1.invoices.pay_async(str(invoice.id), {"off_session": True})
-        assert (paid.status, paid.billing_reason) == ("paid", "manual")
-        assert paid.metadata is not None
-        assert paid.metadata["a"] == "b"
-    kinds = [kind for kind in told(emulator) if kind.startswith("invoice")]
-    assert kinds == ["invoice.created", "invoice.finalized", "invoice.paid", "invoice.payment_succeeded"]
-
-
 async def test_a_declined_card_leaves_it_open_with_a_page_to_pay_on() -> None:
     emulator = StripeEmulator()
     price = emulator.add_price(1000, interval=None)

@@ -85,15 +85,6 @@ async def test_who_pays_is_subscribed() -> None:
         emulator.complete_checkout(session.id)
 
 
-async def test_who_is_known_is_not_made_twice() -> None:
-    emulator, _ = ready()
-    emulator.add_customer("cus_1")
-    async with account(emulator) as client:
-        session = await offer(client, customer="cus_1")
-        assert emulator.complete_checkout(session.id)["customer"] == "cus_1"
-    assert "customer.created" not in types(emulator)
-
-
 async def test_a_card_that_is_declined_leaves_all_as_it_was() -> None:
     emulator, _ = ready()
     async with account(emulator) as client:

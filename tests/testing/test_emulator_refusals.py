@@ -116,13 +116,3 @@ async def test_versions_with_other_shapes_are_not_emulated(version: str) -> None
             stripe.InvalidRequestError, match=r"older than 2025-03-31\.basil and not emulated"
         ):
             await client.v1.customers.list_async({}, {"stripe_version": version})
-
-
-@pytest.mark.parametrize(
-    "version", ["2025-03-31.basil", "2026-10-28.endive", "2026-09-30.preview; a_beta=v1"]
-)
-async def test_versions_that_stripe_has_are_taken(version: str) -> None:
-    """https://docs.stripe.com/sdks/versioning: previews, with the features that they name."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        assert len((await client.v1.customers.list_async({}, {"stripe_version": version})).data) == 1

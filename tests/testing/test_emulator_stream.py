@@ -72,22 +72,6 @@ def event(identifier: object = "a", **fields: Any) -> dict[str, Any]:
     return told | {"timestamp": "2026-11-20T12:00:00Z"} | fields
 
 
-async def test_a_batch_is_counted() -> None:
-    async with room() as at:
-        await at.stream(event("a"), event("b", timestamp="2026-11-20T13:00:00.500+01:00"))
-        assert int(at.emulator.accepted("cus_1", "api_requests")) == 6
-        assert {taken.timestamp for taken in at.emulator.events} == {int(NOW.timestamp())}
-
-
-async def test_a_session_says_when_it_ends() -> None:
-    # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create
-    async with room() as at:
-        made = await at.client.v2.billing.meter_event_session.create_async()
-        created, ends = (datetime.fromisoformat(text) for text in (made.created, made.expires_at))
-        assert (made.object, made.livemode) == ("v2.billing.meter_event_session", False)
-        assert ends - created == timedelta(minutes=15)
-
-
 @pytest.mark.parametrize(("age", "is_over"), [(899, False), (900, True)])
 async def test_a_token_holds_for_a_quarter_of_an_hour(age: int, is_over: bool) -> None:
     # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: the 401 and its code.

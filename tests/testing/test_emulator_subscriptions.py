@@ -156,28 +156,6 @@ async def test_a_renewal_is_a_draft_for_an_hour_and_then_paid() -> None:
         assert [event.created for event in emulator.webhook_events[-3:]] == [MAY + HOUR] * 3
 
 
-async def test_the_clock_may_leap_over_several_renewals() -> None:
-    """Each at its own instant; months are counted from the anchor: 31 January, 28 February, 31 March.
-
-    https://docs.stripe.com/billing/subscriptions/billing-cycle
-    """
-    emulator, clock = shop()
-    clock.set(datetime(2026, 1, 31, 12, tzinfo=UTC))
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        clock.set(datetime(2026, 4, 15, tzinfo=UTC))
-        listed = await client.v1.invoices.list_async({"subscription": made.id})
-        begins = [datetime.fromtimestamp(invoice.created, UTC).isoformat() for invoice in listed.data]
-        assert begins == [
-            "2026-03-31T12:00:00+00:00",
-            "2026-02-28T12:00:00+00:00",
-            "2026-01-31T12:00:00+00:00",
-        ]
-        assert [invoice.status for invoice in listed.data] == ["paid"] * 3
-        present = item_of(await client.v1.subscriptions.retrieve_async(made.id))
-        assert datetime.fromtimestamp(present.current_period_end, UTC).day == 30
-
-
 async def test_a_failed_renewal_is_retried_and_then_given_up() -> None:
     """Retries by ``retry_days``, each after the one before.
 
@@ -205,22 +183,6 @@ async def test_a_failed_renewal_is_retried_and_then_given_up() -> None:
     assert told(emulator)[-1] == "customer.subscription.deleted"
 
 
-@pytest.mark.parametrize(("after", "status"), [("unpaid", "unpaid"), ("past_due", "past_due")])
-async def test_what_follows_the_last_retry_is_a_setting(after: Any, status: str) -> None:
-    """https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses: past_due, unpaid."""
-    emulator, clock = shop(after_retries=after, retry_days=(1,))
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        emulator.fail_payments("cus_1")
-        clock.set(datetime(2026, 5, 3, tzinfo=UTC))
-        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["latest_invoice"]})
-        assert (found.status, invoice_of(found).next_payment_attempt) == (status, None)
-        clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
-        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["latest_invoice"]})
-        drafted = invoice_of(found).status == "draft"
-        assert drafted is (after == "unpaid")  # "Leaves invoices as drafts."
-
-
 async def test_a_payment_mends_it() -> None:
     """https://docs.stripe.com/api/invoices/pay; a manual try does not count as a retry (attempt_count)."""
     emulator, clock = shop()
@@ -239,18 +201,6 @@ async def test_a_payment_mends_it() -> None:
         assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
         with pytest.raises(stripe.InvalidRequestError, match="already paid"):
             await client.v1.invoices.pay_async(found.latest_invoice)
-
-
-async def test_a_retry_mends_it_too() -> None:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        emulator.fail_payments("cus_1")
-        clock.set(datetime(2026, 5, 1, 1, tzinfo=UTC))
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "past_due"
-        emulator.mend_payments("cus_1")
-        clock.advance(timedelta(days=3))
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
 
 
 async def test_a_cancellation_at_the_periods_end_binds_there() -> None:

@@ -79,17 +79,6 @@ async def test_start_is_inside_and_end_is_outside() -> None:
         assert await book.read(SECOND, SECOND + 60) == [(0, 60, 110.0)]
 
 
-async def test_without_usage_there_is_one_summary_of_nothing() -> None:
-    async with books() as book:
-        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
-
-
-async def test_one_summary_however_long_the_span() -> None:
-    async with books() as book:
-        await book.send("999999999999999", at=SECOND)
-        assert await book.read(SECOND - 30 * DAY, SECOND + 60) == [(-30 * DAY, 60, 999_999_999_999_999)]
-
-
 @pytest.mark.parametrize(
     ("start", "end", "grouping", "message"),
     [
@@ -108,34 +97,6 @@ async def test_bounds_are_aligned(start: int, end: int, grouping: str | None, me
             await book.read(SECOND + start, SECOND + end, **more)
 
 
-async def test_grouped_by_hour_latest_first_over_pages() -> None:
-    async with books() as book:
-        await book.send("1", at=SECOND - 2 * HOUR)
-        await book.send("2", at=SECOND - 1)
-        await book.send("4", at=SECOND)
-        read = await book.read(SECOND - 2 * HOUR, SECOND + HOUR, value_grouping_window="hour", limit=2)
-    assert read == [(0, HOUR, 4.0), (-HOUR, 0, 2.0), (-2 * HOUR, -HOUR, 1.0)]
-
-
-async def test_grouped_by_day() -> None:
-    midnight = SECOND - 12 * HOUR
-    async with books() as book:
-        await book.send("1", at=midnight - 1)
-        await book.send("2", at=midnight)
-        read = await book.read(midnight - DAY, midnight + DAY, value_grouping_window="day")
-    assert read == [(-12 * HOUR, 12 * HOUR, 2.0), (-36 * HOUR, -12 * HOUR, 1.0)]
-
-
-async def test_new_events_show_late() -> None:
-    async with books(summary_lag_s=120) as book:
-        await book.send("5", at=SECOND)
-        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
-        book.clock.advance(timedelta(seconds=119))
-        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
-        book.clock.advance(timedelta(seconds=1))
-        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 5.0)]
-
-
 @pytest.mark.parametrize(("formula", "expected"), [("sum", 12.0), ("count", 3.0), ("last", 7.0)])
 async def test_formulas(formula: str, expected: float) -> None:
     async with books(formula=formula) as book:
@@ -149,13 +110,6 @@ async def test_pre_aggregated_meter_keeps_what_came_last() -> None:
         for value, at in (("2", 0), ("7", 30), ("3", 10), ("5", -1)):
             await book.send(value, at=SECOND + at)
         assert await book.read(SECOND - HOUR, SECOND + HOUR) == [(-HOUR, HOUR, 8.0)]
-
-
-async def test_corrections_may_be_negative() -> None:
-    async with books() as book:
-        await book.send("5", at=SECOND)
-        await book.send("-2", at=SECOND)
-        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 3.0)]
 
 
 async def test_an_event_is_cancelled_within_24_hours() -> None:

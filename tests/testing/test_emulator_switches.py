@@ -64,59 +64,6 @@ async def charged(client: stripe.StripeClient, made: stripe.Subscription) -> lis
     return lines
 
 
-@pytest.mark.parametrize(
-    ("by", "ahead"),
-    [("timestamp", [("price_tokens_2", 1000)]), ("arrival", [])],
-    ids=["timestamp", "arrival"],
-)
-async def test_an_event_is_safe_on_one_side_of_a_switch_only(by: str, ahead: list[tuple[str, int]]) -> None:
-    """ "The price in effect when the usage was reported": by its timestamp, or its arrival, no page says.
-
-    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
-    """
-    emulator, clock = metered(prices_usage_by=by)
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1")
-        clock.set(datetime(2026, 4, 16, tzinfo=UTC))
-        await use(client, 1, at=HALF - 60)
-        await use(client, 1000, at=HALF + 60)
-        await switch(client, made)
-        await use(client, 10, at=HALF - 60)
-        await use(client, 100, at=HALF)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        total = 100 + sum(quantity for _, quantity in ahead)
-        assert await charged(client, made) == [("price_tokens_1", 1), ("price_tokens_2", total)]
-
-
-async def test_an_event_counts_for_a_switch_in_the_same_second() -> None:
-    """It is accepted before the switch: fractions of a second are not compared with whole ones."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1")
-        clock.set(datetime(2026, 4, 16, 0, 0, 30, 500, tzinfo=UTC))
-        await use(client, 30, at=HALF)
-        await switch(client, made)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        assert await charged(client, made) == [("price_tokens_1", 30)]
-
-
-async def test_by_arrival_an_added_price_charges_later_arrivals() -> None:
-    """An item that is added counts from then on.
-
-    https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup
-    """
-    emulator, clock = metered(prices_usage_by="arrival")
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        await use(client, 1, at=SECOND + 60)
-        await change(client, made, items=[{"price": "price_tokens_1"}])
-        await use(client, 10, at=SECOND + 60)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        assert await charged(client, made) == [("price_tokens_1", 10)]
-        await use(client, 5, at=MAY - 60)
-        assert await charged(client, made) == [("price_tokens_1", 15)]
-
-
 async def phases(client: stripe.StripeClient, made: stripe.Subscription, *later: str, **how: Any) -> None:
     """Schedule a subscription's items to be others from ``at`` on, or from its period's end."""
     at = how.pop("at", MAY)
@@ -198,20 +145,6 @@ async def test_a_schedule_that_ends_charges_the_last_usage() -> None:
         await use(client, 40, at=SECOND)
         clock.set(datetime(2026, 5, 1, tzinfo=UTC))
         assert await charged(client, made) == [("price_tokens_1", 40)]
-
-
-async def test_a_removed_price_charges_usage_of_its_longer_period() -> None:
-    """https://docs.stripe.com/billing/subscriptions/mixed-interval: the item's period is under way."""
-    emulator, clock = metered()
-    emulator.add_price(
-        5, price_id="price_tokens_year", meter=str(emulator.add_meter("pages")), interval="year"
-    )
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_tokens_year")
-        await use(client, 8, at=SECOND, meter="pages")
-        await phases(client, made, "price_10")
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        assert await charged(client, made) == [("price_tokens_year", 8)]
 
 
 async def pending(client: stripe.StripeClient, made: stripe.Subscription) -> stripe.Invoice:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -20,10 +19,6 @@ from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, 
 from meterkit.testing.emulator.selling.prices import Price, Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.revision import Wanted
-from meterkit.testing.emulator.webhooks.events import changes, matches
-
-if TYPE_CHECKING:
-    from meterkit.testing.emulator.protocol import JsonObject
 
 pytestmark = pytest.mark.anyio
 
@@ -79,18 +74,6 @@ plans:
 )
 def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
     assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
-
-
-def test_what_is_prepaid_is_not_due() -> None:
-    assert due_of(10_000, CATALOG.plans["pro"].entitlements["tokens"], "overage", prepaid=500) == 1_500
-
-
-def test_previous_attributes_are_what_has_changed() -> None:
-    """Only what differs; of a list all of it (https://docs.stripe.com/api/events/object)."""
-    before: JsonObject = {"a": 1, "b": {"x": 1, "y": 2}, "c": [1, 2], "d": None}
-    after: JsonObject = {"a": 1, "b": {"x": 1, "y": 3, "z": 4}, "c": [1, 3], "e": 5}
-    assert changes(before, after) == {"b": {"y": 2, "z": None}, "c": [1, 2], "e": None}
-    assert changes(before, before) == {}
 
 
 @pytest.mark.parametrize(
@@ -190,18 +173,3 @@ async def test_lists_of_hashes_are_read_in_either_form() -> None:
         assert answer.json()["data"] == []
         answer = await client.get(f"{url}/v1/prices", params={"lookup_keys": "a"})
         assert answer.json()["error"]["param"] == "lookup_keys"
-
-
-@pytest.mark.parametrize(
-    ("patterns", "found"),
-    [
-        (("*",), True),
-        (("invoice.*",), True),
-        (("invoice.paid",), True),
-        (("invoice",), False),
-        (("customer.*", "invoice.pai*"), True),
-        ((), False),
-    ],
-)
-def test_patterns_name_types(patterns: tuple[str, ...], found: bool) -> None:
-    assert found is matches("invoice.paid", patterns)

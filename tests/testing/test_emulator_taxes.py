@@ -10,7 +10,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import amounts, invoice_of, item_of, refusal, shop, subscribe
+from drivers.emulated_shop import invoice_of, refusal, shop, subscribe
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -47,26 +47,6 @@ async def test_a_rate_is_put_on_top_of_each_invoice() -> None:
         clock.advance(timedelta(days=30, hours=2))
         renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
         assert (renewal.total, renewal.status) == (2057, "paid")
-
-
-async def test_tax_is_on_what_discounts_leave_and_on_credits() -> None:
-    emulator, clock = taxed_shop()
-    async with account(emulator) as client:
-        await settle_down(client)
-        half = await client.v1.coupons.create_async({"percent_off": 50, "duration": "forever"})
-        made = await subscribe(client, "price_20", discounts=[{"coupon": half.id}], **TAXED)
-        invoice = invoice_of(made)
-        assert (invoice.subtotal, invoice.total_excluding_tax, invoice.total) == (2000, 1000, 1083)
-        clock.advance(timedelta(days=15))
-        change: Any = {
-            "items": [{"id": item_of(made).id, "price": "price_10"}],
-            "proration_behavior": "always_invoice",
-            "expand": ["latest_invoice"],
-        }
-        credit = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
-        assert (amounts(credit), credit.total) == ([-500, 250], -271)
-        customer = await client.v1.customers.retrieve_async("cus_1")
-        assert customer.balance == -271
 
 
 async def test_tax_can_be_turned_on_and_off() -> None:

@@ -350,32 +350,6 @@ async def test_a_schedule_ends_or_is_canceled_with_its_subscription() -> None:
         assert [schedule.id for schedule in listed.data] == [last, canceled, ending]
 
 
-async def test_a_phase_in_the_middle_of_a_period_is_prorated() -> None:
-    """By the phase's own `proration_behavior`; the present phase's items are changed at once."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_20")
-        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-        middle = SECOND + 15 * DAY
-        wanted: Any = {
-            "phases": [
-                {
-                    "items": [{"price": "price_20"}, {"price": "price_seat", "quantity": 2}],
-                    "start_date": SECOND,
-                    "end_date": middle,
-                },
-                {"items": [{"price": "price_10"}], "start_date": middle},
-            ],
-            "proration_behavior": "always_invoice",
-        }
-        await client.v1.subscription_schedules.update_async(schedule.id, wanted)
-        now = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert (amounts(invoice_of(now)), len(items_of(now))) == ([1800], 2)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        later = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert sorted(amounts(invoice_of(later))) == [-1000, -900, 500, 1000]
-
-
 @pytest.mark.parametrize(
     ("phases", "message"),
     [

@@ -113,53 +113,6 @@ async def test_usage_is_charged_at_the_price_of_its_time() -> None:
         assert amounts(await latest(client, made.id)) == [100, 75]
 
 
-async def test_usage_of_a_removed_item_waits_for_the_next_invoice() -> None:
-    """Unless prorations are off: then it is not charged (the same page)."""
-    for behavior, lines in (("create_prorations", [12, 1000]), ("none", [1000])):
-        emulator, clock = metered()
-        async with account(emulator) as client:
-            made = await subscribe(client, "price_10", "price_tokens")
-            clock.advance(timedelta(days=1))
-            await use(client, 800, at=SECOND)
-            gone: Any = {
-                "items": [{"id": items_of(made)[1].id, "deleted": True}],
-                "proration_behavior": behavior,
-            }
-            await client.v1.subscriptions.update_async(made.id, gone)
-            clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-            assert amounts(await latest(client, made.id)) == lines
-
-
-async def test_usage_on_trial_is_free() -> None:
-    """https://docs.stripe.com/billing/subscriptions/trials/free-trials#trials-with-usage-based-billing."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_tokens", trial_period_days=14)
-        clock.advance(timedelta(days=13))
-        await use(client, 5000, at=SECOND + DAY)
-        clock.advance(timedelta(days=1))
-        assert amounts(await latest(client, made.id)) == [1000]
-        await use(client, 1000, at=SECOND + 14 * DAY)
-        clock.set(datetime(2026, 5, 15, tzinfo=UTC))
-        assert amounts(await latest(client, made.id)) == [1000, 12]
-
-
-async def test_a_cancellation_at_period_end_charges_last_usage() -> None:
-    """facts/stripe.md 6.4: "`cancel_at_period_end` produces a last invoice, but nothing after it"."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens")
-        await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        await use(client, 100_000, at=MAY - 60)
-        last = await latest(client, made.id)
-        assert last.status == "draft"
-        clock.advance(timedelta(hours=1))
-        paid = await client.v1.invoices.retrieve_async(last.id)
-        assert (amounts(paid), paid.status) == ([1200], "paid")
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
-
-
 async def test_a_cancellation_at_once_charges_usage_only_if_told_so() -> None:
     """facts/stripe.md 6.4: "discards un-invoiced metered usage unless `invoice_now=True`"."""
     for invoice_now, lines in ((True, [[-500, 24], [1000]]), (False, [[1000]])):

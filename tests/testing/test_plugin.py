@@ -111,8 +111,3 @@ async def test_override_ends_with_its_block_and_names_the_plans() -> None:
             override(kit, plan="prro"),
         ):
             pass
-
-
-def test_the_plugin_is_not_loaded_unasked() -> None:
-    code = "import sys, meterkit, meterkit.testing; sys.exit('pytest' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
