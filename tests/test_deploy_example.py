@@ -1,5 +1,7 @@
 """The deployment with containers: its files are right, and its commands run without containers."""
 
+# Internals: the settings that the example sets are those that there are.
+
 from __future__ import annotations
 
 import json

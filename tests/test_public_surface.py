@@ -1,5 +1,7 @@
 """What `import meterkit` gives, and what it costs."""
 
+# Internals: settings and their keywords are compared with each other.
+
 from __future__ import annotations
 
 import ast

@@ -1,5 +1,7 @@
 """API keys: looked up off the loop, once for all who ask at the same time, and remembered for a while."""
 
+# Internals: owners of keys are kept for a time that its clock measures.
+
 from __future__ import annotations
 
 import asyncio
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from meterkit import MeterkitError
-from meterkit.asgi import identify, key_owners
+from meterkit import MeterkitError, identify
+from meterkit.asgi import key_owners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

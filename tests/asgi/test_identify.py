@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
-from meterkit.asgi import identify
+from meterkit import identify
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """The app's own answer to a refused request: its body and words, and all the fields of ours that it lacks."""
 
+# Internals: how often a fault is logged is a constant.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """What the log says of refusals: one line each, with all that finds the request again, and never too many."""
 
+# Internals: how often a refusal is logged is a constant.
+
 from __future__ import annotations
 
 import json

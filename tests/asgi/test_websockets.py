@@ -1,5 +1,7 @@
 """Websockets: decided when they open and per message, looked at every minute, closed with 1008."""
 
+# Internals: how long a socket may wait is a constant.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """The embedded server on a disk that is full: in a namespace with a small file system of its own."""
 
+# Internals: the server within the process has no other seam on a disk that is full.
+
 from __future__ import annotations
 
 import tempfile

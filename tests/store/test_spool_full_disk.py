@@ -1,5 +1,7 @@
 """The spool on a disk that is full: usage waits in memory, and requests are served."""
 
+# Internals: a spool's sizes are constants.
+
 from __future__ import annotations
 
 import tempfile

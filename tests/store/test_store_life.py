@@ -1,5 +1,7 @@
 """The life of a kit: started, stopped, forgotten, forked, on several loops; nothing is left."""
 
+# Internals: which loops are known shows in one module alone.
+
 from __future__ import annotations
 
 import asyncio
