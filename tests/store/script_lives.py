@@ -67,8 +67,8 @@ def live(
         world.step()
     if ends:
         end(world)
-    seen: Any = world.seen
-    return {what for what, times in seen.items() if times} if isinstance(seen, dict) else set(seen)
+    seen: dict[str, int] | set[str] = world.seen
+    return set(seen) if isinstance(seen, set) else {what for what, times in seen.items() if times}
 
 
 def end(world: Any) -> None:

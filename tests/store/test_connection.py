@@ -348,6 +348,19 @@ async def test_a_reply_that_is_not_resp_ends_the_connection(
         await opener.close()
 
 
+async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(words: list[bytes]) -> bytes:
+        return b"*2\r\n:0\r\n$1\r\na\r\n+unasked\r\n" if words[0] == b"EVAL" else b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake:
+        opener = Opener(fake.port)
+        connection = await opener()
+        assert (await connection.call(Echo("one")))[1] == b"a"
+        await eventually(lambda: not connection.open)
+        assert "not RESP" in caplog.text
+        await opener.close()
+
+
 # Connecting.
 
 

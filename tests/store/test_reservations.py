@@ -155,7 +155,12 @@ async def test_a_derived_meter_is_reported_under_its_own_event(store_url: str) -
         await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
         for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
             usage = {"prompt_tokens": 0, "completion_tokens": quantity, "total_tokens": quantity}
-            answer = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+            answer: dict[str, Any] = {
+                "object": "chat.completion",
+                "model": model,
+                "choices": [],
+                "usage": usage,
+            }
             await kit.record_usage("acme", answer)
         meters = (await kit.usage("acme"))["meters"]
         source, derived = meters["output_tokens"], meters["large_output"]
