@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.kept_intents import kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.delivery.error_reports import (
+    BATCH,
+    Cause,
+    Sample,
+    blamed,
     identifiers_of,
     read_report,
+    state_of,
 )
+from meterkit.outbox.batches import Refusable, Refusing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ID = "0123456789abcdef0123456789abcdef-1"
 
@@ -32,6 +43,13 @@ def told(*samples: dict[str, Any], code: str = "no_meter", count: int = 5) -> di
 
 def sample(message: str = "No.", **request: str) -> dict[str, Any]:
     return {"error_message": message, "request": request}
+
+
+def test_a_report_is_read() -> None:
+    report = read_report(told(sample(identifier=ID), code="archived_meter"))
+    cause = Cause(code="archived_meter", count=5, samples=(Sample(name=ID, message="No."),))
+    assert (report.meter, report.count, report.causes) == ("mtr_1", 5, (cause,))
+    assert report.span == "2026-11-20T12:00:00.000Z to 2026-11-20T12:00:10.000Z"
 
 
 @pytest.mark.parametrize("name", ["identifier", "idempotency_key"])
@@ -61,3 +79,52 @@ def test_what_names_no_intent_is_left_out(name: str) -> None:
 def test_whatever_an_event_holds_it_is_read(event: dict[str, Any]) -> None:
     report = read_report(event)
     assert (report.meter, report.count, identifiers_of(report)) == (None, 0, {})
+
+
+def test_words_of_stripe_are_bounded() -> None:
+    (cause,) = read_report(told(sample("x" * 9_999, identifier=ID))).causes
+    assert len(cause.samples[0].message) == 200
+
+
+def test_what_no_setting_would_mend_is_dead_and_all_else_for_a_person() -> None:
+    # The codes of the SDK's V1BillingMeterErrorReportTriggeredEvent, and one that there is not yet.
+    assert {code: state_of(code) for code in ("meter_event_customer_not_found", "no_meter", "new_code")} == {
+        "meter_event_customer_not_found": "dead",
+        "no_meter": "parked",
+        "new_code": "parked",
+    }
+
+
+BATCH_KEY = f"{BATCH}{'0a' * 16}"
+
+
+class Sent(Refusing):
+    """One call with an intent of each of two meters."""
+
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        return {batch: ["a-1", "b-1"] for batch in batches}
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+        return {
+            identifier: Refusable(
+                identifier=identifier,
+                customer="acme",
+                stripe_customer="cus_acme",
+                event_name=identifier.partition("-")[0],
+                value=1,
+                shard=0,
+                day_ms=0,
+            )
+            for identifier in identifiers
+        }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("meter", "meant"), [("mtr_1", "a-1"), (None, "b-1")])
+async def test_a_report_of_no_meter_means_what_no_meter_has(meter: str | None, meant: str) -> None:
+    event = told(sample(identifier=BATCH_KEY), count=1)
+    report = read_report(event | {"related_object": {"id": meter}})
+    known = {"event_name": "a"}
+    stripe = ObjectsAtStripe({"/v1/billing/meters": [known], "/v1/billing/meters/mtr_1": known})
+    async with kit_alone() as kit:
+        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "No.")}
