@@ -24,6 +24,7 @@ from drivers.llm_apps import (
     text_tokens,
     tokens,
 )
+from drivers.sampled import pairs
 from faults.refusals import eventually
 from meterkit import current
 from tokens.recordings import chat, chat_usage, sse
@@ -160,9 +161,14 @@ async def left(
     await eventually(lambda: lane.unsettled == 0)
 
 
-@pytest.mark.parametrize("protocol", ["h11", "httptools"])
-@pytest.mark.parametrize("path", ["/auto", "/attempt"])
-@pytest.mark.parametrize("how", ["polling", "base inside", "base outside", "gzip outside"])
+@pytest.mark.parametrize(
+    ("how", "path", "protocol"),
+    pairs(
+        ["polling", "base inside", "base outside", "gzip outside"],
+        ["/auto", "/attempt"],
+        ["h11", "httptools"],
+    ),
+)
 async def test_leaving_before_the_usage_pays_for_the_text(
     how: str, path: str, protocol: str, store_url: str
 ) -> None:

@@ -23,6 +23,7 @@ from starlette.testclient import WebSocketDenialResponse
 
 from drivers.app import HEADERS, PLANS, Served, served
 from drivers.delivery import NOW
+from drivers.sampled import pairs
 from meterkit import Decision, MeterKit, MeterkitError, MeterMiddleware, UnknownFeatureError, allows, identify
 from meterkit.catalog import loads
 from meterkit.fastapi import Current, requires, responses
@@ -83,9 +84,14 @@ def told(response: Any) -> tuple[int, list[tuple[bytes, bytes]], dict[str, Any]]
     return response.status_code, sorted(response.headers.raw), body
 
 
-@pytest.mark.parametrize("path", ["/v1/sync", "/v1/async"])
-@pytest.mark.parametrize("asked", [{}, ORIGIN, {"origin": "https://other.example"}])
-@pytest.mark.parametrize("cors", [(), ("https://app.example",), ("*",)])
+@pytest.mark.parametrize(
+    ("cors", "asked", "path"),
+    pairs(
+        [(), ("https://app.example",), ("*",)],
+        [{}, ORIGIN, {"origin": "https://other.example"}],
+        ["/v1/sync", "/v1/async"],
+    ),
+)
 async def test_it_refuses_as_the_plans_file_does(
     path: str, asked: dict[str, str], cors: tuple[str, ...]
 ) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from drivers.app import hello, http_scope, served
+from drivers.sampled import pairs
 from faults.refusals import renew_holds, settled, stopped
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads as plans_of
@@ -669,15 +670,14 @@ TWICE: Any = (("content-length", "10"), ("content-length", "20"))
 
 
 @pytest.mark.parametrize(
-    "headers", [CHUNKED, LYING, SHORT, TWICE], ids=["chunked", "lying", "short", "twice"]
-)
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        *([(500, 500)] * 2, [(300, 300)] * 3, [(100,) * 10] * 5, [(999, 1), (1, 999)]),
-        *([(400, 600), (600, 1), (300, 701)], [(501,), (250, 251), (10,) * 60]),
-    ],
-    ids=str,
+    ("sizes", "headers"),
+    pairs(
+        [
+            *([(500, 500)] * 2, [(300, 300)] * 3, [(100,) * 10] * 5, [(999, 1), (1, 999)]),
+            *([(400, 600), (600, 1), (300, 701)], [(501,), (250, 251), (10,) * 60]),
+        ],
+        [CHUNKED, LYING, SHORT, TWICE],
+    ),
 )
 async def test_i3_of_uploads_that_fit_alone_one_passes(
     any_store_url: str, sizes: Sequence[Sequence[int]], headers: Sequence[tuple[str, str]]

@@ -15,6 +15,7 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.llm_apps import openai_stream, read_all
+from drivers.sampled import pairs
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, settled
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -264,9 +265,10 @@ async def test_a_late_reservation_holds_nothing(valkey: Server, heard: Heard, en
 
 
 @HEARD
-@pytest.mark.parametrize("ended", ["by the timeout", "by a cancellation"])
-@pytest.mark.parametrize("before", ["as the first", "after another"])
-@pytest.mark.parametrize("plan", ["free", "rated"])
+@pytest.mark.parametrize(
+    ("plan", "before", "ended"),
+    pairs(["free", "rated"], ["as the first", "after another"], ["by the timeout", "by a cancellation"]),
+)
 async def test_rates_count_nothing_of_a_late_reservation(
     valkey: Server, heard: Heard, ended: str, before: str, plan: str
 ) -> None:

@@ -39,9 +39,7 @@ async def test_each_tool_is_counted_by_its_line(name: str, mode: str) -> None:
     assert ran == ["search_web"] * 2 + ["add"] * 5
 
 
-@pytest.mark.parametrize("dollars", [0, 1])
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize(("name", "mode", "dollars"), pairs([*SERVERS], ["auto", "legacy"], [0, 1]))
 async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
     name: str, mode: str, dollars: int
 ) -> None:

@@ -98,6 +98,7 @@ HOSTILE: Final[dict[str, bytes]] = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", HOSTILE)
 def test_no_body_takes_long(case: str) -> None:
     """Five milliseconds on a quiet machine; here the least processor time of several tries counts."""

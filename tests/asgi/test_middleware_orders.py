@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from drivers.app import HEADERS
 from drivers.llm_apps import metered, stream_of, tokens
+from drivers.sampled import pairs
 from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ async def ask(app: ASGIApp, path: str) -> httpx.Response:
         return await client.post(path)
 
 
-@pytest.mark.parametrize("name", WRAPPINGS)
-@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE])
+@pytest.mark.parametrize(("kind", "name"), pairs([JSON_TYPE, SSE_TYPE, NDJSON_TYPE], [*WRAPPINGS]))
 async def test_inside_of_another_middleware_the_usage_is_counted(
     name: str, kind: str, store_url: str
 ) -> None:
@@ -125,8 +125,7 @@ async def test_inside_of_another_middleware_the_usage_is_counted(
         assert await at.counted() == (1, 0)
 
 
-@pytest.mark.parametrize("name", WRAPPINGS)
-@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE])
+@pytest.mark.parametrize(("kind", "name"), pairs([JSON_TYPE, SSE_TYPE, NDJSON_TYPE], [*WRAPPINGS]))
 async def test_outside_a_middleware_usage_is_counted_or_missed_aloud(
     name: str, kind: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

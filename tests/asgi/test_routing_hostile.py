@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route, Router
 from asgi.test_routing import http, line
 from drivers.app import PLANS, answering, served
 from drivers.llm_apps import listening
-from drivers.sampled import few_examples
+from drivers.sampled import few_examples, pairs
 from meterkit.asgi import routing
 from meterkit.asgi.routing import own_root_path
 
@@ -306,8 +306,7 @@ TARGETS = (
 
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
-@pytest.mark.parametrize("name", APPS)
-@pytest.mark.parametrize("prefixed", [True, False], ids=["lines with the prefix", "lines without"])
+@pytest.mark.parametrize(("prefixed", "name"), pairs([True, False], [*APPS]))
 async def test_what_is_dispatched_is_matched_behind_every_root_path(*, name: str, prefixed: bool) -> None:
     """F-3: a root path that ends in a slash, one that only the app knows, proxies that strip it or do not."""
     within, build = APPS[name]

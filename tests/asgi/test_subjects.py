@@ -110,9 +110,9 @@ async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url
         assert await customer(at) == (5, 0)
 
 
-async def test_a_rate_of_a_user_is_refused_with_the_time_to_wait(any_store_url: str) -> None:
+async def test_a_rate_of_a_user_is_refused_with_the_time_to_wait(store_url: str) -> None:
     plans = PLANS.replace("rate: 5/hour, included: 3", "rate: {limit: 2/hour, algorithm: fixed-window}")
-    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=plans, who=WHO, redis_url=store_url) as at:
         statuses = [(await at.client.get("/v1/x", headers=USER)).status_code for _ in range(3)]
         assert statuses == [200, 200, 429]
         answer = await at.client.get("/v1/x", headers=USER)
@@ -121,9 +121,9 @@ async def test_a_rate_of_a_user_is_refused_with_the_time_to_wait(any_store_url: 
         assert (await at.client.get("/v1/x", headers={"x-user-id": "u_8"})).status_code == 200
 
 
-async def test_a_request_is_charged_to_all_or_to_none(any_store_url: str) -> None:
+async def test_a_request_is_charged_to_all_or_to_none(store_url: str) -> None:
     plans = PLANS.replace("included: 50,", "included: 6,")
-    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=plans, who=WHO, redis_url=store_url) as at:
         one, two = RED, {"x-user-id": "u_8", "x-team-id": "red"}
         for headers in (one, one, two, two):
             assert (await at.client.get("/v1/x", headers=headers)).status_code == 200
@@ -164,10 +164,10 @@ async def test_a_request_is_charged_to_all_or_to_none(any_store_url: str) -> Non
     [("period", "spend-period", "billing period"), ("day", "spend-1d", "day"), ("hour", "spend-1h", "hour")],
 )
 async def test_a_budget_of_a_user_is_refused_with_402(
-    any_store_url: str, per: str, policy: str, span: str
+    store_url: str, per: str, policy: str, span: str
 ) -> None:
     plans = PLANS.replace("amount_cents: 1000}", f"amount_cents: 1000, per: {per}}}")
-    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=plans, who=WHO, redis_url=store_url) as at:
         for left in (700, 400, 100):
             answer = await at.client.get("/images", headers=USER)
             assert answer.status_code == 200
@@ -207,9 +207,9 @@ async def test_a_refused_budget_of_a_user_charges_no_other_meter(any_store_url: 
     ],
 )
 async def test_an_id_that_is_not_allowed_is_refused(
-    any_store_url: str, subject: str, found: str, caplog: pytest.LogCaptureFixture
+    store_url: str, subject: str, found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=store_url) as at:
         answer = await at.client.get("/v1/x", headers={"x-user-id": subject})
         assert answer.status_code == 400
         assert answer.json()["detail"] == (
@@ -266,12 +266,12 @@ def test_subjects_that_are_no_texts_are_refused(subjects: Any) -> None:
 
 
 async def test_an_undeclared_subject_is_ignored_and_logged_once(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def who(scope: Scope) -> Caller:
         return Caller("acme", {"app": dict(scope["headers"]).get(b"x-app", b"a").decode(), "user": "u_7"})
 
-    async with served(hello, plans=PLANS, who=who, redis_url=any_store_url) as at:
+    async with served(hello, plans=PLANS, who=who, redis_url=store_url) as at:
         for app in ("a", "a", "b"):
             assert (await at.client.get("/v1/x", headers={"x-app": app})).status_code == 200
         assert (await at.client.get("/v1/x")).status_code == 429
@@ -299,14 +299,14 @@ async def test_a_subject_only_the_default_plan_lacks_is_silent(
     assert "declares no subjects" not in caplog.text
 
 
-async def test_the_app_sees_the_subjects_of_its_request(any_store_url: str) -> None:
+async def test_the_app_sees_the_subjects_of_its_request(store_url: str) -> None:
     seen: list[Current] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(meterkit.current())
         await hello(scope, receive, send)
 
-    async with served(app, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+    async with served(app, plans=PLANS, who=WHO, redis_url=store_url) as at:
         for headers in (RED, USER, {}):
             await at.client.get("/v1/x", headers=headers)
     assert [dict(one.subjects) for one in seen] == [{"user": "u_7", "team": "red"}, {"user": "u_7"}, {}]
@@ -405,7 +405,7 @@ async def test_a_websocket_of_a_user_without_an_id_is_refused() -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async: bool) -> None:
+async def test_the_owner_of_a_key_may_be_a_user(store_url: str, *, is_async: bool) -> None:
     owners: dict[str, Caller | str] = {
         "k1": Caller("acme", {"user": "u_7"}),
         "k2": Caller("acme", {"user": "u_8"}),
@@ -421,7 +421,7 @@ async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async:
         return lookup(key)
 
     who = identify.api_key(lookup_later if is_async else lookup)
-    async with served(hello, plans=PLANS, who=who, redis_url=any_store_url) as at:
+    async with served(hello, plans=PLANS, who=who, redis_url=store_url) as at:
         for key, statuses in (
             ("k1", [200, 200, 200, 429]),
             ("k2", [200] * 3),
@@ -435,9 +435,9 @@ async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async:
     assert asked == ["k1", "k2", "k3"]
 
 
-async def test_a_request_without_a_customer_has_no_subjects(any_store_url: str) -> None:
+async def test_a_request_without_a_customer_has_no_subjects(store_url: str) -> None:
     async with served(
-        hello, plans=PLANS, who=lambda _: Caller(None, {"user": "u_7"}), redis_url=any_store_url
+        hello, plans=PLANS, who=lambda _: Caller(None, {"user": "u_7"}), redis_url=store_url
     ) as at:
         for _ in range(5):
             answer = await at.client.get("/v1/x")
@@ -446,9 +446,9 @@ async def test_a_request_without_a_customer_has_no_subjects(any_store_url: str) 
 
 
 async def test_in_shadow_a_user_is_counted_and_never_refused(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=store_url) as at:
         for _ in range(4):
             assert (await at.client.get("/shadow", headers=USER)).status_code == 200
         assert await counted(at) == {"u_7": (4, 0)}
@@ -489,8 +489,8 @@ async def test_a_concurrency_limit_of_a_user_counts_requests_in_flight(any_store
 
 
 @pytest.mark.parametrize("tokens", [0, 10, 600, 900])
-async def test_a_reservation_of_a_user_is_settled_to_the_token(any_store_url: str, tokens: int) -> None:
-    async with served(answering_with_tokens(), plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+async def test_a_reservation_of_a_user_is_settled_to_the_token(store_url: str, tokens: int) -> None:
+    async with served(answering_with_tokens(), plans=PLANS, who=WHO, redis_url=store_url) as at:
         at.client.headers.update(USER)
         assert await ask(at, tokens, at_most=600) == 200
         assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
@@ -501,12 +501,12 @@ async def test_a_reservation_of_a_user_is_settled_to_the_token(any_store_url: st
         assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
 
 
-async def test_a_rate_of_a_user_counts_what_an_answer_came_to(any_store_url: str) -> None:
+async def test_a_rate_of_a_user_counts_what_an_answer_came_to(store_url: str) -> None:
     plans = PLANS.replace(
         "output_tokens: {included: 1000}",
         "output_tokens: {rate: {limit: 1000/hour, algorithm: fixed-window}}",
     )
-    async with served(answering_with_tokens(), plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(answering_with_tokens(), plans=plans, who=WHO, redis_url=store_url) as at:
         at.client.headers.update(USER)
         assert await ask(at, 100, at_most=900) == 200
         assert await ask(at, 0, at_most=901) == 429
@@ -517,7 +517,7 @@ async def test_a_rate_of_a_user_counts_what_an_answer_came_to(any_store_url: str
         assert await counted(at, meter="output_tokens") == {"u_7": (600, 0)}
 
 
-async def test_what_is_reserved_is_held_of_the_user_and_of_its_budget(any_store_url: str) -> None:
+async def test_what_is_reserved_is_held_of_the_user_and_of_its_budget(store_url: str) -> None:
     plans = PLANS.replace("amount_cents: 1000}", "amount_cents: 3}").replace(
         "output_tokens: {included: 1000}", "output_tokens: {included: 5000}"
     )
@@ -530,7 +530,7 @@ async def test_what_is_reserved_is_held_of_the_user_and_of_its_budget(any_store_
             async with held:
                 left.append(held.decision.allowed)
 
-    async with served(answering_with_tokens(look), plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(answering_with_tokens(look), plans=plans, who=WHO, redis_url=store_url) as at:
         at.client.headers.update(USER)
         assert await ask(at, 100, at_most=600) == 200
         assert left == [True, False]
@@ -564,8 +564,8 @@ async def test_a_request_holds_of_a_budget_what_its_model_costs(any_store_url: s
 
 
 @pytest.mark.parametrize("status", [400, 404, 500])
-async def test_an_error_is_recorded_of_no_user(any_store_url: str, status: int) -> None:
-    async with served(answering(status), plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+async def test_an_error_is_recorded_of_no_user(store_url: str, status: int) -> None:
+    async with served(answering(status), plans=PLANS, who=WHO, redis_url=store_url) as at:
         for _ in range(4):
             assert (await at.client.get("/v1/x", headers=RED)).status_code == status
         assert await counted(at) == {"u_7": (0, 0)}
@@ -576,9 +576,9 @@ async def test_an_error_is_recorded_of_no_user(any_store_url: str, status: int) 
         assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["user:requests-1h"])
 
 
-async def test_a_repeat_is_recorded_once_of_a_user(any_store_url: str) -> None:
+async def test_a_repeat_is_recorded_once_of_a_user(store_url: str) -> None:
     plans = PLANS.replace("requests: {rate: 5/hour, included: 3}", "requests: {included: 1}")
-    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+    async with served(hello, plans=plans, who=WHO, redis_url=store_url) as at:
         headers = {**RED, "idempotency-key": "abc"}
         for _ in range(5):
             assert (await at.client.post("/v1/x", headers=headers)).status_code == 200
@@ -589,8 +589,8 @@ async def test_a_repeat_is_recorded_once_of_a_user(any_store_url: str) -> None:
         assert await customer(at) == (1, 0)
 
 
-async def test_a_repeat_is_not_spent_twice(any_store_url: str) -> None:
-    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+async def test_a_repeat_is_not_spent_twice(store_url: str) -> None:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=store_url) as at:
         for _ in range(5):
             headers = {**USER, "idempotency-key": "abc"}
             assert (await at.client.post("/images", headers=headers)).status_code == 200
@@ -637,7 +637,7 @@ async def test_messages_of_a_websocket_count_for_the_user(any_store_url: str) ->
     ],
 )
 async def test_an_open_websocket_ends_once_its_user_has_nothing_left(
-    any_store_url: str, limits: str, recorded: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+    store_url: str, limits: str, recorded: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.005)
     plans = PLANS.replace("messages: {included: 2}\n", "# no limit\n").replace(
@@ -648,7 +648,7 @@ async def test_an_open_websocket_ends_once_its_user_has_nothing_left(
     plans = plans.replace("    meters:\n", billed)
     who = Caller("acme", {"user": "u_7"})
     async with (
-        served(chatting(), plans=plans, who=lambda _: who, redis_url=any_store_url) as at,
+        served(chatting(), plans=plans, who=lambda _: who, redis_url=store_url) as at,
         opened(at) as socket,
     ):
         await looked(at, monkeypatch)

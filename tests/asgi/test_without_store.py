@@ -113,7 +113,7 @@ async def outage(server: Server) -> AsyncGenerator[Outage]:
     clock = Clock()
     async with (
         TcpProxy(server.port) as proxy,
-        kit_at(proxy.url, plans=loads(PLANS), clock=clock, store_timeout=0.2) as kit,
+        kit_at(proxy.url, plans=loads(PLANS), clock=clock, store_timeout=1.0) as kit,
     ):
         yield Outage(kit, proxy, clock)
 

@@ -21,13 +21,13 @@ def some(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
     return [case if case in kept else pytest.param(case, marks=pytest.mark.whole) for case in cases]
 
 
-def pairs(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """Each value of either sequence in a pair of the sample; all other pairs are marked whole."""
-    count = max(len(first), len(second))
-    kept = {(nth % len(first), nth % len(second)) for nth in range(count)}
+def pairs(*axes: Sequence[Any]) -> list[Any]:
+    """Each value of each axis in one of the sample; all other combinations are marked whole."""
+    count = max(map(len, axes))
+    kept = {tuple(nth % len(axis) for axis in axes) for nth in range(count)}
     return [
-        (one, other) if (at, by) in kept else pytest.param(one, other, marks=pytest.mark.whole)
-        for (at, one), (by, other) in product(enumerate(first), enumerate(second))
+        values if places in kept else pytest.param(*values, marks=pytest.mark.whole)
+        for places, values in zip(product(*map(range, map(len, axes))), product(*axes), strict=True)
     ]
 
 
