@@ -373,8 +373,16 @@ def drawn(chance: Random, model: str, provider: str) -> CallUsage:
     )
 
 
+@pytest.mark.dear("every model of the price table")
 @pytest.mark.parametrize(
-    "at", [NOW, datetime(2026, 1, 1, 18, 31, tzinfo=UTC), datetime(2025, 2, 3, tzinfo=UTC)]
+    "at",
+    [
+        NOW,
+        *(
+            pytest.param(at, marks=pytest.mark.whole)
+            for at in (datetime(2026, 1, 1, 18, 31, tzinfo=UTC), datetime(2025, 2, 3, tzinfo=UTC))
+        ),
+    ],
 )
 def test_each_model_costs_what_the_table_says(at: datetime) -> None:
     chance = Random(7)  # noqa: S311 - a failure must be repeatable, nothing is secret
@@ -457,7 +465,14 @@ MEASURED: Final = {
 
 
 @pytest.mark.parametrize(
-    "context", [(), (("service_tier", "priority"),), (("processing", "batch"),), (("speed", "fast"),)]
+    "context",
+    [
+        (),
+        *(
+            pytest.param((one,), marks=pytest.mark.whole)
+            for one in (("service_tier", "priority"), ("processing", "batch"), ("speed", "fast"))
+        ),
+    ],
 )
 def test_f_212_every_unit_of_every_model_costs_as_listed(
     context: tuple[tuple[str, str], ...],

@@ -107,8 +107,7 @@ def test_several_codings_are_undone_one_after_the_other(codings: tuple[str, ...]
         assert recording.expected == [figures(call) for call in calls]
 
 
-@pytest.mark.parametrize(("fallback", "coding"), pairs([False, True], [*PACKERS]))
-@pytest.mark.parametrize("step", [1 << 20, 1_000])
+@pytest.mark.parametrize(("fallback", "coding", "step"), pairs([False, True], [*PACKERS], [1 << 20, 1_000]))
 def test_no_more_than_the_bound_is_decoded_in_small_pieces(
     coding: str, fallback: bool, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,8 +493,13 @@ def test_a_document_of_any_size_is_read() -> None:
     assert ("missing", ("no_usage",)) == (call.source, call.notes)
 
 
-@pytest.mark.parametrize("kind", [SSE_TYPE, NDJSON_TYPE, JSON_TYPE, "application/vnd.amazon.eventstream"])
-@pytest.mark.parametrize("start", [b"data: ", b'{"a": "', b'[{"a": "', b'[{"usage": {'])
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    pairs(
+        [SSE_TYPE, NDJSON_TYPE, JSON_TYPE, EVENTSTREAM_TYPE],
+        [b"data: ", b'{"a": "', b'[{"usage": {', b'[{"a": "'],
+    ),
+)
 def test_a_hundred_megabytes_without_an_end_are_not_kept(kind: str, start: bytes) -> None:
     reader = open_reader("openai", kind)
     assert reader is not None

@@ -56,6 +56,7 @@ def tapped(chunks: list[Any]) -> list[tuple[Any, ...]]:
     return figures(seen[0])
 
 
+@pytest.mark.dear("it imports the SDK")
 def test_openai() -> None:
     chat: Any = pytest.importorskip("openai.types.chat")
     responses: Any = pytest.importorskip("openai.types.responses")
@@ -137,6 +138,7 @@ def test_openai_units(module: str, kind: str, name: str) -> None:
     assert calls == calls_of(said)
 
 
+@pytest.mark.dear("it imports the SDK")
 def test_anthropic() -> None:
     types: Any = pytest.importorskip("anthropic.types")
     usage = {"input_tokens": 9, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 1}
