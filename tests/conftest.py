@@ -24,7 +24,7 @@ from servers.clusters import spawn_cluster, spawn_watched
 from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from servers.clusters import Cluster, Watched
     from servers.stores import Server
@@ -230,8 +230,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.get_closest_marker("leaves_keys"):
         return
-    for server in _running:
-        left = _keys_without_ttl(server)
+    for left in (_in_memory_without_ttl(), *map(_keys_without_ttl, _running)):
         if left:
             pytest.fail(
                 f"keys without a TTL that are not in meterkit.decisions.keys.WITHOUT_TTL: {left[:20]}. Give"
@@ -282,8 +281,22 @@ def _is_of_the_runner(task: asyncio.Task[Any]) -> bool:
 
 
 def _keys_without_ttl(server: Server) -> list[str]:
+    return _not_allowed(server.ask("EVAL", _KEYS_WITHOUT_TTL, 0))
+
+
+def _in_memory_without_ttl() -> list[str]:
+    own: Any = memory
+    databases = own._server.dbs.values()
+    return _not_allowed(
+        key.decode()
+        for database in databases
+        for key, item in database._dict.items()
+        if item.expireat is None
+    )
+
+
+def _not_allowed(keys: Iterable[str]) -> list[str]:
     allowed = [re.compile(pattern) for pattern in _without_ttl()]
-    keys: list[str] = server.ask("EVAL", _KEYS_WITHOUT_TTL, 0)
     return sorted(key for key in keys if not any(pattern.match(key) for pattern in allowed))
 
 
