@@ -63,6 +63,7 @@ def test_a_plans_file_that_does_not_load_is_noticed() -> None:
         loads(completed("anonymos: deny\n"))
 
 
+@pytest.mark.dear("a page may start a kit in each of its blocks")
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "python")])
 def test_all_python_of_a_page_runs_in_its_order(
     name: str, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch

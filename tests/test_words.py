@@ -65,6 +65,7 @@ def unclear(paths: list[Path], rules: dict[str, str]) -> list[str]:
     ]
 
 
+@pytest.mark.dear("all source is tokenized")
 @pytest.mark.parametrize("suffix", ["py", "lua"])
 def test_source_and_messages_are_plain(suffix: str) -> None:
     assert unclear(sorted((ROOT / "src").rglob(f"*.{suffix}")), UNCLEAR) == []

@@ -90,13 +90,13 @@ async def reached(framework: str, protocol: Any, *, plan: str | None) -> int:
     return len(ran)
 
 
-@pytest.mark.dear("each of 410 spellings is a connection to a real server")
 def _pairs() -> Iterator[object]:
     """Each framework on each server; on one of them without ``--whole``."""
     for (place, framework), (other, protocol) in product(enumerate(APPS), enumerate(("h11", "httptools"))):
         yield pytest.param(framework, protocol, marks=[] if place % 2 == other else pytest.mark.whole)
 
 
+@pytest.mark.dear("each of 410 spellings is a connection to a real server")
 @pytest.mark.parametrize(("framework", "protocol"), [*_pairs()])
 async def test_no_spelling_and_no_method_gets_around_a_gate(
     framework: str, protocol: Any, matrix: Matrix

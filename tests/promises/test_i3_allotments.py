@@ -96,6 +96,7 @@ LIFE_US: Final = 300 * 86_400_000_000
 """Then another customer's life begins: after 400 days the store forgets what was recorded."""
 
 
+@pytest.mark.dear("a thousand steps, each compared with the store")
 @pytest.mark.timeout(36_000)
 @pytest.mark.parametrize("of", [Processes, PaidProcesses])
 @pytest.mark.parametrize(
@@ -142,6 +143,7 @@ async def racing(valkey: Server) -> AsyncIterator[list[Worker]]:
         yield started
 
 
+@pytest.mark.dear("eight processes send 2,400 requests")
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ROUTES)
 async def test_i3_eight_allotting_processes_admit_exactly_the_limit(
@@ -152,6 +154,7 @@ async def test_i3_eight_allotting_processes_admit_exactly_the_limit(
     assert (granted > 0) is (path != "bucket")  # Its requests are decided one by one.
 
 
+@pytest.mark.dear("eight processes send 2,400 requests")
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["paid", "billed"])
 async def test_i3_eight_allotting_processes_admit_what_is_paid(
@@ -182,6 +185,7 @@ async def race(racing: list[Worker], path: str) -> int:
     return granted
 
 
+@pytest.mark.dear("eight processes, five turns")
 @pytest.mark.anyio
 async def test_i3_eight_allotting_processes_keep_to_the_concurrency(
     store_url: str, racing: list[Worker]
@@ -201,6 +205,7 @@ async def test_i3_eight_allotting_processes_keep_to_the_concurrency(
     assert (await racing[0].ask("allotted"))[0] > before
 
 
+@pytest.mark.dear("three processes use 10,000 units up")
 @pytest.mark.anyio
 async def test_i3_unused_allotted_units_refuse_at_most_one_share(store_url: str) -> None:
     options = {"plans": PLANS, "now": NOW.isoformat(), "settings": {"store_timeout": 60.0}}
@@ -240,6 +245,7 @@ async def all_given_back(processes: list[Worker]) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.dear("a process is killed, and another uses the limit up")
 @pytest.mark.anyio
 async def test_i3_a_process_that_dies_with_units_never_gives_more(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}

@@ -51,6 +51,7 @@ async def paid_once(at: Hooked) -> None:
     assert (line.entry, line.grant_id, line.quantity) == ("grant", found.data[0].id, 10 * DOLLAR)
 
 
+@pytest.mark.dear("a process with a kit starts, and dies at a step")
 @pytest.mark.parametrize("step", [*POSTS, *GRANTING])
 async def test_i4_a_purchase_of_a_killed_process_is_granted_once(store_url: str, step: str) -> None:
     """I4: the webhook, or the app's next try, ends it."""
@@ -85,6 +86,7 @@ async def test_i4_a_webhook_whose_process_is_killed_grants_once(store_url: str, 
         await paid_once(at)
 
 
+@pytest.mark.dear("a process with a kit starts, and dies at a step")
 @pytest.mark.parametrize("step", ["begun", *POSTS, "noted", "read", "granted", "noted 2", "begun 2"])
 async def test_i4_an_auto_top_up_of_a_killed_process_is_granted_once(store_url: str, step: str) -> None:
     """I4: the event comes again, to another process."""

@@ -72,6 +72,7 @@ async def serving(directory: Path, environment: dict[str, str]) -> AsyncGenerato
         await process.wait()
 
 
+@pytest.mark.dear("three app servers start")
 async def test_i4_a_checkout_binds_the_next_request_of_three_processes(
     valkey: Server, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ class Walk:
                 assert (counts.get("i", 0), counts.get("o", 0)) == expected, (customer, period, meter)
 
 
+@pytest.mark.dear("all counts are compared after each of 60 steps")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.whole) for seed in range(1, 6))])
 async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, seed: int) -> None:
     async with (
@@ -229,6 +230,7 @@ YEARLY = (
 )
 
 
+@pytest.mark.dear("all counts are compared after each of 50 steps")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.whole) for seed in range(1, 4))])
 async def test_i5_holds_when_a_plan_changes_its_interval_in_mid_period(any_store_url: str, seed: int) -> None:
     random = Random(seed)  # noqa: S311 - a schedule, not a secret

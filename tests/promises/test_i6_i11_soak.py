@@ -23,6 +23,7 @@ PER_CUSTOMER: Final = {"c": 1, "s": 1, "t": 1, "h": 1, "l": 1, "f": 1}
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(SPAN_S + 300)]
 
 
+@pytest.mark.dear("all that a service consists of runs and is killed")
 @pytest.mark.leaves_keys("it has a store of its own")
 async def test_i3_i6_i11_whatever_is_killed_the_sums_are_exact(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ async def flushed(house: House, kit: MeterKit) -> None:
     assert (await kit.flush(everything=True)).delivered == 1
 
 
+@pytest.mark.dear("a store is restored, and a day of deliveries compared")
 async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(tmp_path: Path, has_journal: bool) -> None:
     settings = settings_of(tmp_path, audited=True)
     async with house_at(tmp_path, NOW) as house:

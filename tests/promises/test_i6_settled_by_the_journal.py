@@ -58,6 +58,7 @@ async def back_up(house: House, pending: int = 100) -> None:
         house.clock.advance(timedelta(minutes=5))
 
 
+@pytest.mark.dear("twenty customers, as the finding has them")
 async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:

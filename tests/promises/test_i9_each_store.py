@@ -167,6 +167,7 @@ def settle_in_doubt(kit: MeterKit, served: Served) -> None:
         served.of[customer] += 1
 
 
+@pytest.mark.dear("eight customers ask without a pause while their store is down")
 @pytest.mark.each_store
 @pytest.mark.parametrize(
     "fault", [hanging, pausing_writes, full, without_replicas], ids=lambda fault: fault.__name__
@@ -242,6 +243,7 @@ async def is_used(kit: MeterKit, customer: str, least: int) -> bool:
 OPTIONS: Final = ("--appendonly", "yes", "--appendfsync", "always")
 
 
+@pytest.mark.dear("eight customers ask without a pause while their store is down")
 async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -> None:
     with spawn_cluster(*OPTIONS, "--cluster-require-full-coverage", "no") as cluster:
         async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
@@ -263,6 +265,7 @@ async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -
         back.stop()
 
 
+@pytest.mark.dear("eight customers ask without a pause while their store is down")
 async def test_i9_a_sentinel_failover_costs_no_request(
     tmp_path: Path,
 ) -> None:
@@ -280,6 +283,7 @@ async def test_i9_a_sentinel_failover_costs_no_request(
             await check(kit, served, lost=lane_of(kit).lost)
 
 
+@pytest.mark.dear("six nodes start, and one of them dies under load")
 async def test_i9_a_cluster_failover_costs_no_request(
     tmp_path: Path,
 ) -> None:
@@ -337,6 +341,7 @@ async def refused(kit: MeterKit, word: str) -> bool:
     return False
 
 
+@pytest.mark.dear("eight customers ask without a pause while their store is down")
 async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -360,6 +365,7 @@ async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
         await eventually(lambda: lane_of(kit).connected)
 
 
+@pytest.mark.dear("eight customers ask without a pause while their store is down")
 async def test_i9_a_server_that_loads_its_file_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
