@@ -513,6 +513,7 @@ async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> Non
         assert (1, 0) == await at.counted()
 
 
+@pytest.mark.dear("the collector walks all objects for each of six streams")
 async def test_i7_a_metered_stream_leaves_no_garbage(store_url: str) -> None:
     """F-40: nothing in cycles, whether it reports usage or is estimated."""
     streams: list[ASGIApp] = [
