@@ -28,7 +28,7 @@ IMPORTED_BEFORE: Final = [
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
     *("meterkit.testing", "meterkit.testing.emulator.server", "redis.asyncio", "aiohttp"),
     *("meterkit.redis.admin", "meterkit.redis.cluster_client", "meterkit.stripe.http"),
-    *("httpx", "starlette.testclient", "delivering", "reserving"),
+    *("httpx", "starlette.testclient", "drivers.delivery", "drivers.reservations"),
 ]
 
 

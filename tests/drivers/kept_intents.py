@@ -69,5 +69,7 @@ async def keep(kit: MeterKit, name: str, value: int, *, state: str = "parked", *
     place = "parked" if state == "parked" else "outbox"
     await admin.ask(admin.client.zadd(keys.shard(0, place), {name: NOW_MS}))
     counted = f"{PERIOD_MS}|{token}{'k' if state == 'parked' else 'q'}"
-    await admin.ask(admin.client.hincrby(keys.customer("acme").totals, counted, value))
+    totals = keys.customer("acme").totals
+    await admin.ask(admin.client.hincrby(totals, counted, value))
+    await admin.ask(admin.client.expire(totals, 86_400))
     return Kept.read(name, 0, text.encode())

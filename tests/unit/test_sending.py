@@ -595,7 +595,9 @@ async def delivered(units: int) -> AsyncGenerator[tuple[MeterKit, Moving]]:
     async with kit_alone(clock=clock) as kit:
         if units:
             admin, field = await kit.store.admin(), f"{PERIOD_MS}|{meter_token('requests')}d"
-            await admin.ask(admin.client.hset(kit.store.keys.customer("acme").totals, mapping={field: units}))
+            totals = kit.store.keys.customer("acme").totals
+            await admin.ask(admin.client.hset(totals, mapping={field: units}))
+            await admin.ask(admin.client.expire(totals, 86_400))
         yield kit, clock
 
 
@@ -1323,7 +1325,9 @@ async def test_i6_totals_of_an_event_name_since_the_period_are_known() -> None:
             f"{SINCE_MS}|{tokens[0]}p": 700,
             f"{SINCE_MS}|label": "none",
         }
-        await admin.ask(admin.client.hset(store.keys.customer("acme").totals, mapping=totals))
+        key = store.keys.customer("acme").totals
+        await admin.ask(admin.client.hset(key, mapping=totals))
+        await admin.ask(admin.client.expire(key, 86_400))
         names = dict(zip(tokens, ("api_requests", "api_requests", "ai_tokens"), strict=True))
         assert await unknown(store, Counted({FAR_S: 56}), names=names) == 6
         assert await unknown(store, Counted({FAR_S: 49}), names=names, is_exact=True) == 0
