@@ -23,3 +23,12 @@ def test_few_files_import_internals_and_each_says_why() -> None:
     inside = {name: text for name, text in texts.items() if {*IMPORTED.findall(text)} - PUBLIC}
     assert [name for name, text in inside.items() if WHY not in text] == []
     assert len(inside) <= SHARE_MAX * len(texts)
+
+
+def test_names_of_tests_have_at_most_sixty_characters() -> None:
+    texts = [path.read_text("utf-8") for path in TESTS.rglob("test_*.py")]
+    names = [
+        name for text in texts for name in re.findall(r"^ *(?:async )?def (test_\w+)", text, re.MULTILINE)
+    ]
+    assert len(names) > 1_000
+    assert [name for name in names if len(name) > 60] == []

@@ -86,7 +86,7 @@ def test_words_of_stripe_are_bounded() -> None:
     assert len(cause.samples[0].message) == 200
 
 
-def test_what_no_setting_would_mend_is_dead_and_all_else_for_a_person() -> None:
+def test_what_no_setting_mends_is_dead_the_rest_awaits_a_person() -> None:
     # The codes of the SDK's V1BillingMeterErrorReportTriggeredEvent, and one that there is not yet.
     assert {code: state_of(code) for code in ("meter_event_customer_not_found", "no_meter", "new_code")} == {
         "meter_event_customer_not_found": "dead",

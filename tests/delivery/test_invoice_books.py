@@ -125,9 +125,7 @@ async def test_an_earlier_subscriptions_last_period_is_compared(
 
 
 @pytest.mark.parametrize("days_without", [0, 5], ids=["at once", "after days on the default plan"])
-async def test_a_period_begins_with_a_new_subscription_though_nothing_is_used_for_weeks(
-    any_store_url: str, days_without: int
-) -> None:
+async def test_an_idle_period_begins_with_its_subscription(any_store_url: str, days_without: int) -> None:
     """It began where the former one would have ended, and reconcile told people to credit its invoice."""
     async with paying(any_store_url) as at:
         begun = MAY + timedelta(days=10)
@@ -158,7 +156,7 @@ async def test_a_period_begins_with_a_new_subscription_though_nothing_is_used_fo
 
 
 @pytest.mark.parametrize("is_due", [False, True], ids=["amid its period", "with its period"])
-async def test_an_end_that_is_learned_with_an_unpaid_sign_up_keeps_its_invoice(
+async def test_an_end_learned_with_an_unpaid_sign_up_keeps_its_invoice(
     any_store_url: str, *, is_due: bool
 ) -> None:
     """Its period seemed to end where the month began, and no invoice of that was found."""

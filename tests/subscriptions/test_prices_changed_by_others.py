@@ -209,7 +209,7 @@ async def test_i13_a_correction_unknown_at_a_price_change_is_undone(
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_i13_units_that_a_waiting_correction_takes_back_in_full_are_not_sent_any_more(
+async def test_i13_pending_units_that_are_taken_back_are_not_sent(
     at: Shop,
 ) -> None:
     """As many units are pending as a correction takes back that Stripe does not have: neither is sent."""
@@ -229,7 +229,7 @@ async def test_i13_units_that_a_waiting_correction_takes_back_in_full_are_not_se
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_i13_each_invoice_item_of_two_periods_says_its_own_period(at: Shop) -> None:
+async def test_i13_each_invoice_item_says_its_own_period(at: Shop) -> None:
     at.clock.set(END - timedelta(minutes=3))
     await at.kit.record("acme", "tokens", 50)
     at.clock.set(END + timedelta(minutes=10))
