@@ -12,6 +12,7 @@ import pytest
 
 from drivers.app import http_scope, served
 from drivers.mcp_apps import PLANS, SERVERS, Ran, agent, serving
+from drivers.mcp_messages import COMPLETE, FAILED, INTERIM, JSON, LARGE, LOG, SSE, event, pretty
 from meterkit import metrics_app, record
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ CALL: Final[dict[str, Any]] = {
     "method": "tools/call",
     "params": {"name": "search_web", "arguments": {"q": "x"}},
 }
-INTERIM: Final = (
-    b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":'
-    b'"elicitation/create","params":{"mode":"form","message":"isError"}}},"requestState":"s"}}'
-)
-COMPLETE: Final = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[],"isError":false}}'
-FAILED: Final = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"isError":true}}'
-LOG: Final = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":{"result":1}}}'
-JSON: Final = b"application/json"
-SSE: Final = b"text/event-stream"
 
 
 def saying(*answers: bytes, kind: bytes = JSON, headers: tuple[tuple[bytes, bytes], ...] = ()) -> ASGIApp:
@@ -73,24 +65,6 @@ async def test_a_call_of_an_older_client_asks_within_one_request() -> None:
             assert not (await client.call_tool("book", {})).is_error
         assert (1, 0) == await at.counted(meter="calls")
     assert ran == ["book"]
-
-
-def event(data: bytes, *, end: bytes = b"\n") -> bytes:
-    """A server-sent event; data of several lines has a field for each."""
-    lines = [b"event: message", *(b"data: " + line for line in data.split(b"\n"))]
-    return end.join([*lines, b"", b""])
-
-
-def pretty(message: bytes) -> bytes:
-    """The same JSON on several lines."""
-    return json.dumps(json.loads(message), indent=1).encode()
-
-
-IMAGE: Final = b"A" * 400_000
-LARGE: Final = {
-    "interim": INTERIM.replace(b"isError", IMAGE),
-    "server_error": FAILED.replace(b"[]", b'[{"type":"text","text":"' + IMAGE + b'"}]'),
-}
 
 
 ROUNDS: Final = {

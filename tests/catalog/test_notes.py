@@ -6,46 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
-from hypothesis import strategies as st
 
+from drivers.plans import plans_text, routed
 from drivers.shown_blocks import shown
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: r}}
-  silent: {unit: call, stripe: {event_name: s, report: none}}
-  plain: {unit: page}
-  space: {unit: byte, kind: gauge}
-routes:
-  - {match: "GET /v1/a"}
-  - {match: "PUT /files", storage: content-length, idempotency_header: x-key}
-  - {match: "WS /live", consume: {requests: 1}}
-plans:
-  free:
-    rank: 0
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, warn_at: [80]}
-      space: {included: 5MB}
-  bare:
-    price: {amount_cents: 100, interval: month}
-  rated:
-    price: {amount_cents: 0, interval: month}
-    seat_price: null
-    meters:
-      requests: {rate: 5/hour}
-  meant:
-    extends: free
-    meters:
-      requests: {included: 0, overage: bill}
-"""
+PLANS = plans_text("notes")
 
 
 def told(catalog: Catalog) -> list[tuple[int, str, str]]:
@@ -54,14 +23,6 @@ def told(catalog: Catalog) -> list[tuple[int, str, str]]:
 
 def unreached(catalog: Catalog) -> list[tuple[int, str]]:
     return [(note.line, note.message) for note in catalog.notes if note.kind == "never_reached"]
-
-
-def routed(*lines: str) -> Catalog:
-    written = "".join(f'  - {{match: "{line}"}}\n' for line in lines)
-    return loads(
-        "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {requests: {unit: request}}\n"
-        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}\nroutes:\n{written}"
-    )
 
 
 def test_each_meter_billed_from_the_first_unit_is_named() -> None:
@@ -127,27 +88,6 @@ def test_a_line_that_is_never_reached_is_named(earlier: str, later: str) -> None
 )
 def test_a_line_that_can_be_reached_is_not(earlier: str, later: str) -> None:
     assert unreached(routed(earlier, later)) == []
-
-
-PIECES = {
-    "/": ["/"],
-    "a": ["a"],
-    "7": ["7"],
-    "{%s}": ["a", "7", "a7", "\n"],
-    "{%s:path}": ["", "/", "a/7", "a"],
-    "{%s:int}": ["7", "77"],
-    "{%s:float}": ["7", "7.7"],
-    "{%s:uuid}": ["12345678123412341234123456789abc"],
-}
-
-
-@st.composite
-def lines(draw: st.DrawFn) -> tuple[str, str]:
-    """A path template, and a path that it matches."""
-    pieces = draw(st.lists(st.sampled_from(sorted(PIECES)), max_size=5))
-    template = "".join(piece.replace("%s", f"p{nth}") for nth, piece in enumerate(pieces))
-    path = "".join(draw(st.sampled_from(PIECES[piece])) for piece in pieces)
-    return f"/{template}", f"/{path}"
 
 
 def test_no_more_lines_are_compared_than_take_a_moment() -> None:

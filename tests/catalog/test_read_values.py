@@ -15,6 +15,7 @@ from limits import parse as parse_limit
 from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import compile_path
 
+from drivers.plans import plans_text, routed
 from drivers.sampled import few_examples
 from meterkit.asgi.routing import Router
 from meterkit.catalog import QUANTITY_MAX, Rate, loads
@@ -42,8 +43,6 @@ from meterkit.notify.events import EVENTS
 
 if TYPE_CHECKING:
     from starlette.types import Scope
-
-    from meterkit.catalog import Catalog
 
 
 def read(text: str | bytes) -> Fields:
@@ -456,46 +455,7 @@ def test_flags() -> None:
             parse_flag(text)
 
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: r}}
-  silent: {unit: call, stripe: {event_name: s, report: none}}
-  plain: {unit: page}
-  space: {unit: byte, kind: gauge}
-routes:
-  - {match: "GET /v1/a"}
-  - {match: "PUT /files", storage: content-length, idempotency_header: x-key}
-  - {match: "WS /live", consume: {requests: 1}}
-plans:
-  free:
-    rank: 0
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, warn_at: [80]}
-      space: {included: 5MB}
-  bare:
-    price: {amount_cents: 100, interval: month}
-  rated:
-    price: {amount_cents: 0, interval: month}
-    seat_price: null
-    meters:
-      requests: {rate: 5/hour}
-  meant:
-    extends: free
-    meters:
-      requests: {included: 0, overage: bill}
-"""
-
-
-def routed(*lines: str) -> Catalog:
-    written = "".join(f'  - {{match: "{line}"}}\n' for line in lines)
-    return loads(
-        "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {requests: {unit: request}}\n"
-        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}\nroutes:\n{written}"
-    )
+PLANS = plans_text("notes")
 
 
 def test_the_summary_is_one_line_without_what_only_informs() -> None:

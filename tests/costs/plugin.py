@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Costs:
-    """What is known of the costs of a run; in each worker of it, and in the process that reports."""
+    """The costs of a run, in each of its workers and in the process that reports."""
 
     def __init__(self, written_to: Path | None) -> None:
         self._written_to = written_to

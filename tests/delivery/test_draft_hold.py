@@ -9,7 +9,7 @@ import pytest
 
 from books.period_books import assert_books
 from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
-from drivers.sampling import whole
+from drivers.sampled import whole
 
 if TYPE_CHECKING:
     from drivers.period_ends import Ending

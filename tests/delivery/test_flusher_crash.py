@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import NOW, desk, until
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.workers import workers
 
 if TYPE_CHECKING:

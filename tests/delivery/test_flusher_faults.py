@@ -12,7 +12,7 @@ import pytest
 
 from drivers.delivery import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
 from drivers.near_stripe import served
-from drivers.sampling import whole
+from drivers.sampled import whole
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 

@@ -26,7 +26,7 @@ from drivers.delivery import (
 )
 from drivers.kit_parts import parts_of
 from drivers.near_stripe import served
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
 from meterkit import CustomerError

@@ -11,7 +11,7 @@ import pytest
 
 from drivers.delivery import FAULTS, KEY_REFUSED, NOW, desk, until
 from drivers.kept_intents import intents_in
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.workers import workers
 from meterkit.testing import Clock
 

@@ -8,7 +8,7 @@ import pytest
 
 from drivers.period_ends import JUNE, MAY
 from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:

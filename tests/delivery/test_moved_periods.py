@@ -15,7 +15,7 @@ from books.period_books import assert_books
 from drivers.delivery import lines_of
 from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, paying
 from drivers.plans import plans_text
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from drivers.audit_chain import Head, link_hash
 from drivers.period_ends import JUNE, MAY, MINUTE
 from drivers.planted_month import DAY, Error, Planted, misnamed, month, reports
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:

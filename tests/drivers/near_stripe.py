@@ -17,13 +17,13 @@ from meterkit.stripe.http import HttpClient
 from meterkit.stripe.result import Answer, Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from starlette.types import ASGIApp, Message, Scope
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["served"]
+__all__ = ["answer_of", "served", "stripe_scope"]
 
 _apps: Final[dict[str, ASGIApp]] = {}
 
@@ -79,7 +79,7 @@ class _NearClient:
 
         async def answer() -> None:
             with suppress(ConnectionError):  # The emulator drops the connection.
-                await self._app(_scope(self._host, method, target, headers), receive, send)
+                await self._app(stripe_scope(self._host, method, target, headers), receive, send)
 
         # A server goes on with a request whose client has gone.
         task = asyncio.ensure_future(answer())
@@ -92,16 +92,15 @@ class _NearClient:
             gone.set()
         if not sent:
             return Result(failure="no_reply", message="ServerDisconnectedError")
-        start, *pieces = sent
-        found = {name.decode(): value.decode() for name, value in start["headers"]}
-        return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+        return answer_of(sent)
 
     async def close(self) -> None:
         """Send nothing any more."""
         self._is_closed = True
 
 
-def _scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> Scope:
+def stripe_scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> Scope:
+    """The scope of a request to Stripe, as a server makes it."""
     path, _, query = target.partition("?")
     return {
         "type": "http",
@@ -120,3 +119,10 @@ def _scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> S
         "client": None,
         "server": (host.partition(":")[0], 80),
     }
+
+
+def answer_of(sent: Sequence[Message]) -> Answer:
+    """What an app has answered, as the library's client gives it."""
+    start, *pieces = sent
+    found = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))

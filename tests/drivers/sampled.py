@@ -11,14 +11,21 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["few_examples", "pairs", "some"]
+    from _pytest.mark import ParameterSet
+
+__all__ = ["few_examples", "pairs", "some", "whole"]
 
 _USUAL_EXAMPLES = 100
 
 
+def whole(*values: Any, id: str | None = None) -> ParameterSet:  # noqa: A002 - as pytest.param has it
+    """One set of parameters that runs with ``--whole`` only."""
+    return pytest.param(*values, marks=pytest.mark.whole, id=id)
+
+
 def some(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
     """Mark all cases whole but those kept."""
-    return [case if case in kept else pytest.param(case, marks=pytest.mark.whole) for case in cases]
+    return [case if case in kept else whole(case) for case in cases]
 
 
 def pairs(*axes: Sequence[Any]) -> list[Any]:
@@ -26,7 +33,7 @@ def pairs(*axes: Sequence[Any]) -> list[Any]:
     count = max(map(len, axes))
     kept = {tuple(nth % len(axis) for axis in axes) for nth in range(count)}
     return [
-        values if places in kept else pytest.param(*values, marks=pytest.mark.whole)
+        values if places in kept else whole(*values)
         for places, values in zip(product(*map(range, map(len, axes))), product(*axes), strict=True)
     ]
 

@@ -22,6 +22,7 @@ import looptime
 from drivers.delivery import STRIPE_KEY
 from drivers.direct_store import DirectClient, DirectConnection
 from drivers.emulated_account import unpaced
+from drivers.near_stripe import answer_of, stripe_scope
 from meterkit import MeterKit
 from meterkit.delivery.closing import Closer
 from meterkit.starlette import stripe_webhook
@@ -319,25 +320,7 @@ class _InProcess:
 async def _http(
     app: ASGIApp, method: str, target: str, headers: Mapping[str, str], body: bytes | None
 ) -> Answer:
-    path, _, query = target.partition("?")
     sent: list[Message] = []
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [
-            (b"host", b"stripe.emulated"),
-            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
-        ],
-        "client": None,
-        "server": ("stripe.emulated", 80),
-    }
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body or b"", "more_body": False}
@@ -345,10 +328,8 @@ async def _http(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(scope, receive, send)
-    start, *pieces = sent
-    found = {name.decode(): value.decode() for name, value in start["headers"]}
-    return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+    await app(stripe_scope("stripe.emulated", method, target, headers), receive, send)
+    return answer_of(sent)
 
 
 class _Client(DirectClient):

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Header, HTTPException
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, START, shop
 from drivers.sync_queue import sign
 from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify

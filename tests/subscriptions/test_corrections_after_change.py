@@ -12,7 +12,7 @@ import pytest
 
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, shop
 from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage

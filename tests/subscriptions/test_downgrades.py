@@ -11,7 +11,7 @@ import pytest
 from drivers.delivery import kit_for
 from drivers.near_stripe import served
 from drivers.plans import plans_text
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, START, Shop
 from drivers.shop import shop as shop_with_seats
 from meterkit.catalog import loads

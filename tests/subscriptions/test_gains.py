@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, START, shop
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 
 from drivers import hook_process
 from drivers.delivery import CATALOG
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.webhooks import hooked
 from drivers.workers import start
 from meterkit import MeterKit, StoreError

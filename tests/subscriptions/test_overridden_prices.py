@@ -13,7 +13,7 @@ import pytest
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, sell_nothing, shop
 from drivers.sync_queue import forget_due_price, queue_sync
 from meterkit import MeterkitError, StripeError, StripeUnavailableError

@@ -13,7 +13,7 @@ from drivers.customer_states import forget_prices
 from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
 

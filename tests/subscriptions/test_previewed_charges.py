@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.price_shop import PLANS, buyer
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import END, sell_nothing, shop
 from meterkit.catalog import loads
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import HALF, shop
 from meterkit.catalog import loads
 from meterkit.errors import StripeUnavailableError

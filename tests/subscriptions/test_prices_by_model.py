@@ -12,7 +12,7 @@ from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import HALF, shop
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError

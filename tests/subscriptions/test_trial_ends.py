@@ -9,7 +9,7 @@ import pytest
 
 from drivers.customer_states import closed_period_cents
 from drivers.plans import plans_text
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.shop import PLANS, START, shop
 from drivers.webhooks import DAY, hooked
 from meterkit.catalog import loads

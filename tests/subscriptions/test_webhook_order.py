@@ -12,7 +12,7 @@ import pytest
 
 from drivers import hook_process
 from drivers.delivery import STRIPE_KEY
-from drivers.sampling import whole
+from drivers.sampled import whole
 from drivers.sync_queue import LEASE_MS
 from drivers.webhooks import DAY, hooked
 from drivers.workers import start

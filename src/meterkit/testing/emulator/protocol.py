@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field, fields
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +16,6 @@ JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # A letter or digit for each byte.
 _LETTERS: Final = bytes(ord(ALPHABET[byte % len(ALPHABET)]) for byte in range(256))
-# To ask a dataclass for its fields takes as long as to show an object.
-_names_by_kind: dict[type, tuple[str, ...]] = {}
 
 
 def new_id(prefix: str, *, length: int = 14) -> str:
@@ -29,11 +28,13 @@ def fields_of(item: Any, *but: str) -> JsonObject:
 
     Maps are copied: an event shows an object as it was.
     """
-    kind: Any = item.__class__
-    if kind not in _names_by_kind:
-        _names_by_kind[kind] = tuple(one.name for one in fields(kind))
-    shown = {name: getattr(item, name) for name in _names_by_kind[kind] if name not in but}
+    shown = {name: getattr(item, name) for name in _names_of(item.__class__) if name not in but}
     return {name: value.copy() if isinstance(value, dict) else value for name, value in shown.items()}
+
+
+@cache  # To ask a dataclass for its fields takes as long as to show an object.
+def _names_of(kind: Any) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
