@@ -92,6 +92,9 @@ class TcpProxy:
         server, self._server = self._server, None
         if server is not None:
             server.close()
+            # What it accepted just now takes some rounds of the loop to reach its handler, which ends there.
+            for _ in range(5):
+                await asyncio.sleep(0)
         await self._close_connections(reset=False)
         if server is not None:
             await server.wait_closed()
