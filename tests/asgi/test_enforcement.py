@@ -10,21 +10,20 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from drivers.app import HEADERS, PLANS, hello, http_scope, served
-from meterkit import MeterKit, MeterMiddleware, SettingsError, current, identify, record, record_usage, tap
-from meterkit.catalog import enforced, loads
+from drivers.app import HEADERS, PLANS, hello, served
+from meterkit import MeterKit, MeterMiddleware, current, identify, record, record_usage, tap
+from meterkit.catalog import loads
 from servers.stores import free_port
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Scope
 
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 SHADOW = PLANS + "enforcement: shadow\n"
-SPENT = {"requests": 5}
 
 
 async def statuses(client: httpx.AsyncClient, *paths: str) -> list[int]:
@@ -50,17 +49,6 @@ async def test_it_stands_over_the_file_and_its_routes(
     said = [line for line in caplog.messages if line.startswith("enforcement is")]
     whole = "enforcement is shadow (the setting enforcement): every request is decided and counted, and none"
     assert said == ([] if given == "on" else [f"{whole} is refused"])
-
-
-async def test_without_it_the_file_decides_and_shadow_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with served(hello, plans=SHADOW) as at, at.kit:  # A second start says nothing.
-        assert await statuses(at.client, "/full") == [200]
-    said = [line for line in caplog.messages if line.startswith("enforcement is")]
-    assert said == [
-        "enforcement is shadow (plans.yaml): every request is decided and counted, and none is refused"
-    ]
 
 
 async def test_off_passes_everything_and_needs_no_store(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,29 +90,6 @@ async def test_off_passes_everything_and_needs_no_store(caplog: pytest.LogCaptur
     ]
 
 
-async def test_off_reads_no_body_ahead() -> None:
-    plans = PLANS.replace('"/quiet", consume: {requests: 1}', '"/quiet", reserve: {tokens: {default: 5}}')
-    asked: list[bool] = []
-
-    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
-        assert not asked
-        assert (await receive())["body"] == b"hello"
-        await hello(scope, receive, send)
-
-    async def once() -> Message:
-        asked.append(True)
-        return {"type": "http.request", "body": b"hello"}
-
-    async with served(reading, plans=plans, settings={"enforcement": "off"}) as at:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await at.app(http_scope("/quiet", method="POST"), once, send)
-        assert (sent[0]["status"], asked) == (200, [True])
-
-
 async def test_off_counts_nothing(valkey: Server, store_url: str) -> None:
     async with served(hello, redis_url=store_url, settings={"enforcement": "off"}) as at:
         assert await statuses(at.client, "/v1/x", "/full", "/attempt", "/shadow") == [200] * 4
@@ -149,16 +114,3 @@ async def test_off_serves_whoever_asks(found: object) -> None:
 
     async with served(hello, who=who, settings={"enforcement": "off"}) as at:
         assert await statuses(at.client, "/v1/x", "/strict") == [200, 200]
-
-
-def test_what_is_no_word_of_it_is_refused() -> None:
-    with pytest.raises(SettingsError) as refused:
-        MeterKit(loads(PLANS), redis_url="memory://", enforcement="of")  # type: ignore[arg-type] # the error is the point
-    assert str(refused.value) == "keyword enforcement: found 'of'; allowed: on, shadow or off"
-
-
-def test_a_catalog_is_the_same_where_nothing_is_said() -> None:
-    catalog = loads(SHADOW)
-    assert enforced(catalog, None) is catalog
-    assert {route.enforcement for route in enforced(catalog, "on").routes} == {"on"}
-    assert enforced(catalog, "off").content_hash == catalog.content_hash
