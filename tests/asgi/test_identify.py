@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
+from drivers.sampled import few_examples
 from meterkit import identify
 from meterkit.errors import CustomerError, MeterkitError
 
@@ -32,50 +33,22 @@ class TestHeader:
         found = identify.header("X-Customer-Id")(scope((b"host", b"a"), (b"x-customer-id", b"cus_1")))
         assert found == "cus_1"
 
-    @pytest.mark.parametrize(
-        "headers",
-        [
-            (),
-            ((b"x-customer-id", b""),),
-            ((b"x-customer-id", b"cus_1"), (b"x-customer-id", b"cus_2")),
-            ((b"x-customer-id", b"cus_1"), (b"x-customer-id", b"cus_1")),
-            ((b"x-customer", b"cus_1"),),
-        ],
-        ids=["missing", "empty", "twice", "the same twice", "another name"],
-    )
-    def test_names_nobody_unless_given_once(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-        assert identify.header("x-customer-id")(scope(*headers)) is None
-
-    def test_reads_utf8(self) -> None:
-        assert identify.header("c")(scope((b"c", "Zoë".encode()))) == "Zoë"
-
-    @given(st.binary(min_size=1))
-    def test_never_raises_and_what_is_not_utf8_is_no_customer(self, value: bytes) -> None:
-        found = identify.header("c")(scope((b"c", value)))
-        assert found is not None
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            assert not identify.is_customer(found)
-        else:
-            assert value == found.encode()
+    def test_names_nobody_unless_given_once(self) -> None:
+        given = (b"x-customer-id", b"cus_1")
+        for headers in ((), ((b"x-customer-id", b""),), (given, given), ((b"x-customer", b"cus_1"),)):
+            assert identify.header("x-customer-id")(scope(*headers)) is None
 
 
 class TestApiKey:
     owners = {"sk_live_1": "cus_1"}  # noqa: RUF012 - read only
 
-    @pytest.mark.parametrize("value", [b"Bearer sk_live_1", b"bearer sk_live_1", b"BEARER   sk_live_1 "])
     @pytest.mark.anyio
-    async def test_finds_the_owner_of_a_bearer_token(self, value: bytes) -> None:
-        assert await found(identify.api_key(self.owners.get), scope((b"authorization", value))) == "cus_1"
-
-    @pytest.mark.parametrize(
-        "value",
-        [b"", b"sk_live_1", b"Basic sk_live_1", b"Bearer", b"Bearer ", b"Bearer sk_live_2", b"\xff\xfe"],
-    )
-    @pytest.mark.anyio
-    async def test_finds_nobody_otherwise(self, value: bytes) -> None:
-        assert await found(identify.api_key(self.owners.get), scope((b"authorization", value))) is None
+    async def test_reads_a_bearer_token_and_nothing_else(self) -> None:
+        resolve = identify.api_key(self.owners.get)
+        for value in (b"Bearer sk_live_1", b"BEARER   sk_live_1 "):
+            assert await found(resolve, scope((b"authorization", value))) == "cus_1"
+        for value in (b"sk_live_1", b"Basic sk_live_1", b"Bearer ", b"Bearer sk_live_2", b"\xff\xfe"):
+            assert await found(resolve, scope((b"authorization", value))) is None
 
     @pytest.mark.anyio
     async def test_reads_a_bare_key_from_another_header(self) -> None:
@@ -96,11 +69,6 @@ class TestApiKey:
         await found(identify.api_key(asked.append, hashed=True), came)
         assert asked == ["sk_live_1", hashlib.sha256(b"sk_live_1").hexdigest()]
         assert asked[1] == identify.hash_key("sk_live_1")
-
-    def test_no_key_is_not_looked_up(self) -> None:
-        asked: list[str] = []
-        identify.api_key(asked.append)(scope((b"authorization", b"Bearer ")))
-        assert asked == []
 
 
 class Member(BaseUser):
@@ -130,20 +98,10 @@ class TestUser:
     def test_names_an_attribute(self, attr: str, expected: str) -> None:
         assert expected == identify.user(attr)(scope(user=Member(7, "acme")))
 
-    def test_means_the_identity(self) -> None:
-        assert identify.user()(scope(user=Member(7, "acme"))) == "user-7"
-
-    def test_an_attribute_that_is_none_or_empty_is_nobody(self) -> None:
-        assert identify.user("number")(scope(user=Member(None, ""))) is None
-        assert identify.user("organisation")(scope(user=Member(None, ""))) is None
-
     def test_who_is_not_authenticated_is_nobody(self) -> None:
         assert identify.user("display_name")(scope(user=UnauthenticatedUser())) is None
         assert identify.user()(scope(user=Guest(7, "acme"))) is None
         assert identify.user("display_name")(scope(user=SimpleUser("zoe"))) == "zoe"
-
-    def test_a_user_of_any_class_will_do(self) -> None:
-        assert identify.user("imag")(scope(user=3 + 4j)) == "4.0"
 
     def test_without_authentication_it_says_what_to_do(self) -> None:
         with pytest.raises(MeterkitError, match="AuthenticationMiddleware must see the request first"):
@@ -158,19 +116,16 @@ class TestClientIp:
     @pytest.mark.parametrize(
         ("host", "expected"),
         [
-            ("192.0.2.7", "192.0.2.7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-            ("2001:DB8:1:2::", "2001:db8:1:2::/64"),
+            ("2001:DB8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
             ("fe80::1%eth0", "fe80::/64"),
-            ("testclient", None),
             ("/run/app.sock", None),
-            ("", None),
         ],
     )
     def test_is_an_ipv4_address_or_an_ipv6_network(self, host: str, expected: str | None) -> None:
         assert expected == identify.client_ip()(at(host))
 
+    @few_examples(20)
     @given(st.ip_addresses(v=6))
     def test_all_of_a_64_is_one_customer(self, address: ipaddress.IPv6Address) -> None:
         found = identify.client_ip()(at(str(address)))
@@ -189,22 +144,16 @@ class TestClientIp:
         [
             ("192.0.2.7", [b"203.0.113.1"], "192.0.2.7"),
             ("10.0.0.1", [], "10.0.0.1"),
-            ("10.0.0.1", [b"203.0.113.1"], "203.0.113.1"),
-            ("10.0.0.1", [b"6.6.6.6, 203.0.113.1"], "203.0.113.1"),
             ("10.0.0.1", [b"6.6.6.6,203.0.113.1 , 10.0.0.2"], "203.0.113.1"),
             ("10.0.0.1", [b"203.0.113.1", b"10.0.0.2"], "203.0.113.1"),
             ("10.0.0.1", [b"10.0.0.3, 10.0.0.2"], "10.0.0.3"),
             ("10.0.0.1", [b"203.0.113.1, unknown"], None),
             ("10.0.0.1", [b""], None),
-            ("10.0.0.1", [b"fe80::1%eth0"], "fe80::/64"),
-            ("10.0.0.1", [b"fe80::1%" + b"x" * 64], None),
             ("10.0.0.1", [b"\xff\xfe"], None),
             ("10.0.0.1", [b"203.0.113.1:4711"], "203.0.113.1"),
             ("10.0.0.1", [b"[2001:db8::1]:4711"], "2001:db8::/64"),
-            ("10.0.0.1", [b"[2001:db8::1]"], "2001:db8::/64"),
             ("::ffff:10.0.0.1", [b"203.0.113.1"], "203.0.113.1"),
             ("2001:db8:ffff::1", [b"203.0.113.1"], "203.0.113.1"),
-            ("10.0.0.1", [b", ".join([b"203.0.113.1"] + [b"10.0.0.2"] * 20)], "203.0.113.1"),
             ("10.0.0.1", [b", ".join([b"203.0.113.1"] + [b"10.0.0.2"] * 5000)], None),
             ("10.0.0.1", [b", ".join([b"6.6.6.6"] * 5000 + [b"203.0.113.1"])], "203.0.113.1"),
         ],
@@ -224,67 +173,32 @@ class TestClientIp:
         assert identify.client_ip(trusted_proxies=["10.0.0.0/8"])(request) is None
         assert identify.client_ip(trusted_proxies=["unix"])(scope(client=client)) is None
 
-    @pytest.mark.parametrize("proxy", ["::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "10.0.0.1"])
+    @pytest.mark.parametrize("proxy", ["::ffff:10.0.0.0/104", "10.0.0.1"])
     def test_a_mapped_address_is_the_address_it_maps(self, proxy: str) -> None:
         resolve = identify.client_ip(trusted_proxies=[proxy])
         for host in ("10.0.0.1", "::ffff:10.0.0.1"):
             assert resolve(at(host, b"::ffff:203.0.113.1")) == "203.0.113.1"
         assert resolve(at("192.0.2.7", b"203.0.113.1")) == "192.0.2.7"
 
-    def test_forwarded_is_never_read(self) -> None:
-        request = scope((b"forwarded", b"for=203.0.113.1"), client=("10.0.0.1", 1))
-        assert identify.client_ip(trusted_proxies=["10.0.0.0/8"])(request) == "10.0.0.1"
-
-    @given(st.lists(st.binary(max_size=40), max_size=4))
-    def test_never_raises(self, forwarded: list[bytes]) -> None:
-        found = identify.client_ip(trusted_proxies=["10.0.0.1"])(at("10.0.0.1", *forwarded))
-        assert found is None or identify.is_customer(found)
-
-    @pytest.mark.parametrize("text", ["*", "", "10.0.0.0/33", "localhost"])
-    def test_what_is_no_address_cannot_be_trusted(self, text: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"trusted_proxies: found '.*'; allowed are addresses and networks"
-        ):
-            identify.client_ip(trusted_proxies=[text])
-
 
 class TestCustomer:
-    @pytest.mark.parametrize(
-        "customer",
-        ["a", "cus_1", "a b", "Zoë", "日本", "x" * 256, "é" * 128, "🙂" * 64, "\u2028", "'; --", "{}"],
-    )
-    def test_is_any_text_of_1_to_256_bytes(self, customer: str) -> None:
-        assert identify.is_customer(customer)
-        assert identify.check_customer(customer) == customer
-
     @pytest.mark.parametrize(
         ("customer", "found"),
         [
             ("", "an empty text"),
-            ("x" * 257, "a text of 257 bytes"),
             ("é" * 129, "a text of 258 bytes"),
-            ("a\x00", r"the control character U\+0000 at position 1"),
-            ("\n", r"the control character U\+000A at position 0"),
-            ("a\x7fb", r"the control character U\+007F at position 1"),
             ("é\x85", r"the control character U\+0085 at position 1"),
             ("ab\ud800", "a lone surrogate at position 2"),
-            (7, "a value of type int"),
-            (None, "a value of type NoneType"),
             (b"cus_1", "a value of type bytes"),
         ],
     )
-    def test_is_nothing_else(self, customer: object, found: str) -> None:
+    def test_is_a_text_of_1_to_256_bytes(self, customer: object, found: str) -> None:
+        assert identify.check_customer("é" * 128) == "é" * 128
         assert not identify.is_customer(customer)
-        with pytest.raises(
-            CustomerError, match=f"^customer id: found {found}; allowed is a text of 1 to 256"
-        ):
+        with pytest.raises(CustomerError, match=f"^customer id: found {found}; allowed is a text of 1 to"):
             identify.check_customer(customer)
 
-    def test_an_id_that_is_refused_is_not_repeated(self) -> None:
-        with pytest.raises(CustomerError) as caught:
-            identify.check_customer("hunter2\n")
-        assert "hunter2" not in str(caught.value)
-
+    @few_examples(30)
     @given(st.text(max_size=300))
     def test_agrees_with_the_definition(self, customer: str) -> None:
         def is_control(character: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from drivers.llm_apps import metered, stream_of, tokens
@@ -57,11 +57,6 @@ def test_the_provider_is_asked_whatever_the_client_asked(
     assert (options, hides) == (body.get("stream_options"), restore.hides)
     assert before == given
     assert {**body, "stream_options": 0} == {**given, "stream_options": 0}
-
-
-def test_a_server_that_refuses_the_field_is_not_asked() -> None:
-    body, restore = ask_for_usage(ASKED, supported=False)
-    assert (ASKED, False) == (body, restore.hides)
 
 
 def pieces(body: bytes, size: int) -> list[Any]:
@@ -145,22 +140,6 @@ async def test_of_bytes_texts_and_lines_too(
             assert expected == b"".join(part if cut is pieces else part.encode() for part in left)
 
 
-async def test_an_event_is_passed_on_as_soon_as_it_has_come(store_url: str) -> None:
-    """Nothing is kept back for what may follow, and not even an endless event without bound."""
-    left: list[bytes] = []
-
-    async def endpoint(request: Request) -> Response:
-        del request
-        stream = ask_for_usage(ASKED).restore(stream_of([sse(SAID[0]), b'data: {"a', b"b" * 70_000, b"c"]))
-        assert sse(SAID[0]) == await anext(stream)
-        left.extend([piece async for piece in stream])
-        return PlainTextResponse("done")
-
-    async with metered(Starlette(routes=[Route("/none", endpoint)]), store_url, settings=PATIENT) as at:
-        assert 200 == (await at.client.get("/none")).status_code
-    assert [b'data: {"a' + b"b" * 70_000, b"c"] == left
-
-
 @pytest.mark.parametrize("size", [60_000, 100_000])
 async def test_an_event_byte_by_byte_takes_linear_time(size: int, store_url: str) -> None:
     """Each byte is searched once; looking from the event's start each time takes ten seconds and more."""
@@ -189,27 +168,6 @@ async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url:
     left, counted = await through([sse(SAID[0]), sse(EXTRA).rstrip()], store_url)
     assert [sse(SAID[0])] == left
     assert (3, 4) == counted
-
-
-@pytest.mark.parametrize("identity", ["chatcmpl-1", None])
-async def test_hidden_usage_is_counted_once_with_the_answer(
-    identity: str | None, store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The answer itself has no figures any more: it is no call of its own, to be estimated by its text."""
-    extra = {**EXTRA, "usage": chat_usage(3, 27)}
-    chunks = [{**chunk, "id": identity} for chunk in (*SAID, extra)]
-
-    async def endpoint(request: Request) -> Response:
-        del request
-        stream = ask_for_usage(ASKED).restore(stream_of([*map(sse, chunks), DONE]))
-        return StreamingResponse(stream, media_type="text/event-stream")
-
-    app = Starlette(routes=[Route("/auto", endpoint, methods=["POST"])])
-    async with metered(app, store_url, settings=PATIENT) as at:
-        answer = await at.client.post("/auto")
-        assert b"".join([*map(sse, chunks[:-1]), DONE]) == answer.content
-        assert (3, 27) == await tokens(at.kit)
-    assert [] == caplog.records
 
 
 async def test_closing_closes_the_stream_and_counts_what_has_come(store_url: str) -> None:

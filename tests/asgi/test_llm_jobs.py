@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from asgi.test_llm_estimates import ask
-from asgi.test_llm_outliving import HELD, USAGE, asked, becomes, renew, response, saying
-from drivers.app import http_scope
+from asgi.test_llm_outliving import HELD, asked, becomes, renew, response, saying
 from drivers.llm_apps import PLANS, answering, metered, tokens
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, settled
@@ -20,7 +18,7 @@ from meterkit import Caller, MeterKit, MeterkitError, StoreError, record_usage
 from tokens.recordings import chat_usage, compact
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from drivers.app import Served
     from servers.stores import Server
@@ -31,8 +29,6 @@ BY_MODEL = PLANS.replace(
     "routes:",
     '  large_output: {unit: token, from: output_tokens, where: {model: "large*"}}\nroutes:',
 )
-ANONYMOUS = PLANS.replace("meters:\n", "anonymous: {plan: free, by: ip}\nmeters:\n", 1)
-BATCH = {"id": "batch_1", "object": "batch", "model": "gpt-5.6", "status": "completed"}
 
 
 def openai_line(name: str, **usage: int) -> dict[str, Any]:
@@ -160,44 +156,6 @@ async def test_without_a_customer_only_a_job_that_is_known_counts(
             await at.kit.record_usage("acme", response("completed"), call_id="")
 
 
-async def test_a_job_of_an_anonymous_customer_stays_theirs(store_url: str) -> None:
-    async with metered(saying(response("queued")), store_url, plans=ANONYMOUS) as at:
-        await at.app(_without_customer(), _nothing, _ignore)
-        async with another(at, store_url) as worker:
-
-            async def is_known() -> bool:
-                return await worker.record_usage(None, response("completed")) is not None
-
-            await eventually(is_known)
-            assert (0, 0) == await tokens(worker, customer="127.0.0.1")
-
-
-def _without_customer() -> Scope:
-    return {**http_scope("/auto", method="POST"), "headers": []}
-
-
-async def _nothing() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def _ignore(message: Message) -> None:
-    del message
-
-
-async def test_a_job_that_ends_twice_counts_as_at_its_first_end(store_url: str) -> None:
-    """A provider may report it again with other figures, and without any before."""
-    more = {"input_tokens": 6000, "output_tokens": 4000, "total_tokens": 10_000}
-    async with metered(saying(response("queued")), store_url) as at:
-        for end in (
-            response("completed", usage=None),
-            response("completed"),
-            response("completed", usage=more),
-            response("failed", usage=more),
-        ):
-            await at.kit.record_usage("acme", end)
-        assert (600, 400) == await tokens(at.kit)
-
-
 async def test_the_model_that_the_end_reports_counts(store_url: str) -> None:
     answers = [response("queued", model="small"), response("completed", model="large-2")]
     async with metered(saying(*answers), store_url, plans=BY_MODEL) as at:
@@ -246,56 +204,6 @@ async def test_a_job_settled_elsewhere_releases_its_hold(store_url: str) -> None
         await renew(at)
         await becomes(at, 0)
         assert (600, 400) == await tokens(at.kit)
-
-
-async def test_a_line_that_failed_counts_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    failed: list[dict[str, Any]] = [
-        {**openai_line("a"), "response": None, "error": {"code": "batch_expired", "message": "m"}},
-        {"custom_id": "b", "result": {"type": "errored", "error": {}}},
-        {"key": "c", "error": {"code": 3}},
-    ]
-    async with metered(saying(response("queued")), store_url) as at:
-        for line in failed:
-            assert await at.kit.record_usage("acme", line, call_id="batch_1") is None
-        assert (0, 0) == await tokens(at.kit)
-    assert [] == caplog.records
-
-
-@pytest.mark.parametrize("lines_first", [True, False])
-async def test_a_batch_is_counted_by_its_lines_or_by_its_sum(lines_first: bool, store_url: str) -> None:
-    async with metered(saying({**BATCH, "status": "in_progress"}), store_url) as at:
-        await asked(at, "/auto")
-        await at.kit.record_usage("acme", BATCH)  # Without figures it stands for nothing.
-        steps = [
-            (openai_line("a"), "batch_1"),
-            (openai_line("b"), "batch_1"),
-            (BATCH | {"usage": USAGE}, None),
-        ]
-        for obj, call_id in steps if lines_first else reversed(steps):
-            await at.kit.record_usage(None, obj, call_id=call_id)
-        assert ((6, 8) if lines_first else (600, 400)) == await tokens(at.kit)
-
-
-async def test_lines_of_many_customers_may_be_in_one_batch(store_url: str) -> None:
-    """Where no request began it the store knows no owner: each line is its customer's."""
-    async with metered(saying(response("queued")), store_url) as at:
-        await at.kit.record_usage("acme", openai_line("a"), call_id="batch_1")
-        await at.kit.record_usage("other", openai_line("b"), call_id="batch_1")
-        assert [(3, 4), (3, 4)] == await of_each(at.kit)
-
-
-async def test_an_answer_may_be_counted_under_an_id_of_its_job(store_url: str) -> None:
-    answer: dict[str, Any] = {
-        "id": "c1",
-        "object": "chat.completion",
-        "model": "m",
-        "choices": [],
-        "usage": chat_usage(3, 4),
-    }
-    async with metered(saying(response("queued")), store_url) as at:
-        for obj in (answer, SimpleNamespace(**answer), {**answer, "id": "c2"}):
-            await at.kit.record_usage("acme", obj, call_id="operation-7")
-        assert (3, 4) == await tokens(at.kit)
 
 
 @pytest.mark.parametrize("is_known", [True, False])

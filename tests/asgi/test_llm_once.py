@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import meterkit
@@ -15,7 +15,7 @@ from drivers.llm_apps import METERS, metered, openai_stream, stream_of, tokens
 from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
 
@@ -137,26 +137,6 @@ async def test_a_text_without_figures_is_what_the_app_has_reported(store_url: st
     """Billed by its text, the answer would be paid twice."""
     app = app_of(streaming(["words "] * 40, "own-1"), whole("c1", chat_usage(1000, 50)))
     assert (1000, 50) == (await counted(app, store_url))[:2]
-
-
-async def test_leaving_pays_an_answer_under_another_id_once(store_url: str) -> None:
-    async def endpoint(request: Request) -> Response:
-        del request
-
-        async def body() -> AsyncIterator[bytes]:
-            chunks = [chat({"content": "words "}, id="upstream") for _ in range(9)]
-            async for chunk in meterkit.tap(stream_of(chunks)):
-                yield sse({**chunk, "id": "own-1"})
-                if chunk is chunks[5]:
-                    raise httpx.ReadError("the client has left") from OSError()
-
-        return StreamingResponse(body(), media_type="text/event-stream")
-
-    app = Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
-    async with metered(app, store_url, raise_app_exceptions=False, settings=PATIENT) as at:
-        await at.client.post("/attempt", json={})
-        _, output = await tokens(at.kit)
-    assert output <= 6 * 2
 
 
 def cut(body: bytes) -> list[Any]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from drivers.llm_apps import PLANS, PROMPT, answering, metered, read_all, tokens
+from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
 from faults.refusals import eventually
-from meterkit import record_usage
 from tokens.recordings import JSON_TYPE, SSE_TYPE, compact, sse
 
 if TYPE_CHECKING:
@@ -83,29 +82,6 @@ async def test_a_job_is_counted_once_however_often_it_is_fetched(
     assert [] == caplog.records
 
 
-async def test_whoever_sees_the_end_counts_it_and_the_others_do_not(store_url: str) -> None:
-    """A poll, the app's worker after a webhook, and code of the app in a request."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        record_usage(response("completed"))
-        await answering([b"ok"], "text/plain")(scope, receive, send)
-
-    async with metered(app, store_url) as at:
-        await at.kit.record_usage("acme", response("in_progress"))
-        assert (0, 0) == await tokens(at.kit)
-        await asked(at, "/none")
-        assert (600, 400) == await tokens(at.kit)
-        for event_id in (None, "mine"):
-            await at.kit.record_usage("acme", response("completed"), event_id=event_id)
-        assert (600, 400) == await tokens(at.kit)
-        await at.kit.record_usage("acme", response("completed", "resp_2"))
-        assert (1200, 800) == await tokens(at.kit)
-    async with metered(saying(response("completed")), store_url) as at:
-        await at.kit.record_usage("acme", response("completed"))
-        await asked(at, "/auto", method="GET", body=b"")
-        assert (600, 400) == await tokens(at.kit)
-
-
 async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str) -> None:
     """The provider goes on: nothing is estimated that will be reported."""
     begun = sse({"type": "response.created", "response": response("queued")})
@@ -130,17 +106,6 @@ async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str)
         assert (600, 400) == await tokens(at.kit)
 
 
-async def test_a_stream_that_reports_its_end_is_counted_by_its_id(store_url: str) -> None:
-    chunks = [
-        sse({"type": "response.created", "response": response("in_progress")}),
-        sse({"type": "response.completed", "response": response("completed")}),
-    ]
-    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
-        await asked(at, "/auto")
-        await asked(at, "/auto", method="GET", body=b"")
-        assert (600, 400) == await tokens(at.kit)
-
-
 async def held(at: Served) -> int:
     return (await at.kit.usage("acme"))["meters"]["output_tokens"]["held"]
 
@@ -150,21 +115,6 @@ async def becomes(at: Served, quantity: int) -> None:
         return await held(at) == quantity
 
     await eventually(has_become)
-
-
-async def test_what_was_reserved_is_held_until_the_end_is_seen(store_url: str) -> None:
-    answers = [response("queued"), response("in_progress"), response("completed", usage=USAGE)]
-    async with metered(saying(*answers), store_url, plans=HELD) as at:
-        await asked(at, "/held")
-        await becomes(at, 500)
-        # 400 of 900 are left: another one is refused.
-        refused = await at.client.post("/held", content=PROMPT)
-        assert refused.status_code == 429
-        await asked(at, "/auto", method="GET", body=b"")
-        assert await held(at) == 500
-        await asked(at, "/auto", method="GET", body=b"")
-        await becomes(at, 0)
-        assert (600, 400) == await tokens(at.kit)
 
 
 async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None:
@@ -179,19 +129,6 @@ async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None
 async def renew(at: Served) -> None:
     (work,) = at.kit.store.outliving.works.values()
     await work.renew()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-
-
-async def test_a_job_that_another_process_saw_end_is_let_go_of(store_url: str) -> None:
-    async with metered(saying(response("queued")), store_url, plans=HELD) as at:
-        await asked(at, "/held")
-        await becomes(at, 500)
-        (job_id,) = at.kit.store.outliving.works
-        await renew(at)
-        assert await held(at) == 500
-        admin: Any = (await at.kit.store.admin()).client
-        await admin.hset(at.kit.store.keys.job(job_id), "ended", "1")
-        await renew(at)
-        await becomes(at, 0)
 
 
 async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
@@ -225,16 +162,6 @@ async def test_i7_the_hold_does_not_outlive_the_kit(store_url: str) -> None:
         works = at.kit.store.outliving.works
         assert len(works) == 1
     assert works == {}
-
-
-async def test_a_batch_is_counted_by_its_sum_once(store_url: str) -> None:
-    batch = {"id": "batch_1", "object": "batch", "model": "gpt-5.6", "usage": USAGE}
-    answers = [{**batch, "status": state} for state in ("validating", "in_progress", "completed")]
-    async with metered(saying(*answers), store_url) as at:
-        await asked(at, "/auto")
-        for _ in range(4):
-            await asked(at, "/openai", method="GET", body=b"")
-        assert (600, 400) == await tokens(at.kit)
 
 
 async def test_many_polls_at_once_count_once(store_url: str) -> None:

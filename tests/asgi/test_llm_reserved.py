@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-import meterkit
 from drivers.app import hello, http_scope
 from drivers.delivery import until
-from drivers.llm_apps import listening, metered, openai_stream, read_all
+from drivers.llm_apps import metered, openai_stream, read_all
 from faults.refusals import stopped
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -126,23 +125,6 @@ async def test_i1_reserve_and_capture_cost_two_script_calls(store_url: str, valk
         assert valkey.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] == 2
 
 
-async def test_what_cannot_fit_is_refused_before_the_app_runs(store_url: str) -> None:
-    ran: list[int] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        ran.append(1)
-        await streaming(usage(1))(scope, receive, send)
-
-    async with metered(app, store_url, plans=PLANS) as at:
-        await at.kit.record("acme", "output_tokens", 700)
-        refused = await at.client.post("/chat", content=body(301))
-        assert (refused.status_code, ran) == (429, [])
-        assert refused.json()["violated-policies"][0] == "output_tokens-period"
-        assert await row(at) == (700, 0)
-        assert (await at.client.post("/chat", content=body(300))).status_code == 200
-        assert ran == [1]
-
-
 @pytest.mark.parametrize("broken", ["before", "after"])
 async def test_a_request_that_fails_gives_back_all_it_held(store_url: str, broken: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,40 +143,6 @@ async def test_a_request_that_fails_gives_back_all_it_held(store_url: str, broke
         assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
         await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
         assert (await at.kit.check("acme", "output_tokens", 5000)).allowed
-
-
-async def test_a_client_that_leaves_pays_what_was_generated(store_url: str) -> None:
-    gone, over = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
-        await read_all(receive)
-        await send({"type": "http.response.start", "status": 200, "headers": SSE})
-        (chunk,) = openai_stream("twelve bytes")
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        assert (await receive())["type"] == "http.disconnect"
-        gone.set()
-
-    async with metered(app, store_url, plans=PLANS) as at:
-
-        async def serve(scope: Any, receive: Any, send: Any) -> None:
-            try:
-                await at.app(scope, receive, send)
-            finally:
-                over.set()
-
-        async with listening(serve) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            sent = body()
-            head = "POST /chat HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\n"
-            writer.write(f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent)
-            await reader.readuntil(b"twelve bytes")
-            writer.close()
-            await over.wait()
-        assert gone.is_set()
-        await settled(at)
-        assert await row(at) == (3, 0)
-        assert await row(at, "input_tokens") == (3, 0)
 
 
 async def test_i3_a_hundred_parallel_streams_never_pass_the_budget(store_url: str) -> None:
@@ -217,19 +165,6 @@ async def test_i3_a_hundred_parallel_streams_never_pass_the_budget(store_url: st
         assert await row(at) == (900, 0)
 
 
-async def test_a_stream_may_use_up_the_credits_of_the_next_one(store_url: str) -> None:
-    async with metered(streaming(*openai_stream("a"), usage(1300)), store_url, plans=PLANS) as at:
-        await at.kit.grants.add("acme", {"ai": 1}, grant_id="g1")  # 250 tokens of output.
-        assert (await at.client.post("/chat", content=body(1000))).status_code == 200
-        await settled(at)
-        assert await row(at) == (1300, 0)
-        usage_now = await at.kit.usage("acme")
-        # 1,000 are included, 250 paid with the credit, and 50 are more than there was: nobody pays them.
-        assert (usage_now["balance"], usage_now["meters"]["output_tokens"]["overage"]) == ({"ai": 0}, 50)
-        refused = await at.client.post("/chat", content=body(10))
-        assert (refused.status_code, refused.json()["reason"]) == (402, "credits")
-
-
 async def test_a_model_with_its_own_meter_is_limited_by_it(store_url: str) -> None:
     app = streaming(*openai_stream("a"), usage(200, model="gpt-large"))
     async with metered(app, store_url, plans=PLANS) as at:
@@ -245,16 +180,6 @@ async def test_a_model_with_its_own_meter_is_limited_by_it(store_url: str) -> No
         assert (await at.client.post("/chat", content=body(250, model="gpt-small"))).status_code == 200
 
 
-async def test_a_decision_on_an_old_state_holds_by_the_new_one(store_url: str) -> None:
-    async with metered(streaming(usage(10)), store_url, plans=PLANS) as at:
-        await at.client.post("/chat", content=body())
-        await at.kit.customers.override("acme", {"output_tokens": {"included": 300}})
-        assert (await at.client.post("/chat", content=body(400))).status_code == 429
-        assert (await at.client.post("/chat", content=body(200))).status_code == 200
-        await settled(at)
-        assert await row(at) == (20, 0)
-
-
 async def test_a_stream_over_a_period_end_counts_where_it_ends(store_url: str) -> None:
     async def month() -> None:
         at.clock.advance(timedelta(days=30))
@@ -265,38 +190,6 @@ async def test_a_stream_over_a_period_end_counts_where_it_ends(store_url: str) -
         await at.client.post("/chat", content=body())
         await settled(at)
         assert await row(at) == (150, 0)
-
-
-async def test_a_body_too_large_to_keep_reaches_the_app_whole(store_url: str) -> None:
-    received: list[bytes] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        received.append(await read_all(receive))
-        await streaming(usage(10))(scope, lambda: asyncio.sleep(0, {"type": "http.request"}), send)
-
-    async with metered(app, store_url, plans=PLANS) as at:
-        await at.kit.customers.override("acme", {"input_tokens": {"included": "unlimited"}})
-        sent = compact({"messages": [{"role": "user", "content": "x" * ((1 << 20) + 5)}]})
-        pieces = [sent[n : n + 65536] for n in range(0, len(sent), 65536)]
-
-        async def stream() -> AsyncIterator[bytes]:
-            for piece in pieces:
-                yield piece
-
-        answer = await at.client.post("/chat", content=stream())
-        assert (answer.status_code, received) == (200, [sent])
-
-
-async def test_an_unknown_customer_is_refused_before_the_body_is_read(store_url: str) -> None:
-    async with metered(streaming(usage(10)), store_url, plans=PLANS) as at:
-        read: list[int] = []
-
-        async def never() -> AsyncIterator[bytes]:
-            read.append(1)
-            yield b""
-
-        answer = await at.client.post("/chat", content=never(), headers={"x-customer-id": "a\tb"})
-        assert (answer.status_code, read) == (400, [])
 
 
 def all_the_same(body: object, model: str | None) -> int:
@@ -345,57 +238,6 @@ async def test_an_estimator_that_fails_lets_nobody_pass(
             assert refused.status_code == 429
     assert "the default estimate is taken" in caplog.text
     assert "a word of the client" not in caplog.text
-
-
-@pytest.mark.parametrize("used", [249, 250, 251])
-async def test_a_model_with_a_meter_of_its_own_is_rated_once(store_url: str, used: int) -> None:
-    plans = PLANS.replace("large_output: {included: 300,", "large_output: {rate: 1000/hour, included: 900,")
-    async with metered(streaming(usage(used, model="gpt-large")), store_url, plans=plans) as at:
-        await at.kit.customers.set_plan("acme", "large")
-        await at.client.post("/chat", content=body(250, model="gpt-large"))
-        await settled(at)
-        answer = await at.client.post("/chat", content=body(900 - used, model="gpt-large"))
-        assert answer.status_code == 200
-
-
-async def test_a_rate_without_the_reservation_counts_the_usage(store_url: str) -> None:
-    plans = (
-        PLANS
-        + """
-  weekly:
-    extends: free
-    meters:
-      output_tokens: {rate: 3000/7 days, included: 1000, overage: deny}
-"""
-    )
-
-    async def change() -> None:
-        await at.kit.customers.set_plan("acme", "weekly")
-
-    app = streaming(*openai_stream("a", "b"), usage(150), meanwhile=change)
-    async with metered(app, store_url, plans=plans) as at:
-        await at.kit.customers.set_plan("acme", "weekly")
-        await at.kit.record("acme", "output_tokens", 800)
-        await at.kit.customers.set_plan("acme", "free")
-        assert (await at.client.post("/chat", content=body(200))).status_code == 200
-        await settled(at)
-        await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
-        assert (await at.kit.check("acme", "output_tokens", 3000 - 950)).allowed
-        assert not (await at.kit.check("acme", "output_tokens", 3000 - 949)).allowed
-
-
-async def test_an_answer_that_the_app_passes_on_as_its_own_counts_once(store_url: str) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        spent = {"prompt_tokens": 9, "completion_tokens": 70, "total_tokens": 79}
-        whole: dict[str, Any] = {**chat({}), "id": "chatcmpl-up", "choices": [], "usage": spent}
-        meterkit.record_usage(whole)
-        mine = sse({**whole, "id": "resp-mine"})
-        await streaming(*openai_stream("a"), mine)(scope, receive, send)
-
-    async with metered(app, store_url, plans=PLANS) as at:
-        await at.client.post("/chat", content=body())
-        await settled(at)
-        assert await row(at) == (70, 0)
 
 
 async def test_a_body_that_fails_leaves_the_request_undecided(
