@@ -62,6 +62,9 @@ async def test_captured_figures_are_charged_as_a_response_with_them(store_url: s
         assert await tokens(at.kit) == (5000, 2500)
         # One's own price comes first here, too: (1000 * 0.2 + 500 * 0.6) * 1.3.
         assert await capture(at, FIGURES, model="own-7b") == 650
+        assert await capture(at, FIGURES, model="of-no-provider") == 0
+        # An amount that the app gives itself is the charge.
+        assert await capture(at, {**FIGURES, "usd_charged": 77}, model="gpt-4o") == 77
 
 
 async def test_captured_parts_have_prices_of_their_own(store_url: str) -> None:
@@ -116,12 +119,15 @@ async def test_what_cannot_be_priced_is_counted_and_logged(
         assert await capture(at, {"total_tokens": 1500}, model="gpt-4o") == 0
         assert (await at.kit.consume("acme", "output_tokens", 5)).allowed
         assert await tokens(at.kit, "total_tokens", "output_tokens") == (1500, 5)
+        for nth in range(2):  # It is logged once.
+            await at.kit.record("acme", FIGURES, event_id=f"{nth}")
+        assert await spent(at) == 0
         logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        expected = ("total_tokens alone", "consume() of output_tokens")
+        expected = ("total_tokens alone", "consume() of output_tokens", "tokens without a model")
         assert all(words in line for words, line in zip(expected, logged, strict=True))
 
 
-def recording(figures: dict[str, int], *, status: int = 200, late: bool = False) -> ASGIApp:
+def recording(figures: dict[str, int], *, late: bool) -> ASGIApp:
     """An app that answers with a text, and records what it knows of tokens itself."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,7 +135,7 @@ def recording(figures: dict[str, int], *, status: int = 200, late: bool = False)
         await read_all(receive)
         if not late:
             await to_thread(meterkit.record, **figures)
-        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"Four."})
         if late:
             meterkit.record(**figures)
@@ -151,12 +157,9 @@ async def post(at: Served, path: str, model: str = "gpt-4o") -> int:
     return answer.status_code
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("path", ["/chat", "/own", "/plain"])
-async def test_recorded_figures_cost_the_price_of_the_request(
-    path: str, late: object, store_url: str
-) -> None:
-    async with metered(recording(FIGURES, late=bool(late)), store_url, plans=PLAIN) as at:
+@pytest.mark.parametrize(("path", "late"), [("/chat", True), ("/own", False), ("/plain", True)])
+async def test_recorded_figures_cost_the_price_of_the_request(path: str, late: bool, store_url: str) -> None:
+    async with metered(recording(FIGURES, late=late), store_url, plans=PLAIN) as at:
         await give(at, 10)
         # The route `/own` has a model of its own, whatever its clients ask.
         assert await post(at, path, "gpt-4o-mini" if path == "/own" else "gpt-4o") == 200

@@ -66,9 +66,7 @@ async def asked(at: Served, path: str, **body: Any) -> int:
     [
         ({}, 200),
         ({"service_tier": "flex"}, 200),
-        ({"service_tier": "auto"}, 200),
         ({"service_tier": "priority"}, 402),
-        ({"Service_Tier": "priority"}, 402),
         ({"serviceTier": "PRIORITY"}, 402),
         ({"service_tier": None, "SERVICE_TIER": "priority"}, 402),
         ({"input": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}, 402),
@@ -117,11 +115,8 @@ async def test_meters_of_units_have_what_meters_have(store_url: str) -> None:
         assert meters["input_audio_tokens"]["recorded"] == 16
 
 
-@pytest.mark.parametrize(("uses", "status"), [(1, 200), (9, 402)])
-async def test_searches_that_are_set_aside_are_held_at_their_price(
-    uses: int, status: int, store_url: str
-) -> None:
+async def test_searches_that_are_set_aside_are_held_at_their_price(store_url: str) -> None:
     async with metered(searching, store_url, plans=PLANS) as at:
         await at.kit.grants.add("acme", {"usd": 5}, grant_id="first")
         # 1,000 tokens are a dollar, and so is each search.
-        assert await asked(at, "/search", max_uses=uses) == status
+        assert [await asked(at, "/search", max_uses=uses) for uses in (9, 1)] == [402, 200]

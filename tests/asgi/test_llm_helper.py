@@ -38,14 +38,11 @@ DONE = b"data: [DONE]\n\n"
 @pytest.mark.parametrize(
     ("more", "options", "hides"),
     [
-        ({}, {"include_usage": True}, True),
         ({"stream_options": None}, {"include_usage": True}, True),
-        ({"stream_options": {}}, {"include_usage": True}, True),
         ({"stream_options": {"include_usage": False, "x": 1}}, {"include_usage": True, "x": 1}, True),
         ({"stream_options": {"include_usage": True}}, {"include_usage": True}, False),
         ({"stream_options": "odd"}, "odd", False),
         ({"stream": False}, None, False),
-        ({"stream": None}, None, False),
     ],
 )
 def test_the_provider_is_asked_whatever_the_client_asked(
@@ -57,6 +54,7 @@ def test_the_provider_is_asked_whatever_the_client_asked(
     assert (options, hides) == (body.get("stream_options"), restore.hides)
     assert before == given
     assert {**body, "stream_options": 0} == {**given, "stream_options": 0}
+    assert ask_for_usage(given, supported=False).body == given
 
 
 def pieces(body: bytes, size: int) -> list[Any]:
@@ -107,8 +105,7 @@ def as_object(chunk: dict[str, Any]) -> Any:
     return SimpleNamespace(**chunk)
 
 
-@pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("kind", [as_given, as_object])
+@pytest.mark.parametrize(("kind", "sync"), [(as_given, False), (as_object, True)])
 async def test_of_objects_the_extra_one_is_counted_and_hidden(
     kind: Callable[[Any], Any], store_url: str, *, sync: bool
 ) -> None:
@@ -121,8 +118,7 @@ async def test_of_objects_the_extra_one_is_counted_and_hidden(
     assert chunks == (await through(chunks, store_url, asked=asked, sync=sync))[0]
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-@pytest.mark.parametrize("cut", [pieces, texts, lines])
+@pytest.mark.parametrize(("cut", "end"), [(pieces, b"\r\n"), (pieces, b"\r"), (texts, b"\n"), (lines, b"\n")])
 async def test_of_bytes_texts_and_lines_too(
     cut: Callable[[bytes, int], list[Any]], end: bytes, store_url: str
 ) -> None:
@@ -130,7 +126,7 @@ async def test_of_bytes_texts_and_lines_too(
         return b": hello" + end + end + b"".join(sse(chunk, end=end) for chunk in chunks) + DONE
 
     whole, expected = stream(FIRST, *SAID, EXTRA), stream(FIRST, *SAID)
-    sizes = {"pieces": (1, 7, 64, 10_000), "texts": (64, 10_000), "lines": (0,)}
+    sizes = {"pieces": (1, 64, 10_000), "texts": (64,), "lines": (0,)}
     for size in sizes[cut.__name__]:
         left, counted = await through(cut(whole, size), store_url)
         assert (3, 4) == counted
@@ -140,10 +136,9 @@ async def test_of_bytes_texts_and_lines_too(
             assert expected == b"".join(part if cut is pieces else part.encode() for part in left)
 
 
-@pytest.mark.parametrize("size", [60_000, 100_000])
-async def test_an_event_byte_by_byte_takes_linear_time(size: int, store_url: str) -> None:
+async def test_an_event_byte_by_byte_takes_linear_time(store_url: str) -> None:
     """Each byte is searched once; looking from the event's start each time takes ten seconds and more."""
-    event = sse({**SAID[0], "padding": "x" * size})
+    event = sse({**SAID[0], "padding": "x" * 60_000})
     chunks = [event[at : at + 1] for at in range(len(event))]
     begun = thread_time()
     left, _ = await through([*chunks, sse(EXTRA), DONE], store_url)
@@ -154,7 +149,7 @@ async def test_an_event_byte_by_byte_takes_linear_time(size: int, store_url: str
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
 async def test_the_end_of_a_large_event_is_found_however_cut(end: bytes, store_url: str) -> None:
     long = b"data: " + b"b" * 70_000
-    for size in (1, 2, 3, 4):
+    for size in (1, 3):
         cut = [end[at : at + size] for at in range(0, len(end), size)]
         left, counted = await through([long, *cut, sse(EXTRA, end=b"\r\n")[:-1], b"\n", DONE], store_url)
         assert long + end + DONE == b"".join(left)

@@ -31,23 +31,21 @@ BY_MODEL = PLANS.replace(
 )
 
 
-def openai_line(name: str, **usage: int) -> dict[str, Any]:
-    """A line of the output file, https://platform.openai.com/docs/guides/batch."""
-    answer: dict[str, Any] = {
-        "id": f"chatcmpl-{name}",
-        "object": "chat.completion",
-        "model": "gpt-5.6",
-        "choices": [],
-    }
-    body = {**answer, "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **usage}}
-    return {
-        "id": f"batch_req_{name}",
-        "custom_id": name,
-        "response": {"status_code": 200, "request_id": "r", "body": body},
-        "error": None,
-    }
-
-
+OPENAI_LINE: dict[str, Any] = {
+    "id": "batch_req_a",
+    "custom_id": "a",
+    "response": {
+        "status_code": 200,
+        "body": {
+            "id": "chatcmpl-a",
+            "object": "chat.completion",
+            "model": "gpt-5.6",
+            "choices": [],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        },
+    },
+    "error": None,
+}
 ANTHROPIC_LINE: dict[str, Any] = {
     "custom_id": "a",
     "result": {
@@ -127,13 +125,12 @@ async def test_a_job_counts_for_the_user_who_began_it(store_url: str) -> None:
             assert (1200, 800) == await tokens(worker)
 
 
-@pytest.mark.parametrize("said", [None, "acme", "other"])
-async def test_a_worker_settles_a_job_in_another_process(said: str | None, store_url: str) -> None:
+async def test_a_worker_settles_a_job_in_another_process(store_url: str) -> None:
     """A webhook has the provider's id alone: the store knows the customer."""
     async with metered(saying(response("queued")), store_url) as at:
         await asked(at, "/auto")
         async with another(at, store_url) as worker:
-            for _ in range(2):
+            for said in (None, "other"):
                 counted = await worker.record_usage(said, response("completed"))
                 assert counted is not None
                 assert (600, 400) == (counted.input_tokens, counted.output_tokens)
@@ -181,8 +178,8 @@ async def test_an_unbilled_poll_leaves_the_job_to_the_next_one(store_url: str) -
 
 @pytest.mark.parametrize(
     "line",
-    [openai_line("a"), compact(openai_line("a")), json.dumps(ANTHROPIC_LINE), GEMINI_LINE],
-    ids=["openai", "openai's bytes", "anthropic's text", "gemini"],
+    [compact(OPENAI_LINE), json.dumps(ANTHROPIC_LINE), GEMINI_LINE],
+    ids=["openai", "anthropic", "gemini"],
 )
 async def test_a_line_of_a_batch_counts_once(line: object, store_url: str) -> None:
     async with metered(saying(response("queued")), store_url) as at:
@@ -206,14 +203,12 @@ async def test_a_job_settled_elsewhere_releases_its_hold(store_url: str) -> None
         assert (600, 400) == await tokens(at.kit)
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-async def test_an_end_seen_during_an_outage_counts_afterwards(is_known: bool, valkey: Server) -> None:
-    """In the process that began the job, and in one that cannot know who pays."""
+async def test_an_end_seen_during_an_outage_counts_afterwards(valkey: Server) -> None:
+    """In a process that cannot know who pays."""
     app = saying(response("queued"), response("completed"))
     async with TcpProxy(valkey.port) as proxy, metered(app, proxy.url) as at:
         await asked(at, "/auto")
-        if not is_known:
-            at.kit.store.outliving.owners.clear()
+        at.kit.store.outliving.owners.clear()
         await proxy.set("refuse")
         with pytest.raises(StoreError):
             await at.kit.record_usage(None, response("completed"))

@@ -74,8 +74,8 @@ def price_of(model: str, *, left: int, entered: int = 1) -> Fraction:
     return Fraction(found.total_price) * MICRO * MARKUP
 
 
-@pytest.mark.parametrize("model", ["gpt-4o-mini-2024-07-18", "gpt-4.1-nano", "gpt-4o"])
-async def test_calls_are_charged_what_the_provider_asks_and_a_markup(model: str, store_url: str) -> None:
+async def test_calls_are_charged_what_the_provider_asks_and_a_markup(store_url: str) -> None:
+    model = "gpt-4o-mini-2024-07-18"
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10)
         total = Fraction(0)
@@ -99,28 +99,6 @@ async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str)
         # (1 * 0.2 + 1000 * 0.6) * 1.3 = 780.26 micro-dollars
         assert await spent(at) == 780
         assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
-
-
-async def test_own_prices_of_a_known_model_are_its_cost_and_its_charge(store_url: str) -> None:
-    own = '{"gpt-4o-mini": {input_tokens: 7 per 1_000_000, output_tokens: 11 per 1_000_000}}'
-    plans = PLANS.replace(
-        '{"own-*": {input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}', own
-    )
-    async with metered(answering(), store_url, plans=plans) as at:
-        await give(at, 1)
-        # A dollar is 69,930 tokens of 14.3 micro-dollars, and 1,282,051 of what the provider asks.
-        assert await ask(at, 1, model="gpt-4o-mini", at_most=70_000) == 402
-        # (1 * 7 + 100 * 11) * 1.3 = 1439.1 micro-dollars, where the provider asks 0.15 and 0.60.
-        assert await ask(at, 100, model="gpt-4o-mini", said="gpt-4o-mini") == 200
-        assert await spent(at) == 1439
-        found = await at.kit.record_usage("acme", SAID)
-        assert found is not None
-        # 1000 * 7 + 100 * 11 = 8100; 1439.1 + 8100 * 1.3 = 11,969.1
-        assert (found.cost_micros, found.charged_micros) == (Fraction(8100), Fraction(10_530))
-        assert await spent(at) == 11_969
-        # The pattern names one model: others of the provider keep its prices.
-        assert await ask(at, 100, model="gpt-4.1-nano", said="gpt-4.1-nano") == 200
-        assert await spent(at) == floor(Fraction(119_691, 10) + price_of("gpt-4.1-nano", left=100))
 
 
 async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:

@@ -21,7 +21,6 @@ from tokens.recordings import (
     anthropic_events,
     chat,
     chat_usage,
-    gemini_chunk,
     sse,
 )
 
@@ -95,48 +94,28 @@ def reporting(*objects: Any) -> Starlette:
     return app_of(answer)
 
 
-@pytest.mark.parametrize("path", ["/none", "/auto"])
+OLLAMA = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8, "eval_count": 9}
+
+
 @pytest.mark.parametrize(
-    ("objects", "recorded"),
+    ("path", "objects", "recorded"),
     [
-        ([WHOLE], (3, 4)),
-        ([Model.model_validate(WHOLE)], (3, 4)),
-        ([WHOLE["usage"]], (3, 4)),
-        ([SimpleNamespace(**WHOLE)], (3, 4)),
-        ([WHOLE, WHOLE, Model.model_validate(WHOLE)], (3, 4)),
-        ([WHOLE, {**WHOLE, "id": "c2"}], (6, 8)),
-        ([WHOLE["usage"], WHOLE["usage"]], (6, 8)),
-        (CHUNKS, (3, 4)),
-        ([Model.model_validate(chunk) for chunk in CHUNKS], (3, 4)),
-        ([*CHUNKS, {**WHOLE, "id": "c2"}], (6, 8)),
-        ([chat({"content": "x"}, usage=chat_usage(7, n)) for n in range(5)], (7, 4)),
-        (anthropic(), (16, 16)),
-        (anthropic()[:5], (13, 10)),
-        ([*anthropic(), *anthropic()], (16, 16)),
-        (
-            [
-                gemini_chunk("a", promptTokenCount=2, candidatesTokenCount=1, totalTokenCount=3),
-                gemini_chunk("b", "STOP", promptTokenCount=2, candidatesTokenCount=5, totalTokenCount=7),
-            ],
-            (2, 5),
-        ),
-        (
-            [
-                {**gemini_chunk("a", "STOP", promptTokenCount=2, totalTokenCount=7), "responseId": name}
-                for name in "ab"
-            ],
-            (4, 10),
-        ),
-        ([EMBEDDINGS, EMBEDDINGS], (16, 0)),
-        ([{"metadata": {"usage": {"inputTokens": 5, "outputTokens": 6, "totalTokens": 11}}}], (5, 6)),
-        (
-            [{"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8, "eval_count": 9}] * 2,
-            (16, 18),
-        ),
+        ("/none", [Model.model_validate(WHOLE)], (3, 4)),
+        ("/auto", [SimpleNamespace(**WHOLE)], (3, 4)),
+        ("/none", [WHOLE, WHOLE, Model.model_validate(WHOLE)], (3, 4)),
+        ("/auto", [WHOLE, {**WHOLE, "id": "c2"}], (6, 8)),
+        ("/none", [WHOLE["usage"], WHOLE["usage"]], (6, 8)),
+        ("/auto", [Model.model_validate(chunk) for chunk in CHUNKS], (3, 4)),
+        ("/none", [*CHUNKS, {**WHOLE, "id": "c2"}], (6, 8)),
+        ("/auto", [chat({"content": "x"}, usage=chat_usage(7, n)) for n in range(5)], (7, 4)),
+        ("/none", [*anthropic(), *anthropic()], (16, 16)),
+        ("/auto", anthropic()[:5], (13, 10)),
+        ("/none", [EMBEDDINGS, EMBEDDINGS], (16, 0)),
+        ("/auto", [OLLAMA, OLLAMA], (16, 18)),
     ],
 )
 async def test_what_the_app_reports_is_counted_each_call_once(
-    objects: list[Any], recorded: tuple[int, int], path: str, store_url: str, caplog: pytest.LogCaptureFixture
+    path: str, objects: list[Any], recorded: tuple[int, int], store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     route = '"/none", consume: {requests: 1}'
     plans = PLANS.replace(route, f"{route}, records: [output_tokens]")

@@ -70,15 +70,10 @@ def held(sold: Catalog, body: bytes, size: int | None = None) -> dict[str, int]:
         ({}, 100),
         ({"max_tokens": 7}, 7),
         ({"max_completion_tokens": 7}, 100),
-        ({"max_completion_tokens": 700}, 700),
         ({"max_tokens": 7, "max_completion_tokens": 9}, 9),
         ({"max_tokens": 999_999_999}, 1000),
-        ({"max_tokens": 10**20}, 1000),
         ({"max_tokens": 7, "n": 3}, 21),
-        ({"max_tokens": 5000, "n": 3}, 1000),
         ({"n": 3}, 300),
-        ({"n": 10**9}, 1000),
-        ({"max_tokens": None, "n": None}, 100),
         ({"max_tokens": 150.5, "n": 1.5}, 302),
     ],
 )
@@ -141,14 +136,11 @@ MIB = b"x" * BUFFERED_BYTES_MAX
 @pytest.mark.parametrize(
     ("said", "read_ahead", "gone"),
     [
-        ([part(b"", more=False), GONE], 1, False),
         ([{"type": "http.request"}, GONE], 1, False),
         ([part(b"ab", more=True), part(b"", more=True), part(b"c", more=False), GONE], 3, False),
         ([part(b"ab", more=True), GONE, GONE], 2, True),
-        ([GONE, GONE], 1, True),
         ([part(MIB, more=True), part(b"x", more=False), GONE], 1, False),
         ([part(MIB[1:], more=True), part(MIB, more=True), part(b"x", more=False), GONE], 2, False),
-        ([part(MIB * 2, more=False), GONE], 1, False),
         ([part(b"ab", more=True), {"type": "unheard.of"}, part(b"c", more=False)], 2, False),
     ],
 )
@@ -257,26 +249,16 @@ def output(body: bytes | dict[str, Any], **more: Any) -> int:
     ("wrong", "expected"),
     [
         ("900", 900),
-        ("9999", CEILING),
-        (" 7", CEILING),
-        ("7e3", CEILING),
+        ("7", DEFAULT),
         ("٩٩", CEILING),
-        ("", CEILING),
         (0, CEILING),
-        (-1, CEILING),
         (6.5, DEFAULT),
         (600.5, 601),
         (0.5, CEILING),
-        (1e9, CEILING),
-        (7.0, DEFAULT),
-        (700.0, 700),
-        ("7", DEFAULT),
         (float("inf"), CEILING),
         (float("nan"), CEILING),
         (10**4_000, CEILING),
-        (True, CEILING),
         (False, CEILING),
-        ([7], CEILING),
         ({"value": 7}, CEILING),
         (None, DEFAULT),
     ],
@@ -291,23 +273,13 @@ def test_a_figure_is_taken_at_the_most_that_any_parser_reads(wrong: object, expe
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b'{"max_tokens": 1, "max_tokens": 900}', 900),
-        (b'{"max_tokens": 900, "max_tokens": 1}', 900),
         (b'{"max_tokens": 900, "max_tokens": null}', 900),
-        (b'{"max\\u005ftokens": 900}', 900),
-        (b'{"MAX_TOKENS": 900, "max_tokens": 1}', 900),
-        ('{"max_to\u212aens": 900}'.encode(), 900),
         (b'{"a": "\\"max_tokens\\": 900", "b": {"max_tokens": 900}}', DEFAULT),
-        (b'{"max_tokens": ' + b"9" * 6_000 + b"}", CEILING),
-        (b'{"max_tokens": 900', CEILING),
         (b'{"max_tokens": 9,}', CEILING),
         (b'[{"max_tokens": 900}]', CEILING),
-        (b'"max_tokens"', CEILING),
-        (b"max_tokens=900&prompt=x", CEILING),
         (b'--b\r\nContent-Disposition: form-data; name="max_tokens"\r\n\r\n900\r\n--b--', CEILING),
         (b'{"max_tokens": 9, "a": "\xff"}', CEILING),
         (b'{"max_tokens": 9, "a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", CEILING),
-        (b" ", CEILING),
         (b"{" + b",".join(b'"a%d":1' % n for n in range(2_000)) + b"}", CEILING),
         (b"{" + b",".join(b'"max_tokens":1' for _ in range(100)) + b"}", CEILING),
         (b"", DEFAULT),
@@ -324,7 +296,6 @@ def test_what_few_parsers_find_counts_none_is_the_ceiling(body: bytes, expected:
         (b'{"generationConfig": {"maxOutputTokens": 9}, "generationConfig": {"maxOutputTokens": 900}}', 900),
         (b'{"generationConfig": {"maxOutputTokens": 9}, "generationConfig.maxOutputTokens": 900}', 900),
         (b'{"generationConfig": "{}"}', CEILING),
-        (b'{"generationConfig": null}', DEFAULT),
         (b'{"generationConfig": {}}', DEFAULT),
         (b'{"generationConfig": {"maxOutputTokens": 50, "candidateCount": 4}}', 200),
     ],
@@ -336,18 +307,13 @@ def test_a_path_is_read_in_all_its_readings(body: bytes, expected: int) -> None:
 @pytest.mark.parametrize(
     ("coding", "sent", "expected"),
     [
-        ("gzip", gzipped(compact(PLAIN)), 900),
         ("GZIP", gzipped(compact(PLAIN)), 900),
         ("deflate", zlib.compress(compact(PLAIN)), 900),
-        ("identity", compact(PLAIN), 900),
         ("gzip", compact({**PLAIN, "max_tokens": 1}), CEILING),
-        ("deflate", compact({**PLAIN, "max_tokens": 1}), CEILING),
-        ("gzip", gzipped(b"{}")[:-1], CEILING),
         ("gzip", gzipped(b"{}") + gzipped(b" "), CEILING),
         ("gzip", gzipped(compact({"messages": " " * DECODED_BYTES_MAX})), CEILING),
         ("gzip, gzip", gzipped(gzipped(compact(PLAIN))), CEILING),
         ("br", b"\x0b\x01\x80{}\x03 of which nothing is read", CEILING),
-        ("", gzipped(compact(PLAIN)), CEILING),
     ],
 )
 def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes, expected: int) -> None:
@@ -358,19 +324,15 @@ def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({"n": 3}, 150),
-        ({"n": "3"}, 150),
-        ({"best_of": 5, "n": 2}, 250),
+        ({"best_of": 5, "n": "2"}, 250),
         ({"candidateCount": 4}, 200),
         ({"num_generations": 4}, 200),
         ({"parameters": {"num_return_sequences": 4}}, 200),
-        ({"prompt": ["a", "b", "c"]}, 150),
         ({"prompt": [[1, 2], [3]]}, 100),
         ({"prompt": [1, 2, 3]}, 50),
         ({"prompt": ["a", "b"], "n": 3}, 300),
-        ({"prompt": ["a"] * 30}, CEILING),
-        *(({"n": wrong}, CEILING) for wrong in (0, -1, True, "x", [2], 10**9)),
-        ({"n": None}, 50),
+        ({"n": 0}, CEILING),
+        ({"n": [2]}, CEILING),
     ],
 )
 def test_every_answer_that_is_asked_for_counts(asked: dict[str, Any], expected: int) -> None:
@@ -382,18 +344,14 @@ def test_every_answer_that_is_asked_for_counts(asked: dict[str, Any], expected: 
     [
         {"messages": "a", "question": "x" * 300},
         {"messages": [{"type": "url", "url": "", "content": "x" * 300}]},
-        {"messages": [{"role": "x" * 300}]},
         {"prompt": [1, "x" * 300]},
         {"messages": ["a"] * 4_000 + ["x" * 300]},
         {"Messages": "x" * 300, "messages": "a"},
+        b'{"prompt": "' + b"x" * 300 + b'", "prompt": "a"}',
     ],
 )
-def test_input_cannot_be_hidden_from_its_estimate(hidden: dict[str, Any]) -> None:
+def test_input_cannot_be_hidden_from_its_estimate(hidden: bytes | dict[str, Any]) -> None:
     assert llm_asked_held(hidden)["input_tokens"] >= 100
-
-
-def test_of_members_that_are_named_twice_both_count() -> None:
-    assert llm_asked_held(b'{"prompt": "' + b"x" * 300 + b'", "prompt": "a"}')["input_tokens"] >= 100
 
 
 @few_examples(30)
@@ -416,22 +374,12 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int) -> bytes:
 
 def hostile() -> dict[str, tuple[bytes, str]]:
     found: dict[str, tuple[bytes, str]] = {}
-    for size in (64 << 10, 256 << 10, BUFFERED_BYTES_MAX - 1):
-        for unit in (b"[],", b"1,", b'"a",', b'{"a":1},', b'{"max_tokens":1},', b"[[[[]]]],"):
+    for size in (64 << 10, BUFFERED_BYTES_MAX - 1):
+        for unit in (b"1,", b'"a",', b'{"max_tokens":1},', b"[[[[]]]],"):
             marks = sum(map(unit.count, (b",", b"{", b"[")))
             for length in (size, min(size, 16_000 // marks * len(unit))):
                 found[f"{unit!r} {size} {length}"] = (filled(b'{"messages":[', unit, b"0]}", length), "")
-        for unit in (
-            b"\\u0041",
-            b"\\n",
-            "é".encode(),
-            b"\xff",
-            b"\xed\xa0\x80",
-            b"word ",
-            b'\\"',
-            b"9",
-            b" ",
-        ):
+        for unit in (b"\\u0041", "é".encode(), b"\xff", b"word ", b"9"):
             found[f"text {unit!r} {size}"] = (filled(b'{"messages":"', unit, b'"}', size), "")
             found[f"{unit!r} {size}"] = (filled(b"", unit, b"", size), "")
         for unit in (b'"max_tokens":1,', b'"generationConfig":{"candidateCount":1},', b'"n":{"n":1},'):
@@ -440,7 +388,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     # F-133: half of the least number that a double has, whose rounding takes all of its digits.
     with localcontext(prec=1_000):
         halfway = format(Decimal(2) ** -1075, "e").encode()
-    for digits in (50, 100, 700):
+    for digits in (50, 700):
         number = halfway[:digits] + b"e-324,"
         unread = filled(b'{"x":[', number, b"0]}", min(BUFFERED_BYTES_MAX - 1, 16_000 * len(number)))
         found[f"number of {digits} digits"] = (unread, "")
@@ -455,7 +403,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
 def cpu_s(work: Callable[[], object]) -> float:
     """CPU time of this thread alone, the least of some tries: what others do on the machine is not in it."""
     best = float("inf")
-    for _ in range(5):
+    for _ in range(2):
         begun = time.thread_time()
         work()
         best = min(best, time.thread_time() - begun)

@@ -83,12 +83,10 @@ async def ignore(message: Message) -> None:
     ("chunks", "kind", "coding", "cause"),
     [
         ([*openai_stream(""), sse(chat({}, finish="stop")), DONE], SSE_TYPE, None, "include_usage"),
-        ([compact({"type": "message", "content": []})], JSON_TYPE, None, "ended without usage figures"),
         ([b"{" * 90], JSON_TYPE, None, "no JSON"),
         ([WHOLE], JSON_TYPE, "gzip", "compressed in another way"),
-        ([b'{"choices":[' + b" " * (8 << 20)], JSON_TYPE, None, "no JSON"),
     ],
-    ids=["no usage", "no usage, another API", "no JSON", "no gzip", "torn"],
+    ids=["no usage", "no JSON", "no gzip"],
 )
 async def test_an_answer_without_usage_and_text_is_warned_of_once(
     chunks: list[bytes],
@@ -111,14 +109,7 @@ async def test_an_answer_without_usage_and_text_is_warned_of_once(
 
 @pytest.mark.parametrize(
     ("path", "status", "recorded", "seen"),
-    [
-        ("/auto", 200, (1420, 310), 310),
-        ("/errors", 200, (0, 0), 310),
-        ("/attempt", 200, (1420, 310), 310),
-        ("/auto", 400, (0, 0), 0),
-        ("/attempt", 500, (0, 0), 0),
-        ("/none", 200, (0, 0), 0),
-    ],
+    [("/errors", 200, (0, 0), 310), ("/auto", 400, (0, 0), 0), ("/attempt", 500, (0, 0), 0)],
 )
 async def test_billing_goes_by_outcome_and_rates_by_usage(
     path: str, status: int, recorded: tuple[int, int], seen: int, store_url: str
