@@ -9,6 +9,7 @@ import pytest
 
 from drivers.mcp_apps import Ran, serving
 from drivers.mcp_messages import HOSTILE, PING, SEARCH
+from drivers.sampled import pairs
 
 if TYPE_CHECKING:
     from drivers.app import Served
@@ -28,9 +29,9 @@ async def billed(at: Served) -> int:
 
 
 @pytest.mark.parametrize(
-    "mcp_headers", [{}, {"mcp-method": "ping", "mcp-name": "add"}], ids=["plain", "lying"]
+    ("name", "mcp_headers"),
+    pairs(["mcp stateless json", "fastmcp stateless json"], [{}, {"mcp-method": "ping", "mcp-name": "add"}]),
 )
-@pytest.mark.parametrize("name", ["mcp stateless json", "fastmcp stateless json"])
 async def test_a_tool_that_runs_is_billed_as_that_tool(name: str, mcp_headers: dict[str, str]) -> None:
     ran: Ran = []
     async with serving(name, ran, included=1000) as (at, url), httpx.AsyncClient() as client:
@@ -45,7 +46,7 @@ async def test_a_tool_that_runs_is_billed_as_that_tool(name: str, mcp_headers: d
         assert await billed(at) > 5
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip"])
+@pytest.mark.parametrize("coding", ["gzip", "identity, gzip"])
 async def test_a_body_in_a_coding_is_not_taken_for_less(coding: str) -> None:
     ran: Ran = []
     async with serving("mcp stateless json", ran) as (at, url), httpx.AsyncClient() as client:
@@ -54,25 +55,23 @@ async def test_a_body_in_a_coding_is_not_taken_for_less(coding: str) -> None:
         assert await billed(at) == 0
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"[" + SEARCH + b"," + PING + b"]",
-        b"x",
-        SEARCH[:-1] + b',"method":"ping"}',
-        SEARCH.replace(b'"method"', b'"Method"'),
-        SEARCH.replace(b'"name"', b'"Name":"add","name"'),
-        HOSTILE["long s"],
-        PING[:-1] + b',"PARAMS":{}}',
-    ],
+AMBIGUOUS: Final = (
+    b"[" + SEARCH + b"," + PING + b"]",
+    b"x",
+    SEARCH[:-1] + b',"method":"ping"}',
+    SEARCH.replace(b'"method"', b'"Method"'),
+    SEARCH.replace(b'"name"', b'"Name":"add","name"'),
+    HOSTILE["long s"],
+    PING[:-1] + b',"PARAMS":{}}',
 )
-async def test_an_ambiguous_message_is_refused_and_logged_once(
-    body: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+
+
+async def test_an_ambiguous_message_is_refused_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with serving("mcp stateless json", []) as (_, url), httpx.AsyncClient() as client:
-        for _ in range(3):
+        for body in AMBIGUOUS * 2:
             answer = await client.post(url, content=body, headers=HEADERS)
             assert answer.status_code == 400
             assert answer.json()["error"]["code"] == -32700
             assert answer.json()["id"] is None
-    assert sum("no message that can be read" in line for line in caplog.messages) == 1
+    told = [line for line in caplog.messages if "no message that can be read" in line]
+    assert len(told) == len(set(told)) > 1

@@ -22,12 +22,11 @@ from drivers.mcp_messages import (
     JSON,
     LARGE,
     LOG,
-    PING,
-    SEARCH,
     SSE,
     event,
     pretty,
 )
+from drivers.sampled import pairs
 from meterkit.asgi.mcp_answers import AnswerReader
 from meterkit.asgi.mcp_messages import MESSAGE_BYTES_MAX, McpMessage, UnreadableMessageError, read_message
 from meterkit.asgi.mcp_requests import McpLines
@@ -61,8 +60,6 @@ def test_no_body_takes_long(case: str) -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (SEARCH, McpMessage(method="tools/call", name="search_web", id=1)),
-        (PING, McpMessage(method="ping", id=1)),
         (b'{"jsonrpc":"2.0","id":7,"result":{}}', McpMessage(method=None, id=7, is_request=False)),
         (
             b'{"jsonrpc":"2.0","method":"notifications/initialized"}',
@@ -80,8 +77,6 @@ DEEP: Final = b"[" * 100_000
 ANSWERS: Final[list[tuple[bytes, bytes, str | None]]] = [
     (COMPLETE, JSON, None),
     (INTERIM, JSON, "interim"),
-    (pretty(INTERIM), b"application/json; charset=utf-8", "interim"),
-    (LARGE["interim"], JSON, "interim"),
     (INTERIM.replace(b"input_required", b"task"), JSON, None),
     (FAILED, JSON, "server_error"),
     (FAILED.replace(b"true", b"1"), JSON, None),
@@ -90,39 +85,27 @@ ANSWERS: Final[list[tuple[bytes, bytes, str | None]]] = [
     (ERROR, JSON, "server_error"),
     (ERROR.replace(b"-32603", b"-32602"), JSON, "client_error"),
     (ERROR.replace(b"-32603", b"-32600"), b"Application/JSON", "client_error"),
-    (ERROR.replace(b"-32603", b"-32000"), JSON, "server_error"),
     (b"", JSON, None),
     (DEEP, JSON, None),
-    (b"[]", JSON, None),
     (b'{"result":[]}', JSON, None),
     (b'{"error":"x"}', JSON, None),
-    (b"\x1f\x8b", JSON, None),
     (event(INTERIM), SSE, "interim"),
     (event(INTERIM, end=b"\r\n"), b"text/event-stream; charset=utf-8", "interim"),
-    (event(INTERIM, end=b"\r"), SSE, "interim"),
-    (event(pretty(INTERIM)), SSE, "interim"),
-    (event(pretty(FAILED), end=b"\r\n"), SSE, "server_error"),
     (event(pretty(FAILED), end=b"\r"), SSE, "server_error"),
     (event(FAILED.replace(b',"result"', b'\n,"result"')), SSE, "server_error"),
-    (event(LARGE["interim"]), SSE, "interim"),
     (event(pretty(LARGE["server_error"]), end=b"\r\n"), SSE, "server_error"),
     (b"\xef\xbb\xbf" + event(FAILED), SSE, "server_error"),
-    (b"id: 7\ndata:\n\nretry: 9\n\n" + event(FAILED) + b": ping\n\n", SSE, "server_error"),
     (b": x\nid: 8\ndata:" + FAILED + b"\nretry: 1\n\n", SSE, "server_error"),
     (event(LOG) * 3 + event(FAILED) + event(LOG), SSE, "server_error"),
-    (event(LOG) + event(INTERIM) + event(LOG), SSE, "interim"),
-    (event(LOG) * 9_000 + event(FAILED), SSE, "server_error"),
-    (event(FAILED) + event(b"[DONE]") + b"event: end\ndata: {}\n\n", SSE, "server_error"),
     (event(FAILED).rstrip(b"\n"), SSE, "server_error"),
     (event(COMPLETE) + event(LOG), SSE, None),
     (event(LOG), SSE, None),
-    (b": ping\n\n", SSE, None),
 ]
 
 
-@pytest.mark.parametrize(("body", "kind", "expected"), ANSWERS)
-@pytest.mark.parametrize("coding", [b"", b"gzip"])
-def test_an_answer_says_its_outcome(body: bytes, kind: bytes, expected: str | None, coding: bytes) -> None:
+@pytest.mark.parametrize(("coding", "answer"), pairs([b"", b"gzip"], ANSWERS))
+def test_an_answer_says_its_outcome(coding: bytes, answer: tuple[bytes, bytes, str | None]) -> None:
+    body, kind, expected = answer
     sent = gzip.compress(body, 1) if coding else body
     pieces = range(1, len(sent)) if len(sent) < 300 else (1, len(sent) // 2, len(sent) - 1)
     for cut in [len(sent), *pieces]:
@@ -130,14 +113,6 @@ def test_an_answer_says_its_outcome(body: bytes, kind: bytes, expected: str | No
         for piece in (sent[:cut], sent[cut:]):
             drain(reader.read(piece))
         assert (reader.close(), reader.close()) == (expected, expected)
-
-
-def test_an_answer_is_read_byte_by_byte() -> None:
-    for body in (INTERIM, pretty(FAILED), event(pretty(FAILED), end=b"\r\n") + event(LOG)):
-        reader = AnswerReader([(b"content-type", JSON if body.startswith(b"{") else SSE)])
-        for at in range(len(body)):
-            drain(reader.read(body[at : at + 1]))
-        assert reader.close() is not None
 
 
 async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:

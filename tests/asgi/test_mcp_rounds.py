@@ -7,13 +7,11 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import pytest
 
 from drivers.app import http_scope, served
-from drivers.mcp_apps import PLANS, SERVERS, Ran, agent, serving
+from drivers.mcp_apps import PLANS, Ran, agent, serving
 from drivers.mcp_messages import COMPLETE, FAILED, INTERIM, JSON, LARGE, LOG, SSE, event, pretty
-from meterkit import metrics_app, record
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,7 +43,7 @@ def saying(*answers: bytes, kind: bytes = JSON, headers: tuple[tuple[bytes, byte
     return app
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", ["mcp", "fastmcp stateless json"])
 async def test_a_call_that_asks_twice_counts_once_but_rates_thrice(name: str) -> None:
     ran: Ran = []
     async with serving(name, ran) as (at, url):
@@ -70,14 +68,13 @@ async def test_a_call_of_an_older_client_asks_within_one_request() -> None:
 ROUNDS: Final = {
     "json": partial(saying, INTERIM, INTERIM, COMPLETE),
     "events": partial(saying, event(INTERIM), event(LOG) + event(pretty(INTERIM)), event(COMPLETE), kind=SSE),
-    "large": partial(saying, LARGE["interim"], event(LARGE["interim"]), COMPLETE),
     "gzip": partial(
         saying, *map(gzip.compress, (INTERIM, INTERIM, COMPLETE)), headers=((b"content-encoding", b"gzip"),)
     ),
 }
 
 
-@pytest.mark.parametrize("name", ["json", "events", "gzip"])
+@pytest.mark.parametrize("name", ROUNDS)
 async def test_a_call_uses_included_quantity_when_it_completes(name: str) -> None:
     """Of three searches that the plan includes, calls that asked twice use one each."""
     app = ROUNDS[name]
@@ -104,23 +101,13 @@ async def test_rounds_leave_a_budget_alone() -> None:
         assert refused["structuredContent"]["problem"]["spent_cents"] == 300
 
 
-@pytest.mark.parametrize("body", [INTERIM, COMPLETE])
-async def test_a_round_gives_back_the_credits_that_it_reserved(body: bytes) -> None:
-    async with served(saying(body, COMPLETE), plans=PLANS) as at:
-        await at.kit.grants.add("acme", {"usd": 3}, grant_id="g1")
-        for _ in range(2):  # Each reserves 2 dollars.
-            answer = await at.client.post("/mcp", json=CALL | {"params": {"name": "write"}})
-            assert "resultType" in answer.json()["result"]
-        assert (0, 0) == await at.counted(meter="output_tokens")
-
-
 def charged_on(word: str) -> str:
     return PLANS.replace("consume: {searches: 1, calls: 1}", f"consume: {{searches: 1}}, charge_on: {word}")
 
 
 @pytest.mark.parametrize(
     ("word", "recorded"),
-    [("success", 1), ("attempt", 3), ("[success, server_error, client_error]", 1), ("[client_error]", 0)],
+    [("attempt", 3), ("[client_error]", 0)],
 )
 async def test_charge_on_attempt_counts_each_round(word: str, recorded: int) -> None:
     async with served(ROUNDS["json"](), plans=charged_on(word)) as at:
@@ -129,22 +116,9 @@ async def test_charge_on_attempt_counts_each_round(word: str, recorded: int) -> 
         assert (recorded, 0) == await at.counted(meter="searches")
 
 
-async def test_what_the_app_records_follows_the_rounds_outcome() -> None:
-    inner = saying(INTERIM, COMPLETE)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        record("output_tokens", 70)
-        await inner(scope, receive, send)
-
-    async with served(app, plans=PLANS) as at:
-        for recorded in (0, 70):
-            await at.client.post("/mcp", json=CALL)
-            assert (recorded, 0) == await at.counted(meter="output_tokens")
-
-
 @pytest.mark.parametrize(
     ("body", "recorded"),
-    [(INTERIM, 0), (event(INTERIM), 0), (event(FAILED), 0), (event(COMPLETE), 1), (event(LOG), 1)],
+    [(INTERIM, 0), (event(FAILED), 0), (event(COMPLETE), 1)],
 )
 async def test_leaving_after_an_interim_answer_is_no_success(body: bytes, recorded: int) -> None:
     """Clients may close a stream once they have the response, before the server ends it."""
@@ -174,18 +148,13 @@ async def test_leaving_after_an_interim_answer_is_no_success(body: bytes, record
         assert (recorded, 0) == await at.counted(meter="searches")
 
 
-@pytest.mark.parametrize("body", [event(pretty(FAILED), end=b"\r\n"), event(FAILED) + event(LOG)])
-async def test_an_error_in_an_event_stream_is_not_billed(body: bytes) -> None:
-    async with served(saying(body, kind=SSE), plans=PLANS) as at:
+@pytest.mark.parametrize(
+    ("body", "kind"), [(event(pretty(FAILED), end=b"\r\n"), SSE), (LARGE["server_error"], JSON)]
+)
+async def test_an_error_in_an_answer_is_passed_on_and_not_billed(body: bytes, kind: bytes) -> None:
+    async with served(saying(body, kind=kind), plans=PLANS) as at:
         answer = await at.client.post("/mcp", json=CALL)
         assert answer.content == body
-        assert (0, 0) == await at.counted(meter="searches")
-
-
-async def test_a_large_answer_passes_unchanged_and_is_read() -> None:
-    async with served(saying(LARGE["server_error"]), plans=PLANS) as at:
-        answer = await at.client.post("/mcp", json=CALL)
-        assert answer.content == LARGE["server_error"]
         assert (0, 0) == await at.counted(meter="searches")
 
 
@@ -194,14 +163,3 @@ async def test_a_prompt_that_asks_counts_when_it_completes() -> None:
         for recorded in (0, 1):
             await at.client.post("/mcp", json=CALL | {"method": "prompts/get"})
             assert (recorded, 0) == await at.counted(meter="other")
-
-
-async def test_metrics_name_interim_answers() -> None:
-    async with served(ROUNDS["json"](), plans=PLANS) as at:
-        app = metrics_app(at.kit)
-        for _ in range(3):
-            await at.client.post("/mcp", json=CALL)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://app") as client:
-            lines = (await client.get("/metrics")).text.splitlines()
-    found = {line.partition('outcome="')[2] for line in lines if line.startswith("meterkit_requests_total{")}
-    assert found == {'interim",plan="free",reason="none"} 2.0', 'success",plan="free",reason="none"} 1.0'}
