@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from math import floor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.llm_apps import metered, read_all
 from faults.refusals import eventually, settled
-from tokens.openai_payloads import PAYLOADS
+from tokens.openai_payloads import PAYLOADS, response
 from tokens.recordings import JSON_TYPE, SSE_TYPE
 
 if TYPE_CHECKING:
@@ -97,3 +97,14 @@ async def test_a_batch_costs_what_batches_cost_once(store_url: str) -> None:
         await at.client.post("/auto", json=asked, headers={"x-customer-id": "batch"})
         await settled(at.kit)
         assert await is_charged()
+
+
+async def test_a_line_of_a_batch_costs_what_batches_cost() -> None:
+    line: dict[str, Any] = {"custom_id": "a", "response": {"status_code": 200, "body": response()}}
+    async with metered(provider, "memory://", plans=PLANS) as at:
+        await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
+        found = await at.kit.record_usage("acme", line, call_id="batch_1")
+        assert found is not None
+        # Half of 1000 * 1.25 + 100 * 10
+        assert (found.cost_micros, found.charged_micros) == (1_125, 1_125)
+        assert await spent(at, "acme") == 1_125

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 SOCKETS: Final = PLANS.replace(
     "routes:\n",
-    "routes:\n" + "".join(f'  - {{match: "WS /{word}", usage: {word}}}\n' for word in ("auto", "openai")),
+    'routes:\n  - {match: "WS /auto", usage: auto}\n  - {match: "WS /openai", usage: openai}\n',
 )
 
 
@@ -28,9 +28,9 @@ def events_of(name: str) -> Sequence[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
-async def test_each_transcription_of_what_a_user_says_counts_once(path: str, store_url: str) -> None:
+async def test_each_transcription_of_what_a_user_says_counts_once(path: str) -> None:
     events = [TRANSCRIBED, TRANSCRIBED, done("r1", 40, 10), {**TRANSCRIBED, "item_id": "item_2"}, TRANSCRIBED]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         await talk(at, path, events)
         assert await tokens(at.kit, "input_tokens", "output_tokens", "input_audio_tokens") == (320, 50, 260)
@@ -53,10 +53,10 @@ NAMED: Final = {"audio": {"input": {"transcription": {"model": "gpt-4o-transcrib
     ],
 )
 async def test_a_transcription_costs_its_sessions_model(
-    path: str, query: str, session: dict[str, Any] | None, micros: int, store_url: str
+    path: str, query: str, session: dict[str, Any] | None, micros: int, 
 ) -> None:
     begun = [] if session is None else [{"type": "session.created", "session": session}]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         await talk(at, path, [*begun, TRANSCRIBED], query=query)
         assert await spent(at, "acme") == micros
@@ -65,20 +65,20 @@ async def test_a_transcription_costs_its_sessions_model(
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
 @pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 2_250), (1, 16_666)])
 async def test_a_live_session_costs_its_length_and_what_it_has_asked(
-    path: str, left_after: int, micros: int, store_url: str
+    path: str, left_after: int, micros: int, 
 ) -> None:
     first, second, closed = events_of("live session")
     # 20, 45 and 60 seconds at 3 dollars an hour; and 1000 * 1.25 + 100 * 10
     events = [first, events_of("response in a live session")[1], second, closed][:left_after]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         await talk(at, path, events, query="model=gpt-live-1")
         assert await spent(at, "acme") == micros
 
 
-async def test_a_response_over_a_websocket_has_its_tools(store_url: str) -> None:
+async def test_a_response_over_a_websocket_has_its_tools() -> None:
     painted = PAYLOADS["image tool"].said
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         event = {"type": "response.completed", "response": painted}
         await talk(

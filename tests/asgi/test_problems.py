@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import UUID
 
 import jsonschema
@@ -18,19 +18,15 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from drivers.sampled import few_examples
-from meterkit.asgi.headers import fields, limit_field, merge, policy_field, x_fields
-from meterkit.asgi.problems import TYPES, Denial, ProblemContext, problem, send_denial
+from meterkit.asgi.headers import fields, limit_field, merge, policy_field
+from meterkit.asgi.problems import TYPES, Denial, ProblemContext, problem
 from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel
 from meterkit.fastapi import responses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.types import Message
-
     from meterkit.catalog.models import Headers
-
-# Problem documents and limit fields of all refusals: pure tables.
 
 
 INSTANCE = UUID("6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11")
@@ -76,8 +72,9 @@ def told(decision: Decision, circumstances: ProblemContext = NOWHERE, mode: Head
     return problem(decision, circumstances, mode=mode, now_s=NOW_S, instance=INSTANCE)
 
 
+Row = tuple[Decision, ProblemContext, int, str, str, dict[str, Any], list[tuple[bytes, bytes]]]
 # One row per line of the table of refusals: what is decided, and all that the client gets.
-GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[tuple[bytes, bytes]]]] = {
+GOLDEN: Mapping[str, Row] = {
     "a rate": (
         denied(
             "rate",
@@ -88,28 +85,18 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         ),
         PLAN,
         429,
-        {
-            "type": f"{IANA}quota-exceeded",
-            "title": "Quota Exceeded",
-            "detail": 'Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.',
-            "violated-policies": ["requests-1h"],
-        },
-        [
-            (b"ratelimit-policy", TOLD),
-            (b"ratelimit", b'"requests-1h";r=0;t=23'),
-            (b"retry-after", b"23"),
-        ],
+        f"{IANA}quota-exceeded",
+        'Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.',
+        {"violated-policies": ["requests-1h"]},
+        [(b"ratelimit-policy", TOLD), (b"ratelimit", b'"requests-1h";r=0;t=23'), (b"retry-after", b"23")],
     ),
     "a rate of tokens": (
         denied("rate", "output_tokens-5h", remaining=12, retry_after=timedelta(hours=3)),
         ProblemContext(policies=(TOKENS,)),
         429,
-        {
-            "type": f"{IANA}quota-exceeded",
-            "title": "Quota Exceeded",
-            "detail": 'Policy "output_tokens-5h" allows 200000 tokens per 5 hours. Retry in 3 hours.',
-            "violated-policies": ["output_tokens-5h"],
-        },
+        f"{IANA}quota-exceeded",
+        'Policy "output_tokens-5h" allows 200000 tokens per 5 hours. Retry in 3 hours.',
+        {"violated-policies": ["output_tokens-5h"]},
         [
             (b"ratelimit-policy", b'"output_tokens-5h";q=200000;qu="token";w=18000'),
             (b"ratelimit", b'"output_tokens-5h";r=12;t=10800'),
@@ -121,12 +108,9 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         denied("concurrency", "requests-concurrency", remaining=0),
         PLAN,
         429,
-        {
-            "type": f"{IANA}quota-exceeded",
-            "title": "Quota Exceeded",
-            "detail": 'Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.',
-            "violated-policies": ["requests-concurrency"],
-        },
+        f"{IANA}quota-exceeded",
+        'Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.',
+        {"violated-policies": ["requests-concurrency"]},
         [
             (b"ratelimit-policy", TOLD),
             (b"ratelimit", b'"requests-concurrency";r=0;t=1'),
@@ -143,12 +127,9 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         ),
         PLAN,
         429,
-        {
-            "type": f"{IANA}quota-exceeded",
-            "title": "Quota Exceeded",
-            "detail": 'Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.',
-            "violated-policies": ["requests-1h", "requests-period"],
-        },
+        f"{IANA}quota-exceeded",
+        'Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.',
+        {"violated-policies": ["requests-1h", "requests-period"]},
         [
             (b"ratelimit-policy", TOLD),
             (b"ratelimit", b'"requests-period";r=0;t=957600'),
@@ -160,15 +141,12 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         denied("cap", "requests-period", remaining=3, reset_after=timedelta(days=1)),
         PLAN,
         429,
-        {
-            "type": f"{IANA}quota-exceeded",
-            "title": "Quota Exceeded",
-            "detail": (
-                'Policy "requests-period" allows 1000 requests per billing period. '
-                "Waiting does not help: ask for less at once, or choose a plan with more."
-            ),
-            "violated-policies": ["requests-period"],
-        },
+        f"{IANA}quota-exceeded",
+        (
+            'Policy "requests-period" allows 1000 requests per billing period. '
+            "Waiting does not help: ask for less at once, or choose a plan with more."
+        ),
+        {"violated-policies": ["requests-period"]},
         [
             (b"ratelimit-policy", TOLD),
             (b"ratelimit", b'"requests-period";r=3;t=86400'),
@@ -179,43 +157,30 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         denied("suspended"),
         ProblemContext(portal_url="https://example.com/billing"),
         402,
-        {
-            "type": f"{URN}payment-required",
-            "title": "Payment Required",
-            "detail": (
-                "This account is suspended until its payments are settled. "
-                "Pay at https://example.com/billing to go on."
-            ),
-            "reason": "suspended",
-            "portal_url": "https://example.com/billing",
-        },
+        f"{URN}payment-required",
+        (
+            "This account is suspended until its payments are settled. "
+            "Pay at https://example.com/billing to go on."
+        ),
+        {"reason": "suspended", "portal_url": "https://example.com/billing"},
         [(b"x-should-retry", b"false")],
     ),
     "a payment is required": (
         denied("payment_required"),
         NOWHERE,
         402,
-        {
-            "type": f"{URN}payment-required",
-            "title": "Payment Required",
-            "detail": "This request needs a payment. Pay to go on.",
-            "reason": "payment_required",
-        },
+        f"{URN}payment-required",
+        "This request needs a payment. Pay to go on.",
+        {"reason": "payment_required"},
         [(b"x-should-retry", b"false")],
     ),
     "credits": (
         denied("credits", retry_after=timedelta(seconds=5)),
         NOWHERE,
         402,
-        {
-            "type": f"{URN}payment-required",
-            "title": "Payment Required",
-            "detail": (
-                "What is left of the prepaid credits or grants does not cover this request. "
-                "Buy more to go on."
-            ),
-            "reason": "credits",
-        },
+        f"{URN}payment-required",
+        "What is left of the prepaid credits or grants does not cover this request. Buy more to go on.",
+        {"reason": "credits"},
         [(b"x-should-retry", b"false")],
     ),
     "a budget": (
@@ -229,18 +194,12 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         ),
         ProblemContext(policies=(BUDGET,), currency="usd"),
         402,
-        {
-            "type": f"{URN}spend-limit-reached",
-            "title": "Spend Limit Reached",
-            "detail": (
-                "This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for "
-                "requests in progress. More can be spent in 9 hours."
-            ),
-            "limit_cents": 100,
-            "spent_cents": 90,
-            "currency": "usd",
-            "reset_after_s": 32400,
-        },
+        f"{URN}spend-limit-reached",
+        (
+            "This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for "
+            "requests in progress. More can be spent in 9 hours."
+        ),
+        {"limit_cents": 100, "spent_cents": 90, "currency": "usd", "reset_after_s": 32400},
         [
             (b"ratelimit-policy", b'"spend-1d";q=100;qu="cents";w=86400'),
             (b"ratelimit", b'"spend-1d";r=10;t=32400'),
@@ -251,154 +210,111 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         denied("spend", "spend-period", spend=SpendLevel(limit_cents=100, spent_cents=0)),
         ProblemContext(currency="jpy"),
         402,
-        {
-            "type": f"{URN}spend-limit-reached",
-            "title": "Spend Limit Reached",
-            "detail": (
-                "This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside "
-                "for requests in progress. This request may cost more than that: ask for less."
-            ),
-            "limit_cents": 100,
-            "spent_cents": 0,
-            "currency": "jpy",
-        },
+        f"{URN}spend-limit-reached",
+        (
+            "This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside "
+            "for requests in progress. This request may cost more than that: ask for less."
+        ),
+        {"limit_cents": 100, "spent_cents": 0, "currency": "jpy"},
         [(b"x-should-retry", b"false")],
     ),
     "a feature": (
         denied("feature"),
         ProblemContext(feature="full_ai", plan="free", available_in=("pro", "enterprise")),
         403,
-        {
-            "type": f"{URN}feature-not-in-plan",
-            "title": "Feature Not In Plan",
-            "detail": (
-                "The plan 'free' does not include the feature 'full_ai'. "
-                "It is available in 'pro', 'enterprise'."
-            ),
-            "feature": "full_ai",
-            "plan": "free",
-            "available_in": ["pro", "enterprise"],
-        },
+        f"{URN}feature-not-in-plan",
+        "The plan 'free' does not include the feature 'full_ai'. It is available in 'pro', 'enterprise'.",
+        {"feature": "full_ai", "plan": "free", "available_in": ["pro", "enterprise"]},
         [(b"x-should-retry", b"false")],
     ),
     "a feature of no plan": (
         denied("feature"),
         ProblemContext(feature="full_ai", plan="free"),
         403,
-        {
-            "type": f"{URN}feature-not-in-plan",
-            "title": "Feature Not In Plan",
-            "detail": "The plan 'free' does not include the feature 'full_ai'. No plan includes it.",
-            "feature": "full_ai",
-            "plan": "free",
-            "available_in": [],
-        },
+        f"{URN}feature-not-in-plan",
+        "The plan 'free' does not include the feature 'full_ai'. No plan includes it.",
+        {"feature": "full_ai", "plan": "free", "available_in": []},
         [(b"x-should-retry", b"false")],
     ),
     "seats": (
         denied("seats"),
         ProblemContext(limit=3, used=3),
         403,
-        {
-            "type": f"{URN}seats-limit-exceeded",
-            "title": "Seats Limit Exceeded",
-            "detail": "This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.",
-            "limit": 3,
-            "used": 3,
-        },
+        f"{URN}seats-limit-exceeded",
+        "This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.",
+        {"limit": 3, "used": 3},
         [(b"x-should-retry", b"false")],
     ),
     "storage": (
         denied("storage"),
         ProblemContext(limit=5_000_000, used=4_999_000, requested=5000),
         413,
-        {
-            "type": f"{URN}storage-limit-exceeded",
-            "title": "Storage Limit Exceeded",
-            "detail": (
-                "This plan allows 5000000 bytes; in use: 4999000, requested: 5000. "
-                "Delete something or choose a plan with more."
-            ),
-            "limit": 5_000_000,
-            "used": 4_999_000,
-            "requested": 5000,
-        },
+        f"{URN}storage-limit-exceeded",
+        (
+            "This plan allows 5000000 bytes; in use: 4999000, requested: 5000. "
+            "Delete something or choose a plan with more."
+        ),
+        {"limit": 5_000_000, "used": 4_999_000, "requested": 5000},
         [(b"x-should-retry", b"false")],
     ),
     "no customer": (
         denied("anonymous"),
-        NOWHERE,
+        ProblemContext(challenge='ApiKey realm="x"'),
         401,
-        {
-            "type": f"{URN}customer-unknown",
-            "title": "Customer Unknown",
-            "detail": "This request does not say which customer it belongs to. Send valid credentials.",
-        },
-        [(b"x-should-retry", b"false"), (b"www-authenticate", b'Bearer realm="api"')],
+        f"{URN}customer-unknown",
+        "This request does not say which customer it belongs to. Send valid credentials.",
+        {},
+        [(b"x-should-retry", b"false"), (b"www-authenticate", b'ApiKey realm="x"')],
     ),
     "an invalid customer": (
         denied("invalid_customer"),
         NOWHERE,
         400,
-        {
-            "type": f"{URN}customer-invalid",
-            "title": "Customer Invalid",
-            "detail": (
-                "The customer id of this request is not valid. "
-                "Allowed is a text of 1 to 256 bytes of UTF-8 without control characters."
-            ),
-        },
+        f"{URN}customer-invalid",
+        (
+            "The customer id of this request is not valid. "
+            "Allowed is a text of 1 to 256 bytes of UTF-8 without control characters."
+        ),
+        {},
         [(b"x-should-retry", b"false")],
     ),
     "a request in flight": (
         denied("in_flight"),
         NOWHERE,
         409,
-        {
-            "type": f"{URN}request-in-flight",
-            "title": "Request In Flight",
-            "detail": "The first request with this idempotency key has not ended yet. Retry in 1 second.",
-        },
+        f"{URN}request-in-flight",
+        "The first request with this idempotency key has not ended yet. Retry in 1 second.",
+        {},
         [(b"retry-after", b"1")],
     ),
     "an identify that failed": (
         denied("identify"),
         NOWHERE,
         503,
-        {
-            "type": f"{IANA}temporary-reduced-capacity",
-            "title": "Temporary Reduced Capacity",
-            "detail": (
-                "The customer of this request could not be determined; the request was not served. "
-                "Retry in 1 second."
-            ),
-        },
+        f"{IANA}temporary-reduced-capacity",
+        (
+            "The customer of this request could not be determined; the request was not served. "
+            "Retry in 1 second."
+        ),
+        {},
         [(b"retry-after", b"1")],
     ),
     "the store": (
         denied("store", retry_after=timedelta(seconds=5)),
         NOWHERE,
         503,
-        {
-            "type": f"{IANA}temporary-reduced-capacity",
-            "title": "Temporary Reduced Capacity",
-            "detail": (
-                "Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds."
-            ),
-        },
+        f"{IANA}temporary-reduced-capacity",
+        "Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds.",
+        {},
         [(b"retry-after", b"5")],
     ),
     "no reason at all": (
         Decision(allowed=False),
         NOWHERE,
         503,
-        {
-            "type": f"{IANA}temporary-reduced-capacity",
-            "title": "Temporary Reduced Capacity",
-            "detail": (
-                "Limits cannot be checked at the moment; the request was not served. Retry in 1 second."
-            ),
-        },
+        f"{IANA}temporary-reduced-capacity",
+        "Limits cannot be checked at the moment; the request was not served. Retry in 1 second.",
+        {},
         [(b"retry-after", b"1")],
     ),
 }
@@ -406,10 +322,11 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
 
 @pytest.mark.parametrize("row", GOLDEN)
 def test_every_refusal_is_told_exactly(row: str) -> None:
-    decision, circumstances, status, members, headers = GOLDEN[row]
+    decision, circumstances, status, kind, detail, members, headers = GOLDEN[row]
     denial = told(decision, circumstances)
-    common = {"status": status, "instance": "urn:uuid:6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11"}
-    assert members | common == json.loads(denial.body)
+    title = re.split("[:#]", kind)[-1].replace("-", " ").title()
+    common = {"type": kind, "title": title, "status": status, "detail": detail, "instance": INSTANCE.urn}
+    assert common | members == json.loads(denial.body)
     assert status == denial.status
     assert [
         (b"content-type", b"application/problem+json"),
@@ -424,62 +341,38 @@ def test_every_reason_is_told() -> None:
     assert {decision.reason for decision, *_ in GOLDEN.values()} == {None, *get_args(Reason)}
 
 
-def test_a_problem_begins_as_rfc_9457_lists_its_members() -> None:
-    assert told(denied("anonymous")).body.startswith(
-        b'{"type":"urn:meterkit:problem:customer-unknown","title":"Customer Unknown","status":401,"detail":"'
-    )
-
-
 @pytest.mark.parametrize(
-    ("wait", "retry_after", "should_retry"),
+    ("wait", "retry_after", "should_retry", "words"),
     [
-        (timedelta(0), b"1", None),
-        (timedelta(microseconds=1), b"1", None),
-        (timedelta(seconds=1), b"1", None),
-        (timedelta(seconds=1, microseconds=1), b"2", None),
-        (timedelta(seconds=59), b"59", None),
-        (timedelta(seconds=59, microseconds=1), b"60", b"false"),
-        (timedelta(days=31), b"2678400", b"false"),
-        (None, None, b"false"),
+        (timedelta(0), b"1", None, "Retry in 1 second."),
+        (timedelta(seconds=1, microseconds=1), b"2", None, "Retry in 2 seconds."),
+        (timedelta(seconds=59), b"59", None, "Retry in 59 seconds."),
+        (timedelta(seconds=59, microseconds=1), b"60", b"false", "Retry in 60 seconds."),
+        (timedelta(seconds=120), b"120", b"false", "Retry in 2 minutes."),
+        (timedelta(seconds=121), b"121", b"false", "Retry in 3 minutes."),
+        (timedelta(seconds=7_199), b"7199", b"false", "Retry in 120 minutes."),
+        (timedelta(seconds=7_200), b"7200", b"false", "Retry in 2 hours."),
+        (timedelta(seconds=172_801), b"172801", b"false", "Retry in 3 days."),
+        (None, None, b"false", "or choose a plan with more."),
     ],
 )
 def test_waiting_is_told_in_whole_seconds_rounded_up(
-    wait: timedelta | None, retry_after: bytes | None, should_retry: bytes | None
+    wait: timedelta | None, retry_after: bytes | None, should_retry: bytes | None, words: str
 ) -> None:
-    headers = dict(told(denied("rate", "requests-1h", remaining=0, retry_after=wait), PLAN).headers)
+    denial = told(denied("rate", "requests-1h", remaining=0, retry_after=wait), PLAN)
+    headers = dict(denial.headers)
+    assert json.loads(denial.body)["detail"].endswith(words)
     assert retry_after == headers.get(b"retry-after")
     assert should_retry == headers.get(b"x-should-retry")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (1, "1 second"),
-        (119, "119 seconds"),
-        (120, "2 minutes"),
-        (121, "3 minutes"),
-        (7199, "120 minutes"),
-        (7200, "2 hours"),
-        (172_799, "48 hours"),
-        (172_801, "3 days"),
-    ],
-)
-def test_a_wait_in_words_is_never_too_short(seconds: int, words: str) -> None:
-    wait = timedelta(seconds=seconds)
-    detail = json.loads(told(denied("rate", "requests-1h", retry_after=wait), PLAN).body)["detail"]
-    assert detail.endswith(f"Retry in {words}.")
 
 
 @pytest.mark.parametrize(
     ("window_s", "unit", "quota", "words"),
     [
         (1, None, 1, "1 request per second"),
-        (3, None, 5, "5 requests per 3 seconds"),
         (90, None, 5, "5 requests per 90 seconds"),
-        (60, "token", 1, "1 token per minute"),
         (5400, "token", 2, "2 tokens per 90 minutes"),
         (86_400, "credits", 2, "2 credits per day"),
-        (180_000, None, 2, "2 requests per 50 hours"),
         (2_592_000, None, 2, "2 requests per 30 days"),
     ],
 )
@@ -487,28 +380,6 @@ def test_a_window_in_words_is_exact(window_s: int, unit: str | None, quota: int,
     policy = replace(RATE, window_s=window_s, quota_unit=unit, quota=quota)
     detail = json.loads(told(denied("rate", RATE.name), ProblemContext(policies=(policy,))).body)["detail"]
     assert detail.startswith(f'Policy "requests-1h" allows {words}. ')
-
-
-def test_a_limit_that_is_not_known_is_told_without_its_name() -> None:
-    denial = told(denied("rate", "requests-9h", remaining=0, retry_after=timedelta(seconds=3)))
-    assert json.loads(denial.body)["detail"] == "A limit on this request is used up. Retry in 3 seconds."
-    assert b"ratelimit" not in dict(denial.headers)
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("none", set[bytes]()),
-        ("ietf", {b"ratelimit-policy", b"ratelimit"}),
-        ("x-ratelimit", {b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"}),
-    ],
-)
-def test_the_route_chooses_the_limit_fields(mode: Headers, expected: set[bytes]) -> None:
-    decision = denied("rate", "requests-1h", remaining=0, retry_after=timedelta(seconds=3))
-    headers = dict(told(decision, PLAN, mode).headers)
-    assert expected == {name for name in headers if b"ratelimit" in name}
-    assert headers.get(b"x-ratelimit-reset", b"1800000003") == b"1800000003"
-    assert headers[b"retry-after"] == b"3"
 
 
 @pytest.mark.parametrize(
@@ -537,60 +408,6 @@ def test_a_script_of_another_origin_may_read_a_refusal(
     assert headers[b"access-control-expose-headers"] == b"retry-after"
 
 
-def test_without_an_origin_there_is_nothing_of_cors() -> None:
-    headers = dict(told(denied("store"), ProblemContext(cors=("*",))).headers)
-    assert not [name for name in headers if name.startswith(b"access-control")]
-
-
-def test_the_challenge_is_the_apps() -> None:
-    headers = dict(told(denied("anonymous"), ProblemContext(challenge='ApiKey realm="x"')).headers)
-    assert headers[b"www-authenticate"] == b'ApiKey realm="x"'
-
-
-async def sent(denial: Denial, **scope: Any) -> list[Message]:
-    messages: list[Message] = []
-
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    await send_denial(denial, scope, send)
-    return messages
-
-
-@pytest.mark.anyio
-async def test_a_request_gets_status_fields_and_body() -> None:
-    denial = told(denied("store"))
-    assert await sent(denial, type="http", method="GET") == [
-        {"type": "http.response.start", "status": 503, "headers": list(denial.headers)},
-        {"type": "http.response.body", "body": denial.body},
-    ]
-
-
-@pytest.mark.anyio
-async def test_head_gets_the_same_fields_without_a_body() -> None:
-    denial = told(denied("store"))
-    assert await sent(denial, type="http", method="HEAD") == [
-        {"type": "http.response.start", "status": 503, "headers": list(denial.headers)},
-        {"type": "http.response.body", "body": b""},
-    ]
-
-
-@pytest.mark.anyio
-async def test_a_websocket_gets_the_same_answer_where_the_server_can() -> None:
-    denial = told(denied("store"))
-    assert await sent(denial, type="websocket", extensions={"websocket.http.response": {}}) == [
-        {"type": "websocket.http.response.start", "status": 503, "headers": list(denial.headers)},
-        {"type": "websocket.http.response.body", "body": denial.body},
-    ]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("scope", [{}, {"extensions": None}, {"extensions": {"http.response.push": {}}}])
-async def test_a_websocket_is_closed_where_the_server_cannot(scope: dict[str, Any]) -> None:
-    messages = await sent(told(denied("store")), type="websocket", **scope)
-    assert messages == [{"type": "websocket.close", "code": 1008, "reason": "Temporary Reduced Capacity"}]
-
-
 OURS = [(b"ratelimit-policy", b'"a";q=1'), (b"ratelimit", b'"a";r=1')]
 
 names = st.sampled_from(
@@ -616,9 +433,6 @@ def test_a_policy_field_lists_quota_unit_and_window() -> None:
         b'"output_tokens-5h";q=200000;qu="token";w=18000, '
         b'"requests-concurrency";q=4;qu="concurrent-requests"'
     )
-
-
-def test_a_policy_field_without_policies_is_empty() -> None:
     assert policy_field([]) == b""
 
 
@@ -626,7 +440,6 @@ def test_a_policy_field_without_policies_is_empty() -> None:
     ("remaining", "reset_s", "value"),
     [
         (50, 30, b'"requests-1m";r=50;t=30'),
-        (0, 0, b'"requests-1m";r=0;t=0'),
         (7, None, b'"requests-1m";r=7'),
         (-1, -1, b'"requests-1m";r=0;t=0'),
         (10**15, 10**16, b'"requests-1m";r=999999999999999;t=999999999999999'),
@@ -636,114 +449,50 @@ def test_a_limit_field_holds_integers_of_15_digits_at_most(
     remaining: int, reset_s: int | None, value: bytes
 ) -> None:
     assert value == limit_field("requests-1m", remaining, reset_s)
-
-
-@few_examples(30)
-@given(st.text())
-def test_a_name_is_always_a_structured_field_string(name: str) -> None:
-    value = limit_field(name, 1, None)
-    # RFC 9651 section 3.3.3: printable ASCII; a quote or backslash only behind a backslash.
-    assert re.fullmatch(rb'"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*";r=1', value)
-
-
-def test_quotes_and_backslashes_are_escaped() -> None:
     assert limit_field('a"b\\c', 1, None) == b'"a\\"b\\\\c";r=1'
 
 
-def test_x_fields_reset_at_a_time_of_the_epoch() -> None:
-    assert x_fields(100, 7, 1_800_000_000) == [
-        (b"x-ratelimit-limit", b"100"),
-        (b"x-ratelimit-remaining", b"7"),
-        (b"x-ratelimit-reset", b"1800000000"),
-    ]
-    assert [name for name, _ in x_fields(100, 7, None)] == [b"x-ratelimit-limit", b"x-ratelimit-remaining"]
+IETF = [(b"ratelimit-policy", b'"a";q=1'), (b"ratelimit", b'"a";r=4;t=2')]
+X_FIELDS = [
+    (b"x-ratelimit-limit", b"9"),
+    (b"x-ratelimit-remaining", b"4"),
+    (b"x-ratelimit-reset", b"1800000002"),
+]
 
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
         ("none", []),
-        ("ietf", [b"ratelimit-policy", b"ratelimit"]),
-        ("x-ratelimit", [b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"]),
-        (
-            "both",
-            [
-                b"ratelimit-policy",
-                b"ratelimit",
-                b"x-ratelimit-limit",
-                b"x-ratelimit-remaining",
-                b"x-ratelimit-reset",
-            ],
-        ),
+        ("ietf", IETF),
+        ("x-ratelimit", X_FIELDS),
+        ("both", [*IETF, *X_FIELDS]),
     ],
 )
-def test_the_mode_chooses_the_fields(mode: Headers, expected: list[bytes]) -> None:
-    found = fields(
+def test_the_mode_chooses_the_fields(mode: Headers, expected: list[tuple[bytes, bytes]]) -> None:
+    assert expected == fields(
         mode, policies=b'"a";q=1', limit=policy("a", 9, 3), remaining=4, reset_s=2, now_s=1_800_000_000
     )
-    assert expected == [name for name, _ in found]
-    assert dict(found).get(b"x-ratelimit-reset", b"1800000002") == b"1800000002"
-    assert dict(found).get(b"ratelimit", b'"a";r=4;t=2') == b'"a";r=4;t=2'
 
 
-def test_without_a_limit_only_the_policies_are_told() -> None:
+def test_what_is_not_known_is_left_out() -> None:
     found = fields("both", policies=b'"a";q=1', limit=None, remaining=None, reset_s=None, now_s=0)
-    assert found == [(b"ratelimit-policy", b'"a";q=1')]
-
-
-def test_without_a_policy_no_field_is_told() -> None:
+    assert found == IETF[:1]
     assert fields("both", policies=b"", limit=None, remaining=None, reset_s=None, now_s=0) == []
-
-
-def test_without_a_known_reset_no_reset_is_told() -> None:
     found = fields("both", policies=b"", limit=policy("a", 9), remaining=4, reset_s=None, now_s=5)
-    assert found == [
-        (b"ratelimit", b'"a";r=4'),
-        (b"x-ratelimit-limit", b"9"),
-        (b"x-ratelimit-remaining", b"4"),
-    ]
-
-
-def test_ours_replace_what_the_app_set_whatever_its_case() -> None:
-    app = [(b"RateLimit", b"app"), (b"content-type", b"text/plain"), (b"ratelimit", b"again")]
-    assert merge(app, OURS, expose=False) == [(b"content-type", b"text/plain"), *OURS]
-
-
-def test_fields_of_the_app_that_are_not_ours_stay() -> None:
-    app = [(b"x-ratelimit-limit", b"5"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
-    assert merge(app, OURS, expose=False) == [*app, *OURS]
-
-
-def test_the_apps_own_list_is_left_alone() -> None:
-    app = [(b"ratelimit", b"app")]
-    merged = merge(app, [], expose=True)
-    merged.append((b"x", b"y"))
-    assert app == [(b"ratelimit", b"app")]
-
-
-def test_any_iterable_of_headers_will_do() -> None:
-    assert merge(iter([(b"a", b"b")]), OURS, expose=False) == [(b"a", b"b"), *OURS]
-    as_lists = cast("Any", ([b"a", b"b"], [b"RateLimit", b"app"]))
-    assert merge(as_lists, OURS, expose=False) == [[b"a", b"b"], *OURS]
+    assert found == [(b"ratelimit", b'"a";r=4'), *X_FIELDS[:2]]
 
 
 @pytest.mark.parametrize(
     "strange",
-    [[("ratelimit", "text")], [(None, None)], [()], [b"x"], [3], [(b"Access-Control-Expose-Headers", None)]],
+    [[("ratelimit", "text")], [(None, None)], [()], [3], [(b"Access-Control-Expose-Headers", None)]],
 )
 def test_strange_headers_are_passed_on_as_they_are(strange: list[Any]) -> None:
     before = list(strange)
     merged = merge(strange, OURS, expose=True)
     assert merged[: len(before)] == before == strange
     assert merged[-2:] == OURS
-
-
-def test_another_origin_is_shown_our_fields() -> None:
-    assert merge([(b"a", b"b")], OURS, expose=True) == [
-        (b"a", b"b"),
-        (b"access-control-expose-headers", b"ratelimit-policy, ratelimit"),
-        *OURS,
-    ]
+    assert merge(iter([(b"a", b"b")]), OURS, expose=False) == [(b"a", b"b"), *OURS]
 
 
 def test_a_list_of_exposed_fields_is_extended_in_its_place() -> None:
@@ -757,10 +506,6 @@ def test_a_list_of_exposed_fields_is_extended_in_its_place() -> None:
         (b"a", b"b"),
         *OURS,
     ]
-
-
-def test_where_nothing_is_ours_nothing_is_exposed() -> None:
-    assert merge([(b"a", b"b")], [], expose=True) == [(b"a", b"b")]
 
 
 @few_examples(30)

@@ -145,12 +145,12 @@ async def test_with_nobody_waiting_a_short_rest_is_read() -> None:
 
 
 async def test_where_nobody_can_wait_no_piece_is_read_on_and_on() -> None:
-    coded = gzip.compress(document(400_000))
+    coded = gzip.compress(document(150_000))
     reading = opened(JSON_TYPE, (b"content-encoding", b"gzip"))
     assert reading.read(coded)
     call = closed(reading)
     assert "estimated" == call.source
-    assert 0 < (call.output_tokens or 0) < 400_000 * len(SAID) // 4
+    assert 0 < (call.output_tokens or 0) < 150_000 * len(SAID) // 4
 
 
 # However an answer is made, reading it never holds the event loop for long.
@@ -184,30 +184,20 @@ def events(inner: bytes, end: bytes = b"]}") -> bytes:
 TEXT = b'{"message":{"content":"%s"}}'
 BODIES: dict[str, tuple[str, bytes]] = {
     "tiny choices": (JSON_TYPE, choices(items(b'{"index":0,"message":{"content":"a"}}'))),
-    "empty choices": (JSON_TYPE, choices(items(b"{}"))),
     "deep choices": (JSON_TYPE, choices(items(b"[" * 12 + b'"a"' + b"]" * 12))),
     "text items": (JSON_TYPE, b'{"choices":[{"message":{"content":[' + items(b'"a"') + b"]}}]}"),
     "named twice": (JSON_TYPE, b'{"choices":[{"message":{' + items(b'"content":"a"') + b"}}]}"),
-    "foreign members": (JSON_TYPE, b"{" + items(b'"a":1') + b"}"),
     "brackets": (JSON_TYPE, b'{"x":[' + items(b"[" * 400 + b"]" * 400) + b"]}"),
-    "zigzag": (JSON_TYPE, b'{"x":[' + items(b"[[[[[[[[[[]],[[]]]]]]]]]") + b"]}"),
     "open brackets": (JSON_TYPE, b'{"x":' + b"[" * 900 + items(b"[[[[[[[[[[]],1")),
     "escapes": (JSON_TYPE, choices(TEXT % many(b'a\\n\\"b'))),
-    "codes": (JSON_TYPE, choices(TEXT % many(b"\\u00e9x"))),
     "objects without an array": (JSON_TYPE, many(b"{}")),
-    "an array of objects": (JSON_TYPE, b"[" + items(b"{}") + b"]"),
-    "an array of arrays": (JSON_TYPE, b"[" + items(b"[]") + b"]"),
-    "an array of texts": (JSON_TYPE, b"[" + items(b'""') + b"]"),
-    "lines": (NDJSON_TYPE, many(b"{}\n")),
     "a line of objects": (NDJSON_TYPE, many(b"{}") + b"\n"),
     "torn lines": (NDJSON_TYPE, many(b'{"message":{"content":"a"}}' * 580 + b"x\n")),
-    "events": (SSE_TYPE, many(b"data:{}\n\n")),
     "comments": (SSE_TYPE, many(b":\n\n")),
     "line ends": (SSE_TYPE, many(b"\r")),
     "one event's lines": (SSE_TYPE, b'data: {"a":' + many(b"\ndata:")),
     "events without blank lines": (SSE_TYPE, many(b"data:{}\n" * 2_000 + b"\n")),
     "dense events": (SSE_TYPE, events(b'{"text":"a"}')),
-    "empty choices of events": (SSE_TYPE, events(b"{}")),
     "torn events": (SSE_TYPE, events(b'{"text":"a"}', end=b"")),
     "iterations": (
         SSE_TYPE,
@@ -221,11 +211,8 @@ BODIES: dict[str, tuple[str, bytes]] = {
         JSON_TYPE,
         items(b'{"a_tokens":0,"max_tokens":1}', EVENT_BYTES // 2).join((b'{"x":[', b"]}")),
     ),
-    "one token figure": (JSON_TYPE, b'{"x":[' + items(b"1", EVENT_BYTES) + b'],"max_tokens":1}'),
     "names of tokens": (SSE_TYPE, events(b'"oken_tokens"')),
-    "a name of tokens": (JSON_TYPE, b'{"x":"' + many(b"oken", EVENT_BYTES) + b'","max_tokens":1}'),
     "large token figures": (JSON_TYPE, b'{"x":[' + items(b'{"a_tokens":1}') + b"]}"),
-    "large limits": (JSON_TYPE, b"{" + items(b'"max_tokens":1') + b"}"),
     "frames": (EVENTSTREAM_TYPE, many(frame(b"{}", event_type="x", message_type="event"))),
     "a large frame": (EVENTSTREAM_TYPE, invoked({"content": [{"text": "a"}] * (BODY_BYTES // 14)})),
 }
@@ -318,11 +305,8 @@ CASES = {**{name: (*case, b"") for name, case in BODIES.items()}, **CODED}
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
-    ("route", "piece_bytes"),
-    pairs([USAGE, FIELDS], [PIECE_BYTES_MAX, 1 << 20]),
-    ids=["usage-small", "usage-large", "fields-small", "fields-large"],
+    ("route", "piece_bytes", "name"), pairs([USAGE, FIELDS], [PIECE_BYTES_MAX, 1 << 20], [*CASES])
 )
 def test_whatever_an_answer_is_made_of_no_step_is_long(route: Route, name: str, piece_bytes: int) -> None:
     """By the number of functions that are called, which no other load on the machine changes."""

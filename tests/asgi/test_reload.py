@@ -12,7 +12,6 @@ from drivers.app import hello
 from drivers.delivery import NOW
 from faults.refusals import Client, eventually
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, PlansError, identify
-from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -86,22 +85,6 @@ async def test_a_file_that_means_the_same_changes_nothing(plans: Path) -> None:
         write(plans, "# A comment.\n" + PLANS)
         assert not await kit.reload()
         assert kit.catalog is before
-
-
-async def test_a_kit_of_a_catalog_has_nothing_to_read_again() -> None:
-    async with MeterKit(loads(PLANS), redis_url="memory://", flush=False) as kit:
-        with pytest.raises(MeterkitError, match="was made of a catalog, not of a plans file"):
-            await kit.reload()
-
-
-async def test_what_was_decided_before_is_settled_and_holds_nothing(plans: Path, store_url: str) -> None:
-    async with kit_of(plans, store_url) as kit:
-        async with kit.reserve("acme", {"requests": 2}) as reservation:
-            write(plans, MORE)
-            assert await kit.reload()
-            await reservation.capture({"requests": 1})
-        found = (await kit.usage("acme"))["meters"]["requests"]
-        assert (found["recorded"], found["held"], found["remaining"]) == (1, 0, 3)
 
 
 async def test_a_hold_is_captured_though_its_meter_is_gone(plans: Path, store_url: str) -> None:
