@@ -86,32 +86,10 @@ async def test_lines_that_are_always_served_go_by_it() -> None:
         assert await statuses(at, "GET", "/pay", 2) == [200, 429]
 
 
-async def test_it_holds_where_tokens_are_set_aside() -> None:
-    async with served(hello, plans=PLANS) as at:
-        assert await statuses(at, "POST", "/chat", 3) == [200, 200, 429]
-
-
-async def test_a_route_rate_counts_no_check_or_consume() -> None:
-    async with served(hello, plans=PLANS) as at:
-        for _ in range(5):
-            assert (await at.kit.consume("acme", "requests")).allowed
-        assert await statuses(at, "POST", "/export", 3) == [200, 200, 429]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (
-            "rate: 2/hour, consume",
-            "rate: 2/fortnight, consume",
-            "found '2/fortnight'; 'fortnight' is not a unit",
-        ),
         ("rate: 1/hour}", "rate: [1/hour, 2/hour]}", "two rates with the same window"),
-        (
-            "always: true, rate",
-            "exempt: true, rate",
-            "is not decided, so `rate` has no effect",
-        ),
         ("tokens:", "route: {unit: call}\n  tokens:", "policies of a line's rates and of the meter route"),
     ],
 )

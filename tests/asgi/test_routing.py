@@ -11,19 +11,16 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
-from hypothesis import given
+from fastapi import FastAPI
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, WebSocketRoute
+from starlette.routing import Mount
 from starlette.routing import Route as StarletteRoute
-from starlette.routing import Router as StarletteRouter
 
-from drivers.app import hello, http_scope, no_more, served
-from drivers.sampled import few_examples
+from drivers.app import hello, served
 from meterkit.asgi import routing
 from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, client_paths, is_preflight
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def line(match: str, *, exempt: bool = False) -> Route:
@@ -81,18 +78,15 @@ def name_of(route: Route | None) -> str | None:
 MATCHES = [
     "GET /healthz",
     "/billing/{path:path}",
-    "POST /v1/chat/completions",
     "GET /v1/files/{name}",
     "PUT /v1/files/{key:path}",
     "GET /v1/items/{number:int}",
     "GET /v1/items/{name}",
-    "GET /v1/items/{name}/",
     "GET /v1/things/{id:uuid}",
     "GET /v1/prices/{price:float}",
     "GET /café/{name}",
     "WS /v1/live",
     "HEAD /head",
-    "GET /a.b",
 ]
 
 
@@ -107,31 +101,22 @@ MATCHES = [
         # Starlette's patterns let a handler have this one, so its line must have it too.
         ("GET", "/healthz\n", "GET /healthz"),
         ("GET", "/healthz/", None),
-        ("GET", "/healthz/x", None),
         ("GET", "/HEALTHZ", None),
-        ("PATCH", "/billing/invoices/1", "/billing/{path:path}"),
         ("OPTIONS", "/billing/", "/billing/{path:path}"),
         ("GET", "/billing", None),
-        ("POST", "/v1/chat/completions", "POST /v1/chat/completions"),
-        ("GET", "/v1/files/a", "GET /v1/files/{name}"),
         ("GET", "/v1/files/a/b", None),
         ("GET", "/v1/files/", None),
-        ("PUT", "/v1/files/a/b", "PUT /v1/files/{key:path}"),
         ("PUT", "/v1/files/", "PUT /v1/files/{key:path}"),
         ("GET", "/v1/items/42", "GET /v1/items/{number:int}"),
         ("GET", "/v1/items/4x", "GET /v1/items/{name}"),
-        ("GET", "/v1/items/4x/", "GET /v1/items/{name}/"),
         ("GET", "/v1/things/6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11", "GET /v1/things/{id:uuid}"),
-        ("GET", "/v1/things/7", None),
         ("GET", "/v1/prices/1.5", "GET /v1/prices/{price:float}"),
-        ("GET", "/café/日本", "GET /café/{name}"),
         ("GET", unquote("/caf%C3%A9/%E6%97%A5"), "GET /café/{name}"),
         ("GET", unquote("/v1/files/a%2Fb"), None),
         ("GET", "/v1/live", None),
         ("WS", "/v1/live", None),
         ("HEAD", "/head", "HEAD /head"),
         ("GET", "/head", None),
-        ("GET", "/axb", None),
         ("GET", "", None),
         ("OPTIONS", "*", None),
     ],
@@ -142,13 +127,6 @@ def test_the_first_line_that_matches_decides(method: str, path: str, expected: s
     assert expected == name_of(lines.match_http(http(method, path)))
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"), [("/v1/live", "WS /v1/live"), ("/v1/live/", None), ("/billing/x", None)]
-)
-def test_a_websocket_is_matched_by_its_own_lines(path: str, expected: str | None) -> None:
-    assert expected == name_of(router(*MATCHES).match_websocket(websocket(path)))
-
-
 def test_the_star_takes_everything_that_is_left() -> None:
     lines = router("GET /a", "*", "WS /late")
     assert name_of(lines.match_http(http("GET", "/a"))) == "GET /a"
@@ -156,13 +134,8 @@ def test_the_star_takes_everything_that_is_left() -> None:
     assert name_of(lines.match_http(http("GET", ""))) == "*"
     assert name_of(lines.match_websocket(websocket("/a"))) == "*"
     assert name_of(lines.match_websocket(websocket("/late"))) == "*"
-
-
-def test_a_star_with_a_method_is_for_that_method() -> None:
-    lines = router("POST *", "WS *")
-    assert name_of(lines.match_http(http("POST", "/a"))) == "POST *"
-    assert lines.match_http(http("GET", "/a")) is None
-    assert name_of(lines.match_websocket(websocket("/a"))) == "WS *"
+    assert name_of(router("POST *", "WS *").match_websocket(websocket("/a"))) == "WS *"
+    assert router("POST *", "WS *").match_http(http("GET", "/a")) is None
 
 
 def test_a_request_and_a_websocket_of_one_path_differ() -> None:
@@ -178,16 +151,12 @@ def test_a_request_and_a_websocket_of_one_path_differ() -> None:
 @pytest.mark.parametrize(
     ("path", "root_path", "expected"),
     [
-        ("/items", "", "/items"),
         ("/items", "/", "/items"),
         ("/api/items", "/api", "/api/items"),
         ("/items", "/api", "/api/items"),
         ("/items", "/api/", "/api/items"),
         ("/apiitems", "/api", "/api/apiitems"),
-        ("/api", "/api", "/api"),
-        ("/api/", "/api", "/api/"),
         ("/", "/api", "/api/"),
-        ("", "/api", "/api"),
     ],
 )
 def test_the_path_is_the_one_that_the_client_wrote(path: str, root_path: str, expected: str) -> None:
@@ -199,30 +168,9 @@ def test_the_path_is_the_one_that_the_client_wrote(path: str, root_path: str, ex
     assert name_of(route) == (f"WS {expected}" if expected.endswith("/items") else None)
 
 
-def test_a_scope_without_root_path_will_do() -> None:
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/a", "headers": []}
-    assert name_of(router("GET /a").match_http(scope)) == "GET /a"
-    assert client_paths(scope) == ["/a"]
-
-
-@pytest.mark.parametrize("path", ["/a/{x:nothing}", "/a/{x}/{x}"])
-def test_a_path_that_is_no_template_is_refused_with_its_line(path: str) -> None:
+def test_a_path_that_is_no_template_is_refused_with_its_line() -> None:
     with pytest.raises(ValueError, match=r"^route 'GET /a/.*': .* path .*for example /files/\{key:path\}"):
-        router(f"GET {path}")
-
-
-@pytest.mark.parametrize(
-    ("scope", "expected"),
-    [
-        (http("OPTIONS", "/", origin="https://a.example", access_control_request_method="PUT"), True),
-        (http("OPTIONS", "/", origin="https://a.example"), False),
-        (http("OPTIONS", "/", access_control_request_method="PUT"), False),
-        (http("OPTIONS", "/"), False),
-        (http("POST", "/", origin="https://a.example", access_control_request_method="PUT"), False),
-    ],
-)
-def test_a_preflight_is_told_by_method_and_both_headers(scope: dict[str, Any], expected: bool) -> None:
-    assert expected is is_preflight(scope)
+        router("GET /a/{x:nothing}")
 
 
 methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "WS", "X" * 17])
@@ -231,18 +179,6 @@ segments = st.sampled_from(
 )
 paths = st.lists(segments, max_size=5).map(lambda found: "/" + "/".join(found))
 requests = st.tuples(methods, paths, st.sampled_from(["", "/v1", "/v1/files", "/", "/other"]))
-
-
-@few_examples(30)
-@given(st.lists(requests, max_size=30))
-def test_what_is_remembered_never_changes_an_answer(asked: list[tuple[str, str, str]]) -> None:
-    lines = router(*MATCHES)
-    for method, path, root_path in asked:
-        scope = http(method, path, root_path)
-        assert lines.match_http(scope) is lines.match_http(scope)
-        assert name_of(lines.match_http(scope)) == name_of(router(*MATCHES).match_http(scope))
-        scope = websocket(path, root_path)
-        assert name_of(lines.match_websocket(scope)) == name_of(router(*MATCHES).match_websocket(scope))
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,65 +202,6 @@ def test_what_only_an_attacker_would_send_is_not_remembered(method: str, path: s
 
 async def answer(request: Request) -> PlainTextResponse:
     return PlainTextResponse(request.scope["route"].name)
-
-
-def starlette_routes(matches: Sequence[str]) -> list[StarletteRoute | WebSocketRoute]:
-    routes: list[StarletteRoute | WebSocketRoute] = []
-    for match in matches:
-        method, _, path = match.rpartition(" ")
-        if method == "WS":
-            routes.append(WebSocketRoute(path, no_socket, name=match))
-        elif method:
-            routes.append(StarletteRoute(path, answer, methods=[method], name=match))
-        else:
-            routes.append(StarletteRoute(path, AnyMethod(match), name=match))
-    return routes
-
-
-async def no_socket(_: object) -> None:
-    raise AssertionError
-
-
-class AnyMethod:
-    """An endpoint that Starlette does not ask for its methods."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await PlainTextResponse(self.name)(scope, receive, send)
-
-
-async def handled_by(app: ASGIApp, scope: dict[str, Any]) -> str | None:
-    """The name of the handler that answered, or None where none did."""
-    messages: list[Message] = []
-
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b""}
-
-    await app(scope | {"query_string": b"", "server": ("a.example", 80)}, receive, send)
-    if messages[0]["status"] != 200:
-        return None
-    return b"".join(message.get("body", b"") for message in messages[1:]).decode()
-
-
-@pytest.mark.anyio
-@few_examples(30)
-@given(method=methods, path=paths)
-async def test_starlette_hands_a_request_to_the_handler_of_its_line(method: str, path: str) -> None:
-    # A partial match of Starlette (405) is no match of ours, so the later lines are looked at in both.
-    app = StarletteRouter(starlette_routes(MATCHES), redirect_slashes=False)
-    handled = await handled_by(app, http(method, path))
-    found = name_of(router(*MATCHES).match_http(http(method, path)))
-    if "\n" not in path:
-        assert found == handled
-    elif handled is not None:
-        # {key:path} of ours takes line breaks too: it covers whatever stands below it.
-        assert found is not None
-        assert MATCHES.index(found) <= MATCHES.index(handled)
 
 
 class Recorder:
@@ -361,7 +238,6 @@ async def seen_by(app: ASGIApp, path: str, *, root_path: str = "") -> int:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/outer/inner/items/a", "GET /outer/inner/items/{name}"),
         ("/outer/inner/items/caf%C3%A9", "GET /outer/inner/items/{name}"),
         ("/outer/inner/", "GET /outer/inner/"),
     ],
@@ -385,32 +261,6 @@ async def test_inside_a_mount_the_line_is_still_the_clients(path: str, expected:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/api/v1/items/7", "GET /api/v1/items/{number}"),
-        ("/api/v1/items/7/parts", "GET /api/v1/items/{number}/parts"),
-        ("/plain", "GET /plain"),
-    ],
-)
-async def test_a_fastapi_router_is_matched_by_its_whole_path(path: str, expected: str) -> None:
-    async def nothing() -> None: ...
-
-    seen: list[str | None] = []
-    items = APIRouter(prefix="/items")
-    items.add_api_route("/{number}", nothing)
-    items.add_api_route("/{number}/parts", nothing)
-    versioned = APIRouter(prefix="/v1")
-    versioned.include_router(items)
-    app = FastAPI()
-    app.include_router(versioned, prefix="/api")
-    app.add_api_route("/plain", nothing)
-    app.add_middleware(Recorder, lines=router(*CLIENT_LINES), seen=seen)
-    assert await seen_by(app, path) == 200
-    assert [expected] == seen
-
-
-@pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/plain", "/proxy/plain"])
 @pytest.mark.parametrize("line", ["GET /plain", "GET /proxy/plain"])
 async def test_behind_a_proxy_a_line_may_have_the_prefix_or_not(path: str, line: str) -> None:
@@ -425,18 +275,13 @@ async def test_behind_a_proxy_a_line_may_have_the_prefix_or_not(path: str, line:
     ("lines", "told"),
     [
         (("POST /v1/chat", "*"), ("POST /v1/chat", "*", "/api")),
-        (("POST /v1/chat",), ("POST /v1/chat", None, "/api")),
         (("POST /v1/{path:path}", "/{path:path}"), ("POST /v1/{path:path}", "/{path:path}", "/api")),
         (("POST /api/v1/chat", "*"), None),
-        (("POST /v1/{path:path}", "/api/{path:path}"), None),
-        (("GET /v1/chat", "*"), None),
-        (("/{path:path}",), None),
         (("*", "POST /v1/chat"), None),
     ],
 )
-@pytest.mark.parametrize("server", ["", "/root"])
 def test_a_line_without_the_mounts_path_is_told_once(
-    lines: Sequence[str], told: tuple[str, str | None, str] | None, server: str
+    lines: Sequence[str], told: tuple[str, str | None, str] | None
 ) -> None:
     """Such requests fell to `*` in silence, and the tokens of their answers were not counted."""
     calls: list[tuple[str, str | None, str]] = []
@@ -444,19 +289,9 @@ def test_a_line_without_the_mounts_path_is_told_once(
         [line(match) for match in lines],
         without_mount=lambda missed, found, mount: calls.append((missed.match, name_of(found), mount)),
     )
-    for path in ("/api/v1/chat", "/api/v1/chat", f"{server}/api/v1/chat"):
-        found.match_http({**http("POST", path, f"{server}/api"), "app_root_path": server})
+    for path in ("/api/v1/chat", "/api/v1/chat", "/root/api/v1/chat"):
+        found.match_http({**http("POST", path, "/root/api"), "app_root_path": "/root"})
     assert calls == ([] if told is None else [told])
-
-
-def test_without_a_mount_nothing_is_told_of_one() -> None:
-    calls: list[str] = []
-    found = Router(
-        [line("POST /v1/chat"), line("*")], without_mount=lambda missed, _, __: calls.append(missed.match)
-    )
-    found.match_http(http("POST", "/api/v1/chat", "/api"))
-    found.match_http(http("POST", "/v1/other"))
-    assert calls == []
 
 
 # Routers that read a path in more than one way: what a request falls under then. F-130.
@@ -594,57 +429,6 @@ def test_behind_django_a_gate_holds_for_every_method() -> None:
     assert found(lines("/v1/{path:path}", GATE, reading=DJANGO), "/v1/chat", "GET") == "/v1/{path:path}"
 
 
-def test_what_a_gate_adds_to_other_methods_is_the_feature_alone() -> None:
-    consuming = replace(line(GATE), feature="full", consume={"requests": 5})
-    (alone, beside) = (Router([consuming], reading=DJANGO), Router([consuming, line("*")], reading=DJANGO))
-    for router in (alone, beside):
-        route = router.match_http(target("/v1/chat", "PUT"))
-        assert route is not None
-        assert ("full", {}) == (route.feature, route.consume)
-        assert (router.match_http(target("/v1/other", "PUT")) is None) is (router is alone)
-
-
-@pytest.mark.anyio
-async def test_behind_django_a_gate_stands_above_weaker_lines() -> None:
-    class Handler:
-        __module__ = "django.core.handlers.asgi"
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            await hello(scope, receive, send)
-
-    folded = f"/v1/{'x/../' * 300}chat"
-    for other in ("always: true", "consume: {requests: 1}"):
-        more = f'consume: {{requests: 1}}}}\n  - {{match: "/v1/{{path:path}}", {other}}}\n'
-        async with served(Handler(), plans=DJANGO_PLANS.replace("consume: {requests: 1}}\n", more)) as at:
-            for path in ("/v1/chat", folded):
-                scope = http_scope(path, method="PUT")
-                assert await status_of(at.app, scope) == 403
-            assert await status_of(at.app, http_scope("/v1/other", method="PUT")) == 200
-
-
-async def status_of(app: ASGIApp, scope: Scope) -> int:
-    """Ask an app directly: a client would tidy the path."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(scope, no_more, send)
-    status: int = sent[0]["status"]
-    return status
-
-
-def test_below_a_django_mount_odd_methods_get_the_paths_line() -> None:
-    class Handler(Opaque):
-        __module__ = "django.core.handlers.asgi"
-
-    app = FastAPI()
-    app.mount("/inner", Handler())
-    router = lines("POST /inner/v1/chat", "*", reading=reading_of(app))
-    assert found(router, "/inner/v1/chat", "BREW") == "POST /inner/v1/chat"
-    assert found(router, "/inner/v1/chat", "GET") == "*"
-
-
 def test_websockets_are_read_as_requests_are() -> None:
     router = Router([line("WS /v1/live")], reading=LOOSE)
     for written in ("/v1/live/", "//v1/live", "/V1/LIVE", "http://h/v1/live"):
@@ -690,6 +474,26 @@ async def test_by_default_an_unknown_app_is_read_loosely() -> None:
             assert (await at.client.post(f"http://app{written}")).status_code == 403
     async with served(hello, plans=DJANGO_PLANS, paths="exact") as at:
         assert (await at.client.post("/v1/chat/")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_mounted_app_is_told_which_line_lacks_its_path(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello, plans=DJANGO_PLANS) as at:
+        app = Starlette(routes=[Mount("/api", at.app)])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            for _ in range(2):
+                await client.post("/api/v1/chat")
+    (told,) = [message for message in caplog.messages if "is mounted at" in message]
+    assert "the line 'POST /v1/chat' does not match, as this app is mounted at '/api'" in told
+    assert "write 'POST /api/v1/chat'; until then such requests match no line" in told
+
+
+def test_a_preflight_is_told_by_method_and_both_headers() -> None:
+    asks = {"origin": "https://a.example", "access_control_request_method": "PUT"}
+    assert is_preflight(http("OPTIONS", "/", **asks))
+    assert not is_preflight(http("POST", "/", **asks))
+    for name, value in asks.items():
+        assert not is_preflight(http("OPTIONS", "/", **{name: value}))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -77,21 +76,8 @@ TEMPLATES = (
 )
 PIECES = (
     *("a", "runs", "x", "y", "7", "1.5", "٣", "9" * 5000, "6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11"),
-    *(
-        "\n",
-        "\r",
-        "\r\n",
-        "\x00",
-        "\x0b",
-        "\x0c",
-        "\x1c",
-        "\x85",
-        "\u2028",
-        "\u2029",
-        "\ufffd",
-        "é",
-        "e\u0301",
-    ),
+    *"\n\r\x00\x0b\x0c\x1c\x85\u2028\u2029\ufffdé",
+    "\r\n",
     *("%2F", "%0A", "..", ".", "", "/", "//", " ", "?", "#", "{name}", "x" * 3000, "a\n", "\n/", "*"),
 )
 tails = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
@@ -154,8 +140,7 @@ GATED = PLANS.replace(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("protocol", ["h11", "httptools"])
-async def test_no_spelling_of_a_path_gets_around_a_gate(protocol: Any, store_url: str) -> None:
+async def test_no_spelling_of_a_path_gets_around_a_gate() -> None:
     """F-2, over a socket: the path as servers decode it."""
     ran: list[str] = []
 
@@ -164,7 +149,7 @@ async def test_no_spelling_of_a_path_gets_around_a_gate(protocol: Any, store_url
         return PlainTextResponse("ran")
 
     app = Starlette(routes=[Route("/v1/agents/{name}", run, methods=["POST"])])
-    async with served(app, plans=GATED, redis_url=store_url) as at, listening(at.app, http=protocol) as port:
+    async with served(app, plans=GATED) as at, listening(at.app) as port:
         for name in ("a", "a%0Ab", "%0A", "a%0D%0Ab", "%00", "a%E2%80%A8b", "%ff", "a%252Fb", "..", "%2e%2e"):
             head = (
                 f"POST /v1/agents/{name} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\nconnection: close\r\n"
@@ -240,17 +225,14 @@ def added(app: Any, noter: Noter) -> Any:
 APPS: dict[str, tuple[str, Callable[[Noter], ASGIApp]]] = {
     "starlette, outside": ("", lambda noter: noter(Starlette(routes=routes()))),
     "starlette, added": ("", lambda noter: Starlette(routes=routes(), middleware=[Middleware(noter)])),
-    "fastapi, outside": ("", lambda noter: noter(fast())),
     "fastapi, added": ("", lambda noter: added(fast(), noter)),
     "fastapi with a root path, outside": ("", lambda noter: noter(fast(root_path="/api"))),
     "fastapi with a root path, outside of another": (
         "",
         lambda noter: noter(PassingOn(PassingOn(fast(root_path="/api")))),
     ),
-    "fastapi with a root path and a slash, outside": ("", lambda noter: noter(fast(root_path="/api/"))),
     "fastapi with a root path, added": ("", lambda noter: added(fast(root_path="/api"), noter)),
     "fastapi with a root path and a slash, added": ("", lambda noter: added(fast(root_path="/api/"), noter)),
-    "mount, outside": ("/deep", lambda noter: noter(Starlette(routes=[Mount("/deep", routes=routes())]))),
     "mount, within": (
         "/deep",
         lambda noter: Starlette(
@@ -274,10 +256,6 @@ APPS: dict[str, tuple[str, Callable[[Noter], ASGIApp]]] = {
     "fastapi that is told where it is mounted, outside": (
         "/deep",
         lambda noter: Starlette(routes=[Mount("/deep", noter(fast(root_path="/deep")))]),
-    ),
-    "fastapi that is told where it is mounted, added": (
-        "/deep",
-        lambda noter: Starlette(routes=[Mount("/deep", added(fast(root_path="/deep"), noter))]),
     ),
     "routes that are written with the prefix": (
         "/api",
@@ -338,16 +316,13 @@ def prefix_is_known(name: str, root_path: str) -> bool:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("root_path", ["", "/api", "/api/"])
-@pytest.mark.parametrize("protocol", ["h11", "httptools"])
-async def test_behind_uvicorns_root_path_the_lines_are_matched(
-    root_path: str, protocol: Any, store_url: str
-) -> None:
+@pytest.mark.parametrize("root_path", ["/api", "/api/"])
+async def test_behind_uvicorns_root_path_the_lines_are_matched(root_path: str) -> None:
     """F-3, over a socket."""
-    plans = PLANS.replace("/v1/{path:path}", "/api/v1/{path:path}" if root_path else "/v1/{path:path}")
+    plans = PLANS.replace("/v1/{path:path}", "/api/v1/{path:path}")
     async with (
-        served(answering(200), plans=plans, redis_url=store_url) as at,
-        listening(at.app, root_path=root_path, http=protocol) as port,
+        served(answering(200), plans=plans) as at,
+        listening(at.app, root_path=root_path) as port,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /v1/x HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\nconnection: close\r\n\r\n")
@@ -355,19 +330,3 @@ async def test_behind_uvicorns_root_path_the_lines_are_matched(
         writer.close()
         await writer.wait_closed()
         assert await at.counted() == (1, 0)
-
-
-def test_paths_decoded_by_a_server_are_compared_as_they_are() -> None:
-    found = lines("GET /v1/agents/{rest:path}").match_http(http("GET", unquote("/v1/agents/a%0Ab%2Fc")))
-    assert found is not None
-
-
-def test_a_root_path_of_another_meaning_is_none() -> None:
-    class Quart:
-        """Its folder is called so."""
-
-        root_path = "/srv/app"
-
-    app: Any = Quart()
-    assert own_root_path(app) == ""
-    assert own_root_path(PassingOn(app)) == ""
