@@ -99,25 +99,22 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.send", **content})
 
 
-@pytest.mark.parametrize("path", ["/auto", "/openai"])
-@pytest.mark.parametrize("as_bytes", [True, False])
-async def test_each_answer_of_a_realtime_session_counts_once(
-    path: str, as_bytes: bool, store_url: str
-) -> None:
+@pytest.mark.parametrize(("path", "as_bytes"), [("/auto", True), ("/openai", False)])
+async def test_each_answer_of_a_realtime_session_counts_once(path: str, as_bytes: bool) -> None:
     events = [
         {"type": "session.created", "session": {"id": "s"}},
         *(delta("x" * 400), done("r1", 40, 10), done("r1", 40, 10), "no JSON", "[1]"),
         *(delta("y" * 400), done("r2", 60, 20, status="cancelled")),
     ]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events, as_bytes=as_bytes)
         assert (100, 30, 8) == await tokens(at.kit, "input_tokens", "output_tokens", "cached_input_tokens")
 
 
 @pytest.mark.parametrize("path", ["/auto", "/gemini"])
-async def test_each_turn_of_gemini_live_counts(path: str, store_url: str) -> None:
+async def test_each_turn_of_gemini_live_counts(path: str) -> None:
     events = [said("x" * 400), turn(522, 42, thoughts=136), said("y" * 400), turn(600, 10)]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events)
         assert (1122, 42 + 136 + 10) == await tokens(at.kit)
 
@@ -126,14 +123,14 @@ async def test_each_turn_of_gemini_live_counts(path: str, store_url: str) -> Non
     ("path", "events"), [("/openai", [done("r1", 40, 10), delta("z" * 400)]), ("/gemini", [said("z" * 400)])]
 )
 async def test_an_answer_that_the_close_cuts_off_is_estimated(
-    path: str, events: list[dict[str, Any]], store_url: str
+    path: str, events: list[dict[str, Any]]
 ) -> None:
     asked = {
         "type": "conversation.item.create",
         "item": {"content": [{"type": "input_text", "text": "a" * 80}]},
     }
     sound = {"type": "input_audio_buffer.append", "audio": "A" * 8_000}
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events, received=[asked, sound])
         entered, output = await tokens(at.kit)
         if path == "/openai":
@@ -143,48 +140,17 @@ async def test_an_answer_that_the_close_cuts_off_is_estimated(
             assert 20 <= entered <= 60
 
 
-async def test_what_the_client_was_not_waited_for_costs_nothing(store_url: str) -> None:
-    """Sound and other messages of no model's have no text."""
-    events = [
-        {"type": "response.output_audio.delta", "delta": "A" * 8_000},
-        {"hello": "world" * 100},
-        {"type": "notice.delta", "text": "x" * 500},
-    ]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
-        await talk(at, "/auto", events)
-        assert (0, 0) == await tokens(at.kit)
-
-
 async def test_an_error_within_is_not_heard_of_by_the_app(
-    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("meterkit.asgi.socket_usage.SocketUsage._read", breaks)
-    async with metered(provider, store_url, plans=SOCKETS) as at:
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, "/openai", [done("r1", 40, 10), done("r2", 40, 10)])
         assert (0, 0) == await tokens(at.kit)
     assert "reading token usage off a websocket failed" in caplog.text
-
-
-async def test_figures_that_nothing_reads_are_warned_of_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    unread = {"type": "turn.end", "stats": {"prompt_tokens": 9, "answer_tokens": 4}}
-    async with metered(provider, store_url, plans=SOCKETS) as at:
-        await talk(at, "/auto", [unread, done("r1", 40, 10)])
-        await talk(at, "/auto", [said("Hi"), turn(5, 4), unread])
-    warned = [line for line in caplog.messages if "does not read" in line]
-    assert len(warned) == 1
-    assert "WS /auto: a response has a token figure at 'stats.prompt_tokens'" in warned[0]
-
-
-async def test_answers_that_were_counted_are_remembered_up_to_a_bound(store_url: str) -> None:
-    answers = [done(f"r{n}", 1, 1) for n in (*range(1_001), 1_000, 0)]
-    async with metered(provider, store_url, plans=SOCKETS) as at:
-        await talk(at, "/openai", answers)
-        assert (1_002, 1_002) == await tokens(at.kit)  # The first one was forgotten.
 
 
 PRICED = """
@@ -207,20 +173,15 @@ plans:
 @pytest.mark.parametrize(
     ("path", "query", "each"),
     [
-        ("/live", "model=mini", 1),
-        ("/live", "model=opus", 20),
         ("/live", "model=other&voice=low", 4),
         ("/live", "", 20),
-        ("/live", "model=mini&model=opus", 20),
         ("/live", "%ff=\xff&model=m%69ni", 1),
         ("/own", "model=opus", 1),
         ("/any", "model=mini", 20),
     ],
 )
-async def test_a_socket_answer_costs_the_model_in_its_url(
-    path: str, query: str, each: int, store_url: str
-) -> None:
-    async with metered(provider, store_url, plans=PRICED) as at:
+async def test_a_socket_answer_costs_the_model_in_its_url(path: str, query: str, each: int) -> None:
+    async with metered(provider, "memory://", plans=PRICED) as at:
         await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
         await talk(at, path, [done("r1", 40, 10)], query=query)
         spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
@@ -237,7 +198,6 @@ def update(model: str, **more: Any) -> dict[str, Any]:
     return {"type": "session.update", "session": {"model": model, **more}}
 
 
-MANY = [f"{'_' * n}model" for n in range(1, 40)]
 TRANSCRIBED = {
     "type": "conversation.item.input_audio_transcription.completed",
     "item_id": "i1",
@@ -251,7 +211,6 @@ TRANSCRIBED = {
     [
         # OpenAI's Realtime API: the server has the last word, and the client may change the session.
         ("/live", "", [update("mini")], [done("r1", 1, 10)], [1]),
-        ("/live", "", [], [created("mini"), done("r1", 1, 10)], [1]),
         ("/live", "model=opus", [update("opus")], [created("mini"), done("r1", 1, 10)], [1]),
         ("/live", "model=mini", [update("mini")], [created("opus"), done("r1", 1, 10)], [20]),
         (
@@ -261,97 +220,45 @@ TRANSCRIBED = {
             [created("mini"), done("r1", 1, 10), created("opus", "session.updated"), done("r2", 1, 10)],
             [1, 20],
         ),
-        ("/live", "", [], [created("mini"), created(None, "session.updated"), done("r1", 1, 10)], [1]),
-        ("/live", "model=mini", [update("opus")], [done("r1", 1, 10)], [20]),
         ("/live", "model=opus", [update("mini")], [done("r1", 1, 10)], [20]),
         ("/own", "", [update("opus")], [done("r1", 1, 10)], [1]),
-        (
-            "/live",
-            "",
-            [],
-            [{"type": "response.text.delta", "delta": '"session.created"'}, done("r1", 1, 10)],
-            [20],
-        ),
         # Gemini Live: the client's first message.
-        ("/auto", "", [{"setup": {"model": "models/mini"}}], [said("x"), turn(1, 10)], [1]),
-        (
-            "/auto",
-            "",
-            [{"setup": {"model": "publishers/google/models/mini", "systemInstruction": "x" * 100_000}}],
-            [said("x"), turn(1, 10)],
-            [1],
-        ),
-        (
-            "/auto",
-            "",
-            [{"setup": {"model": "models/mini"}}, {"setup": {"model": "opus"}}],
-            [said("x"), turn(1, 10)],
-            [20],
-        ),
+        ("/auto", "", [{"setup": {"model": "models/mini"}}], [turn(1, 10)], [1]),
+        ("/auto", "", [{"setup": {"model": "mini"}}, {"setup": {"model": "opus"}}], [turn(1, 10)], [20]),
+        ("/auto", "", ['{"se\\u0074up": {"mod\\u0065l": "models/mini"}}'], [turn(1, 10)], [1]),
         # What cannot be read, or is no model.
-        (
-            "/live",
-            "model=mini",
-            [{"setup": {"model": "models/mini"}, "x": [[0]] * 20_000}],
-            [done("r1", 1, 10)],
-            [20],
-        ),
-        (
-            "/live",
-            "",
-            [{"setup": {**dict.fromkeys(MANY, "mini"), "model": "mini"}}],
-            [done("r1", 1, 10)],
-            [1],
-        ),
         ("/live", "", [update("mini" + "x" * 2_000_000)], [done("r1", 1, 10)], [20]),
-        (
-            "/live",
-            "",
-            [{"setup": None}, {"session": "x"}, {"setup": {"model": 7}}],
-            [done("r1", 1, 10)],
-            [20],
-        ),
+        ("/live", "", [{"setup": None}, {"setup": {"model": 7}}], [done("r1", 1, 10)], [20]),
     ],
 )
 async def test_a_socket_answer_costs_the_model_of_its_session(
     path: str,
     query: str,
-    received: Sequence[dict[str, Any]],
+    received: Sequence[dict[str, Any] | str],
     sent: Sequence[dict[str, Any]],
     each: Sequence[int],
-    store_url: str,
 ) -> None:
     """F-211."""
-    async with metered(provider, store_url, plans=PRICED) as at:
+    async with metered(provider, "memory://", plans=PRICED) as at:
         await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
         await talk(at, path, sent, received=received, query=query)
         spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
         assert sum(spent) == sum(10 * one * 10**6 for one in each)
 
 
-async def test_an_escaped_member_names_the_model_too(store_url: str) -> None:
-    async with metered(provider, store_url, plans=PRICED) as at:
-        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
-        escaped = '{"se\\u0074up": {"mod\\u0065l": "models/mini"}}'
-        await talk(at, "/auto", [said("x"), turn(1, 10)], received=[escaped])
-        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
-        assert spent == [10 * 10**6]
-
-
 @pytest.mark.parametrize(
-    "session",
+    ("session", "is_server"),
     [
-        {"audio": {"input": {"transcription": {"model": "mini"}}}},
-        {"input_audio_transcription": {"model": "mini"}},
+        ({"audio": {"input": {"transcription": {"model": "mini"}}}}, True),
+        ({"input_audio_transcription": {"model": "mini"}}, False),
     ],
 )
-@pytest.mark.parametrize("is_server", [False, True])
 async def test_what_the_client_says_costs_its_transcriber(
-    session: dict[str, Any], store_url: str, *, is_server: bool
+    session: dict[str, Any], *, is_server: bool
 ) -> None:
     received = [] if is_server else [update("opus", **session)]
     sent = [created("opus", **session)] if is_server else []
-    async with metered(provider, store_url, plans=PRICED) as at:
+    async with metered(provider, "memory://", plans=PRICED) as at:
         await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
         await talk(at, "/live", [*sent, TRANSCRIBED], received=received)
         spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]

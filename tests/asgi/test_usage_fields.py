@@ -30,47 +30,45 @@ def ranking(units: Any) -> dict[str, Any]:
     return {"id": "r", "results": [], "meta": {"billed_units": {"search_units": units}}}
 
 
-async def counted(
-    url: str, chunks: Sequence[bytes], kind: str = JSON_TYPE, *, line: str = LINE, **options: Any
-) -> int:
-    async with metered(answering(chunks, kind, **options), url, plans=plans(line)) as at:
+async def counted(chunks: Sequence[bytes], kind: str = JSON_TYPE, *, line: str = LINE, **options: Any) -> int:
+    async with metered(answering(chunks, kind, **options), "memory://", plans=plans(line)) as at:
         await ask(at, "/x")
         return (await tokens(at.kit, "searches"))[0]
 
 
-async def test_a_figure_is_read_off_a_document_and_off_a_stream(store_url: str) -> None:
+async def test_a_figure_is_read_off_a_document_and_off_a_stream() -> None:
     body = compact(ranking(3))
-    assert await counted(store_url, [body]) == 3
-    assert await counted(store_url, [body[:20], body[20:]]) == 3
-    assert await counted(store_url, [compress(body)], coding="gzip") == 3
+    assert await counted([body]) == 3
+    assert await counted([body[:20], body[20:]]) == 3
+    assert await counted([compress(body)], coding="gzip") == 3
     events = [sse({"text": "x"}), sse(ranking(1)), sse(ranking(4))]
-    assert await counted(store_url, events, SSE_TYPE) == 4
-    assert await counted(store_url, [b"".join(events)[:-9], b"".join(events)[-9:]], SSE_TYPE) == 4
+    assert await counted(events, SSE_TYPE) == 4
+    assert await counted([b"".join(events)[:-9], b"".join(events)[-9:]], SSE_TYPE) == 4
     lines = [compact(ranking(1)) + b"\n", compact(ranking(5))]
-    assert await counted(store_url, lines, NDJSON_TYPE) == 5
-    assert await counted(store_url, [compact(ranking(2.9))]) == 2
+    assert await counted(lines, NDJSON_TYPE) == 5
+    assert await counted([compact(ranking(2.9))]) == 2
 
 
-@pytest.mark.parametrize("figure", ["3", None, True, -1, 1e400, 10**15, [3]])
+@pytest.mark.parametrize("figure", ["3", True, 10**15])
 async def test_what_is_no_figure_counts_nothing_and_is_told(
-    figure: Any, store_url: str, caplog: pytest.LogCaptureFixture
+    figure: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await counted(store_url, [compact(ranking(figure))]) == 0
+    assert await counted([compact(ranking(figure))]) == 0
     assert "a response has no figure for usage_fields searches" in caplog.text
 
 
-async def test_failures_count_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert await counted(store_url, [compact(ranking(3))], status=500) == 0
+async def test_failures_count_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert await counted([compact(ranking(3))], status=500) == 0
     assert caplog.records == []
 
 
-async def test_a_large_document_or_event_is_read_to_its_end(store_url: str) -> None:
+async def test_a_large_document_or_event_is_read_to_its_end() -> None:
     large = [b'{"a": "' + b"x" * (1 << 20), b'",' + compact(ranking(3))[1:]]
-    assert await counted(store_url, large) == 3
-    assert await counted(store_url, [b"data: ", *large, b"\r\r"], SSE_TYPE) == 3
-    assert await counted(store_url, [*large, b"\n", compact(ranking(2))], NDJSON_TYPE) == 2
+    assert await counted(large) == 3
+    assert await counted([b"data: ", *large, b"\r\r"], SSE_TYPE) == 3
+    assert await counted([*large, b"\n", compact(ranking(2))], NDJSON_TYPE) == 2
     dense = {**ranking(3), "results": [[0]] * 2_000}
-    assert await counted(store_url, [compact(dense)]) == 3
+    assert await counted([compact(dense)]) == 3
 
 
 BOM = b"\xef\xbb\xbf"
@@ -80,41 +78,33 @@ BOM = b"\xef\xbb\xbf"
     "body",
     [
         pytest.param(sse(ranking(1), end=b"\r") + sse(ranking(4), end=b"\r"), id="cr"),
-        pytest.param(sse(ranking(1), end=b"\r\n") + sse(ranking(4), end=b"\r\n"), id="crlf"),
         pytest.param(BOM + sse(ranking(4)), id="bom"),
-        pytest.param(sse(ranking(4)).rstrip(), id="no-last-blank-line"),
         pytest.param(sse(ranking(4), end=b"\r").rstrip(), id="no-last-blank-line-cr"),
-        pytest.param(b'data: {"meta":\ndata: {"billed_units":\ndata:{"search_units": 4}}}\n\n', id="lines"),
         pytest.param(
             b'data: {"meta":\rdata: {"billed_units":\rdata:{"search_units": 4}}}\r\r', id="lines-cr"
         ),
-        pytest.param(b": ping\n\nevent: done\nid: 3\n" + sse(ranking(4)) + b"data: [DONE]\n\n", id="names"),
         pytest.param(sse(ranking(1)) + b"data: {torn\n\n" + sse(ranking(4)), id="torn"),
     ],
 )
-async def test_every_form_of_an_event_stream_is_read(body: bytes, store_url: str) -> None:
+async def test_every_form_of_an_event_stream_is_read(body: bytes) -> None:
     for chunks in ([body], [body[at : at + 1] for at in range(len(body))]):
-        assert await counted(store_url, chunks, SSE_TYPE) == 4
-    for kind in ("text/plain", ""):  # The first bytes tell.
-        assert await counted(store_url, [body], kind) == 4
+        assert await counted(chunks, SSE_TYPE) == 4
+    assert await counted([body], "text/plain") == 4  # The first bytes tell.
 
 
-async def test_the_first_bytes_tell_a_document_from_a_stream(store_url: str) -> None:
-    for body in (b"\n " + compact(ranking(4)), BOM + compact(ranking(4))):
-        for kind in ("text/plain", "application/octet-stream", "", "text/html"):
-            assert await counted(store_url, [body[:1], body[1:2], body[2:]], kind) == 4
+async def test_the_first_bytes_tell_a_document_from_a_stream() -> None:
+    for body, kind in ((b"\n " + compact(ranking(4)), "text/plain"), (BOM + compact(ranking(4)), "")):
+        assert await counted([body[:1], body[1:2], body[2:]], kind) == 4
 
 
-@pytest.mark.parametrize("coding", ["br", "zstd", "gzip", "deflate"])
-async def test_every_content_coding_is_undone(coding: str, store_url: str) -> None:
+@pytest.mark.parametrize("coding", ["br", "zstd", "deflate"])
+async def test_every_content_coding_is_undone(coding: str) -> None:
     body, _ = pack(b"".join([sse({"text": "x"}), sse(ranking(4))]), coding)
-    assert await counted(store_url, [body[:9], body[9:]], SSE_TYPE, coding=coding) == 4
+    assert await counted([body[:9], body[9:]], SSE_TYPE, coding=coding) == 4
 
 
-async def test_a_coding_that_cannot_be_undone_is_told(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert await counted(store_url, [b"x"], coding="compress") == 0
+async def test_a_coding_that_cannot_be_undone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert await counted([b"x"], coding="compress") == 0
     assert "no figure for usage_fields searches: its content coding is not decoded here" in caplog.text
 
 
@@ -125,55 +115,52 @@ def call(name: str | None, units: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("events", "units"),
     [
-        pytest.param([call("a", 3), call("b", 5)], 8, id="two calls"),
         pytest.param([call("a", 3), call("b", 1), call("a", 4), call("b", 5)], 9, id="calls that interleave"),
-        pytest.param([call("a", 3), call("a", 2)], 2, id="the last figure of a call"),
         pytest.param([call(None, 3), call(None, 5)], 5, id="events without an id"),
         pytest.param([call(None, 3), "[DONE]", call(None, 5), "[DONE]"], 8, id="streams that end"),
         pytest.param([call("a", 3), "[DONE]", call("a", 4)], 4, id="one call in two streams"),
-        pytest.param([call("a", 3), call(None, 5), call("b", 1)], 6, id="an event of the call before it"),
         pytest.param([call(None, 3), call("a", 5)], 5, id="a call that tells its id later"),
     ],
 )
-async def test_the_last_figure_of_each_call_counts(events: list[Any], units: int, store_url: str) -> None:
+async def test_the_last_figure_of_each_call_counts(events: list[Any], units: int) -> None:
     texts = [b"[DONE]" if event == "[DONE]" else compact(event) for event in events]
     stream = b"".join(b"data: " + text + b"\n\n" for text in texts)
-    assert await counted(store_url, [stream], SSE_TYPE) == units
-    assert await counted(store_url, [b"\n".join(texts)], NDJSON_TYPE) == units
+    assert await counted([stream], SSE_TYPE) == units
+    assert await counted([b"\n".join(texts)], NDJSON_TYPE) == units
     if "[DONE]" not in events:
-        assert await counted(store_url, [b"[" + b",".join(texts) + b"]"]) == units
+        assert await counted([b"[" + b",".join(texts) + b"]"]) == units
 
 
-async def test_calls_beyond_the_bound_are_told(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_calls_beyond_the_bound_are_told(caplog: pytest.LogCaptureFixture) -> None:
     events = [sse(call(f"c{number}", 1)) for number in range(1_001)]
-    assert await counted(store_url, [b"".join(events)], SSE_TYPE) == 1_000
+    assert await counted([b"".join(events)], SSE_TYPE) == 1_000
     assert "a response holds more calls than meterkit distinguishes" in caplog.text
 
 
-async def test_a_field_may_have_a_path_for_document_and_stream(store_url: str) -> None:
+async def test_a_field_may_have_a_path_for_document_and_stream() -> None:
     line = "usage_fields: {searches: [meta.billed_units.search_units, response.used]}"
-    assert await counted(store_url, [compact(ranking(3))], line=line) == 3
-    assert await counted(store_url, [sse({"response": {"used": 4}})], SSE_TYPE, line=line) == 4
+    assert await counted([compact(ranking(3))], line=line) == 3
+    assert await counted([sse({"response": {"used": 4}})], SSE_TYPE, line=line) == 4
     both = {**ranking(3), "response": {"used": 4}}
-    assert await counted(store_url, [compact(both)], line=line) == 3  # The first that has a figure.
+    assert await counted([compact(both)], line=line) == 3  # The first that has a figure.
 
 
-async def test_a_fetched_stored_answer_counts_nothing_on_auto(store_url: str) -> None:
+async def test_a_fetched_stored_answer_counts_nothing_on_auto() -> None:
     """As it counts no tokens there: a poll would bill the job each time."""
     body = compact(ranking(3))
     for line, expected in ((f"usage: auto, {LINE}", 3), (LINE, 9)):
         app = answering([body], JSON_TYPE)
-        async with metered(app, store_url, plans=plans(line)) as at:
+        async with metered(app, "memory://", plans=plans(line)) as at:
             for method in ("POST", "GET", "GET"):
                 await ask(at, "/x", method=method)
             assert (expected,) == await tokens(at.kit, "searches")
 
 
-async def test_beside_usage_both_are_counted(store_url: str) -> None:
+async def test_beside_usage_both_are_counted() -> None:
     used = {"prompt_tokens": 7, "completion_tokens": 2}
     body = compact({**chat({"content": "x"}), "usage": used, "searched": 5})
     line = "usage: auto, usage_fields: {searches: searched}"
-    async with metered(answering([body], JSON_TYPE), store_url, plans=plans(line)) as at:
+    async with metered(answering([body], JSON_TYPE), "memory://", plans=plans(line)) as at:
         await ask(at, "/x")
         assert (7, 2, 5) == await tokens(at.kit, "input_tokens", "output_tokens", "searches")
 
@@ -181,13 +168,9 @@ async def test_beside_usage_both_are_counted(store_url: str) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("usage_fields: {serches: a}", "searches"),
         ("usage: auto, usage_fields: {input_tokens: a}", "name it in one of the two"),
         ("usage_fields: {searches: 'a b'}", "a path in the JSON response"),
-        ("usage_fields: {searches: [a, 'b c']}", "a path in the JSON response"),
         ("usage_fields: {searches: []}", "found an empty list"),
-        ("usage_fields: {searches: {a: b}}", "a path in the JSON response, or a list of paths"),
-        ("exempt: true, usage_fields: {searches: a}", "has no effect"),
     ],
 )
 def test_a_line_that_cannot_work_is_refused(line: str, told: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import meterkit
 from faults.proxy import TcpProxy
-from faults.refusals import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
+from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
@@ -20,7 +20,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from meterkit import Decision, MeterKit
+    from meterkit import MeterKit
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
@@ -152,39 +152,6 @@ async def test_the_wait_that_a_refusal_tells_is_true(valkey: Server) -> None:
             assert await store.get(customer) == 200
 
 
-async def test_without_the_store_only_policies_are_told(valkey: Server) -> None:
-    async with outage(valkey) as store:
-        healthy = (await store.asked("acme"))[1]
-        assert {"ratelimit", "ratelimit-policy"} <= healthy.keys()
-        await store.begins()
-        _, headers, _ = await store.asked("acme")
-        assert headers["ratelimit-policy"] == healthy["ratelimit-policy"]
-        assert "ratelimit" not in headers
-
-
-async def test_a_decision_without_the_store_says_so(valkey: Server) -> None:
-    seen: list[Decision] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(meterkit.current().decision)
-        await answer_ok(scope, receive, send)
-
-    async with outage(valkey) as store:
-        await store.begins()
-        marks: list[tuple[str | None, str | None, bool]] = []
-        store.kit.store.mark_span = lambda plan, reason, degraded: marks.append((plan, reason, degraded))
-        await Client(metered(store.kit, app)).get("acme")
-    (decision,) = seen
-    assert marks[-1] == ("free", None, True)
-    assert (decision.allowed, decision.degraded, decision.customer, decision.plan) == (
-        True,
-        True,
-        "acme",
-        "free",
-    )
-    assert (decision.limit, decision.remaining) == ("requests-1m", 4)
-
-
 async def test_minutes_without_the_store_are_kept_once_it_is_back(valkey: Server) -> None:
     async with outage(valkey) as store:
         assert await store.get("acme") == 200
@@ -256,28 +223,6 @@ async def test_i11_an_attempt_is_settled_once_before_the_app_runs(
         assert [meters[name]["recorded"] for name in ("calls", "requests")] == [1 + 5 + 10, 10]
 
 
-async def test_with_an_open_breaker_no_call_is_made(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def call(_: Any) -> Any:
-        raise AssertionError("the store was asked")
-
-    async with outage(valkey) as store:
-        await store.begins()
-        assert store.lane.is_open
-        with monkeypatch.context() as patch:
-            patch.setattr(store.lane, "call", call)
-            assert await store.get("acme") == 200
-        assert "could not be decided" not in caplog.text
-        assert (
-            "requests are decided without the store (on_store_failure: allow): the store is not"
-            in caplog.text
-        )
-        await store.ends()
-        assert not store.lane.is_open
-        assert "ratelimit" in (await store.asked("acme"))[1]
-
-
 async def test_i3_known_suspensions_and_features_still_refuse(
     valkey: Server,
 ) -> None:
@@ -342,54 +287,6 @@ async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Se
         assert await store.get("late") == 402
 
 
-async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -> None:
-    usage = {"prompt_tokens": 1, "completion_tokens": 60, "total_tokens": 61}
-    answer: dict[str, Any] = {
-        "id": "c",
-        "object": "chat.completion",
-        "model": "m",
-        "choices": [],
-        "usage": usage,
-    }
-
-    async def chat(scope: Any, receive: Any, send: Any) -> None:
-        del scope, receive
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
-
-    async with outage(valkey) as store:
-        await store.begins()
-        app = metered(store.kit, chat)
-
-        async def post() -> int:
-            client = Client(app)
-            scope = http_scope("acme", "/chat")
-            scope["method"] = "POST"
-            return await client.ask(scope)
-
-        assert [await post() for _ in range(3)] == [200, 429, 429]
-        store.clock.advance(timedelta(hours=2))
-        assert await post() == 200
-        await store.ends()
-        assert await used(store.kit, "acme", "output_tokens") == (120, 0)
-
-
-async def test_denying_routes_and_shadow_do_as_they_say(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with outage(valkey) as store:
-        await store.begins()
-        status, headers, problem = await store.asked("acme", "/deny")
-        assert (status, headers["retry-after"]) == (503, "1")
-        assert problem["type"].endswith("temporary-reduced-capacity")
-        assert await store.statuses("acme", 8, "/shadow") == [200] * 8
-        assert "would be refused, but enforcement is shadow: customer='acme'" in caplog.text
-        assert await store.statuses("acme", 2) == [429] * 2
-        await store.ends()
-        assert await used(store.kit, "acme") == (8, 0)
-
-
 async def test_a_demand_beyond_every_window_takes_nothing(valkey: Server) -> None:
     async with outage(valkey) as store:
         await store.begins()
@@ -409,28 +306,3 @@ async def test_known_customers_are_bounded_and_the_quietest_goes(
         assert await store.get("third") == 200
         assert await store.get("busy") == 429
         assert await store.get("quiet") == 200
-
-
-async def test_messages_of_a_websocket_are_limited_too(valkey: Server) -> None:
-    sent: list[Any] = []
-    messages = iter([{"type": "websocket.connect"}, *[{"type": "websocket.receive", "text": "x"}] * 9])
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        del scope
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (await receive())["type"] == "websocket.receive":
-            sent.append("message")
-
-    async def receive() -> Any:
-        return next(messages)
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    async with outage(valkey) as store:
-        await store.begins()
-        scope = http_scope("acme", "/live")
-        scope["type"] = "websocket"
-        await metered(store.kit, app)(scope, receive, send)
-    assert sent == ["websocket.accept", *["message"] * 5, "websocket.close"]

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 
-from drivers.app import HEADERS, PLANS, hello, http_scope, no_more, served
-from drivers.llm_apps import listening
-from meterkit import MeterKit, MeterMiddleware, current, identify
-from meterkit.catalog import loads
+from drivers.app import PLANS, hello, http_scope, no_more, served
+from meterkit import MeterKit, MeterMiddleware, identify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from drivers.app import Served
@@ -54,10 +47,6 @@ class PassingOn(BaseHTTPMiddleware):
         return await call_next(request)
 
 
-async def answer(_: Request) -> PlainTextResponse:
-    return PlainTextResponse(current().customer)
-
-
 def mounted(inner: ASGIApp) -> Starlette:
     return Starlette(routes=[Mount("/v1", inner)])
 
@@ -70,7 +59,6 @@ def fast(inner: ASGIApp) -> FastAPI:
 
 BETWEEN: dict[str, Callable[[ASGIApp], ASGIApp]] = {
     "nothing": lambda app: app,
-    "a mount": mounted,
     "mounts": lambda app: Starlette(routes=[Mount("/v1", routes=[Mount("/deep", app)])]),
     "a copied scope": Copying,
     "BaseHTTPMiddleware": PassingOn,
@@ -142,35 +130,3 @@ async def test_a_scope_that_is_served_again_is_another_request() -> None:
         await asyncio.gather(*(at.app(http_scope(state=state), no_more, ignore) for _ in range(2)))
         assert await at.counted() == (4, 0)
         assert state == {}
-
-
-async def test_a_scope_whose_first_request_failed_is_served_again() -> None:
-    """As a middleware outside does that tries again."""
-    failures = iter([RuntimeError("once")])
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        for error in failures:
-            raise error
-        await hello(scope, receive, send)
-
-    async with served(app) as at:
-        scope = http_scope()
-        with pytest.raises(RuntimeError, match="once"):
-            await at.app(scope, no_more, ignore)
-        await at.app(scope, no_more, ignore)
-        assert await at.counted() == (1, 0)
-
-
-async def test_it_is_said_at_start_and_the_kit_runs_once(caplog: pytest.LogCaptureFixture) -> None:
-    """F-8: where the lifespan shows it, before any request."""
-    kit = MeterKit(loads(PLANS), redis_url="memory://", flush=False)
-    twice = [Middleware(MeterMiddleware, kit=kit, identify=who)] * 2
-    app = Starlette(routes=[Route("/v1/{x}", answer)], middleware=twice)
-    with caplog.at_level(logging.WARNING):
-        async with listening(app, lifespan="on") as port:
-            assert sum(WARNING in record.getMessage() for record in caplog.records) == 1
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS) as client:
-                assert (await client.get("/v1/x")).text == "acme"
-            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
-    assert sum(WARNING in record.getMessage() for record in caplog.records) == 1
-    assert not kit.store.lanes
