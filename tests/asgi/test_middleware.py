@@ -238,6 +238,8 @@ async def test_headers_none_and_both() -> None:
         both = (await at.client.get("/both")).headers
     assert both["ratelimit"].startswith('"requests-period";r=3')
     assert (both["x-ratelimit-limit"], both["x-ratelimit-remaining"]) == ("5", "3")
+    period_end = NOW.replace(month=7, day=1, hour=0, minute=0, second=0)
+    assert int(both["x-ratelimit-reset"]) == period_end.timestamp()
 
 
 async def test_fields_that_the_app_set_are_replaced() -> None:

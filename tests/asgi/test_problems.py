@@ -34,31 +34,28 @@ NOW_S = 1_800_000_000
 IANA = "https://iana.org/assignments/http-problem-types#"
 URN = "urn:meterkit:problem:"
 
-RATE = Policy(name="requests-1h", meter="requests", kind="rate", quota=100, window_s=3600, quota_unit=None)
-BUDGET = Policy(name="spend-1d", meter="spend", kind="rate", quota=100, window_s=86_400, quota_unit="cents")
-PERIOD = Policy(
-    name="requests-period", meter="requests", kind="period", quota=1000, window_s=None, quota_unit=None
-)
-CONCURRENCY = Policy(
-    name="requests-concurrency",
-    meter="requests",
-    kind="concurrency",
-    quota=4,
-    window_s=None,
-    quota_unit="concurrent-requests",
-)
-TOKENS = Policy(
-    name="output_tokens-5h",
-    meter="output_tokens",
-    kind="rate",
-    quota=200_000,
-    window_s=18_000,
-    quota_unit="token",
-)
-TOLD = (
-    b'"requests-1h";q=100;w=3600, "requests-period";q=1000, '
-    b'"requests-concurrency";q=4;qu="concurrent-requests"'
-)
+
+def policy(
+    name: str,
+    quota: int,
+    window_s: int | None = None,
+    unit: str | None = None,
+    kind: Literal["period", "concurrency"] = "period",
+) -> Policy:
+    return Policy(
+        name=name,
+        meter="requests",
+        kind="rate" if window_s else kind,
+        quota=quota,
+        window_s=window_s,
+        quota_unit=unit,
+    )
+
+
+RATE = policy("requests-1h", 100, 3600)
+BUDGET = policy("spend-1d", 100, 86_400, "cents")
+PERIOD = policy("requests-period", 1000)
+CONCURRENCY = policy("requests-concurrency", 4, None, "concurrent-requests", "concurrency")
 PLAN = ProblemContext(policies=(RATE, PERIOD, CONCURRENCY))
 NOWHERE = ProblemContext()
 
@@ -68,41 +65,21 @@ def denied(reason: Reason, limit: str | None = None, **extra: Any) -> Decision:
     return Decision(allowed=False, reason=reason, limit=limit, **values)
 
 
-def told(decision: Decision, circumstances: ProblemContext = NOWHERE, mode: Headers = "ietf") -> Denial:
-    return problem(decision, circumstances, mode=mode, now_s=NOW_S, instance=INSTANCE)
+def told(decision: Decision, circumstances: ProblemContext = NOWHERE) -> Denial:
+    return problem(decision, circumstances, mode="ietf", now_s=NOW_S, instance=INSTANCE)
 
 
-Row = tuple[Decision, ProblemContext, int, str, str, dict[str, Any], list[tuple[bytes, bytes]]]
+Row = tuple[Decision, ProblemContext, int, str, str, dict[str, Any], dict[str, str]]
 # One row per line of the table of refusals: what is decided, and all that the client gets.
 GOLDEN: Mapping[str, Row] = {
     "a rate": (
-        denied(
-            "rate",
-            "requests-1h",
-            remaining=0,
-            retry_after=timedelta(seconds=22.001),
-            reset_after=timedelta(hours=1),
-        ),
+        denied("rate", "requests-1h", remaining=0, retry_after=timedelta(seconds=22.001)),
         PLAN,
         429,
         f"{IANA}quota-exceeded",
         'Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.',
         {"violated-policies": ["requests-1h"]},
-        [(b"ratelimit-policy", TOLD), (b"ratelimit", b'"requests-1h";r=0;t=23'), (b"retry-after", b"23")],
-    ),
-    "a rate of tokens": (
-        denied("rate", "output_tokens-5h", remaining=12, retry_after=timedelta(hours=3)),
-        ProblemContext(policies=(TOKENS,)),
-        429,
-        f"{IANA}quota-exceeded",
-        'Policy "output_tokens-5h" allows 200000 tokens per 5 hours. Retry in 3 hours.',
-        {"violated-policies": ["output_tokens-5h"]},
-        [
-            (b"ratelimit-policy", b'"output_tokens-5h";q=200000;qu="token";w=18000'),
-            (b"ratelimit", b'"output_tokens-5h";r=12;t=10800'),
-            (b"retry-after", b"10800"),
-            (b"x-should-retry", b"false"),
-        ],
+        {"ratelimit": '"requests-1h";r=0;t=23', "retry-after": "23"},
     ),
     "concurrency": (
         denied("concurrency", "requests-concurrency", remaining=0),
@@ -111,11 +88,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{IANA}quota-exceeded",
         'Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.',
         {"violated-policies": ["requests-concurrency"]},
-        [
-            (b"ratelimit-policy", TOLD),
-            (b"ratelimit", b'"requests-concurrency";r=0;t=1'),
-            (b"retry-after", b"1"),
-        ],
+        {"ratelimit": '"requests-concurrency";r=0;t=1', "retry-after": "1"},
     ),
     "included": (
         denied(
@@ -130,12 +103,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{IANA}quota-exceeded",
         'Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.',
         {"violated-policies": ["requests-1h", "requests-period"]},
-        [
-            (b"ratelimit-policy", TOLD),
-            (b"ratelimit", b'"requests-period";r=0;t=957600'),
-            (b"retry-after", b"957600"),
-            (b"x-should-retry", b"false"),
-        ],
+        {"ratelimit": '"requests-period";r=0;t=957600', "retry-after": "957600", "x-should-retry": "false"},
     ),
     "a cap that waiting does not lift": (
         denied("cap", "requests-period", remaining=3, reset_after=timedelta(days=1)),
@@ -147,11 +115,7 @@ GOLDEN: Mapping[str, Row] = {
             "Waiting does not help: ask for less at once, or choose a plan with more."
         ),
         {"violated-policies": ["requests-period"]},
-        [
-            (b"ratelimit-policy", TOLD),
-            (b"ratelimit", b'"requests-period";r=3;t=86400'),
-            (b"x-should-retry", b"false"),
-        ],
+        {"ratelimit": '"requests-period";r=3;t=86400', "x-should-retry": "false"},
     ),
     "suspended": (
         denied("suspended"),
@@ -163,7 +127,7 @@ GOLDEN: Mapping[str, Row] = {
             "Pay at https://example.com/billing to go on."
         ),
         {"reason": "suspended", "portal_url": "https://example.com/billing"},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "a payment is required": (
         denied("payment_required"),
@@ -172,7 +136,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}payment-required",
         "This request needs a payment. Pay to go on.",
         {"reason": "payment_required"},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "credits": (
         denied("credits", retry_after=timedelta(seconds=5)),
@@ -181,7 +145,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}payment-required",
         "What is left of the prepaid credits or grants does not cover this request. Buy more to go on.",
         {"reason": "credits"},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "a budget": (
         denied(
@@ -200,11 +164,7 @@ GOLDEN: Mapping[str, Row] = {
             "requests in progress. More can be spent in 9 hours."
         ),
         {"limit_cents": 100, "spent_cents": 90, "currency": "usd", "reset_after_s": 32400},
-        [
-            (b"ratelimit-policy", b'"spend-1d";q=100;qu="cents";w=86400'),
-            (b"ratelimit", b'"spend-1d";r=10;t=32400'),
-            (b"x-should-retry", b"false"),
-        ],
+        {"ratelimit": '"spend-1d";r=10;t=32400', "x-should-retry": "false"},
     ),
     "more than a budget": (
         denied("spend", "spend-period", spend=SpendLevel(limit_cents=100, spent_cents=0)),
@@ -216,7 +176,7 @@ GOLDEN: Mapping[str, Row] = {
             "for requests in progress. This request may cost more than that: ask for less."
         ),
         {"limit_cents": 100, "spent_cents": 0, "currency": "jpy"},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "a feature": (
         denied("feature"),
@@ -225,7 +185,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}feature-not-in-plan",
         "The plan 'free' does not include the feature 'full_ai'. It is available in 'pro', 'enterprise'.",
         {"feature": "full_ai", "plan": "free", "available_in": ["pro", "enterprise"]},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "a feature of no plan": (
         denied("feature"),
@@ -234,7 +194,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}feature-not-in-plan",
         "The plan 'free' does not include the feature 'full_ai'. No plan includes it.",
         {"feature": "full_ai", "plan": "free", "available_in": []},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "seats": (
         denied("seats"),
@@ -243,7 +203,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}seats-limit-exceeded",
         "This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.",
         {"limit": 3, "used": 3},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "storage": (
         denied("storage"),
@@ -255,7 +215,7 @@ GOLDEN: Mapping[str, Row] = {
             "Delete something or choose a plan with more."
         ),
         {"limit": 5_000_000, "used": 4_999_000, "requested": 5000},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "no customer": (
         denied("anonymous"),
@@ -264,7 +224,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}customer-unknown",
         "This request does not say which customer it belongs to. Send valid credentials.",
         {},
-        [(b"x-should-retry", b"false"), (b"www-authenticate", b'ApiKey realm="x"')],
+        {"x-should-retry": "false", "www-authenticate": 'ApiKey realm="x"'},
     ),
     "an invalid customer": (
         denied("invalid_customer"),
@@ -276,7 +236,7 @@ GOLDEN: Mapping[str, Row] = {
             "Allowed is a text of 1 to 256 bytes of UTF-8 without control characters."
         ),
         {},
-        [(b"x-should-retry", b"false")],
+        {"x-should-retry": "false"},
     ),
     "a request in flight": (
         denied("in_flight"),
@@ -285,7 +245,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{URN}request-in-flight",
         "The first request with this idempotency key has not ended yet. Retry in 1 second.",
         {},
-        [(b"retry-after", b"1")],
+        {"retry-after": "1"},
     ),
     "an identify that failed": (
         denied("identify"),
@@ -297,7 +257,7 @@ GOLDEN: Mapping[str, Row] = {
             "Retry in 1 second."
         ),
         {},
-        [(b"retry-after", b"1")],
+        {"retry-after": "1"},
     ),
     "the store": (
         denied("store", retry_after=timedelta(seconds=5)),
@@ -306,16 +266,7 @@ GOLDEN: Mapping[str, Row] = {
         f"{IANA}temporary-reduced-capacity",
         "Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds.",
         {},
-        [(b"retry-after", b"5")],
-    ),
-    "no reason at all": (
-        Decision(allowed=False),
-        NOWHERE,
-        503,
-        f"{IANA}temporary-reduced-capacity",
-        "Limits cannot be checked at the moment; the request was not served. Retry in 1 second.",
-        {},
-        [(b"retry-after", b"1")],
+        {"retry-after": "5"},
     ),
 }
 
@@ -328,17 +279,16 @@ def test_every_refusal_is_told_exactly(row: str) -> None:
     common = {"type": kind, "title": title, "status": status, "detail": detail, "instance": INSTANCE.urn}
     assert common | members == json.loads(denial.body)
     assert status == denial.status
-    assert [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % len(denial.body)),
-        (b"cache-control", b"no-store"),
-        *headers,
-    ] == list(denial.headers)
+    always = {"content-type": "application/problem+json", "cache-control": "no-store"}
+    if circumstances.policies:
+        always["ratelimit-policy"] = policy_field(circumstances.policies).decode()
+    found = {name.decode(): value.decode() for name, value in denial.headers}
+    assert always | headers | {"content-length": str(len(denial.body))} == found
 
 
 def test_every_reason_is_told() -> None:
     assert set(TYPES) == set(get_args(Reason))
-    assert {decision.reason for decision, *_ in GOLDEN.values()} == {None, *get_args(Reason)}
+    assert {decision.reason for decision, *_ in GOLDEN.values()} == {*get_args(Reason)}
 
 
 @pytest.mark.parametrize(
@@ -385,26 +335,19 @@ def test_a_window_in_words_is_exact(window_s: int, unit: str | None, quota: int,
 @pytest.mark.parametrize(
     ("cors", "expected"),
     [
-        ((), {}),
-        (("https://other.example",), {}),
-        (
-            ("https://app.example",),
-            {
-                b"access-control-allow-origin": b"https://app.example",
-                b"access-control-allow-credentials": b"true",
-                b"vary": b"Origin",
-            },
-        ),
-        (("*",), {b"access-control-allow-origin": b"*"}),
+        ((), [None, None, None]),
+        (("https://other.example",), [None, None, None]),
+        (("https://app.example",), [b"https://app.example", b"true", b"Origin"]),
+        (("*",), [b"*", None, None]),
     ],
 )
 def test_a_script_of_another_origin_may_read_a_refusal(
-    cors: tuple[str, ...], expected: dict[bytes, bytes]
+    cors: tuple[str, ...], expected: list[bytes | None]
 ) -> None:
     circumstances = ProblemContext(origin=b"https://app.example", cors=cors)
     headers = dict(told(denied("store"), circumstances).headers)
     names = (b"access-control-allow-origin", b"access-control-allow-credentials", b"vary")
-    assert expected == {name: headers[name] for name in names if name in headers}
+    assert expected == [headers.get(name) for name in names]
     assert headers[b"access-control-expose-headers"] == b"retry-after"
 
 
@@ -414,11 +357,6 @@ names = st.sampled_from(
     [b"ratelimit", b"RateLimit", b"RATELIMIT-POLICY", b"x-a", b"Access-Control-Expose-Headers", b""]
 )
 pairs = st.lists(st.tuples(names, st.binary(max_size=20)), max_size=8)
-
-
-def policy(name: str, quota: int, window_s: int | None = None, unit: str | None = None) -> Policy:
-    kind: Literal["rate", "period"] = "rate" if window_s else "period"
-    return Policy(name=name, meter="requests", kind=kind, quota=quota, window_s=window_s, quota_unit=unit)
 
 
 def test_a_policy_field_lists_quota_unit_and_window() -> None:
