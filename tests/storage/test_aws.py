@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -16,15 +15,11 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.kit_parts import parts_of
-from faults.refusals import eventually
 from meterkit import MeterKit, metrics_app
-from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError
 from meterkit.health.backlogs import look_at_stored_objects
-from meterkit.storage import aws
-from meterkit.storage.records import bucket_tag
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
@@ -94,31 +89,6 @@ async def test_a_recalculation_counts_what_no_event_told_of(kit: MeterKit, s3: A
     assert told == ("storage", "900 bytes", "22 bytes", "recalculation")
 
 
-async def test_a_client_uploads_to_a_presigned_address(kit: MeterKit, s3: Any) -> None:
-    address = await kit.storage.presign("ada", "ada/images/a b", 7)
-    async with httpx.AsyncClient() as client:
-        assert (await client.put(address, content=b"x" * 7)).status_code == 200
-    assert s3.head_object(Bucket="uploads", Key="ada/images/a b")["ContentLength"] == 7
-
-
-async def test_a_listing_goes_on_where_a_page_ends(
-    kit: MeterKit, s3: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(5):
-        s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
-    called: list[dict[str, Any]] = []
-    whole = aws._called  # pyright: ignore[reportPrivateUsage]
-
-    async def paged(what: str, call: Any) -> Any:
-        call.keywords["MaxKeys"] = 2
-        called.append(call.keywords)
-        return await whole(what, call)
-
-    monkeypatch.setattr(aws, "_called", paged)
-    assert await kit.storage.recalculate() == {"ada": 11111}
-    assert len(called) > 1
-
-
 async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, address: str) -> None:
     client: Any = BOTO3.client("sqs", endpoint_url=address)
     put = Happened("ObjectCreated:Put", "ada/images/a", 900, None, AT_MS, 5, 5)
@@ -135,77 +105,6 @@ async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, addre
     assert await kit.gauges.get("ada", "storage") == 840
     left = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
     assert [message["Body"] for message in left] == ["not of an object store"]
-
-
-async def test_a_queue_not_noted_is_noted_at_the_next_look(kit: MeterKit, queue: str) -> None:
-    client: Any = (await kit.store.admin()).client
-    key = kit.store.keys.shard(HOOKS_SHARD, "storage")
-    await client.set(key, "no hash")
-    with pytest.raises(StoreError):
-        await kit.storage.poll(queue, wait_s=0)
-    await client.delete(key)
-    assert await kit.storage.poll(queue, wait_s=0) == 0
-    assert (await Upkeep(kit.store).seen()).read_ms == kit.store.now_ms()
-
-
-async def drained(kit: MeterKit, queue: str) -> int:
-    """How many messages count until only those are left that cannot."""
-    counted = 0
-    while True:  # moto gives some of the messages or all.
-        try:
-            counted += await kit.storage.poll(queue, wait_s=0)
-        except StoreError as error:
-            assert "DAMAGED object" in str(error)  # noqa: PT017 - the others may have counted before
-            return counted
-
-
-async def test_damaged_objects_of_one_customer_hinder_no_other(
-    kit: MeterKit, queue: str, address: str, s3: Any
-) -> None:
-    client: Any = BOTO3.client("sqs", endpoint_url=address)
-    names = ("ada", "bob", "cyd")
-    for name in names:
-        s3.put_object(Bucket="uploads", Key=f"{name}/images/a", Body=b"x" * 7)
-        put = Happened("ObjectCreated:Put", f"{name}/images/lost", 900, "v1", AT_MS, 5, 5)
-        client.send_message(QueueUrl=queue, MessageBody=put.as_body("s3", "uploads").decode())
-    before = Happened("ObjectCreated:Put", "bob/images/before", 40, "v1", AT_MS, 5, 5)
-    await kit.storage.count(before.as_body("s3", "uploads"))
-    client, keys = (await kit.store.admin()).client, kit.store.keys.customer("bob")
-    await client.hset(keys.objects, bucket_tag("uploads"), "text")
-    assert await drained(kit, queue) == 2
-    assert [await kit.gauges.get(name, "storage") for name in names] == [900, 40, 900]
-    with pytest.raises(StoreError, match=r"of 1 customers are not recalculated, 'bob' first: .*DAMAGED"):
-        await kit.storage.recalculate()
-    assert [await kit.gauges.get(name, "storage") for name in names] == [7, 40, 7]
-    assert (await Upkeep(kit.store).seen()).drift_customers == 2
-    # As the runbook says.
-    await client.delete(keys.objects)
-    await client.hdel(keys.levels, *[field for field in await client.hkeys(keys.levels) if b":" in field])
-    assert await kit.storage.recalculate() == {"bob": 7}
-    assert await kit.gauges.get("bob", "storage") == 7
-
-
-async def test_a_recalculation_ends_where_the_store_is_away(kit: MeterKit, s3: Any) -> None:
-    for number in range(30):
-        s3.put_object(Bucket="uploads", Key=f"customer{number:02}/images/a", Body=b"x")
-        damaged = kit.store.keys.customer(f"customer{number:02}").objects
-        await (await kit.store.admin()).client.set(damaged, "no hash")
-    with pytest.raises(StoreError, match="WRONGTYPE"):
-        await kit.storage.recalculate()
-    assert (await Upkeep(kit.store).seen()).listed_ms is None
-
-
-async def test_a_bucket_that_is_not_there(kit: MeterKit, address: str) -> None:
-    assert address
-    with pytest.raises(MeterkitError, match=r"the bucket uploads cannot be listed: .*NoSuchBucket"):
-        await kit.storage.recalculate()
-
-
-async def test_without_storage_in_the_plans_file() -> None:
-    plans = PLANS[: PLANS.index("storage:\n  gauge")] + PLANS[PLANS.index("plans:") :]
-    async with MeterKit(loads(plans), redis_url="memory://", flush=False) as kit:
-        with pytest.raises(MeterkitError, match="has no `storage:`"):
-            await kit.storage.recalculate()
 
 
 async def test_one_process_recalculates_each_hour(
@@ -229,29 +128,6 @@ async def test_one_process_recalculates_each_hour(
         assert not await other.recalculate_due()  # Another process does.
     assert await other.recalculate_due()
     assert await kit.gauges.get("ada", "storage") == 12
-
-
-async def test_a_worker_reads_a_queue_and_lists(kit: MeterKit, queue: str, address: str, s3: Any) -> None:
-    put = Happened("ObjectCreated:Put", "ada/images/a", 900, "v1", AT_MS, 5, 5)
-    client: Any = BOTO3.client("sqs", endpoint_url=address)
-    client.send_message(QueueUrl=queue, MessageBody=put.as_body("s3", "uploads").decode())
-    s3.put_object(Bucket="uploads", Key="bob/images/a", Body=b"x" * 7)
-
-    async def has(customer: str, level: int) -> bool:
-        return await kit.gauges.get(customer, "storage") == level
-
-    tasks = kit.storage.worker_tasks(queue)
-    assert set(tasks) == {"storage", "storage queue"}
-    loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
-    beside.keep(loop, "storage queue", tasks["storage queue"])
-    try:
-        await eventually(lambda: has("ada", 900))
-        beside.keep(loop, "storage", tasks["storage"])
-        await eventually(lambda: has("bob", 7))
-    finally:
-        await beside.end(loop)
-    assert kit.store.task_failures.total() == 0
-    assert (await Upkeep(kit.store).seen()).read_ms == kit.store.now_ms()
 
 
 async def test_a_worker_without_what_it_needs(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:

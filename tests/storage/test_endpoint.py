@@ -198,14 +198,6 @@ def fetched(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def test_a_subject_is_signed_although_it_is_empty(
-    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str]
-) -> None:
-    for subject in ("", "of the day"):
-        assert (await client.post("/", content=json.dumps(signed(Subject=subject)))).status_code == 200
-    assert (fetched, await kit.gauges.get("ada", "storage")) == ([CERTIFICATE] * 2, 900)
-
-
 async def test_a_certificate_of_another_kind_of_key_signs_nothing(
     kit: MeterKit, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

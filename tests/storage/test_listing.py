@@ -6,81 +6,24 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
-from random import Random
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from drivers.delivery import NOW
-from faults.small_disk import run_on_a_small_disk
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.storage.aws import Page, Version
-from meterkit.storage.recalculation import Difference, Listed, Listing, differences
-from meterkit.storage.shelf import Known
+from meterkit.storage.recalculation import Listed, Listing
 from meterkit.testing import Clock
 from storage.objects import Happened
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
-
-TYPES: Final = ("a", "b")
-
-
-def random_known(random: Random) -> Known:
-    return Known(random.random() < 0.7, random.randrange(3), random.randrange(5), random.choice(TYPES))
-
-
-def expected(listed: Mapping[str, tuple[int, str]], known: Mapping[str, Known]) -> list[Difference]:
-    every = [Difference(field, listed.get(field), known.get(field)) for field in sorted({*listed, *known})]
-    return [
-        one
-        for one in every
-        if one.listed is None
-        or one.known is None
-        or (True, *one.listed) != (one.known.is_there, one.known.size, one.known.type)
-    ]
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_two_sorted_streams_are_merged(seed: int) -> None:
-    random = Random(seed)  # noqa: S311 - a story, not a secret
-    fields = [f"f{number}" for number in range(random.randrange(12))]
-    listed = {field: (random.randrange(3), random.choice(TYPES)) for field in fields if random.random() < 0.6}
-    known = {field: random_known(random) for field in fields if random.random() < 0.6}
-    found = differences(((field, *one) for field, one in sorted(listed.items())), sorted(known.items()))
-    assert list(found) == expected(listed, known)
-
-
-async def test_each_customer_is_compared_with_its_own_versions() -> None:
-    async def known(*pages: Mapping[str, Known]) -> AsyncGenerator[Mapping[str, Known]]:
-        for page in pages:
-            yield page
-
-    kept = Known(is_there=True, size=1, at_ms=0, type="a")
-    async with Listing() as listing:
-        await listing.add([Listed("bob", f"f{number}", 1, "a") for number in range(3)])
-        await listing.add([])
-        await listing.add([Listed("ada", "f1", 2, "a"), Listed("ada", "f0", 1, "a")])
-        await listing.add_customers(["cyd", "ada"])
-        await listing.sort()
-        assert [name async for name in listing.customers()] == ["ada", "bob", "cyd"]
-        # A scan of the store may give a field twice.
-        pages = known({"f1": kept, "f2": kept}, {"f1": kept})
-        batches = [batch async for batch in listing.compare("ada", pages, at_once=2)]
-        assert batches == [
-            [Difference("f0", (1, "a"), None), Difference("f1", (2, "a"), kept)],
-            [Difference("f2", None, kept)],
-        ]
-        assert [batch async for batch in listing.compare("bob", known({"f0": kept}), at_once=2)] == [
-            [Difference("f1", (1, "a"), None), Difference("f2", (1, "a"), None)]
-        ]
-        assert [batch async for batch in listing.compare("cyd", known(), at_once=2)] == []
 
 
 class Large:
@@ -204,31 +147,6 @@ async def test_a_listing_that_is_cancelled_frees_the_disk() -> None:
         await listing.sort()
 
 
-def test_a_full_temporary_folder_is_an_error_with_its_cure(tmp_path: Path) -> None:
-    program = """
-import asyncio, os
-from meterkit.errors import MeterkitError
-from meterkit.storage.recalculation import Listed, Listing
-
-async def main():
-    async with Listing() as listing:
-        for page in range(1000):
-            fields = (f"{page:014}{number:014}" for number in range(1000))
-            await listing.add([Listed("ada", field, 7, "images") for field in fields])
-
-os.environ["SQLITE_TMPDIR"] = os.getcwd()
-try:
-    asyncio.run(main())
-except MeterkitError as error:
-    print(error)
-"""
-    [told] = run_on_a_small_disk(tmp_path, program)
-    assert told == (
-        "the temporary folder does not take the listing of a bucket: database or disk is full;"
-        " name another folder in SQLITE_TMPDIR"
-    )
-
-
 NOW_MS: Final = int(NOW.timestamp() * 1000)
 MINUTE_MS: Final = 60_000
 
@@ -287,44 +205,3 @@ async def test_a_rule_that_removes_all_versions_asks_for_a_listing(store_url: st
         assert list(await kit.storage.unclear()) == ["ada"]
         assert await kit.storage.recalculate("ada", lister=Racing(kit, (30, {}, []))) == {"ada": -900}
         assert await kit.storage.unclear() == {}
-
-
-async def test_what_is_stored_between_two_pages_of_a_listing_is_kept(store_url: str) -> None:
-    """The first page was made before, and has no such object; the second one begins behind its name."""
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
-        await told(kit, stored(B, 5, 0, 1))
-        racing = Racing(kit, (30, {}, [stored(A, 900, 35, 1)]), (40, {B: 5}, []))
-        assert await kit.storage.recalculate(lister=racing) == {}
-        assert await kit.gauges.get("ada", "storage") == 905
-        # Only the next listing can tell whether it was removed again.
-        assert list(await kit.storage.unclear()) == ["ada"]
-        assert await kit.storage.recalculate(lister=Racing(kit, (60, {A: 900, B: 5}, []))) == {}
-        assert await kit.storage.unclear() == {}
-        assert await kit.gauges.get("ada", "storage") == 905
-
-
-async def test_an_event_contradicting_a_listing_asks_for_another(
-    store_url: str,
-) -> None:
-    """The event arrives after the listing; nothing says which of both is the newer one."""
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
-        await told(kit, stored(B, 5, 0, 1))
-        assert await kit.storage.recalculate(lister=Racing(kit, (30, {A: 900}, []), (40, {B: 5}, []))) == {
-            "ada": 900
-        }
-        await told(kit, stored(A, 900, 35, 1))
-        assert (await kit.gauges.get("ada", "storage"), await kit.storage.unclear()) == (905, {})
-        await told(kit, stored(A, 700, 36, 2))
-        assert await kit.gauges.get("ada", "storage") == 705
-        assert list(await kit.storage.unclear()) == ["ada"]
-        await kit.storage.recalculate(lister=Racing(kit, (60, {A: 700, B: 5}, [])))
-        assert (await kit.gauges.get("ada", "storage"), await kit.storage.unclear()) == (705, {})
-
-
-async def test_a_listing_that_began_earlier_does_not_undo_a_later_one(store_url: str) -> None:
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
-        await told(kit, stored(B, 5, 0, 1))
-        await kit.storage.recalculate(lister=Racing(kit, (60, {B: 5}, [])))
-        await kit.storage.recalculate(lister=Racing(kit, (30, {B: 5}, [])))
-        await told(kit, stored(A, 900, 50, 1))  # The listing of minute 60 has it, or it was removed again.
-        assert await kit.gauges.get("ada", "storage") == 5

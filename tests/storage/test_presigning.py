@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 KEY: Final = "ada/images/a b"
-OF_ADA: Final = "*[^w]:ada*"
 """Keys of hers. What follows on ``w:`` is random, and may begin so."""
 MOST: Final = 5_000_000
 
@@ -117,52 +116,6 @@ async def test_the_event_settles_a_hold_once(kit: MeterKit) -> None:
     assert await figures(kit) == (700, 50, MOST - 750)
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_of_two_uploads_each_event_settles_its_own(kit: MeterKit, order: tuple[int, int]) -> None:
-    sizes = (700, 30)
-    for size in sizes:
-        await kit.storage.presign("ada", KEY, size)
-    events = [put(size, number=5 + nth, version=f"v{nth}") for nth, size in enumerate(sizes)]
-    first, last = order
-    await kit.storage.count(events[first])
-    assert await figures(kit) == (sizes[first], sizes[last], MOST - 730)
-    for event in (*events, *events):
-        await kit.storage.count(event)
-    assert await figures(kit) == (730, 0, MOST - 730)
-
-
-async def test_an_overwritten_object_is_settled_by_its_late_event(kit: MeterKit) -> None:
-    for size in (700, 30):
-        await kit.storage.presign("ada", KEY, size)
-    await kit.storage.count(put(30, number=6, after_ms=2000))
-    assert await figures(kit) == (30, 700, MOST - 730)
-    await kit.storage.count(put(700, number=5))  # Older: it changes no level, but it has arrived.
-    assert await figures(kit) == (30, 0, MOST - 30)
-
-
-async def test_an_early_removal_leaves_the_hold_to_the_upload(kit: MeterKit) -> None:
-    await kit.storage.presign("ada", KEY, 700)
-    gone = Happened("ObjectRemoved:Delete", KEY, None, None, NOW_MS + 2000, 6, 6)
-    await kit.storage.count(gone.as_body("s3", "uploads"))
-    assert await figures(kit) == (0, 700, MOST - 700)
-    await kit.storage.count(put(700))
-    assert await figures(kit) == (0, 0, MOST)
-
-
-@pytest.mark.parametrize("size", [0, 699, 5_000])
-async def test_an_object_of_another_size_settles_the_whole_hold(kit: MeterKit, size: int) -> None:
-    await kit.storage.presign("ada", KEY, 700)
-    await kit.storage.count(put(size))
-    assert await figures(kit) == (size, 0, MOST - size)
-
-
-async def test_what_is_stored_elsewhere_or_was_before_settles_nothing(kit: MeterKit) -> None:
-    await kit.storage.presign("ada", KEY, 700)
-    await kit.storage.count(put(700, key="ada/images/b"))
-    await kit.storage.count(put(700, after_ms=-60_001))
-    assert await figures(kit) == (1400, 700, MOST - 2100)
-
-
 async def test_an_upload_that_never_comes_is_held_for_an_hour_at_most(kit: MeterKit, clock: Clock) -> None:
     await kit.storage.presign("ada", KEY, 700)
     clock.advance(timedelta(minutes=54, seconds=59))
@@ -177,17 +130,6 @@ async def test_an_upload_that_never_comes_is_held_for_an_hour_at_most(kit: Meter
     assert await figures(kit) == (700, 0, MOST - 700)
 
 
-async def test_holds_of_the_last_hour_are_settled_too(kit: MeterKit, clock: Clock) -> None:
-    clock.advance(timedelta(minutes=59))
-    await kit.storage.presign("ada", KEY, 700)
-    clock.advance(timedelta(minutes=2))
-    await kit.storage.presign("ada", KEY, 40)
-    await kit.storage.count(put(40, number=7, after_ms=61 * 60_000))
-    assert (await figures(kit))[:2] == (40, 700)
-    await kit.storage.count(put(700, number=6, after_ms=60 * 60_000))
-    assert (await figures(kit))[:2] == (40, 0)
-
-
 async def test_a_key_is_presigned_a_hundred_times_an_hour(kit: MeterKit) -> None:
     for _ in range(100):
         await kit.storage.presign("ada", KEY, 1)
@@ -195,26 +137,6 @@ async def test_a_key_is_presigned_a_hundred_times_an_hour(kit: MeterKit) -> None
         await kit.storage.presign("ada", KEY, 1)
     assert (await figures(kit))[1] == 100
     await kit.storage.presign("ada", "ada/images/b", 1)
-
-
-async def test_a_deleted_customer_leaves_no_hold(kit: MeterKit) -> None:
-    await kit.storage.presign("ada", KEY, 700)
-    await kit.customers.delete("ada")
-    admin = await kit.store.admin()
-    found: Any = await admin.client.keys(OF_ADA)
-    assert found == []
-
-
-async def test_a_deleted_customers_late_event_is_forgotten(kit: MeterKit) -> None:
-    await kit.storage.count(put(700))
-    admin, objects = await kit.store.admin(), kit.store.keys.customer("ada").objects
-    assert await admin.client.pttl(objects) == -1
-    await kit.customers.delete("ada")
-    gone = Happened("ObjectRemoved:Delete", KEY, None, None, NOW_MS + 2000, 6, 6)
-    await kit.storage.count(gone.as_body("s3", "uploads"))
-    found: Any = await admin.client.keys(OF_ADA)
-    assert found == [objects.encode()]
-    assert 0 < await admin.client.pttl(objects) <= 7 * 24 * 60 * 60_000
 
 
 async def test_without_credentials_nothing_is_held(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:

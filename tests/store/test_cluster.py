@@ -20,8 +20,7 @@ from drivers.delivery import CATALOG, desk
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, loop_clock, open_sockets, stopped
 from meterkit import MeterKit, SettingsError, StoreError
-from meterkit.customers.usage import usage_of_all
-from meterkit.redis.discovery import Slots, redirection_of, slot_of, slots_of
+from meterkit.redis.discovery import Slots, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import Place
 from servers.clusters import Cluster, spawn_cluster
@@ -64,13 +63,6 @@ def shards_of(kit: MeterKit, server: Server, cluster: Cluster) -> set[int]:
     return {shard for shard, name in names.items() if cluster.owner(name) is server}
 
 
-def test_a_slot_is_that_of_the_tag() -> None:
-    # The value that the specification of Redis Cluster gives.
-    assert slot_of("123456789") == 0x31C3
-    assert slot_of("mk:{17}:c:acme") == slot_of("17") == slot_of(b"mk:{17}:outbox")
-    assert slot_of("mk:{}:x") != slot_of("")
-
-
 def test_a_node_without_a_name_is_the_one_that_was_asked() -> None:
     asked = Place("10.0.0.1", 7000)
     told = [[0, 5, [b"", 7000, b"id"], [b"10.0.0.9", 1, b"replica"]], [6, 9, [b"10.0.0.2", 7001, b"id"]]]
@@ -99,23 +91,6 @@ async def test_i1_nodes_share_customers_with_one_connection_each(cluster: Cluste
         own = [now - known for now, known in zip(open_at_each(), before, strict=True)]
         assert all(len(ids) >= 2 for ids in own)  # the kit's, and the one that asks
     await eventually(lambda: not any(now & ids for now, ids in zip(open_at_each(), own, strict=True)))
-
-
-async def test_a_cluster_may_be_found_by_any_of_its_nodes(cluster: Cluster) -> None:
-    for node in cluster.masters:
-        url = f"redis+cluster://127.0.0.1:1,127.0.0.1:{node.port}"
-        async with kit_of(url) as kit:
-            assert (await kit.consume("acme", "requests")).allowed
-            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
-        cluster.empty()
-
-
-async def test_what_all_have_used_is_found_on_all_nodes(cluster: Cluster) -> None:
-    async with kit_of(cluster.url) as kit:
-        for customer in CUSTOMERS:
-            await kit.record(customer, "requests", 2)
-        pages = [page async for page in usage_of_all(kit.store)]
-        assert [found["customer"] for page in pages for found in page] == sorted(CUSTOMERS)
 
 
 async def test_scripts_that_are_flushed_are_loaded_again(cluster: Cluster) -> None:

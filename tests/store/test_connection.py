@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from faults.proxy import TcpProxy
-from faults.refusals import Echo, FakeRedis, eventually, loop_clock, open_sockets, stopped
+from faults.refusals import Echo, FakeRedis, eventually, loop_clock, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
-from meterkit.redis.connection import Connection, ReplyError, give_up, pack_each
+from meterkit.redis.connection import Connection, pack_each
 from meterkit.redis.handshake import connect
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address
@@ -156,42 +155,6 @@ async def test_i1_requests_of_one_tick_share_one_write(
 # Trap 1: the reply of a cancelled caller is dropped, not handed to the next.
 
 
-async def test_a_cancelled_callers_reply_goes_to_nobody_else(proxy: TcpProxy, to_proxy: Opener) -> None:
-    connection = await to_proxy()
-    await proxy.set("delay", delay_s=0.02)
-    calls = [Echo(f"call-{n}") for n in range(100)]
-    futures = [connection.call(call) for call in calls]
-    await asyncio.sleep(0)
-    for future in futures[::3]:
-        future.cancel()
-    kept = [n for n in range(100) if n % 3]
-    assert [b"call-%d" % n for n in kept] == [(await futures[n])[1] for n in kept]
-    for n, call in enumerate(calls):
-        assert call.orphans == ([] if n % 3 else [[0, b"call-%d" % n]])
-
-
-async def test_a_caller_cancelled_as_the_reply_comes_gives_it_up(to_server: Opener) -> None:
-    connection = await to_server()
-    call = Echo("late")
-    reply = connection.call(call)
-
-    async def wait() -> None:
-        try:
-            await reply
-        except asyncio.CancelledError:
-            give_up(call, reply)
-            raise
-
-    waiting = asyncio.create_task(wait())
-    # This task runs before the one that is woken by the reply.
-    for _ in iter(reply.done, True):
-        await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert call.orphans == [[0, b"late"]]
-
-
 # Traps 2 and 3: a timeout ends the connection, it never shifts the replies that follow; one watchdog for all.
 
 
@@ -238,114 +201,13 @@ async def test_what_was_not_sent_was_certainly_not_executed(to_server: Opener, v
     valkey.command("DEL", "mk:sent")
 
 
-@pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
-@pytest.mark.each_loop
-async def test_a_lost_reply_fails_every_sent_request_as_unknown(
-    proxy: TcpProxy, to_proxy: Opener, mode: Any
-) -> None:
-    connection = await to_proxy(timeout_s=0.5)
-    calls = [Echo(f"call-{n}") for n in range(10)]
-    futures = [connection.call(call) for call in calls]
-    await asyncio.sleep(0)
-    await proxy.set(mode, cut_after=3)
-    results = await asyncio.gather(*futures, return_exceptions=True)
-    assert {StoreError} == {type(result) for result in results}
-    assert {None} == {result.executed for result in results if isinstance(result, StoreError)}
-    assert [connection] == to_proxy.ended
-    assert not connection.open
-
-
-async def test_a_reply_cut_into_bytes_is_put_together() -> None:
-    parts: list[bytes] = []
-
-    def answer(words: list[bytes]) -> bytes:
-        return b"*2\r\n:0\r\n$%d\r\n%b\r\n" % (len(words[3]), words[3]) if words[0] == b"EVAL" else b"+OK\r\n"
-
-    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, to_server = await asyncio.open_connection("127.0.0.1", fake.port)
-        while chunk := await reader.read(65536):
-            to_server.write(chunk)
-            data = await upstream.read(65536)
-            for at in range(len(data)):
-                parts.append(data[at : at + 1])
-                writer.write(data[at : at + 1])
-                await writer.drain()
-                await asyncio.sleep(0)
-        to_server.close()
-        writer.close()
-
-    async with FakeRedis(answer) as fake:
-        server = await asyncio.start_server(dribble, "127.0.0.1", 0)
-        opener = Opener(server.sockets[0].getsockname()[1])
-        connection = await opener()
-        assert (await connection.call(Echo("piecemeal")))[1] == b"piecemeal"
-        assert len(parts) > 20
-        await opener.close()
-        server.close()
-        await server.wait_closed()
-
-
 # Trap 5: ending and writing at once.
-
-
-async def test_asking_a_connection_that_has_ended_fails_at_once(to_server: Opener) -> None:
-    connection = await to_server()
-    connection.end("a test")
-    async with loop_clock() as passed_s:
-        with pytest.raises(StoreError, match="has ended") as caught:
-            await connection.ask("PING")
-        assert passed_s() < 5.0
-    assert caught.value.executed is False
-    await connection.close()
-    with pytest.raises(StoreError, match="has ended"):
-        await connection.ask("PING")
-
-
-async def test_closing_twice_and_ending_twice_is_closing_once(to_server: Opener) -> None:
-    before = open_sockets()
-    connection = await to_server()
-    connection.end("a test")
-    connection.end("another")
-    await asyncio.gather(connection.close(), connection.close())
-    await connection.close()
-    assert [connection] == to_server.ended
-    assert connection.gone
-    if to_server.address.tls is not None:  # The proxy's sockets end after ours.
-        await eventually(lambda: open_sockets() == before)
-    assert open_sockets() == before
 
 
 # Trap 6: an error reply belongs to one caller.
 
 
-async def test_an_error_reply_belongs_to_its_caller_only(to_server: Opener) -> None:
-    connection = await to_server()
-    before = connection.call(Echo("before"))
-    wrong = connection.call(Command("EVALSHA", "0" * 40, 0))
-    after = connection.call(Echo("after"))
-    reply = await wrong
-    assert isinstance(reply, ReplyError)
-    assert reply.code == "NOSCRIPT"
-    assert [(await before)[1], (await after)[1]] == [b"before", b"after"]
-    assert connection.open
-
-
 # Trap 7: futures belong to one loop. See test_store_life. Trap 8 is about clusters.
-
-
-async def test_a_reply_that_is_not_resp_ends_the_connection(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def answer(words: list[bytes]) -> bytes:
-        return b"HTTP/1.1 400 Bad Request\r\n\r\n" if words[0] == b"EVAL" else b"+OK\r\n"
-
-    async with FakeRedis(answer) as fake:
-        opener = Opener(fake.port)
-        connection = await opener()
-        with caplog.at_level(logging.ERROR), pytest.raises(StoreError, match="not RESP"):
-            await connection.call(Echo("one"))
-        assert len(caplog.records) == 1
-        await opener.close()
 
 
 async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
@@ -364,27 +226,6 @@ async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogC
 # Connecting.
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"-LOADING Redis is loading the dataset in memory\r\n",
-        b"-NOAUTH Authentication required.\r\n",
-        b"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
-        b"-ERR max number of clients reached\r\n",
-    ],
-)
-async def test_a_server_that_refuses_is_named_and_left(line: bytes) -> None:
-    before = open_sockets()
-    async with FakeRedis(lambda _: line) as fake:
-        address = Address(kind="tcp", host="127.0.0.1", port=fake.port, password="hush-hush")
-        with pytest.raises(StoreError) as caught:
-            await connect(address, LOADED, timeout_s=2, on_end=nobody)
-        assert line[1:].decode().strip() in str(caught.value)
-        assert "hush-hush" not in str(caught.value)
-        assert caught.value.executed is False
-    await eventually(lambda: open_sockets() == before)
-
-
 @pytest.mark.parametrize("mode", ["refuse", "blackhole", "reset", "cut", "drop_reply"])
 async def test_i9_connecting_ends_within_one_timeout(proxy: TcpProxy, to_proxy: Opener, mode: Any) -> None:
     await proxy.set(mode)
@@ -396,17 +237,3 @@ async def test_i9_connecting_ends_within_one_timeout(proxy: TcpProxy, to_proxy: 
     await proxy.set("pass")
     connection = await to_proxy()
     assert (await connection.call(Echo("again")))[1] == b"again"
-
-
-@pytest.mark.each_loop
-async def test_connecting_may_be_cancelled_anywhere(valkey: Server) -> None:
-    opener = Opener(valkey.port)
-    before = open_sockets()
-    for steps in range(12):
-        task = asyncio.create_task(opener())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    await opener.close()
-    await eventually(lambda: open_sockets() == before)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.delivery import NOW, desk
-from meterkit import CustomerError
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
     from meterkit import Corrected
 
 pytestmark = pytest.mark.anyio
-
-JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 
 async def correct(at: Desk, quantity: int, *, meter: str = "tokens", id_: str = "t-1") -> Corrected:
@@ -90,22 +87,6 @@ async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) ->
         assert (await at.kit.usage("acme"))["meters"]["tokens"]["recorded"] == 65
 
 
-async def test_pending_units_are_corrected_first_and_sealed_ones_kept(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await deliver(at)
-        await at.kit.record("acme", "tokens", 6)
-        at.emulator.fail_next("error", status=429)
-        at.clock.advance(timedelta(minutes=5))
-        await at.flush(everything=True, timeout_s=0)
-        await at.kit.record("acme", "tokens", 4)
-        assert await places(at) == {"delivered": 30, "queued": 6, "pending": 4}
-        found = await correct(at, 40)
-        assert (found.taken_back, found.sent_back, found.granted_next) == (34, 30, 6)
-        assert await places(at) == {"delivered": 30, "queued": 6 - 30}
-        await at.flush(everything=True)
-        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 6}, 6)
-
-
 @pytest.mark.parametrize(("when", "place"), [("after", "delivered"), ("before", "parked")])
 async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
     store_url: str, when: Any, place: str
@@ -124,30 +105,6 @@ async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
         whys = [one.why for one in await at.kit.outbox.list()]
         assert all("it takes units back" in why for why in whys)
         assert len(whys) == (place == "parked")
-
-
-async def test_what_stripe_refuses_to_take_back_is_dead_and_said(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await deliver(at)
-        await correct(at, 20)
-        at.emulator.fail_next("error", status=400, message="The value in the event payload is wrong.")
-        await at.flush(everything=True, timeout_s=0)
-        assert await places(at) == {"delivered": 30, "dead": -20}
-        with pytest.raises(CustomerError, match="parked or dead"):
-            await at.kit.customers.delete("acme")
-        (intent,) = await at.kit.outbox.list()
-        await at.kit.outbox.redrive(intent.identifier)
-        await at.flush(everything=True)
-        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
-
-
-async def test_where_no_minute_of_the_period_is_left_there_is_a_grant(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await deliver(at)
-        at.clock.set(JULY - timedelta(seconds=57))
-        found = await correct(at, 20)
-        assert (found.sent_back, found.granted_next) == (0, 20)
-        assert await places(at) == {"delivered": 30}
 
 
 async def test_a_negative_event_goes_to_the_customer_of_delivery(store_url: str) -> None:

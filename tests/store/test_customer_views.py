@@ -193,25 +193,6 @@ def test_forgotten_customers_share_what_they_have_in_common() -> None:
     assert b"1:other" not in customers.get("gamma").prepare(route).packed[0]
 
 
-def test_what_is_shared_ends_with_its_period() -> None:
-    now = [NOW_MS]
-    customers = CustomerCache(
-        CATALOG,
-        keys=Keys("mk", 4),
-        decide=scripts.load("decide"),
-        settle=scripts.load("settle"),
-        seal_delay_ms=300_000,
-        now_ms=lambda: now[0],
-        on_unclaimed=ignore,
-    )
-    before = customers.get("acme").effective.bounds
-    now[0] = before.end_ms
-    after = customers.get("beta").effective.bounds
-    assert after.start_ms == before.end_ms
-    now[0] = before.end_ms - 1
-    assert customers.get("gamma").effective.bounds == before
-
-
 def test_an_alarm_is_logged_once_in_ten_thousand(caplog: pytest.LogCaptureFixture) -> None:
     alarms = Alarms(CATALOG)
     for n in range(10_001):

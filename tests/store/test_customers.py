@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import CATALOG
-from faults.refusals import Client, before_asking, before_script, kit_at, metered, settled
+from faults.refusals import before_asking, before_script, kit_at
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
 
@@ -27,24 +27,6 @@ async def test_a_stripe_customer_is_linked_to_one_customer_only(valkey: Server) 
         assert (7, 1) == (len(refused), len(linked))
         again = await kit.customers.link(linked[0], "cus_1")
         assert again.stripe_customer == "cus_1"
-
-
-@pytest.mark.anyio
-async def test_a_refused_link_leaves_the_claim_of_another_alone(valkey: Server) -> None:
-    async with kit_at(valkey.url, plans=CATALOG) as kit:
-        await kit.customers.link("a", "cus_a")
-        with pytest.raises(CustomerError, match="linked to Stripe customer cus_a already"):
-            await kit.customers.link("a", "cus_b")
-        await kit.customers.link("b", "cus_b")
-        with pytest.raises(CustomerError, match="linked to customer 'b' already"):
-            await kit.customers.link("c", "cus_b")
-
-
-@pytest.mark.anyio
-async def test_a_claim_that_nobody_made_good_of_can_be_taken_over(valkey: Server) -> None:
-    async with kit_at(valkey.url, plans=CATALOG) as kit:
-        valkey.command("SET", kit.store.keys.link("cus_1"), "gone")  # As after a process that was killed.
-        assert (await kit.customers.link("a", "cus_1")).stripe_customer == "cus_1"
 
 
 @pytest.mark.anyio
@@ -165,57 +147,12 @@ async def test_a_customer_with_sealed_usage_is_not_deleted(valkey: Server) -> No
 
 
 @pytest.mark.anyio
-async def test_usage_that_comes_as_a_customer_is_deleted_is_not_lost(valkey: Server) -> None:
-    async with kit_at(valkey.url, plans=CATALOG) as kit:
-        await kit.customers.set_plan("a", "pro")
-        await kit.record("a", "rows", 1)
-        await asyncio.gather(kit.customers.delete("a"), *(kit.record("a", "rows", 1) for _ in range(50)))
-        await settled(kit)
-        recorded = (await kit.usage("a"))["meters"]["rows"]["recorded"]
-        await kit.record("a", "rows", 7)
-        assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == recorded + 7
-
-
-@pytest.mark.anyio
 async def test_an_override_that_cannot_be_counted_is_refused(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         rate = {"limit": "1/day", "algorithm": "token-bucket", "burst": 10**15 - 1}
         with pytest.raises(PlansError, match="cannot be counted exactly"):
             await kit.customers.override("a", {"rows": {"rate": [rate]}})
         assert (await kit.customers.get("a")).overrides == {}
-
-
-@pytest.mark.dear("six hundred requests")
-@pytest.mark.anyio
-async def test_requests_of_one_route_are_never_recorded_as_another(valkey: Server) -> None:
-    routes = "\n".join(
-        f'  - {{match: "/r{n}", consume: {{requests: {n + 1}}}, headers: none}}' for n in range(30)
-    )
-    plans = loads(f"""
-schema: 1
-currency: usd
-default_plan: p
-meters:
-  requests: {{unit: request}}
-routes:
-{routes}
-plans:
-  p:
-    price: {{amount_cents: 0, interval: month}}
-    meters: {{requests: {{included: 1_000_000_000, overage: deny}}}}
-""")
-    async with kit_at(valkey.url, plans=plans) as kit:
-        app, expected = metered(kit), 0
-        for turn in range(20):
-            await kit.customers.override("a", {"requests": {"included": 900_000_000 + turn}})
-            first = [Client(app).get("a", f"/r{n}") for n in range(15, 30)]
-            change = kit.customers.override("a", {"requests": {"included": 100_000_000 + turn}})
-            await asyncio.gather(*first, change)
-            for n in range(15):
-                await Client(app).get("a", f"/r{n}")
-            expected += sum(range(1, 31))
-            await settled(kit)
-            assert (await kit.usage("a"))["meters"]["requests"]["recorded"] == expected
 
 
 def test_two_meters_that_would_share_a_field_are_refused() -> None:
@@ -274,24 +211,3 @@ async def test_known_is_who_was_set_up_or_has_used_something(valkey: Server) -> 
         for customer in ("a", "b"):
             await kit.customers.delete(customer)
             assert not await kit.customers.known(customer)
-
-
-@pytest.mark.anyio
-async def test_a_plan_that_is_gone_from_the_plans_file_is_missing(valkey: Server) -> None:
-    gone = loads("""
-schema: 1
-currency: usd
-default_plan: rest
-meters: {rows: {unit: row}}
-plans:
-  rest: {price: {amount_cents: 0, interval: month}}
-""")
-    async with kit_at(valkey.url, plans=CATALOG) as kit:
-        found = await kit.customers.set_plan("a", "pro")
-        assert ("pro", None) == (found.plan, found.missing_plan)
-    async with kit_at(valkey.url, plans=gone) as kit:
-        found = await kit.customers.get("a")
-        assert ("rest", "pro") == (found.plan, found.missing_plan)
-        assert ["pro"] == [customer.missing_plan async for customer in kit.customers.list()]
-        assert (await kit.customers.get("b")).missing_plan is None
-        assert (await kit.customers.set_plan("a", "rest")).missing_plan is None

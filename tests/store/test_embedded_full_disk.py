@@ -51,30 +51,6 @@ server.stop()
 print("served")
 """
 )
-FILLS_UP: Final = (
-    BEGIN
-    + """
-async def main():
-    async with MeterKit(CATALOG, redis_url=URL, flush=False, store_timeout=60.0) as kit:
-        fill()
-        try:
-            for nth in range(10_000):
-                await kit.customers.set_plan(f"customer-{nth}", "free")
-        except MeterkitError as error:
-            print(error)
-        server = EmbeddedServer("store")
-        server.start()
-        server.stop()
-        FILLED.unlink()
-        while True:  # The server tries its disk each second.
-            try:
-                print((await kit.customers.set_plan("ada", "free")).plan)
-                return
-            except MeterkitError:
-                await asyncio.sleep(0.1)
-asyncio.run(main())
-"""
-)
 
 
 @pytest.fixture
@@ -92,11 +68,3 @@ def test_a_server_that_has_no_room_to_start_is_said_to_have_none(folder: Path) -
         " directory on another disk"
     )
     assert [why, why, "served"] == told
-
-
-@pytest.mark.dear("a server on a disk of its own")
-def test_a_server_whose_disk_fills_up_is_reached_and_says_so(folder: Path) -> None:
-    # F-69: "has not answered for 10 s": it refuses PING, too.
-    refused, served = run_on_a_small_disk(folder, FILLS_UP)
-    assert "No space left on device" in refused
-    assert served == "free"

@@ -77,14 +77,6 @@ async def test_two_meters_under_one_event_id_both_count_once(kit: MeterKit) -> N
     assert await recorded(kit, "ida") == {"pages": 1}
 
 
-async def test_several_meters_are_one_event(kit: MeterKit) -> None:
-    for _ in range(3):
-        await kit.record("ada", {"pages": 12, "words": 900}, event_id="report-1")
-    assert await recorded(kit) == {"pages": 12, "words": 900}
-    await kit.record("ada", {"pages": 1, "words": 2})
-    assert await recorded(kit) == {"pages": 13, "words": 902}
-
-
 async def test_an_id_counted_in_part_counts_the_other_meters(kit: MeterKit) -> None:
     await kit.record("ada", "pages", 12, event_id="report-1")
     for _ in range(2):
@@ -117,14 +109,6 @@ async def test_another_quantity_under_an_id_is_refused_as_a_whole(
     assert await recorded(kit) == {"pages": 12, "input_tokens": 3}
     await kit.record("ada", "words", 5, event_id="report-1")
     assert await recorded(kit) == {"pages": 12, "input_tokens": 3, "words": 5}
-
-
-async def test_of_calls_at_once_with_different_quantities_one_counts(kit: MeterKit) -> None:
-    calls = [kit.record("ada", "pages", 1 + n % 2, event_id="e") for n in range(20)]
-    ended = await asyncio.gather(*calls, return_exceptions=True)
-    pages = (await recorded(kit))["pages"]
-    refused = [error for error in ended if isinstance(error, MeterkitError)]
-    assert (pages in {1, 2}, len(refused), ended.count(None)) == (True, 10, 10)
 
 
 async def test_a_mapping_is_checked_as_one_meter_is(kit: MeterKit) -> None:
@@ -168,17 +152,6 @@ async def test_changes_of_gauges_go_by_the_same_rule(kit: MeterKit) -> None:
             await change("ada", "seats", quantity, event_id="e")
         assert f"by `adjust 2` before, now `{change.__name__} {quantity}` is given" in str(refused.value)
     assert (await gauges.get("ada", "seats"), await recorded(kit)) == (2, {"pages": 2})
-
-
-def test_the_same_rule_holds_without_an_event_loop(store_url: str) -> None:
-    with MeterKit(loads(PLANS), redis_url=store_url, flush=False, shards=4).sync() as kit:
-        for _ in range(2):
-            kit.record("ada", "pages", 12, event_id="job")
-            kit.record("ada", {"words": 900, "pages": 12}, event_id="job")
-        with pytest.raises(MeterkitError, match="12 of pages were recorded"):
-            kit.record("ada", "pages", 13, event_id="job")
-        meters = kit.usage("ada")["meters"]
-        assert (meters["pages"]["recorded"], meters["words"]["recorded"]) == (12, 900)
 
 
 async def test_what_an_earlier_release_has_counted_counts_no_more(kit: MeterKit) -> None:

@@ -35,31 +35,6 @@ def run(program: str, *args: object) -> str:
     ).stdout.strip()
 
 
-def test_one_holds_it_until_it_is_released(path: Path) -> None:
-    first, second = FileLock(path), FileLock(path)
-    assert first.acquire()
-    assert first.held
-    assert not second.acquire()
-    assert not second.held
-    first.close()
-    first.close()
-    assert not first.held
-    assert second.acquire()
-    second.close()
-
-
-def test_shared_it_is_held_by_many_and_alone_by_none(path: Path) -> None:
-    first, second, alone = FileLock(path), FileLock(path), FileLock(path)
-    assert first.acquire(shared=True)
-    assert second.acquire(shared=True)
-    first.close()
-    assert not alone.acquire()
-    second.close()
-    assert alone.acquire()
-    assert not first.acquire(shared=True)
-    alone.close()
-
-
 def test_a_forked_child_has_no_part_in_its_parents_lock(path: Path) -> None:
     program = """
 import os, sys

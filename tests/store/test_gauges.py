@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -80,21 +79,6 @@ async def test_a_level_does_not_go_below_0_or_beyond_what_is_counted(kit: MeterK
     assert await kit.gauges.set("acme", "storage", 501) == 501
     assert await kit.gauges.adjust("acme", "storage", -501, event_id="deleted") == 0
     assert await kit.gauges.adjust("acme", "storage", MOST) == MOST
-
-
-async def test_an_event_counts_once(kit: MeterKit) -> None:
-    gauges = kit.gauges
-    answers = await asyncio.gather(*(gauges.adjust("acme", "storage", 7, event_id="e") for _ in range(8)))
-    assert answers == [7] * 8
-    assert await gauges.set("acme", "storage", 9, event_id="f") == 9
-    assert await gauges.set("acme", "storage", 5) == 5
-    assert await gauges.set("acme", "storage", 9, event_id="f") == 5
-    # Whose it is matters.
-    assert await gauges.adjust("ida", "storage", 7, event_id="e") == 7
-    # So does which gauge it is, or which meter.
-    assert await gauges.adjust("acme", "seats", 1, event_id="e") == 1
-    await kit.record("acme", "requests", 1, event_id="e")
-    assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
 
 
 @pytest.mark.parametrize("quantity", [-1, MOST + 1, 1.0, True, "1", None])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.delivery import NOW
-from drivers.subscribed_customer import fetched, subscription, sweep
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -91,34 +90,6 @@ async def test_allowed_it_grows_as_far_as_was_included_before(allowing: MeterKit
     assert await room(allowing) == 3999
 
 
-async def test_another_plans_file_is_a_change_too(store_url: str, clock: Clock) -> None:
-    settings: dict[str, Any] = {"clock": clock, "redis_url": store_url, "flush": False, "shards": 4}
-    async with MeterKit(loads(ALLOWING), **settings) as kit:
-        await kit.gauges.set("acme", "storage", 900)
-    async with MeterKit(loads(ALLOWING.replace("included: 1000", "included: 100")), **settings) as kit:
-        assert await room(kit) == 100
-
-
-@pytest.mark.parametrize("sweeps", [False, True])
-async def test_what_the_clock_changes_is_a_change_too(allowing: MeterKit, clock: Clock, sweeps: bool) -> None:
-    await fetched(allowing, subscription(plan="pro", pending_plan="free", pending_at_ms=NOW + 5 * DAY))
-    await allowing.gauges.set("acme", "storage", 4000)
-    clock.set(NOW + 5 * DAY)
-    if sweeps:
-        await sweep(allowing)
-    assert (await allowing.usage("acme"))["plan"] == "free"
-    assert await room(allowing) == 1000
-
-
-async def test_who_owes_is_held_to_the_limits_of_the_restricted(allowing: MeterKit) -> None:
-    await filled(allowing, 4000)
-    await allowing.customers.set_status("acme", "paused")
-    assert (await allowing.usage("acme"))["access"] == "restricted"
-    assert await room(allowing) == 0
-    await allowing.customers.set_status("acme", "active")
-    assert await room(allowing) == 1500
-
-
 @pytest.mark.parametrize("meanwhile", ["open", "pro"])
 async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(
     blocking: MeterKit, clock: Clock, meanwhile: str
@@ -133,14 +104,4 @@ async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(
     clock.advance(7 * DAY - timedelta(milliseconds=1))
     assert await room(blocking) == 40
     clock.advance(timedelta(milliseconds=1))
-    assert await room(blocking) == 0
-
-
-async def test_a_grace_begins_with_the_change_that_exceeds_the_limit(
-    blocking: MeterKit, clock: Clock
-) -> None:
-    """Not with the first decision that asks."""
-    await filled(blocking, 1010)
-    await blocking.customers.set_plan("acme", "free")
-    clock.advance(7 * DAY)
     assert await room(blocking) == 0

@@ -73,17 +73,6 @@ async def test_grants_of_periods_without_use_count_until_they_expire(store_url: 
         assert sum(line.quantity for line in lines) == 199 * 10**6
 
 
-async def test_a_default_plan_gives_grants_from_the_first_use_on(store_url: str) -> None:
-    clock, text = Clock(JUNE), PLANS.replace("default_plan: none", "default_plan: kept")
-    async with kit_at(store_url, clock, text) as kit:
-        assert await balance_of(kit, "new") == 100
-        assert (await kit.consume("old", "tokens", 10)).allowed
-        clock.set(AUGUST)
-        assert await balance_of(kit, "new") == 100
-        assert await balance_of(kit, "old") == 200  # Of July, in which nothing was used, and of August.
-        assert await starts_of(kit, "old") == [("Jun", 100, 0), ("Jul", 100, 100), ("Aug", 100, 100)]
-
-
 async def test_a_subscription_gets_them_from_its_beginning_on(store_url: str) -> None:
     clock = Clock(JUNE)
     async with kit_at(store_url, clock) as kit:
@@ -106,18 +95,3 @@ async def test_a_subscription_gets_them_from_its_beginning_on(store_url: str) ->
         )
         await fetched(kit, gone)
         assert await balance_of(kit) == 100  # Of its last period.
-
-
-async def test_a_period_that_was_moved_later_is_not_given_again(store_url: str) -> None:
-    clock = Clock(JUNE)
-    async with kit_at(store_url, clock) as kit:
-        first = subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)
-        await fetched(kit, first)
-        assert (await kit.consume("acme", "tokens", 10)).allowed
-        clock.set(JULY)
-        assert (await kit.consume("acme", "tokens", 10)).allowed
-        moved, end = JULY + timedelta(days=10), AUGUST + timedelta(days=10)
-        clock.set(moved)
-        again = subscription(plan="kept", start_ms=moved, end_ms=end, anchor_ms=moved, created_ms=JUNE)
-        await fetched(kit, again)
-        assert await balance_of(kit) == 80 + 100 + 100

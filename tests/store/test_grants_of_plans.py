@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,22 +73,6 @@ async def test_two_lines_that_change_places_give_nothing_again(store_url: str) -
             assert await given_of(kit) == 548
 
 
-async def test_plans_that_split_credits_give_no_more_than_the_best(
-    store_url: str,
-) -> None:
-    """F-21."""
-    text = plans(
-        one=["credit: ai, quantity: 500, priority: 10"],
-        two=["credit: ai, quantity: 450, priority: 20", "credit: ai, quantity: 98, priority: 30"],
-    )
-    async with kit_on(store_url, text) as kit:
-        for plan in ("one", "two", "one", "two"):
-            await kit.customers.set_plan("acme", plan)
-            await kit.record("acme", "tokens", 1)
-        assert await given_of(kit) == 548
-        assert (await kit.usage("acme"))["balance"] == {"ai": 544}
-
-
 async def test_a_grant_with_an_id_stays_one_where_its_terms_change(store_url: str) -> None:
     """F-21."""
     before = plans(pro=["credit: ai, quantity: 20, id: monthly, priority: 10"])
@@ -118,25 +102,6 @@ def test_an_id_names_one_grant_of_a_plan() -> None:
     with pytest.raises(PlansError, match="'a' is the id of another grant of ai"):
         loads(plans(pro=["credit: ai, quantity: 20, id: a", "credit: ai, quantity: 5, id: a"]))
     loads(plans(pro=["credit: ai, quantity: 20, id: a", "meter: tokens, quantity: 5, id: a"]))
-
-
-async def test_what_a_larger_plan_adds_lives_as_long_as_that_plans_own(store_url: str) -> None:
-    """F-21: a year's plan that begins with a month's of the same terms."""
-    monthly = "credit: ai, quantity: 3"
-    text = plans(monthly=[monthly]) + (
-        "  yearly: {extends: none, price: {amount_cents: 0, interval: year, included_per: interval},"
-        " grants: [{credit: ai, quantity: 20, every: period}]}\n"
-    )
-    clock = Clock(datetime(2031, 1, 10, tzinfo=UTC))
-    async with kit_on(store_url, text, clock) as kit:
-        await kit.customers.set_plan("acme", "monthly")
-        await kit.record("acme", "tokens", 1)
-        await kit.customers.set_plan("acme", "yearly")
-        await kit.record("acme", "tokens", 1)
-        clock.advance(timedelta(days=60))
-        assert (await kit.usage("acme"))["balance"] == {"ai": 18}
-        await kit.record("acme", "tokens", 1)
-        assert await given_of(kit) == 20
 
 
 GRANT = st.builds(

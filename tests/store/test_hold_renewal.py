@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,12 +30,10 @@ from faults.refusals import (
 )
 from meterkit.catalog import loads
 from meterkit.redis import hold_renewal
-from meterkit.redis.hold_renewal import Renewal, portion
+from meterkit.redis.hold_renewal import portion
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from starlette.types import Receive, Scope, Send
 
     from meterkit import MeterKit
@@ -161,65 +158,6 @@ def test_no_tick_renews_so_many_that_the_loop_stands_still() -> None:
     assert portion(1_000_000, at_ms=299_999, begin_ms=60_000) == 200
     assert portion(3, at_ms=299_999, begin_ms=60_000) == 3
     assert portion(0, at_ms=100_000, begin_ms=60_000) == 0
-
-
-class Stream:
-    """A request that holds something in a slot of five minutes; it can be renewed from its second try on."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.slot = self.now()
-        self.tries = 0
-
-    def now(self) -> int:
-        return int(self.clock() * 1000) // 300_000
-
-    def is_due(self) -> bool:
-        return self.slot < self.now()
-
-    async def renew(self) -> None:
-        self.tries += 1
-        if self.tries > 1:
-            self.slot = self.now()
-
-    def release_hold(self) -> None:
-        raise AssertionError
-
-
-async def test_long_requests_are_renewed_even_if_the_first_try_fails() -> None:
-    # F-15
-    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
-    renewed: list[int] = []
-
-    def spawn(work: Coroutine[Any, Any, None]) -> None:
-        with contextlib.suppress(StopIteration):
-            work.send(None)
-        renewed[-1] += 1
-
-    at_work = Renewal(spawn, lambda: int(clock() * 1000))
-    streams = [Stream(clock) for _ in range(500)]
-    at_work.live.update(streams)
-    gone, streams = streams[:100], streams[100:]
-    for n in range(4 * 290):
-        clock.advance(timedelta(milliseconds=250))
-        if n == 200:
-            at_work.live.difference_update(gone)  # They have ended before they were due.
-        renewed.append(0)
-        at_work.tick()
-    assert renewed == [0] * len(renewed)  # All is of this slot.
-    for _ in range(4 * 250):
-        clock.advance(timedelta(milliseconds=250))
-        renewed.append(0)
-        at_work.tick()
-    assert {stream.tries for stream in streams} == {2}
-    assert {stream.tries for stream in gone} == {0}
-    assert max(renewed) <= 30
-
-
-async def test_processes_do_not_renew_at_the_same_moment() -> None:
-    # F-15
-    begins = {Renewal(lambda _: None, lambda: 0)._begin_ms for _ in range(20)}
-    assert len(begins) > 10
 
 
 async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Server) -> None:

@@ -6,36 +6,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import json
 import threading
-import tracemalloc
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
-from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.redis import scripts
 from meterkit.store.known_customers import KnownCustomers
-from meterkit.store.settlement import settlement_of
 from meterkit.store.views import CustomerCache
-from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from meterkit.store.settlement import Settlement
-    from meterkit.store.views import CustomerView
 
 NOW_MS = 1_938_859_230_000
 DAY_MS = 86_400_000
-SLOT = NOW_MS // HOLD_SLOT_MS
 CATALOG = loads(
     """
 schema: 1
@@ -58,7 +43,6 @@ plans:
       seats:    {included: 3, overage: deny}
 """
 )
-ROUTE = CATALOG.routes[0]
 
 
 def ignore(_call: Any, _now_ms: int) -> None:
@@ -89,83 +73,6 @@ def subscription(nth: int, **others: Any) -> dict[str, Any]:
         "anchor_ms": start_ms,
         **others,
     }
-
-
-def state_of(kind: str, nth: int) -> bytes:
-    if kind == "by hand":
-        return CustomerState(plan="pro").dump().encode()
-    linked = {"stripe_customer": f"cus_N{nth:013d}", "subscription": subscription(nth)}
-    return json.dumps(linked, separators=(",", ":")).encode()
-
-
-def met(cache: CustomerCache, nth: int, kind: str) -> CustomerView:
-    """A customer who was met by a request, with the state that the store answered with."""
-    view = cache.get(f"customer-{nth:06d}")
-    if kind == "none":
-        return view
-    return cache.learn(view, [2, NOW_MS, f"2:{nth:016x}".encode(), state_of(kind, nth)])
-
-
-def served(cache: CustomerCache, nth: int, kind: str) -> Settlement:
-    """One request of a customer, from the decision to its packed settlement."""
-    settlement = settlement_of(met(cache, nth, kind).prepare(ROUTE), SLOT, billed=True)
-    settlement.pack()
-    return settlement
-
-
-@pytest.mark.dear("each allocation is traced")
-@pytest.mark.parametrize(("kind", "most"), [("none", 1_200), ("subscribed", 1_800)])
-def test_a_served_customer_takes_so_many_bytes_of_a_process(kind: str, most: int) -> None:
-    cache, customers = cache_of(10_000), 500
-    for nth in range(100):
-        served(cache, nth, kind)  # What all have in common.
-    gc.collect()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    for nth in range(100, 100 + customers):
-        served(cache, nth, kind)
-    gc.collect()
-    taken = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    assert len(cache.named) == 100 + customers
-    assert taken // customers <= most
-
-
-async def consume_of(kit: MeterKit, numbers: range) -> None:
-    await asyncio.gather(*(kit.consume(f"customer-{nth:06d}", "requests") for nth in numbers))
-
-
-@pytest.mark.dear("each allocation is traced")
-@pytest.mark.anyio
-async def test_a_customer_whom_a_call_consumed_for_takes_as_little(store_url: str) -> None:
-    async with MeterKit(CATALOG, redis_url=store_url, flush=False) as kit:
-        await consume_of(kit, range(100))  # What all have in common.
-        gc.collect()
-        tracemalloc.start()
-        for first in range(100, 400, 100):
-            await consume_of(kit, range(first, first + 100))
-        gc.collect()
-        taken = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-    assert taken // 300 <= 1_800
-
-
-@pytest.mark.anyio
-async def test_a_view_keeps_a_settlement_from_its_second_use_on(store_url: str) -> None:
-    clock = Clock(datetime(2031, 5, 30, 12, tzinfo=UTC))
-    async with MeterKit(CATALOG, redis_url=store_url, flush=False, clock=clock) as kit:
-        kept = list[int]()
-        for _ in range(3):
-            await kit.consume("acme", "requests")
-            kept.append(len(kit.store.cache.get("acme").settlements))
-        clock.advance(timedelta(days=1))
-        await kit.consume("bolt", "requests")
-        clock.advance(timedelta(milliseconds=HOLD_SLOT_MS))
-        await kit.consume("bolt", "requests")
-        assert [0, 1, 1, 0] == [*kept, len(kit.store.cache.get("bolt").settlements)]
-        assert [3, 2] == [
-            (await kit.usage(name))["meters"]["requests"]["recorded"] for name in ("acme", "bolt")
-        ]
 
 
 def test_a_user_who_comes_again_and_again_is_never_forgotten() -> None:

@@ -44,7 +44,6 @@ from meterkit.redis.handshake import connect
 from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
 from meterkit.testing import Clock
-from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -320,24 +319,6 @@ async def test_i9_a_hung_server_costs_one_timeout_and_no_hold(valkey: Server) ->
         await eventually(exact)
 
 
-async def test_nothing_is_sent_twice_but_numbered_settlements(valkey: Server, proxy: TcpProxy) -> None:
-    async with kit_at(proxy.url, store_timeout=0.05) as kit:
-        app = metered(kit)
-        await Client(app).get("acme")
-        await settled(kit)
-        valkey.command("CONFIG", "RESETSTAT")
-        await proxy.set("drop_reply")
-        assert await Client(app).get("acme", "/deny") == 503
-        await proxy.set("pass")
-        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
-        await settled(kit)
-        lane = kit.store.lanes[asyncio.get_running_loop()]
-        await eventually(lambda: not any(queue.is_comparing for queue in lane.queues))
-        # The decision, and the fence of a shard that had settled: each new connection begins with that.
-        assert stats(valkey, "evalsha")["calls"] == 2
-        assert await used(kit, "acme") == (1, 1)  # Held until it expires: nobody heard that it was.
-
-
 @pytest.mark.parametrize("path", ["/", "/deny"])
 async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
     valkey: Server, proxy: TcpProxy, path: str, caplog: pytest.LogCaptureFixture
@@ -372,22 +353,6 @@ async def test_i9_the_first_requests_wait_for_the_first_connection(valkey: Serve
     await settled(kit)
     assert await used(kit, "acme") == (30, 0)
     await kit.stop()
-
-
-async def test_a_cancelled_first_request_lets_the_lane_connect(
-    valkey: Server,
-) -> None:
-    for steps in range(1, 8):
-        kit = kit_at(valkey.url)
-        app = metered(kit)
-        first = asyncio.create_task(Client(app).get("acme", "/deny"))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await eventually(lambda kit=kit: kit.store.lanes[asyncio.get_running_loop()].connected)  # type: ignore[misc]
-        assert await Client(app).get("acme", "/deny") == 200
-        await kit.stop()
 
 
 async def test_a_store_of_other_settings_is_refused(valkey: Server) -> None:
@@ -427,24 +392,6 @@ async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None
         assert set(answers) == {200, 503}
         await settled(kit)
         assert (await used(kit, "acme"))[0] == answers.count(200)
-
-
-@pytest.mark.each_loop
-async def test_connections_that_ended_are_all_closed_by_stop(proxy: TcpProxy) -> None:
-    sockets = open_sockets()
-    kit = kit_at(proxy.url, store_timeout=0.05)
-    await kit.start()
-    lane = kit.store.lanes[asyncio.get_running_loop()]
-    for _ in range(3):
-        await proxy.set("drop_reply")
-        with pytest.raises(StoreError):
-            await lane.ask(Echo("unheard"))
-        await proxy.set("pass")
-        await eventually(lambda: lane.connected)
-    # One is in use; of others a late reply is still awaited.
-    assert open_sockets() > sockets
-    await kit.stop()
-    await eventually(lambda: open_sockets() == sockets)
 
 
 # Servers that refuse.
@@ -511,28 +458,6 @@ def _as_a_store_that_works(words: list[bytes]) -> bytes:
     if words[0] == b"EVAL":
         return b"*0\r\n"  # It may do all that it is asked about before it is used.
     return b":0\r\n" if words[1].decode() == RETIRE.sha else b"*2\r\n:0\r\n:1795000000000\r\n"
-
-
-async def test_refusals_of_replicas_and_full_servers_heal(
-    tmp_path: Any,
-) -> None:
-    with spawn_server(directory=tmp_path) as server:
-        async with kit_at(server.url) as kit:
-            app = metered(kit)
-            assert await Client(app).get("acme", "/deny") == 200
-            server.command("REPLICAOF", "127.0.0.1", free_port())
-            assert await Client(app).get("acme", "/deny") == 503
-            assert await Client(app).get("acme", "/") == 200
-            server.command("REPLICAOF", "NO", "ONE")
-            await settled(kit)
-            server.command("CONFIG", "SET", "maxmemory", 1)
-            assert await Client(app).get("acme", "/deny") == 503
-            assert await Client(app).get("acme", "/") == 200
-            server.command("CONFIG", "SET", "maxmemory", 0)
-            await settled(kit)
-            assert await Client(app).get("acme", "/deny") == 200
-            await settled(kit)
-            assert await used(kit, "acme") == (4, 0)
 
 
 # I2.

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from faults.refusals import Client, Echo, eventually, kit_at, metered, settled, used
+from faults.refusals import Client, Echo, kit_at, metered, settled, used
 from meterkit.redis import memory, scripts
 
 if TYPE_CHECKING:
@@ -67,31 +67,3 @@ async def test_scripts_that_were_flushed_are_loaded_again(customer: str) -> None
         await admin.aclose()
         await settled(kit)
         assert await used(kit, customer, "tokens") == (10, 0)
-
-
-def test_what_one_loop_has_counted_the_next_one_sees(customer: str) -> None:
-    kit = kit_at("memory://")
-
-    async def record() -> tuple[int, int]:
-        async with kit:
-            await kit.record(customer, "tokens", 5)
-            return await used(kit, customer, "tokens")
-
-    assert [asyncio.run(record()) for _ in range(3)] == [(5, 0), (10, 0), (15, 0)]
-
-
-async def test_a_cancelled_request_holds_nothing(customer: str) -> None:
-    async with kit_at("memory://") as kit:
-        app = metered(kit)
-        for steps in range(6):
-            task = asyncio.create_task(Client(app).get(customer, "/deny"))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        async def nothing_held() -> bool:
-            await settled(kit)
-            return (await used(kit, customer))[1] == 0
-
-        await eventually(nothing_held)

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +16,6 @@ import pytest
 from faults.refusals import eventually, kit_at
 from meterkit.errors import StoreError
 from meterkit.redis.handshake import connect
-from meterkit.redis.names import addresses_of
 from meterkit.redis.url import Address
 from servers.stores import free_port
 
@@ -96,56 +93,3 @@ async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolve
     await connection.close()
     with pytest.raises(StoreError, match=f"{NAME}:.* cannot be reached: Connection refused$"):
         await connected(free_port())
-
-
-@pytest.mark.parametrize(("fresh_s", "found"), [(60.0, "127.0.0.1"), (0.0, "127.0.0.2")])
-async def test_an_address_found_too_late_serves_the_next_call(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, fresh_s: float, found: str
-) -> None:
-    monkeypatch.setattr("meterkit.redis.names._FRESH_S", fresh_s)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(addresses_of(NAME), 0.01)
-    resolver.answers.set()
-    await eventually(lambda: all(thread.name != "meterkit-names" for thread in threading.enumerate()))
-    resolver.addresses = ["127.0.0.2"]
-    assert [found] == await addresses_of(NAME)
-    assert ["127.0.0.2"] == await addresses_of(NAME)
-
-
-FORKED = """
-import asyncio, os, socket, threading
-from meterkit.redis.handshake import connect
-from meterkit.redis.names import addresses_of
-from meterkit.redis.url import Address
-
-ask, begun = socket.getaddrinfo, threading.Event()
-
-def hang(*_, **__):
-    begun.set()
-    threading.Event().wait()
-
-async def give_up():
-    looking = asyncio.create_task(addresses_of("localhost"))
-    await asyncio.to_thread(begun.wait)
-    looking.cancel()
-
-socket.getaddrinfo = hang
-asyncio.run(give_up())
-child = os.fork()
-if child == 0:
-    socket.getaddrinfo = ask
-    print("127.0.0.1" in asyncio.run(addresses_of("localhost")), flush=True)
-    os._exit(0)
-os.waitpid(child, 0)
-"""
-
-
-def test_a_child_forked_amid_a_lookup_asks_again() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import NOW, PLANS, desk, kit_for
+from drivers.delivery import NOW, desk
 from drivers.store_keys import meter_token
 from meterkit import MeterkitError, StoreError
 
@@ -104,38 +104,6 @@ async def test_what_is_parked_by_hand_is_not_sent_until_it_is_redriven(store_url
     assert entries[0].before == f"queued: 6 of api_requests at 2031-06-10T12:00Z, {intent.identifier}"
 
 
-async def test_who_has_done_it_need_not_be_said(store_url: str) -> None:
-    async with sealed(store_url, status=429) as (at, intent):
-        await at.kit.outbox.park(intent.identifier, by="")
-        (entry,) = [entry for entry in await at.kit.customers.history("acme") if entry.kind == "intent"]
-    assert (entry.after, entry.cause) == ("parked by hand", "api")
-
-
-async def test_a_refused_intent_is_redriven_under_its_identifier(
-    store_url: str,
-) -> None:
-    async with sealed(store_url, **NO_CUSTOMER) as (at, intent):
-        assert (intent.state, intent.first_attempt_at) == ("dead", None)
-        at.clock.advance(timedelta(days=3))
-        await at.kit.outbox.redrive(intent.identifier)
-        assert (await at.flush(everything=True)).is_complete
-        assert [event.identifier for event in at.emulator.events] == [intent.identifier]
-    # Stripe's idempotency would have answered as it did then.
-    keys = [request.idempotency_key for request in at.emulator.requests]
-    assert len(set(keys)) == 2
-
-
-async def test_what_stripe_may_have_is_sent_again_within_23_hours(store_url: str) -> None:
-    async with sealed(store_url, status=500, when="after") as (at, intent):
-        await at.kit.outbox.park(intent.identifier)
-        at.clock.advance(timedelta(hours=22))
-        redriven = await at.kit.outbox.redrive(intent.identifier)
-        assert (redriven.state, redriven.first_attempt_at) == ("queued", NOW)
-        await at.flush(everything=True)
-        assert await states(at) == {"delivered": 6}
-        assert at.accepted("acme") == 6
-
-
 async def test_what_stripe_may_have_is_only_compared_after_23_hours(store_url: str) -> None:
     async with sealed(store_url, status=500, when="after") as (at, intent):
         await at.kit.outbox.park(intent.identifier)
@@ -171,48 +139,6 @@ async def test_a_dropped_intent_is_dead_and_frees_its_customer(store_url: str) -
         await at.kit.customers.delete("acme")
 
 
-async def test_the_minute_of_a_dropped_intent_is_not_given_to_another(store_url: str) -> None:
-    async with sealed(store_url, status=500, when="after") as (at, intent):
-        await at.kit.outbox.drop(intent.identifier, reason="by hand")
-        await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("zeta", "cus_acme", force=True)
-        await at.kit.record("zeta", "requests", 1)
-        at.clock.advance(timedelta(seconds=20))
-        await at.flush(everything=True, timeout_s=0)
-        assert len({event.timestamp for event in at.emulator.events}) == 2
-
-
-@pytest.mark.parametrize(("verb", "state"), [("redrive", "queued"), ("park", "parked")])
-async def test_a_verb_is_refused_in_a_state_that_it_is_not_for(store_url: str, verb: str, state: str) -> None:
-    async with sealed(store_url, status=429) as (at, intent):
-        if state == "parked":
-            await at.kit.outbox.park(intent.identifier)
-        act: Any = getattr(at.kit.outbox, verb)
-        with pytest.raises(MeterkitError, match=f"is {state}: only what is"):
-            await act(intent.identifier)
-        assert await states(at) == {state: 6}
-
-
-async def test_what_is_being_sent_is_left_alone(store_url: str) -> None:
-    async with sealed(store_url, status=429) as (at, intent):
-        send, refusals = at.transport.send, list[str]()
-
-        async def see_to_it(sealed: Any) -> Any:
-            for verb in (at.kit.outbox.park, at.kit.outbox.redrive, at.kit.outbox.drop):
-                with pytest.raises(MeterkitError) as refused:
-                    await verb(intent.identifier, reason="now")
-                refusals.append(str(refused.value))
-            return await send(sealed)
-
-        at.transport.send = see_to_it  # type: ignore[method-assign,assignment] # looks at it while it is under way
-        at.clock.advance(timedelta(minutes=11))
-        await at.flush(everything=True)
-        assert [refusal.endswith("it is being sent, try again in a minute") for refusal in refusals] == [
-            True
-        ] * 3
-        assert await states(at) == {"delivered": 6}
-
-
 async def test_damaged_totals_keep_an_intent_where_it_is(store_url: str) -> None:
     async with sealed(store_url, status=429) as (at, intent):
         client: Any = (await at.kit.store.admin()).client
@@ -239,17 +165,3 @@ async def test_what_cannot_be_listed_is_refused_with_words(
     async with desk(store_url) as at:
         with pytest.raises(MeterkitError, match=said):
             await at.kit.outbox.list(**given)
-
-
-@pytest.mark.parametrize("identifier", ["nobody", 7])
-async def test_an_intent_that_is_not_there_is_named(store_url: str, identifier: Any) -> None:
-    async with desk(store_url) as at:
-        with pytest.raises(MeterkitError, match="no intent that is not delivered"):
-            await at.kit.outbox.show(identifier)
-
-
-def test_without_an_event_loop(valkey: Any) -> None:
-    kit = kit_for(valkey.url, "http://127.0.0.1:9", clock=NOW.timestamp).sync()
-    with kit:
-        assert kit.outbox.list() == []
-    assert "requests" in PLANS

@@ -93,9 +93,3 @@ def test_a_period_admits_included_and_cap(
     assert ceiling == ceiling_of(given)
     quotas = [policy.quota for policy in policies_of(given, meter())]
     assert quotas == ([] if ceiling is None else [ceiling])
-
-
-@pytest.mark.parametrize("overage", [DENY, Overage(mode="percent", percent=5, grace_ms=1)])
-def test_a_gauge_has_no_period(overage: Overage) -> None:
-    given = entitlement(included=5_000_000, overage=overage)
-    assert policies_of(given, meter("storage", "byte", "gauge")) == ()

@@ -66,15 +66,6 @@ def test_a_directory_of_another_user_is_refused(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-@as_root
-def test_a_link_of_another_user_to_an_own_directory_is_refused(directory: Path) -> None:
-    link = directory.with_name("link")
-    link.symlink_to(directory)
-    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
-    with pytest.raises(SettingsError, match=f"belongs to user {NOBODY}"):
-        EmbeddedServer(link).start()
-
-
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
 def test_a_directory_that_others_may_write_in_is_refused(directory: Path, mode: int) -> None:
     directory.chmod(mode)

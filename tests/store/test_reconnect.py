@@ -340,16 +340,6 @@ async def test_i9_connecting_and_asking_take_one_timeout_together(
         await eventually(lambda: call.orphans == [[0, b"late"]])
 
 
-async def test_an_unsent_call_goes_over_the_next_connection(valkey: Server) -> None:
-    # F-10
-    async with kit_at(valkey.url, store_timeout=5.0) as kit:
-        lane = lane_of(kit)
-        connection: Any = lane._connection
-        future = lane.call(Echo("unsent"))
-        connection.end("a test")
-        assert (await future)[1] == b"unsent"
-
-
 async def test_a_call_cancelled_while_it_waits_is_never_sent(valkey: Server, proxy: TcpProxy) -> None:
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
         await proxy.set("refuse")
@@ -440,35 +430,6 @@ async def test_connections_that_wait_for_late_replies_are_few(
         await eventually(lambda: sum(not connection.gone for connection in lane._reconnector._ended) == 2)
 
 
-async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # F-11
-    monkeypatch.setattr("meterkit.redis.connection._LATE_REPLIES_BYTES", 100_000)
-    answered = asyncio.Event()
-
-    def answer(words: list[bytes]) -> bytes:
-        match words[0].upper():
-            case b"HMGET":
-                return b"*2\r\n$1\r\n%d\r\n$1\r\n4\r\n" % FORMAT
-            case b"EVAL" if words[-2] == b"endless":
-                answered.set()
-                return b"$900000\r\n" + b"x" * 200_000  # and 700,000 more that never come
-            case b"EVAL":
-                return b"*0\r\n"
-            case _:
-                return b"+OK\r\n"
-
-    async with FakeRedis(answer) as fake, kit_at(fake.url, store_timeout=0.5) as kit:
-        lane = lane_of(kit)
-        connection: Any = lane._connection
-        asked = lane.call(Echo("endless"))
-        await asyncio.sleep(0)
-        connection.end("a test")
-        with pytest.raises(StoreError):
-            await asked
-        await answered.wait()
-        await eventually(lambda: connection.gone)
-
-
 # F-12: passwords.
 
 
@@ -493,20 +454,6 @@ async def test_a_wrong_password_is_told_in_the_servers_own_words(
             assert ":wrong" not in caplog.text
         async with kit_at(f"redis://:right@127.0.0.1:{server.port}/0") as kit:
             assert await Client(metered(kit)).get("acme", "/deny") == 200
-
-
-async def test_a_server_in_protected_mode_is_told_in_its_own_words() -> None:
-    # F-12: it speaks first, and closes.
-    async def deny(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"-DENIED Redis is running in protected mode because ... no password is set.\r\n")
-        writer.close()
-
-    listening = await asyncio.start_server(deny, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    async with kit_at(f"redis://127.0.0.1:{port}/0", start_timeout=0.2, store_timeout=0.3) as kit:
-        await told(kit, "refuses to serve: DENIED Redis is running in protected mode")
-    listening.close()
-    await listening.wait_closed()
 
 
 # F-19: another master behind the same address.

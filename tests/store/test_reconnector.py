@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meterkit.errors import SettingsError, StoreError
+from meterkit.errors import StoreError
 from meterkit.redis.breaker import Reconnector
 
 if TYPE_CHECKING:
@@ -117,37 +117,6 @@ async def test_i9_pauses_between_attempts_grow_to_half_a_second(
     assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
 
-async def test_an_unfit_server_is_tried_with_growing_pauses(pauses: list[float]) -> None:
-    store = Store(becomes=lambda line: setattr(line, "is_unfit", True))
-
-    def end(line: Line | None) -> None:
-        if line is not None:
-            asyncio.get_running_loop().call_soon(line.end)
-
-    reconnector = reconnector_to(store, on_change=end)
-    reconnector.begin()
-    await until(lambda: len(store.made) == 7)
-    await reconnector.stop()
-    assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
-
-
-async def test_silence_opens_the_breaker_and_a_connection_closes_it() -> None:
-    store = Store()
-    reconnector = reconnector_to(store)
-    reconnector.begin()
-    await reconnector.connected()
-    store.is_there = False
-    store.made[0].silent_s = 5.0
-    await store.made[0].end_soon()
-    assert (reconnector.is_open, reconnector.opened) == (True, 1)
-    with pytest.raises(StoreError, match="not connected"):
-        reconnector.call(cast("Any", None))
-    store.is_there = True
-    await reconnector.connected()
-    assert (reconnector.is_open, reconnector.opened) == (False, 1)
-    await reconnector.stop()
-
-
 async def test_a_start_waits_for_a_connection_that_lasts() -> None:
     """F-233: the start returned without a store, although it had time left."""
     store = Store()
@@ -163,62 +132,6 @@ async def test_a_start_waits_for_a_connection_that_lasts() -> None:
 def ends_in_the_same_turn(line: Line) -> None:
     """End a connection after it is used, and before those who wait for it have their turn."""
     asyncio.get_running_loop().call_soon(line.end)
-
-
-async def test_an_own_store_is_waited_for_until_its_first_attempt_ends() -> None:
-    """F-233: a busy machine took longer to start it than a store is waited for that runs already."""
-    may_connect = asyncio.Event()
-    store = Store()
-
-    async def start(on_end: OnEnd) -> AnyConnection:
-        await may_connect.wait()
-        return await store.connect(on_end)
-
-    reconnector = Reconnector(start, timeout_s=0.01, on_change=lambda _: None)
-    reaching = asyncio.ensure_future(reconnector.reach(0, is_own=True))
-    await _sleep(0.05)
-    assert not reaching.done()
-    may_connect.set()
-    await reaching
-    assert reconnector.connection is cast("Any", store.made[0])
-    await reconnector.stop()
-
-
-async def test_a_waiting_call_fails_when_the_lane_stops() -> None:
-    store = Store(is_there=False)
-    reconnector = reconnector_to(store)
-    reconnector.begin()
-    waiting = reconnector.call(cast("Any", None))
-    reaching = asyncio.ensure_future(reconnector.reach(3600))
-    await until(lambda: store.tries == 1)
-    await reconnector.stop()
-    with pytest.raises(StoreError, match="it is away"):
-        await waiting
-    await asyncio.wait_for(reaching, 240)
-    with pytest.raises(StoreError, match="it is away"):
-        reconnector.call(cast("Any", None))
-
-
-async def test_a_settings_error_is_not_told_of_a_later_outage() -> None:
-    store = Store()
-    errors: list[Exception] = [SettingsError("redis_url", "another store")]
-
-    async def connect(on_end: OnEnd) -> AnyConnection:
-        if errors:
-            raise errors.pop()
-        return await store.connect(on_end)
-
-    reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)
-    with pytest.raises(SettingsError):
-        await asyncio.wait_for(reconnector.reach(3600), 240)
-    await reconnector.connected()
-    store.is_there = False
-    store.made[0].silent_s = 5.0
-    await store.made[0].end_soon()
-    assert type(reconnector.trouble) is StoreError
-    # Nor is it waited for again: it was last reached long ago.
-    await asyncio.wait_for(reconnector.reach(0), 240)
-    await reconnector.stop()
 
 
 # Log lines: a store that comes and goes has one a minute; an outage that lasts always has one.
@@ -364,20 +277,3 @@ async def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.Lo
         assert said(caplog)[2:] == [f"{AWAY} (it was away once more since the last such line)"]
         await at.back()
         assert said(caplog)[3:] == ["the store is back after 105.2 s"]
-
-
-async def test_connections_that_keep_ending_are_told_once_a_minute(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with link(silent_s=0) as at:
-        for _ in range(8):
-            at.clock.advance(10)
-            at.end()
-            await at.back()
-        ended = "the store's connection ended: it is silent; connecting again"
-        assert said(caplog) == [
-            ended,
-            "the store is connected again",
-            f"{ended} (and 5 times more since the last such line)",
-            "the store is connected again",
-        ]

@@ -111,21 +111,6 @@ async def test_a_plan_that_the_file_does_not_have_is_named_once(
         assert "default plan 'free'" in alarm.getMessage()
 
 
-async def test_usage_of_this_period_is_recorded_by_a_stale_process(
-    store_url: str,
-) -> None:
-    """F-24: a year's plan, of which the process has not heard yet."""
-    yearly = PLANS + "  year: {extends: free, price: {interval: year, included_per: interval}}\n"
-    async with kit_on(store_url, yearly) as (kit, _), kit_on(store_url, yearly) as (other, _):
-        await kit.record("acme", "tokens", 1)
-        await other.customers.set_plan("acme", "year")
-        await other.record("acme", "tokens", 1)
-        # June has become a part of the year, which began for these counters on 1 June.
-        await kit.record("acme", "tokens", 5, occurred_at=JUNE + timedelta(days=3))
-        row = await row_of(kit)
-        assert (row["recorded"], row["late"]) == (7, 0)
-
-
 async def test_late_usage_is_billed_in_the_next_period(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,17 +160,6 @@ async def test_late_usage_goes_to_the_dead_letters_if_asked(
         assert totals[f"{to_ms(JUNE)}|{meter_token('tokens')}u"] == "7"
 
 
-async def test_late_usage_of_a_period_without_use_is_late(
-    store_url: str,
-) -> None:
-    """F-24."""
-    async with kit_on(store_url) as (kit, _):
-        await kit.record("new", "tokens", 3, occurred_at=datetime(2031, 3, 9, tzinfo=UTC))
-        assert (await row_of(kit, "new"))["recorded"] == 3
-        march = to_ms(datetime(2031, 3, 1, tzinfo=UTC))
-        assert (await totals_of(kit, "new"))[f"{march}|{meter_token('tokens')}u"] == "3"
-
-
 async def test_usage_of_the_future_and_naive_times_are_refused(store_url: str) -> None:
     """F-24."""
     async with kit_on(store_url) as (kit, _):
@@ -221,24 +195,3 @@ async def test_i5_late_usage_is_reported_once(store_url: str) -> None:
         assert total("i") + total("o") == 3 * 60
         assert total("p") + total("q") == total("o")
         assert total("u") == total("m") > 0
-
-
-async def test_closed_periods_are_forgotten_400_days_after_their_end(store_url: str) -> None:
-    """F-27: also of a customer who never pauses; but not what is still to be delivered."""
-    async with kit_on(store_url) as (kit, clock):
-        owing = 0
-        for month in range(40):
-            await kit.record("acme", "tokens", 25 if month == 3 else 5)
-            if month == 3:
-                owing = to_ms(clock.now().replace(day=1, hour=0, minute=0, second=0))
-            clock.advance(timedelta(days=31))
-        totals = await totals_of(kit)
-        token = meter_token("tokens")
-        assert totals[f"{owing}|{token}p"] == "15"
-        ends = {int(name.partition("|")[0]): int(text) for name, text in totals.items() if name[-2:] == "|e"}
-        assert len(ends) in range(14, 17)
-        # What is past it is put away when the next period begins.
-        assert min(end for start, end in ends.items() if start != owing) > to_ms(
-            clock.now() - timedelta(days=400 + 31 + 31)
-        )
-        assert {int(name.partition("|")[0]) for name in totals} == ends.keys()

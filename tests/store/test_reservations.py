@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -240,52 +240,3 @@ async def test_a_reservation_is_not_captured_in_another_loop(store_url: str) -> 
         await asyncio.to_thread(elsewhere)
         await reservation.capture({"seconds": 2})
         assert (await row(kit, "seconds"))[:2] == (2, 0)
-
-
-BY_MODEL = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
-  words:         {unit: word}
-prices:
-  input:  {default: 1 per 1000, models: {small: 1 per 4000, large: 6 per 1000}}
-  output: {default: 2 per 1000, models: {small: 1 per 2000, large: 9 per 1000}}
-credits:
-  ai: {costs: {input_tokens: prices.input, output_tokens: prices.output, words: 3 per 1000}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    grants: [{credit: ai, quantity: 50, every: period, priority: 10}]
-    meters:
-      input_tokens:  {included: 700, overage: deny}
-      output_tokens: {included: 300, overage: deny}
-      words:         {included: 0, overage: deny}
-"""
-
-
-async def test_what_is_left_is_what_is_allowed_whatever_models_hold(store_url: str) -> None:
-    held = (
-        ("large", {"input_tokens": 1100}),
-        ("small", {"input_tokens": 40_000, "output_tokens": 500}),
-        (None, {"output_tokens": 60, "words": 70}),
-        ("medium", {"output_tokens": 900}),
-        ("large", {"output_tokens": 20, "input_tokens": 13}),
-    )
-    async with (
-        MeterKit(
-            loads(BY_MODEL), clock=Clock(NOW), redis_url=store_url, flush=False, store_timeout=10.0
-        ) as kit,
-        AsyncExitStack() as blocks,
-    ):
-        await kit.record("acme", "input_tokens", 200)
-        for model, quantities in held:
-            reservation = await blocks.enter_async_context(kit.reserve("acme", quantities, model=model))
-            assert reservation.decision.allowed
-            for meter in kit.catalog.meters:
-                found = (await kit.usage("acme"))["meters"][meter]["remaining"]
-                assert isinstance(found, int)
-                assert (await kit.check("acme", meter, found)).allowed
-                assert not (await kit.check("acme", meter, found + 1)).allowed

@@ -9,8 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.keys import FORMAT
 from meterkit.redis import scripts
 from meterkit.redis.scripts import NAMES
 
@@ -40,10 +38,6 @@ def test_large_numbers_keys_and_arguments_have_names() -> None:
         lines = [line for line in code(path).split("\n") if re.search(r"(KEYS|ARGV)\[\d+\]", line)]
         named = re.compile(r"\s*local [\w, ]+ = |  backing, hold = cjson")
         assert (path.stem, [line for line in lines if not named.match(line)]) == (path.stem, [])
-
-
-def test_the_scripts_and_the_library_mean_the_same_format() -> None:
-    assert (CONSTANTS["FORM"], CONSTANTS["NO_STATE"]) == (str(-FORMAT), f"'{NO_STATE}'")
 
 
 def test_every_constant_is_used_and_every_name_of_one_replaced() -> None:

@@ -9,13 +9,12 @@ import signal
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.changing_servers import CUSTOMERS, recorded, under_load
 from drivers.delivery import CATALOG, desk
-from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, stopped
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
@@ -23,9 +22,6 @@ from meterkit.redis.discovery import master_of
 from meterkit.redis.url import parse_redis_url
 from servers.clusters import SERVICE, Watched, spawn_watched
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from servers.certificates import Authority
 
 pytestmark = [pytest.mark.anyio, pytest.mark.dear("a master, a replica and sentinels of its own")]
 
@@ -143,21 +139,6 @@ async def test_i6_nothing_is_sent_that_the_replica_does_not_have(
                 assert at.emulator.requests == ()
 
 
-async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
-    first, *others = watched.sentinels
-    async with TcpProxy(first.port) as slow:
-        await slow.set("blackhole")
-        hosts = ",".join(f"127.0.0.1:{port}" for port in (slow.port, *(other.port for other in others)))
-        url, loop = f"redis+sentinel://{hosts}/{SERVICE}", asyncio.get_running_loop()
-        begun = loop.time()
-        found = await master_of(parse_redis_url(url), timeout_s=PATIENT_S, clock=time)
-        # One that does not answer is not waited for where the others agree.
-        assert (found.port, loop.time() - begun < PATIENT_S) == (watched.master.port, True)
-        async with kit_of(url) as kit:
-            assert (await kit.consume("acme", "requests")).allowed
-            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -189,13 +170,6 @@ async def test_what_most_of_those_say_that_answer_is_believed(words: tuple[int |
         assert master.port == NEW
 
 
-async def test_a_service_that_nobody_knows_is_named(watched: Watched) -> None:
-    url = watched.url.replace(f"/{SERVICE}", "/other")
-    async with kit_of(url, start_timeout=0.2, store_timeout=2.0) as kit:
-        with pytest.raises(StoreError, match="knows no master 'other'"):
-            await kit.consume("acme", "requests")
-
-
 async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     with spawn_watched(sentinels=1, password="S3CRET") as watched:
         async with kit_of(f"{watched.url}?sentinel_password=S3CRET") as kit:
@@ -206,18 +180,3 @@ async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.Log
             with pytest.raises(StoreError, match="WRONGPASS") as caught:
                 await kit.consume("acme", "requests")
         assert "S3CRET" not in f"{caught.value!r}{kit.store.address!r}{caplog.text}"
-
-
-async def test_tls_is_spoken_with_sentinels_and_with_the_master(authority: Authority) -> None:
-    with spawn_watched() as watched:
-        async with AsyncExitStack() as stack:
-            master = await stack.enter_async_context(TcpProxy(watched.master.port, tls=authority.serving()))
-            sentinel = await stack.enter_async_context(
-                TcpProxy(watched.sentinels[0].port, tls=authority.serving())
-            )
-            url = f"redis+sentinel://127.0.0.1:{sentinel.port}/behind?ssl_ca_certs={authority.file}"
-            watched.sentinels[0].command("SENTINEL", "MONITOR", "behind", "127.0.0.1", master.port, 1)
-            async with kit_of(url) as kit:
-                assert (await kit.consume("acme", "requests")).allowed
-                assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
-            assert master.accepted > 1

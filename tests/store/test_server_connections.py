@@ -47,13 +47,3 @@ async def test_delivery_does_not_wait_for_what_the_app_asks(store_url: str, valk
 
 async def _wait(client: Any) -> None:
     await client.blpop(["nothing"], timeout=0)
-
-
-async def test_the_connections_of_delivery_end_with_the_kit(store_url: str, valkey: Server) -> None:
-    before = valkey.command("INFO", "clients")["connected_clients"]
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await at.flush(everything=True)
-        assert valkey.command("INFO", "clients")["connected_clients"] > before
-    assert valkey.command("INFO", "clients")["connected_clients"] == before

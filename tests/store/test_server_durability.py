@@ -19,10 +19,9 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.redis.admin import Admin
 from meterkit.redis.durability import Keeping
-from meterkit.redis.server import durability_of, eviction_warning
+from meterkit.redis.server import durability_of
 from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
-from servers.store_users import url_of_user
 from servers.stores import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
@@ -92,12 +91,6 @@ async def test_a_test_key_delivers_with_one_warning(store_url: str, caplog: pyte
     assert "appendonly yes" in said[0]
 
 
-async def test_a_key_of_an_unknown_kind_counts_as_live() -> None:
-    assert MeterKit(CATALOG, redis_url="redis://none", stripe_api_key="sk_org_x").settings.live
-    assert not MeterKit(CATALOG, redis_url="redis://none", stripe_api_key="rk_test_x").settings.live
-    assert not MeterKit(CATALOG, redis_url="redis://none").settings.live
-
-
 async def test_an_apps_flusher_says_at_its_start_it_delivers_nothing(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,36 +99,6 @@ async def test_an_apps_flusher_says_at_its_start_it_delivers_nothing(
         # Nothing is to be delivered yet.
         await until(lambda: "nothing is delivered from there" in caplog.text)
         assert (await kit.usage("acme"))["meters"]["requests"]["used"] == 0
-
-
-@pytest.mark.parametrize("rules", ["+@all", "+@all -@dangerous"])
-async def test_a_replica_is_as_good_as_a_file(rules: str) -> None:
-    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
-        await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
-        await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 1)
-        url, clock = url_of_user(master, rules=f"~mk:* {rules}"), Clock(NOW)
-        emulator = StripeEmulator(clock=clock, api_keys=[LIVE_KEY])
-        emulator.add_meter("api_requests")
-        emulator.add_customer("cus_acme")
-        async with (
-            emulator.serve() as stripe,
-            kit_for(url, stripe, clock=clock, stripe_api_key=LIVE_KEY) as kit,
-        ):
-            await kit.customers.link("acme", "cus_acme")
-            await kit.record("acme", "requests", 5)
-            transport = StripeV1Transport(LIVE_KEY, api_base=stripe)
-            try:
-                await Flusher(kit.store, transport).flush(everything=True)
-                assert emulator.accepted("cus_acme", "api_requests") == 5
-                replica.stop()
-                await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 0)
-                await kit.record("acme", "requests", 5)
-                clock.advance(timedelta(minutes=6))
-                with pytest.raises(StoreError, match="keeps nothing"):
-                    await Flusher(kit.store, transport).flush(everything=True)
-            finally:
-                await transport.close()
-        assert emulator.accepted("cus_acme", "api_requests") == 5
 
 
 async def test_redis_70_with_appendfsync_no_names_the_cause() -> None:
@@ -200,14 +163,6 @@ async def test_a_policy_that_evicts_is_named_at_the_start(
     assert "maxmemory" not in caplog.text
 
 
-def test_a_limit_that_is_set_is_not_called_missing() -> None:
-    assert eviction_warning({"maxmemory_policy": "noeviction", "maxmemory": "100"}) is None
-    assert eviction_warning({}) is None
-    words = eviction_warning({"maxmemory_policy": "allkeys-lfu", "maxmemory": "100"})
-    assert words is not None
-    assert "no limit" not in words
-
-
 REFUSED = b"-NOPERM this user has no permissions\r\n"
 LOADING = b"-LOADING the dataset is being loaded\r\n"
 OLD = {
@@ -232,13 +187,6 @@ async def way_of(said: dict[str, bytes]) -> str:
             return await Keeping(admin, address, needed=True).way()
         finally:
             await admin.close()
-
-
-async def test_a_server_without_waitaof_is_trusted_by_age(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert await way_of(OLD) == "age"
-    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

@@ -4,31 +4,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import CATALOG, PLANS, desk, kit_for, until
-from drivers.webhooks import hooked
+from drivers.delivery import CATALOG, PLANS, desk
 from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
-from meterkit.delivery.error_reports import take_refusals
-from meterkit.redis import scripts
 from meterkit.redis.server import commands_to_try
-from meterkit.stripe.api import StripeApi
-from meterkit.testing import Clock
 from servers.store_users import DOCUMENTED, NEEDED, url_of_user
 from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from meterkit import SubscriptionChanged
+    from meterkit.testing import Clock
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -101,63 +94,6 @@ async def test_documented_rights_suffice_for_all_that_a_kit_does(server: Server)
     assert {entry["object"] for entry in refused} <= {"client|setinfo"}
 
 
-async def test_documented_rights_suffice_for_webhooks_and_gauges(server: Server) -> None:
-    server.command("ACL", "LOG", "RESET")
-    told: list[str] = []
-    async with hooked(url_of_user(server)) as at:
-
-        @at.kit.on("subscription.changed")
-        def changed(event: SubscriptionChanged) -> None:
-            told.append(event.customer)
-
-        at.customer()
-        await at.subscribe()
-        await at.settle()
-        assert (await at.state()).subscription is not None
-        assert await at.bring(at.emulator.webhook_events[-1]) == [200]  # A repeat.
-        await at.kit.webhooks.sweep()
-        assert (await at.kit.webhooks.dead(), await at.kit.webhooks.redrive()) == ([], 0)
-        await at.kit.subscriptions.change_plan("acme", "max")
-        await at.kit.gauges.set("acme", "seats", 2, event_id="g1")
-        await at.kit.gauges.adjust("acme", "seats", 1)
-        assert await at.kit.gauges.get("acme", "seats") == 3
-        await at.kit.rates("acme")
-        assert await at.kit.customers.history("acme")
-        await until(lambda: "acme" in told)
-    refused: list[dict[str, Any]] = server.command("ACL", "LOG")
-    assert {entry["object"] for entry in refused} <= {"client|setinfo"}
-
-
-async def test_and_for_streams_refusals_and_what_is_done_by_hand(server: Server) -> None:
-    server.command("ACL", "LOG", "RESET")
-    async with desk(url_of_user(server), stripe_transport="v2-stream") as at:
-        api = StripeApi(at.kit.settings)
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        for customer in ("lost", "stranger"):
-            await at.kit.record(customer, "requests", 7)
-        # A server without WAITAOF (before Redis 7.2): what is sent has been on its disk for two seconds.
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(seconds=3))
-        await at.flush(everything=True)
-        for event in at.emulator.thin_events:
-            await take_refusals(at.kit.store, api, event.id)
-        await api.close()
-        (dead,) = await at.kit.outbox.list(state="dead")
-        parked = await at.kit.outbox.redrive(dead.identifier)
-        assert (await at.kit.outbox.show(parked.identifier)).state == "parked"
-        at.emulator.add_customer("cus_unknown")
-        for minutes in (181, 11):  # Until it is compared, and again.
-            at.clock.advance(timedelta(minutes=minutes))
-            await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(seconds=3))
-        await at.flush(everything=True)
-        assert at.accepted("unknown") == 7
-        await at.kit.customers.unlink("lost")
-        await at.kit.customers.link("stranger", "cus_unknown")
-    refused: list[dict[str, Any]] = server.command("ACL", "LOG")
-    assert {entry["object"] for entry in refused} <= {"client|setinfo"}
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -227,19 +163,6 @@ async def test_keys_that_the_user_may_not_touch_are_named(valkey: Server) -> Non
             pass
 
 
-async def test_the_rights_are_tried_once_in_a_process(valkey: Server) -> None:
-    async with kit_for(url_of_user(valkey), "http://none", clock=Clock()) as kit:
-        await kit.record("acme", "requests", 1)
-        valkey.command("CONFIG", "RESETSTAT")
-        valkey.command("CLIENT", "KILL", "TYPE", "normal")
-        async with asyncio.timeout(240):
-            while not (await _seen(kit)):  # noqa: ASYNC110 - the reconnect is the lane's own
-                await asyncio.sleep(0.01)
-        calls = valkey.command("INFO", "commandstats")
-        assert "cmdstat_script|load" in calls
-        assert "cmdstat_eval" not in calls
-
-
 async def _seen(kit: MeterKit) -> bool:
     try:
         return (await kit.check("acme", "requests")).allowed
@@ -271,26 +194,6 @@ async def test_a_user_without_scan_starts_and_is_told_what_fails(
     assert said.endswith("Add it: ACL SETUSER app +scan")
 
 
-async def test_without_rights_to_ask_delivery_goes_by_age(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    # F-14: it was taken for a store that keeps nothing, and intents went out at once.
-    url = url_of_user(server, NEEDED)
-    async with desk(url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        for _ in range(2):
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.delivered, at.emulator.requests) == (0, ())
-        at.clock.advance(timedelta(seconds=3))
-        assert (await at.flush()).delivered == 1
-        assert at.accepted("acme") == 6
-    said = [record.getMessage() for record in caplog.records if "let its user ask" in record.getMessage()]
-    assert len(said) == 1
-    assert "+waitaof" in said[0]
-    assert "whether it evicts keys is not known" in caplog.text
-
-
 async def test_a_live_key_delivers_where_the_server_may_not_be_asked(
     valkey: Server,
 ) -> None:
@@ -303,41 +206,6 @@ async def test_a_live_key_delivers_where_the_server_may_not_be_asked(
         assert (await at.flush()).delivered == 1
 
 
-async def test_a_user_without_dangerous_commands_waits_for_the_disk(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    # F-14: WAITAOF is allowed to it, INFO is not.
-    with spawn_server("--appendonly", "yes") as server:
-        async with desk(url_of_user(server, rules="~mk:* +@all -@dangerous")) as at:
-            await at.link("acme")
-            await at.kit.record("acme", "requests", 6)
-            assert (await at.flush(everything=True)).delivered == 1
-        assert server.command("INFO", "commandstats")["cmdstat_waitaof"]["calls"] >= 2
-    assert "let its user ask" not in caplog.text
-    # And on a server without the file it learns as much.
-    async with desk(url_of_user(valkey, rules="~mk:* +@all -@dangerous")) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        await at.flush(everything=True)
-    assert "keeps nothing" in caplog.text
-
-
 def test_the_documentation_lists_exactly_these_rights() -> None:
     text = " ".join(DEPLOYMENT.read_text().split())
     assert f"~mk:* {' '.join(f'+{name.lower()}' for name in DOCUMENTED)}" in text.replace(" \\ ", " ")
-
-
-async def test_on_a_server_that_cannot_tell_the_store_is_used_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "meterkit.store")
-
-    def without(name: str, **_: Any) -> Any:
-        script = real(name)
-        return type(script)(script.name, script.text.replace("acl_check_cmd", "unheard_of"), script.sha)
-
-    real = scripts.load
-    monkeypatch.setattr("meterkit.redis.handshake.script_files.load", without)
-    async with MeterKit(CATALOG, redis_url=store_url, flush=False):
-        pass
-    assert "does not say what its user may do" in caplog.text

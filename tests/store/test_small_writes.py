@@ -15,7 +15,6 @@ import pytest
 
 from meterkit import MeterKit, QuantityError
 from meterkit.catalog import loads
-from meterkit.customers.deletion import delete
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, strand_usage
@@ -24,18 +23,13 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.decisions.transitions import InForce, Step, entries_of
 from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
 from meterkit.outbox.intents import intents_of
 from meterkit.outbox.invoice_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
-from meterkit.outbox.late_terms import invoice_terms
-from meterkit.outbox.outbox import Outbox
 from meterkit.redis.scripts import Script
 from meterkit.store.degraded_minutes import DegradedMinutes
-from meterkit.store.event_names import read_meters
 from meterkit.store.hold import Used
 from meterkit.store.jobs import claim_job, has_ended
-from meterkit.store.messages import MessageQueue
 from meterkit.store.server_lives import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import Spool
@@ -190,18 +184,6 @@ async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> N
         assert days * DAY_MS - HOUR_MS < await lives_ms(store, key) <= days * DAY_MS
 
 
-async def test_nothing_is_overdue_where_nothing_waits(store: Store) -> None:
-    assert await MessageQueue(store, "email").overdue_ms() == 0
-
-
-async def test_event_names_of_a_plans_file_are_known_to_the_next_one(store: Store) -> None:
-    await (await client_of(store)).delete(store.keys.events)  # Nothing was there when the process began.
-    await Outbox(store, await store.admin()).meters()
-    other = replace(store.catalog, meters={})
-    found = await read_meters(await store.admin(), store.keys, other)
-    assert [counted.event_name for counted in found.values()] == ["requests"]
-
-
 @pytest.mark.parametrize(
     ("since", "ends"),
     [
@@ -248,38 +230,6 @@ async def test_an_intent_that_cannot_be_read_leaves_the_others(
     texts = [damaged, None, json.dumps(whole).encode()]
     assert intents_of(await store.admin(), 0, ["x", "y", "z"], texts) == [{}, {}, whole]
     assert "intent x of shard 0 cannot be read" in caplog.text
-
-
-async def test_of_a_deleted_customer_no_difference_is_known(store: Store) -> None:
-    found = Drift(subscription="sub_1", kind="seats", message="4 for 5")
-    assert await Drifts(store).put("ada", [found]) == [found]
-    assert await Drifts(store).put("ada", [found]) == []
-    await delete(store, "ada")
-    assert await Drifts(store).put("ada", [found]) == [found]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "kind"), [({}, "overage"), ({"requests": {"included": 5, "overage": "deny"}}, "")]
-)
-async def test_late_usage_is_billed_by_the_customers_overrides(
-    store: Store, overrides: dict[str, Any], kind: str
-) -> None:
-    state = CustomerState(
-        stripe_customer="cus_1", subscription=renewed(NOW_MS - HOUR_MS), overrides=overrides
-    )
-    await change_state(store, state)
-    terms = json.loads(invoice_terms(store.cache.get("ada"), NOW_MS))
-    assert [found[0] for found in terms["meters"].values()] == [kind]
-
-
-def test_a_change_of_revenue_is_entered_with_its_currency() -> None:
-    before, after = (InForce(plan="free", mrr=mrr, currency="usd", at_ms=NOW_MS) for mrr in (0, 7))
-    found = [
-        (one.kind, one.before, one.after)
-        for one in entries_of(Step(before, after, "stripe"))
-        if one.kind == "mrr"
-    ]
-    assert found == [("mrr", "", "7 usd")]
 
 
 @pytest.mark.parametrize(("hours", "is_noted"), [(1, True), (25, True), (26, False)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -62,55 +61,6 @@ async def takes(kit: MeterKit, meter: str, quantity: int, customer: str = "ada")
     return decision.allowed
 
 
-async def test_overage_of_all_meters_counts_against_one_budget(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, clock):
-        assert await takes(kit, "words", 1000)
-        assert await spent(kit) == 0
-        assert await takes(kit, "images", 4)
-        assert await spent(kit) == 900_000
-        assert not await takes(kit, "images", 1)
-        # Of the ten cents that are left: 1,428 words cost 9.996.
-        assert not await takes(kit, "words", 1429)
-        assert await takes(kit, "words", 1428)
-        assert await spent(kit) == 999_960
-        assert not await takes(kit, "words", 1)
-        assert await takes(kit, "plain", 1)
-        clock.advance(timedelta(days=31))
-        assert await takes(kit, "images", 4)
-        assert await spent(kit) == 900_000
-
-
-async def test_a_refusal_says_how_much_is_spent_and_until_when(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        assert await takes(kit, "images", 3)
-        decision = await kit.consume("ada", "images", 2)
-        assert decision.spend is not None
-        assert (decision.spend.limit_cents, decision.spend.spent_cents) == (100, 60)
-        assert (decision.limit, decision.remaining) == ("spend-period", 40)
-        assert decision.violated == ("spend-period",)
-        assert decision.retry_after == datetime(2031, 7, 1, tzinfo=UTC) - NOW
-        # More than the whole budget never fits.
-        assert (await kit.consume("ada", "images", 5)).retry_after is None
-
-
-async def test_what_is_held_may_be_spent_whichever_ends_first(store_url: str) -> None:
-    async with kit_on(store_url, "{amount_cents: 7}") as (kit, _):
-        # Both fit into what is included, and not together: the second must have a budget.
-        async with (
-            kit.reserve("ada", {"words": 1000}) as first,
-            kit.reserve("ada", {"words": 1000}) as second,
-        ):
-            assert first.decision.allowed
-            assert second.decision.allowed
-            async with kit.reserve("ada", {"words": 1}) as third:
-                assert third.decision.reason == "spend"
-                assert third.decision.retry_after is not None
-            await second.capture({"words": 1000})
-            assert await spent(kit) == 0
-            await first.capture({"words": 1000})
-        assert await spent(kit) == 70_000
-
-
 @pytest.mark.parametrize(("per", "span"), [("day", timedelta(days=1)), ("hour", timedelta(hours=1))])
 async def test_a_budget_of_a_day_or_an_hour_begins_anew(per: str, span: timedelta, store_url: str) -> None:
     async with kit_on(store_url, f"{{amount_cents: 30, per: {per}}}") as (kit, clock):
@@ -128,16 +78,6 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(per: str, span: timedelt
         assert await takes(kit, "images", 1)
         clock.advance(span)
         assert await takes(kit, "images", 1)
-
-
-async def test_the_lower_of_budget_and_spend_limit_holds(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        await kit.customers.spend_limit("ada", 30)
-        assert await takes(kit, "images", 2)
-        assert not await takes(kit, "images", 1)
-        await kit.customers.spend_limit("ada", 5000)
-        assert await takes(kit, "images", 2)
-        assert not await takes(kit, "images", 1)
 
 
 async def test_spend_limits_of_several_spans_hold_at_once(store_url: str) -> None:
@@ -186,69 +126,6 @@ async def test_a_budget_that_notifies_refuses_nothing(store_url: str) -> None:
         # The customer's own limit takes its place.
         await kit.customers.spend_limit("ada", 120)
         assert not await takes(kit, "images", 1)
-
-
-BY_MODEL = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  words: {unit: word, stripe: {event_name: words}}
-prices:
-  words: {default: 4 per 100, models: {"*-mini": 0.7 per 1000, "opus-*": 2 per 10}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: BUDGET
-    meters: {words: {included: 1000, overage: {bill: {price: prices.words}}}}
-"""
-UNIT_MICROS = {"a-mini": 7, "opus-4": 2_000, None: 400}
-
-
-async def test_racing_requests_of_several_models_keep_the_budget(store_url: str) -> None:
-    async with kit_on(store_url, "{amount_cents: 1000}", plans=BY_MODEL) as (kit, _):
-        allowed = dict.fromkeys(UNIT_MICROS, 0)
-
-        async def one(nth: int) -> None:
-            model = (None, "a-mini", "opus-4")[nth % 3]
-            async with kit.reserve("ada", {"words": 97}, model=model) as reservation:
-                if reservation.decision.allowed:
-                    await asyncio.sleep(0)
-                    allowed[model] += 1
-                    await reservation.capture({"words": 97 if nth % 4 else 31}, model=model)
-
-        await asyncio.gather(*(one(nth) for nth in range(600)))
-        assert all(allowed.values())
-        before = await spent(kit)
-        rows = {row: counts["overage"] for row, counts in (await kit.usage("ada"))["meters"].items()}
-        assert before == sum(
-            rows[f"words:{row}"] * UNIT_MICROS[model]
-            for row, model in {"*-mini": "a-mini", "opus-*": "opus-4", "(default)": None}.items()
-        )
-        assert 2_000_000 < before <= 10_000_000
-        # What still fits is still sold, to each model at its price.
-        left = (10_000_000 - before) // 7
-        for quantity, fits in ((left + 1, False), (left, True)):
-            async with kit.reserve("ada", {"words": quantity}, model="a-mini") as reservation:
-                assert reservation.decision.allowed is fits
-                if fits:
-                    await reservation.capture({"words": quantity}, model="a-mini")
-        assert await spent(kit) == before + left * 7 <= 10_000_000
-
-
-async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: str) -> None:
-    async with kit_on(store_url, plans=BY_MODEL) as (kit, _):
-        for model, words in (("a-mini", 6_000), ("opus-4", 100)):
-            async with kit.reserve("ada", {"words": words}, model=model) as reservation:
-                await reservation.capture({"words": words}, model=model)
-        await kit.record("ada", "words", 50)
-        assert await spent(kit) == 5_000 * 7 + 100 * 2_000 + 50 * 400
-        await kit.correct("ada", {"words": 60}, reason="a mistake", correction_id="1", by="ops")
-        assert await spent(kit) == 4_990 * 7 + 100 * 2_000
-        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 23
-        await kit.correct("ada", {"words": 9_999}, reason="a mistake", correction_id="2", by="ops")
-        assert await spent(kit) == 0
-        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 0
 
 
 async def test_units_over_a_cap_spend_nothing(store_url: str) -> None:

@@ -257,39 +257,6 @@ async def test_spooled_usage_belongs_to_the_period_in_which_it_ended(
         assert "2031-06-01" in caplog.text
 
 
-async def test_spooled_usage_goes_by_the_plan_when_it_is_sent(valkey: Server, tmp_path: Path) -> None:
-    async with (
-        outage(valkey, tmp_path) as (kit, proxy),
-        kit_at(valkey.url, spool_dir=tmp_path) as other,
-    ):
-        await kit.record("acme", "tokens", 1)
-        await away(kit, proxy)
-        for _ in range(10):
-            await kit.record("acme", "tokens", 10)
-        await other.customers.set_plan("acme", "narrow")  # 25 are included.
-        await back(kit, proxy)
-        found = (await kit.usage("acme"))["meters"]["tokens"]
-        assert (found["recorded"], found["overage"]) == (101, 76)
-
-
-@pytest.mark.parametrize(("hours", "expected"), [(0, [429]), (3, [200, 200, 200, 429])])
-async def test_rates_count_what_was_spooled_when_it_happened(
-    valkey: Server, tmp_path: Path, hours: int, expected: list[int]
-) -> None:
-    clock = Clock(datetime(2031, 6, 10, 12, 0, tzinfo=UTC))
-    async with outage(valkey, tmp_path, clock=clock) as (kit, proxy):
-        await kit.customers.set_plan("acme", "narrow")  # Three an hour.
-        await kit.check("acme", "requests")
-        await away(kit, proxy)
-        app = metered(kit)
-        assert [await Client(app).get("acme") for _ in range(4)] == [200, 200, 200, 429]
-        await eventually(lambda: not any(queue.unsettled for queue in lane_of(kit).queues))
-        clock.advance(timedelta(hours=hours))
-        await back(kit, proxy)
-        assert await used(kit, "acme") == (3, 0)
-        assert [await Client(app).get("acme") for _ in expected] == expected
-
-
 # Files that are not as they should be.
 
 

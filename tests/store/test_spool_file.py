@@ -176,13 +176,6 @@ def test_each_is_told_by_who_has_it_whose_it_is_and_how_old(tmp_path: Path) -> N
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_spools_are_listed_the_oldest_first(tmp_path: Path) -> None:
-    for producer, age_ms in (("b", 1000), ("a", 3000), ("c", 2000)):
-        spool_of(tmp_path, producer, age_ms=age_ms).close()
-    assert [one.path.stem[-1] for one in seen_in(tmp_path)] == ["a", "c", "b"]
-    assert seen_in(tmp_path / "none") == []
-
-
 def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> None:
     path = spool_of(tmp_path, "left").path
     for _ in range(50):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from drivers.subscribed_customer import (
     END,
     INSTANT,
     NOW,
-    PLANS,
-    catch_up,
     erase,
     fetched,
     kit_of,
@@ -24,7 +21,6 @@ from drivers.subscribed_customer import (
     tell,
 )
 from faults.refusals import eventually
-from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -35,7 +31,6 @@ pytestmark = pytest.mark.anyio
 
 DAY = timedelta(days=1)
 NOW_MS, END_MS = (int(instant.timestamp() * 1000) for instant in (NOW, END))
-WHOLE = PLANS + "billing: {changes: {allowance: whole}}\n"
 FAILING: dict[str, Any] = {"status": "past_due", "failures": 1, "failed_at_ms": NOW}
 
 
@@ -128,40 +123,6 @@ async def test_two_processes_that_sweep_at_once_enter_changes_once(store_url: st
             assert (await erase(one, f"c{nth}")).history == len(before[nth]) + 2
 
 
-async def test_a_change_enters_what_the_clock_did_before_it(
-    store_url: str,
-) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        await fetched(kit, subscription(**FAILING))
-        before = await lines(kit)
-        clock.set(NOW + 8 * DAY)
-        await fetched(kit, subscription(), cause="evt_paid")
-        assert (await lines(kit))[len(before) :] == [
-            ("plan", "pro", "free", "clock"),
-            ("access", "grace", "restricted", "clock"),
-            ("status", "past_due", "active", "evt_paid"),
-            ("plan", "free", "pro", "evt_paid"),
-            ("access", "restricted", "full", "evt_paid"),
-        ]
-        clock.set(NOW + 40 * DAY)
-        assert await sweep(kit) == 0
-
-
-async def test_another_plans_file_is_the_cause_of_what_it_changes(store_url: str) -> None:
-    failing = FAILING | {"failed_at_ms": NOW - 2 * DAY}
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        await fetched(kit, subscription(**failing))
-        before = await lines(kit)
-        kit.store.use(loads(PLANS.replace("grace: 7d", "grace: 1d")))
-        await fetched(kit, subscription(**failing, seats=2), cause="evt_9")
-        assert (await lines(kit))[len(before) :] == [
-            ("plan", "pro", "free", "plans_file"),
-            ("access", "grace", "restricted", "plans_file"),
-            ("seats", None, "2", "evt_9"),
-        ]
-
-
 async def test_handlers_are_told_of_what_has_changed_and_why(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
@@ -227,63 +188,6 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(store_url: str
         assert len({event.id for event in told}) == 3
 
 
-async def test_reminders_end_with_payment_and_begin_with_a_failure(
-    store_url: str,
-) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        told = recorder(kit, "dunning.reminder")
-        await fetched(kit, subscription(**FAILING))
-        clock.set(NOW + 2 * DAY)
-        await sweep(kit)
-        await fetched(kit, subscription())
-        clock.set(NOW + 9 * DAY)
-        await sweep(kit)
-        later = subscription(**FAILING | {"failed_at_ms": NOW + 9 * DAY})
-        await fetched(kit, later)
-        clock.set(NOW + 10 * DAY)
-        await sweep(kit)
-        await eventually(lambda: len(told) == 2)
-        assert [event.at for event in told] == [NOW + DAY, NOW + 10 * DAY]
-        # Left unpaid by Stripe it is still owed; once it has ended, there is nothing to remind of.
-        await fetched(kit, replace(later, status="unpaid"))
-        clock.set(NOW + 15 * DAY)
-        await sweep(kit)
-        await eventually(lambda: len(told) == 3)
-        await fetched(kit, replace(later, status="canceled"))
-        clock.set(NOW + 40 * DAY)
-        await sweep(kit)
-        assert [event.access for event in told] == ["grace", "grace", "suspended"]
-
-
-async def test_a_failure_that_is_known_late_is_reminded_of_once(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        told = recorder(kit, "dunning.reminder")
-        late = subscription(**FAILING | {"failed_at_ms": NOW - 8 * DAY})
-        await fetched(kit, late)
-        await fetched(kit, late)
-        await eventually(lambda: len(told) == 1)
-        assert [(event.after, event.at) for event in told] == [(6 * DAY, NOW)]
-        # What the plans file adds later is told once, too, by the last span that is over.
-        kit.store.use(loads(PLANS.replace("suspend_after: 14d", "suspend_after: 14d, remind: [2d, 7d, 8d]")))
-        await catch_up(kit)
-        await eventually(lambda: len(told) == 2)
-        assert told[1].after == 8 * DAY
-
-
-async def test_a_plan_set_by_hand_is_entered_and_not_told(
-    store_url: str,
-) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        told = recorder(kit, "subscription.changed", "access.changed")
-        await kit.customers.set_plan("acme", "pro")
-        await kit.customers.set_status("globex", "unpaid")
-        await eventually(lambda: len(told) == 2)
-        assert {event.customer for event in told} == {"globex"}
-        assert await lines(kit) == [("plan", "free", "pro", "operator")]
-
-
 async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,23 +236,6 @@ async def test_what_is_told_without_a_change_reaches_its_handlers(
         assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
 
 
-async def test_a_customer_is_shown_by_the_clock_before_anybody_sweeps(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        pending: dict[str, Any] = {"pending_plan": "top", "pending_seats": 6, "pending_at_ms": END}
-        await fetched(kit, subscription(**FAILING, seats=4, **pending))
-        found = await kit.customers.get("acme")
-        assert (found.plan, found.status, found.access, found.seats) == ("pro", "past_due", "grace", 4)
-        assert (found.subscription, found.access_since) == ("sub_1", NOW)
-        assert (found.pending_plan, found.pending_seats, found.pending_at) == ("top", 6, END)
-        clock.set(NOW + 8 * DAY)
-        found = await kit.customers.get("acme")
-        assert (found.plan, found.access, found.access_since) == ("free", "restricted", NOW + 7 * DAY)
-        clock.set(END)
-        found = await kit.customers.get("acme")
-        assert (found.access, found.seats, found.pending_at) == ("suspended", 6, None)
-
-
 async def test_a_deleted_customer_leaves_nothing_but_a_report(
     valkey: Any,
 ) -> None:
@@ -381,30 +268,6 @@ async def test_a_deleted_customer_leaves_nothing_but_a_report(
         assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
         again = await erase(kit, "acme")
         assert not any((again.state, again.counters, again.history, again.notices))
-
-
-async def test_a_state_of_an_older_release_is_caught_up_with(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        await fetched(kit, subscription())
-        admin = await kit.store.admin()
-        client: Any = admin.client
-        await client.hdel(kit.store.keys.customer("acme").state, "force")
-        assert (await kit.customers.get("acme")).access_since is None
-        before = await lines(kit)
-        await fetched(kit, subscription(plan="top"), cause="evt_2")
-        assert (await lines(kit))[len(before) :] == [("plan", "pro", "top", "evt_2")]
-
-
-async def test_what_a_newer_release_has_entered_is_no_obstacle(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        await fetched(kit, subscription())
-        admin = await kit.store.admin()
-        client: Any = admin.client
-        key = kit.store.keys.customer("acme").state
-        force = (await client.hget(key, "force")).decode()
-        await client.hset(key, "force", force[:-1] + ',"mood":"bright"}')
-        await fetched(kit, subscription(plan="top"))
-        assert (await kit.customers.get("acme")).plan == "top"
 
 
 async def test_an_unreadable_state_does_not_stop_the_sweep(
@@ -447,24 +310,3 @@ async def test_a_confirmed_renewal_keeps_provisional_counts(
         period, recorded = await period_of(kit)
         assert (period["start"], period["end"], recorded) == (february, march, 5)
         assert not period["provisional"]
-
-
-async def test_a_cancellation_begins_a_period_of_the_calendar(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        await fetched(kit, subscription(cancel_at_ms=END))
-        await kit.record("acme", "requests", 5)
-        clock.set(END)
-        period, recorded = await period_of(kit)
-        assert (period["start"], period["end"], recorded) == (END, datetime(2031, 7, 1, tzinfo=UTC), 0)
-        assert (await kit.consume("acme", "requests", 5)).allowed
-        assert not (await kit.consume("acme", "requests", 1)).allowed
-
-
-async def test_used_credits_do_not_come_back_with_another_plan(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW), WHOLE) as kit:
-        await fetched(kit, subscription(plan="top"))
-        await kit.record("acme", "requests", 1025)
-        for plan in ("pro", "top", "pro", "top"):
-            await fetched(kit, subscription(plan=plan))
-            assert (await kit.usage("acme"))["balance"]["ai"] == 5

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import subprocess
 import sys
 import textwrap
@@ -23,15 +22,11 @@ from faults.refusals import (
     eventually,
     in_flight,
     kit_at,
-    loop_clock,
     metered,
     open_sockets,
-    settle,
     settled,
-    stopped,
     used,
 )
-from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -104,18 +99,6 @@ async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) ->
 
 @pytest.mark.anyio
 @pytest.mark.each_loop
-async def test_stopping_settles_what_is_left(valkey: Server) -> None:
-    kit = kit_at(valkey.url)
-    await kit.start()
-    for _ in range(500):
-        settle(kit, "acme", tokens=2)
-    await kit.stop()
-    assert await used(kit, "acme", "tokens") == (1000, 0)
-    await kit.stop()
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
 async def test_stopping_without_a_store_says_what_is_not_settled(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,25 +151,6 @@ async def test_stopping_amid_the_first_connection_leaves_nothing(valkey: Server)
     await eventually(lambda: open_sockets() == sockets)
 
 
-@pytest.mark.anyio
-@pytest.mark.each_loop
-async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.2)
-    sockets = open_sockets()
-    kit = kit_at(valkey.url, store_timeout=0.5)
-    await kit.start()
-    with stopped(valkey):
-        with pytest.raises(StoreError):
-            await kit.check("acme", "requests")
-        settle(kit, "acme", tokens=1)
-        async with loop_clock() as passed_s:
-            await kit.stop()
-            assert passed_s() < 5
-        assert open_sockets() == sockets
-
-
 @pytest.mark.dear("a process of its own")
 def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None:
     program = """
@@ -218,28 +182,6 @@ def test_i7_a_request_cancelled_by_its_loop_holds_nothing(valkey: Server) -> Non
     assert run_program(program, valkey.url) == ("", "", 0)
     assert look(valkey.url, meter="requests") == (0, 0)
     assert in_flight(valkey, "acme") == 0
-
-
-@pytest.mark.dear("a process of its own")
-def test_a_program_that_ends_amid_a_recovery_loses_nothing(valkey: Server) -> None:
-    program = """
-        async def main():
-            await kit.start()
-            admin = await kit.store.admin()
-            for step in range(12):
-                post(1)
-                await admin.client.client_kill_filter(_type="normal")
-                for _ in range(step):
-                    await asyncio.sleep(0)
-                post(1)
-        asyncio.run(main())
-    """
-    stdout, stderr, code = run_program(program, valkey.url)
-    assert (stdout, code) == ("", 0), stderr
-    # What is said is that connections ended; nothing else is.
-    ended = "the store's connection ended: the store closed the connection; connecting again"
-    assert {ended, "the store is connected again"} >= set(stderr.splitlines())
-    assert look(valkey.url) == (24, 0)
 
 
 LOOPS = pytest.mark.parametrize("module", ["asyncio", "uvloop"])
@@ -396,20 +338,6 @@ def test_making_a_kit_neither_connects_nor_starts_a_server(scheme: str, tmp_path
 
 
 @pytest.mark.dear("a process of its own")
-def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> None:
-    program = """
-        async def main():
-            print(await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(10))))
-        asyncio.run(main())
-    """
-    printed, said, code = run_program(program, valkey.url)
-    assert (printed, code) == (f"{[200] * 10}\n", 0)
-    assert said.startswith("no lifespan has started meterkit")
-    assert said.count("\n") == 1
-    assert look(valkey.url, meter="requests") == (10, 0)
-
-
-@pytest.mark.dear("a process of its own")
 def test_a_kit_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> None:
     program = """
         async def serve():
@@ -459,18 +387,6 @@ def test_a_child_leaves_the_parents_connection_alone(valkey: Server, store: str,
     """
     assert run_program(program, url) == ("0\nTrue 0\n", "", 0)
     assert look(url) == (1011, 0)
-
-
-@pytest.mark.anyio
-@pytest.mark.each_loop
-async def test_nothing_is_logged_about_a_healthy_life(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        async with kit_at(valkey.url) as kit:
-            await kit.record("acme", "tokens", 1)
-            await Client(metered(kit)).get("acme")
-    assert [record.getMessage() for record in caplog.records] == []
 
 
 def _lanes(kit: MeterKit) -> int:

@@ -18,12 +18,10 @@ from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, renew_holds, settled
 from meterkit import CustomerError, MeterKit, MeterkitError, PlansError
 from meterkit.catalog import loads
-from meterkit.decisions.keys import shard_of
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.redis import producer
-from meterkit.redis.discovery import slot_of
 from meterkit.redis.settling import Sent
-from meterkit.store.hold import Held, Mark, Used
+from meterkit.store.hold import Held, Used
 from meterkit.store.replay import Replay, read, write
 from meterkit.store.settlement import Settlement
 from meterkit.store.subject_usage import usage_by
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from drivers.workers import Worker
-    from servers.clusters import Cluster
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -401,43 +398,3 @@ async def test_i3_holds_of_a_process_that_is_killed_vanish(valkey: Server) -> No
         assert (await kit.check("acme", "words", 66_666, subjects=USER)).allowed
         assert await figures(kit, "words") == {"u_7": (0, 0)}
         assert await spent(kit) == {"u_7": 0}
-
-
-async def test_keys_of_subjects_are_in_the_slot_of_their_customer(cluster: Cluster) -> None:
-    async with kit_of(cluster.url) as kit:
-        for name in ("acme", "größe", "a}b{c", "x:y"):
-            keys = kit.store.keys
-            shard = keys.shard(shard_of(name, keys.shards), "x")
-            of = (keys.subjects(name), keys.subject(name, "user", "u}7{"), keys.customer(name).counters)
-            assert {slot_of(key.encode()) for key in of} == {slot_of(shard.encode())}
-            subjects = {"user": "u}7{", "team": "r:d"}
-            assert (await kit.consume(name, "calls", 10, subjects=subjects)).allowed
-            decision = await kit.consume(name, "calls", subjects=subjects)
-            assert decision.violated == ("user:calls-1h",)
-            await settled(kit)
-            (one,) = await kit.usage(name, by="team")
-            assert (one.subject, one.meters["calls"].recorded) == ("r:d", 10)
-
-
-@pytest.mark.each_store
-async def test_dated_usage_counts_for_a_user_unless_it_is_late(store_url: str) -> None:
-    plans = PLANS + "billing: {late_usage: dead_letter}\n"
-    async with kit_of(store_url, plans=plans) as kit:
-        await kit.record("acme", "words", 5, subjects=USER)
-        await kit.record("acme", "words", 70, occurred_at=NOW - timedelta(seconds=1), subjects=USER)
-        await kit.record("acme", "words", 900, occurred_at=NOW - timedelta(days=40), subjects=USER)
-        assert await figures(kit, "words") == {"u_7": (75, 0)}
-        assert await spent(kit) == {"u_7": 75 * WORD}
-
-
-async def test_a_repeat_found_when_settling_counts_once_for_subjects(store_url: str) -> None:
-    """As after an outage: the decisions about both requests did not reach the store."""
-    async with kit_of(store_url) as kit:
-        await kit.check("acme", "words", subjects=USER)
-        view = kit.store.cache.get("acme", subjects=(("user", "u_7"),))
-        for _ in range(2):
-            used, mark = Used(recorded={"words": 7}), Mark("0a" * 16, billed=True)
-            kit.store.settle(lane_of(kit), Settlement(view, used=used, mark=mark))
-            await settled(kit)
-        assert await figures(kit, "words") == {"u_7": (7, 0)}
-        assert await spent(kit) == {"u_7": 7 * WORD}

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
-from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,20 +160,6 @@ def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:
     asyncio.run(forgetful())
 
 
-def test_it_delivers(store_url: str) -> None:
-    emulator = StripeEmulator()
-    emulator.add_meter("requests")
-    billed = emulator.add_customer(name="Ada")
-    with (
-        emulator.running() as stripe,
-        kit_of(store_url, stripe_api_key=STRIPE_KEY, stripe_api_base=stripe) as kit,
-    ):
-        kit.customers.link("ada", billed)
-        kit.record("ada", "requests", 130)
-        assert kit.flush(everything=True, timeout_s=60).is_complete
-    assert 30 == int(emulator.accepted(billed, "requests"))
-
-
 class TimeIsUpError(Exception):
     """What a worker's time limit raises."""
 
@@ -247,40 +231,6 @@ def test_made_before_the_fork_it_counts_in_each_child(
     """
     own = int("record" in before)
     assert f"{30 + own} 12\n" == said_by(program, tmp_path, store_url)
-
-
-@pytest.mark.dear("a process of its own")
-@pytest.mark.parametrize("end", ["pass", "1 / 0"])
-def test_a_child_that_ends_without_a_word_leaves_nothing_held(
-    end: str, tmp_path: Path, store_url: str
-) -> None:
-    program = f"""
-        import os
-        if not os.fork():
-            try:
-                with kit.reserve('ada', {{'tokens': 5}}) as reservation:
-                    {end}
-            finally:
-                os._exit(0)  # As a child ends that RQ, Celery or multiprocessing has forked.
-        os.wait()
-        print(kit.usage('ada')['meters']['tokens']['used'])
-    """
-    assert "0\n" == said_by(program, tmp_path, store_url)
-
-
-@pytest.mark.dear("a process of its own")
-def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) -> None:
-    program = """
-        import os
-        with kit:
-            child = os.fork()
-            kit.record('ada', 'requests', 1)
-            if child:
-                assert os.waitpid(child, 0)[1] == 0
-        if child:
-            print(kit.usage('ada')['meters']['requests']['recorded'])
-    """
-    assert "2\n" == said_by(program, tmp_path, store_url)
 
 
 @pytest.mark.dear("a process of its own")

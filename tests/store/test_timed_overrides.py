@@ -78,27 +78,6 @@ async def test_features_are_given_and_taken_besides_the_plans(store_url: str) ->
         assert (await kit.customers.get("acme")).overrides == {"requests": {"included": 50}}
 
 
-async def test_each_override_has_an_end_of_its_own(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with timed_kit(store_url, clock) as kit:
-        await kit.customers.override("acme", {"requests": {"included": 50}}, ["full"], UNTIL)
-        await kit.customers.override("acme", {"tokens": {"included": 60}}, {"extra": True})
-        found = await kit.customers.get("acme")
-        assert found.override_ends == {"requests": UNTIL, "feature full": UNTIL}
-        clock.set(UNTIL)
-        assert await had(kit) == ["extra"]
-        found = await kit.customers.get("acme")
-        assert (found.overrides, found.feature_overrides) == ({"tokens": {"included": 60}}, {"extra": True})
-        # Given again without an end, it has none; and what has ended is not kept.
-        await kit.customers.override("acme", {"tokens": {"included": 70}}, until=UNTIL + timedelta(days=1))
-        await kit.customers.override("acme", {"tokens": {"included": 80}})
-        _, state = await States(kit.store).read("acme")
-        assert json.loads(state.dump())["overrides"] == {
-            "tokens": {"included": 80},
-            "@features": {"extra": {"has": True}},
-        }
-
-
 @pytest.mark.parametrize(
     ("given", "error"),
     [

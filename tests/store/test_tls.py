@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import shutil
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ from faults.proxy import TcpProxy
 from faults.refusals import (
     PLANS,
     Client,
-    Echo,
-    catalog,
     eventually,
     kit_at,
     lane_of,
@@ -115,29 +112,6 @@ async def test_a_redis_url_may_turn_verification_off(
     assert "REDIS_URL turns verification off" in caplog.text
 
 
-@pytest.mark.parametrize("given", ["METERKIT_REDIS_URL", "keyword"])
-async def test_a_url_for_meterkit_alone_cannot_turn_verification_off(
-    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, given: str
-) -> None:
-    url = f"rediss://localhost:{proxy.port}/0?ssl_cert_reqs=none"
-    if given == "METERKIT_REDIS_URL":
-        monkeypatch.setenv(given, url)
-    with pytest.raises(SettingsError, match="always verified"):
-        MeterKit(loads(PLANS), redis_url=url if given == "keyword" else None)
-
-
-@pytest.mark.each_loop
-async def test_a_ceiling_holds_over_connections_that_are_cut(url: str, proxy: TcpProxy) -> None:
-    narrow = catalog(PLANS.replace("default_plan: free", "default_plan: narrow"))
-    async with kit_at(url, plans=narrow, store_timeout=5.0) as kit:
-        app = metered(kit)
-        for round_ in range(4):
-            assert await Client(app).get("acme", "/deny") == (200 if round_ < 3 else 429)
-            await settled(kit)
-            await cut(kit, proxy)
-        assert await used(kit, "acme") == (3, 0)
-
-
 @pytest.mark.parametrize("mode", ["reset", "refuse", "drop_reply"])
 async def test_i1_usage_whose_settlement_was_lost_counts_once(url: str, proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(url, store_timeout=0.5, shards=1) as kit:
@@ -151,36 +125,6 @@ async def test_i1_usage_whose_settlement_was_lost_counts_once(url: str, proxy: T
             await eventually(lambda: lane_of(kit).connected)
         await settled(kit)
         assert await used(kit, "acme") == (3, 0)
-
-
-@pytest.mark.each_loop
-async def test_a_hung_server_is_waited_for_one_timeout(url: str, proxy: TcpProxy) -> None:
-    async with kit_at(url, store_timeout=0.5) as kit:
-        call = Echo("late")
-        await proxy.set("blackhole")
-        async with loop_clock() as passed_s:
-            with pytest.raises(StoreError, match="did not answer within") as caught:
-                await lane_of(kit).ask(call)
-            assert passed_s() < 5.0
-        assert caught.value.executed is None
-        await proxy.set("pass")
-        await eventually(lambda: call.orphans == [[0, b"late"]])
-
-
-@pytest.mark.each_loop
-async def test_more_than_the_buffers_hold_is_sent_later(url: str, proxy: TcpProxy) -> None:
-    async with kit_at(url, store_timeout=20.0) as kit:
-        lane = lane_of(kit)
-        await proxy.set("blackhole")
-        names = [f"{n:05}" * 2_000 for n in range(2_000)]
-        replies: list[asyncio.Future[Any]] = []
-        for at in range(0, len(names), 100):
-            replies += [lane.call(Echo(name)) for name in names[at : at + 100]]
-            await asyncio.sleep(0)
-        connection: Any = lane._connection
-        assert connection._transport.get_write_buffer_size() > 1_000_000
-        await proxy.set("pass")
-        assert [reply[1].decode() for reply in await asyncio.gather(*replies)] == names
 
 
 # Which servers are refused, and that they are tried on.
@@ -268,33 +212,6 @@ async def test_a_server_without_tls_is_refused(valkey: Server, authority: Author
         )
         with pytest.raises(StoreError, match="failed: Timeout connecting to server"):
             await kit.usage("acme")
-
-
-async def test_a_server_with_tls_is_refused_where_the_url_names_none(
-    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with kit_at(proxy.url, start_timeout=0) as kit:
-        words = await trouble(kit)
-        assert words.startswith(f"the store at redis://127.0.0.1:{proxy.port}/0 cannot be reached: ")
-        assert words.endswith("; where it expects TLS, the URL begins with rediss://")
-    assert "Traceback" not in caplog.text
-
-
-@pytest.mark.parametrize("is_secured", [True, False])
-async def test_a_known_store_that_hangs_is_not_blamed_on_the_url(
-    valkey: Server, proxy: TcpProxy, url: str, *, is_secured: bool
-) -> None:
-    async with AsyncExitStack() as stack:
-        if not is_secured:
-            proxy = await stack.enter_async_context(TcpProxy(valkey.port))
-            url = proxy.url
-        kit = await stack.enter_async_context(kit_at(url, store_timeout=0.05))
-        await proxy.set("reset")
-        await proxy.set("blackhole")
-        silent = re.compile("cannot be reached: .*within 0.05 s")
-        await eventually(lambda: bool(silent.search(str(lane_of(kit).trouble))))
-        assert "the URL" not in str(lane_of(kit).trouble)
-        await proxy.set("pass")
 
 
 async def test_the_alert_of_a_server_with_tls_is_understood(caplog: pytest.LogCaptureFixture) -> None:
