@@ -17,6 +17,8 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from servers.stores import Server
+
 
 pytestmark = pytest.mark.anyio
 
@@ -56,10 +58,11 @@ plans:
 
 
 @asynccontextmanager
-async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+async def kit_on(url: str, text: str = PLANS) -> AsyncGenerator[tuple[MeterKit, Clock]]:
     clock = Clock(NOW)
-    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
-    async with MeterKit(loads(PLANS), clock=clock, redis_url=url, **given) as kit:
+    async with MeterKit(
+        loads(text), clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
         yield kit, clock
 
 
@@ -276,3 +279,72 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(store_url: str) -
         with pytest.raises(QuantityError, match="nothing was granted"):
             await add("acme", {"ai": 1}, grant_id="g2")
         assert (await kit.usage("acme"))["balance"] == {"ai": 9 * 10**9}
+
+
+# Customers with many grants: what they cost others, and how many there may be.
+
+
+SINGLE = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token}
+  pages:  {unit: page}
+credits: {ai: {costs: {tokens: 1 per 1}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 0, overage: deny}}}
+"""
+
+
+async def test_many_grants_cost_decisions_no_more_commands(valkey: Server) -> None:
+    """F-20: commands of the store, which no busy machine changes."""
+    async with kit_on(valkey.url, SINGLE) as (kit, _):
+        seen: list[set[str]] = []
+        for customer, live in (("few", 1), ("many", 256)):
+            for nth in range(live):
+                await kit.grants.add(customer, {"ai": 1000}, grant_id=f"g{nth}")
+            await kit.record(customer, "tokens", 1)
+            valkey.command("CONFIG", "RESETSTAT")
+            for _ in range(20):
+                assert (await kit.consume(customer, "tokens", 2)).allowed
+                assert (await kit.check(customer, "tokens")).allowed
+                await kit.record(customer, "tokens", 3)
+            stats = valkey.command("INFO", "commandstats")
+            seen.append(set(stats))
+            assert "cmdstat_hgetall" not in stats
+            assert (await kit.usage(customer))["balance"]["ai"] == live * 1000 - 1 - 20 * 5
+        assert seen[0] == seen[1]
+
+
+async def test_at_most_256_grants_are_live_and_the_next_is_refused(store_url: str) -> None:
+    """F-20."""
+    async with kit_on(store_url, SINGLE) as (kit, _):
+        for nth in range(255):
+            await kit.grants.add("acme", {"ai": 10}, grant_id=f"g{nth}")
+        with pytest.raises(MeterkitError, match=r"'acme' has 255 .* at most 256.*nothing was granted"):
+            await kit.grants.add("acme", {"ai": 1, "pages": 1}, grant_id="two")
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g255")
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g3")  # A repeat is none too many.
+        with pytest.raises(MeterkitError, match="has 256 grants"):
+            await kit.grants.add("acme", {"pages": 1}, grant_id="one")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 2560}
+        await kit.record("acme", "tokens", 10)  # One is used up.
+        await kit.grants.add("acme", {"pages": 1}, grant_id="one")
+
+
+async def test_a_grant_id_that_races_for_two_things_grants_one(store_url: str) -> None:
+    """F-27."""
+    async with kit_on(store_url, SINGLE) as (kit, _), kit_on(store_url, SINGLE) as (other, _):
+        for nth in range(20):
+            done = await asyncio.gather(
+                kit.grants.add("acme", {"ai": 1}, grant_id=f"g{nth}"),
+                other.grants.add("acme", {"pages": 1}, grant_id=f"g{nth}"),
+                kit.grants.add("acme", {"pages": 1, "ai": 1}, grant_id=f"g{nth}"),
+                return_exceptions=True,
+            )
+            refused = [error for error in done if error is not None]
+            assert len(refused) == 2
+            assert all("other meters or credits" in str(error) for error in refused)
+            lines = [line for line in await kit.grants.ledger("acme") if line.grant_id == f"g{nth}"]
+            assert len(lines) in {1, 2}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit, PlansError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -112,8 +113,8 @@ GRANT = st.builds(
 )
 
 
-@pytest.mark.dear("fifteen sequences of plans")
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.dear("ten sequences of plans")
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     offers=st.lists(
         st.lists(GRANT, max_size=4, unique_by=lambda line: line.partition("id: ")[2] or line),
@@ -138,3 +139,47 @@ async def test_no_sequence_of_plans_gives_more_than_the_most_generous(
             if used:
                 most = max(most, totals[nth])
             assert await given_of(kit) == max(most, totals[nth])
+
+
+# F-22c: a recurring grant that outlives its period is given though nothing was used in that period.
+
+
+JUNE, JULY, AUGUST, SEPTEMBER = (datetime(2031, month, 10, 12, tzinfo=UTC) for month in (6, 7, 8, 9))
+KEPT = plans(kept=["credit: ai, quantity: 100, expires: 61d"])
+
+
+async def balance_of(kit: MeterKit) -> int:
+    """The balance as it is shown; decisions know the same."""
+    shown = (await kit.usage("acme"))["balance"]["ai"]
+    assert (await kit.check("acme", "tokens", max(1, shown))).allowed == (shown > 0)
+    assert not (await kit.check("acme", "tokens", shown + 1)).allowed
+    return shown
+
+
+async def test_grants_of_periods_without_use_count_until_they_expire(store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_on(store_url, KEPT, clock) as kit:
+        await kit.customers.set_plan("acme", "kept")
+        clock.set(JULY)
+        assert await balance_of(kit) == 200
+        assert (await kit.consume("acme", "tokens", 130)).allowed
+        assert [grant.remaining for grant in await kit.grants.list("acme")] == [0, 70]
+        clock.set(SEPTEMBER)  # That of June has expired; in August nothing was used.
+        assert await balance_of(kit) == 200
+        await kit.record("acme", "tokens", 1)
+        found = [(f"{grant.effective_at:%b}", grant.remaining) for grant in await kit.grants.list("acme")]
+        assert found == [("Aug", 99), ("Sep", 100), ("Jun", 0), ("Jul", 0)]
+        assert sum(line.quantity for line in await kit.grants.ledger("acme")) == 199 * MICRO
+
+
+async def test_a_subscription_gets_them_from_its_beginning_on(store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_on(store_url, KEPT, clock) as kit:
+        first = subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)
+        clock.set(JUNE + timedelta(days=2))
+        await fetched(kit, first)
+        assert await balance_of(kit) == 100
+        clock.set(JULY + timedelta(days=1))  # Before any word of the renewal.
+        assert await balance_of(kit) == 200
+        clock.set(AUGUST + timedelta(days=1))
+        assert await balance_of(kit) == 200

@@ -103,13 +103,9 @@ async def told(kit: MeterKit, words: str) -> None:
     "reply",
     [
         b"-READONLY You can't write against a read only replica.\r\n",
-        b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
-        b"-MISCONF Redis is configured to save RDB snapshots, but it's unable to persist to disk.\r\n",
         b"-NOPERM this user has no permissions to run the 'hsetnx' command\r\n",
         b"$-1\r\n",
-        b"*2\r\n$-1\r\n$-1\r\n",
         b"*2\r\n$3\r\none\r\n$3\r\ntwo\r\n",
-        b":7\r\n",
     ],
     ids=lambda reply: ascii(reply[:9]),
 )
@@ -278,17 +274,20 @@ async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
 
 
 @pytest.mark.each_loop
-async def test_i9_a_call_waits_for_the_next_connection(proxy: TcpProxy) -> None:
-    # F-10
+async def test_i9_a_call_waits_for_the_next_connection(valkey: Server, proxy: TcpProxy) -> None:
+    # F-10. One that is cancelled while it waits is never sent.
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
         await proxy.set("refuse")
         await eventually(lambda: not lane_of(kit).connected)
-        asked = asyncio.create_task(Client(metered(kit)).get("acme", "/deny"))
+        asked, given_up = (asyncio.create_task(Client(metered(kit)).get("acme", "/deny")) for _ in range(2))
         await asyncio.sleep(0.05)
         assert not asked.done()
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
         await proxy.set("pass")
         assert await asked == 200
         await settled(kit)
+        assert in_flight(valkey, "acme") == 0
         assert await used(kit, "acme") == (1, 0)
 
 
@@ -340,21 +339,6 @@ async def test_i9_connecting_and_asking_take_one_timeout_together(
         await eventually(lambda: call.orphans == [[0, b"late"]])
 
 
-async def test_a_call_cancelled_while_it_waits_is_never_sent(valkey: Server, proxy: TcpProxy) -> None:
-    async with kit_at(proxy.url, store_timeout=5.0) as kit:
-        await proxy.set("refuse")
-        await eventually(lambda: not lane_of(kit).connected)
-        asked = asyncio.create_task(Client(metered(kit)).get("acme", "/deny"))
-        await asyncio.sleep(0.01)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
-        await proxy.set("pass")
-        assert await Client(metered(kit)).get("acme", "/deny") == 200
-        await settled(kit)
-        assert in_flight(valkey, "acme") == 0
-        assert await used(kit, "acme") == (1, 0)
-
-
 @pytest.mark.each_loop
 async def test_i9_starting_waits_until_the_store_can_be_reached(valkey: Server) -> None:
     # F-10: the first connection got 0.25 s, then start() returned without one.
@@ -392,9 +376,7 @@ async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCa
 # F-11: late replies.
 
 
-@pytest.mark.parametrize("seconds", [7])
-@pytest.mark.each_loop
-async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server, seconds: int) -> None:
+async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server) -> None:
     # F-11: replies that came after 5.25 s were not read, and what they held was held for ten minutes.
     async with kit_at(valkey.url, store_timeout=0.25) as kit:
         app = metered(kit)
@@ -403,7 +385,7 @@ async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server,
         with stopped(valkey):
             asked = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(20)))
             assert asked == [503] * 20
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(7)
 
         async def nothing_held() -> bool:
             await settled(kit)
@@ -466,7 +448,6 @@ def in_step(master: Server, replica: Server) -> bool:
     return is_up and ours["master_repl_offset"] == theirs["slave_repl_offset"]
 
 
-@pytest.mark.each_loop
 async def test_i9_a_planned_failover_behind_one_address_is_followed(tmp_path: Path) -> None:
     # F-19: READONLY never ended the connection: the process stayed with the demoted master.
     binary = redis_binary()
@@ -511,9 +492,8 @@ async def test_i9_a_replica_is_not_taken_for_the_store(tmp_path: Path) -> None:
             assert await Client(metered(kit)).get("acme", "/deny") == 200
 
 
-@pytest.mark.parametrize("delay_ms", [1, 5, 20])
-async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy, delay_ms: int) -> None:
-    await proxy.set("delay", delay_s=delay_ms / 1000)
+async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy) -> None:
+    await proxy.set("delay", delay_s=0.02)
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
         app = metered(kit, answer_ok)
         statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(100)))

@@ -144,6 +144,10 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) ->
             reserve("acme", {"output_tokens": -1})
         with pytest.raises(UnknownMeterError, match="did you mean 'seconds'"):
             reserve("acme", {"second": 1})
+        with pytest.raises(MeterkitError, match="found none; name one meter at least"):
+            reserve("acme", {})
+        with pytest.raises(MeterkitError, match="is decided when its block begins"):
+            _ = reserve("acme", {"seconds": 1}).decision
         async with reserve("acme", {"output_tokens": 10}) as reservation:
             with pytest.raises(QuantityError):
                 await reservation.capture({"output_tokens": 1.5})
@@ -220,14 +224,6 @@ async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(store_url: 
             await reserving
         await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
         assert (await row(kit, "seconds"))[:2] == (1, 0)
-
-
-async def test_a_reservation_is_decided_when_its_block_begins(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        with pytest.raises(MeterkitError, match="is decided when its block begins"):
-            _ = kit.reserve("acme", {"seconds": 1}).decision
-        with pytest.raises(MeterkitError, match="found none; name one meter at least"):
-            kit.reserve("acme", {})
 
 
 async def test_a_reservation_is_not_captured_in_another_loop(store_url: str) -> None:

@@ -10,11 +10,13 @@ import random
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.store_keys import meter_field, meter_token
 from faults.proxy import TcpProxy
 from faults.refusals import (
     Client,
@@ -32,7 +34,9 @@ from faults.refusals import (
     stopped,
     used,
 )
+from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
+from meterkit.testing import Clock
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
@@ -83,12 +87,12 @@ class Books:
         assert lane_of(self.kit).lost == 0
 
 
-@pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
+@pytest.mark.parametrize("mode", ["drop_reply", "cut", pytest.param("reset", marks=pytest.mark.whole)])
 @pytest.mark.each_loop
 async def test_i6_lost_replies_and_cut_connections_count_each_once(proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         books = Books(kit)
-        for cut_after in (0, 1, 7, 33, 100):
+        for cut_after in (0, 7, 100):
             books.settle(50)
             await asyncio.sleep(0)
             await proxy.set(mode, cut_after=cut_after)
@@ -101,7 +105,6 @@ async def test_i6_lost_replies_and_cut_connections_count_each_once(proxy: TcpPro
         await books.balance()
 
 
-@pytest.mark.each_loop
 async def test_i6_a_server_that_hangs_settles_each_once(valkey: Server) -> None:
     async with kit_at(valkey.url, store_timeout=0.5) as kit:
         books = Books(kit)
@@ -344,10 +347,9 @@ async def test_i11_a_server_restarted_without_data_says_how_much(
     server.stop()
 
 
-@pytest.mark.parametrize("recorded", [0, 4])
-@pytest.mark.parametrize("left", ["nothing", "some"])
+@pytest.mark.parametrize(("left", "recorded"), [("nothing", 4), ("some", 0)])
 async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, left: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, recorded: int
 ) -> None:
     # F-122: away for 1, 3 or 6 s, 10 were lost and 0 told: with the spool the marks were dropped.
     monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.0)
@@ -421,3 +423,52 @@ async def test_a_settlement_is_visible_within_250_ms(valkey: Server) -> None:
                 took.append(passed_s() - ended)
         # The median: a busy machine may hold up one of them.
         assert sorted(took)[len(took) // 2] < 0.25
+
+
+# A settlement at which the script ends in an error is counted as lost, and logged; the others are recorded.
+
+
+def spoil(server: Server, kit: MeterKit, customer: str) -> None:
+    """Leave behind what no release of meterkit writes."""
+    server.command("HSET", kit.store.keys.customer(customer).counters, meter_field("tokens"), "many")
+
+
+async def test_i5_what_the_store_cannot_apply_is_told_and_blocks_no_other(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(valkey.url, shards=1) as kit:
+        for customer in ("acme", "globex", "initech"):
+            await kit.record(customer, "tokens", 1)
+        spoil(valkey, kit, "acme")
+        spoil(valkey, kit, "initech")
+        with pytest.raises(StoreError, match="not recorded: that of 'acme' failed: "):
+            await kit.record("acme", "tokens", 7)
+        assert "1 settlements are lost" in caplog.text
+        for customer in ("globex", "acme", "globex", "globex", "initech", "globex", "globex"):
+            settle(kit, customer, tokens=10)
+        await settled(kit)
+        assert await used(kit, "globex", "tokens") == (51, 0)
+        assert lane_of(kit).lost == 3
+
+
+async def test_i5_each_settlement_that_cannot_be_applied_is_told(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    july = datetime(2031, 7, 1, tzinfo=UTC)
+    clock = Clock(july - timedelta(minutes=5))
+    async with kit_at(valkey.url, shards=1, clock=clock) as kit:
+        await kit.record("zeta", "tokens", 1)
+        clock.set(july + timedelta(minutes=1))
+        await kit.record("acme", "tokens", 1)
+        spoil(valkey, kit, "acme")
+        june = f"{to_ms(july.replace(month=6))}|{meter_token('tokens')}i"
+        totals = kit.store.keys.customer("zeta").totals
+        valkey.command("HSET", totals, june, "many")
+        for customer in ("acme", "zeta", "globex"):
+            settle(kit, customer, tokens=10)
+        await settled(kit)
+        assert await used(kit, "globex", "tokens") == (10, 0)
+        assert lane_of(kit).lost == 2
+        valkey.command("HDEL", totals, june)
+    assert "that of 'acme' failed: " in caplog.text
+    assert f"that of 'zeta' failed: field {june} is not a whole number" in caplog.text

@@ -1,6 +1,6 @@
-"""The spool on a disk that is full: usage waits in memory, and requests are served."""
+"""A spool and an embedded server on a disk that is full: in a namespace with a small file system."""
 
-# Internals: a spool's sizes are constants.
+# Internals: sizes of a spool and timeouts of an embedded server are constants.
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
+    """A folder with a short path: a longer one would be shortened through a folder that is not there."""
     with tempfile.TemporaryDirectory(dir="/tmp") as path:
         yield Path(path)
 
@@ -89,3 +90,33 @@ def test_i9_i11_a_full_disk_costs_no_request_and_no_unit(folder: Path, valkey: S
     (told, *_) = [line for line in lines if "usage cannot be written to" in line]
     assert told.startswith("WARNING usage cannot be written to spools and waits in memory: ")
     assert "No space left on device" in told
+
+
+EMBEDDED: Final = """
+from meterkit.errors import MeterkitError
+from meterkit.redis import embedded
+from meterkit.redis.embedded import EmbeddedServer
+
+embedded._START_S = 3600.0  # Longer than this program may take: what waited for the server would not end.
+fill()
+for _ in range(2):  # With what the first try has left, too.
+    try:
+        EmbeddedServer("store").start()
+    except MeterkitError as error:
+        print(error)
+FILLED.unlink()
+server = EmbeddedServer("store")
+server.start()
+server.stop()
+print("served")
+"""
+
+
+def test_a_server_that_has_no_room_to_start_is_said_to_have_none(folder: Path) -> None:
+    # F-69: "its log says: nothing", as there was no room for a log either; or a traceback.
+    told = run_on_a_small_disk(folder, EMBEDDED)
+    why = (
+        f"the embedded server in {folder}/store cannot run: its disk is full; make room, or name a"
+        " directory on another disk"
+    )
+    assert [why, why, "served"] == told
