@@ -66,29 +66,6 @@ async def test_a_page_and_a_subscription_begun_at_once_are_one(store_url: str) -
         assert len(pages) + len(await begun(at)) == 1
 
 
-async def test_a_killed_process_blocks_others_until_its_lease_ends(
-    store_url: str,
-) -> None:
-    async with shop(store_url) as at:
-        key = at.kit.store.keys.beginning("acme")
-        done = anyio.Event()
-
-        async def create() -> None:
-            await at.kit.subscriptions.create("acme", "pro")
-            done.set()
-
-        admin = await at.kit.store.admin()
-        await admin.ask(admin.client.set(key, "somebody else", px=60_000))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(create)
-            await anyio.sleep(0.3)
-            assert not done.is_set()
-            assert 0 < await admin.ask(admin.client.pttl(key)) <= 60_000
-            await admin.ask(admin.client.delete(key))
-        assert done.is_set()
-        assert not await admin.ask(admin.client.exists(key))
-
-
 async def test_whoever_waits_too_long_is_told_when_to_try_again(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import httpx
 import jsonschema
 import pytest
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, Header
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.llm_apps import listening
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, shop
 from drivers.sync_queue import sign
@@ -42,16 +43,10 @@ URN = "urn:meterkit:problem:"
 
 
 async def who(x_customer_id: Annotated[str | None, Header()] = None) -> str | None:
-    if x_customer_id == "forbidden":
-        raise HTTPException(403, "not here")
     return x_customer_id
 
 
 async def who_by_scope(scope: Scope) -> str | None:
-    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
-
-
-def who_by_scope_sync(scope: Scope) -> str | None:
     return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
 
 
@@ -150,7 +145,7 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str) 
             "over_limit": [],
         }
         changed = given(await client.put("/subscription/plan", json={"plan": "pro"}))
-        assert changed["proration"] == preview["proration"]
+        assert (changed["proration"], changed["client_secret"]) == (preview["proration"], None)
         assert changed["subscription"]["plan"] == "pro"
 
         await at.kit.gauges.set("acme", "seats", 11)
@@ -195,8 +190,12 @@ async def test_pages_of_stripe(framework: Framework, store_url: str) -> None:
             409,
             "subscription-exists",
         )
-        portal = given(await client.post("/portal", json={"return_url": "http://localhost:3000/"}))
-        assert set(portal) == {"url"}
+        for url in (
+            "http://localhost:3000/",
+            "https://app.example",
+            "https://APP.example:443/paid?x=%2F#done",
+        ):
+            assert set(given(await client.post("/portal", json={"return_url": url}))) == {"url"}
 
 
 async def test_stripe_posts_its_events_among_them(framework: Framework, store_url: str) -> None:
@@ -246,39 +245,22 @@ async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) ->
 ELSEWHERE = [
     "/paid",
     "//app.example/paid",
-    "app.example",
     "https:app.example",
-    "https:/app.example",
     "http://app.example/",  # another scheme
     "https://app.example:8443/",  # another port
-    "http://localhost/",
     "https://app.example:0/",
     "https://app.example:99999/",
-    "https://app.example:/",
     "https://app.example.evil.example/",
-    "https://evilapp.example/",
     "https://app.example./",
     "https://app.example@evil.example/",
-    "https://app.example:443@evil.example/",
     "https://user:password@app.example/",
-    "https://@app.example/",
-    "https://evil.example\\@app.example/",
-    "https:\\\\app.example",
     "https://app.example\\.evil.example",
-    "https://evil.example/#https://app.example",
-    "https://evil.example?https://app.example",
     " https://app.example",
-    "https://app.example\t/",
     "https://app.example\r\nLocation: https://evil.example",
-    "https://app.example/\x00",
     "https://app.ex\u0430mple/",  # a Cyrillic letter
-    "https://app\u3002example/",  # a full stop that browsers take for one
     "https://app.example%2eevil.example/",
     "https://[::1]/",
-    "https://[app.example/",
     "javascript:alert(1)//https://app.example",
-    "data:text/html,https://app.example",
-    "HTTPS+x://app.example/",
 ]
 
 
@@ -298,31 +280,19 @@ async def test_customers_are_sent_to_origins_of_the_app_only(framework: Framewor
 
 
 MALFORMED = [
-    ("POST", "/subscription", b""),
     ("POST", "/subscription", b"{"),
-    ("POST", "/subscription", b"[]"),
-    ("POST", "/subscription", b'"pro"'),
     ("POST", "/subscription", b'{"plan": "pro", "customer": "other"}'),
-    ("POST", "/subscription", b'{"plan": "pro", "price": "price_1"}'),
-    ("POST", "/subscription", b'{"plan": ["pro"]}'),
     ("POST", "/subscription", b'{"plan": ""}'),
     ("POST", "/subscription", b'{"plan": "pro", "seats": "3"}'),
     ("POST", "/subscription", b'{"plan": "pro", "seats": 0}'),
-    ("POST", "/subscription", b'{"plan": "pro", "seats": -1}'),
-    ("POST", "/subscription", b'{"plan": "pro", "seats": 1.5}'),
     ("POST", "/subscription", b'{"plan": "pro", "seats": true}'),
-    ("POST", "/subscription", b'{"plan": "pro", "seats": null}'),
     ("POST", "/subscription", b'{"plan": "pro", "seats": 1000001}'),
-    ("POST", "/subscription", b'{"plan": "pro", "seats": 1e400}'),
     ("POST", "/subscription", b'{"plan": "\\ud800"}'),
     ("POST", "/subscription", b"\xff\xfe"),
     ("POST", "/subscription", b"[" * 20_000),
-    ("PUT", "/subscription/plan", b"{}"),
     ("PUT", "/subscription/seats", b'{"seats": 2, "subscription": "sub_1"}'),
     ("POST", "/subscription/cancel", b'{"immediately": 1}'),
     ("POST", "/checkout", b'{"plan": "pro"}'),
-    ("POST", "/portal", b'{"return_url": 5}'),
-    ("POST", "/portal", b'{"return_url": ""}'),
     ("POST", "/portal", b'{"return_url": "https://app.example/%b"}' % (b"x" * 2048)),
 ]
 
@@ -585,13 +555,9 @@ NO_ORIGINS: list[tuple[Any, str]] = [
     ([], "origins: found none"),
     ("https://app.example", "origins: found the text 'https://app.example'"),
     (["*"], "origins: found '*'; allowed are origins such as"),
-    (["null"], "origins: found 'null'"),
     (["app.example"], "origins: found 'app.example'"),
     (["https://app.example", "https://app.example/paid"], "origins: found 'https://app.example/paid'"),
-    (["https://app.example?"], "origins: found 'https://app.example?'"),
     (["https://*.app.example"], "origins: found 'https://*.app.example'"),
-    (["https://user@app.example"], "origins: found 'https://user@app.example'"),
-    ([None], "origins: found None"),
 ]
 
 
@@ -602,63 +568,6 @@ async def test_a_router_with_an_origin_that_is_none_is_refused(store_url: str) -
                 billing_router(at.kit, customer=who, origins=origins)
             with pytest.raises(MeterkitError, match="origins: found"):
                 billing_routes(at.kit, customer=who_by_scope, origins=origins)
-
-
-async def test_customers_are_sent_to_each_origin_in_any_spelling(store_url: str) -> None:
-    async with billing("starlette", store_url) as (client, at):
-        await at.subscribed()
-        for url in (
-            "https://app.example",
-            "https://app.example/",
-            "https://APP.example/paid?plan=pro&x=%2F#done",
-            "https://app.example:443/paid",
-            "https://app.example/paid?session={CHECKOUT_SESSION_ID}",
-            "http://localhost:3000/paid",
-        ):
-            assert (await client.post("/portal", json={"return_url": url})).status_code == 200, url
-
-
-async def test_what_the_dependency_raises_is_the_apps_own(store_url: str) -> None:
-    async with billing("fastapi", store_url) as (client, at):
-        answer = await client.get("/subscription", headers={"x-customer-id": "forbidden"})
-        assert (answer.status_code, answer.json()) == (403, {"detail": "not here"})
-        routes = billing_routes(at.kit, customer=who_by_scope_sync, origins=ORIGINS)
-        async with client_of(Starlette(routes=[Mount("/billing", routes=routes)])) as other:
-            assert told(await other.get("/subscription")) == (404, "no-subscription")
-            assert (await other.delete("/subscription")).status_code == 405
-
-
-async def test_the_openapi_document_tells_what_is_sent_and_answered(store_url: str) -> None:
-    async with shop(store_url) as at:
-        app = FastAPI()
-        app.include_router(
-            billing_router(at.kit, customer=who, origins=ORIGINS, prefix="/billing", tags=["billing"])
-        )
-        document = app.openapi()
-        paths = document["paths"]
-        assert set(paths) == {
-            *("/billing/subscription", "/billing/subscription/preview", "/billing/subscription/plan"),
-            *("/billing/subscription/seats", "/billing/subscription/cancel", "/billing/subscription/resume"),
-            *(
-                "/billing/checkout",
-                "/billing/portal",
-                "/billing/top-up",
-                "/billing/invoices",
-                "/billing/usage",
-            ),
-        }
-        create = paths["/billing/subscription"]["post"]
-        body = create["requestBody"]["content"]["application/json"]["schema"]
-        assert body["required"] == ["plan"]
-        assert body["additionalProperties"] is False
-        assert {"201", "401", "409", "413", "422", "502", "503"} <= set(create["responses"])
-        assert "Subscription" in document["components"]["schemas"]
-        query = paths["/billing/subscription/preview"]["get"]["parameters"]
-        assert {"plan", "seats"} <= {one["name"] for one in query}
-        async with client_of(app) as client:
-            answer = await client.get("/subscription")
-        shown = paths["/billing/subscription"]["get"]["responses"]["404"]["content"][PROBLEM]["schema"]
-        jsonschema.validate(json.loads(answer.text), shown)
 
 
 async def upgrade(client: httpx.AsyncClient) -> httpx.Response:
@@ -691,38 +600,106 @@ async def test_an_open_invoice_is_named_with_its_page(framework: Framework, stor
             assert answer.json()["url"] == (await at.invoices())[-1]["hosted_invoice_url"]
 
 
-async def test_after_authentication_the_change_is_asked_for_again(
-    framework: Framework, store_url: str
-) -> None:
-    """F-10c."""
-    async with billing(framework, store_url) as (client, at):
-        begun = await at.subscribed(plan="team")
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        assert linked is not None
-        card = at.emulator.add_payment_method(linked, "pm_card_authenticationRequiredOnSetup")
-        await at.stripe_change(f"/v1/subscriptions/{begun.id}", default_payment_method=card)
-        asked = given(await upgrade(client))
-        assert asked["subscription"]["plan"] == "team"
-        at.emulator.confirm_setup(asked["client_secret"])
-        done = given(await upgrade(client))
-        assert (done["subscription"]["plan"], done["client_secret"]) == ("pro", None)
-        always = at.emulator.add_payment_method(linked, "pm_card_authenticationRequired")
-        await at.stripe_change(f"/v1/subscriptions/{begun.id}", default_payment_method=always)
-
-
-async def test_the_openapi_document_lists_what_has_to_be_paid_first(store_url: str) -> None:
+async def test_the_openapi_document_tells_what_is_sent_and_answered(store_url: str) -> None:
     async with shop(store_url) as at:
         app = FastAPI()
-        app.include_router(billing_router(at.kit, customer=who, origins=ORIGINS))
-        paths: dict[str, Any] = app.openapi()["paths"]
+        app.include_router(billing_router(at.kit, customer=who, origins=ORIGINS, prefix="/billing"))
+        paths = app.openapi()["paths"]
+        places = ("", "/preview", "/plan", "/seats", "/cancel", "/resume")
+        pages = ("checkout", "portal", "top-up", "invoices", "usage")
+        assert set(paths) == {
+            *(f"/billing/subscription{place}" for place in places),
+            *(f"/billing/{page}" for page in pages),
+        }
+        create = paths["/billing/subscription"]["post"]
+        body = create["requestBody"]["content"]["application/json"]["schema"]
+        assert (body["required"], body["additionalProperties"]) == (["plan"], False)
+        assert {"201", "401", "409", "413", "422", "502", "503"} <= set(create["responses"])
+        async with client_of(app) as client:
+            answer = await client.get("/subscription")
+        shown = paths["/billing/subscription"]["get"]["responses"]["404"]["content"][PROBLEM]["schema"]
+        jsonschema.validate(json.loads(answer.text), shown)
+        unpaid = paths["/billing/subscription/plan"]["put"]["responses"]["402"]["content"][PROBLEM]["schema"]
+        kinds = {one["properties"]["type"]["const"].removeprefix(URN) for one in unpaid["oneOf"]}
+        assert kinds == {"payment-required", "payment-method-missing", "invoice-open"}
 
-        def kinds(path: str, method: str, status: str) -> set[str]:
-            schema = paths[path][method]["responses"][status]["content"]["application/problem+json"]["schema"]
-            return {one["properties"]["type"]["const"] for one in schema.get("oneOf", [schema])}
 
-        urn = "urn:meterkit:problem:"
-        wanted = {f"{urn}payment-required", f"{urn}payment-method-missing", f"{urn}invoice-open"}
-        assert kinds("/subscription/plan", "put", "402") == wanted
-        assert f"{urn}invoice-open" in kinds("/subscription/seats", "put", "402")
-        assert f"{urn}subscription-conflict" in kinds("/subscription/plan", "put", "409")
-        assert "503" in paths["/subscription"]["post"]["responses"]
+class Browser:
+    """A customer's browser; ``hook``: where the same server takes webhooks."""
+
+    def __init__(self, client: httpx.AsyncClient, hook: str) -> None:
+        self.client = client
+        self.hook = hook
+
+    async def asks(self, method: str, path: str, body: Any = None, *, status: int = 200) -> Any:
+        answer = await self.client.request(method, path, json=body)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+@asynccontextmanager
+async def served(framework: Framework, store_url: str) -> AsyncGenerator[tuple[Browser, Shop]]:
+    """The routes under a real server."""
+    async with (
+        shop(store_url, stripe_webhook_secret=SECRET) as at,
+        listening(app_of(framework, at.kit)) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/billing", headers=HEADERS) as client,
+    ):
+        hook = str(client.base_url.join("webhooks/stripe"))
+        at.emulator.add_endpoint(hook, secret=SECRET)
+        yield Browser(client, hook), at
+
+
+async def deliver(at: Shop, hook: str) -> None:
+    """Have what has happened at Stripe posted: forged, signed, and once more."""
+    last = at.emulator.webhook_events[-1]
+    (forged,) = await at.emulator.deliver(last, to=hook, forge="wrong_secret")
+    assert forged.status == 400
+    answers: list[Any] = []
+    for _ in range(2):
+        (signed,) = await at.emulator.deliver(last, to=hook)
+        assert signed.status == 200
+        answers.append(json.loads(signed.answer))
+    assert answers[1] == {"received": True, "duplicate": True}
+    await at.kit.webhooks.work_off()
+
+
+@both_frameworks
+@pytest.mark.dear("two servers, and each route over HTTP")
+@pytest.mark.whole
+async def test_a_subscription_is_lived_through_over_http(framework: Framework, store_url: str) -> None:
+    async with served(framework, store_url) as (browser, at):
+        await browser.asks("GET", "/subscription", status=404)
+        made = await browser.asks("POST", "/subscription", {"plan": "team", "seats": 7}, status=201)
+        at.emulator.confirm_payment(made["client_secret"])
+        await deliver(at, browser.hook)
+        found = await browser.asks("GET", "/subscription")
+        assert (found["status"], found["plan"], found["seats"]) == ("active", "team", 7)
+        await browser.asks("POST", "/subscription", {"plan": "pro"}, status=409)
+
+        at.clock.set(HALF + timedelta(seconds=30))
+        preview = await browser.asks("GET", "/subscription/preview?plan=pro&seats=")
+        assert set(preview) == {"proration", "over_limit"}
+        changed = await browser.asks("PUT", "/subscription/plan", {"plan": "pro"})
+        assert (changed["proration"], changed["client_secret"]) == (preview["proration"], None)
+        seats = await browser.asks("PUT", "/subscription/seats", {"seats": 12})
+        assert seats["subscription"]["seats"] == 12
+        down = await browser.asks("PUT", "/subscription/plan", {"plan": "team"})
+        assert down["subscription"]["pending_change"]["plan"] == "team"
+        ending = await browser.asks("POST", "/subscription/cancel", {"immediately": False})
+        assert ending["subscription"]["cancel_at_period_end"]
+        assert not (await browser.asks("POST", "/subscription/resume"))["subscription"]["cancel_at"]
+
+        assert "url" in await browser.asks("POST", "/portal", {"return_url": "https://app.example/"})
+        await browser.asks("POST", "/portal", {"return_url": "https://evil.example/"}, status=400)
+        assert len(await browser.asks("GET", "/invoices")) == 2
+        await at.kit.record("acme", "tokens", 1_200)
+        assert (await browser.asks("GET", "/usage"))["meters"]["tokens"]["recorded"] == 1_200
+        assert (await browser.asks("GET", "/usage?period=2031-05"))["meters"]["tokens"]["recorded"] == 0
+
+        ended = await browser.asks("POST", "/subscription/cancel", {"immediately": True})
+        assert ended["subscription"]["status"] == "canceled"
+        page = await browser.asks("POST", "/checkout", {"plan": "pro", "seats": 12, **URLS})
+        at.emulator.complete_checkout(page["url"].rpartition("/")[2].partition("#")[0])
+        await deliver(at, browser.hook)
+        assert (await browser.asks("GET", "/subscription"))["plan"] == "pro"

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from drivers.plans import plans_text
-from drivers.priced_shop import CATALOG, item_lines, metered_lines, renewed, sell
+from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, shop
-from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage
 from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import StoreError, StripeUnavailableError
-from subscriptions.test_derived_costs import PLANS as DERIVED
-from subscriptions.test_derived_costs import charged_cents
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
 from subscriptions.test_prices_by_model import answer, lines
 from subscriptions.test_prices_by_model import nothing as sell_nothing
@@ -177,58 +173,6 @@ async def test_an_open_invoice_is_lowered(store_url: str) -> None:
         assert (await at.invoices())[-1]["amount_due"] == 1_100
 
 
-async def test_of_several_ended_prices_the_newest_goes_first(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 130)  # 30 at 5 cents
-        await switch(at, "cheaper")
-        await use(at, 20)  # at 3 cents
-        await switch(at, "same")
-        await use(at, 10)  # at 5 cents again
-        first = await correct(at, 22, credit=True)
-        assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
-        await use(at, 4)
-        second = await correct(at, 30, credit=True, id_="c-2")
-        assert (second.taken_back, by_hand(second)) == (4, [(8, 24), (18, 90)])
-        assert (await balance(at), sorted(await notes(at))) == (150, [24, 36, 90])
-        third = await correct(at, 30, credit=True, id_="c-3")
-        assert (third.taken_back, third.included, by_hand(third)) == (18, 18, [(12, 60)])
-        await renewed(at)
-        assert await metered_lines(at) == [("price_basic_tokens", 30, 5), ("price_cheaper_tokens", 20, 3)]
-        await agrees(at)
-
-
-async def test_usage_waiting_for_the_next_invoice_is_credited_later(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 150)
-        await change_at_stripe(at, begun.id, "cheaper", "basic", proration_behavior="create_prorations")
-        await at.kit.subscriptions.sync("acme")
-        at.clock.advance(5 * MINUTE)
-        await use(at, 20)
-        found = await correct(at, 50, credit=True)
-        assert (found.taken_back, by_hand(found), found.credits) == (20, [(30, 90)], [])
-        assert (found.by_hand_lines[0].invoice, found.left_by_hand) == (None, 30)
-        assert found.not_credited == (
-            "30 units: no invoice has them yet: correct again with the same id when it is final"
-        )
-        at.clock.set(END)
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        draft = await correct(at, 50, credit=True)
-        assert "is a draft: correct again" in draft.not_credited
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        final = await correct(at, 50, credit=True)
-        assert (by_hand(final), final.left_by_hand, final.not_credited) == ([(30, 90)], 0, "")
-        assert final.by_hand_lines[0].invoice == (await at.invoices())[-1]["id"]
-        assert (await notes(at), await balance(at)) == ([90], 90)
-        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
-        await agrees(at)
-
-
 async def test_the_line_named_on_a_draft_is_the_one_credited(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         await at.subscribed(plan="cheaper")
@@ -246,24 +190,6 @@ async def test_the_line_named_on_a_draft_is_the_one_credited(store_url: str) -> 
             draft.by_hand_lines,
             draft.by_hand_lines[0].line,
         )
-
-
-@pytest.mark.parametrize("plan", ["basic", "cheaper"])
-async def test_units_of_the_last_period_are_on_its_invoice(store_url: str, plan: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 160)
-        if plan == "basic":
-            await at.kit.subscriptions.change_plan("acme", "basic")  # at the period's end
-        await renewed(at)
-        await at.kit.subscriptions.sync("acme")
-        await use(at, 103)
-        found = await correct(at, 3 + 100 + 70, credit=True)
-        assert (found.overage, found.included, found.beyond) == (3, 100, 10)
-        assert (by_hand(found), await balance(at)) == ([(60, 180)], 180)
-        assert (await correct(at, 5, id_="c-2")).beyond == 5
-        await agrees(at)
 
 
 async def test_usage_that_was_billed_more_than_35_days_ago_stays(store_url: str) -> None:
@@ -401,24 +327,6 @@ async def test_units_before_an_unseen_portal_change_are_credited(
         await agrees(at)
 
 
-async def test_units_of_an_ended_subscription_are_on_its_last_invoice(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await at.kit.subscriptions.cancel("acme", immediately=True)
-        at.clock.advance(3 * HOUR)
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        assert by_hand(await correct(at, 20, credit=True)) == [(20, 100)]
-        await at.subscribed(plan="cheaper")
-        at.clock.advance(5 * MINUTE)
-        await use(at, 103)
-        found = await correct(at, 110, credit=True, id_="c-2")
-        assert (found.overage, found.included, by_hand(found)) == (3, 100, [(7, 35)])
-        assert sorted(await notes(at)) == [35, 100]
-
-
 async def test_tax_and_discount_are_credited_in_proportion(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell_with_tax) as at:
         begun = await at.subscribed(plan="basic")
@@ -442,24 +350,6 @@ def sell_with_tax(emulator: StripeEmulator, catalog: Catalog) -> None:
     """Sell the plans to a customer in a country that is taxed."""
     emulator.tax_percent = Decimal(20)
     sell(emulator, catalog)
-
-
-USAGE: Final = loads(plans_text("corrections_after_change_usage"))
-
-
-async def test_corrections_return_the_last_tier_first(store_url: str) -> None:
-    async with shop(store_url, catalog=USAGE, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        await use(at, 150, "words")  # 100 cost nothing, and 50 cost 166.67 cents
-        await renewed(at)
-        await at.kit.subscriptions.sync("acme")
-        for nth, cents in enumerate((84, 83)):
-            found = await correct(at, 25, credit=True, id_=f"c-{nth}", meter="words")
-            assert by_hand(found) == [(25, cents)]
-        assert (await correct(at, 9, id_="c-3", meter="words")).beyond == 9
-        assert await balance(at) == 167
 
 
 @pytest.mark.parametrize("plan", ["flat", whole("dear"), whole("more")])
@@ -488,67 +378,3 @@ async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url:
         await renewed(at)
         assert shown == sum(cents for *_, cents in await lines(at)) == 214
         await agrees(at)
-
-
-async def test_units_of_a_derived_meter_are_on_a_line_of_its_own(store_url: str) -> None:
-    large = "{overage: {bill: {per: 1000, amount_cents: 6}}}"
-    async with shop(store_url, catalog=loads(DERIVED.replace("LARGE", large)), selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        for model in ("x-small", "x-large"):
-            await at.kit.record_usage("acme", answer(model, 100_000))
-        await at.kit.flush(everything=True)
-        at.clock.advance(5 * MINUTE)
-        await switch(at, "more")
-        for model in ("x-small", "x-large"):
-            await at.kit.record_usage("acme", answer(model, 10_000))
-        await at.kit.flush(everything=True)
-        at.clock.advance(5 * MINUTE)
-        found = await correct(at, 30_000, credit=True, meter="output_tokens")
-        assert (found.taken_back, by_hand(found)) == (20_000, [(10_000, 20)])
-        more = await correct(at, 150_000, credit=True, id_="c-2", meter="output_tokens")
-        assert (more.taken_back, by_hand(more)) == (0, [(80_000, 160), (70_000, 420)])
-        assert await balance(at) == 20 + 160 + 420
-        await renewed(at)
-        assert await charged_cents(at) == 180 + 600
-
-
-async def test_late_units_on_an_invoice_item_are_credited(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await at.kit.record("acme", "tokens", 50)
-        await change_at_stripe(at, begun.id, "basic", "cheaper")
-        await at.kit.subscriptions.sync("acme")
-        at.clock.advance(5 * MINUTE)
-        await use(at, 20)
-        found = await correct(at, 100, credit=True)
-        assert (found.taken_back, by_hand(found), found.never_billed) == (20, [(60, 300), (20, 100)], 0)
-        assert found.not_credited.count("no invoice has them yet") == 2
-        again = await correct(at, 20, id_="c-2")
-        assert (by_hand(again), again.never_billed) == ([(20, 100)], 0)
-        await renewed(at)
-        final = await correct(at, 100, credit=True)
-        assert (final.left_by_hand, final.not_credited, sorted(await notes(at))) == (0, "", [100, 300])
-        assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
-        assert [(units, cents) for _, units, cents in await item_lines(at)] == [(50, 250)]
-        await agrees(at)
-
-
-async def test_late_units_of_the_last_period_are_credited(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 130)
-        at.clock.set(END - 3 * MINUTE)
-        await at.kit.record("acme", "tokens", 50)
-        at.clock.set(END + 3 * HOUR)
-        at.emulator.advance()
-        await change_at_stripe(at, begun.id, "basic", "cheaper")
-        await at.kit.subscriptions.sync("acme")
-        await use(at, 105)
-        found = await correct(at, 105 + 60, credit=True)
-        assert (found.taken_back, by_hand(found), found.beyond) == (105, [(50, 250), (10, 50)], 0)
-        assert await notes(at) == [50]

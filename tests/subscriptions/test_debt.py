@@ -74,7 +74,7 @@ async def test_a_debtor_pays_first_and_may_subscribe_then(store_url: str) -> Non
 
 async def test_a_browser_is_told_where_to_pay(store_url: str) -> None:
     async with debtor(store_url) as at:
-        _, url = await open_invoice(at)
+        invoice, url = await open_invoice(at)
         routes = billing_routes(at.kit, customer=lambda _: "acme", origins=[PAGE.rstrip("/")])
         transport = httpx.ASGITransport(Starlette(routes=[Mount("/billing", routes=routes)]))
         async with httpx.AsyncClient(transport=transport, base_url="https://app.example/billing") as client:
@@ -84,13 +84,9 @@ async def test_a_browser_is_told_where_to_pay(store_url: str) -> None:
                 found = answer.json()
                 assert (answer.status_code, found["type"]) == (402, "urn:meterkit:problem:invoice-open")
                 assert found["url"] == url
-
-
-async def test_a_debt_that_is_let_go_is_none(store_url: str) -> None:
-    async with debtor(store_url) as at:
-        invoice, _ = await open_invoice(at)
-        await at.client.v1.invoices.void_invoice_async(invoice)
-        assert (await at.kit.subscriptions.checkout("acme", "pro", success_url=PAGE, cancel_url=PAGE)).url
+            await at.client.v1.invoices.void_invoice_async(invoice)  # It is let go.
+            answer = await client.post("/checkout", json={"plan": "pro", "seats": 1, **pages})
+            assert answer.status_code == 200
 
 
 async def test_the_plans_file_may_allow_debts(store_url: str) -> None:
@@ -98,11 +94,33 @@ async def test_the_plans_file_may_allow_debts(store_url: str) -> None:
         assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
 
 
-async def test_a_sign_up_that_nobody_paid_for_is_no_debt(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer(card=None)
-        await at.kit.customers.link("acme", "cus_acme")
-        await at.kit.subscriptions.create("acme", "pro")
-        assert (await at.kit.subscriptions.create("acme", "max")).subscription.plan == "max"
-        await at.kit.subscriptions.cancel("acme", immediately=True)
-        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.plan == "pro"
+async def days(at: Hooked, count: int) -> list[str]:
+    """The access of each day from now on, with all webhooks worked off."""
+    found: list[str] = []
+    for _ in range(count):
+        at.emulator.advance()
+        await at.settle()
+        found.append((await at.kit.customers.get("acme")).access)
+        at.clock.advance(DAY)
+    return found
+
+
+async def test_the_invoice_of_another_period_begins_no_grace_anew(store_url: str) -> None:
+    """Stripe can be set to leave a subscription past due, and then invoices it month after month."""
+    clock = Clock(NOW)
+    async with hooked(store_url, clock=clock, emulator=shop(clock, after_retries="past_due")) as at:
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        at.emulator.fail_payments("cus_acme")
+        at.clock.advance(30 * DAY)  # 10 June to 10 July.
+        found = await days(at, 100)
+        first = found.index("grace")
+        assert found[first:] == ["grace"] * 7 + ["restricted"] * 7 + ["suspended"] * (100 - first - 14)
+        at.emulator.mend_payments("cus_acme")
+        assert (await days(at, 40))[-1] == "full"
+        # Once it was paid for a while, the next failure is the first again.
+        at.emulator.fail_payments("cus_acme")
+        found = await days(at, 40)
+        first = found.index("grace")
+        assert found[first : first + 8] == ["grace"] * 7 + ["restricted"]

@@ -22,7 +22,6 @@ from drivers.webhooks import NOW, Hooked, hooked
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.customers.drifts import Drift, Drifts
-from meterkit.decisions.keys import job_digest
 from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from storage.objects import Happened
@@ -212,32 +211,3 @@ async def test_a_deleted_customers_id_stays_only_where_listed(
         assert [key for key in left if not any(one.match(key) for one in allowed)] == []
         told_by_page = PAGE.read_text("utf-8").partition("## Customers")[0]
         assert [name for name in LEFT if f"`{name.partition('}:')[2]}`" not in told_by_page] == []
-
-
-async def test_a_job_of_a_deleted_customer_is_no_other_customers(any_store_url: str, tmp_path: Path) -> None:
-    async with at_work(any_store_url, tmp_path) as at:
-        for name in ("resp_1", "resp_2"):
-            await at.kit.record_usage(WHO, JOB | {"id": name})
-        await at.kit.record_usage("yan", JOB | {"id": "resp_3"})
-        assert (await at.kit.customers.delete(WHO)).jobs == 2
-        assert (await at.kit.customers.delete(WHO)).jobs == 0
-        for name in ("resp_1", "resp_2", "resp_3"):
-            await at.kit.record_usage(WHO, DONE | {"id": name})
-        for customer, used in ((WHO, 0), ("yan", 600)):
-            assert (await at.kit.usage(customer))["meters"]["input_tokens"]["recorded"] == used
-        # Who comes back begins anew.
-        await at.kit.record_usage(WHO, JOB | {"id": "resp_4"})
-        await at.kit.record_usage(None, DONE | {"id": "resp_4"})
-        assert (await at.kit.usage(WHO))["meters"]["input_tokens"]["recorded"] == 600
-        assert (await at.kit.customers.delete(WHO)).jobs == 1
-
-
-async def test_jobs_that_are_over_leave_the_index_of_their_customer(store_url: str, tmp_path: Path) -> None:
-    async with at_work(store_url, tmp_path) as at:
-        await at.kit.record_usage(WHO, JOB)
-        at.clock.advance(timedelta(days=41))
-        await at.kit.record_usage(WHO, JOB | {"id": "resp_2"})
-        admin = await at.kit.store.admin()
-        assert await admin.ask(admin.client.zrange(at.kit.store.keys.jobs(WHO), 0, -1)) == [
-            job_digest("resp_2").encode()
-        ]

@@ -7,7 +7,6 @@ from typing import Any, Final
 import pytest
 
 from drivers.customer_states import closed_period_cents
-from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import renewed
 from drivers.shop import HALF, Shop, sell_nothing, shop
@@ -69,30 +68,3 @@ async def test_costs_that_are_shown_are_those_of_the_invoice(
         assert await charged_cents(at) == cents
         ended = await at.kit.usage("acme", period=period["start"])
         assert await closed_period_cents(at.kit, ended) == cents
-
-
-@pytest.mark.parametrize(
-    "large", ["{overage: {bill: {per: 1000, amount_cents: 6}}}", "{included: unlimited}"]
-)
-async def test_after_a_new_amount_both_items_keep_their_prices(store_url: str, large: str) -> None:
-    """F-221: a derived meter, and its source, at the prices of the customer's own items."""
-    before = PLANS.replace("LARGE", large)
-    after = before.replace("amount_cents: 2}", "amount_cents: 7}").replace(
-        "amount_cents: 6}", "amount_cents: 9}"
-    )
-    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
-            assert (await kit.stripe.sync()).problems == []
-            await kit.record_usage("acme", answer_of("our-small", 100_000))
-            await kit.record_usage("acme", answer_of("our-large", 100_000))
-            meters = (await kit.usage("acme"))["meters"]
-            cents = [meters[name]["overage_cents"] for name in ("output_tokens", "large_output")]
-            assert cents == [180, 200 if "unlimited" in large else 600]
-            await kit.flush(everything=True)
-            await renewed(at)
-            assert await charged_cents(at) == sum(filter(None, cents))
-            found = await kit.reconcile("acme", at=HALF)
-            assert [one.advice for one in found if one.advice] == []

@@ -80,13 +80,10 @@ def kinds(found: tuple[Drift, ...]) -> list[str]:
     ("found", "expected"),
     [
         (subscription(*WHOLE), []),
-        (subscription(*WHOLE, item("price_team_seat", 3)), []),
         (subscription(*WHOLE, item("price_addon", 9), item("price_mine")), []),
         (subscription(*WHOLE, billing_mode={"type": "flexible"}, pause_collection=None), []),
-        (subscription(), ["unknown_price"]),
         (subscription(item("price_addon")), ["unknown_price"]),
         (subscription(item("price_team", 0), WHOLE[1]), ["base_quantity"]),
-        (subscription(item("price_team", 7), WHOLE[1]), ["base_quantity"]),
         (subscription(item("price_team")), ["missing_meter"]),
         (subscription(item("price_team"), item("price_pro_ai_tokens")), ["other_price"]),
         (subscription(*WHOLE, item("price_pro_ai_tokens")), ["metered_twice"]),
@@ -94,7 +91,6 @@ def kinds(found: tuple[Drift, ...]) -> list[str]:
         (subscription(*WHOLE, item("price_pro")), ["two_plans", "other_price"]),
         (subscription(*WHOLE, currency="eur"), ["currency"]),
         (subscription(item("price_team", interval="year"), WHOLE[1]), ["interval"]),
-        (subscription(item("price_team", interval_count=3), WHOLE[1]), ["interval"]),
         (subscription(*WHOLE, billing_mode={"type": "classic"}), ["billing_mode"]),
         (subscription(*WHOLE, pause_collection={"behavior": "void"}), ["collection_paused"]),
     ],
@@ -130,31 +126,25 @@ def test_what_is_found_is_what_a_repair_changes(items: list[dict[str, Any]]) -> 
     assert read_subscription(found, CATALOG).plan == plan.key
 
 
-def test_of_two_plans_the_higher_rank_counts() -> None:
-    for items in ((item("price_team"), item("price_pro")), (item("price_pro"), item("price_team"))):
-        assert read_subscription(subscription(*items), CATALOG).plan == "pro"
-
-
-@pytest.mark.parametrize("status", ["canceled", "incomplete", "incomplete_expired"])
-def test_a_second_subscription_billing_nothing_is_no_difference(status: str) -> None:
-    chosen, other = subscription(*WHOLE), subscription(*WHOLE, id="sub_2", status=status)
-    assert drift_of_customer([chosen, other], chosen, CATALOG, TEAM) == ()
-
-
-@pytest.mark.parametrize("items", [WHOLE, (item("price_team_ai_tokens"),), (item("price_pro"),)])
-def test_a_second_subscription_that_bills_usage_or_a_plan_is_one(items: tuple[Any, ...]) -> None:
-    chosen, other = subscription(*WHOLE), subscription(*items, id="sub_2", status="past_due")
-    (drift,) = drift_of_customer([chosen, other], chosen, CATALOG, TEAM)
-    assert (drift.kind, "sub_1, sub_2" in drift.message, drift.can_repair) == (
-        "two_subscriptions",
-        True,
-        False,
-    )
-
-
-def test_a_second_subscription_of_something_else_is_none() -> None:
-    chosen, other = subscription(*WHOLE), subscription(item("price_addon"), item("price_mine"), id="sub_2")
-    assert drift_of_customer([chosen, other], chosen, CATALOG, TEAM) == ()
+@pytest.mark.parametrize(
+    ("items", "status", "differs"),
+    [
+        (WHOLE, "past_due", True),
+        ((item("price_team_ai_tokens"),), "past_due", True),
+        ((item("price_pro"),), "active", True),
+        (WHOLE, "canceled", False),
+        (WHOLE, "incomplete", False),
+        ((item("price_addon"), item("price_mine")), "active", False),
+    ],
+)
+def test_a_second_subscription_that_bills_usage_or_a_plan_is_one(
+    items: tuple[Any, ...], status: str, differs: bool
+) -> None:
+    chosen, other = subscription(*WHOLE), subscription(*items, id="sub_2", status=status)
+    found = drift_of_customer([chosen, other], chosen, CATALOG, TEAM)
+    assert [(one.kind, "sub_1, sub_2" in one.message, one.can_repair) for one in found] == [
+        ("two_subscriptions", True, False)
+    ] * differs
 
 
 @pytest.mark.parametrize(

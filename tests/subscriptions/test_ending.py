@@ -49,15 +49,6 @@ async def billed(at: Shop) -> int:
     return sum(line["quantity"] for line in lines if "ai_tokens" in str(line["pricing"]))
 
 
-async def test_usage_of_a_minute_just_begun_is_billed(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await at.subscribed(plan="team")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 350)
-        await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
-        assert await billed(at) == 250
-
-
 async def test_what_is_stamped_ahead_is_waited_for(store_url: str) -> None:
     """Each delivery of a meter has a minute of its own, so the third within one is two minutes ahead."""
     async with shop(store_url) as at:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
-from drivers.sampled import whole
-from drivers.shop import END, HALF, START, shop
+from drivers.shop import END, shop
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -24,8 +23,6 @@ BOTH: Final = pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["prorate
     [
         pytest.param(CATALOG, "cancel back", id="prorated, cancel back"),
         pytest.param(WHOLE, "portal invoice", id="whole, portal invoice"),
-        pytest.param(CATALOG, "portal cancel", id="prorated, portal cancel"),
-        pytest.param(WHOLE, "late cancel", id="whole, late cancel"),
     ],
 )
 async def test_a_month_that_was_given_back_is_not_included_again(
@@ -37,13 +34,12 @@ async def test_a_month_that_was_given_back_is_not_included_again(
         assert gainer.taken == 1_210
         at.clock.advance(HOUR)
         await gainer.do(end)
-        hours, before = 1, gainer.taken
+        before = gainer.taken
         at.clock.advance(HOUR)
         await gainer.do("create pro")
-        # Each hour of 720 pays for 1.39 requests and 0.29 credits, rounded up.
-        assert gainer.taken - before == -(-1_000 * hours // 720) + -(-210 * hours // 720)
+        assert gainer.taken - before == 2 + 1  # An hour of 720 pays for 1.39 requests and 0.29 credits.
         await gainer.do("wait 744")
-        assert gainer.taken - before == 1_210 + -(-1_000 * hours // 720) + -(-210 * hours // 720)
+        assert gainer.taken - before == 1_210 + 2 + 1
 
 
 @BOTH
@@ -75,14 +71,13 @@ async def test_a_month_that_was_kept_is_included_again(store_url: str) -> None:
     """The money of two months pays for two months."""
     async with shop(store_url, catalog=CATALOG) as at:
         gainer = Gainer(at=at)
-        for end in ("cancel now", "portal keep", "cancel now"):
-            await gainer.do("create pro")
+        await gainer.do("create pro")
+        for end in ("cancel now", "portal keep"):
             at.clock.advance(DAY)
             before = gainer.taken
             await gainer.do(end)
             await gainer.do("create pro")
             assert gainer.taken - before >= 1_210
-            await at.kit.subscriptions.cancel("acme", immediately=True)
 
 
 async def test_what_was_overdrawn_is_made_up_for_once(store_url: str) -> None:
@@ -104,50 +99,9 @@ async def test_what_was_overdrawn_is_made_up_for_once(store_url: str) -> None:
         assert given == [0, 0, 50, 100]
 
 
-async def test_a_unit_beyond_what_is_left_is_overage_and_billed(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        await at.subscribed(plan="pro")
-        await at.kit.record("acme", "tokens", 1_000)
-        at.clock.set(HALF)
-        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
-        await at.subscribed(plan="pro")
-        await at.kit.record("acme", "tokens", 510)
-        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
-        assert (tokens["included"], tokens["overage"], tokens["overage_cents"]) == (500, 10, 20)
-        await at.kit.flush(everything=True)
-        at.clock.set(END + 16 * DAY)
-        at.emulator.advance()
-        assert [invoice["total"] for invoice in await at.invoices()] == [2900, -1450, 2900, 2920]
-
-
-async def test_the_next_process_knows_it_too(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        await gainer.do("create pro")
-        at.clock.set(START + HOUR)
-        await gainer.do("cancel back")
-        await gainer.do("create pro")
-        async with at.kit.__class__(
-            CATALOG, clock=at.clock, redis_url=store_url, flush=False, shards=4, store_timeout=10.0
-        ) as other:
-            assert not (await other.check("acme", "requests")).allowed
-
-
 @pytest.mark.parametrize(
     "acts",
     [
-        whole(
-            [
-                "create pro",
-                "portal invoice",
-                "late pro",
-                "create pro",
-                "cancel back",
-                "create pro",
-                "wait 200",
-            ]
-        ),
-        whole(["create team", "change pro", "portal cancel", "create payg", "cancel now", "create pro"]),
         ["create pro", "portal anew", "wait 30", "portal anew", "cancel back", "late cancel", "create pro"],
         [
             "create payg",
@@ -191,39 +145,19 @@ async def left(at: Shop) -> int:
     return remaining - usage["balance"]["usd"]
 
 
-@pytest.mark.parametrize("is_used", [True, False])
-async def test_the_default_plan_is_included_once_a_month(store_url: str, *, is_used: bool) -> None:
+async def test_the_default_plan_is_included_once_a_month(store_url: str) -> None:
     """Who begins a subscription and ends it again has the rest of the month, not another one."""
     async with shop(store_url, catalog=CATALOG) as at:
         assert (await at.kit.consume("acme", "requests", 7)).allowed
         given = list[int]()
-        for plan in ("payg", "pro", "pro", "payg"):
+        for plan in ("payg", "pro", "payg"):
             at.clock.advance(HOUR)
             await at.subscribed(plan=plan)
+            assert (await at.kit.consume("acme", "requests")).allowed
             at.clock.advance(HOUR)
-            if is_used:
-                assert (await at.kit.consume("acme", "requests")).allowed
             await at.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
-            at.clock.advance(HOUR)
             given.append(await left(at))
             await at.kit.consume("acme", "requests")
-        assert given == [3, 2, 1, 0]
+        assert given == [3, 2, 1]
         at.clock.set(END)
         assert await left(at) == 10
-
-
-async def test_a_renewal_that_is_never_collected_is_not_paid(store_url: str) -> None:
-    """Stripe stops the collection of a draft if its subscription is canceled."""
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        await gainer.do("create pro")
-        at.clock.set(END + HOUR / 6)
-        await gainer.do("wait 0")
-        (draft,) = await at.stripe_list("/v1/invoices", status="draft")
-        await at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance="false")
-        assert gainer.taken == 2 * 1_210
-        await gainer.do("portal keep")
-        at.clock.advance(HOUR)
-        before = gainer.taken
-        await gainer.do("create pro")
-        assert gainer.taken - before == 1 + 1

@@ -7,23 +7,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers import hook_process
 from drivers.delivery import CATALOG
-from drivers.sampled import whole
-from drivers.webhooks import hooked
-from drivers.workers import start
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.hints import read_entries
-from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry, HintScripts, older_place
+from meterkit.subscriptions.webhooks.hint_scripts import Entry, HintScripts, older_place
 from meterkit.subscriptions.webhooks.older_queue import SIDE_BY_SIDE_MS
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
@@ -37,7 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
-LEASE = timedelta(milliseconds=LEASE_MS)
 DAY = timedelta(milliseconds=SIDE_BY_SIDE_MS)
 ALARM = "v1.billing.meter.no_meter_found"
 
@@ -77,30 +71,8 @@ async def kit_of(url: str, clock: Clock | None = None, **settings: Any) -> Async
         yield kit
 
 
-async def taken(queue: HookQueue, passes: int = 1) -> list[Entry]:
-    """What some passes take; on a cluster one pass need not look at all shards."""
-    return [entry for _ in range(passes) for entry in await queue.take(100)]
-
-
 def names(entries: list[Entry]) -> list[str]:
     return sorted(entry.stripe_customer for entry in entries)
-
-
-@pytest.mark.each_store
-async def test_each_entry_lies_in_the_shard_of_its_stripe_customer(store_url: str) -> None:
-    customers = [f"cus_{number}" for number in range(100)]
-    async with kit_of(store_url) as kit:
-        queue, admin = HookQueue(kit.store), await kit.store.admin()
-        for customer in customers:
-            assert await queue.add(hint(f"evt_{customer}", customer, f"in_{customer}")) == "new"
-            assert await queue.add(hint(f"evt_{customer}", customer, f"in_{customer}")) == "duplicate"
-        for shard in range(16):
-            found = await admin.ask(admin.client.zrange(kit.store.keys.hints(shard, "due"), 0, -1))
-            assert sorted(name.decode() for name in found) == sorted(
-                name for name in customers if shard_of(name, 16) == shard
-            )
-        assert await admin.ask(admin.client.exists(kit.store.keys.hooks("entries"))) == 0
-        assert names(await taken(queue)) == sorted(customers)
 
 
 async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
@@ -116,93 +88,6 @@ async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
         # The process that took the hint looks at once, whatever its turn is.
         await queue.look(customers[-1], "reconcile")
         assert names(await queue.take(8)) == [customers[-1]]
-
-
-@pytest.mark.each_store
-async def test_workers_of_two_releases_take_each_hint_once(
-    store_url: str,
-) -> None:
-    customers = [f"cus_{number}" for number in range(60)]
-    wanted = {f"in_{customer}_{nth}" for customer in customers for nth in range(4)}
-    held, told, overlaps, looks = set[str](), Counter[str](), list[str](), Counter[str]()
-
-    def begin(entries: list[Entry], who: str) -> None:
-        for entry in entries:
-            if entry.stripe_customer in held:
-                overlaps.append(entry.stripe_customer)
-            held.add(entry.stripe_customer)
-            looks[who] += 1
-            told.update(note.name for note in entry.notes)
-
-    async with AsyncExitStack() as stack:
-        kits = [await stack.enter_async_context(kit_of(store_url, _running())) for _ in range(4)]
-        queues, older = [HookQueue(kit.store) for kit in kits], Older(kits[0])
-
-        async def bring(nth: int) -> None:
-            for customer in customers:
-                event, note = f"evt_{customer}_{nth}", f"in_{customer}_{nth}"
-                if nth % 2:
-                    await older.add(event, customer, note)
-                else:
-                    await queues[nth].add(hint(event, customer, note))
-
-        async def work(queue: HookQueue) -> None:
-            while told.keys() != wanted:
-                entries = await queue.take(3)
-                begin(entries, "newer")
-                for entry in entries:
-                    await asyncio.sleep(0)
-                    assert await queue.keep(entry)
-                    held.discard(entry.stripe_customer)
-                    assert await queue.done(entry, entry.notes)
-                await asyncio.sleep(0.001)
-
-        async def work_as_older() -> None:
-            while told.keys() != wanted:
-                entries = await older.take(3)
-                begin(entries, "older")
-                for entry in entries:
-                    await asyncio.sleep(0)
-                    held.discard(entry.stripe_customer)
-                    assert await older.finish(entry)
-                await asyncio.sleep(0.001)
-
-        async with asyncio.timeout(240):
-            await asyncio.gather(*map(bring, range(4)), *map(work, queues), work_as_older())
-    assert overlaps == []
-    assert told == dict.fromkeys(wanted, 1)
-    assert looks["newer"] > 0
-
-
-class _Running(Clock):
-    """A clock that goes on by itself: what waits for a second is due some calls later."""
-
-    def __call__(self) -> float:
-        self.advance(timedelta(milliseconds=1))
-        return super().__call__()
-
-
-def _running() -> Clock:
-    return _Running(NOW)
-
-
-@pytest.mark.each_store
-async def test_what_an_older_release_left_is_worked_off_with_its_notes(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        for number in range(150):  # More than a page.
-            await older.add(f"evt_{number}", f"cus_{number}", f"in_{number}")
-        await queue.add(hint("evt_new", "cus_7", "in_new"))
-        found = [entry for _ in range(2) for entry in await queue.take(1000)]
-        assert names(found) == sorted(f"cus_{number}" for number in range(150))
-        notes = {entry.stripe_customer: [note.name for note in entry.notes] for entry in found}
-        assert notes["cus_7"] == ["in_7", "in_new"]
-        assert (notes["cus_8"], sum(map(len, notes.values()))) == (["in_8"], 151)
-        assert await older.take() == []
-        assert all([await queue.done(entry, entry.notes) for entry in found])
-        assert (await queue.waiting()).entries == 0
-        assert (await older.take(), await queue.take(1000)) == ([], [])
 
 
 async def test_a_customer_held_by_an_older_process_is_left_to_it(store_url: str) -> None:
@@ -226,7 +111,6 @@ async def test_a_customer_held_by_an_older_process_is_left_to_it(store_url: str)
         assert [note.name for note in entry.notes] == ["in_3"]
 
 
-@pytest.mark.each_store
 async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
@@ -251,30 +135,6 @@ async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> 
         tried = {name: entry["why"] for name, entry in await read_entries(kit.store, 100)}
         assert (len(tried), tried["cus_older"]) == (21, "why cus_older")
         assert len(await read_entries(kit.store, 4)) == 4
-
-
-@pytest.mark.dear("a process beside the emulator, killed")
-@pytest.mark.usefixtures("valkey")
-@pytest.mark.parametrize("point", ["taken", whole("fetched"), whole("linked"), whole("told")])
-async def test_a_killed_workers_older_entry_is_finished_by_the_next(store_url: str, point: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        older = Older(at.kit)
-        for event in at.emulator.webhook_events:
-            await older.add(event.id, "cus_acme")
-        options = {"store": store_url, "stripe": at.url, "now": at.clock.now().isoformat()}
-        doomed = await start({**options, "crash": point}, hook_process.__file__)
-        with pytest.raises(EOFError, match="-9"):
-            await doomed.ask("work_off")
-        await at.kit.webhooks.work_off()  # It is still the other's.
-        assert await older.take() == []
-        assert (await at.kit.webhooks.backlog()).entries == 1
-        assert (await at.kit.customers.get("acme")).plan == ("pro" if point == "told" else "free")
-        at.clock.advance(LEASE)
-        await at.kit.webhooks.work_off()
-        assert (await at.kit.customers.get("acme")).plan == "pro"
-        assert ((await at.kit.webhooks.backlog()).entries, await older.take()) == (0, [])
 
 
 async def test_a_node_that_is_away_holds_up_its_own_shards_only() -> None:

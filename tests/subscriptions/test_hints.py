@@ -13,7 +13,6 @@ from meterkit.subscriptions.webhooks.stripe_events import (
     REFUNDED,
     TYPES,
     Hint,
-    Note,
     hint_of,
 )
 
@@ -44,12 +43,6 @@ INVOICE = {
 LOOK = Hint(event="evt_1", stripe_customer="cus_1")
 
 
-def note_of(kind: str, told: object) -> Note | None:
-    hint = hint_of(event(kind, told))
-    assert hint is not None
-    return hint.note
-
-
 @pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, REFUNDED, "customer.updated"}))
 def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     found = hint_of(event(kind, {"id": "x_1", "customer": "cus_1"}))
@@ -61,7 +54,6 @@ def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     ("previous", "expected"),
     [
         ({"invoice_settings": {"default_payment_method": None}}, LOOK),
-        ({"default_source": None, "balance": 0}, LOOK),
         ({"balance": 0}, None),
         (None, None),
     ],
@@ -70,13 +62,6 @@ def test_of_a_customer_only_another_payment_method_matters(previous: object, exp
     told = {"id": "cus_1", "object": "customer"}
     data = {"object": told, "previous_attributes": previous}
     assert hint_of(event("customer.updated", told, data=data)) == expected
-
-
-def test_an_invoice_of_a_top_up_is_marked() -> None:
-    told = INVOICE | {"amount_paid": 2900, "metadata": {"meterkit_top_up": "usd 2900"}}
-    note = note_of("invoice.paid", told)
-    assert note is not None
-    assert note.data["tops_up"] is True
 
 
 @pytest.mark.parametrize(
@@ -98,52 +83,27 @@ def test_a_disputed_payment_is_for_a_person_and_changes_nothing(told: dict[str, 
     "other",
     [
         event("customer.created", {"id": "cus_1"}),
-        event("charge.succeeded", {"id": "ch_1", "customer": "cus_1"}),
         event("invoice.paid", {"id": "in_1", "customer": None}),
-        event("invoice.paid", {"id": "in_1", "customer": ""}),
         event("invoice.paid", {"id": "in_1", "customer": "../v1/accounts"}),
-        event("invoice.paid", {"id": "in_1", "customer": ["cus_1"]}),
-        event("invoice.paid", {"id": "in_1"}),
-        event("invoice.paid", None),
         event("invoice.paid", INVOICE, account="acct_1"),
         {**event("invoice.paid", INVOICE), "data": None},
         {**event("invoice.paid", INVOICE), "object": "v2.core.event"},
-        {"id": "evt_1", "object": "v2.core.event", "type": "v1.customer.subscription.active"},
     ],
 )
 def test_all_else_is_nothing_to_do(other: dict[str, Any]) -> None:
     assert hint_of(other) is None
 
 
-def test_a_checkout_is_looked_at_where_it_says_whose_it_is() -> None:
-    session = {"id": "cs_test_1", "customer": "cus_1", "client_reference_id": "acme"}
-    note = note_of("checkout.session.completed", session)
-    # Not what it says: that is fetched.
-    assert note == Note(name="link/cs_test_1", kind="link", data={"session": "cs_test_1"})
-    assert note_of("checkout.session.completed", {**session, "client_reference_id": None}) is None
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        *({"id": 5}, {"amount_due": "2900"}, {"amount_due": None}, {"amount_due": True}, {"currency": None}),
-        {"amount_due": 10**4000},
-    ],
-)
-def test_a_payment_that_cannot_be_read_is_looked_at_and_not_told(broken: dict[str, object]) -> None:
-    assert hint_of(event("invoice.payment_failed", {**INVOICE, **broken})) == LOOK
-
-
-@pytest.mark.parametrize("kind", ALARMS)
-def test_usage_that_stripe_does_not_bill_is_an_alarm(kind: str) -> None:
-    notice = {"id": "evt_9", "object": "v2.core.event", "type": kind, "related_object": {"id": "mtr_1"}}
+def test_usage_that_stripe_does_not_bill_is_an_alarm() -> None:
+    notice = {"id": "evt_9", "object": "v2.core.event", "type": ALARMS[0], "related_object": {"id": "mtr_1"}}
     found = hint_of(notice)
     assert found is not None
     # The event itself is to be fetched.
     assert (found.stripe_customer, found.note) == ("evt_9", None)
-    assert found.alarm is not None
-    assert "mtr_1" in found.alarm
-    assert "stripe v2 core events retrieve evt_9" in found.alarm
-    without = hint_of({**notice, "related_object": {}})
-    assert without is not None
-    assert "mtr" not in str(without.alarm)
+    assert "mtr_1" in str(found.alarm)
+    assert "stripe v2 core events retrieve evt_9" in str(found.alarm)
+
+
+@pytest.mark.parametrize("broken", [{"amount_due": True}, {"amount_due": 10**4000}, {"currency": None}])
+def test_a_payment_that_cannot_be_read_is_looked_at_and_not_told(broken: dict[str, object]) -> None:
+    assert hint_of(event("invoice.payment_failed", {**INVOICE, **broken})) == LOOK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 import pytest
@@ -14,11 +14,10 @@ from starlette.routing import Mount
 from drivers.audited_kit import sqlite_in
 from drivers.customer_states import state_of
 from drivers.delivery import kit_for
-from drivers.price_shop import PLANS, buyer
-from drivers.served_traffic import drain, simulated_at
-from drivers.shop import END, HALF, START, sell_nothing, shop
+from drivers.price_shop import buyer
+from drivers.served_traffic import drain
+from drivers.shop import END
 from drivers.usage_figures import Tables
-from meterkit.catalog import loads
 from meterkit.pages import usage_page
 
 if TYPE_CHECKING:
@@ -48,30 +47,14 @@ async def test_the_usage_page_has_the_kept_prices_of_plan_and_seats(store_url: s
         assert figures["seats"]["seat_cents"] == 703
         numbers = Tables((await client.get("/")).text).numbers
         assert (numbers["plan-cents"], numbers["seats-cents"]) == ([1003], [3 * 703])
+        state = await state_of(found.shop.kit)
+        assert state.subscription is not None
+        assert state.subscription.mrr == 1_000_000 * (1003 + 3 * 703)
         # Another plan is sold at the price that it has now.
         assert {one["plan"]: one["cost_cents"] for one in figures["other_plans"]}["pro"] == 3307
         await found.change(plan="pro")
         cost = (await client.get("/", headers=JSON)).json()["cost"]
         assert (cost["plan_cents"], cost["seats_cents"]) == (3307, 2 * 1009)
-
-
-async def test_the_usage_page_shows_an_operators_interval_and_price(
-    store_url: str,
-) -> None:
-    async with buyer(store_url, plan="team", interval="year") as found, page_of(found.shop.kit) as client:
-        cost = (await client.get("/", headers=JSON)).json()["cost"]
-        assert (cost["plan_cents"], cost["interval"]) == (1003, "year")
-        items = (await found.shop.stripe_subscription(found.subscription))["items"]["data"]
-        base = next(item for item in items if item.get("quantity") == 1)
-        own: dict[str, Any] = {"currency": "usd", "unit_amount_decimal": "250.5"}
-        own |= {"recurring": {"interval": "year"}, "product": base["price"]["product"]}
-        price = await found.api.post("/v1/prices", {**own, "metadata": base["price"]["metadata"]})
-        await found.api.post(
-            f"/v1/subscription_items/{base['id']}", {"price": price["id"], "proration_behavior": "none"}
-        )
-        await found.shop.kit.subscriptions.sync("acme")
-        cost = (await client.get("/", headers=JSON)).json()["cost"]
-        assert cost["plan_cents"] == 251
 
 
 async def test_a_forecast_has_the_kept_price_of_usage_and_of_the_plan(store_url: str, tmp_path: Path) -> None:
@@ -93,18 +76,6 @@ async def test_a_forecast_has_the_kept_price_of_usage_and_of_the_plan(store_url:
         assert cents == 1003 + 3 * 703 + 5 * (expected - 10)
 
 
-async def test_a_simulation_of_now_has_the_kept_prices(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with buyer(store_url, plan="team", audit_url=url) as found:
-        kit = found.shop.kit
-        await kit.record("acme", "words", 30)
-        await drain(kit, url)
-        other = PLANS.replace("INTERVAL", "month").replace("1003", "1900")
-        ((simulated,)) = (await simulated_at(kit, url, other, HALF + timedelta(hours=1))).customers
-        assert simulated.now_cents == 1003 + 3 * 703 + 20 * 5
-        assert simulated.then_cents == 1900 + 3 * 703 + 20 * 5
-
-
 async def test_a_statement_without_an_invoice_has_the_kept_prices(store_url: str, tmp_path: Path) -> None:
     """Where no Stripe key is set, or before the invoice is made."""
     url = sqlite_in(tmp_path)
@@ -120,13 +91,6 @@ async def test_a_statement_without_an_invoice_has_the_kept_prices(store_url: str
         ]
 
 
-async def test_mrr_has_the_kept_prices(store_url: str) -> None:
-    async with buyer(store_url, plan="team", interval="year") as found:
-        state = await state_of(found.shop.kit)
-        assert state.subscription is not None
-        assert state.subscription.mrr == pytest.approx(1_000_000 * (1003 + 3 * 703) / 12, abs=1)
-
-
 async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) -> None:
     """The file's interval is another one by now: the period lasted a year, or a month."""
     own = (("1003, interval: month", "1003, interval: year"),)
@@ -135,21 +99,3 @@ async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) 
         known = await found.shop.kit.subscriptions.get("acme")
         assert known is not None
         assert (known.current_period_start, known.current_period_end) == (END, END + timedelta(days=31))
-
-
-async def test_a_yearly_quantity_lasts_for_the_customers_own_year(store_url: str) -> None:
-    """With `included_per: interval`, also where the file sells the plan by the month by now."""
-    yearly = "interval: INTERVAL"
-    per = (("1003, interval: INTERVAL", "1003, interval: INTERVAL, included_per: interval"),)
-    before = PLANS.replace(*per[0]).replace("2903, interval: INTERVAL", "2903, interval: month")
-    before = before.replace("rank: 10", "rank: 5")
-    after = before.replace(yearly, "interval: month")
-    async with shop(
-        store_url, catalog=loads(before.replace(yearly, "interval: year")), selling=sell_nothing
-    ) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="team", seats=5)
-        at.clock.set(HALF)
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
-            preview = (await kit.subscriptions.preview("acme", plan="pro")).proration
-            assert preview.effective_at == START + timedelta(days=366)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.shop import END, HALF, PLANS, shop
-from meterkit.catalog import loads
+from drivers.shop import END, HALF, shop
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -38,23 +37,6 @@ async def test_changes_of_a_life_contradict_nothing(store_url: str) -> None:
         at.clock.advance(timedelta(days=20))  # Restricted by the clock.
         assert await ledger_messages(at) == []
         await at.kit.subscriptions.cancel("acme", immediately=True)
-        assert await ledger_messages(at) == []
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("default_plan: free", "default_plan: tried"),
-        ("  tried:\n", "  renamed:\n"),
-        ("  pro:\n    rank: 10", "  pro:\n    rank: 1"),
-        ("seats:    {included: 5, overage: deny}", "seats:    {included: 6, overage: deny}"),
-    ],
-)
-async def test_another_plans_file_contradicts_nothing(store_url: str, old: str, new: str) -> None:
-    assert old in PLANS
-    async with shop(store_url) as at:
-        await at.subscribed(plan="pro", seats=12)
-        at.kit.store.use(loads(PLANS.replace(old, new)))
         assert await ledger_messages(at) == []
 
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import kit_for
 from drivers.shop import shop
-from meterkit.errors import CustomerError, StripeError, StripeUnavailableError
+from meterkit.errors import CustomerError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -48,21 +47,6 @@ async def test_a_stripe_customer_that_does_not_exist_is_not_linked(store_url: st
         assert (await at.kit.customers.link("carol", "cus_carol")).stripe_customer == "cus_carol"
 
 
-async def test_a_forced_link_is_made_without_asking(store_url: str) -> None:
-    async with shop(store_url) as at:
-        asked = len(at.emulator.requests)
-        found = await at.kit.customers.link("carol", "cus_typo", force=True, look=False)
-        assert (found.stripe_customer, len(at.emulator.requests)) == ("cus_typo", asked)
-
-
-async def test_a_link_repeats_though_stripe_deleted_the_customer(store_url: str) -> None:
-    async with shop(store_url) as at:
-        linked = await subscribed_at_stripe(at)
-        await at.kit.customers.link("acme", linked)
-        await at.stripe_delete(f"/v1/customers/{linked}")
-        assert (await at.kit.customers.link("acme", linked)).stripe_customer == linked
-
-
 async def test_in_an_outage_a_forced_link_queues_its_look(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
@@ -78,19 +62,3 @@ async def test_in_an_outage_a_forced_link_queues_its_look(store_url: str) -> Non
         at.clock.advance(timedelta(minutes=10))
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
-
-
-async def test_an_unreadable_customer_is_reported_and_linked_by_force(store_url: str) -> None:
-    async with shop(store_url) as at:
-        with pytest.raises(StripeError, match="is linked to Stripe customer cus_other"):
-            await at.kit.customers.link("acme", "cus_other", force=True)
-        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_other"
-
-
-async def test_without_a_stripe_key_a_link_is_made_and_nothing_is_read(store_url: str) -> None:
-    async with shop(store_url) as at:
-        linked = await subscribed_at_stripe(at)
-        async with kit_for(
-            store_url, at.url, clock=at.clock, catalog=at.kit.catalog, stripe_api_key=None
-        ) as kit:
-            assert (await kit.customers.link("acme", linked)).plan == "free"

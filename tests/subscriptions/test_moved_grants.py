@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.period_ends import MAY, MINUTE, paying
+from drivers.period_ends import MAY, paying
 from drivers.plans import plans_text
 
 if TYPE_CHECKING:
@@ -53,35 +53,6 @@ async def test_a_cycle_begun_anew_ends_the_grant_of_its_period(store_url: str) -
         assert await given(at) == 20 + 57 - 1
 
 
-async def test_a_cycle_begun_anew_within_a_second_gives_nothing_again(store_url: str) -> None:
-    async with paying(store_url, PLANS, prices=PRICES) as at:
-        await at.kit.record("acme", "tokens", 20)
-        await at.kit.record("acme", "requests", 8)
-        for _ in range(3):
-            at.clock.advance(timedelta(seconds=1))
-            await change(at, **ANEW)
-        assert await balance(at) == 37
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == "unlimited"
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 8
-        assert await given(at) == 57
-        at.clock.advance(30 * DAY)  # The grant lives on with the period that it is of.
-        assert await balance(at) == 36
-        await at.reach(MAY + 33 * DAY)
-        assert await balance(at) == 50 + 7 + 7
-
-
-async def test_a_longer_trial_keeps_its_grant_and_gives_no_other(store_url: str) -> None:
-    async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
-        at.go(MAY + 5 * DAY)
-        await at.kit.record("acme", "tokens", 20)
-        await change(at, trial_end=int((MAY + 28 * DAY).timestamp()))
-        at.go(MAY + 20 * DAY)
-        assert await balance(at) == 37
-        assert await given(at) == 57
-        await at.reach(MAY + 28 * DAY + MINUTE)
-        assert await balance(at) == 50 + 7 + 7
-
-
 async def test_a_shorter_trial_ends_its_grant(store_url: str) -> None:
     async with paying(store_url, PLANS, prices=PRICES, begun=TRIAL) as at:
         at.go(MAY + 5 * DAY)
@@ -106,14 +77,3 @@ async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str)
         assert await given(at) == before
         at.go(MAY + 27 * DAY)
         assert await balance(at) == left - 1
-
-
-async def test_a_renewed_subscription_has_its_periods_grant(store_url: str) -> None:
-    async with paying(store_url, PLANS, prices=PRICES) as at:
-        at.go(MAY + 10 * DAY)
-        await at.kit.record("acme", "tokens", 20)
-        (found,) = (await at.found.client.v1.subscriptions.list_async()).data
-        await at.found.client.v1.subscriptions.cancel_async(found["id"])
-        await at.found.subscribe(items=[{"price": price} for price in PRICES])
-        await at.found.settle()
-        assert await balance(at) == 50 + 7 + 7

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
-from drivers.delivery import kit_for
-from drivers.near_stripe import served
 from drivers.plans import plans_text
-from drivers.shop import END, HALF, START, Shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
-from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
 CATALOG: Final = loads(plans_text("one_bill"))
-
-
-@asynccontextmanager
-async def shop(store_url: str, *, is_synced: bool) -> AsyncGenerator[Shop]:
-    clock = Clock(START)
-    emulator = StripeEmulator(clock=clock)
-    if not is_synced:
-        emulator.add_plans(CATALOG)
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit:
-        if is_synced:
-            assert (await kit.stripe.sync()).problems == []
-        yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
 
 
 async def sold(at: Shop) -> list[dict[str, Any]]:
@@ -62,7 +44,8 @@ async def billed(at: Shop, customer: str) -> list[tuple[str, int]]:
 
 async def test_the_emulator_sells_what_sync_makes(store_url: str) -> None:
     """F-106: the emulator sold begun packages, and sync sold units."""
-    async with shop(store_url, is_synced=True) as at:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
+        assert (await at.kit.stripe.sync()).problems == []
         by_sync, bill = await sold(at), await billed(at, "synced")
     assert bill == [
         ("1 x Pro", 4900),
@@ -72,6 +55,6 @@ async def test_the_emulator_sells_what_sync_makes(store_url: str) -> None:
         ("2500 x Translated words", 30),
         ("7 x Thirds", 233),
     ]
-    async with shop(store_url, is_synced=False) as at:
+    async with shop(store_url, catalog=CATALOG, selling=StripeEmulator.add_plans) as at:
         assert await sold(at) == by_sync
         assert await billed(at, "sold") == bill

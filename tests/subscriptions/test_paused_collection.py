@@ -77,37 +77,9 @@ async def test_a_pause_that_ends_by_itself_ends_at_its_second(store_url: str) ->
         assert await access(at) == ("active", "full", "pro")
 
 
-async def test_a_pause_within_a_paid_period_restricts_nothing(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        resumes = at.clock.now() + 15 * DAY
-        await paused(at, "void", resumes_at=int(resumes.timestamp()))
-        for _ in range(40):
-            await renewed(at, 1)
-            assert await access(at) == ("active", "full", "pro")
-
-
 @pytest.mark.parametrize("behavior", ["keep_as_draft", "mark_uncollectible"])
 async def test_what_is_collected_later_or_given_away_is_served(store_url: str, behavior: str) -> None:
     async with hooked(store_url) as at:
         await paused(at, behavior)
         await renewed(at, 70)
         assert await access(at) == ("active", "full", "pro")
-
-
-async def test_what_an_operator_says_stands_over_a_pause(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        await paused(at, "void")
-        await renewed(at)
-        await at.kit.customers.set_status("acme", "active")
-        assert await access(at) == ("active", "full", "pro")
-        await at.kit.customers.set_status("acme", None)
-        assert await access(at) == ("active", "restricted", "free")
-
-
-async def test_a_subscription_ended_while_paused_leaves_the_default(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        subscription = await paused(at, "void")
-        await renewed(at)
-        await at.client.v1.subscriptions.cancel_async(subscription)
-        await at.settle()
-        assert await access(at) == ("canceled", "full", "free")

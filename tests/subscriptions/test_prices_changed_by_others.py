@@ -137,20 +137,6 @@ async def test_i13_an_interrupted_look_makes_nothing_late_twice(at: Shop) -> Non
     assert [(units, cents) for _, units, cents in await item_lines(at)] == [(50, 250)]
 
 
-async def test_usage_waits_while_stripe_does_not_show_the_subscription(at: Shop) -> None:
-    await at.kit.record("acme", "tokens", 50)
-    await refused(at)
-    at.clock.advance(timedelta(minutes=30))
-    at.emulator.fail_next("error", status=503, times=None, path=LOOKS)
-    await at.kit.flush()
-    at.emulator.clear_faults()
-    assert await counted(at) == 500
-    at.clock.advance(timedelta(minutes=30))
-    await at.kit.flush()
-    at.emulator.clear_faults()
-    assert await counted(at) == 550
-
-
 async def test_a_key_that_may_not_read_subscriptions_holds_nothing_up(at: Shop) -> None:
     await at.kit.record("acme", "tokens", 50)
     at.clock.advance(timedelta(minutes=30))
