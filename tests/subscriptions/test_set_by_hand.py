@@ -1,13 +1,16 @@
-"""What is set by hand beside a subscription, and what another plans file brings to those who have one."""
+"""What is set by hand beside a subscription, or before an unpaid one."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
 import pytest
 
-from drivers.delivery import kit_for
-from drivers.shop import PLANS, shop
-from meterkit.catalog import loads
-from meterkit.errors import UnknownPlanError
+from drivers.shop import shop
+
+if TYPE_CHECKING:
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 
@@ -45,29 +48,30 @@ async def test_incomplete_set_by_hand_restricts_nothing(
         assert (await at.kit.customers.set_status("acme", None)).plan == (plan or "team")
 
 
-async def test_without_a_subscription_it_is_the_default_plan_again(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await at.kit.customers.set_plan("ada", "pro")
-        assert (await at.kit.customers.set_plan("ada", None)).plan == "free"
-        with pytest.raises(UnknownPlanError):
-            await at.kit.customers.set_plan("ada", "")
+OVERRIDE = {"requests": {"included": 7}}
 
 
-async def test_a_new_plans_file_reaches_customers_when_looked_at(
-    store_url: str,
-) -> None:
-    """Each night, for those who are linked; see docs/lifecycle.md."""
-    generous = loads(PLANS.replace("default_plan: free", "default_plan: team"))
+async def in_force(at: Shop) -> tuple[str, str, object]:
+    """The plan, the access, and what is included of the meter that is overridden."""
+    customer, usage = await at.kit.customers.get("acme"), await at.kit.usage("acme")
+    return customer.plan, customer.access, usage["meters"]["requests"]["included"]
+
+
+async def test_an_unpaid_signup_keeps_what_was_set_by_hand(store_url: str) -> None:
+    """F-110."""
     async with shop(store_url) as at:
-        await at.subscribed(plan="pro")
-        await at.kit.subscriptions.cancel("acme", immediately=True)
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=generous) as kit:
-            assert (await kit.customers.get("acme")).plan == "team"  # It binds at once.
-            await kit.subscriptions.sync("acme")
-            entered = [line for line in await kit.customers.history("acme") if line.kind == "plan"]
-            last = entered[-1]
-            assert (last.before, last.after, last.cause) == ("free", "team", "plans_file")
-            await kit.subscriptions.sync("acme")
-            assert len([line for line in await kit.customers.history("acme") if line.kind == "plan"]) == len(
-                entered
-            )
+        await at.kit.customers.set_plan("acme", "pro")
+        await at.kit.customers.override("acme", OVERRIDE)
+        before = await in_force(at)
+        assert before == ("pro", "full", 7)
+        made = await at.kit.subscriptions.create("acme", "team")
+        assert (made.subscription.status, made.subscription.access) == ("incomplete", "full")
+        assert await in_force(at) == before
+
+        at.clock.advance(timedelta(hours=24))
+        ended = await at.kit.subscriptions.sync("acme")
+        assert ended is not None
+        assert ended.status == "incomplete_expired"
+        assert await in_force(at) == before
+        await at.subscribed(plan="team")  # The first payment ends what was set by hand.
+        assert (await in_force(at))[:2] == ("team", "full")

@@ -72,51 +72,33 @@ def test_while_a_secret_is_rolled_either_signature_will_do() -> None:
         (0, None),
         (TOLERANCE_S, None),
         (TOLERANCE_S + 1, "stale"),
-        (86_400 * 400, "stale"),
         (-TOLERANCE_S, None),
         (-TOLERANCE_S - 1, "future"),
-        (-86_400, "future"),
     ],
 )
 def test_it_may_be_five_minutes_old_or_ahead(seconds: int, expected: str | None) -> None:
     assert look(signed(at=NOW - seconds)) == expected
 
 
-@pytest.mark.parametrize(
-    "body", [BODY + b" ", BODY[:-1], BODY.replace(b"cus_1", b"cus_2"), b"", b"\xff" + BODY]
-)
+@pytest.mark.parametrize("body", [BODY + b" ", BODY.replace(b"cus_1", b"cus_2"), b""])
 def test_another_body_than_was_signed_is_refused(body: bytes) -> None:
     assert look(signed(), body=body) == "no_match"
-
-
-def test_another_time_than_was_signed_is_refused() -> None:
-    old = signed(at=NOW - 86_400).decode()
-    assert look(old.replace(f"t={NOW - 86_400}", f"t={NOW}").encode()) == "no_match"
 
 
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
         (b"", "missing"),
-        (b"   ", "missing"),
         (b",", "malformed"),
-        (b"=", "malformed"),
-        (b"t", "malformed"),
         (b"v1=" + b"a" * 64, "malformed"),
-        (b"t=%d" % NOW, "malformed"),
-        (b"t=,v1=" + b"a" * 64, "malformed"),
         (b"t=-5,v1=" + b"a" * 64, "malformed"),
-        (b"t=1e9,v1=" + b"a" * 64, "malformed"),
         (b"t=" + b"9" * 5000 + b",v1=" + b"a" * 64, "malformed"),
-        (b"t=" + b"9" * 13 + b",v1=" + b"a" * 64, "malformed"),
+        (signed().replace(b"v1=", b"v0="), "malformed"),
+        (signed(at=NOW - 86_400).replace(b"t=%d" % (NOW - 86_400), b"t=%d" % NOW), "no_match"),
         ("t=\uff11\uff17,v1=".encode() + b"a" * 64, "malformed"),
-        (b"t=%d,v1=" % NOW, "malformed"),
-        (b"t=%d,v1=nonsense" % NOW, "malformed"),
         (b"t=%d,v1=" % NOW + b"a" * 63, "malformed"),
         (b"t=%d,v1=" % NOW + b"a" * 64, "no_match"),
-        (b"t=%d,v1=" % NOW + b"\xff" * 64, "malformed"),
         (b"t=%d,v1=" % NOW + b"\x00" * 64, "malformed"),
-        (b"x" * 100_000, "malformed"),
     ],
 )
 def test_headers_that_are_none_are_refused(header: bytes, expected: str) -> None:
@@ -139,11 +121,6 @@ def test_no_more_signatures_are_compared_than_stripe_sends() -> None:
     assert look(b",".join((at, *junk, *junk[:1], rest))) == "no_match"
 
 
-def test_only_the_scheme_v1_counts() -> None:
-    assert look(signed().replace(b"v1=", b"v0=")) == "malformed"
-    assert look(signed().replace(b"v1=", b"V1=")) == "malformed"
-
-
 @pytest.mark.parametrize("headers", [[], [signed(), signed()], [b"", signed()]])
 def test_no_header_and_several_are_refused(headers: list[bytes]) -> None:
     assert look(headers=headers) == "missing"
@@ -159,23 +136,16 @@ def test_without_a_secret_nothing_is_taken() -> None:
     "body",
     [
         b"",
-        b"{}",
         b"[]",
-        b"null",
-        b'"evt_1"',
         b"{",
         b"\xff\xfe",
         b"[" * 100_000,
         b'{"id": ' + b"9" * 5000 + b"}",
-        json.dumps({**EVENT, "id": 5}).encode(),
-        json.dumps({**EVENT, "id": ""}).encode(),
         json.dumps({**EVENT, "id": "e" * 256}).encode(),
         json.dumps({**EVENT, "id": "evt_\ud800"}).encode(),
         json.dumps({**EVENT, "id": "evt_1\n"}).encode(),
         json.dumps({**EVENT, "type": "invoice.p\u00e4id"}).encode(),
-        json.dumps({**EVENT, "type": None}).encode(),
         json.dumps({**EVENT, "object": "invoice"}).encode(),
-        json.dumps({**EVENT, "object": ["event"]}).encode(),
     ],
 )
 def test_what_is_signed_and_no_event_is_refused(body: bytes) -> None:
@@ -201,13 +171,3 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_whatever_comes_is_refused_without_an_error(header: bytes, body: bytes) -> None:
     assert isinstance(verify(body, [header], [SECRET], now_s=NOW), Forged)
-
-
-def test_each_refusal_says_what_is_wrong_and_shows_no_secret() -> None:
-    found = {str(verify(BODY, [header], [SECRET], now_s=NOW)) for header in (b"", b"t=1", signed(secret="x"))}
-    assert len(found) == 3
-    assert not any("whsec" in text for text in found)
-
-
-def test_the_official_sdk_agrees_on_what_is_good() -> None:
-    assert sdk.Webhook.construct_event(BODY, signed().decode(), SECRET, tolerance=None)["id"] == EVENT["id"]

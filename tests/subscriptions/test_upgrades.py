@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -36,11 +34,10 @@ async def linked(at: Shop) -> str:
     return found
 
 
-async def authenticating(at: Shop, subscription: str, card: str = UNTIL_SET_UP) -> str:
-    """Have the subscription be charged with a card whose customer has to authenticate it; its id."""
+async def authenticating(at: Shop, subscription: str, card: str = UNTIL_SET_UP) -> None:
+    """Have the subscription be charged with a card whose customer has to authenticate it."""
     method = at.emulator.add_payment_method(await linked(at), card)
     await at.stripe_change(f"/v1/subscriptions/{subscription}", default_payment_method=method)
-    return method
 
 
 async def test_a_scheduled_downgrade_survives_an_unpaid_upgrade(store_url: str) -> None:
@@ -56,18 +53,6 @@ async def test_a_scheduled_downgrade_survives_an_unpaid_upgrade(store_url: str) 
         at.clock.set(END)
         at.emulator.advance()
         assert "price_team" in await at.items(found.id)
-
-
-async def test_a_paid_upgrade_cancels_a_scheduled_downgrade(store_url: str) -> None:
-    async with shop(store_url, catalog=THREE) as at:
-        await at.subscribed(plan="pro")
-        await at.kit.subscriptions.change_plan("acme", "team")
-        at.clock.set(HALF)
-        up = await at.kit.subscriptions.change_plan("acme", "tried")
-        assert (up.subscription.plan, up.subscription.pending_change) == ("tried", None)
-        at.clock.set(END)
-        at.emulator.advance()
-        assert "price_tried" in await at.items(up.subscription.id)
 
 
 async def test_an_upgrade_with_a_kept_schedule_is_finished_by_a_repeat(store_url: str) -> None:
@@ -113,26 +98,6 @@ async def test_an_upgrade_takes_effect_after_its_authentication(
         assert paid == [1500, 700]  # Half a month of 29 USD less half of 15.
 
 
-async def test_usage_is_billed_though_authentication_never_comes(store_url: str) -> None:
-    """F-10c: Stripe discards the usage of a pending update that expires; there is none."""
-    async with shop(store_url) as at:
-        begun = await at.subscribed(plan="team")
-        card = await authenticating(at, begun.id)
-        await at.kit.record("acme", "tokens", 1_100)
-        at.clock.advance(timedelta(minutes=10))
-        await at.kit.flush(everything=True)
-        await at.kit.subscriptions.change_plan("acme", "pro")
-        assert (await at.stripe_subscription(begun.id))["pending_update"] is None
-        at.clock.advance(timedelta(hours=24))
-        at.emulator.advance()
-        await at.stripe_change(f"/v1/payment_methods/{card}/detach")
-        at.emulator.add_payment_method(await linked(at))
-        at.clock.set(END + timedelta(hours=2))
-        at.emulator.advance()
-        last = (await at.invoices())[-1]
-        assert last["total"] == 1500 + 1_000 * 2
-
-
 async def test_a_card_asking_each_time_is_refused_with_a_page(store_url: str) -> None:
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
@@ -153,7 +118,7 @@ async def test_a_foreign_pending_update_is_left_alone(store_url: str) -> None:
     """https://docs.stripe.com/billing/subscriptions/pending-updates: usage goes with a voided one."""
     async with shop(store_url, catalog=THREE) as at:
         begun = await at.subscribed(plan="team")
-        card = await authenticating(at, begun.id, ALWAYS)
+        await authenticating(at, begun.id, ALWAYS)
         base = (await at.stripe_subscription(begun.id))["items"]["data"][0]["id"]
         await at.stripe_change(
             f"/v1/subscriptions/{begun.id}",
@@ -167,18 +132,12 @@ async def test_a_foreign_pending_update_is_left_alone(store_url: str) -> None:
         waiting = await at.stripe_subscription(begun.id)
         assert waiting["pending_update"] is not None
         subscriptions = at.kit.subscriptions
-        for change in (
-            partial(subscriptions.change_plan, "acme", "tried"),
-            partial(subscriptions.change_plan, "acme", "pro"),
-            partial(subscriptions.set_seats, "acme", 8),
-        ):
+        for change in (subscriptions.change_plan("acme", "tried"), subscriptions.set_seats("acme", 8)):
             with pytest.raises(InvoiceOpenError) as raised:
-                await change()
+                await change
             assert raised.value.invoice == waiting["latest_invoice"]
             assert raised.value.url is not None
-        assert (await subscriptions.cancel("acme")).cancel_at_period_end
         assert (await at.stripe_subscription(begun.id))["pending_update"] is not None
-        del card
 
 
 async def test_an_upgrade_without_a_card_names_the_page_to_add_one(store_url: str) -> None:
@@ -188,19 +147,6 @@ async def test_an_upgrade_without_a_card_names_the_page_to_add_one(store_url: st
         with pytest.raises(PaymentMethodMissingError) as raised:
             await at.kit.subscriptions.change_plan("acme", "pro")
         assert "/p/session/bps_" in (raised.value.url or "")
-
-
-async def test_who_owes_is_given_the_page_of_the_open_invoice(store_url: str) -> None:
-    """F-113."""
-    async with shop(store_url) as at:
-        await at.subscribed(plan="team")
-        at.emulator.fail_payments(await linked(at))
-        at.clock.advance(timedelta(days=31))
-        at.emulator.advance()
-        with pytest.raises(InvoiceOpenError) as raised:
-            await at.kit.subscriptions.change_plan("acme", "pro")
-        invoice = (await at.invoices())[-1]
-        assert (raised.value.invoice, raised.value.url) == (invoice["id"], invoice["hosted_invoice_url"])
 
 
 @pytest.mark.parametrize("what", ["items", "schedule"])
