@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -47,18 +47,6 @@ async def test_the_invoice_has_the_root_before_it_is_final(any_store_url: str, t
         assert writes(at) == 1
 
 
-async def test_an_invoice_without_reported_usage_has_a_root_too(any_store_url: str, tmp_path: Path) -> None:
-    async with ending(any_store_url, audit_url=sqlite_in(tmp_path)) as at:
-        await at.kit.record("acme", "requests", 5)
-        await at.flush()
-        at.go(JUNE + 3 * MINUTE)
-        await at.found.settle()
-        at.go(JUNE + 11 * MINUTE)
-        await at.look()
-        found = [root_in(one) for one in at.invoices()]
-        assert [one.rows for one in found if one is not None] == [1]
-
-
 async def test_a_database_that_is_away_holds_up_no_invoice(
     any_store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,28 +62,6 @@ async def test_a_database_that_is_away_holds_up_no_invoice(
         told = [one.getMessage() for one in caplog.records if one.name == "meterkit.audit"]
         assert len(told) == 1
         assert told[0].startswith("invoices go out without the root of the audit log: the database")
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_an_answer_that_is_lost_costs_no_root(any_store_url: str, tmp_path: Path, when: Any) -> None:
-    async with ending(any_store_url, audit_url=sqlite_in(tmp_path)) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.go(JUNE + 11 * MINUTE)
-        (invoice,) = at.invoices()
-        at.stripe.fail_next("drop", when=when, path=f"/v1/invoices/{invoice['id']}")
-        await at.look()
-        (invoice,) = at.invoices()
-        assert root_in(invoice) is not None
-
-
-async def test_without_an_audit_log_no_invoice_is_written_to(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.go(JUNE + 11 * MINUTE)
-        assert (await at.look()).confirmed == 1
-        assert writes(at) == 0
 
 
 async def test_a_root_that_cannot_be_read_is_logged_once_a_look(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,9 +10,8 @@ import httpx
 import pytest
 
 from drivers.closing_looks import JULY, closing_of
-from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
+from drivers.delivery import NOW, STRIPE_KEY, desk, until
 from drivers.store_keys import meter_token
-from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
@@ -57,15 +55,6 @@ async def test_a_close_that_stripe_confirms_is_silent(
         at.clock.set(datetime(2031, 8, 1, 0, 11, tzinfo=UTC))
         assert (await closing.closer.look()).confirmed == 1
     assert errors(caplog) == []
-
-
-async def test_usage_of_the_last_minutes_alone_is_closed_too(store_url: str) -> None:
-    async with desk(store_url) as at, closing_of(at) as closing:
-        at.clock.set(JULY - MINUTE)
-        await used_in_june(at, "acme")
-        at.clock.set(JULY + 4 * MINUTE)  # Nothing of it was sealed in June.
-        await at.flush(everything=True)
-        assert await closing.at(11) == (1, 0, 0)
 
 
 async def test_a_close_waits_for_what_adds_up_to_nothing_too(
@@ -120,26 +109,6 @@ async def test_units_stripe_did_not_count_are_reported_once(
         assert await closing.at(170) == (1, 0, 0)
         assert await closing.unconfirmed() == (0, 0)
         assert "until 2031-07-01 00:00:00+00:00 is confirmed now" in caplog.text
-
-
-async def test_a_close_waits_for_what_was_used_under_a_former_name(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-    async with desk(store_url) as at:
-        at.clock.set(JULY - 30 * MINUTE)
-        await used_in_june(at, "acme")
-        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
-        await at.flush(everything=True, timeout_s=0)
-        async with (
-            kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit,
-            closing_of(replace(at, kit=kit)) as closing,
-        ):
-            assert await closing.at(46) == (0, 0, 1)
-            assert "7 of requests are not delivered (7 wait, 0 parked)" in caplog.text
-            at.emulator.clear_faults()
-            await at.flush(everything=True)
-            assert await closing.at(107) == (1, 0, 0)
 
 
 async def sent_by_hand(at: Desk, value: int) -> None:

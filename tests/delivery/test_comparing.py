@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from drivers.delivery import NOW, desk, have_at_stripe
-from meterkit.delivery.comparing import Comparer
-from meterkit.delivery.report import FlushReport
-from meterkit.delivery.summaries import StripeSummaries
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from decimal import Decimal
 
     from drivers.delivery import Desk
     from meterkit import HistoryEntry
+    from meterkit.delivery.report import FlushReport
 
 pytestmark = pytest.mark.anyio
 
@@ -170,19 +166,11 @@ async def test_another_sum_waits_for_a_person_alone(store_url: str) -> None:
         assert asked(at) == 3
 
 
-async def test_a_minute_older_than_35_days_is_not_sent_again(store_url: str) -> None:
-    async with ambiguous(store_url, when="before") as at:
-        at.clock.set(NOW + timedelta(days=36))
-        for _ in range(2):
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(TEN_MINUTES)
-        (intent,) = await at.kit.outbox.list()
-        assert (intent.state, "older than 35 days" in intent.why) == ("parked", True)
-        assert at.accepted("acme") == 0
-
-
-@pytest.mark.parametrize("asked_before", [0, 1], ids=["meters", "a summary"])
-@pytest.mark.parametrize("fault", [{"action": "error", "status": 401}, {"action": "drop"}])
+@pytest.mark.parametrize(
+    ("asked_before", "fault"),
+    [(0, {"action": "error", "status": 401}), (1, {"action": "drop"})],
+    ids=["meters", "a summary"],
+)
 async def test_while_stripe_does_not_answer_nothing_is_decided(
     store_url: str, fault: dict[str, Any], asked_before: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,20 +206,6 @@ async def test_i6_a_clock_that_is_not_stripes_compares_nothing(
         assert await places(at) == {"delivered": 6}
 
 
-async def test_a_meter_that_is_gone_at_stripe_is_told_to_a_person(store_url: str) -> None:
-    async with ambiguous(store_url, when="after") as at:
-        client: Any = (await at.kit.store.admin()).client
-        (intent,) = await at.kit.outbox.list()
-        for shard in range(at.kit.store.keys.shards):
-            key = at.kit.store.keys.shard(shard, "intents")
-            text = await client.hget(key, intent.identifier)
-            if text is not None:
-                await client.hset(key, intent.identifier, text.replace(b"api_requests", b"gone_requests"))
-        await looks(at, 1)
-        (intent,) = await at.kit.outbox.list()
-        assert "no meter with its event name" in intent.why
-
-
 async def test_what_is_damaged_of_a_customer_holds_up_nobody(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,27 +222,6 @@ async def test_what_is_damaged_of_a_customer_holds_up_nobody(
         at.clock.advance(TEN_MINUTES)
         await at.flush(everything=True)
         assert await places(at) == {"delivered": 6}
-
-
-async def test_two_that_compare_at_once_decide_once(store_url: str) -> None:
-    async with ambiguous(store_url, when="before") as at:
-        api = StripeApi(at.kit.settings)
-        other = Comparer(at.kit.store, StripeSummaries(api))
-        await looks(at, 1)
-
-        class Overtaken(StripeSummaries):
-            async def counted(
-                self, event_name: str, stripe_customer: str, start_s: int, end_s: int
-            ) -> Decimal | None:
-                found = await super().counted(event_name, stripe_customer, start_s, end_s)
-                await other.compare_due(FlushReport())
-                return found
-
-        await Comparer(at.kit.store, Overtaken(api)).compare_due(FlushReport())
-        await api.close()
-        assert len(await entries(at)) == 1
-        await at.flush(everything=True)
-        assert at.accepted("acme") == 6
 
 
 async def test_i6_a_flusher_in_the_background_compares_by_itself(store_url: str) -> None:

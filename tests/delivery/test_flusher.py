@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from drivers.delivery import EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
+from drivers.delivery import EVENTS, NOW, RunningClock, delivered, desk, kit_for, until
 from drivers.near_stripe import served
 from faults.inner_steps import wrapped
 from meterkit import StoreError
-from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -109,88 +108,6 @@ async def test_a_closed_period_is_delivered_in_its_last_whole_minute(store_url: 
     assert [int(event.value) for event in at.emulator.events if event not in june] == [2]
     assert (delivered(totals, JUNE, "requests"), delivered(totals, JULY, "requests")) == (5, 2)
     assert (usage["recorded"], usage["delivered"]) == (2, 2)
-
-
-async def test_a_periods_last_minute_is_kept_for_its_closing_seal(store_url: str) -> None:
-    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=150))) as at:
-        await at.link("acme")
-        for _ in range(3):
-            await at.kit.record("acme", "requests", 1)
-            await at.flush()
-            await at.flush(everything=True, timeout_s=0)
-        assert minutes(at.emulator) == [JULY - timedelta(minutes=3), JULY - timedelta(minutes=2)]
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 1
-        at.clock.set(JULY)
-        await at.flush()
-    assert minutes(at.emulator)[2:] == [JULY - timedelta(minutes=1)]
-    assert at.accepted("acme") == 3
-
-
-async def test_a_periods_first_minute_is_dated_inside_the_period(store_url: str) -> None:
-    async with desk(store_url, clock=Clock(JULY)) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 1)
-        await at.flush(everything=True)
-    assert minutes(at.emulator) == [JULY]
-
-
-async def test_what_is_not_due_yet_waits(store_url: str) -> None:
-    async with desk(store_url, flush_interval=300) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 1)
-        assert (await at.flush()).sealed == 0
-        at.clock.advance(timedelta(seconds=301))
-        assert (await at.flush()).delivered == 1
-
-
-async def test_an_unknown_meter_is_delivered_by_its_stored_event_name(
-    store_url: str,
-) -> None:
-    plans = PLANS.replace(", stripe: {event_name: ai_tokens}", "")
-    older = loads(plans.replace("included: 100, overage: bill", "included: 100, overage: deny"))
-    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=older) as other:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 150)
-        await at.kit.record("acme", "requests", 1)
-        report = await other.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.left) == (2, 0)
-        await at.kit.record("acme", "tokens", 10)
-        assert (await at.flush(everything=True)).left == 0
-    assert at.accepted("acme", "ai_tokens") == 60
-
-
-async def test_more_customers_than_one_page_of_a_shard(store_url: str) -> None:
-    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=57)), shards=1) as at:
-        customers = [f"c{n}" for n in range(60)]
-        await at.link(*customers, "late")
-        for customer in customers:  # In the last minute of the period: nothing of this can be sealed yet.
-            await at.kit.record(customer, "requests", 1)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.set(JULY)
-        await at.kit.record("late", "requests", 1)
-        report = await at.flush(everything=True)
-        assert (report.delivered, report.left) == (61, 0)
-
-
-async def test_three_flushers_in_one_process_deliver_once(store_url: str) -> None:
-    async with (
-        desk(store_url) as at,
-        kit_for(store_url, at.url, clock=at.clock) as second,
-        kit_for(store_url, at.url, clock=at.clock) as third,
-    ):
-        customers = [f"c{n}" for n in range(30)]
-        await at.link(*customers)
-        for n, customer in enumerate(customers):
-            await at.kit.record(customer, "requests", n + 1)
-            await at.kit.record(customer, "tokens", 101 + n)
-        kits = (at.kit, second, third)
-        reports = await asyncio.gather(*(kit.flush(everything=True) for kit in kits))
-    assert sum(report.sealed for report in reports) == 60
-    assert sum(report.delivered for report in reports) == 60
-    assert [report.left for report in reports] == [0, 0, 0]
-    assert len(at.emulator.requests) == 60
-    assert [at.accepted(customer) for customer in customers] == list(range(1, 31))
-    assert [at.accepted(customer, "ai_tokens") for customer in customers] == list(range(1, 31))
 
 
 async def test_the_flusher_runs_until_stopped_despite_failures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,25 +14,6 @@ if TYPE_CHECKING:
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.dear("three processes beside the emulator")
-@pytest.mark.usefixtures("valkey")
-async def test_three_processes_deliver_once(store_url: str) -> None:
-    async with (
-        desk(store_url) as at,
-        workers(3, store=store_url, stripe=at.url, now=NOW.isoformat()) as three,
-    ):
-        customers = [f"c{n}" for n in range(40)]
-        await at.link(*customers)
-        for n, customer in enumerate(customers):
-            await at.kit.record(customer, "requests", n + 1)
-        reports = await asyncio.gather(*(worker.ask("flush") for worker in three))
-        assert sum(report["sealed"] for report in reports) == 40
-        assert sum(report["delivered"] for report in reports) == 40
-        assert [report["left"] for report in reports] == [0, 0, 0]
-    assert len(at.emulator.requests) == 40
-    assert [at.accepted(customer) for customer in customers] == list(range(1, 41))
 
 
 @pytest.mark.dear("a process beside the emulator, killed")

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from drivers.delivery import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
+from drivers.delivery import NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
 from drivers.near_stripe import served
-from drivers.sampled import whole
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
@@ -31,29 +28,6 @@ async def intents(at: Desk, customer: str) -> list[dict[str, str]]:
     key = store.keys.shard(store.keys.customer(customer).shard, "intents")
     found = [json.loads(data) for data in await client.hvals(key)]
     return [intent for intent in found if intent["customer"] == customer]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [*FAULTS, {"action": "delay", "when": "before", "delay_s": 0.05}],
-    ids=lambda fault: "-".join(str(part) for part in fault.values()),
-)
-async def test_whatever_becomes_of_a_reply_usage_is_counted_once(
-    store_url: str, fault: Mapping[str, Any]
-) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme", "zeta")
-        await at.kit.record("acme", "requests", 6)
-        await at.kit.record("zeta", "requests", 8)
-        at.emulator.fail_next(**fault, times=2)
-        for _ in range(5):
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(timedelta(minutes=1))
-        usage = (await at.kit.usage("acme"))["meters"]["requests"]
-        assert at.emulator.faults == ()
-    assert (at.accepted("acme"), at.accepted("zeta")) == (6, 8)
-    assert len(at.emulator.events) == 2
-    assert (usage["delivered"], usage["queued"] + usage["leased"]) == (6, 0)
 
 
 async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(
@@ -87,70 +61,6 @@ async def test_a_retry_is_early_only_in_a_flush_of_everything(
         assert (await at.flush(everything=True, timeout_s=0)).retried == 1
         at.clock.advance(timedelta(seconds=2))
         assert (await at.flush()).delivered == 1
-
-
-async def test_an_inactive_meter_keeps_its_usage_until_it_is_active(store_url: str) -> None:
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_customer("cus_acme")
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock) as kit:
-        await kit.customers.link("acme", "cus_acme", force=True)
-        await kit.record("acme", "requests", 6)
-        report = await kit.flush(everything=True, timeout_s=0)
-        assert (report.retried, report.dead) == (1, 0)
-        assert (await kit.flush()).retried == 0  # Not before half a minute has passed.
-        emulator.add_meter("api_requests")
-        clock.advance(timedelta(seconds=61))
-        assert (await kit.flush()).delivered == 1
-    assert emulator.accepted("cus_acme", "api_requests") == 6
-
-
-async def test_what_stripe_will_never_accept_is_dead_with_its_reason(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.kit.customers.link("acme", "cus_unknown", force=True)
-        await at.kit.record("acme", "requests", 6)
-        report = await at.flush(everything=True)
-        assert (report.dead, report.left) == (1, 0)
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["dead"] == 6
-        (intent,) = await intents(at, "acme")
-        at.clock.advance(timedelta(hours=1))
-        await at.flush(everything=True)
-    assert intent["state"] == "dead"
-    assert "No such customer: 'cus_unknown'" in intent["why"]
-    assert len(at.emulator.requests) == 1
-
-
-@pytest.mark.parametrize(("hours", "state"), [(22, "delivered"), (24, "parked")])
-async def test_usage_in_doubt_is_not_sent_again_after_23_hours(
-    store_url: str, hours: int, state: str
-) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("drop", when="after")
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=hours))
-        await at.flush(everything=True)
-        requests = (await at.kit.usage("acme"))["meters"]["requests"]
-        found = [intent["state"] for intent in await intents(at, "acme")]
-    assert found == ([state] if state == "parked" else [])
-    assert (requests["parked"], requests["delivered"]) == ((6, 0) if state == "parked" else (0, 6))
-    assert len(at.emulator.requests) == (1 if state == "parked" else 2)
-    assert at.accepted("acme") == 6
-
-
-async def test_a_refusal_does_not_hide_an_earlier_try_in_doubt(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("drop", when="before")
-        at.emulator.fail_next("error", status=401)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=1))
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=24))
-        report = await at.flush(everything=True)
-    assert (report.parked, len(at.emulator.requests)) == (1, 2)
 
 
 class Stopping:
@@ -203,7 +113,7 @@ async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> 
         assert (len(at.emulator.requests), at.accepted("acme")) == (before, 0)
 
 
-@pytest.mark.parametrize("status", [302, whole(401), whole(403), whole(408), 429, whole(451)])
+@pytest.mark.parametrize("status", [302, 429])
 async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(store_url: str, status: int) -> None:
     # R4: a gateway that passes the request on and keeps the answer back had it billed anew each day.
     page = answer(status, "<html>Blocked</html>")
@@ -241,7 +151,7 @@ async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: pytest.L
     assert emulator.accepted("cus_acme", "api_requests") == 6
 
 
-@pytest.mark.parametrize("apart_s", [61, whole(90), whole(120), whole(180), whole(240), 299])
+@pytest.mark.parametrize("apart_s", [61, 299])
 async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: int) -> None:
     # F-51: 40 of 100 units were dead with 61 to 240 s.
     clock = Clock(NOW)
@@ -260,18 +170,6 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
         stripes.set(clock.now())
         assert (await kit.flush(everything=True, timeout_s=120)).is_complete
     assert emulator.accepted("cus_acme", "api_requests") == 80
-
-
-async def test_a_timestamp_refused_with_equal_clocks_is_parked(store_url: str) -> None:
-    # F-51
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", status=500)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(days=36))
-        report = await at.flush(everything=True, timeout_s=0)
-        assert (report.parked, report.dead) == (1, 0)
 
 
 async def test_a_meter_with_other_payload_keys_parks_its_usage(
@@ -308,9 +206,6 @@ async def test_a_meter_with_other_payload_keys_parks_its_usage(
     ("status", "body"),
     [
         (400, "<html>Bad Request</html>"),
-        whole(413, ""),
-        whole(407, ""),
-        whole(302, ""),
         (404, "{}"),
         (200, "<html>Log in</html>"),
     ],
@@ -361,28 +256,3 @@ async def test_a_revoked_key_costs_one_call_and_one_alert(
         at.emulator.clear_faults()
         at.clock.advance(timedelta(seconds=61))
         assert (await at.flush(everything=True)).is_complete
-
-
-async def test_a_meter_missing_at_stripe_does_not_delay_others(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    # F-56's sibling: what concerns one meter is met once for that meter.
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("ai_tokens")
-    async with (
-        served(emulator) as url,
-        kit_for(store_url, url, clock=clock, shards=1) as kit,
-        kit.flusher() as flusher,
-    ):
-        for number in range(30):
-            emulator.add_customer(f"cus_c{number}")
-            await kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
-            await kit.record(f"c{number}", "requests", 6)
-            await kit.record(f"c{number}", "tokens", 101)
-        reports = [await flusher.flush(everything=True, timeout_s=0) for _ in range(3)]
-        assert sum(int(event.value) for event in emulator.events) == 30
-        refused = [request for request in emulator.requests if request.status == 400]
-        assert len(refused) < 30
-        assert reports[-1].left == 30
-        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1

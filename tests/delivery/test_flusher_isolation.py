@@ -26,7 +26,6 @@ from drivers.delivery import (
 )
 from drivers.kit_parts import parts_of
 from drivers.near_stripe import served
-from drivers.sampled import whole
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
 from meterkit import CustomerError
@@ -76,26 +75,6 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
         assert len(said) == 1
         assert "'mira'" in said[0].getMessage()
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
-
-
-async def test_an_intent_with_broken_totals_waits_alone(store_url: str, valkey: Server) -> None:
-    # F-52's sibling: between seal and send.
-    async with desk(store_url, shards=1) as at:
-        await at.link("acme", "mira")
-        at.emulator.fail_next("error", status=429, times=2)
-        for customer in ("acme", "mira"):
-            await at.kit.record(customer, "requests", 6)
-        await at.flush(everything=True, timeout_s=0)
-        totals = at.kit.store.keys.customer("mira").totals
-        field = next(name for name in valkey.command("HGETALL", totals) if name.endswith("q"))
-        valkey.command("HSET", totals, field, "six")
-        at.clock.advance(timedelta(minutes=1))
-        report = await at.flush()
-        assert (report.delivered, at.accepted("acme"), at.accepted("mira")) == (1, 6, 0)
-        valkey.command("HSET", totals, field, "6")
-        at.clock.advance(timedelta(minutes=11))
-        assert (await at.flush(everything=True)).is_complete
-        assert at.accepted("mira") == 6
 
 
 async def test_a_removed_meter_is_delivered_by_its_event_name(store_url: str) -> None:
@@ -228,11 +207,9 @@ async def use(at: Desk, *customers: str) -> None:
     ("transport", "shards", "fault"),
     [
         ("v1", 1, {"action": "error", "status": 503}),
-        ("v2-stream", 16, {"action": "error", "status": 500, "when": "after"}),
-        ("v2-stream", 1, {"action": "reset"}),
-        ("v1", 16, {"action": "drop", "when": "after"}),
+        ("v2-stream", 16, {"action": "drop", "when": "after"}),
     ],
-    ids=["503", "500-after", "reset", "drop-after"],
+    ids=["503", "drop-after"],
 )
 async def test_a_failing_customer_delays_no_other_across_processes(
     store_url: str, transport: str, shards: int, fault: dict[str, Any]
@@ -253,65 +230,18 @@ async def test_a_failing_customer_delays_no_other_across_processes(
         assert at.accepted(FAILING) == 3
 
 
-@pytest.mark.parametrize("shards", [1, whole(16)])
-async def test_failing_customers_delay_no_other_across_processes(store_url: str, shards: int) -> None:
+async def test_failing_customers_delay_no_other_across_processes(store_url: str) -> None:
     # F-229
     failing = [f"failing{n}" for n in range(5)]
-    async with desk(store_url, shards=shards) as at:
+    async with desk(store_url, shards=1) as at:
         await at.link(*failing, *HEALTHY)
         for customer in failing:
             at.emulator.fail_next("error", status=503, customer=f"cus_{customer}", times=None)
         for _ in failing:
             await use(at, *failing)
-            await flush_in_a_new_process(at, shards=shards)
+            await flush_in_a_new_process(at, shards=1)
         await use(at, *failing, *HEALTHY)
-        assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
-
-
-@pytest.mark.parametrize("shards", [1, whole(16)])
-async def test_after_an_outage_a_failing_customer_is_tried_last(store_url: str, shards: int) -> None:
-    # F-229: in an outage each customer may be why Stripe does not answer. Later the most tried one is.
-    async with desk(store_url, shards=shards) as at:
-        await at.link(FAILING, *HEALTHY)
-        at.emulator.fail_next("error", status=503, times=None)
-        for _ in range(6):
-            await use(at, FAILING)
-            await flush_in_a_new_process(at, shards=shards)
-        await use(at, *HEALTHY)
-        for _ in HEALTHY:
-            await flush_in_a_new_process(at, shards=shards)
-        at.emulator.clear_faults()
-        at.emulator.fail_next("error", status=503, customer=f"cus_{FAILING}", times=None)
-        at.clock.advance(timedelta(minutes=20))  # All retries are due.
-        await flush_in_a_new_process(at, shards=shards)
-        at.clock.advance(timedelta(minutes=20))
-        assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
-
-
-@pytest.mark.parametrize("shards", [16])
-async def test_a_hanging_customer_is_tried_last_by_a_new_process(store_url: str, shards: int) -> None:
-    # F-229
-    async with desk(store_url, shards=shards) as at:
-        await at.link(FAILING, *HEALTHY)
-        at.emulator.fail_next("hang", customer=f"cus_{FAILING}", times=None)
-        for customers in ([FAILING], [FAILING, *HEALTHY]):
-            await use(at, *customers)
-            at.clock.advance(timedelta(minutes=6))
-            async with aclosing_transport(at.url, timeout_s=0.1) as transport:
-                await flusher_of(at.kit, transport, timeout_s=0.1).flush()
-        assert [at.accepted(customer) for customer in HEALTHY] == [1] * len(HEALTHY)
-
-
-async def test_a_flush_of_everything_that_has_to_wait_does_not_spin(store_url: str, valkey: Server) -> None:
-    # F-56: 800 scripts a second.
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", status=401, times=None)
-        await at.flush(everything=True, timeout_s=0)
-        before = valkey.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
-        await at.flush(everything=True, timeout_s=3)
-        assert valkey.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] - before < 60
+        assert await flush_in_a_new_process(at, shards=1) == len(HEALTHY)
 
 
 async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) -> None:
@@ -365,32 +295,6 @@ async def test_a_corrected_link_redirects_unsent_usage(store_url: str) -> None:
     assert at.accepted("acme") == 0
 
 
-async def test_usage_corrected_after_its_counters_is_redirected(store_url: str, valkey: Server) -> None:
-    # R9: it was neither sealed nor named, and gone with the customer.
-    async with desk(store_url) as at:
-        await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
-        valkey.command("DEL", at.kit.store.keys.customer("acme").counters)
-        await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right", force=True)
-        at.clock.advance(timedelta(minutes=2))
-        report = await at.flush(everything=True)
-        assert (report.delivered, report.is_complete) == (1, True)
-    assert at.emulator.accepted("cus_right", "api_requests") == 5
-
-
-async def test_sent_usage_stays_with_its_stripe_customer(store_url: str) -> None:
-    # F-57
-    async with desk(store_url) as at:
-        await seal_for_the_wrong_one(at, "drop", when="after")
-        await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right", force=True)
-        at.clock.advance(timedelta(minutes=2))
-        await at.kit.record("acme", "requests", 2)
-        assert (await at.flush(everything=True)).is_complete
-    assert at.accepted("acme") == 5
-    assert int(at.emulator.accepted("cus_right", "api_requests")) == 2
-
-
 async def test_no_minute_of_a_stripe_customer_names_two_intents(store_url: str) -> None:
     # F-57
     async with desk(store_url, clock=Clock(NOW)) as at:
@@ -412,15 +316,6 @@ async def test_no_minute_of_a_stripe_customer_names_two_intents(store_url: str) 
     assert at.accepted("old") == 9
 
 
-async def test_without_a_link_nothing_is_sent_whatever_is_in_the_list(store_url: str, valkey: Server) -> None:
-    # F-87: unlinked customers sent as linked.
-    async with desk(store_url, shards=1) as at:
-        await at.kit.record("nobody", "requests", 4)
-        valkey.command("ZADD", "mk:{0}:dirty", 0, "nobody")
-        await at.flush(everything=True, timeout_s=0)
-        assert at.emulator.requests == ()
-
-
 class Slow:
     """Stripe's answers, and how many calls are under way at most, by customer and in all."""
 
@@ -433,8 +328,7 @@ class Slow:
         return answer(200, {"identifier": identifier})
 
 
-@pytest.mark.parametrize(("calls_per_s", "least_s"), [(20.0, 1.4), (100.0, 0.28)])
-async def test_calls_are_paced(store_url: str, calls_per_s: float, least_s: float) -> None:
+async def test_calls_are_paced(store_url: str) -> None:
     # F-87: pacing and the sandbox's rate could be left out.
     slow = Slow()
     async with desk(store_url) as at, answering(slow) as stand_in, aclosing_transport(stand_in.url) as way:
@@ -444,14 +338,14 @@ async def test_calls_are_paced(store_url: str, calls_per_s: float, least_s: floa
             await at.kit.record(customer, "requests", 1)
         # From before the first call: that may reach Stripe late on a busy machine, and the last one in time.
         before = monotonic()
-        await flusher_of(at.kit, way, calls_per_s=calls_per_s).flush(everything=True)
+        await flusher_of(at.kit, way, calls_per_s=100.0).flush(everything=True)
     assert len(slow.began) == 30
-    assert slow.began[-1] - before >= least_s
+    assert slow.began[-1] - before >= 0.28
 
 
-@pytest.mark.parametrize(("key", "base", "rate"), [("sk_test_1", None, 20.0), ("sk_live_1", None, 800.0)])
+@pytest.mark.parametrize(("key", "rate"), [("sk_test_1", 20.0), ("sk_live_1", 800.0)])
 async def test_a_sandbox_has_a_rate_of_its_own(
-    store_url: str, key: str, base: str | None, rate: float, monkeypatch: pytest.MonkeyPatch
+    store_url: str, key: str, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-87
     given: list[dict[str, Any]] = []
@@ -464,9 +358,7 @@ async def test_a_sandbox_has_a_rate_of_its_own(
 
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", note)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
-        live = kit.settings.model_copy(
-            update={"stripe_api_base": base and SecretStr(base), "stripe_api_key": SecretStr(key)}
-        )
+        live = kit.settings.model_copy(update={"stripe_api_base": None, "stripe_api_key": SecretStr(key)})
         monkeypatch.setattr(parts_of(kit), "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate

@@ -45,26 +45,6 @@ async def test_an_error_of_the_callback_ends_the_flusher(store_url: str) -> None
             await at.flusher.run(every_s=0.01, told=close)
 
 
-async def test_a_flusher_that_runs_compares_what_is_due(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("drop", when="before")
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=24))
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=3))
-        running = asyncio.create_task(at.flusher.run(every_s=0.01))
-
-        def is_delivered() -> bool:
-            at.clock.advance(timedelta(minutes=1))
-            return at.accepted("acme") == 6
-
-        await until(is_delivered)
-        at.flusher.stop()
-        await running
-
-
 async def test_a_store_that_stays_down_is_logged_once_a_time(
     store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

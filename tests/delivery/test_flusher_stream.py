@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import FAULTS, KEY_REFUSED, NOW, desk, until
-from drivers.kept_intents import intents_in
 from drivers.sampled import whole
 from drivers.workers import workers
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.anyio
 
 STREAM = "/v2/billing/meter_event_stream"
 SESSION = "/v2/billing/meter_event_session"
-JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 
 def stream_desk(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Desk]:
@@ -48,45 +45,21 @@ async def record_some(at: Desk, count: int) -> dict[str, int]:
     return used
 
 
-async def test_a_hundred_intents_go_in_a_call(any_store_url: str) -> None:
-    async with stream_desk(any_store_url, shards=1) as at:
+async def test_a_hundred_intents_go_in_a_call(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.delivery.sending._EVENTS_PER_S", 250)
+    async with stream_desk(store_url, shards=1) as at:
         used = await record_some(at, 130)
+        began = monotonic()
         report = await at.flush(everything=True)
         assert (report.sealed, report.delivered, report.left) == (130, 130, 0)
         assert {customer: at.accepted(customer) for customer in used} == used
+        # Events are paced: the third call waits until the hundred of the second had their time.
+        assert monotonic() - began >= 0.4
         # The first call of a process is alone, and of one event.
         assert (calls(at, SESSION), calls(at)) == ([200], [200] * 3)
         usage = (await at.kit.usage("c7"))["meters"]["requests"]
         assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
     assert len(at.emulator.events) == 130
-
-
-async def test_events_are_paced_however_few_the_calls_are(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.delivery.sending._EVENTS_PER_S", 250)
-    async with stream_desk(store_url, shards=1) as at:
-        await record_some(at, 102)
-        began = monotonic()
-        assert (await at.flush(everything=True)).delivered == 102
-        assert (
-            monotonic() - began >= 0.4
-        )  # The third call waits until the hundred of the second had their time.
-        assert len(calls(at)) == 3
-
-
-async def test_what_is_kept_of_a_batch_is_short(valkey: Server) -> None:
-    async with stream_desk(valkey.url, shards=1) as at:
-        await record_some(at, 130)
-        await at.flush(everything=True)
-        sent = [event.identifier for event in at.emulator.events]
-        assert len(set(sent)) == 130
-        (key,) = valkey.command("KEYS", "mk:{0}:batches:*")
-        # 40 where each identifier is kept as it is.
-        assert valkey.command("MEMORY", "USAGE", key) / 130 < 14
-        kept: list[str] = valkey.command("HVALS", key)
-        # The first call of a process has one event, and is known by that.
-        assert sorted(one for text in kept for one in intents_in(text)) == sorted(sent[1:])
 
 
 async def test_the_setting_chooses_the_stream(store_url: str) -> None:
@@ -99,16 +72,10 @@ async def test_the_setting_chooses_the_stream(store_url: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "skip"),
     [
-        pytest.param(
-            fault,
-            skip,
-            id="-".join(str(part) for part in (*fault.values(), skip)),
-            marks=[pytest.mark.whole] * ((nth + skip) % 2),
-        )
+        (fault, nth % 2)
         for nth, fault in enumerate(
             [*FAULTS, KEY_REFUSED, {"action": "delay", "when": "before", "delay_s": 0.05}]
         )
-        for skip in (0, 1)
     ],
 )
 async def test_i6_each_of_a_batch_is_counted_once_despite_faults(
@@ -129,57 +96,6 @@ async def test_i6_each_of_a_batch_is_counted_once_despite_faults(
     ]
 
 
-@pytest.mark.parametrize("path", [SESSION, STREAM])
-async def test_a_batch_without_a_session_waits(store_url: str, path: str) -> None:
-    async with stream_desk(store_url) as at:
-        await record_some(at, 3)
-        at.emulator.fail_next("error", status=403, path=path, times=None)
-        for _ in range(3):
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.dead, report.parked) == (0, 0)
-            at.clock.advance(timedelta(hours=20))
-        at.emulator.clear_faults()
-        assert (await at.flush(everything=True)).delivered == 3
-
-
-@pytest.mark.parametrize("status", [400, 404])
-async def test_no_event_is_to_blame_where_no_session_is_given(store_url: str, status: int) -> None:
-    async with stream_desk(store_url) as at:
-        await record_some(at, 3)
-        at.emulator.fail_next("error", status=status, path=SESSION, message="Odd.")
-        report = await at.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.dead, report.parked, calls(at)) == (0, 0, 0, [])
-        at.clock.advance(timedelta(minutes=2))
-        assert (await at.flush(everything=True)).delivered == 3
-
-
-async def test_sessions_are_renewed_before_they_end(store_url: str) -> None:
-    async with stream_desk(store_url) as at:
-        await at.link("acme")
-        for _ in range(20):
-            await at.kit.record("acme", "requests", 1)
-            at.clock.advance(timedelta(minutes=5))
-            await at.flush(everything=True)
-        # Of 15 minutes, two are left where it is renewed.
-        assert (calls(at, SESSION), calls(at)) == ([200] * 7, [200] * 20)
-    assert at.accepted("acme") == 20
-
-
-async def test_a_session_that_is_over_is_made_anew_and_nothing_is_lost(store_url: str) -> None:
-    async with stream_desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 1)
-        await at.flush(everything=True)
-        at.clock.advance(timedelta(minutes=3))
-        at.emulator.end_sessions()
-        await at.kit.record("acme", "requests", 2)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(seconds=10))
-        await at.flush(everything=True)
-        assert (calls(at, SESSION), calls(at)) == ([200, 200], [200, 401, 200])
-    assert at.accepted("acme") == 3
-
-
 async def test_a_batch_that_is_refused_for_one_event_loses_only_that(store_url: str) -> None:
     async with stream_desk(store_url, shards=1) as at:
         used = await record_some(at, 40)
@@ -194,19 +110,6 @@ async def test_a_batch_that_is_refused_for_one_event_loses_only_that(store_url: 
     assert len(at.emulator.events) == 39
 
 
-async def test_what_stripe_says_it_has_already_is_delivered(store_url: str) -> None:
-    # https://docs.stripe.com/api/v2/billing/meter-event/create has the code; of streams nothing is said.
-    async with stream_desk(store_url, shards=1) as at:
-        await record_some(at, 5)
-        at.emulator.fail_next("drop", when="after", skip=1)  # Of the batch, not of the one before.
-        await at.flush(everything=True, timeout_s=0)
-        at.emulator.fail_next("error", status=400, code="duplicate_meter_event", times=None)
-        at.clock.advance(timedelta(minutes=2))
-        report = await at.flush(everything=True)
-        assert (report.delivered, report.dead, report.parked, report.left) == (4, 0, 0, 0)
-    assert len(at.emulator.events) == 5
-
-
 async def test_who_answers_200_in_stripes_place_has_not_taken_anything(store_url: str) -> None:
     async with stream_desk(store_url) as at:
         await record_some(at, 3)
@@ -216,35 +119,6 @@ async def test_who_answers_200_in_stripes_place_has_not_taken_anything(store_url
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=2))
         assert (await at.flush(everything=True)).delivered == 3
-
-
-async def test_after_23_hours_only_what_is_in_doubt_is_parked(store_url: str) -> None:
-    async with stream_desk(store_url, shards=1) as at:
-        await at.link("acme", "zeta", "mira")
-        await at.kit.record("mira", "requests", 1)
-        await at.flush(everything=True)
-        at.emulator.fail_next("error", when="after", status=500, times=None)
-        await at.kit.record("acme", "requests", 6)
-        await at.flush(everything=True, timeout_s=0)
-        at.emulator.clear_faults()
-        at.clock.advance(timedelta(hours=24))
-        await at.kit.record("zeta", "requests", 2)
-        report = await at.flush(everything=True)
-        assert (report.delivered, report.parked) == (1, 1)
-    assert (at.accepted("acme"), at.accepted("zeta")) == (6, 2)
-
-
-async def test_one_call_at_a_time_for_a_customer_and_meter(store_url: str) -> None:
-    async with stream_desk(store_url, clock=Clock(JULY - timedelta(minutes=9)), shards=1) as at:
-        used = await record_some(at, 120)
-        at.clock.set(JULY + timedelta(minutes=1))
-        for customer in used:  # A second intent of each, of the next period.
-            await at.kit.record(customer, "requests", 1)
-        at.emulator.latency_s = 0.02
-        assert (await at.flush(everything=True)).delivered == 240
-        # The emulator refuses a second one with 429.
-        assert set(calls(at)) == {200}
-        assert len(calls(at)) <= 5
 
 
 @pytest.mark.dear("a process beside the emulator, killed")

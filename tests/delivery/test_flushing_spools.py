@@ -58,19 +58,6 @@ async def test_a_kit_that_was_not_started_sends_them_too(store_url: str, tmp_pat
         await other.stop()
 
 
-async def test_a_spool_that_is_left_as_it_is_leaves_a_flush_incomplete(
-    store_url: str, tmp_path: Path
-) -> None:
-    async with desk_with_acme(store_url, tmp_path) as at:
-        file = left_behind(at.kit, 7, days=8)
-        report = await at.kit.flush(everything=True)
-        assert report.spooled == 0
-        (refused,) = report.spools_left
-        assert refused.startswith(f"{file}: it was begun 8 days ago")
-        assert (report.left, report.is_complete) == (0, False)
-        assert report.as_json()["spools"] == {"sent": 0, "refused": [refused]}
-
-
 @pytest.mark.each_store
 async def test_without_a_stripe_key_everything_is_what_is_spooled(store_url: str, tmp_path: Path) -> None:
     # F-20k: an app that meters without Stripe could send its spools by no command.

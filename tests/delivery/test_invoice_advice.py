@@ -14,10 +14,8 @@ from meterkit.delivery.invoices import LineCharge
 from meterkit.delivery.price_terms import PriceTerms, read_price_terms
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
-    ("nothing at all", {}, {}, []),
     ("each at its price", {"5": 10, "3": 4}, {"3": 4, "5": 10}, []),
     ("all at another price", {"5": 10}, {"3": 10}, [(10, "5", "3")]),
-    ("some at another price", {"5": 10}, {"3": 4, "5": 6}, [(4, "5", "3")]),
     ("what is on no line has no other price", {"5": 10}, {"5": 4}, []),
     ("what nothing was recorded of is not mispriced", {"5": 4}, {"5": 4, "3": 9}, []),
     ("missing and mispriced at once", {"5": 10}, {"3": 4}, [(4, "5", "3")]),
@@ -70,16 +68,12 @@ FREE_100: Final = [{"up_to": 100, "unit_amount": 0}, {"up_to": None, "unit_amoun
 FLAT_FEE: Final = [{"up_to": 10, "unit_amount": 1, "flat_amount": 500}, {"up_to": None, "unit_amount": 2}]
 CHARGES: list[tuple[dict[str, Any], int, int, str | None]] = [
     ({"unit_amount_decimal": "0.5"}, 7, 0, "7/2"),
-    ({"unit_amount_decimal": "0.5"}, 7, 90, "7/2"),
     ({"unit_amount_decimal": "5", "transform_quantity": {"divide_by": 10, "round": "up"}}, 7, 0, None),
-    ({"tiers": FREE_100, "tiers_mode": "graduated"}, 100, 0, "0"),
     ({"tiers": FREE_100, "tiers_mode": "graduated"}, 103, 0, "15/2"),
     ({"tiers": FREE_100, "tiers_mode": "graduated"}, 10, 95, "25/2"),
-    ({"tiers": FREE_100, "tiers_mode": "volume"}, 100, 0, "0"),
     ({"tiers": FREE_100, "tiers_mode": "volume"}, 102, 0, "255"),
     ({"tiers": FREE_100, "tiers_mode": "volume"}, 2, 100, "255"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 0, 0, "500"),
-    ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 12, 0, "514"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 2, 10, "4"),
 ]
 
@@ -111,7 +105,6 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
         "3 units at price_1 come to USD 0.08, and the lines have USD 0.06",
     ),
     ("one price, much more", [flat(4, 500)], "see who changed them, and credit USD 4.90"),
-    ("tiers once", [tiered("a", 300, 500)], ""),
     (
         "a tier edited",
         [tiered("a", 300, 400)],
@@ -125,14 +118,12 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
             " once it would be USD 2.50: see who switched the price at once, such as a portal"
         ),
     ),
-    ("a switch before anything was used", [tiered("a", 0, 0), tiered("b", 150, 125)], ""),
     (
         "the same price in two spans",
         [tiered("a", 100, 0), tiered("a", 100, 0)],
         "the tiers of a began again when its item was removed and added (in_1): USD 0.00 are billed",
     ),
     ("the same price in two spans, within the free tier", [tiered("a", 60, 0), tiered("a", 40, 0)], ""),
-    ("from tiers to a flat price", [tiered("a", 100, 0), flat(4, 10)], ""),
 ]
 
 
@@ -143,7 +134,4 @@ def test_amounts_of_lines_in_words(charges: list[LineCharge], expected: str) -> 
     found = advice_on_amounts(charges, ["in_1"], "usd")
     assert expected in found
     assert bool(found) == bool(expected)
-
-
-def test_amounts_in_another_currency_are_not_compared() -> None:
-    assert advice_on_amounts([flat(3, 6)], ["in_1"], "eur") == ""
+    assert advice_on_amounts(charges, ["in_1"], "eur") == ""  # In another currency.

@@ -26,29 +26,6 @@ async def books(at: Ending, meter: str = "requests") -> Reconciled:
     return next(one for one in found if one.meter == meter)
 
 
-async def delivered_after(at: Ending, quantity: int) -> None:
-    """Stripe takes an event for May when the invoice is final, as of a release that does not know better."""
-    fields: Any = {
-        "event_name": "requests",
-        "timestamp": int((JUNE - HOUR).timestamp()),
-        "payload": {"stripe_customer_id": "cus_acme", "value": str(quantity)},
-    }
-    await at.found.client.v1.billing.meter_events.create_async(fields)
-
-
-async def test_a_close_is_confirmed_by_the_lines_of_the_invoice(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.go(JUNE + 11 * MINUTE)
-        assert (await at.look()).confirmed == 1
-        one = await books(at)
-        assert (one.delivered, one.confirmed, one.invoiced, one.invoice) == (1000, 1000, 1000, "draft")
-        at.go(JUNE + 2 * HOUR)
-        one = await books(at)
-        assert (one.invoiced, one.invoice, one.advice) == (1000, "final", "")
-
-
 async def test_units_counted_and_on_no_invoice_are_reported(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,33 +173,6 @@ async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_ur
         assert one.advice.startswith("1000 are on no invoice yet")
 
 
-async def test_an_event_that_came_after_the_invoice_was_final_is_seen(any_store_url: str) -> None:
-    async with ending(any_store_url, UNHELD) as at:
-        await at.kit.record("acme", "requests", 110)
-        await at.flush()
-        at.go(JUNE + 2 * HOUR)
-        await delivered_after(at, 40)
-        one = await books(at)
-        assert (one.difference, one.invoiced) == (40, 100)
-        assert one.advice  # Something else sends to this meter.
-
-
-async def test_two_subscriptions_billing_a_meter_twice_are_reported(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        at.clock.set(JUNE - timedelta(days=20))
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        items: Any = [{"price": "price_pro_requests"}]
-        at.clock.set(JUNE - timedelta(days=25))
-        await at.found.client.v1.subscriptions.create_async(
-            {"customer": "cus_acme", "items": items, "billing_cycle_anchor": int(JUNE.timestamp())}
-        )
-        at.go(JUNE + 3 * HOUR)
-        one = await books(at)
-        assert (one.confirmed, one.invoiced, one.invoice) == (1000, 2000, "final")
-        assert one.advice.startswith("billed twice: ")
-
-
 async def test_usage_of_a_trial_costs_nothing_and_is_no_difference(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         trial_end = int((JUNE + timedelta(days=3)).timestamp())
@@ -236,18 +186,6 @@ async def test_usage_of_a_trial_costs_nothing_and_is_no_difference(any_store_url
         await at.found.settle()
         found = await at.kit.reconcile("acme", at=JUNE + HOUR)
         assert [(one.confirmed, one.invoiced, one.advice) for one in found] == [(1000, None, "")]
-
-
-async def test_without_a_subscription_no_invoice_is_asked_for(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        at.stripe.add_customer("cus_zeta")
-        await at.kit.customers.link("zeta", "cus_zeta", force=True)
-        await at.kit.customers.set_plan("zeta", "pro")
-        await at.kit.record("zeta", "requests", 110)
-        await at.flush()
-        at.go(JUNE + timedelta(days=30))
-        (one,) = await at.kit.reconcile("zeta", at=JUNE - HOUR)
-        assert (one.confirmed, one.invoiced, one.invoice, one.advice) == (100, None, "", "")
 
 
 @pytest.mark.parametrize(
@@ -297,15 +235,6 @@ async def switched(at: Ending, cents: int) -> None:
     await at.found.client.v1.subscription_items.update_async(item["id"], {"price": price.id})
 
 
-async def test_of_a_draft_whose_prices_are_right_nothing_is_said(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.go(JUNE + 11 * MINUTE)
-        one = await books(at)
-        assert (one.invoice, one.invoiced, one.mispriced, one.advice) == ("draft", 1000, 0, "")
-
-
 async def foreign_units(at: Ending, when: datetime, value: int = 7, customer: str = "acme") -> None:
     """Another program with the key sends units of a meter that the customer has not used."""
     fields: Any = {
@@ -319,49 +248,12 @@ async def foreign_units(at: Ending, when: datetime, value: int = 7, customer: st
 FOREIGN = "Stripe has 7 more than was delivered: something else sends to this meter"
 
 
-async def test_f_227_foreign_units_on_an_unused_meter_are_seen(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 110)
-        await foreign_units(at, JUNE - HOUR)
-        await at.flush()
-        at.clock.advance(MINUTE)
-        open_period = {one.meter: one.advice for one in await at.kit.reconcile("acme")}
-        assert open_period == {"requests": "", "tokens": FOREIGN}
-        at.go(JUNE + 3 * HOUR)
-        one = await books(at, "tokens")
-        assert (one.recorded, one.delivered, one.confirmed, one.difference) == (0, 0, 7, 7)
-        assert (one.invoiced, one.invoiced_cents, one.advice) == (7, 14, FOREIGN)
-        (late,) = (await at.look()).late
-        assert f"tokens: {FOREIGN}" in late
-        assert (await at.counts(JUNE - HOUR, "tokens"))["late"] == 0
-
-
-async def test_f_227_foreign_units_are_seen_without_own_usage(
-    any_store_url: str,
-) -> None:
-    async with ending(any_store_url) as at:
-        await foreign_units(at, JUNE - HOUR)
-        at.clock.advance(MINUTE)
-        found = await at.kit.reconcile()
-        assert [(one.customer, one.meter, one.confirmed, one.advice) for one in found] == [
-            ("acme", "tokens", 7, FOREIGN)
-        ]
-
-
 async def test_f_227_units_that_came_after_the_invoice_are_seen_too(any_store_url: str) -> None:
     async with ending(any_store_url, UNHELD) as at:
         at.go(JUNE + 3 * HOUR)
         await foreign_units(at, JUNE - HOUR)
         one = await books(at, "tokens")
         assert (one.confirmed, one.invoiced, one.advice) == (7, 0, FOREIGN)
-
-
-async def test_a_meter_that_nothing_is_sent_to_has_no_row(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        assert await at.kit.reconcile("acme") == []
-        await at.kit.record("acme", "requests", 3)  # Within what is included: nothing goes to Stripe.
-        at.go(JUNE + 3 * HOUR)
-        assert await at.kit.reconcile("acme", at=JUNE - HOUR) == []
 
 
 async def test_units_of_a_void_invoice_are_named(

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import NOW, kit_for
+from drivers.delivery import NOW
 from drivers.delivery import desk as open_desk
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
+from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.outbox.intents import Sealed
 from meterkit.outbox.journal import JournalRow
 from meterkit.stripe.api import StripeApi
@@ -104,25 +104,6 @@ class Pages:
 
 
 DELIVERED: Final = Outcome(kind="delivered", detail="")
-
-
-async def test_rows_arriving_during_a_write_are_the_next_batch() -> None:
-    journal = Pages()
-    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
-    assert (transport.most, await transport.ready()) == (10, None)
-    journal.goes_on.clear()
-    for number in range(3):
-        assert await transport.send(sealed(number)) is DELIVERED
-        await asyncio.sleep(0)
-    journal.goes_on.set()
-    await transport.close()
-    assert [[row.identifier for row in page] for page in journal.pages] == [
-        ["intent-0"],
-        ["intent-1", "intent-2"],
-    ]
-    assert journal.pages[0][0] == JournalRow(
-        *("intent-0", "acme", "api_requests", "cus_acme", NOW_MS // 60_000 * 60, 5, NOW_MS)
-    )
 
 
 @pytest.mark.parametrize(
@@ -234,55 +215,6 @@ async def test_the_journal_tells_what_was_delivered_and_taken_back(store_url: st
         assert await unknown(found) == 5
 
 
-async def test_a_comparisons_count_stands_for_the_journals(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    journal = Pages()
-    async with forgotten(store_url, journal) as (at, found):
-        journal.pages = [[row(1, 30)]]
-        await known(at, "counted-1", 25)
-        caplog.clear()
-        assert [await unknown(found) for _ in range(2)] == [5, 5]
-    (said,) = caplog.messages
-    assert said.startswith(
-        "the journal of deliveries lacks what the store knows of as delivered, such as 25 "
-    )
-
-
-async def test_an_unreadable_journal_is_logged_once_and_sums_decide(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    journal = Pages(fails=9)
-    async with forgotten(store_url, journal) as (_, found):
-        caplog.clear()
-        assert [await unknown(found) for _ in range(2)] == [0, 0]
-    assert caplog.messages == [
-        "the journal of deliveries cannot be read; Stripe's sums alone are compared: the database is away"
-    ]
-
-
-async def test_a_journal_that_hangs_is_given_up_and_asked_again_later(
-    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_S", 0.01)
-    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
-    journal = Pages()
-    async with forgotten(store_url, journal) as (_, found):
-        journal.pages = [[row(1, 30)]]
-        journal.goes_on.clear()
-        caplog.clear()
-        assert [await unknown(found) for _ in range(2)] == [0, 0]
-        assert "it has not answered within 0.01 s" in caplog.text
-        assert len(caplog.messages) == 1
-        journal.goes_on.set()
-        assert await unknown(found) == 30
-        monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
-        journal.goes_on.clear()
-        assert await unknown(found) == 0
-        journal.goes_on.set()
-        assert await unknown(found) == 0  # It is not asked: each line would wait for it.
-
-
 async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
@@ -302,23 +234,6 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         assert await found.journaled(*names, GAP) is None
         summaries = StripeSummaries(StripeApi(at.kit.settings))
         assert await Forgotten(at.kit.store, summaries).journaled(*names, GAP) is None
-
-
-async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with open_desk(store_url, shards=1) as at:
-        await at.link("acme")
-        async with kit_for(store_url, at.url, clock=at.clock, shards=1, audit_url=url) as kit:
-            await kit.record("acme", "requests", 7)
-            assert (await kit.flush(everything=True)).delivered == 1
-            journal = audit_database_of(kit.settings)
-            assert journal is not None
-            (written,) = await journal.read("acme", "api_requests", 0)
-            assert (written.value, written.stripe_customer) == (7, "cus_acme")
-            await journal.write([written])
-            assert await journal.read("acme", "api_requests", 0) == [written]
-            assert await journal.read("acme", "api_requests", written.delivered_at_ms + 1) == []
-            assert await journal.begun_ms() == written.delivered_at_ms
 
 
 async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
+from drivers.audit_database import drain_all
+from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for, said_late
 from drivers.priced_shop import item_lines, metered_lines, renewed, sell
 from drivers.shop import END, HALF, shop
@@ -19,9 +21,10 @@ from meterkit.errors import CustomerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
     from drivers.shop import Shop
-    from meterkit import LateUsage, MeterKit, MeterUsage, Reconciled
+    from meterkit import MeterKit, MeterUsage, Reconciled
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +39,13 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
     async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
         await begin(opened)
         yield opened
+
+
+async def use_before_a_switch(at: Shop) -> None:
+    """Record 26 words at USD 0.04, and switch to a plan with words at USD 0.07."""
+    await at.kit.record("acme", "words", 26)
+    await switch(at, "seven")
+    await at.kit.subscriptions.sync("acme")
 
 
 async def words(at: Shop) -> MeterUsage:
@@ -70,9 +80,7 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(
     at: Shop,
 ) -> None:
     """F-226."""
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     await at.kit.record("acme", "words", 5)
     assert (await words(at))["overage_cents"] == 26 * 4 + 5 * 7
     report = await at.kit.flush(everything=True)
@@ -117,25 +125,8 @@ async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
         assert (await at.kit.flush(everything=True)).late == []
 
 
-async def test_f_227_a_flush_reports_late_usage_it_compares_itself(at: Shop) -> None:
-    await at.kit.flush(everything=True)
-    await at.kit.record("acme", "words", 26)
-    at.emulator.fail_next("drop", when="before", times=None, path="/v1/billing/meter_events")
-    await at.kit.flush(everything=True, timeout_s=0)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
-    at.emulator.clear_faults()
-    late: list[LateUsage] = []
-    for _ in range(4):
-        at.clock.advance(timedelta(hours=14))
-        late += (await at.kit.flush(everything=True, timeout_s=0)).late
-    assert [(one.meter, one.quantity, one.by_item) for one in late] == [("words", 26, True)]
-
-
 async def test_i13_an_item_has_the_product_and_the_period_of_its_usage(at: Shop) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     await at.kit.flush(everything=True)
     (item,) = await waiting(at)
     (subscription,) = await at.stripe_list("/v1/subscriptions")
@@ -189,9 +180,7 @@ async def test_i13_each_switch_in_a_period_has_its_own_items(at: Shop) -> None:
 
 
 async def test_i13_a_crash_before_the_note_makes_an_item_once(at: Shop) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     with failing("a late item is noted"):
         assert (await at.kit.flush()).items == 0
     assert len(await waiting(at)) == 1
@@ -203,9 +192,7 @@ async def test_i13_a_crash_before_the_note_makes_an_item_once(at: Shop) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_i13_an_item_whose_reply_is_lost_is_made_once(at: Shop, when: Any) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     at.emulator.fail_next("drop", when=when, skip=1, times=3, path=ITEMS)
     await at.kit.flush()
     at.emulator.clear_faults()
@@ -218,9 +205,7 @@ async def test_i13_an_item_whose_reply_is_lost_is_made_once(at: Shop, when: Any)
 async def test_an_item_and_its_close_wait_while_stripe_fails(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     at.emulator.fail_next("error", status=503, times=None, path=ITEMS)
     report = await at.kit.flush(everything=True, timeout_s=0)
     assert (report.items, report.left, report.is_complete) == (0, 1, False)
@@ -234,9 +219,7 @@ async def test_an_item_and_its_close_wait_while_stripe_fails(
 
 
 async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     at.emulator.fail_next("delay", delay_s=0.05, times=None, path=ITEMS)
     async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
 
@@ -255,33 +238,14 @@ async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> No
 async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
     async with shop(store_url, catalog=DEAD_LETTER, selling=sell) as at:
         await begin(at)
-        await at.kit.record("acme", "words", 26)
-        await switch(at, "seven")
-        await at.kit.subscriptions.sync("acme")
+        await use_before_a_switch(at)
         assert (await at.kit.flush(everything=True)).items == 0
         await renewed(at)
         assert (await items_of(at), await metered_lines(at), (await words(at))["late"]) == ([], [], 26)
 
 
-async def test_an_item_that_stripe_refuses_is_late_and_not_billed(
-    at: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
-    (begun,) = await at.stripe_list("/v1/subscriptions")
-    await at.stripe_delete(f"/v1/subscriptions/{begun['id']}")
-    assert (await at.kit.flush(everything=True)).items == 0
-    assert "no invoice bills 26 of words at USD 0.04 each, as Stripe refuses an invoice item" in caplog.text
-    counts = await words(at)
-    assert (counts["late"], counts["overage_cents"]) == (26, 0)
-    assert await waiting(at) == []
-
-
 async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     await at.kit.flush(everything=True)
     (item,) = await waiting(at)
     await at.stripe_delete(f"{ITEMS}/{item['id']}")
@@ -384,9 +348,7 @@ async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: st
 
 
 async def test_i13_an_item_is_made_before_a_subscription_is_canceled(at: Shop) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     await at.kit.subscriptions.cancel("acme", immediately=True)
     at.clock.advance(timedelta(hours=2))
     at.emulator.advance()
@@ -394,9 +356,7 @@ async def test_i13_an_item_is_made_before_a_subscription_is_canceled(at: Shop) -
 
 
 async def test_a_customer_with_an_item_that_waits_is_not_deleted(at: Shop) -> None:
-    await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await use_before_a_switch(at)
     (begun,) = await at.stripe_list("/v1/subscriptions")
     await at.stripe_delete(f"/v1/subscriptions/{begun['id']}")
     await at.kit.subscriptions.sync("acme")
@@ -429,9 +389,7 @@ async def test_i13_units_without_one_price_are_not_billed(
         await begin(at)
         await at.kit.flush(everything=True)
         at.clock.advance(timedelta(minutes=5))
-        await at.kit.record("acme", "words", 26)
-        await switch(at, "seven")
-        await at.kit.subscriptions.sync("acme")
+        await use_before_a_switch(at)
         assert "no invoice bills them" in caplog.text
         assert (await at.kit.flush(everything=True)).items == 0
         await renewed(at)
@@ -470,3 +428,23 @@ async def test_i13_the_apps_own_change_finds_a_switch_before_it(at: Shop) -> Non
     await at.kit.flush(everything=True)
     await renewed(at)
     assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_two_words", 3, 2)])
+
+
+async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell, audit_url=url) as at:
+        await begin(at)
+        await use_before_a_switch(at)
+        await at.kit.record("acme", "words", 5)
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        await drain_all(at.kit, url)
+        found = await at.kit.statement("acme", period=HALF)
+        usage = [line for line in found.lines if line.kind == "usage" and line.quantity]
+        (item,) = [line for line in usage if line.late_since is not None]
+        (line,) = [line for line in usage if line.late_since is None]
+        assert (item.quantity, item.amount_cents, item.counted) == (26, 104, 26)
+        assert (line.quantity, line.amount_cents, line.counted) == (5, 35, 31)
+        assert line.note == f"26 of its units are on {item.id}"
+        assert item.note == "late usage of the period from 2031-06-01, at the price it was recorded at"
+        assert "difference" not in {line.kind for line in found.lines}

@@ -97,32 +97,6 @@ async def test_without_the_lease_nothing_moves(store_url: str) -> None:
         assert await at.theirs.settle(0, [Move(intent=intents[0], state="delivered")])
 
 
-async def test_intents_go_in_turn_the_oldest_first(store_url: str) -> None:
-    async with bench(store_url) as at:
-        await at.sealed()
-        at.clock.advance(timedelta(minutes=1))
-        await at.sealed()
-        await at.kit.record("acme", "tokens", 101)
-        at.clock.advance(timedelta(minutes=1))
-        await at.ours.seal(0, due_ms=None, most=50)
-        (work,) = await at.ours.work(due_ms=None)
-        assert work.outbox == 5
-        due = await at.ours.due(0, due_ms=None, most=10)
-        assert sorted((sealed.customer, sealed.event_name) for sealed in due[:3]) == [
-            ("acme", "ai_tokens"),
-            ("acme", "api_requests"),
-            ("zeta", "api_requests"),
-        ]
-        at_first = int(NOW.replace(second=0).timestamp())
-        first = {sealed.timestamp for sealed in due[:3] if sealed.event_name == "api_requests"}
-        assert (first, len(due)) == ({at_first}, 5)
-        assert [sealed.customer for sealed in await at.ours.due(0, due_ms=None, most=2)] != ["acme"] * 2
-        tried = {sealed.identifier for sealed in due[:4]}
-        assert await at.ours.due(0, due_ms=None, most=10, tried=tried) == due[4:]
-        open_ones = await at.ours.due(0, due_ms=None, most=10, closed={"api_requests"})
-        assert [sealed.event_name for sealed in open_ones] == ["ai_tokens"]
-
-
 async def test_of_what_was_delivered_a_line_is_kept_for_36_days(store_url: str, valkey: Server) -> None:
     # F-59: 530 bytes an intent before.
     async with bench(store_url) as at:
@@ -190,17 +164,6 @@ async def test_a_relinked_stripe_customer_has_minutes_of_its_own(
         (before,) = (one for one in intents if one.customer == "acme")
         assert (sealed.stripe_customer, before.stripe_customer) == ("cus_acme", "cus_acme")
         assert sealed.timestamp != before.timestamp
-
-
-async def test_of_what_is_kept_no_more_nothing_is_told(store_url: str, valkey: Server) -> None:
-    async with bench(store_url) as at:
-        await at.sealed()
-        await at.ours.lease(0, ttl_ms=60_000)
-        intents = await at.ours.due(0, due_ms=None, most=10)
-        await at.ours.attempt(0, intents)
-        await at.ours.settle(0, [Move(intent=sealed, state="parked") for sealed in intents])
-        valkey.command("HDEL", "mk:{0}:intents", intents[0].identifier)
-        assert [one.customer for one in await at.ours.undelivered()] == [intents[1].customer]
 
 
 async def test_a_lease_that_cannot_be_read_lets_nothing_be_sent(store_url: str, valkey: Server) -> None:

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import desk
-from meterkit.decisions.keys import meter_token
-from meterkit.outbox.intents import kept_in
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealing import Sealer
 
 if TYPE_CHECKING:
     from drivers.delivery import Desk
@@ -50,21 +47,6 @@ async def test_pages_of_one_deliver_all_once_and_in_order(
     assert (at.accepted("acme"), at.accepted("zeta")) == (12, 7)
 
 
-async def test_more_than_a_page_of_one_customer_is_read_past(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # F-87
-    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 1)
-    async with desk(store_url, shards=1) as at:
-        outbox = await sealed(at)
-        due = await outbox.due(0, due_ms=None, most=64)
-        assert [intent.customer for intent in due] == ["acme", "zeta", *["acme"] * 7]
-        tried = [intent.identifier for intent in due]
-        rest = await outbox.due(0, due_ms=None, most=64, tried=tried)
-        assert [intent.customer for intent in rest] == ["acme"] * 4
-        assert rest[0].timestamp > max(intent.timestamp for intent in due if intent.customer == "acme")
-
-
 async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,24 +56,3 @@ async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
         outbox = await sealed(at)
         assert [intent.customer for intent in await outbox.due(0, due_ms=None, most=64)] == ["acme"] * 6
         assert (await at.flush(everything=True)).delivered == 13
-
-
-async def test_pages_of_what_is_kept_leave_nothing_out(store_url: str) -> None:
-    async with desk(store_url, shards=1) as at:
-        await sealed(at)
-        admin = await at.kit.store.admin()
-        pages = [page async for page in kept_in(at.kit.store, admin, 0, "outbox", most=5)]
-        assert [len(page) for page in pages] == [5, 5, 3]
-        assert len({kept.identifier for page in pages for kept in page}) == 13
-
-
-async def test_usage_of_meters_without_an_event_name_is_named(store_url: str) -> None:
-    async with desk(store_url, shards=1) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await at.kit.record("acme", "tokens", 103)
-        server = (await at.kit.store.admin()).for_delivery()
-        sealing = await Sealer(at.kit.store, server, 0, {}).seal(due_ms=None, most=5)
-    expected = {(meter_token("requests"), 7), (meter_token("tokens"), 3)}
-    assert {(one.meter_token, one.quantity) for one in sealing.nameless} == expected
-    assert (sealing.made, sealing.later) == (0, 0)

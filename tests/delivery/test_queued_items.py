@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.command_line import Shell
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import item_lines, metered_lines, renewed, sell
 from drivers.shop import HALF, shop
-from drivers.switched_shop import CATALOG, PLANS, begin, switch
+from drivers.switched_shop import CATALOG, begin, switch
 from faults.inner_steps import failing
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
     from drivers.shop import Shop
     from meterkit import Corrected, QueuedItem
@@ -115,7 +113,7 @@ async def test_a_redriven_item_is_made_by_the_next_flush(at: Shop) -> None:
     assert (await at.kit.flush()).items == 1
 
 
-@pytest.mark.parametrize("when", ["queued", "made", "final"])
+@pytest.mark.parametrize("when", ["queued", "final"])
 async def test_a_correction_credits_late_items_to_the_cent(at: Shop, when: str) -> None:
     if when != "queued":
         await at.kit.flush(everything=True)
@@ -148,26 +146,3 @@ async def test_a_correction_skips_an_item_deleted_at_stripe(at: Shop) -> None:
     await at.stripe_delete(f"/v1/invoiceitems/{item['id']}")
     found = await correct(at, 31, "t1")
     assert (found.taken_back, found.by_hand, found.never_billed) == (5, 0, 26)
-
-
-@pytest.mark.dear("several runs of the command line")
-async def test_commands_show_and_steer_queued_items(at: Shop, store_url: str, tmp_path: Path) -> None:
-    (tmp_path / "plans.yaml").write_text(PLANS)
-    shell, item = Shell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4"), await queued(at)
-    listed = shell.run("outbox", "list")
-    words = " ".join(listed.out.split())
-    assert listed.code == 0
-    assert "invoice item of USD 1.04 for late usage of 1\N{EN DASH}16 Jun 2031, on the next" in words
-    assert item.subscription in words
-    (row,) = shell.run("outbox", "list", "--state", "queued", "--json").json
-    assert (row["identifier"], row["quantity"], row["cents"]) == (item.identifier, 26, 104)
-    assert shell.run("outbox", "list", "--state", "parked", "--json").json == []
-    assert "USD 1.04" in shell.run("outbox", "show", item.identifier).out
-    correction = shell.run("correct", "acme", "words=20", "--dry-run")
-    assert "words: 15 are billed on no invoice yet, USD 0.60" in correction.out
-    parked = shell.run("outbox", "park", item.identifier)
-    assert (parked.code, "is an invoice item, which waits only until" in parked.err) == (1, True)
-    assert shell.run("outbox", "redrive", item.identifier).code == 0
-    dropped = shell.run("outbox", "drop", item.identifier, "--reason", "a test", "--yes")
-    assert (dropped.code, dropped.out.endswith("; no invoice bills it\n")) == (0, True)
-    assert shell.run("outbox", "list", "--json").json == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW, PLANS, desk, kit_for, lines_of
+from drivers.delivery import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
 
@@ -72,20 +72,6 @@ async def test_a_period_that_is_over_has_its_close_report(store_url: str) -> Non
     assert (july.recorded, july.delivered, july.confirmed, july.late, july.agrees) == (5, 5, 5, 0, True)
 
 
-async def test_an_earlier_meter_of_the_event_name_is_counted(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await at.flush(everything=True)
-        await at.deactivate_meter("api_requests")
-        at.emulator.add_meter("api_requests")
-        await at.kit.record("acme", "requests", 5)
-        at.clock.advance(timedelta(minutes=5))
-        await at.flush(everything=True)
-        found = await of_acme(at)
-    assert (found.delivered, found.confirmed, found.agrees) == (12, 12, True)
-
-
 async def test_accepted_uncounted_units_are_a_difference(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme")
@@ -108,29 +94,6 @@ async def test_a_meter_of_which_all_was_taken_back_is_compared(store_url: str) -
         found = await of_acme(at)
         assert (found.recorded, found.delivered, found.confirmed, found.difference) == (0, 0, 1, 1)
         assert (found.agrees, "1 were taken back there" in found.advice) == (False, True)
-
-
-@pytest.mark.usefixtures("valkey")
-async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await at.flush(everything=True)
-        at.emulator.fail_next("error", status=429, times=None, path="/v1/billing/meter_events")
-        await at.kit.record("acme", "requests", 5)
-        await at.flush(everything=True, timeout_s=0)
-        await at.kit.correct("acme", {"requests": 5}, reason="a loop", correction_id="c-1")
-        for intent in await at.kit.outbox.list():
-            await at.kit.outbox.park(intent.identifier)
-        found = await of_acme(at)
-        assert (found.parked, found.taking_back, found.difference, found.agrees) == (0, 5, 0, False)
-        assert found.advice.startswith(
-            "5 and 5 that take units back are parked, and Stripe may have 0 of these:"
-        )
-        (line,) = lines_of(await at.flush(everything=True, timeout_s=0), "undelivered")
-        assert line.startswith("parked: 5 and 5 that take units back of requests of customer acme in 2 int")
-        (finding,) = [one for one in (await at.kit.health()).findings if one.check == "parked"]
-        assert finding.problem.startswith("5 and 5 that take units back of requests in 2 intents, of acme: ")
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

@@ -13,7 +13,7 @@ import pytest
 from drivers.delivery import NOW, desk, have_at_stripe
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
-from meterkit.delivery.recovering import Recovered, Recoverer, shares
+from meterkit.delivery.recovering import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.store.tasks import TaskLease
@@ -50,16 +50,8 @@ async def usage(at: Desk) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("billed", "parts"),
-    [(0, [0, 0, 0]), (4, [4, 0, 0]), (7, [5, 2, 0]), (10, [5, 3, 2]), (99, [5, 3, 2])],
-)
-def test_at_most_one_intent_is_in_parts(billed: int, parts: list[int]) -> None:
-    assert shares([5, 3, 2], billed) == parts
-
-
-@pytest.mark.parametrize(
     ("at_stripe", "billed", "sent", "lost"),
-    [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20), (1, 1, 29, 0)],
+    [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20)],
 )
 async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them(
     store_url: str, at_stripe: int, billed: int, sent: int, lost: int
@@ -187,35 +179,28 @@ async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
                 await recover(at)
 
 
-async def recovered_by_word(at: Desk) -> None:
-    """Have an operator say that a backup was put back, and see that nothing is billed twice."""
-    await at.kit.record("acme", "requests", 30)
-    await have_at_stripe(at, 30, minute=NOW - MINUTE)
-    summaries = StripeSummaries(StripeApi(at.kit.settings))
-    recoverer = Recoverer(at.kit.store, summaries)
-    await recoverer.doubt(NOW - timedelta(hours=1))
-    assert await recoverer.not_compared() == 1
-    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-    assert await recoverer.not_compared() == 1
-    at.clock.advance(LAG)
-    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
-    assert await recoverer.not_compared() == 0
-    (done,) = await recoverer.recover()
-    assert replace(done, customer="") == Recovered(
-        customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
-    )
-    await summaries.close()
-    await at.kit.record("acme", "requests", 4)
-    await at.flush(everything=True)
-    assert at.accepted("acme") == 34
-
-
-async def test_i6_an_older_backup_is_compared_on_an_operators_word(
-    store_url: str,
-) -> None:
+async def test_i6_an_older_backup_is_compared_on_an_operators_word(store_url: str) -> None:
     async with desk(store_url, shards=1) as at:
         await at.link("acme")  # And nothing was delivered yet.
-        await recovered_by_word(at)
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        recoverer = Recoverer(at.kit.store, summaries)
+        await recoverer.doubt(NOW - timedelta(hours=1))
+        assert await recoverer.not_compared() == 1
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        assert await recoverer.not_compared() == 1
+        at.clock.advance(LAG)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert await recoverer.not_compared() == 0
+        (done,) = await recoverer.recover()
+        assert replace(done, customer="") == Recovered(
+            customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
+        )
+        await summaries.close()
+        await at.kit.record("acme", "requests", 4)
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 34
 
 
 async def test_i6_without_info_an_operator_declares_a_backup(valkey: Server) -> None:
@@ -241,7 +226,7 @@ async def test_i6_without_info_an_operator_declares_a_backup(valkey: Server) -> 
         assert at.accepted("acme") == 34
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}', '"', "1, 2"])
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}'])
 async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
     store_url: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:

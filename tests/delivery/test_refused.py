@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import delivered, desk
+from drivers.delivery import desk
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.error_reports import take_refusals
@@ -90,36 +90,6 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
         assert ("the journal of deliveries still has intents that Stripe refuses" in caplog.text) == is_away
 
 
-@pytest.mark.each_store
-async def test_usage_of_an_unknown_stripe_customer_is_dead_if_reported(any_store_url: str) -> None:
-    async with streaming(any_store_url) as (at, api):
-        await at.link("acme")
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        for customer in ("acme", "lost"):
-            await at.kit.record(customer, "requests", 7)
-        report = await at.flush(everything=True)
-        assert (report.delivered, await places(at, "lost")) == (2, {"delivered": 7})
-        await take_all(at, api)
-        assert (await places(at, "acme"), await places(at, "lost")) == ({"delivered": 7}, {"dead": 7})
-        (dead,) = (await at.flush(everything=True)).undelivered
-    assert (dead.customer, dead.quantity, dead.state) == ("lost", 7, "dead")
-    assert dead.why.startswith("refused after it was taken: meter_event_customer_not_found")
-
-
-async def test_usage_of_a_meter_that_is_not_there_is_parked(store_url: str) -> None:
-    async with streaming(store_url) as (at, api):
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await at.kit.record("acme", "tokens", 150)
-        for meter in await api.list("/v1/billing/meters"):
-            if meter["event_name"] == "api_requests":
-                await api.post(f"/v1/billing/meters/{meter['id']}/deactivate")
-        await at.flush(everything=True)
-        await take_all(at, api)
-        assert await places(at, "acme") == {"parked": 7}
-        assert await places(at, "acme", "tokens") == {"delivered": 50}
-
-
 async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,27 +128,6 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         assert await at.kit.outbox.list() == []
 
 
-async def test_dead_usage_stays_unaddressed_after_another_link(store_url: str) -> None:
-    async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
-        await at.flush(everything=True)
-        await take_all(at, api)
-        await at.kit.customers.unlink("lost")
-        await at.link("lost")
-        (intent,) = await at.kit.outbox.list()
-        assert (await at.kit.outbox.redrive(intent.identifier)).stripe_customer == "cus_unknown"
-        await compare(at)
-        # What comes after the link is billed rightly; what was sent before is billed by hand.
-        await at.kit.record("lost", "requests", 2)
-        await at.flush(everything=True)
-        assert at.accepted("lost") == 2
-        await take_all(at, api)
-        (again,) = await at.kit.outbox.list()
-        await at.kit.outbox.drop(again.identifier, reason="billed by hand")
-        assert await places(at, "lost") == {"delivered": 2, "dead": 7}
-
-
 async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
         await at.link("acme")
@@ -198,38 +147,6 @@ async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: s
         await compare(at)
         assert await places(at, "acme") == {"delivered": 7}
         assert at.accepted("acme") == 7
-
-
-async def test_what_stripe_has_no_try_of_is_sent_once_it_is_compared(store_url: str) -> None:
-    async with streaming(store_url) as (at, api):
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
-        await switch(api, "api_requests", "deactivate")
-        await at.flush(everything=True)
-        await take_all(at, api)
-        await switch(api, "api_requests", "reactivate")
-        (intent,) = await at.kit.outbox.list()
-        await at.kit.outbox.redrive(intent.identifier)
-        await compare(at)
-        await at.flush(everything=True)
-        assert await places(at, "acme") == {"delivered": 7}
-        assert at.accepted("acme") == 7
-        assert [event.identifier.endswith("r") for event in at.emulator.events] == [False]
-
-
-async def test_meters_are_listed_once_for_a_report(store_url: str, valkey: Server) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        for customer in ("lost", "gone", "none"):
-            await at.kit.customers.link(customer, f"cus_{customer}", force=True)
-            await at.kit.record(customer, "requests", 7)
-        await at.flush(everything=True)
-        first, others = at.emulator.thin_events  # The first call of a flusher is alone.
-        await take_refusals(at.kit.store, api, first.id)
-        valkey.command("CONFIG", "RESETSTAT")
-        await take_refusals(at.kit.store, api, others.id)
-        stats = valkey.command("INFO", "commandstats")
-        assert stats["cmdstat_hgetall"]["calls"] == 1
-        assert [await places(at, name) for name in ("lost", "gone", "none")] == [{"dead": 7}] * 3
 
 
 async def by_key(at: Desk, *customers: str) -> str:
@@ -280,25 +197,6 @@ async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: pytes
     assert all(identifier in caplog.text for identifier in sent)
 
 
-async def test_a_lost_batch_is_known_by_its_key_for_a_time(store_url: str, valkey: Server) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        await at.link("acme")
-        for name in ("gone", "lost"):
-            await at.kit.customers.link(name, f"cus_{name}", force=True)
-        await at.kit.record("acme", "requests", 7)
-        await at.flush(everything=True)
-        at.emulator.reports_name = "idempotency_key"
-        for name in ("gone", "lost"):
-            await at.kit.record(name, "requests", 7)
-        at.emulator.fail_next("drop", when="after")
-        await at.flush(everything=True, timeout_s=0)
-        assert await places(at, "lost") == {"queued": 7}
-        await take_all(at, api)
-        assert [await places(at, name) for name in ("gone", "lost")] == [{"dead": 7}] * 2
-        (key,) = valkey.command("KEYS", "mk:{0}:batches:*")
-        assert 0 < valkey.command("PTTL", key) <= 8 * 86_400_000
-
-
 async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: str) -> None:
     async with desk(store_url) as at:
         at.emulator.reports_name = "idempotency_key"
@@ -310,38 +208,6 @@ async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: st
         await take_all(at, api)
         await api.close()
         assert await places(at, "lost") == {"dead": 7}
-
-
-async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None:
-    async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        for quantity, month, day in ((7, 6, 28), (9, 7, 5), (11, 7, 9)):
-            at.clock.set(datetime(2031, month, day, tzinfo=UTC))
-            await at.kit.record("lost", "requests", quantity)
-            await at.flush(everything=True)
-        june, july = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
-        seen: list[tuple[int, ...]] = []
-        for event in at.emulator.thin_events[:2]:
-            await take_refusals(at.kit.store, api, event.id)
-            totals = await at.totals("lost")
-            seen.append(
-                tuple(delivered(totals, begin, "requests", kind) for begin in (june, july) for kind in "dx")
-            )
-    assert seen == [(0, 7, 20, 0), (0, 7, 11, 9)]
-
-
-async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str, valkey: Server) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
-        at.emulator.fail_next("drop", when="after")
-        await at.flush(everything=True, timeout_s=0)
-        assert await places(at, "lost") == {"queued": 7}
-        await take_all(at, api)
-        assert await places(at, "lost") == {"dead": 7}
-        assert valkey.command("ZCARD", "mk:{0}:outbox") == 0
-        at.clock.advance(timedelta(minutes=5))
-        assert (await at.flush(everything=True)).delivered == 0
 
 
 async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey: Server) -> None:
@@ -373,21 +239,6 @@ async def test_totals_that_cannot_be_counted_in_are_left_and_said(
     assert "1 of 1 meter events" in caplog.text
 
 
-async def test_what_is_not_named_is_said_with_its_count_and_what_to_do(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with streaming(store_url) as (at, api):
-        at.emulator.report_meter_errors(
-            "api_requests", code="meter_event_customer_not_found", identifiers=["order-7"], count=500
-        )
-        await take_all(at, api)
-    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert told.startswith("500 of 500 meter events of meter mtr_")
-    assert "meter_event_customer_not_found (500)" in told
-    assert "meterkit customers unlink and link" in told
-    assert "bill it by hand" in told
-
-
 async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> None:
     async with desk(store_url, stripe_transport="v2-stream", stripe_webhook_secret=SECRET) as at:
         at.emulator.automatic_webhooks = False
@@ -399,23 +250,3 @@ async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> No
         await at.kit.webhooks.work_off()
         assert await places(at, "lost") == {"dead": 7}
         assert (await at.kit.webhooks.backlog()).entries == 0
-
-
-async def test_what_takes_units_back_and_is_refused_later_is_dead(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 30)
-        await at.flush(everything=True)
-        await at.kit.correct("acme", {"requests": 20}, reason="a loop", correction_id="t-1")
-        await at.flush(everything=True)
-        assert await places(at, "acme") == {"delivered": 10}
-        at.emulator.report_meter_errors(
-            "api_requests",
-            code="meter_event_invalid_value",
-            identifiers=[at.emulator.events[-1].identifier],
-            count=1,
-        )
-        api = StripeApi(at.kit.settings)
-        await take_all(at, api)
-        await api.close()
-        assert await places(at, "acme") == {"delivered": 30, "dead": -20}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.delivery import Desk
+    from meterkit import FlushReport
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
@@ -38,6 +39,21 @@ MAY: Final = NOW - timedelta(days=20)
 
 def _ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
+
+
+async def compare_after_restart(at: Desk) -> FlushReport:
+    """Begin a new life of the store, and flush when Stripe has counted what it was sent before."""
+    await begin_anew(at)
+    await come_back(at)
+    return await at.flush(everything=True, timeout_s=0)
+
+
+async def use_all_minutes(at: Desk) -> None:
+    """Seal more intents than there are minutes that may be ahead; Stripe takes none of them."""
+    at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+    for quantity in range(1, 7):
+        await at.kit.record("acme", "requests", quantity)
+        await at.flush(everything=True, timeout_s=0)
 
 
 async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> None:
@@ -59,9 +75,7 @@ async def test_i6_one_unit_the_store_lacks_is_enough(store_url: str) -> None:
     async with linked(store_url) as at:
         await have_at_stripe(at, 1)
         await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (await compare_after_restart(at)).parked == 1
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
 
 
@@ -93,9 +107,7 @@ async def test_i6_other_meters_and_periods_hide_nothing(store_url: str) -> None:
         await at.flush(everything=True)
         await have_at_stripe(at, 6)
         await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        await at.flush(everything=True, timeout_s=0)
+        await compare_after_restart(at)
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 106)
 
 
@@ -106,9 +118,7 @@ async def test_i6_deliveries_of_each_waiting_period_are_compared(store_url: str)
         await have_at_stripe(at, 6, minute=MAY)
         at.clock.set(NOW)
         await at.kit.record("acme", "requests", 3)
-        await begin_anew(at)
-        await come_back(at)
-        await at.flush(everything=True, timeout_s=0)
+        await compare_after_restart(at)
         assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
 
 
@@ -122,23 +132,16 @@ async def test_i6_corrected_units_do_not_count_as_delivered(store_url: str) -> N
         assert at.accepted("acme") == 10
         at.clock.advance(timedelta(hours=1))
         await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        assert (await compare_after_restart(at)).delivered == 1
         await have_at_stripe(at, 4)
         await at.kit.record("acme", "requests", 5)
-        await begin_anew(at)
-        await come_back(at)
-        await at.flush(everything=True, timeout_s=0)
+        await compare_after_restart(at)
         assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
 
 
 async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -> None:
     async with linked(store_url) as at:
-        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
-            await at.kit.record("acme", "requests", quantity)
-            await at.flush(everything=True, timeout_s=0)
+        await use_all_minutes(at)
         at.emulator.clear_faults()
         await have_at_stripe(at, 100)
         await begin_anew(at)
@@ -157,10 +160,7 @@ async def test_i6_a_wait_for_a_free_minute_delays_others_5_minutes(
     store_url: str, passed_s: int, *, is_over: bool
 ) -> None:
     async with linked(store_url) as at:
-        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
-            await at.kit.record("acme", "requests", quantity)
-            await at.flush(everything=True, timeout_s=0)
+        await use_all_minutes(at)
         await begin_anew(at)
         await at.flush(everything=True, timeout_s=0)
         await begin_anew(at, noticed_ms=_ms(NOW) - passed_s * 1_000)
@@ -225,9 +225,7 @@ async def test_i6_an_earlier_stripe_customer_hides_nothing(store_url: str, forgo
         if forgotten:
             await have_at_stripe(at, forgotten, customer="cus_other")
         await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        report = await at.flush(everything=True, timeout_s=0)
+        report = await compare_after_restart(at)
         assert (report.delivered, report.parked) == ((0, 1) if forgotten else (1, 0))
         assert (at.accepted("acme"), at.accepted("other")) == (50, 26)
 
@@ -500,9 +498,7 @@ async def test_i6_a_restores_parked_units_are_redriven_if_unknown(
     async with linked(store_url) as at:
         await at.kit.record("acme", "requests", 6)
         await have_at_stripe(at, 6)
-        await begin_anew(at)
-        await come_back(at)
-        await at.flush(everything=True, timeout_s=0)
+        await compare_after_restart(at)
         (parked,) = await at.kit.outbox.list()
         assert (parked.restored, parked.compared_at) == (True, None)
         redriven = await at.kit.outbox.redrive(parked.identifier, reason="the runbook says so")

@@ -3,23 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import ssl
-import subprocess
-import sys
-from base64 import b64encode
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import util
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import anyio
 import pytest
-import trustme
 from anyio.abc import SocketAttribute, SocketStream
 
 from drivers.stripe_sdk import StripeSession
@@ -29,7 +22,7 @@ from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-from servers.fixed_answers import Answering, answer, answering
+from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -105,26 +98,13 @@ async def test_wire_form_is_that_of_the_official_sdk() -> None:
     assert "x-stripe-client-telemetry" not in ours.headers
 
 
-async def test_names_of_any_letters_arrive_as_they_are() -> None:
-    async with answering(created) as stand_in, opened(stand_in.url) as transport:
-        await transport.send(replace(INTENT, event_name="größe & [1]=%2B"))
-    assert parse_qs(stand_in.asked[0].body)["event_name"] == ["größe & [1]=%2B"]
-
-
 @pytest.mark.parametrize(
     ("status", "error", "headers", "kind"),
     [
-        (400, {"message": "An event already exists with identifier 4f1c."}, {}, "duplicate"),
-        (400, {"type": "idempotency_error", "message": "Keys for …"}, {}, "bug"),
         (400, {"message": "Locked."}, {"stripe_should_retry": "true"}, "not_done"),
-        (400, {"message": "Missing required param: payload[id].", "param": "payload[id]"}, {}, "mapping"),
         (400, {"message": "Too late.", "param": "timestamp"}, {}, "timestamp"),
         (401, {"message": f"Invalid API Key provided: {KEY}"}, {}, "systemic"),
-        (403, {"message": "No permission."}, {}, "systemic"),
-        (404, {"message": "Unrecognized request URL"}, {}, "systemic"),
         (409, {"code": "idempotency_key_in_use"}, {}, "not_done"),
-        (429, {"code": "rate_limit"}, {}, "not_done"),
-        (500, {"type": "api_error"}, {}, "unknown"),
         (503, {"type": "api_error"}, {}, "unknown"),
     ],
 )
@@ -140,9 +120,7 @@ async def test_refusals(status: int, error: dict[str, str], headers: dict[str, s
 HTML = "<html>An event already exists with identifier 4f1c. No such customer: please log in</html>"
 
 
-@pytest.mark.parametrize(
-    "body", ["", HTML, "[]", "null", '"ok"', "{}", '{"identifier": "another"}', '{"identifier": "4f1']
-)
+@pytest.mark.parametrize("body", ["", HTML, "[]", '{"identifier": "another"}', '{"identifier": "4f1'])
 async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) -> None:
     async with answering(answer(200, body)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
@@ -153,11 +131,12 @@ async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) ->
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        *zip(
-            [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451],
-            cycle(["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']),
-            strict=False,
-        )
+        (302, ""),
+        (400, HTML),
+        (403, "[]"),
+        (404, '{"error": "odd"}'),
+        (407, '{"error": null}'),
+        (413, '{"error": {"type": 3}}'),
     ],
 )
 async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, body: str) -> None:
@@ -177,17 +156,12 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     "raw",
     [
         b"",
-        b"HTTP/1.1 200",
-        b"HTTP/1.1 200 OK\r\n",
         WHOLE[:-1],
-        CHUNKED,
         CHUNKED + b'5\r\n{"ide\r\n',
         CHUNKED + b"%x\r\n" % len(json.dumps(ACCEPTED)) + json.dumps(ACCEPTED).encode() + b"\r\n",
-        CHUNKED + b"zz\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{",
     ],
-    ids=range(10),
+    ids=range(5),
 )
 async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
     # F-50: a truncated answer says nothing, whatever its status.
@@ -196,100 +170,10 @@ async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
     assert (outcome.kind, outcome.new_key) == ("unknown", False)
 
 
-async def test_chunked_answers_and_answers_until_the_end_are_read() -> None:
-    body = json.dumps(ACCEPTED).encode()
-    chunked = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
-    until_end = b"HTTP/1.1 200 OK\r\n\r\n" + body
-    async with answering(chunked) as stand_in, opened(stand_in.url) as transport:
-        assert [(await transport.send(INTENT)).kind for _ in range(3)] == ["delivered"] * 3
-    assert stand_in.connections == 1
-    async with answering(until_end, closes=True) as stand_in, opened(stand_in.url) as transport:
-        assert [(await transport.send(INTENT)).kind for _ in range(2)] == ["delivered"] * 2
-
-
 async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
     endless = answer(200, "x" * 2_000_000)
     async with answering(endless) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(INTENT)).kind == "unknown"
-
-
-async def test_connections_are_kept_and_closed_ones_are_not_used_again() -> None:
-    async with answering(created) as stand_in, opened(stand_in.url) as transport:
-        for number in range(5):
-            assert (await transport.send(replace(INTENT, identifier=f"i{number}"))).kind == "delivered"
-        assert stand_in.connections == 1
-        stand_in.closes = True
-        assert (await transport.send(INTENT)).kind == "delivered"
-        await anyio.sleep(0.05)
-        stand_in.closes = False
-        assert (await transport.send(INTENT)).kind == "delivered"
-        assert stand_in.connections == 2
-
-
-@pytest.mark.parametrize("date", [None, "yesterday", ""])
-async def test_without_a_date_there_is_no_server_time(date: str | None) -> None:
-    headers = {} if date is None else {"date": date}
-    async with answering(answer(200, ACCEPTED, **headers)) as stand_in, opened(stand_in.url) as transport:
-        outcome = await transport.send(INTENT)
-    assert outcome.kind == "delivered"
-    assert outcome.server_time_s is None
-
-
-def certified(host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's side of TLS for a host, and a client's that trusts it."""
-    authority: Any = trustme.CA()
-    served, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(host).configure_cert(served)
-    authority.configure_trust(trusted)
-    return served, trusted
-
-
-@pytest.mark.parametrize("proxy_status", [200, 407, 502])
-async def test_an_environment_proxys_refusal_is_certainly_not_done(
-    monkeypatch: pytest.MonkeyPatch, proxy_status: int
-) -> None:
-    served, trusted = certified("stripe.test")
-    monkeypatch.setattr("meterkit.stripe.http._tls", lambda: trusted)
-    asked: list[bytes] = []
-
-    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % proxy_status)
-        if proxy_status == 200:
-            await writer.start_tls(served)
-            await Answering(answer=created, closes=True).serve(reader, writer)
-        else:
-            writer.close()
-
-    async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{port}")
-        async with opened("https://stripe.test") as transport:
-            outcome = await transport.send(INTENT)
-    assert outcome.kind == ("delivered" if proxy_status == 200 else "not_done")
-    credentials = b64encode(b"me:p@ss")
-    assert asked[0].startswith(b"CONNECT stripe.test:443 HTTP/1.1\r\n")
-    assert b"Proxy-Authorization: Basic " + credentials in asked[0]
-
-
-async def test_an_untrusted_certificate_is_certainly_not_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "*")
-    served, _ = certified("127.0.0.1")
-    stand_in = Answering(answer=created)
-    async with await asyncio.start_server(stand_in.serve, "127.0.0.1", 0, ssl=served) as server:
-        port = server.sockets[0].getsockname()[1]
-        async with opened(f"https://127.0.0.1:{port}") as transport:
-            assert (await transport.send(INTENT)).kind == "not_done"
-    assert stand_in.asked == []
-
-
-async def test_a_server_that_hangs_costs_one_timeout() -> None:
-    async with emulated(timeout_s=1.0) as (emulator, transport):
-        emulator.fail_next("hang")
-        with anyio.fail_after(240):
-            assert (await transport.send(INTENT)).kind == "unknown"
 
 
 async def test_a_trickling_answer_cannot_outlive_the_timeout() -> None:
@@ -319,16 +203,6 @@ async def test_nobody_at_the_address_is_certainly_not_done() -> None:
         assert (await transport.send(INTENT)).kind == "not_done"
 
 
-async def test_concurrent_first_sends_share_one_session() -> None:
-    async with emulated() as (emulator, transport):
-        async with anyio.create_task_group() as tasks:
-            for number in range(20):
-                customer = emulator.add_customer()
-                intent = replace(INTENT, identifier=f"i{number}", key=f"i{number}", stripe_customer=customer)
-                tasks.start_soon(transport.send, intent)
-        assert len(emulator.events) == 20
-
-
 async def test_after_close_nothing_is_sent() -> None:
     async with emulated() as (emulator, transport):
         await transport.send(INTENT)
@@ -353,15 +227,6 @@ def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.delivery.stripe_v1.find_spec", find_spec)
     with pytest.raises(ImportError, match=r"needs aiohttp: pip install 'meterkit\[stripe\]'"):
         StripeV1Transport(KEY)
-
-
-def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
-    code = (
-        "import sys, meterkit.delivery, meterkit.delivery.stripe_v1 as v1; v1.StripeV1Transport('sk_test_1');"
-        "sys.exit(' '.join({'stripe', 'httpx', 'aiohttp'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) -> None:

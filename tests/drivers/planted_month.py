@@ -135,18 +135,12 @@ class Planted(NamedTuple):
     Attributes:
         when_used: amid the period, after usage was delivered.
         before_the_webhook: then, and no webhook tells of it until more was used.
-        when_draft: while the invoice is a draft.
         when_final: when it is final.
     """
 
     when_used: Sequence[Error]
     before_the_webhook: Sequence[Error] = ()
-    when_draft: Sequence[Error] = ()
     when_final: Sequence[Error] = ()
-
-    def sample(self, step: int) -> Planted:
-        """Every so many-th error of each time."""
-        return Planted(*(errors[::step] for errors in self))
 
     @property
     def every(self) -> dict[str, Error]:
@@ -164,9 +158,7 @@ def customers_of(errors: Sequence[Error]) -> dict[str, Error]:
 
 
 @asynccontextmanager
-async def month(
-    store_url: str, directory: Path, planted: Planted, *, more: Sequence[str] = ()
-) -> AsyncGenerator[World]:
+async def month(store_url: str, directory: Path, planted: Planted) -> AsyncGenerator[World]:
     """From 10 May to 10 June: usage, errors, and an invoice for each customer that is final."""
     prices = ("price_pro", "price_pro_requests", "price_pro_words", "price_pro_spare")
     items: list[dict[str, Any]] = [
@@ -178,7 +170,7 @@ async def month(
         store_url, PLANS, prices=prices, audit_url=sqlite_in(directory), emulated=emulated
     ) as at:
         world = World(at=at, database=f"{directory}/audit.db")
-        customers = [*planted.every, *more]
+        customers = list(planted.every)
         for customer in customers:
             at.found.customer(customer)
             await at.found.subscribe(customer, items=items)
@@ -202,13 +194,10 @@ async def month(
         await at.reach(JUNE + 11 * MINUTE)
         await at.drain()
         await at.look()
-        await plant(world, planted.when_draft)
         for name, one in customers_of(planted.when_used).items():
             if one.later is not None:
                 await one.later(world, name)
         await at.reach(JUNE + 26 * HOUR)
-        for customer in filter(lambda name: name.startswith("send_invoices"), customers):
-            await world.stripe.invoices.void_invoice_async((await world.invoice(customer)).id)
         await plant(world, planted.when_final)
         yield world
 

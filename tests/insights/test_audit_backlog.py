@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.audited_kit import audited, sqlite_in
-from drivers.delivery import PLANS
-from drivers.process_metrics import said_by, told
-from faults.refusals import kit_at
+from drivers.process_metrics import told
 from meterkit import Finding, MeterKit
 
 if TYPE_CHECKING:
@@ -33,28 +31,6 @@ async def findings(kit: MeterKit) -> list[Finding]:
     return [one for one in found.findings if one.check == "audit"]
 
 
-@pytest.mark.each_store
-async def test_what_waits_is_told_with_the_age_of_the_oldest(any_store_url: str, tmp_path: Path) -> None:
-    away = tmp_path / "later"
-    async with audited(any_store_url, sqlite_in(away)) as at:
-        assert await metrics(at) == (0, 0, 0)
-        for name in ("acme", "beta", "zeta"):
-            await at.kit.record(name, "rows", 1)
-            at.desk.clock.advance(timedelta(minutes=20))
-        await at.kit.correct("zeta", {"rows": 1}, reason="r", correction_id="c", by="ada")
-        await at.kit.customers.delete("beta")
-        assert await metrics(at) == (5, 3600, 0)
-        await at.drainer.once()
-        assert await metrics(at) == (5, 3600, 0)
-        for _ in range(4):
-            await at.kit.record("acme", "rows", 1)
-        await at.fold(4)
-        assert (await metrics(at))[1:] == (3600, 1)
-        away.mkdir()
-        await at.drainer.once()
-        assert await metrics(at) == (0, 0, 0)
-
-
 async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         admin: Any = await at.kit.store.admin()
@@ -68,11 +44,7 @@ async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(store_url: str
         assert (await metrics(at))[:2] == (2, 0.0)
 
 
-async def test_where_no_audit_log_is_kept_nothing_is_told_of_it(store_url: str) -> None:
-    async with kit_at(store_url, flush=False) as kit:
-        assert not [name for name in await told(kit) if name.startswith("audit")]
-
-
+@pytest.mark.usefixtures("valkey")
 async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_path: Path) -> None:
     away = tmp_path / "later"
     async with audited(store_url, sqlite_in(away)) as at:
@@ -107,42 +79,3 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         await at.drainer.once()
         assert await findings(at.kit) == []
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
-
-
-@pytest.mark.dear("a process with a provider of its own")
-async def test_opentelemetry_gets_the_drainers_backlog(tmp_path: Path) -> None:
-    program = """
-        import asyncio
-        from meterkit import MeterKit
-        from opentelemetry import metrics
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-
-        reader = InMemoryMetricReader()
-        metrics.set_meter_provider(MeterProvider([reader]))
-
-        def seen():
-            return {
-                metric.name: [(dict(point.attributes), point.value) for point in metric.data.data_points]
-                for resource in reader.get_metrics_data().resource_metrics
-                for scope in resource.scope_metrics
-                for metric in scope.metrics
-                if "audit" in metric.name
-            }
-
-        async def main():
-            async with MeterKit(redis_url="memory://", audit_url="sqlite:////not/there/audit.db") as kit:
-                print(seen())
-                for name in ("secret-ada", "secret-bob"):
-                    await kit.record(name, "requests", 1)
-                while "meterkit.audit.age" not in seen():
-                    await asyncio.sleep(0.05)
-                found = seen()
-                print(found["meterkit.audit.waiting"])
-                ((labels, age_s),) = found["meterkit.audit.age"]
-                print(labels, 0 < age_s < 60)
-
-        asyncio.run(main())
-    """
-    said = said_by(program, tmp_path, plans=PLANS)
-    assert said.splitlines() == ["{}", "[({}, 2)]", "{} True"]

@@ -10,7 +10,7 @@ import pytest
 
 from drivers.audited_kit import audited, lose_all, rebuild, rows_in, sqlite_in
 from drivers.kit_parts import parts_of
-from meterkit import StoreError, StripeError
+from meterkit import StripeError
 from meterkit.decisions.keys import meter_token
 from meterkit.health.audit_log import look_at_audit_log
 
@@ -28,12 +28,8 @@ pytestmark = pytest.mark.anyio
 ROWS: Final = meter_token("rows")
 DAMAGES: Final[dict[str, Damage]] = {
     "a meter": lambda client, keys: client.hset(keys.counters, f"{ROWS}m", "many"),
-    "the head": lambda client, keys: client.hset(keys.counters, "h", "many"),
     "no counters": lambda client, keys: client.set(keys.counters, "text"),
-    "a total": lambda client, keys: client.hset(keys.totals, f"1|{ROWS}d", "many"),
     "the end of a period": lambda client, keys: client.hset(keys.totals, "1|e", "1.5"),
-    "no totals": lambda client, keys: client.set(keys.totals, "text"),
-    "no state": lambda client, keys: client.set(keys.state, "text"),
     "half a state": lambda client, keys: client.hset(keys.state, mapping={"rev": "2:9", "data": '{"plan"'}),
     "another state": lambda client, keys: client.hset(keys.state, mapping={"rev": "2:9", "data": "[1]"}),
     "no ledger": lambda client, keys: client.set(keys.history, "text"),
@@ -144,34 +140,3 @@ async def test_a_customer_whom_stripe_does_not_have_is_named(store_url: str, tmp
         assert (found["acme"].parked, found["acme"].is_done) == (30, True)
         assert found["gone"].is_done is False
         assert "Stripe does not say what it has: " in found["gone"].advice
-
-
-async def test_what_concerns_all_customers_ends_it(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await at.desk.link("acme")
-        await at.kit.record("acme", "tokens", 130)
-        client = await used_by(at, "beta")
-        await at.kit.customers.link("acme", "cus_acme", force=True)
-        at.desk.emulator.fail_next("error", status=401, path="/v1/billing/meters", code="api_key_expired")
-        with pytest.raises(StripeError):
-            await rebuild(at)
-        await client.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(StoreError):
-                await rebuild(at)
-        finally:
-            await client.config_set("maxmemory", 0)
-
-
-async def test_meters_are_asked_for_once_for_all_customers(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await at.desk.link("acme", "beta", "zeta")
-        for name in ("acme", "beta", "zeta"):
-            await at.kit.record(name, "tokens", 130)
-        await used_by(at)
-        for name in ("acme", "beta", "zeta"):
-            await at.kit.customers.link(name, f"cus_{name}", force=True)
-        before = len(at.desk.emulator.requests)
-        assert [one.parked for one in await rebuild(at)] == [30, 30, 30]
-        asked = [one.path for one in at.desk.emulator.requests[before:]]
-        assert asked.count("/v1/billing/meters") == 1

@@ -9,7 +9,6 @@ from typing import Final
 import pytest
 
 from drivers.audit_database import Row
-from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.database import Database
 from meterkit.outbox.journal import JournalRow
@@ -45,9 +44,3 @@ async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url
     deleted = Row("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
     await to_thread(database.insert, [deleted])
     assert await journal.read("acme", "api_requests", 0) == []
-
-
-async def test_a_database_that_cannot_be_used_is_an_error_of_each_call() -> None:
-    journal = AuditDatabase("sqlite:////no/such/directory/audit.db")
-    with pytest.raises(MeterkitError, match="the database of the audit log failed"):
-        await journal.write([ROW])

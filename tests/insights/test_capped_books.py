@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
-from drivers.delivery import NOW
 from drivers.plans import plans_text
-from drivers.served_traffic import drain, simulated_at
 from drivers.statement_parts import statement_parts
 from meterkit.catalog import loads
 
@@ -59,8 +57,8 @@ async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: st
         assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
 
 
-async def test_a_rebuild_bills_nothing_beyond_the_cap(any_store_url: str, tmp_path: Path) -> None:
-    async with audited(any_store_url, sqlite_in(tmp_path), catalog=CATALOG) as at:
+async def test_a_rebuild_bills_nothing_beyond_the_cap(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path), catalog=CATALOG) as at:
         await at.desk.link("acme")
         await at.kit.record("acme", "tokens", 400)
         assert (await at.desk.flush(everything=True)).is_complete
@@ -72,15 +70,3 @@ async def test_a_rebuild_bills_nothing_beyond_the_cap(any_store_url: str, tmp_pa
         assert (done.raised, done.audited, done.delivered, done.parked) == (400, 401, 50, 0)
         assert await counted(at) == (401, 50, 250)
         assert await rebuild(at) == []
-
-
-async def test_a_simulation_bills_no_more_than_the_cap(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with audited(store_url, url, catalog=CATALOG) as at:
-        await at.kit.record("acme", "tokens", 400)
-        await drain(at.kit, url)
-        lower, higher = (PLANS.replace("cap: 50", f"cap: {cap}") for cap in (10, 900))
-        at.desk.clock.advance(timedelta(minutes=1))
-        for plans, cents in ((PLANS, 200), (lower, 120), (higher, 700)):
-            (found,) = (await simulated_at(at.kit, url, plans, NOW)).customers
-            assert (found.now_cents, found.then_cents) == (200, cents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +18,16 @@ from starlette.routing import Mount, Route
 from drivers.operator_pages import write_revenue
 from drivers.plans import plans_text
 from drivers.process_metrics import said_by
-from drivers.redrives import webhooks_of
 from drivers.upkeep import note_upkeep
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
 BOARD = Path(__file__).parents[2] / "docs" / "assets" / "grafana.json"
 PLANS = plans_text("metrics")
 Sample = tuple[str, tuple[tuple[str, str], ...]]
@@ -64,10 +61,10 @@ def requests(plan: str, outcome: str, reason: str = "none") -> Sample:
 
 
 async def test_request_metrics_have_no_label_of_a_customer(
-    any_store_url: str,
+    store_url: str,
 ) -> None:
     customers = ["secret-ada", "secret-bob"]
-    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, store_timeout=10.0)
+    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, store_timeout=10.0)
     async with kit, client_of(app_of(kit)) as client:
         await kit.customers.set_plan("secret-bob", "pro")
         await kit.customers.link("secret-bob", "cus_1", force=True)
@@ -110,19 +107,6 @@ async def test_request_metrics_have_no_label_of_a_customer(
     assert [] == [value for value in values if any(customer in value for customer in (*customers, "cus_"))]
 
 
-async def test_openmetrics_is_served_on_request_and_head_is_empty(store_url: str) -> None:
-    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False)
-    async with kit, client_of(app_of(kit)) as client:
-        answer = await client.get(
-            "/metrics/", headers={"accept": "application/openmetrics-text; version=1.0.0"}
-        )
-        assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-        assert answer.text.endswith("# EOF\n")
-        assert "text/plain" in (await client.get("/metrics/")).headers["content-type"]
-        head = await client.head("/metrics/")
-        assert (200, b"") == (head.status_code, head.content)
-
-
 async def test_a_store_that_is_away_is_told_of() -> None:
     kit = MeterKit(loads(PLANS), redis_url="redis://127.0.0.1:1", flush=False, start_timeout=0.01)
     async with kit, client_of(app_of(kit)) as client:
@@ -135,40 +119,7 @@ async def test_a_store_that_is_away_is_told_of() -> None:
     assert not [name for name in found if name[0].startswith(("meterkit_delivery", "meterkit_webhook"))]
 
 
-async def test_waiting_and_dead_webhooks_are_counted_with_age(
-    any_store_url: str,
-) -> None:
-    clock = Clock(NOW)
-    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, clock=clock, shards=1)
-    async with kit, client_of(app_of(kit)) as client:
-        queue = webhooks_of(kit)
-
-        async def waiting() -> dict[str, tuple[float, float]]:
-            found = await samples(client)
-            return {
-                state: (
-                    found["meterkit_webhook_items", (("state", state),)],
-                    found["meterkit_webhook_age_seconds", (("state", state),)],
-                )
-                for state in ("due", "later", "dead")
-            }
-
-        assert await waiting() == {"due": (0, 0), "later": (0, 0), "dead": (0, 0)}
-        for nth in range(4):
-            await queue.look(f"cus_{nth}", "evt_1")
-            clock.advance(timedelta(seconds=1))
-        await queue.look("cus_4", "reconcile", delay_ms=60_000)
-        assert await waiting() == {"due": (4, 4), "later": (1, 0), "dead": (0, 0)}
-        for entry in await queue.take(2):
-            await queue.give_up(entry, "refused")
-            clock.advance(timedelta(seconds=10))
-        (taken,) = await queue.take(1)
-        assert await waiting() == {"due": (1, 21), "later": (2, 0), "dead": (2, 20)}
-        await queue.done(taken)
-        await kit.webhooks.redrive()
-        assert await waiting() == {"due": (3, 21), "later": (1, 0), "dead": (0, 0)}
-
-
+@pytest.mark.usefixtures("valkey")
 async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tmp_path: Path) -> None:
     audit_url = f"sqlite:///{tmp_path}/audit.db"
     write_revenue(audit_url, date(2026, 1, 1), {"acme": 9})
@@ -224,74 +175,3 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
         assert f"meterkit.{gauge} [] 0" in lines
     assert "meterkit.spool.size ['left'] 0" in lines
     assert "secret" not in "".join(lines)
-
-
-@pytest.mark.dear("a process with a provider of its own")
-async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Path) -> None:
-    program = """
-        import asyncio, httpx
-        from meterkit import MeterKit, MeterMiddleware, identify
-        from opentelemetry import trace
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-        from starlette.applications import Starlette
-
-        async def main():
-            kit = MeterKit(redis_url="memory://", flush=False)
-            spans = InMemorySpanExporter()
-            provider = TracerProvider()
-            provider.add_span_processor(SimpleSpanProcessor(spans))
-            trace.set_tracer_provider(provider)
-            app = MeterMiddleware(Starlette(), kit=kit, identify=identify.header("x-customer-id"))
-            app = OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
-            async with kit, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as c:
-                for headers in {"x-customer-id": "secret-ada"}, {}:
-                    await c.get("/x", headers=headers)
-            for span in spans.get_finished_spans():
-                print({k: v for k, v in span.attributes.items() if k.startswith("meterkit")})
-                print(str(span.attributes).count("secret"))
-
-        asyncio.run(main())
-    """
-    lines = said_by(program, tmp_path, plans=PLANS).splitlines()
-    assert lines == [
-        "{'meterkit.plan': 'free'}",
-        "0",
-        "{'meterkit.plan': 'none', 'meterkit.reason': 'anonymous'}",
-        "0",
-    ]
-
-
-@pytest.mark.dear("a process without a package")
-async def test_with_the_opentelemetry_api_alone_nothing_counts(tmp_path: Path) -> None:
-    program = """
-        import asyncio
-        import opentelemetry.metrics
-        from meterkit import MeterKit
-
-        async def main():
-            async with MeterKit(redis_url="memory://", flush=False) as kit:
-                print(kit.store.tallies, kit.store.mark_span)
-
-        asyncio.run(main())
-    """
-    assert said_by(program, tmp_path, plans=PLANS).split() == ["None", "None"]
-
-
-@pytest.mark.dear("a process without packages")
-async def test_without_metrics_packages_the_cure_is_named(tmp_path: Path) -> None:
-    program = """
-        import sys
-        sys.modules["opentelemetry"] = sys.modules["prometheus_client"] = None
-        import meterkit
-        print(meterkit.MeterKit(redis_url="memory://", flush=False).store.tallies)
-        try:
-            meterkit.metrics_app
-        except ImportError as error:
-            print(error)
-    """
-    counted, cure = said_by(program, tmp_path, plans=PLANS).splitlines()
-    assert "None" == counted
-    assert "meterkit[prometheus]" in cure

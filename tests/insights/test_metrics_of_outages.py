@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.process_metrics import told
-from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
-from meterkit.testing import Clock
 from servers.clusters import spawn_watched
 from servers.stores import spawn_server
 
@@ -56,21 +53,6 @@ async def test_an_outage_is_told_as_it_comes_and_goes(
         found = await told(kit)
         assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (0, 1)
         assert (found["settlements_waiting"], found["spool_files held"]) == (0, 0)
-
-
-async def test_abandoned_spools_are_counted_with_their_age(valkey: Server, tmp_path: Path) -> None:
-    clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
-    async with kit_at(valkey.url, spool_dir=tmp_path, clock=clock) as kit:
-        await told(kit)
-        for days in (1, 2, 8):
-            spool_with(kit, tmp_path, "requests", 1, days=days).close()
-        found = await told(kit)
-        assert (found["spool_files left"], found["spool_age_seconds left"]) == (2, 2 * 86_400)
-        assert (found["spool_files refused"], found["spool_age_seconds refused"]) == (1, 8 * 86_400)
-        clock.advance(timedelta(days=5))
-        found = await told(kit)
-        assert (found["spool_files left"], found["spool_files refused"]) == (1, 2)
-        assert found["spool_files foreign"] == found["spool_files damaged"] == found["spool_files held"] == 0
 
 
 @pytest.mark.dear("two servers are started")

@@ -120,26 +120,6 @@ def said(found: Statement, *, events: bool = False) -> list[tuple[Any, ...]]:
     ]
 
 
-async def test_a_statement_without_invoice_has_a_line_for_each_price(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        await at.reach(JUNE + DAY)
-        await use(at, "small-1", 60_000)
-        await use(at, "large-1", 20_000)
-        await use(at, "other", 5_000)
-        await at.drain()
-        found = await at.kit.statement("acme")
-        assert (found.invoices, found.total_cents) == ((), 1000 + 15 + 80 + 50)
-        assert {line.meter for line in found.lines} == {
-            *(None, "output_tokens", "output_tokens:(default)"),
-            *("output_tokens:large-*", "output_tokens:small-*"),
-        }
-        assert said(found) == [
-            ("output_tokens:(default)", 5_000, 15, ""),
-            ("output_tokens:large-*", 20_000, 80, ""),
-            ("output_tokens:small-*", 50_000, 50, ""),
-        ]
-
-
 LATE_BY: Final = "(20000 late by the books; see `meterkit reconcile`)"
 
 

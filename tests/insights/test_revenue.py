@@ -123,16 +123,6 @@ async def test_deleted_snapshots_are_made_again_identically(store_url: str, tmp_
         assert sums == at.rows(f"{figures} order by day")
 
 
-async def test_what_there_is_no_snapshot_of_is_said(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        with pytest.raises(MeterkitError, match="no snapshot of any day"):
-            await at.revenue.at()
-        await at.go(on(1, 3))
-        assert (await at.revenue.at()).mrr == {}
-        with pytest.raises(MeterkitError, match="no snapshot of 2031-01-03"):
-            await at.revenue.at(date(2031, 1, 3))
-
-
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:
     async with hooked(store_url, catalog=CATALOG) as at:
         with pytest.raises(SettingsError, match="METERKIT_AUDIT_URL"):

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.audited_kit import rows_in, sqlite_in
+from drivers.audited_kit import sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
 from drivers.plans import plans_text
-from drivers.webhooks import hooked
-from meterkit import MeterkitError, SettingsError
-from meterkit.catalog import loads
+from meterkit import MeterkitError
+from meterkit.insights.statement.lines import invoice_lines
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -54,63 +53,6 @@ def assert_sums(statement: Statement) -> None:
 
 def usage_of(statement: Statement, meter: str) -> list[StatementLine]:
     return [line for line in statement.lines if line.meter == meter]
-
-
-async def test_a_month_with_all_there_is(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with month(store_url, url) as at:
-        await at.reach(APRIL + 29 * DAY)
-        await at.kit.record("acme", "words", 130)
-        await at.reach(MAY + timedelta(minutes=5))
-        await at.close()
-        await at.reach(MAY + 2 * DAY)
-        await at.kit.grants.add("acme", {"words": 20}, grant_id="gift")
-        await at.kit.grants.add("acme", {"usd": 10}, grant_id="top-up")
-        await at.kit.record("acme", "words", 150)
-        await at.kit.record("acme", "requests", 41)
-        await at.kit.record("acme", "words", 7, occurred_at=MAY - 2 * DAY)  # Late.
-        at.clock.advance(timedelta(minutes=1))
-        await at.kit.correct("acme", {"requests": 6}, reason="a loop", correction_id="t-1", by="ada")
-        await at.reach(MAY + 10 * DAY)
-        await at.kit.subscriptions.change_plan("acme", "max")
-        await at.found.settle()
-        at.clock.advance(timedelta(minutes=3))
-        await at.kit.record("acme", "requests", 17)
-        await at.reach(JUNE - HOUR)
-        await at.flush()
-        await at.drain()
-        await at.reach(JUNE + timedelta(minutes=2))
-        await at.close()
-        found = await at.kit.statement("acme", MAY + DAY)
-        again = await at.kit.statement("acme", found.period_id)
-        assert found == again
-        assert (found.period_start, found.period_end, found.is_final) == (MAY, JUNE, True)
-        stripe: Any = at.stripe
-        totals = {one.id: one.total for one in stripe._account.invoices}
-        assert found.invoices
-        assert found.total_cents == sum(totals[one.id] for one in found.invoices)
-        assert_sums(found)
-        before, after = usage_of(found, "requests")
-        assert [(line.quantity, line.unit_amount) for line in (before, after)] == [(25, "2.5"), (17, "1")]
-        assert [event.why for event in before.events] == [
-            "10 included, 31 overage",
-            "correction, -6 overage: a loop",
-        ]
-        assert [event.why for event in after.events] == ["17 overage"]
-        assert [(event.price_micros, event.price_per) for event in before.events[:1]] == [(50_000, 2)]
-        late = [event for line in usage_of(found, "words") for event in line.events if event.late]
-        assert [
-            (event.quantity, event.why.endswith("late for the period from 2031-04-10")) for event in late
-        ] == [(7, True)]
-        renewal = found.invoices[-1]
-        assert renewal.audit_root is not None
-        last = max(rows_in(url), key=lambda row: int(row["place"]))
-        assert (last["place"], last["hash"]) == (renewal.audit_rows, renewal.audit_root)
-        credit = [(one.credit, one.entry, one.meter) for one in found.balance]
-        assert credit == [("usd", "grant", None)]
-        first = await at.kit.statement("acme", APRIL + DAY)
-        assert_sums(first)
-        assert [line.quantity for line in usage_of(first, "words")] == [30]
 
 
 async def test_a_debt_and_its_repayment_stand_in_the_statements(store_url: str, tmp_path: Path) -> None:
@@ -210,22 +152,6 @@ async def test_all_events_are_streamed_with_no_further_call_to_stripe(
     assert [one.id for one in found if one.meter == "words"] == 4 * [usage_of(whole, "words")[0].id]
 
 
-async def test_before_the_invoice_the_plans_file_has_the_prices(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with month(store_url, url) as at:
-        await at.reach(MAY + DAY)
-        await at.kit.record("acme", "requests", 13)
-        await at.drain()
-        found = await at.kit.statement("acme")
-        assert (found.is_final, found.invoices) == (False, ())
-        assert [(line.id, line.amount_cents) for line in found.lines] == [
-            ("plan", 1000),
-            ("usage/requests", 8),
-        ]
-        assert found.total_cents == 1008
-        assert_sums(found)
-
-
 async def test_an_invoice_that_someone_has_changed_is_not_hidden(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with month(store_url, url) as at:
@@ -242,12 +168,6 @@ async def test_an_invoice_that_someone_has_changed_is_not_hidden(store_url: str,
         await at.close()
         (line,) = usage_of(await at.kit.statement("acme", APRIL + DAY), "words")
         assert line.note == "the invoice has 35 units, and the events come to 30"
-
-
-async def test_without_an_audit_log_the_cure_is_named(store_url: str) -> None:
-    async with hooked(store_url, catalog=loads(PLANS)) as at:
-        with pytest.raises(SettingsError, match="set METERKIT_AUDIT_URL to a database"):
-            await at.kit.statement("acme")
 
 
 @pytest.mark.parametrize("start", [APRIL, MAY])
@@ -295,3 +215,35 @@ async def test_each_invoice_is_on_exactly_one_statement(
             instant = found.period_start - timedelta(seconds=1)
         stripe: Any = at.stripe
         assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)
+
+
+def invoice(total: int, **more: Any) -> dict[str, Any]:
+    line = {"id": "il_1", "amount": 1_000, "quantity": 1}
+    return {"id": "in_1", "created": 1, "status": "paid", "total": total, "lines": {"data": [line]}, **more}
+
+
+@pytest.mark.parametrize(
+    ("total", "more", "expected"),
+    [
+        (1_000, {}, []),
+        # https://docs.stripe.com/api/invoices/object: inclusive tax is within the amounts of lines.
+        (1_000, {"total_taxes": [{"amount": 160, "tax_behavior": "inclusive"}]}, []),
+        (1_200, {"total_taxes": [{"amount": 200, "tax_behavior": "exclusive"}]}, [("tax", 200)]),
+        (
+            1_080,
+            {
+                "total_discount_amounts": [{"amount": 60}, {"amount": 40}],
+                "total_taxes": [{"amount": 180, "tax_behavior": "exclusive"}],
+            },
+            [("discount", -100), ("tax", 180)],
+        ),
+        (950, {"total_discount_amounts": [{"amount": 60}]}, [("discount", -60), ("difference", 10)]),
+        (0, {}, [("difference", -1_000)]),
+    ],
+)
+async def test_the_rest_of_an_invoice(
+    total: int, more: dict[str, Any], expected: list[tuple[str, int]]
+) -> None:
+    lines = invoice_lines(invoice(total, **more), {}, ())
+    assert [(line.kind, line.amount_cents) for line in lines[1:]] == expected
+    assert sum(line.amount_cents for line in lines) == total

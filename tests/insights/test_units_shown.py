@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -116,19 +115,6 @@ async def test_each_unit_is_costed_on_one_meter(store_url: str, audit_url: str) 
     }
     logged = [json.loads(row["units"]) for row in rows if row["units"] and row["customer"] == "ada"]
     assert len(logged) == 3
-
-
-async def test_units_of_a_deleted_customer_are_not_inherited(store_url: str, audit_url: str) -> None:
-    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
-        await _use(at, "ada")
-        await at.rows()
-        await at.kit.customers.delete("ada")
-        await at.rows()
-        at.desk.clock.advance(timedelta(seconds=1))
-        await at.kit.record_usage("ada", searching(7))
-        await at.rows()
-        found = await at.kit.usage("ada", by="model")
-    assert {model: one["units"]["web_searches"] for model, one in found["models"].items()} == {CLAUDE: 3}
 
 
 async def test_the_page_of_money_shows_usage_by_model_as_it_is(store_url: str, audit_url: str) -> None:
