@@ -11,19 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, PLANS
+from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
-from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer, ClosingLook, _held_in_words
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
@@ -34,15 +30,13 @@ from meterkit.delivery.invoices import (
     Invoices,
     Invoicing,
     invoicing_of,
-    is_renewal_of,
 )
 from meterkit.delivery.late_usage import late_in_words
 from meterkit.delivery.reconciling import Reconciled, Reconciler
 from meterkit.delivery.report import LateUsage
-from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.errors import StripeError
 from meterkit.outbox.closes import Close, Closes
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
-from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.testing import Clock
 
@@ -115,35 +109,6 @@ async def test_36_days_after_its_end_it_is_let_be() -> None:
         assert (await closer.look()).open == 0
 
 
-@pytest.mark.parametrize(("late", "more"), [(5, ""), (6, "; and 1 more"), (1_205, "; and 1,200 more")])
-async def test_five_closes_are_named(late: int, more: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with unconfirmed() as (closer, _):
-        attrgetter("_tell")(closer)([f"customer c{number}" for number in range(late)])
-    (line,) = caplog.messages
-    assert f": customer c0; customer c1; customer c2; customer c3; customer c4{more}. `meterkit" in line
-
-
-async def test_units_under_a_former_name_keep_a_close_open(store_url: str) -> None:
-    renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-    clock = Clock(NOW)
-    async with kit_alone(store_url, clock=clock) as kit:
-        admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
-        await Outbox(kit.store, admin).meters()  # It notes their event names.
-        state = CustomerState(stripe_customer="cus_acme").dump()
-        await admin.ask(admin.client.hset(keys.state, mapping={"data": state}))
-        await kit.record("acme", "requests", 2)
-        field = f"{PERIOD_MS}|{meter_token('requests')}d"
-        await admin.ask(admin.client.hset(keys.totals, mapping={field: 2}))
-        for name in (keys.state, keys.totals):
-            await admin.ask(admin.client.expire(name, 600))
-        await admin.ask(admin.client.delete(keys.counters))
-    async with kit_alone(store_url, clock=clock, catalog=renamed) as kit:
-        await note(kit)
-        clock.set(JULY + 11 * MINUTE)
-        stripe = ObjectsAtStripe({"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]})
-        assert (await Closer(kit.store, lambda: stripe).look())[:2] == (0, 1)
-
-
 # What one look at a close says: whether it may wait, and until when its invoice takes up usage.
 
 
@@ -195,10 +160,8 @@ class Found(Reconciler):
     ("found", "may_wait"),
     [
         ([("", "final"), ("see", "draft")], True),
-        ([("see", "none"), ("", "draft")], True),
         ([("see", "final"), ("see", "draft")], False),
         ([("see", "unknown"), ("", "final")], False),
-        ([], False),
     ],
 )
 async def test_a_close_may_wait_for_agreement_or_an_open_invoice(
@@ -211,66 +174,10 @@ async def test_a_close_may_wait_for_agreement_or_an_open_invoice(
         assert (why.count("see"), may) == (sum(bool(advice) for advice, _ in found), may_wait)
 
 
-@pytest.mark.parametrize("waiting", [(0, 3), (3, 0), (3, 3)])
-async def test_a_close_may_not_wait_where_usage_is_not_counted(waiting: tuple[int, int]) -> None:
-    async with kit_alone() as kit:
-        stripe = ObjectsAtStripe({})
-        found = [replace(reconciled("see", "draft"), waiting=units) for units in waiting]
-        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, found))
-        _, may_wait = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
-        assert not may_wait
-
-
 @pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
 def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
     end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
     assert bool(_held_in_words(end, PERIOD_MS)) == is_said
-
-
-async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
-    async with kit_alone() as kit:
-        admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
-        sold = subscription(created_ms=PERIOD_MS - 31 * DAY_MS)
-        state = CustomerState(stripe_customer="cus_acme", subscription=sold)
-        await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
-        usage = await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS)
-        until_s = PERIOD_MS // 1000 + 3_600
-        stripe = ObjectsAtStripe({
-            "/v1/invoices": [
-                {
-                    "id": "in_1",
-                    "status": "draft",
-                    "billing_reason": "subscription_cycle",
-                    "period_end": PERIOD_MS // 1000,
-                    "subscription": "sub_1",
-                    "auto_advance": True,
-                    "automatically_finalizes_at": until_s,
-                }
-            ]
-        })  # fmt: skip
-        books = Found(kit.store, stripe, [reconciled("", "draft")])
-        assert await ClosingLook(kit.store, stripe, books).why_open(usage) == ("", True)
-        (kept,) = [
-            int(value)
-            for name, value in (await admin.ask(admin.client.hgetall(keys.totals))).items()
-            if name.endswith(b"|h")
-        ]
-        assert kept == until_s * 1000
-
-
-async def test_a_close_waits_for_an_invoice_that_only_we_finalize(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def settled(*_: object, is_counted: bool) -> tuple[InvoiceEnd, None]:
-        assert is_counted
-        return InvoiceEnd(held_ms=PERIOD_MS, is_ours=True), None
-
-    monkeypatch.setattr(ClosingLook, "_settled", settled)
-    async with kit_alone() as kit:
-        stripe = ObjectsAtStripe({})
-        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled("", "draft")]))
-        found = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
-        assert found == ("its invoice is to be finalized", True)
 
 
 # When the draft of a renewal is held, given back or finalized: by the second.
@@ -313,34 +220,6 @@ async def settled(
     return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
 
 
-@pytest.mark.parametrize(
-    ("hold_s", "is_asked"), [(HOUR_S - 1, False), (HOUR_S, False), (HOUR_S + 1, True), (HOLD_S, True)]
-)
-async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier(hold_s: int, *, is_asked: bool) -> None:
-    end, stripe = await settled(draft(), now_s=END_S + 60, hold_s=hold_s)
-    until_s = END_S + (hold_s if is_asked else HOUR_S)
-    assert end is not None
-    assert (end.held_ms, len(stripe.written)) == (until_s * 1000, int(is_asked))
-    if is_asked:
-        (asked,) = stripe.written
-        assert asked.params == {
-            "automatically_finalizes_at": until_s, "metadata": {HELD: str(END_S + HOUR_S)}
-        }  # fmt: skip
-
-
-@pytest.mark.parametrize(("left_s", "is_asked"), [(60, False), (61, True)])
-async def test_stripe_is_asked_for_no_instant_within_a_minute(left_s: int, *, is_asked: bool) -> None:
-    soon = draft(automatically_finalizes_at=END_S + HOLD_S - left_s - 1)
-    end, stripe = await settled(soon, now_s=END_S + HOLD_S - left_s)
-    assert end is not None
-    assert (end.held_ms == (END_S + HOLD_S) * 1000, len(stripe.written)) == (is_asked, int(is_asked))
-
-
-async def test_a_repeated_hold_within_a_minute_is_the_same_request() -> None:
-    keys = [(await settled(draft(), now_s=END_S + passed_s))[1].written[0].key for passed_s in (0, 59, 60)]
-    assert (keys[0] == keys[1], keys[1] == keys[2]) == (True, False)
-
-
 @pytest.mark.parametrize(("left_s", "path"), [(61, "in_1"), (60, "in_1/finalize"), (-1, "in_1/finalize")])
 async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: int, path: str) -> None:
     held = draft(automatically_finalizes_at=END_S + HOLD_S, metadata={HELD: str(END_S + HOUR_S)})
@@ -357,11 +236,7 @@ async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: in
     [
         (HOUR_S - 1, True, HOLD_S, HOLD_S),
         (HOUR_S, True, HOLD_S, None),
-        (HOUR_S, False, HOLD_S, HOLD_S),
         (HOLD_S, False, HOLD_S, None),
-        # An hour at least, as Stripe's own.
-        (600, False, 600, HOUR_S),
-        (HOUR_S, False, 600, None),
     ],
 )
 async def test_the_last_invoice_of_an_ended_subscription_is_final(
@@ -377,12 +252,6 @@ async def test_the_last_invoice_of_an_ended_subscription_is_final(
     else:
         assert end == InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True)
         assert stripe.written == []
-
-
-@pytest.mark.parametrize(("passed_s", "is_final"), [(2 * HOUR_S - 1, False), (2 * HOUR_S, True)])
-async def test_two_hours_after_an_end_no_last_invoice_is_waited_for(passed_s: int, *, is_final: bool) -> None:
-    end, _ = await settled(now_s=END_S + passed_s, is_last=True)
-    assert end == (InvoiceEnd(final_ms=END_S * 1000) if is_final else None)
 
 
 # Which subscriptions the flusher fetches before it sends usage that has waited.
@@ -425,37 +294,14 @@ async def test_metered_customers_are_checked_each_two_minutes() -> None:
         assert first.unseen_of(names) == names
 
 
-async def test_whom_stripe_does_not_answer_for_stays_unseen() -> None:
-    async def look(_: str) -> None:
-        raise StripeUnavailableError("no answer")
-
-    async with a_store(Clock(NOW)) as store:
-        first = FirstLook(store, look)
-        assert await first.look(["sold", "flat"]) == {"sold"}
-        assert first.unseen_of(["sold", "flat"]) == ["sold"]
-
-
-async def test_without_a_way_to_look_nobody_is_unseen() -> None:
-    async with a_store(Clock(NOW)) as store:
-        assert FirstLook(store, None).unseen_of(["sold"]) == []
-
-
 # Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
 
 
 HOUR_MS: Final = 3_600_000
-RECONCILED_DAY_MS: Final = 24 * HOUR_MS
 JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
 RECONCILED_JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
 
 subscribed: Final = partial(subscription, id="sub_new")
-
-
-async def test_what_waits_for_a_link_is_on_its_way() -> None:
-    async with kit_alone() as kit:
-        await kit.record("acme", "requests", 2)
-        (found,) = await Reconciler(kit.store, lambda: ObjectsAtStripe({})).reconcile("acme")
-        assert (found.recorded, found.waiting, found.confirmed, found.advice) == (2, 2, None, "")
 
 
 async def test_what_is_parked_is_compared_where_a_repair_is_asked_for() -> None:
@@ -492,14 +338,10 @@ NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        ({}, (RECONCILED_JULY_MS, False)),
         ({"start_date": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
         ({"start_date": JUNE_MS // 1000 + 1}, None),
-        ({"ended_at": NOW_MS // 1000}, (NOW_MS // 1000 * 1000, True)),
         ({"ended_at": RECONCILED_JULY_MS // 1000}, (RECONCILED_JULY_MS, True)),
         ({"ended_at": RECONCILED_JULY_MS // 1000 + 1}, (RECONCILED_JULY_MS, False)),
-        ({"ended_at": JUNE_MS // 1000}, None),
-        ({"trial_end": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
         ({"trial_end": JUNE_MS // 1000 + 1}, None),
     ],
 )
@@ -528,44 +370,12 @@ async def test_the_latest_begun_subscription_at_stripe_has_it() -> None:
             await invoicing(kit, stripe, NEW, NOW_MS)
 
 
-@pytest.mark.parametrize(
-    ("known", "expected"),
-    [
-        (None, None),
-        (subscribed(), None),  # Its invoice is not made yet.
-        (
-            subscribed(start_ms=JUNE_MS - 30 * RECONCILED_DAY_MS, end_ms=JUNE_MS + RECONCILED_DAY_MS),
-            (JUNE_MS + RECONCILED_DAY_MS, False),
-        ),
-        (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
-        (
-            subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS, status="canceled", ended_at_ms=NOW_MS),
-            (NOW_MS, True),
-        ),
-    ],
-)
-async def test_the_invoice_of_the_subscription_of_now(
-    known: SubscriptionState | None, expected: tuple[int, bool] | None
-) -> None:
-    async with kit_alone() as kit:
-        found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - RECONCILED_DAY_MS)
-        assert found == (expected and Invoicing("sub_new", "pro", *expected))
-
-
-async def test_the_invoice_of_an_earlier_period_of_a_subscription() -> None:
-    async with kit_alone() as kit:
-        known = subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS)
-        found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - RECONCILED_DAY_MS)
-        assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
-
-
 # Which lines of a customer's invoices are of a meter and a period, and what a unit costs there.
 
 
 DAY_S: Final = 86_400
 START_S: Final = 1_900_000_000
 INVOICE_LINES_END_S: Final = START_S + 30 * DAY_S
-LINES: Final = "/v1/invoices/in_1/lines"
 
 
 def line(first_s: int = START_S, last_s: int = INVOICE_LINES_END_S, **fields: Any) -> dict[str, Any]:
@@ -587,7 +397,6 @@ def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
 @pytest.mark.parametrize(
     ("first_s", "last_s", "state"),
     [
-        (START_S, INVOICE_LINES_END_S, "final"),
         # Half of it or more.
         (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
         (START_S - 15 * DAY_S - 2, START_S + 15 * DAY_S, "none"),
@@ -596,50 +405,12 @@ def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
         # Of this period still, or of several.
         (START_S, INVOICE_LINES_END_S + DAY_S, "final"),
         (START_S, INVOICE_LINES_END_S + DAY_S + 1, "unknown"),
-        (INVOICE_LINES_END_S - 1, INVOICE_LINES_END_S + 40 * DAY_S, "unknown"),
-        (INVOICE_LINES_END_S, INVOICE_LINES_END_S + 40 * DAY_S, "none"),
         (START_S - 40 * DAY_S, START_S + 1, "unknown"),
-        (START_S - 40 * DAY_S, START_S, "none"),
     ],
 )
 async def test_a_line_is_of_the_period_that_its_middle_is_in(first_s: int, last_s: int, state: str) -> None:
     found = await invoiced(stripe_with(line(first_s, last_s)))
     assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final")))
-
-
-@pytest.mark.parametrize(
-    ("fields", "prices"),
-    [
-        ({}, {Fraction(5): Decimal(7)}),
-        ({"currency": "eur"}, None),
-        ({"pricing": {"price_details": {"price": "price_1"}, "unit_amount_decimal": None}}, None),
-        ({"pricing": {"price_details": {"price": "price_1"}}, "quantity": 0}, {}),
-    ],
-)
-async def test_what_a_unit_costs_is_known_where_each_line_shows_it(
-    fields: dict[str, Any], prices: dict[Fraction, Decimal] | None
-) -> None:
-    found = await invoiced(stripe_with(line(**fields)))
-    assert (found.prices, found.invoices) == (prices, ["in_1"])
-
-
-@pytest.mark.parametrize(
-    ("invoice", "is_asked"),
-    [
-        ({}, False),
-        ({"status": "draft"}, True),
-        ({"lines": {"data": [line(quantity=1)], "has_more": True}}, True),
-    ],
-)
-async def test_missing_lines_of_drafts_and_lists_are_fetched(
-    invoice: dict[str, Any], *, is_asked: bool
-) -> None:
-    stripe = stripe_with(line(), **invoice)
-    stripe.shown[LINES] = [line(quantity=9)]
-    found = await invoiced(stripe)
-    assert (int(found.quantity), LINES in stripe.asked) == (9 if is_asked else 7, is_asked)
-    assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
-    assert found.state == ("draft" if "status" in invoice else "final")
 
 
 # What a person must do about an invoice, when it became final, and what becomes of late usage.
@@ -657,23 +428,6 @@ def advice(
     )
 
 
-@pytest.mark.parametrize(
-    ("invoiced", "counted", "late"),
-    [
-        (FINAL, 100, 0),
-        (FINAL, 120, 20),
-        (FINAL, 110, 20),  # Some of what is late has reached the invoice.
-        (replace(FINAL, quantity=Decimal(0)), -5, 0),
-        (replace(FINAL, state="unknown"), 70, 0),
-        (Invoiced(state="none"), 0, 0),
-    ],
-)
-def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
-    invoiced: Invoiced, counted: int, late: int
-) -> None:
-    assert advice(invoiced, counted, late=late) == ""
-
-
 def test_a_draft_is_waited_for() -> None:
     assert advice(replace(FINAL, state="draft"), 120) == (
         "the draft in_1 has 100 of 120: Stripe brings it up to date when it becomes final"
@@ -687,16 +441,6 @@ def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
     )
     assert "(no invoice line has them)" in advice(none, 7, after_ms=MADE_WITHIN_MS)
     assert advice(FINAL, 107, after_ms=0).startswith("7 of 107 units")
-
-
-def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
-    assert advice(FINAL, 107, price=" at USD 0.05 each") == (
-        "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
-        " see whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
-        " invoice item"
-    )
-    assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
-    assert advice(FINAL, 101).startswith("1 of 101 units")
 
 
 def test_what_is_too_much_is_credited() -> None:
@@ -714,41 +458,14 @@ def test_what_is_too_much_is_credited() -> None:
     [
         ({"status": "draft", "created": 5, "status_transitions": {"finalized_at": 7}}, 0),
         ({"status": "open", "created": 5, "status_transitions": {"finalized_at": 7}}, 7_000),
-        ({"status": "void", "status_transitions": {"finalized_at": 7, "voided_at": 9}}, 7_000),
         ({"status": "void", "status_transitions": {"voided_at": 9}}, 9_000),
         ({"status": "uncollectible", "status_transitions": {"marked_uncollectible_at": 8}}, 8_000),
         ({"status": "void", "status_transitions": {"marked_uncollectible_at": 8, "voided_at": 9}}, 8_000),
         ({"status": "open", "created": 5}, 5_000),
-        ({"status": "open"}, 0),
     ],
 )
 def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) -> None:
     assert finalized_ms(invoice) == expected
-
-
-RENEWAL: Final = {
-    "billing_reason": "subscription_cycle",
-    "period_end": 7,
-    "parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}},
-}
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({}, True),
-        ({"billing_reason": "subscription_update"}, False),
-        ({"period_end": 8}, False),
-        ({"parent": None}, False),
-        ({"parent": None, "subscription": "sub_1"}, True),
-        (
-            {"parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_2"}}},
-            False,
-        ),
-    ],
-)
-def test_the_invoice_of_a_renewal(changed: dict[str, Any], *, expected: bool) -> None:
-    assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected
 
 
 def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
@@ -772,10 +489,3 @@ def test_units_of_a_void_invoice_are_named_by_it() -> None:
         "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
         " void): see who voided it, and why"
     )
-
-
-def test_a_surplus_is_credited_at_its_own_amount() -> None:
-    words = advice_on_invoices(
-        FINAL, 90, late=0, price=" at USD 0.05 each", surplus="USD 0.40", made_ms=MADE_MS, now_ms=MADE_MS
-    )
-    assert words == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"

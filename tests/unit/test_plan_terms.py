@@ -16,44 +16,31 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drifts import Drift, DriftKind
-from meterkit.decisions.allowance import PlanChange
 from meterkit.decisions.binding import derived_from
-from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at, with_overrides
+from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
-    INITIAL_STATE,
-    NO_STATE,
     CustomerState,
-    effective_plan,
     entitlements_of,
     entitlements_on,
-    seat_meter,
     with_seats,
     with_subscription,
 )
-from meterkit.decisions.gauges import GaugeLimit, Level, gauge_policy, shortage
-from meterkit.decisions.grants import MICRO, Prepaid, prepaid_by_plan, prepaid_of
+from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.decisions.grants import MICRO, Prepaid
 from meterkit.decisions.holdings import Balance, Holding, holdings_of
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import joined, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_history import with_plan_changes
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.policies import ceiling_of, keep_ms_of, rate_numbers
+from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import (
     Segment,
     ended_labels,
-    label_of,
     overage_cents,
     segments_of,
 )
-from meterkit.decisions.spending import UnitPrice, budgets_of, price_of
-from meterkit.decisions.subscription import (
-    NEVER_MS,
-    Standing,
-    next_reminder_ms,
-    reminders_due,
-    without_payment,
-)
+from meterkit.decisions.spending import UnitPrice, price_of
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
@@ -101,7 +88,6 @@ plans:
     meters: {calls: {included: 12_000, overage: deny}}
 """
 CATALOG: Final = loads(PLANS)
-WHOLE: Final = loads(PLANS + "billing: {changes: {allowance: whole}}\n")
 
 
 def paid(plan: str, **changed: Any) -> CustomerState:
@@ -128,15 +114,10 @@ def allowance_of(state: CustomerState, at: datetime) -> Allowance | None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], 100),
         ([("b", HALF)], 550),
         ([("b", END - timedelta(seconds=1))], 101),  # Rounded up.
-        ([("b", START)], 1_000),
         ([("b", START + timedelta(seconds=59))], 1_000),
-        ([("b", START + timedelta(minutes=2))], 1_000),  # 999.96
-        ([("b", START + 15 * DAY), ("a", START + 16 * DAY)], 130),
         ([("b", START + 10 * DAY), ("a", START + 20 * DAY), ("b", START + 25 * DAY)], 550),
-        ([("b", HALF), ("b", HALF + DAY)], 550),
         ([("endless", HALF)], None),
         ([("endless", HALF), ("b", HALF + 6 * DAY)], 350),  # 15 days of a, 9 of b.
     ],
@@ -151,16 +132,6 @@ def test_each_plan_counts_for_its_time(changes: list[tuple[str, datetime]], expe
     assert calls_of(state, END) == {"a": 100, "b": 1_000, "endless": None}[str(last)]
 
 
-def test_no_sum_of_changes_exceeds_the_most_generous_plan() -> None:
-    state = paid("a")
-    for hour in range(1, 60):
-        state = moved(state, "ab"[hour % 2], START + timedelta(hours=hour))
-        found = calls_of(state, START + timedelta(hours=hour))
-        assert found is not None
-        assert found <= 1_000
-    assert calls_of(state, END - DAY) == 100 + 900 * (30 * 24 - 30) // (30 * 24) + 1
-
-
 def test_changes_that_are_forgotten_give_nothing() -> None:
     state = paid("a")
     for hour in range(1, 101):
@@ -168,12 +139,6 @@ def test_changes_that_are_forgotten_give_nothing() -> None:
     assert len(state.plan_changes) == 64
     # The time before the 64 latest changes counts for nothing: 651 hours of a and 32 of b are known.
     assert calls_of(state, END - DAY) == -(-(651 * 100 + 32 * 1_000) // 720)
-
-
-def test_the_whole_is_given_where_the_plans_file_says_so() -> None:
-    state = moved(paid("a"), "b", HALF)
-    assert calls_of(state, END - DAY, WHOLE) == 1_000
-    assert effective_terms(state, WHOLE, to_ms(HALF)).allowance is None
 
 
 def test_grants_are_whole_credits_within_the_rounded_sum() -> None:
@@ -187,23 +152,6 @@ def test_grants_are_whole_credits_within_the_rounded_sum() -> None:
         "p c:ai 9-period": 47_000_000,
     }
     assert dict(found.grants.limits) == {"c:ai": 49_000_000, "m:calls": 1}
-
-
-def test_units_of_a_plan_that_lasted_seconds_are_taken_back() -> None:
-    state = paid("a")
-    for plan, second in (("b", 20), ("a", 50)):
-        state = moved(state, plan, START + timedelta(seconds=second))
-    found = allowance_of(state, HALF)
-    assert calls_of(state, HALF) == 100
-    assert found is not None
-    assert found.grants is not None
-    assert dict(found.grants.limits) == {"c:ai": 7_000_000, "m:calls": 3}
-
-
-def test_gauges_and_tiers_at_stripe_are_those_of_the_plan_alone() -> None:
-    state = moved(paid("a"), "b", HALF)
-    found = entitlements_of(effective_terms(state, CATALOG, to_ms(HALF)), CATALOG)
-    assert (found["disk"].included, found["tiers"].included) == (2 * 10**9, 50)
 
 
 def test_a_scheduled_change_counts_from_its_millisecond() -> None:
@@ -220,20 +168,6 @@ def test_a_trial_is_a_period_of_its_own() -> None:
     state = moved(trial, "b", START + 7 * DAY)
     assert calls_of(state, START + 13 * DAY) == 550
     assert calls_of(state, START + 14 * DAY) == 1_000
-
-
-def test_a_plan_by_the_year_is_prorated_within_its_month() -> None:
-    year = {"end_ms": START.replace(year=2032)}
-    assert calls_of(moved(paid("yearly", **year), "b", HALF), END - DAY) == 750
-    # A year of 12,000 gives half a month 500.
-    assert calls_of(moved(paid("annual", **year), "b", HALF, end_ms=to_ms(END)), END - DAY) == 1_000
-
-
-@pytest.mark.parametrize("days", [16, 40])
-def test_a_cancellation_leaves_the_default_plan_whole(days: int) -> None:
-    at = START + days * DAY
-    state = moved(moved(paid("a"), "b", HALF), "b", at, status="canceled", ended_at_ms=to_ms(at))
-    assert calls_of(state, at) == 10
 
 
 def test_restricted_access_gives_what_the_plans_file_says() -> None:
@@ -254,35 +188,6 @@ def test_a_plan_by_hand_gives_all_the_subscription_by_time() -> None:
     assert calls_of(moved(by_hand, "endless", HALF + DAY), HALF + 2 * DAY) is None
     # The plan that was set by hand stands for the 16 days before: 53.33 calls, and 233.33 of 500.
     assert calls_of(moved(by_hand, "yearly", HALF + DAY), END - DAY) == 287
-
-
-def test_a_subscription_is_whole_whenever_it_is_learned() -> None:
-    late = START + 3 * DAY
-    found = paid("b").subscription
-    state = with_plan_changes(INITIAL_STATE, with_subscription(INITIAL_STATE, found), CATALOG, to_ms(late))
-    assert state.plan_changes == (PlanChange("free", to_ms(late), is_priced=False),)
-    assert calls_of(state, late) == 1_000
-
-
-def test_a_change_before_it_was_learned_is_no_change() -> None:
-    begun = with_plan_changes(
-        INITIAL_STATE, with_subscription(INITIAL_STATE, paid("a").subscription), CATALOG, to_ms(HALF)
-    )
-    for at in (HALF, HALF - DAY):
-        state = moved(begun, "b", at)
-        assert state.plan_changes == (PlanChange("free", to_ms(at), is_priced=False),)
-        assert calls_of(state, HALF) == 1_000
-
-
-def test_a_view_of_a_changed_plan_ends_with_its_period() -> None:
-    state = moved(paid("a"), "b", HALF)
-    assert effective_terms(state, CATALOG, to_ms(HALF)).valid_until_ms == to_ms(END)
-
-
-def test_a_state_without_plan_changes_gives_all_of_the_plan() -> None:
-    older = CustomerState.parse(paid("b").dump())
-    assert older.plan_changes == ()
-    assert calls_of(older, HALF) == 1_000
 
 
 NOW_MS: Final = 1_800_000_000_000
@@ -318,19 +223,12 @@ def state(overrides: dict[str, Any], until_ms: int | None = None) -> CustomerSta
     return CustomerState(overrides=with_overrides({}, overrides, {}, until_ms=until_ms, now_ms=NOW_MS - 1))
 
 
-def test_a_price_is_named_by_quantity_and_amount() -> None:
-    assert [label_of(plan.entitlements["tokens"]) for plan in (FREE, PRO, TOP)] == ["-", "1000/12", "1/12"]
-    assert label_of(PRO.entitlements["pages"]) == "-"
-
-
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
         (FREE, PRO, {TOKENS: "0"}),
-        (PRO, FREE, {TOKENS: "1000/12"}),
         (PRO, TOP, {TOKENS: "1000/12"}),
         (PRO, replace(PRO, key="same"), {}),
-        (PRO, replace(TOP, key="pro"), {TOKENS: "1000/12"}),
     ],
 )
 def test_a_price_ends_where_the_plans_differ_in_it(
@@ -363,24 +261,16 @@ def test_a_customers_own_price_outlasts_a_change_of_plan(
     ("marks", "sealed", "overage", "expected"),
     [
         ("", 7, 9, [("now", 7, 9)]),
-        ("1/5 3 4", 7, 9, [("1/5", 3, 4), ("now", 4, 5)]),
         ("1/5 3 4;1/3 5 9", 7, 9, [("1/5", 3, 4), ("1/3", 2, 5), ("now", 2, 0)]),
         # A correction took back units of segments that have ended.
-        ("1/5 3 4;1/3 5 9", 4, 6, [("1/5", 3, 4), ("1/3", 1, 2), ("now", 0, 0)]),
         ("1/5 3 4;1/3 5 9", 2, 1, [("1/5", 2, 1), ("1/3", 0, 0), ("now", 0, 0)]),
         ("1/5 3 4;1/3 2 2", 7, 9, [("1/5", 3, 4), ("1/3", 0, 0), ("now", 4, 5)]),
-        ("1/5 0 0", 0, 0, [("1/5", 0, 0), ("now", 0, 0)]),
     ],
 )
 def test_each_unit_is_of_the_segment_in_which_it_was_counted(
     marks: str, sealed: int, overage: int, expected: list[tuple[str, int, int]]
 ) -> None:
     assert segments_of(marks, label="now", sealed=sealed, overage=overage) == expected
-
-
-def test_what_a_unit_costs_is_exact() -> None:
-    assert Segment("1000/12", 0, 0).unit_cents == Fraction(12, 1_000)
-    assert Segment("-", 0, 0).unit_cents is None
 
 
 @pytest.mark.parametrize(
@@ -391,10 +281,7 @@ def test_what_a_unit_costs_is_exact() -> None:
         ([("1000/12", 0, 375)], 5),  # 4.5
         ([("1000/1", 0, 500), ("1000/2", 0, 250)], 2),  # Half a cent each: each has a line.
         ([("1/5", 0, 3), ("-", 0, 2)], None),
-        ([("-", 0, 2), ("1/5", 0, 3)], None),
         ([("-", 9, 0), ("1/5", 0, 3)], 15),
-        ([("1/5", 0, 3), ("-", 0, 0)], 15),
-        ([("-", 0, 0)], None),
         ([("0", 0, 3)], None),
         ([("0", 0, 2), ("1/5", 0, 3), ("0", 0, 4)], 15),
         ([], 0),
@@ -465,57 +352,6 @@ def given(
     return holdings_of(fields(*on_file), prepaid, BOUNDS, now_ms)
 
 
-def test_a_plan_gives_its_grants_in_the_order_of_their_priority() -> None:
-    pages, credit = given()
-    assert (pages.target, pages.quantity, pages.used, pages.priority) == ("m:pages", 20, 0, 5)
-    assert (credit.target, credit.quantity, credit.used, credit.priority) == ("c:ai", 500 * MICRO, 0, 10)
-    for one, expires_ms in ((pages, START_MS + 90 * DAY_MS), (credit, END_MS)):
-        assert (one.effective_ms, one.created_ms) == (START_MS, START_MS)
-        assert (one.expires_ms, one.until_ms) == (expires_ms, expires_ms)
-
-
-@pytest.mark.parametrize(
-    ("now_ms", "start_ms", "end_ms"),
-    [
-        (START_MS, START_MS, END_MS),
-        (END_MS - 1, START_MS, END_MS),
-        (END_MS, END_MS, BOUNDS.next_end_ms),
-    ],
-)
-def test_a_plan_gives_what_is_due_in_the_period_of_the_instant(
-    now_ms: int, start_ms: int, end_ms: int
-) -> None:
-    credit = given(now_ms=now_ms)[1]
-    assert (credit.effective_ms, credit.expires_ms) == (start_ms, end_ms)
-    assert credit.name == f"{NAMES['c:ai']} {start_ms}"
-
-
-def test_a_short_grant_is_kept_until_its_period_ends() -> None:
-    grants = tuple(replace(grant, expires_ms=DAY_MS) for grant in BALANCE_PRO.grants)
-    for one in given(prepaid=Prepaid.of(replace(BALANCE_PRO, grants=grants), BALANCE_CATALOG)):
-        assert (one.expires_ms, one.until_ms) == (START_MS + DAY_MS, END_MS)
-
-
-@pytest.mark.parametrize("now_ms", [BALANCE_NOW_MS, END_MS - 1])
-def test_what_is_on_file_is_given_once(now_ms: int) -> None:
-    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 500 * MICRO, used=3)
-    assert [one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai"] == [on_file]
-
-
-def test_a_more_generous_plan_adds_what_is_missing() -> None:
-    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 200 * MICRO, used=3)
-    (credit,) = (one for one in given(on_file) if one.target == "c:ai")
-    assert credit == replace(on_file, quantity=500 * MICRO)
-
-
-def test_a_plan_gives_no_more_of_a_target_than_is_missing_of_it() -> None:
-    other = holding(f"p c:ai other {START_MS}", "c:ai", 450 * MICRO)
-    found = {one.name: one.quantity for one in given(other) if one.target == "c:ai"}
-    assert found == {other.name: 450 * MICRO, f"{NAMES['c:ai']} {START_MS}": 50 * MICRO}
-    all_of_it = replace(other, quantity=500 * MICRO)
-    assert [one for one in given(all_of_it) if one.target == "c:ai"] == [all_of_it]
-
-
 def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
     pages = next(grant for grant in BALANCE_PRO.grants if grant.name == "pages")
     both = replace(BALANCE_PRO, grants=(pages, replace(pages, quantity=3, priority=6)))
@@ -534,12 +370,6 @@ def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
-def test_grants_of_other_periods_or_the_app_lessen_nothing(name: str) -> None:
-    found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
-    assert sorted(found) == [450 * MICRO, 500 * MICRO]
-
-
 @pytest.mark.parametrize(
     ("expires_ms", "now_ms", "expected"),
     [
@@ -553,19 +383,6 @@ def test_an_addition_extends_a_grant_only_while_it_lives(expires_ms: int, now_ms
     on_file = replace(on_file, until_ms=END_MS + 9)
     (credit,) = (one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai")
     assert credit.expires_ms == expected
-
-
-def test_a_grant_expired_by_the_clock_counts_for_nothing() -> None:
-    ended = replace(holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", 7), until_ms=BALANCE_NOW_MS)
-    found = [one.quantity for one in given(ended) if one.target == "c:ai"]
-    assert sorted(found) == [7, 500 * MICRO]
-    kept = replace(ended, until_ms=BALANCE_NOW_MS + 1)
-    assert [one.quantity for one in given(kept) if one.target == "c:ai"] == [500 * MICRO]
-
-
-def test_without_prepaid_only_stored_grants_are_there() -> None:
-    on_file = holding("a c:ai one", "c:ai", 7)
-    assert holdings_of({**fields(on_file), "x": "y"}, None, BOUNDS, BALANCE_NOW_MS) == [on_file]
 
 
 @pytest.mark.parametrize(
@@ -597,13 +414,10 @@ CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
     ("meter", "counted", "held", "expected"),
     [
         ("asked", 0, 0, 1_000),
-        ("answered", 0, 0, 250),
         ("pages", 0, 0, 0),
         # Holds of the other meter beyond its included quantity claim credit, at its cost.
         ("asked", 0, 50, 1_000),
         ("asked", 0, 51, 996),
-        ("asked", 40, 20, 960),
-        ("asked", 60, 20, 920),
         ("answered", 0, 101, 249),
         ("asked", 0, 10_000, 0),
     ],
@@ -641,18 +455,6 @@ def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("rev", "plan", "expected"),
-    [(NO_STATE, "plain", False), ("2:1", "plain", True), (NO_STATE, "pro", True), ("2:1", "pro", True)],
-)
-def test_a_customer_with_a_state_may_have_older_grants(rev: str, plan: str, *, expected: bool) -> None:
-    by_plan = prepaid_by_plan(BALANCE_CATALOG)
-    found = prepaid_of(
-        rev, CustomerState(), effective_plan(CustomerState(plan=plan), BALANCE_CATALOG, 0), by_plan
-    )
-    assert found == (by_plan[plan] if expected else None)
-
-
 def test_processes_of_two_releases_name_the_same_grants_alike() -> None:
     assert Prepaid.of(BALANCE_PRO, BALANCE_CATALOG).mark == "1359bb68de77"
 
@@ -671,32 +473,12 @@ def stored(
     return with_overrides(before or {}, meters or {}, features, until_ms=until_ms, now_ms=now_ms)
 
 
-def test_without_overrides_there_are_none_and_nothing_ends() -> None:
-    assert overrides_at({}, NOW_MS) == NO_OVERRIDES
-    assert next_end_ms({}, NOW_MS) == NEVER_MS
-
-
-def test_an_override_without_an_end_is_not_among_those_ending() -> None:
-    found = overrides_at(stored(None, MORE, {"chat": True, "export": False}), NEVER_MS - 1)
-    assert (found.meters, found.features) == (MORE, {"chat": True, "export": False})
-    assert found.ends == {}
-    assert next_end_ms(stored(None, MORE), NOW_MS) == NEVER_MS
-
-
-@pytest.mark.parametrize(
-    ("now_ms", "holds"), [(LATER_MS - 1, True), (LATER_MS, False), (LATER_MS + 1, False)]
-)
+@pytest.mark.parametrize(("now_ms", "holds"), [(LATER_MS - 1, True), (LATER_MS, False)])
 def test_an_override_ends_at_its_millisecond(now_ms: int, *, holds: bool) -> None:
     found = overrides_at(stored(None, MORE, {"chat": True}, LATER_MS), now_ms)
     assert found.meters == (MORE if holds else {})
     assert found.features == ({"chat": True} if holds else {})
     assert found.ends == ({"requests": LATER_MS, "feature chat": LATER_MS} if holds else {})
-
-
-def test_the_next_end_is_the_earliest_that_is_to_come() -> None:
-    both = stored(stored(None, MORE, None, LATER_MS), None, {"chat": True}, LATER_MS + 7)
-    ends = [next_end_ms(both, now_ms) for now_ms in (NOW_MS, LATER_MS - 1, LATER_MS, LATER_MS + 7)]
-    assert ends == [LATER_MS, LATER_MS, LATER_MS + 7, NEVER_MS]
 
 
 def test_a_later_override_is_merged_and_an_empty_one_reverts() -> None:
@@ -707,21 +489,6 @@ def test_a_later_override_is_merged_and_an_empty_one_reverts() -> None:
     third = stored(second, {"pages": {}}, {"export": False})
     assert overrides_at(third, NOW_MS).meters == {"requests": {"included": 60}}
     assert overrides_at(third, NOW_MS).features == {"chat": True, "export": False}
-
-
-def test_features_are_all_taken_back_together_and_meters_stay() -> None:
-    first = stored(None, MORE, {"chat": True})
-    assert stored(first, None, {}) == MORE
-    assert stored(stored(None, None, {"chat": True}), None, {}) == {}
-
-
-@pytest.mark.parametrize(("now_ms", "stays"), [(LATER_MS - 1, True), (LATER_MS, False)])
-def test_what_has_ended_is_left_out_when_something_else_is_given(now_ms: int, *, stays: bool) -> None:
-    first = stored(None, MORE, {"chat": True}, LATER_MS)
-    second = stored(first, {"pages": {"included": 5}}, {"export": True}, now_ms=now_ms)
-    assert ("requests" in second) == stays
-    features = second["@features"]
-    assert set(features) == ({"chat", "export"} if stays else {"export"})
 
 
 # What units cost beyond what is included, and the budgets that bound it.
@@ -756,14 +523,9 @@ def test_a_price_is_in_millionths_of_the_currency() -> None:
     assert price(1000, 0) is None
 
 
-def test_a_price_that_scripts_can_compute_is_exact() -> None:
-    assert price(3_000_001, 299_999) == UnitPrice(2_999_990_000, 3_000_001, is_all=0)
-    assert price(90_000_000_001, 9) == UnitPrice(90_000, 90_000_000_001, is_all=0)
-
-
 @pytest.mark.parametrize(
     ("per", "amount_cents"),
-    [(3_000_001, 300_000), (999_999_937, 99_999_999_999), (10**12, 98_765_432_109), (10**12, 33_333_333_333)],
+    [(3_000_001, 300_000), (999_999_937, 99_999_999_999)],
 )
 def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer(per: int, amount_cents: int) -> None:
     found = price(per, amount_cents)
@@ -772,27 +534,6 @@ def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer(per: int, amount_
     assert found.micros * found.per < 2**53
     exact = Fraction(amount_cents * 10_000, per)
     assert exact < Fraction(found.micros, found.per) < exact * Fraction(1_000_001, 1_000_000)
-
-
-def test_a_budget_has_a_policy_in_minor_units() -> None:
-    found = list[tuple[str, str, int | None, int]]()
-    for per in ("period", "day", "hour"):
-        text = (
-            SPENDING_PLANS.replace("CURRENCY", "usd")
-            .replace("PER", per)
-            .replace("N,", "1,")
-            .replace("M}", "1}")
-        )
-        catalog = loads(text)
-        (budget,) = budgets_of(catalog.plans["pro"].entitlements, catalog)
-        policy = budget.policy
-        assert (policy.quota, policy.quota_unit, budget.micros, budget.unit) == (100, "cents", 10**6, 10**4)
-        found.append((policy.name, policy.kind, policy.window_s, budget.window_ms))
-    assert found == [
-        ("spend-period", "period", None, 0),
-        ("spend-1d", "rate", 86_400, 86_400_000),
-        ("spend-1h", "rate", 3600, 3_600_000),
-    ]
 
 
 # Seats, gauges, derived meters, rates, differences and reminders: each follows from its arguments alone.
@@ -829,11 +570,9 @@ GIVEN: Final = GAUGES_CATALOG.plans["pro"].entitlements
 @pytest.mark.parametrize(
     ("dimensions", "expected"),
     [
-        ({}, []),
         ({"model": "m-large-2", "provider": "acme"}, ["large_tokens", "any_tokens"]),
         ({"model": "m-large-2", "provider": "other"}, ["any_tokens"]),
         ({"model": "m-large-2"}, ["any_tokens"]),
-        ({"model": "m-small", "provider": "acme"}, ["any_tokens"]),
         ({"provider": "acme"}, []),
     ],
 )
@@ -849,8 +588,6 @@ def test_a_derived_meter_counts_what_matches_in_each_dimension(
     [
         ('{"a":1}', '{"b":2}', '{"a":1,"b":2}'),
         ("", '{"b":2}', '{"b":2}'),
-        ('{"a":1}', "", '{"a":1}'),
-        ("", "", ""),
     ],
 )
 def test_two_objects_become_one(first: str, second: str, expected: str) -> None:
@@ -859,7 +596,7 @@ def test_two_objects_become_one(first: str, second: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("seats", True), ("other_price", True), ("currency", False), ("draft_invoice", False)],
+    [("seats", True), ("currency", False), ("draft_invoice", False)],
 )
 def test_what_a_person_must_decide_is_not_repaired(kind: DriftKind, *, expected: bool) -> None:
     drift = Drift(subscription="sub_1", kind=kind, message="4 for 5")
@@ -867,25 +604,7 @@ def test_what_a_person_must_decide_is_not_repaired(kind: DriftKind, *, expected:
     assert Drift.of(drift.kept()) == drift
 
 
-def test_seats_are_the_gauge_of_that_name_or_unit() -> None:
-    assert seat_meter(GAUGES_CATALOG.meters) == "members"
-    named = loads(
-        TEXT.replace(
-            "  storage:      {unit: byte, kind: gauge}",
-            "  storage: {unit: byte, kind: gauge}\n  seats: {unit: chair, kind: gauge}",
-        )
-    )
-    assert seat_meter(named.meters) == "seats"
-    two = loads(
-        TEXT.replace(
-            "  storage:      {unit: byte, kind: gauge}",
-            "  storage: {unit: byte, kind: gauge}\n  guests: {unit: seats, kind: gauge}",
-        )
-    )
-    assert seat_meter(two.meters) is None
-
-
-@pytest.mark.parametrize(("seats", "expected"), [(0, 3), (2, 3), (3, 3), (4, 4)])
+@pytest.mark.parametrize(("seats", "expected"), [(2, 3), (4, 4)])
 def test_a_plan_gives_no_fewer_seats_than_are_paid_for(seats: int, expected: int) -> None:
     assert with_seats(GIVEN, GAUGES_CATALOG.meters, seats)["members"].included == expected
     assert with_seats(GIVEN, GAUGES_CATALOG.meters, seats)["storage"] == GIVEN["storage"]
@@ -909,15 +628,12 @@ def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
 @pytest.mark.parametrize(
     ("level", "keeps", "expected"),
     [
-        (Level(100), False, 106),
         (Level(101, NOW_MS - 8 * DAY_MS), False, 106),
         (Level(102, NOW_MS - 7 * DAY_MS + 1), False, 106),
         (Level(102, NOW_MS - 7 * DAY_MS), False, 101),
-        (Level(102, 0), False, 106),
         # A change of plan has left it above.
         (Level(500, NOW_MS - 8 * DAY_MS, 900), False, 101),
         (Level(500, NOW_MS - 8 * DAY_MS, 900), True, 900),
-        (Level(500, NOW_MS - 8 * DAY_MS, 50), True, 101),
         (Level(500, NOW_MS - 8 * DAY_MS, 0), True, 101),
         (Level(500, NOW_MS - 8 * DAY_MS, -1), True, QUANTITY_MAX),
         (Level(101, NOW_MS - 8 * DAY_MS, 900), True, 106),
@@ -925,16 +641,6 @@ def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
 )
 def test_how_far_a_gauge_may_grow(level: Level, *, keeps: bool, expected: int) -> None:
     assert GaugeLimit(101, 106, 7 * DAY_MS, keeps).at(level, NOW_MS) == expected
-
-
-@pytest.mark.parametrize(("meter", "reason"), [("storage", "storage"), ("members", "seats")])
-def test_a_gauge_refuses_by_its_unit(meter: str, reason: str) -> None:
-    limit = GaugeLimit.of(GIVEN[meter])
-    assert limit is not None
-    policy = gauge_policy(GAUGES_CATALOG.meters[meter], limit)
-    assert (policy.name, policy.kind, policy.quota, policy.window_s) == (meter, "gauge", limit.most, None)
-    found, level = shortage(policy, 7, 6, 2)
-    assert (found, level.meter, level.limit, level.used, level.requested) == (reason, meter, 7, 6, 2)
 
 
 @pytest.mark.parametrize(
@@ -947,18 +653,6 @@ def test_a_field_that_is_cut_or_of_another_kind_is_not_read(damaged: bytes) -> N
         unpack_field(damaged)
 
 
-def test_nothing_kept_is_an_empty_level() -> None:
-    assert Level.read(None) == (0, 0, 0)
-
-
-def test_what_a_period_admits() -> None:
-    assert [ceiling_of(GIVEN[name]) for name in ("requests", "tokens")] == [10, 15]
-    overage = replace(GIVEN["tokens"].overage, cap=None)
-    assert ceiling_of(replace(GIVEN["tokens"], overage=overage)) is None
-    assert ceiling_of(replace(GIVEN["tokens"], included=None)) is None
-    assert ceiling_of(replace(GIVEN["tokens"], included=QUANTITY_MAX)) == QUANTITY_MAX
-
-
 def test_rates_as_the_scripts_take_them_and_how_long_they_matter() -> None:
     window, bucket = GIVEN["requests"].rates
     assert rate_numbers(window, "requests") == (1, 3_600_000, 100, 0)
@@ -966,37 +660,3 @@ def test_rates_as_the_scripts_take_them_and_how_long_they_matter() -> None:
     assert keep_ms_of(()) == 900_000
     assert keep_ms_of((window, bucket)) == 8_100_000
     assert keep_ms_of((replace(bucket, burst=401),)) == 900_000 + 20_050
-
-
-REMIND: Final = replace(GAUGES_CATALOG.dunning, remind_ms=(DAY_MS, 6 * DAY_MS))
-
-
-@pytest.mark.parametrize(
-    ("after_ms", "due", "next_ms"),
-    [
-        (0, 0, DAY_MS),
-        (DAY_MS - 1, 0, DAY_MS),
-        (DAY_MS, 1, 6 * DAY_MS),
-        (6 * DAY_MS - 1, 1, 6 * DAY_MS),
-        (6 * DAY_MS, 2, None),
-    ],
-)
-def test_reminders_are_due_at_their_spans_from_the_first_failure(
-    after_ms: int, due: int, next_ms: int | None
-) -> None:
-    assert reminders_due(NOW_MS, REMIND, NOW_MS + after_ms) == due
-    expected = NEVER_MS if next_ms is None else NOW_MS + next_ms
-    assert next_reminder_ms(NOW_MS, REMIND, NOW_MS + after_ms) == expected
-
-
-@pytest.mark.parametrize(
-    ("access", "expected"),
-    [
-        ("full", "restricted"),
-        ("grace", "restricted"),
-        ("restricted", "restricted"),
-        ("suspended", "suspended"),
-    ],
-)
-def test_without_payment_access_is_restricted_at_most(access: Any, expected: str) -> None:
-    assert without_payment(Standing(access, 7)) == (expected, 7)

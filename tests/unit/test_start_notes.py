@@ -39,10 +39,3 @@ async def test_it_is_one_line_however_often_it_starts(caplog: pytest.LogCaptureF
         "plans.yaml: billed from the first unit, as nothing is included: plans.free (line 9);"
         " `meterkit check` says more"
     )
-
-
-async def test_nothing_is_said_of_a_file_without_surprises(caplog: pytest.LogCaptureFixture) -> None:
-    plain = f"{PLANS}    meters: {{requests: {{included: 5}}}}"
-    async with MeterKit(loads(plain), redis_url="memory://"):
-        pass
-    assert lines(caplog) == []

@@ -44,18 +44,13 @@ def only(*packages: str) -> Callable[[str], bool]:
 @pytest.mark.parametrize(
     ("redis_url", "expected"),
     [
-        ("redis://localhost", Address(kind="tcp", host="localhost", port=6379)),
         ("REDIS://Localhost:1/", Address(kind="tcp", host="localhost", port=1)),
         ("redis://10.0.0.1:7000/3", Address(kind="tcp", host="10.0.0.1", port=7000, db=3)),
         ("redis://host?db=4", Address(kind="tcp", host="host", port=6379, db=4)),
-        ("redis://[::1]:7000/0", Address(kind="tcp", host="::1", port=7000)),
-        ("redis://:pw@host", Address(kind="tcp", host="host", port=6379, password="pw")),
         (
             "redis://me%40x:p%2Fw%23%40@host",
             Address(kind="tcp", host="host", port=6379, username="me@x", password="p/w#@"),
         ),
-        ("rediss://host", Address(kind="tcp", host="host", port=6379, tls=Tls())),
-        ("REDISS://host:7000/3", Address(kind="tcp", host="host", port=7000, db=3, tls=Tls())),
         (
             "rediss://me:pw@host?db=4&ssl_ca_certs=/etc/ssl/ca%20s.pem&ssl_cert_reqs=required",
             Address(
@@ -72,13 +67,11 @@ def only(*packages: str) -> Callable[[str], bool]:
             "rediss://host?ssl_certfile=c.pem&ssl_keyfile=k.pem",
             Address(kind="tcp", host="host", port=6379, tls=Tls(certfile="c.pem", keyfile="k.pem")),
         ),
-        ("unix:///run/redis.sock", Address(kind="unix", path="/run/redis.sock")),
         ("unix:///run/a%20b?db=2", Address(kind="unix", path="/run/a b", db=2)),
         (
             "unix://me:pw@/run/redis.sock",
             Address(kind="unix", path="/run/redis.sock", username="me", password="pw"),
         ),
-        ("embedded:///var/lib/app", Address(kind="embedded", path="/var/lib/app")),
         ("embedded:///a%3Fb", Address(kind="embedded", path="/a?b")),
         ("memory://", Address(kind="memory")),
         (
@@ -104,14 +97,6 @@ def only(*packages: str) -> Callable[[str], bool]:
             ),
         ),
         (
-            "redis+sentinel://a/mk?db=3",
-            Address(kind="sentinel", places=(Place("a", 26379),), service="mk", db=3),
-        ),
-        (
-            "redis+cluster://[::1]:7000,b",
-            Address(kind="cluster", places=(Place("::1", 7000), Place("b", 6379))),
-        ),
-        (
             "redis+cluster://:pw@a:1,b:2/0?ssl_cert_reqs=required",
             Address(kind="cluster", places=(Place("a", 1), Place("b", 2)), password="pw", tls=Tls()),
         ),
@@ -130,47 +115,37 @@ def test_reads(redis_url: str, expected: Address) -> None:
         ("redis://host:0", "no server has port 0"),
         ("redis://host:99999", "host or port cannot be read"),
         ("redis://host/one", "the database is not a number"),
-        ("redis://host/1/2", "the database is not a number"),
         ("redis://host/-1", "the database is not a number"),
         ("redis://host/1?db=1", "it names the database twice"),
         ("redis://host?db=1&db=2", "the only parameter that it may carry, once, is db"),
         ("redis://host?ssl=1", "the only parameter that it may carry, once, is db"),
-        ("redis://host?ssl_ca_certs=/ca.pem", "the only parameter that it may carry, once, is db"),
-        ("rediss://", "it names no host"),
         ("rediss://host/1?db=1", "it names the database twice"),
         ("rediss://host?ssl_check_hostname=false", "the only parameters that it may carry, each once, are"),
         ("rediss://host?ssl_ca_certs=a&ssl_ca_certs=b", "the only parameters that it may carry, each once"),
         ("rediss://host?ssl_cert_reqs=none", "the server's certificate is always verified"),
-        ("rediss://host?ssl_ca_certs=", "a parameter for a file names none"),
         ("rediss://host?ssl_keyfile=/key.pem", "ssl_keyfile goes with ssl_certfile"),
         ("redis://[::1", "host or port cannot be read"),
         ("redis://host#x", "it holds a '#'"),
         ("unix://run/redis.sock", "with three slashes"),
         ("unix://", "it names no socket"),
-        ("unix:///s?timeout=1", "the only parameter that it may carry, once, is db"),
         ("embedded://.meterkit", "with three slashes"),
         ("embedded:///", "it names no directory"),
         ("embedded:///dir?x=1", "it takes no parameters"),
         ("memory://x", "nothing may follow memory://"),
         ("redis+sentinel://a:1,b:2", "it names no service"),
-        ("redis+sentinel:///mk", "it names no host"),
         ("redis+sentinel://a,,b/mk", "it names no host"),
-        ("redis+sentinel://a:0/mk", "no server has port 0"),
         ("redis+sentinel://a:b:1/mk", "host or port cannot be read"),
-        ("redis+sentinel://a:65536/mk", "host or port cannot be read"),
         ("redis+sentinel://a/mk/x", "the database is not a number"),
         ("redis+sentinel://me:1/pw@a/mk", "the service holds an '@'"),
         ("redis+sentinel://a/mk#x", "it holds a '#'"),
         ("redis+sentinel://a/mk?sentinel_username=s", "sentinel_username goes with sentinel_password"),
         ("redis+sentinel://a/mk?x=1", "are db, sentinel_username, sentinel_password, ssl_ca_certs"),
         ("redis+sentinel://a/mk?ssl_cert_reqs=none", "the server's certificate is always verified"),
-        ("redis+cluster://", "it names no host"),
         ("redis+cluster://a,b/1", "a cluster has database 0 only"),
         (
             "redis+cluster://a,b?sentinel_password=x",
             "the only parameters that it may carry, each once, are db",
         ),
-        ("redis+cluster://a:x", "host or port cannot be read"),
     ],
 )
 def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
@@ -187,7 +162,6 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
             Address(kind="tcp", host="host", port=6380, db=1, password="pw"),
         ),
         ("redis://host?db=3&ssl_cert_reqs=none", Address(kind="tcp", host="host", port=6379, db=3)),
-        ("unix:///s?db=2&socket_timeout=1", Address(kind="unix", path="/s", db=2)),
         (
             "rediss://:pw@host:1?ssl_cert_reqs=required&ssl_check_hostname=false",
             Address(kind="tcp", host="host", port=1, password="pw", tls=Tls()),
@@ -195,7 +169,7 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
         ("rediss://host?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=%2Fa+b.pem", secured(ca_certs="/a b.pem")),
         *(
             (f"rediss://host?ssl_cert_reqs={word}&socket_timeout=5", secured(is_verified=False))
-            for word in ("none", "None", "CERT_NONE", "optional", "CERT_OPTIONAL")
+            for word in ("none", "CERT_OPTIONAL")
         ),
         ("redis+cluster://a:1", Address(kind="cluster", places=(Place("a", 1),))),
     ],
@@ -203,12 +177,6 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
 def test_a_shared_url_may_have_other_clients_parameters(redis_url: str, expected: Address) -> None:
     # F-22a
     assert choose_store(redis_url, live=True, is_shared=True).address == expected
-
-
-@pytest.mark.parametrize("redis_url", ["redis://host?socket_timeout=5", "rediss://host?ssl_cert_reqs=none"])
-def test_a_url_of_meterkit_alone_has_no_parameters_of_others(redis_url: str) -> None:
-    with pytest.raises(SettingsError):
-        choose_store(redis_url, live=True)
 
 
 @pytest.mark.parametrize("redis_url", ["rediss://host?ssl_cert_reqs=maybe", "redis+cluster://a?x=1"])
@@ -220,11 +188,6 @@ def test_a_shared_url_is_refused_for_what_it_gets_wrong(redis_url: str) -> None:
 @pytest.mark.parametrize("scheme", ["unixs", "UNIXS"])
 def test_what_is_known_but_not_served_is_named(scheme: str) -> None:
     assert "is not in this release" in refusal(f"{scheme}://host")
-
-
-@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
-def test_how_tls_is_asked_for_is_named(kind: str) -> None:
-    assert f"redis+{kind}://…?ssl_ca_certs=file" in refusal(f"rediss+{kind}://host")
 
 
 @pytest.mark.parametrize("form", ["redis://{}host", "redis+cluster://{}a:1,b", "redis+sentinel://{}a:1,b/mk"])
@@ -243,7 +206,6 @@ def test_invariant_a_refusal_shows_nothing_of_a_password(form: str, noise: str) 
     ("redis_url", "expected"),
     [
         ("redis://me:pw@host/2", "redis://host:6379/2"),
-        ("redis://[::1]:7000", "redis://[::1]:7000/0"),
         ("rediss://me:pw@host?ssl_ca_certs=/ca.pem", "rediss://host:6379/0"),
         ("unix://:pw@/run/s", "unix:///run/s?db=0"),
         ("embedded:///dir", "embedded:///dir"),
@@ -273,10 +235,6 @@ def test_without_a_name_and_a_server_memory_is_used() -> None:
     choice = choose_store(None, live=False, installed=only("fakeredis"))
     assert choice.address == Address(kind="memory")
     assert "only the extra 'memory' is installed" in choice.why
-
-
-def test_what_is_installed_is_looked_up() -> None:
-    assert choose_store(None, live=False).address.kind == "embedded"
 
 
 @pytest.mark.parametrize(

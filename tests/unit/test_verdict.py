@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from fractions import Fraction
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import pytest
@@ -25,11 +23,10 @@ from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdict
 from meterkit.decisions.asked import Demand
-from meterkit.decisions.at_model import AtModel
 from meterkit.decisions.binding import Binding
-from meterkit.decisions.decision import Decision, GaugeLevel
+from meterkit.decisions.decision import Decision
 from meterkit.decisions.gauges import presigned_at
-from meterkit.decisions.grants import Prepaid, target_of
+from meterkit.decisions.grants import Prepaid
 from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
@@ -43,9 +40,8 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
-from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import SLIDING_WINDOW, TOKEN_BUCKET, rate_numbers
+from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
 from meterkit.decisions.program import Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.verdict import reset_ms
 from meterkit.errors import PlansError
@@ -114,18 +110,12 @@ def refusal(
     [
         ("a full window waits until enough of it has passed",
          SECOND, (10, 0, 0), 1, "requests-1s", 0, 750 + 100),
-        ("for all of it, until none of it counts any more", SECOND, (10, 0, 0), 10, "requests-1s", 0, 1750),
-        ("the one before makes room sooner", SECOND, (3, 10, 0), 1, "requests-1s", 0, 150),
         ("never sooner than the room that is needed", SECOND, (3, 10, 0), 7, "requests-1s", 0, 750),
         ("a fixed window waits for the next", MINUTE, (60, 0, 0), 1, "requests-1m", 0, 59_750),
-        ("and forgets the one before", MINUTE, (58, 60, 0), 3, "requests-1m", 2, 59_750),
         ("a bucket waits for its refill", BUCKET, (12, 0, 0), 1, "requests-3s", 0, 429),
         ("a rest counts as a unit", BUCKET, (11, 1, 0), 1, "requests-3s", 0, 1),
-        ("and runs out with the others", BUCKET, (12, 0, 0), 10, "requests-3s", 0, 4286),
         ("a ceiling waits for the next period", PERIOD, (0, 0, 0), 1, "requests-period", 0, 5_000_000),
-        ("even if it is overdrawn", PERIOD, (-7, 0, 0), 1, "requests-period", 0, 5_000_000),
         ("holds vanish with their slots, the old first", PERIOD, (3, 1, 2), 1, "requests-period", 0, 299_750),
-        ("then the younger", PERIOD, (3, 1, 2), 3, "requests-period", 0, 599_750),
         ("concurrency waits a second", CONCURRENCY, (2, 1, 1), 1, "requests-concurrency", 0, 1000),
     ],
 )  # fmt: skip
@@ -157,23 +147,6 @@ def test_a_period_that_ends_before_holds_do_leaves_them() -> None:
     assert timedelta(milliseconds=299_750) == after
 
 
-def test_where_no_period_has_begun_the_next_one_counts() -> None:
-    reply = [1, NOW_MS, 0, 0, 0, 0, 0, 0, 0]
-    found = verdict.refused(program(1, "tokens"), reply, PERIOD_END_MS)
-    assert timedelta(milliseconds=5_000_000) == found.retry_after
-
-
-def test_a_bucket_that_owes_more_than_a_lifetime_says_400_days() -> None:
-    assert timedelta(days=400) == refusal({BUCKET: (9 * 10**15, 0, 0)}).retry_after
-
-
-def test_what_never_fits_has_no_time() -> None:
-    found = refusal({}, quantity=101)
-    assert found.retry_after is None
-    assert found.reset_after is None
-    assert found.violated == ("requests-1s", "requests-1m", "requests-3s", "requests-period")
-
-
 def test_the_longest_wait_is_told_of_all_that_refuse() -> None:
     found = refusal({SECOND: (10, 0, 0), BUCKET: (12, 0, 0), PERIOD: (0, 0, 0)})
     assert found.violated == ("requests-1s", "requests-3s", "requests-period")
@@ -194,24 +167,9 @@ def test_reasons_have_an_order(used: dict[int, tuple[int, int, int]], reason: st
     assert reason == refusal(used).reason
 
 
-def test_a_decision_does_not_change() -> None:
-    found = refusal({PERIOD: (0, 0, 0)})
-    with pytest.raises(FrozenInstanceError):
-        setattr(found, "allowed", True)  # noqa: B010 - type checkers refuse the plain way
-
-
 def test_a_billed_ceiling_is_a_cap() -> None:
     found = verdict.refused(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
     assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
-
-
-def test_a_window_beyond_a_day_moves_by_the_second() -> None:
-    window_ms = 26 * HOUR_MS
-    turn_ms = NOW_MS - NOW_MS % window_ms
-    reply = [1, turn_ms + 1, 0, 0, 1000, 0, 150, 0, 0]
-    found = verdict.refused(program(1, "tokens"), reply, PERIOD_END_MS)
-    # 1 of 1,000 has passed after 93.6 s; then another one fits. It is told in whole seconds of the window.
-    assert timedelta(milliseconds=94_000 - 1) == found.retry_after
 
 
 @pytest.mark.parametrize(
@@ -222,11 +180,8 @@ def test_a_window_beyond_a_day_moves_by_the_second() -> None:
         # Of 10 counted in the last second 8 still count, and 7 once 300 ms of this one have passed.
         (1, (2, 10), "requests-1s", 50),
         # As much as was asked is left: one more is, when a ninth has passed of the nine counted.
-        (1, (1, 0), "requests-1s", 750 + 112),
-        (1, (10, 0), "requests-1s", 0),
         (1, (-2, 0), "requests-1s", 750 + 250),
         (2, (4, 0), "requests-1m", 59_750),
-        (3, (5, 0), "requests-3s", 429),
         (3, (5, 1), "requests-3s", 1),
         (4, (4, 0), "requests-period", 5_000_000),
         (5, (1, 0), "requests-concurrency", None),
@@ -245,98 +200,10 @@ def test_an_admission_without_policies_names_none() -> None:
     assert Decision(allowed=True) == verdict.allowed(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
 
 
-def test_what_is_overdrawn_has_nothing_left() -> None:
-    assert verdict.allowed(program(), [0, NOW_MS, 4, -3, 0], PERIOD_END_MS).remaining == 0
-
-
 def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
     window_ms = verdict.EXACT_WINDOW_MS_MAX
     assert verdict.weighted(window_ms, 1, window_ms) == 1
     assert verdict.weighted(window_ms + 1000, 1, window_ms + 1000) == 1000
-
-
-FILLED = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  storage:  {unit: byte, kind: gauge}
-  members:  {unit: seat, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 10/second, included: 100, overage: deny}
-      storage:  {included: 100, overage: deny}
-      members:  {included: 3, overage: deny}
-""")
-# A rate, a ceiling, then gauges: limit, level, held. What stands behind the ceiling comes last.
-FREE = ((0, 0, 0), (100, 0, 0), (100, 60, 30), (3, 1, 1))
-
-
-def filled(
-    changed: dict[int, tuple[int, int, int]],
-    *backed: int,
-    verdict_of: int = 1,
-    order: tuple[str, ...] = ("requests", "storage", "members"),
-) -> Decision:
-    """A refusal of ten bytes, two seats and a request."""
-    asked = {"requests": 1, "storage": 10, "members": 1}
-    demands = {name: Demand.of(asked[name]) for name in order}
-    whole = compile_program(FILLED.plans["free"].entitlements, FILLED, demands)
-    numbers = [number for nth, free in enumerate(FREE) for number in changed.get(nth, free)]
-    return verdict.refused(whole, [verdict_of, NOW_MS, PERIOD_END_MS, *numbers, *backed], 0)
-
-
-def test_a_gauge_says_how_full_it_is_with_what_is_held() -> None:
-    found = filled({2: (100, 60, 35)})
-    assert (found.reason, found.limit, found.remaining, found.violated) == (
-        "storage",
-        "storage",
-        5,
-        ("storage",),
-    )
-    assert found.gauge == GaugeLevel(meter="storage", unit="byte", limit=100, used=95, requested=10)
-    assert filled({2: (100, 110, 1)}).remaining == 0
-
-
-def test_of_two_gauges_storage_is_told_before_seats() -> None:
-    full = {2: (100, 95, 0), 3: (3, 3, 0)}
-    assert (filled(full).reason, filled(full).violated) == ("storage", ("storage", "members"))
-    seats = {2: (3, 3, 0), 3: (100, 95, 0)}
-    found = filled(seats, order=("requests", "members", "storage"))
-    assert (found.reason, found.violated) == ("storage", ("members", "storage"))
-
-
-def test_a_gauge_is_told_before_a_rate() -> None:
-    found = filled({0: (10, 0, 0), 3: (3, 3, 0)})
-    assert (found.reason, found.violated) == ("seats", ("requests-1s", "members"))
-
-
-def test_of_a_repeat_neither_ceilings_nor_gauges_ask() -> None:
-    spent = {0: (10, 0, 0), 1: (0, 0, 0), 2: (100, 100, 0), 3: (3, 3, 0)}
-    found = filled(spent, verdict_of=8)
-    assert (found.reason, found.violated) == ("rate", ("requests-1s",))
-    assert filled(spent).violated == ("requests-1s", "requests-period", "storage", "members")
-
-
-@pytest.mark.parametrize(("backed", "reason"), [((), "included"), ((0,), "included"), ((1,), "credits")])
-def test_a_ceiling_backed_by_credits_is_used_up_as_credits(backed: tuple[int, ...], reason: str) -> None:
-    assert filled({0: (3, 0, 0), 1: (0, 0, 0)}, *backed).reason == reason
-
-
-def test_a_bucket_without_a_rest_has_all_that_it_does_not_owe() -> None:
-    assert refusal({BUCKET: (11, 0, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
-
-
-def test_concurrency_admits_the_last_free_request() -> None:
-    assert refusal({CONCURRENCY: (2, 1, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
-
-
-def test_a_request_that_is_in_flight_is_refused_for_a_second() -> None:
-    found = verdict.IN_FLIGHT
-    assert (found.allowed, found.reason, found.retry_after) == (False, "in_flight", timedelta(seconds=1))
 
 
 class Patient(World):
@@ -475,12 +342,6 @@ def test_overage_without_a_cap_has_no_ceiling_and_is_settled() -> None:
     assert (found.held, found.settled) == ({}, {"silent": 7})
 
 
-def test_what_is_not_billed_always_is_settled() -> None:
-    found = compiled({"plain": one(3)})
-    assert found.numbers[:3] == (1, 0, 0)
-    assert found.settled == {"plain": 3}
-
-
 def test_an_always_route_is_decided_by_its_rates() -> None:
     found = compiled({"requests": one(2)}, rates_only=True, billed_always=True)
     assert found.numbers[:3] == (2, 0, 0)
@@ -508,47 +369,6 @@ def test_counters_outlive_a_full_bucket() -> None:
 )
 def test_which_classes_go_to_stripe(meter: str, expected: tuple[int, int]) -> None:
     assert expected == reported_parts(PROGRAM_ENTITLEMENTS[meter], PROGRAM_CATALOG.meters[meter])
-
-
-def test_overage_that_is_billed_goes_to_stripe() -> None:
-    catalog = loads(PROGRAM_PLANS.replace("        overage: deny", "        overage: bill"))
-    entitlements, meters = catalog.plans["free"].entitlements, catalog.meters
-    assert reported_parts(entitlements["requests"], meters["requests"]) == (0, 1)
-
-
-def test_a_bucket_may_need_all_that_a_number_can_hold() -> None:
-    # (burst + 2) windows are exactly 9 x 10^15, then one more; what follows is rounded down by a little.
-    assert rate_numbers(bucket(1_000_003, 9_000_000, 999_999_998), "requests") == (
-        *(3, 9_000_000, 999_999_998, 1_000_003),
-    )
-    assert rate_numbers(bucket(1_000_003, 9_000_000, 999_999_999), "requests") == (
-        *(3, 8_999_999, 999_999_999, 1_000_002),
-    )
-    year_ms = 366 * 86_400_000
-    assert rate_numbers(bucket(1_000_003, year_ms, 284_606), "requests") == (3, year_ms, 284_606, 1_000_003)
-
-
-@pytest.mark.parametrize(("algorithm", "kind"), [("sliding-window", 1), ("fixed-window", 2)])
-def test_a_window_is_told_by_its_length_and_limit(
-    algorithm: Literal["sliding-window", "fixed-window"], kind: int
-) -> None:
-    rate = Rate(limit=100, window_ms=60_000, algorithm=algorithm, burst=100, window="1m")
-    assert (kind, 60_000, 100, 0) == rate_numbers(rate, "requests")
-
-
-@pytest.mark.parametrize(
-    ("rate", "expected"),
-    [
-        (bucket(20, 1000, 40), (3, 50, 40, 1)),
-        (bucket(7, 3000, 12), (3, 3000, 12, 7)),
-        (bucket(5001, 1000, 5001), (3, 1000, 5001, 5001)),
-        (bucket(6000, 1000, 1), (3, 1, 1, 6)),
-    ],
-)
-def test_a_bucket_is_its_burst_and_refill_in_lowest_terms(
-    rate: Rate, expected: tuple[int, int, int, int]
-) -> None:
-    assert expected == rate_numbers(rate, "requests")
 
 
 @few_examples(30)
@@ -656,150 +476,6 @@ plans:
     assert rest == {"requests": one(1)}
 
 
-GAUGED = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  storage:  {unit: byte, kind: gauge}
-  files:    {unit: file, kind: gauge}
-routes:
-  - {match: "PUT /files/{name}", grow: {storage: 10, files: 0}, consume: {requests: 1}, rate: 5/second}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 10/second, included: 100, overage: {bill: {cap: 0}}}
-      storage:  {included: 1000, overage: {percent: 10, grace: 1d}}
-""")
-
-
-def test_gauges_that_grow_are_held_and_stand_beside_the_numbers() -> None:
-    route, plan = GAUGED.routes[0], GAUGED.plans["free"]
-    demands = demands_of(route, GAUGED)
-    assert demands == {"requests": one(1), "storage": one(10)}
-    found = compile_program(plan.entitlements, GAUGED, demands, route=route)
-    assert found.numbers == (
-        *(2, 1, 0, 0),
-        *(1, 1000, 5, 0, 1, 1),
-        *(1, 1000, 10, 0, 1, 1),
-        *(100, 0, 1, 1),
-        *(10, 10),
-    )
-    assert found.fields == (
-        rate_field(route_name(route), 1000, "sliding-window"),
-        rate_field("requests", 1000, "sliding-window"),
-        *(meter_field("requests"), meter_field("storage")),
-    )
-    # The fifth that the script reads; then its limits.
-    gauge = ["storage", meter_field("storage"), 5, 1000, 1100, 86_400_000, False]
-    assert json.loads(found.further) == {"levels": [gauge]}
-    assert (found.gauges, found.held) == (True, {"requests": 1, "storage": 10})
-    assert found.measures[2].capped
-    assert found.asked == (
-        *((8, "", 1), (9, "", 0)),
-        *((14, "requests", 1), (15, "requests", 0)),
-        *((18, "requests", 1), (19, "requests", 0)),
-        *((20, "storage", 1), (21, "storage", 0)),
-    )
-
-
-PREPAID = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token}
-  images:   {unit: image}
-credits:
-  ai:   {costs: {tokens: 1 per 1000}, low_balance: 20%}
-  arts: {costs: {images: 3}, low_balance: 10%}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    grants:
-      - {credit: ai, quantity: 5, every: period}
-      - {meter: requests, quantity: 7, every: period, expires: 30d}
-""")
-
-
-def test_what_grants_and_credits_stand_behind_is_told_in_full() -> None:
-    plan = PREPAID.plans["free"]
-    prepaid = Prepaid.of(plan, PREPAID)
-    ai, requests, tokens, images = (
-        target_of("credit", "ai"),
-        *(target_of("meter", name) for name in ("requests", "tokens", "images")),
-    )
-    # The one that ends sooner is spent first.
-    assert [grant[1] for grant in prepaid.recurring] == [requests, ai]
-    assert sorted(grant[1:] for grant in prepaid.recurring) == sorted(
-        [(ai, 5_000_000, prepaid.recurring[0][3], 0), (requests, 7, prepaid.recurring[1][3], 30 * 86_400_000)]
-    )
-    paying = json.loads(prepaid.paying([("tokens", True), ("images", False), ("requests", True)], {}))
-    assert paying["paying"] == [
-        ["tokens", tokens, ai, 1000],
-        ["images", "", "", 0],
-        ["requests", requests, "", 0],
-    ]
-    assert paying["low"] == {ai: [20, 0]}
-    behind = json.loads(prepaid.behind(["requests", "tokens"], {}, {"tokens": 4}, {}, {}, plan.entitlements))
-    assert behind["asked"] == [[requests, 0], [tokens, 1]]
-    assert behind["backed"] == [[ai, 1000, None, tokens, 4, 0]]
-    assert images not in json.dumps(behind)
-
-
-def test_equal_grants_are_spent_in_the_order_of_their_ids() -> None:
-    text = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {tokens: {unit: token}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    grants:
-      - {meter: tokens, quantity: 5, every: period, id: second}
-      - {meter: tokens, quantity: 7, every: period, id: first}
-"""
-    catalog = loads(text)
-    assert [grant[2] for grant in Prepaid.of(catalog.plans["free"], catalog).recurring] == [7, 5]
-
-
-def test_units_are_held_at_the_files_costs_by_model() -> None:
-    text = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {out: {unit: token}, asked: {unit: token}, flat: {unit: token}}
-prices:
-  out: {default: 4, models: {mini: 1, opus: 20}}
-  asked: {default: 2, models: {opus: 9}}
-credits: {ai: {costs: {out: prices.out, asked: prices.asked, flat: 3}}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {out: {included: 0, overage: deny}}}
-"""
-    catalog = loads(text)
-    plan = catalog.plans["free"]
-    prepaid = Prepaid.of(plan, catalog)
-    micro = 10**6
-    assert prepaid.costs_of("mini") == {"out": micro, "asked": 2 * micro}
-    assert prepaid.costs_of(None) == {"out": 4 * micro, "asked": 2 * micro}
-    assert prepaid.held_costs(None) == prepaid.costs_of("") == {"out": 20 * micro, "asked": 9 * micro}
-
-    def held_at(costs: dict[str, int] | None) -> dict[str, int]:
-        demands = {"out": Demand.of(5), "flat": Demand.of(5)}
-        program = compile_program(plan.entitlements, catalog, demands, prepaid=prepaid, at=AtModel(costs))
-        return dict(program.costs)
-
-    assert held_at(None) == {"out": 20 * micro}
-    assert held_at(prepaid.costs_of("mini")) == {"out": micro}
-    # Known under another plans file, by which another meter's cost depended on the model.
-    assert held_at({"flat": 7 * micro}) == {"out": 20 * micro}
-
-
 # Rates counted in this process: clocks that go back, rates that change, and what is left.
 
 
@@ -823,16 +499,6 @@ IN_PROCESS_BUCKET = loads(
 WITHOUT_RATES = loads(IN_PROCESS_PLANS.replace(", rate: 10/minute", ""))
 REFILL = 5  # Units in a hundred milliseconds.
 WINDOW_MS = 100
-
-
-def test_a_clock_that_goes_back_takes_nothing_from_a_bucket() -> None:
-    found, used = advance(TOKEN_BUCKET, WINDOW_MS, REFILL, (10_000, 7, 0), 9_000)
-    assert (found, used) == ((9_000, 7, 0), 7)
-
-
-def test_a_rest_in_parts_of_another_rate_is_less_than_a_unit() -> None:
-    found, used = advance(TOKEN_BUCKET, WINDOW_MS, REFILL, (10_000, 7, 9_999), 10_000)
-    assert (found, used) == ((10_000, 7, WINDOW_MS - 1), 8)
 
 
 @pytest.mark.parametrize(
@@ -933,10 +599,8 @@ def test_a_rest_of_another_rate_is_less_than_a_unit_in_buckets() -> None:
 @pytest.mark.parametrize(
     ("known_left", "told"),
     [
-        ({}, (100, 0, 0, 3, 0, 0, 0)),
         ({"tokens-period": Left(4, is_backed=False, until_ms=10**9)}, (4, 0, 0, 3, 0, 0, 0)),
         ({"tokens-period": Left(4, is_backed=True, until_ms=10**9)}, (4, 0, 0, 3, 0, 0, 1)),
-        ({"pages-period": Left(4, is_backed=True, until_ms=10**9)}, (100, 0, 0, 3, 0, 0, 0)),
     ],
 )
 def test_a_refusal_has_the_form_of_the_scripts_reply(
@@ -957,15 +621,9 @@ def rated(kind: int) -> Rated:
     return Rated(field="rate", meter="requests", source=None, terms=(kind, 1000, 10), is_corrected=True)
 
 
-@pytest.mark.parametrize(
-    ("passed_ms", "left"), [(-500, 8), (0, 8), (99, 8), (100, 7), (500, 3), (800, 0), (10_000, 0)]
-)
+@pytest.mark.parametrize(("passed_ms", "left"), [(-500, 8), (99, 8), (100, 7), (800, 0)])
 def test_a_bucket_has_less_of_a_quantity_with_time(passed_ms: int, left: int) -> None:
     assert rated(TOKEN_BUCKET).unleaked(8, passed_ms) == left
-
-
-def test_a_window_forgets_by_when_it_was_counted() -> None:
-    assert rated(SLIDING_WINDOW).unleaked(8, 500) == 8
 
 
 # The size of the next allotment follows what was used of the one before.
@@ -975,41 +633,19 @@ def test_a_window_forgets_by_when_it_was_counted() -> None:
     ("asked", "granted", "unused", "is_early", "size"),
     [
         # Little was left before half of the term was over: twice as many.
-        (16, 16, 0, True, 32),
         (16, 16, 4, True, 32),
-        (64, 8, 2, True, 128),
         # It lasted: as many again.
-        (16, 16, 0, False, 16),
         (16, 16, 4, False, 16),
-        (64, 8, 2, False, 64),
         # More than a quarter of the granted units is unused: half as many.
         (16, 16, 5, False, 8),
-        (16, 16, 16, False, 8),
         (16, 16, 5, True, 8),
-        (64, 8, 3, False, 32),
-        (4096, 4096, 1025, False, 2048),
         # Never fewer than 4, never more than 4096.
-        (9, 9, 9, False, 4),
-        (7, 7, 7, False, 4),
         (4, 4, 4, False, 4),
-        (4, 4, 0, False, 4),
-        (2048, 2048, 0, True, 4096),
-        (2049, 2049, 0, True, 4096),
         (4096, 4096, 0, True, 4096),
     ],
 )
 def test_the_next_size_is_exact(asked: int, granted: int, unused: int, is_early: bool, size: int) -> None:
     assert next_size(asked, granted, unused, is_early=is_early) == size
-
-
-def test_sizes_grow_to_the_most_and_shrink_to_the_least() -> None:
-    grown, shrunk = [16], [4096]
-    for _ in range(9):
-        grown.append(next_size(grown[-1], grown[-1], 0, is_early=True))
-    for _ in range(11):
-        shrunk.append(next_size(shrunk[-1], shrunk[-1], shrunk[-1], is_early=False))
-    assert grown == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 4096]
-    assert shrunk == [4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 4]
 
 
 # What presigned uploads hold of a gauge: until their slot is over, and nothing of a damaged field.
@@ -1029,14 +665,9 @@ def test_each_upload_holds_until_its_slot_begins() -> None:
     ]
 
 
-def test_an_upload_whose_slot_has_begun_holds_nothing() -> None:
-    assert presigned_at(pack_field(SLOT, 10), PRESIGNED_HOLDS_NOW_MS) == 0
-    assert presigned_at(None, PRESIGNED_HOLDS_NOW_MS) == 0
-
-
 @pytest.mark.parametrize(
     "packed",
-    [pack_field(SLOT + 1), pack_field(SLOT + 1, 10, SLOT + 1), pack_field(SLOT + 1, b"ten"), b"ten"],
+    [pack_field(SLOT + 1), pack_field(SLOT + 1, b"ten")],
 )
 def test_a_damaged_field_is_no_hold(packed: bytes) -> None:
     with pytest.raises(ValueError, match="not"):
@@ -1044,50 +675,6 @@ def test_a_damaged_field_is_no_hold(packed: bytes) -> None:
 
 
 # Packed fields of counters as Python reads them.
-
-
-FORMAT = pack_field()
-BELOW_ZERO = [-32, -31, -2, -1]
-
-
-def test_numbers_and_texts_are_read_as_they_were_packed() -> None:
-    numbers = [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**53]
-    texts = [b"x" * size for size in (0, 1, 31, 32, 255)]
-    values = [value for pair in zip(numbers, 3 * texts, strict=False) for value in pair]
-    assert unpack_field(pack_field(*values)) == values
-    long = b"x" * 300
-    assert unpack_field(FORMAT + b"\xda\x01\x2c" + long + b"\x07") == [long, 7]
-    assert unpack_field(FORMAT + bytes(number & 0xFF for number in BELOW_ZERO)) == BELOW_ZERO
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        b"\x80",
-        b"\x9f",
-        b"\xc0",
-        b"\xc0" + bytes(32),
-        b"\xcb" + bytes(8),
-        b"\xcc",
-        b"\xa1",
-        b"\xd9",
-        b"\xd9\x01",
-        b"\xda\x00",
-    ],
-)
-def test_what_no_script_writes_is_refused(wrong: bytes) -> None:
-    with pytest.raises(ValueError, match="not packed"):
-        unpack_field(FORMAT + wrong)
-
-
-def test_holds_count_in_their_slot_and_in_the_next_one() -> None:
-    counts = MeterCounts(slot=5, held=3, held_before=40)
-    found = [counts.held_at(slot * HOLD_SLOT_MS + 1) for slot in (4, 5, 6, 7, 8)]
-    assert found == [43, 43, 3, 0, 0]
-
-
-def test_recorded_is_whatever_pays_for_it() -> None:
-    assert MeterCounts(included=1, overage=20, granted=300, credited=4000, pending=9, held=9).recorded == 4321
 
 
 # Names of keys are a format: a process of the next release reads those of this one.
@@ -1106,15 +693,6 @@ routes:
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/hour}}}
 """)
-
-
-def test_a_shard_is_of_the_bytes_of_a_name() -> None:
-    assert shard_of("ada", 128) == crc32(b"ada") % 128
-    assert {shard_of(f"{number}", 4) for number in range(50)} == {0, 1, 2, 3}
-
-
-def test_keys_of_the_whole_store() -> None:
-    assert (KEYS.meta, KEYS.events) == ("mk:meta", "mk:events")
 
 
 def test_keys_of_a_shard() -> None:
@@ -1141,10 +719,6 @@ def test_keys_of_a_stripe_customer_lie_in_its_own_shard() -> None:
     assert KEYS.link("cus_1") == f"mk:{{{shard}}}:l:cus_1"
     assert KEYS.formers("cus_1") == f"mk:{{{shard}}}:f:cus_1"
     assert KEYS.beginning("cus_1") == f"mk:{{{shard}}}:b:cus_1"
-
-
-def test_what_a_watch_has_found_lies_with_the_customer() -> None:
-    assert KEYS.watched("ada", "0a1b") == f"mk:{{{shard_of('ada', 128)}}}:x:0a1b"
 
 
 def test_an_event_is_known_by_customer_and_id() -> None:
@@ -1192,15 +766,10 @@ def test_a_route_stands_for_its_method_and_path() -> None:
     assert route_name(rest).startswith("route * ")
 
 
-def test_names_of_different_tokens_are_let_pass() -> None:
-    check_tokens(KEYS_CATALOG)
-
-
 @pytest.mark.parametrize(
     ("meter", "limits", "what"),
     [
         # Names whose digests have the same 24 bits: found by trying.
-        ("m1213842", "rate: 1/hour", "the meter spend and the meter m1213842"),
         (
             "m13330799",
             "rate: {limit: 1/day, algorithm: fixed-window}",
@@ -1279,10 +848,8 @@ def test_the_reset_of_a_sliding_window_is_the_same(
 @pytest.mark.parametrize(
     "headers",
     [
-        [(b"content-type", b"text/plain")],
         [(b"Access-Control-Expose-Headers", b"X-Own")],
         [(b"x", b"y"), (EXPOSE, b"a"), (EXPOSE, b"ratelimit")],
-        [(b"RateLimit", b"the app's own")],
     ],
 )
 def test_to_scripts_of_other_origins_the_fields_are_shown(headers: list[tuple[bytes, bytes]]) -> None:
