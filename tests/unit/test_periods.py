@@ -39,8 +39,6 @@ from meterkit.errors import MeterkitError
 
 Interval = Literal["month", "year"]
 
-YEARS = (datetime(1971, 1, 1), datetime(2200, 1, 1))  # noqa: DTZ001 - hypothesis wants the zone apart
-MOMENTS = st.datetimes(*YEARS, timezones=st.just(UTC)).map(to_ms)
 INTERVALS: Final[Any] = st.sampled_from(("month", "year"))
 
 
@@ -84,19 +82,6 @@ def test_a_period(
     sentence: str, now: str, anchor: str | None, interval: Interval, expected: tuple[str, str, str]
 ) -> None:
     assert expected == bounds(now, anchor, interval), sentence
-
-
-@few_examples(30)
-@given(now_ms=MOMENTS, anchor_ms=st.none() | MOMENTS, interval=INTERVALS)
-def test_periods_follow_one_another_without_gap(
-    now_ms: int, anchor_ms: int | None, interval: Interval
-) -> None:
-    found = bounds_at(now_ms, anchor_ms=anchor_ms, interval=interval)
-    after = bounds_at(found.end_ms, anchor_ms=anchor_ms, interval=interval)
-    before = bounds_at(found.start_ms - 1, anchor_ms=anchor_ms, interval=interval)
-    assert (found.end_ms, found.next_end_ms) == (after.start_ms, after.end_ms)
-    assert (found.start_ms, found.end_ms) == (before.end_ms, before.next_end_ms)
-    assert found == bounds_at(found.end_ms - 1, anchor_ms=anchor_ms, interval=interval)
 
 
 def test_part_of_a_millisecond_is_left_out() -> None:
@@ -325,23 +310,7 @@ def test_periods_follow_each_other_without_gap_or_overlap(
         bounds = after
 
 
-@pytest.mark.parametrize(
-    ("per", "end", "expected"),
-    [
-        # 31 days are a month, from wherever they go; 32 are not: months go by the anchor then.
-        ("month", "2031-02-05", ("2031-01-05", "2031-02-05")),
-        ("month", "2031-02-06", ("2031-01-10", "2031-02-06")),
-    ],
-)
-def test_a_period_beyond_the_longest_is_cut_at_the_anchor(
-    per: Interval, end: str, expected: tuple[str, str]
-) -> None:
-    found = subscription("2031-01-05", end, anchor="2030-01-10")
-    bounds = subscription_bounds(found, Counting(per=per), ms("2031-01-20"))
-    assert (bounds.start_ms, bounds.end_ms) == (ms(expected[0]), ms(expected[1]))
-
-
-def finality_ms(month: int, day: int, *, year: int = 2031) -> int:
+def day(month: int, day: int, *, year: int = 2031) -> int:
     return int(datetime(year, month, day, tzinfo=UTC).timestamp() * 1_000)
 
 
@@ -350,70 +319,47 @@ MONTHLY: Final = SubscriptionState(
     id="sub_1",
     status="active",
     plan="pro",
-    start_ms=finality_ms(5, 1),
-    end_ms=finality_ms(6, 1),
-    anchor_ms=finality_ms(2, 1),
-    created_ms=finality_ms(2, 1),
+    start_ms=day(5, 1),
+    end_ms=day(6, 1),
+    anchor_ms=day(2, 1),
+    created_ms=day(2, 1),
 )
 
 
 @pytest.mark.parametrize(
     ("changed", "now_ms", "expected"),
     [
+        pytest.param({}, day(5, 20), (day(2, 1), day(4, 1), day(5, 1)), id="within its period"),
+        pytest.param({}, day(6, 1), (day(2, 1), day(5, 1), day(6, 1)), id="renewed by the clock"),
         pytest.param(
-            {},
-            finality_ms(5, 20),
-            (finality_ms(2, 1), finality_ms(4, 1), finality_ms(5, 1)),
-            id="within its period",
+            {"created_ms": day(4, 10)}, day(5, 20), (day(4, 10), day(4, 10), day(5, 1)), id="its first"
+        ),
+        pytest.param({"created_ms": day(5, 1)}, day(5, 20), None, id="none yet"),
+        pytest.param(
+            {"trial_end_ms": day(4, 20)}, day(5, 20), (day(4, 20), day(4, 20), day(5, 1)), id="after a trial"
         ),
         pytest.param(
-            {},
-            finality_ms(6, 1),
-            (finality_ms(2, 1), finality_ms(5, 1), finality_ms(6, 1)),
-            id="renewed by the clock",
+            {"cancel_at_ms": day(5, 15)}, day(5, 15), (day(2, 1), day(5, 1), day(5, 15)), id="it ends"
         ),
         pytest.param(
-            {"created_ms": finality_ms(4, 10)},
-            finality_ms(5, 20),
-            (finality_ms(4, 10), finality_ms(4, 10), finality_ms(5, 1)),
-            id="its first",
-        ),
-        pytest.param({"created_ms": finality_ms(5, 1)}, finality_ms(5, 20), None, id="none yet"),
-        pytest.param(
-            {"trial_end_ms": finality_ms(4, 20)},
-            finality_ms(5, 20),
-            (finality_ms(4, 20), finality_ms(4, 20), finality_ms(5, 1)),
-            id="after a trial",
-        ),
-        pytest.param(
-            {"cancel_at_ms": finality_ms(5, 15)},
-            finality_ms(5, 15),
-            (finality_ms(2, 1), finality_ms(5, 1), finality_ms(5, 15)),
-            id="it ends",
-        ),
-        pytest.param(
-            {"status": "canceled", "ended_at_ms": finality_ms(5, 10)},
-            finality_ms(5, 5),
-            (finality_ms(2, 1), finality_ms(5, 1), finality_ms(5, 10)),
+            {"status": "canceled", "ended_at_ms": day(5, 10)},
+            day(5, 5),
+            (day(2, 1), day(5, 1), day(5, 10)),
             id="it has ended, by a clock that is ahead",
         ),
-        pytest.param({"status": "incomplete"}, finality_ms(5, 20), None, id="not paid for yet"),
+        pytest.param({"status": "incomplete"}, day(5, 20), None, id="not paid for yet"),
         pytest.param(
-            {
-                "start_ms": finality_ms(5, 1, year=2030),
-                "end_ms": finality_ms(5, 1),
-                "anchor_ms": finality_ms(5, 1, year=2029),
-            }
-            | {"created_ms": finality_ms(5, 1, year=2029)},
-            finality_ms(3, 1),
-            (finality_ms(5, 1, year=2029), finality_ms(5, 1, year=2029), finality_ms(5, 1, year=2030)),
+            {"start_ms": day(5, 1, year=2030), "end_ms": day(5, 1), "anchor_ms": day(5, 1, year=2029)}
+            | {"created_ms": day(5, 1, year=2029)},
+            day(3, 1),
+            (day(5, 1, year=2029), day(5, 1, year=2029), day(5, 1, year=2030)),
             id="a year",
         ),
         pytest.param(
-            {"start_ms": finality_ms(4, 10), "end_ms": finality_ms(2, 1, year=2032)}
-            | {"usage_start_ms": finality_ms(5, 1), "usage_end_ms": finality_ms(6, 1)},
-            finality_ms(5, 20),
-            (finality_ms(2, 1), finality_ms(4, 1), finality_ms(5, 1)),
+            {"start_ms": day(4, 10), "end_ms": day(2, 1, year=2032)}
+            | {"usage_start_ms": day(5, 1), "usage_end_ms": day(6, 1)},
+            day(5, 20),
+            (day(2, 1), day(4, 1), day(5, 1)),
             id="a yearly base price, and usage by the month",
         ),
     ],
@@ -437,7 +383,7 @@ def test_the_latest_two_renewals(
 def test_a_draft_takes_usage_until_five_minutes_before_its_end(
     final_ms: int, held_ms: int, after_ms: int, *, expected: bool
 ) -> None:
-    made_ms = finality_ms(5, 1)
+    made_ms = day(5, 1)
     held = made_ms + held_ms if held_ms else 0
     assert is_final(made_ms, final_ms=final_ms, held_ms=held, now_ms=made_ms + after_ms) == expected
 
@@ -445,14 +391,9 @@ def test_a_draft_takes_usage_until_five_minutes_before_its_end(
 @pytest.mark.parametrize(
     ("changed", "at_ms", "expected"),
     [
-        pytest.param({}, finality_ms(5, 20), True, id="amid its period"),
-        pytest.param({}, finality_ms(6, 1), False, id="at its end"),
-        pytest.param(
-            {"trial_end_ms": finality_ms(6, 1), "status": "trialing"},
-            finality_ms(5, 20),
-            False,
-            id="in a trial",
-        ),
+        pytest.param({}, day(5, 20), True, id="amid its period"),
+        pytest.param({}, day(6, 1), False, id="at its end"),
+        pytest.param({"trial_end_ms": day(6, 1), "status": "trialing"}, day(5, 20), False, id="in a trial"),
     ],
 )
 def test_a_billed_period_is_cut_short_where_no_renewal_was_due(
