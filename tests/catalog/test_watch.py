@@ -17,7 +17,7 @@ from faults.refusals import eventually
 from meterkit.catalog.watch import WatchedPlans
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Coroutine
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -84,15 +84,6 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("put", [write, swap])
-async def test_each_change_is_read_once(path: Path, put: Callable[[Path, str], object]) -> None:
-    async with watched(path) as reader:
-        for nth in range(3):
-            put(path, GOOD.format(f"other_{nth}"))
-            await eventually(lambda: len(reader.read) == nth + 1)  # noqa: B023 - over before the next turn
-        assert reader.read == ["other_0", "other_1", "other_2"]
-
-
 async def test_a_change_is_read_within_two_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-20h: the documentation says so, and it took up to four."""
     reader, waited_s = Reader(path), list[float]()
@@ -119,15 +110,6 @@ async def test_a_change_is_read_within_two_seconds(path: Path, monkeypatch: pyte
     assert sum(pauses_s) == 2.0
 
 
-async def test_a_change_before_anybody_looks_is_noticed(path: Path) -> None:
-    reader = Reader(path)
-    write(path, GOOD.format("between"))
-    task = asyncio.create_task(reader.plans.watch(reader.reload, every_s=EVERY_S))
-    await eventually(lambda: reader.read == ["between"])
-    task.cancel()
-    await asyncio.wait([task])
-
-
 async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, GOOD.format(name))
@@ -149,23 +131,6 @@ async def test_a_refusal_is_logged_once_and_the_next_change_read(
         await eventually(lambda: reader.read == ["right"])
     said = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert [record.name for record in said] == ["meterkit.plans"]
-
-
-async def test_what_cannot_be_read_for_now_is_tried_again(path: Path) -> None:
-    failures = [OSError("input/output error")] * 3
-    reader = Reader(path)
-
-    async def failing() -> None:
-        if failures:
-            raise failures.pop()
-        await reader.reload()
-
-    task = asyncio.create_task(reader.plans.watch(failing, every_s=EVERY_S))
-    write(path, GOOD.format("later"))
-    await eventually(lambda: reader.read == ["later"])
-    task.cancel()
-    await asyncio.wait([task])
-    assert failures == []
 
 
 async def test_sighup_reads_the_file_at_once(

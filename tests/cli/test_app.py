@@ -55,14 +55,6 @@ def test_a_command_of_a_group_is_named_with_its_group(typed: str, meant: str, sh
     assert f"No such command '{typed}'. Did you mean {meant}?" in done.err
 
 
-def test_help_says_what_it_is_and_names_the_option(shell: Shell) -> None:
-    done = shell.run("--help")
-    assert done.code == 0
-    assert "Usage metering and limit enforcement" in done.out
-    assert "--version" in done.out
-    assert "--install-completion" in done.out  # F-69.
-
-
 @pytest.mark.dear("a process that sets up no logging")
 def test_an_embedded_store_without_a_name_is_announced(shell: Shell) -> None:
     assert said(shell) == (

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
-import threading
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.audited_kit import rows_in
-from drivers.command_line import TIMEOUT_S, InProcessShell, Shell
-from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
+    from drivers.command_line import Shell
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -44,33 +40,6 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path, store_u
     assert stored.run("usage", "acme", "--json").json["meters"]["requests"]["recorded"] == 25
     assert stored.run("audit", "rebuild").code == 0
     assert stored.run("audit", "rebuild", "--period", "soon").code == 2
-
-
-async def test_a_damaged_customer_is_named_and_the_exit_code_is_1(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
-    url = f"sqlite:///{directory}/audit.db"
-    stored.environment["METERKIT_AUDIT_URL"] = url
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
-        for nth, name in enumerate(("acme", "umbrella", "zeta"), 1):
-            await kit.record(name, "requests", nth)
-        assert stored.run("audit", "rebuild").code == 0
-        admin: Any = await kit.store.admin()
-        await admin.client.flushall()
-        await admin.client.set(kit.store.keys.customer("umbrella").counters, "text")
-    done = stored.run("audit", "rebuild")
-    words = " ".join(done.out.split())
-    assert (done.code, "nothing is rebuilt of this" in words) == (1, True)
-    again = stored.run("audit", "rebuild", "--json")
-    assert (again.code, [(row["customer"], row["period_start"]) for row in again.json]) == (
-        1,
-        [("umbrella", None)],
-    )
-    usage = [
-        stored.run("usage", name, "--json").json["meters"]["requests"]["recorded"]
-        for name in ("acme", "zeta")
-    ]
-    assert usage == [1, 3]
 
 
 async def test_a_rebuild_that_ends_early_shows_what_was_done(
@@ -125,40 +94,3 @@ def test_doctor_makes_nothing_in_the_audit_database(stored: Shell, directory: Pa
         one for one in stored.run("doctor", "--json").json["findings"] if one["check"] == "database"
     ]
     assert "no such table: main.of_another_app" in finding["problem"]
-
-
-async def test_a_database_that_does_not_answer_is_not_waited_for(
-    directory: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.health.audit_log.PATIENCE_S", 0.05)
-    url = f"sqlite:///{directory}/audit.db?timeout=3"
-    assert rows_in(url) == []
-    with closing(sqlite3.connect(directory / "audit.db")) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
-        async with kit:
-            found = (await kit.health()).findings
-        (finding,) = [one for one in found if one.check == "database"]
-        assert finding.problem == "the database of the audit log does not answer within 0.05 s"
-        assert "meterkit-call" in {thread.name for thread in threading.enumerate() if thread.daemon}
-
-
-@pytest.mark.dear("a worker is started")
-async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:
-    url = f"sqlite:///{directory}/audit.db"
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
-        await kit.record("acme", "requests", 7)
-        with emulator.running() as stripe:
-            shell = InProcessShell(
-                directory,
-                METERKIT_REDIS_URL=store_url,
-                METERKIT_STRIPE_API_KEY="sk_test_1",
-                METERKIT_STRIPE_API_BASE=stripe,
-                METERKIT_AUDIT_URL=url,
-            )
-            with shell.running("worker") as worker:
-                await eventually(lambda: [row["quantity"] for row in rows_in(url)] == [7])
-                worker.send_signal(signal.SIGTERM)
-                assert worker.wait(TIMEOUT_S) == 0

@@ -8,7 +8,6 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +15,14 @@ import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell, first_line
-from meterkit import MeterKit
 from meterkit.catalog import load
 from meterkit.cli.demo.run import PLANS
 from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally, evidence
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CATALOG = load(PLANS)
-PRO = CATALOG.plans["pro"]
 JSON = {"accept": "application/json"}
 
 
@@ -132,7 +128,7 @@ def test_the_pages_of_a_kept_demonstration_show_its_figures(demo: Shell) -> None
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize("missing", ["jinja2", "sqlalchemy"])
+@pytest.mark.parametrize("missing", ["jinja2"])
 def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path, missing: str) -> None:
     (tmp_path / f"{missing}.py").write_text("raise ImportError")
     shell = Shell(tmp_path, TMPDIR=str(demo.directory))
@@ -176,21 +172,6 @@ def test_a_demonstration_that_is_killed_takes_its_children_along() -> None:
         while processes_with(directory):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-
-
-def test_it_brings_its_own_store(demo: Shell) -> None:
-    assert demo.run("demo", "--redis", "memory://").code == 2
-
-
-@pytest.mark.anyio
-async def test_a_slow_demonstration_frees_no_limit(store_url: str) -> None:
-    (rate,) = PRO.entitlements["requests"].rates
-    clock = Clock(datetime(2031, 6, 10, 23, 59, 59, tzinfo=UTC))  # All windows turn in a second.
-    async with MeterKit(CATALOG, redis_url=store_url, flush=False, clock=clock) as kit:
-        await kit.customers.set_plan("bell", "pro")
-        assert (await kit.consume("bell", "requests", rate.limit)).allowed
-        clock.advance(timedelta(minutes=10))
-        assert (await kit.check("bell", "requests")).reason == "rate"
 
 
 def test_evidence_names_the_limit_and_what_was_served() -> None:

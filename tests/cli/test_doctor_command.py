@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.redrives import fail_webhook, kill_webhook, queue_webhook
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 from servers.store_users import DOCUMENTED, NEEDED, url_of_user
@@ -120,31 +117,6 @@ def test_a_store_that_is_down_is_the_only_store_finding(shell: Shell) -> None:
     assert "0 files in" in done.json["looked_at"]["spool"]
 
 
-def test_a_store_of_another_process_alone_is_not_looked_at(shell: Shell) -> None:
-    done = shell.run("doctor", "--redis", "memory://")
-    assert done.code == 0
-    assert "not looked at: server, rights, persistence" in done.out
-    assert "memory:// lives in one process" in done.out
-
-
-@pytest.mark.dear("a process without a package")
-def test_prices_of_providers_that_are_not_installed_are_named(directory: Path) -> None:
-    credit = "credits: {usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}}\n"
-    with (directory / "plans.yaml").open("a") as file:
-        file.write(credit)
-    program = """
-import sys
-sys.modules["genai_prices"] = None
-sys.argv = ["meterkit", "doctor", "--redis", "memory://"]
-from meterkit.__main__ import main
-main()
-"""
-    asked = [sys.executable, "-c", program]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=directory)
-    told = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"meterkit: {told}")
-
-
 @pytest.mark.parametrize("policy", ["no", "everysec"])
 async def test_a_file_that_is_never_known_to_be_on_disk(directory: Path, policy: str) -> None:
     with spawn_server("--appendonly", "yes", "--appendfsync", policy) as server:
@@ -243,24 +215,6 @@ async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
     assert "meterkit worker" in finding.cure
 
 
-async def test_webhooks_that_wait_fail_or_are_given_up(directory: Path, sound: Server) -> None:
-    async with kit_of(directory, sound.url) as kit, kit:
-        await queue_webhook(kit, "cus_waits")
-        await fail_webhook(kit, "cus_fails", "cus_fails is refused", delay_ms=3_600_000)
-        await kill_webhook(kit, "cus_dead", "cus_dead is refused")
-    finding = await of_check("webhooks", directory, sound.url)
-    assert finding.problem == "1 Stripe customer is given up, cus_dead: cus_dead is refused"
-    found = (await examined(directory, sound.url, clock=lambda: time() + 3300)).findings
-    assert [finding.problem.partition(":")[0] for finding in found if finding.check == "webhooks"] == [
-        "1 Stripe customer has waited for a sync for up to 55 min",
-        "1 Stripe customer is given up, cus_dead",
-    ]
-    found = (await examined(directory, sound.url, clock=lambda: time() + 2.1 * 3600)).findings
-    assert [finding.problem for finding in found if finding.check == "webhooks"][1] == (
-        "looks at cus_fails have failed for up to 2 h: cus_fails is refused"
-    )
-
-
 async def test_usage_that_stripe_does_not_take(
     directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
 ) -> None:
@@ -280,38 +234,6 @@ async def test_usage_that_stripe_does_not_take(
     assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
 
 
-async def test_usage_of_nobody_at_stripe(directory: Path, sound: Server) -> None:
-    await record(directory, sound.url, "acme", linked=False)
-    finding = await the_finding(directory, sound.url)
-    assert finding.problem.startswith("1 customer has usage to bill and no Stripe customer: acme;")
-    assert finding.cure == "meterkit customers link CUSTOMER STRIPE_CUSTOMER"
-
-
-async def test_more_events_than_are_sent(
-    directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
-) -> None:
-    customers = [f"c{number}" for number in range(41)]
-    for customer in customers:
-        emulator.add_customer(f"cus_{customer}")
-    await record(directory, sound.url, *customers)
-    settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
-    assert (await examined(directory, sound.url, **settings)).findings == []
-    finding = await the_finding(directory, sound.url, **settings, flush_interval=0.05)
-    assert finding.check == "throughput"
-    assert "makes 820 meter events a second at least; 800 are sent" in finding.problem
-    streams = {**settings, "stripe_transport": "v2-stream", "stripe_webhook_secret": "whsec_1"}
-    assert (await examined(directory, sound.url, **streams, flush_interval=0.05)).findings == []
-
-
-async def test_streams_whose_refusals_nobody_hears_of(
-    directory: Path, sound: Server, stripe_url: str
-) -> None:
-    settings: dict[str, Any] = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
-    finding = await the_finding(directory, sound.url, **settings, stripe_transport="v2-stream")
-    assert finding.check == "stripe"
-    assert "METERKIT_STRIPE_WEBHOOK_SECRET" in finding.cure
-
-
 async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Server) -> None:
     async with kit_of(directory, sound.url) as kit, kit:
         await kit.customers.link("acme", "cus_1")
@@ -323,19 +245,6 @@ async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Serve
     async with kit_of(directory, sound.url) as kit, kit:
         await kit.customers.link("globex", "cus_9")
     assert (await examined(directory, sound.url)).findings == []
-
-
-async def test_a_meter_that_stripe_does_not_have(directory: Path, sound: Server) -> None:
-    empty = StripeEmulator()
-    with empty.running() as url:
-        finding = await the_finding(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
-        assert finding.problem == "meter tokens: Stripe has no active meter with the event name ai_tokens"
-        # The first page of what Stripe lists holds a hundred.
-        empty.add_meter("ai_tokens")
-        for place in range(120):
-            empty.add_meter(f"other_{place}")
-        found = await examined(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
-    assert (found.findings, found.looked_at["stripe"]) == ([], "121 meters")
 
 
 async def test_a_meter_that_does_not_add_up(directory: Path, sound: Server) -> None:

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from drivers.plans import plans_text
-from meterkit import Undelivered
-from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import findings, webhooks
-from meterkit.health.allotments import allotments_of
 from meterkit.health.spools import growing, no_room
 from meterkit.spool.directory import SpoolSeen
 
@@ -23,30 +19,6 @@ if TYPE_CHECKING:
 
 
 ALLOTTED: Final = plans_text("doctor_findings")
-
-
-def test_allotments_without_effect_are_named_with_reasons() -> None:
-    assert allotments_of(loads(ALLOTTED)) == (
-        "no effect in plan burst (token bucket of requests, limit of projects);"
-        " plan paid (requests of a user); line POST /chat (usage)"
-    )
-    off = ALLOTTED.replace("allotment: 250ms\n", "")
-    assert allotments_of(loads(off)) is None
-    one = off.replace('"GET /search", ', '"GET /search", allotment: 250ms, ')
-    assert allotments_of(loads(one)) == (
-        "no effect in plan burst (token bucket of requests); plan paid (requests of a user)"
-    )
-    plain = one.replace("algorithm: token-bucket, burst: 2", "algorithm: fixed-window")
-    without = plain[: plain.index("    grants")] + plain[plain.index("    meters: {images") :]
-    without = without[: without.index("    subjects")] + without[without.index("  alone") :]
-    assert allotments_of(loads(without)) == "in effect in each plan and line"
-
-
-def test_doctor_prints_where_allotments_have_no_effect(shell: Shell) -> None:
-    (shell.directory / "plans.yaml").write_text(ALLOTTED)
-    done = shell.run("doctor", "--redis", "memory://")
-    assert done.code == 0
-    assert "\nallotments: no effect in plan burst (token bucket of requests, " in done.out
 
 
 @pytest.mark.parametrize(
@@ -75,13 +47,6 @@ def test_old_servers_are_named(server: dict[str, str], found: str | None) -> Non
 def test_a_replica_that_does_not_follow_is_named(replica: str, follows: bool) -> None:
     found = findings.replication({"role": "master", "connected_slaves": "1", "slave0": replica})
     assert [finding.check for finding in found] == ([] if follows else ["replication"])
-
-
-@pytest.mark.parametrize(
-    ("ahead_ms", "found"), [(5_000, 0), (-5_000, 0), (5_001, 1), (-5_001, 1), (61_000, 1)]
-)
-def test_clocks_may_differ_a_little(ahead_ms: int, found: int) -> None:
-    assert len(findings.clock(ahead_ms)) == found
 
 
 @pytest.mark.parametrize(
@@ -150,16 +115,6 @@ def test_long_failing_looks_are_named_with_a_reason() -> None:
     assert "within the hour" in found.cure
 
 
-def test_dead_webhooks_are_named_with_the_redrive_command() -> None:
-    assert webhooks.given_up([]) == []
-    dead = [webhooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(2)]
-    (one,) = webhooks.given_up(dead[:1])
-    assert one.problem == "1 Stripe customer is given up, cus_0: reason 0"
-    (both,) = webhooks.given_up(dead)
-    assert both.problem == "2 Stripe customers are given up, cus_0, cus_1: reason 0"
-    assert "meterkit webhooks redrive" in both.cure
-
-
 def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
     """F-200."""
     limited = ALLOTTED.replace(
@@ -176,14 +131,6 @@ def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
         done = shell.run("doctor", "--redis", "memory://")
         assert (done.code, done.out.partition("\nlimits: ")[2].startswith(said)) == (0, True), done.out
         assert ("\nlimits: " in done.out) == bool(said)
-
-
-def test_doctor_names_usage_parked_by_a_restore_apart() -> None:
-    stays = Undelivered(customer="acme", meter="tokens", quantity=5, state="parked", why="its minute")
-    of_restore = replace(stays, quantity=25, restored=True)
-    first, second = findings.undelivered([of_restore, stays])
-    assert ("redrive what can" in first.cure, "5 of tokens" in first.problem) == (True, True)
-    assert ("meterkit recover" in second.cure, "25 of tokens" in second.problem) == (True, True)
 
 
 def test_a_disk_without_room_is_found() -> None:

@@ -121,13 +121,6 @@ async def test_what_cannot_be_delivered_is_left_undone(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
-def test_without_a_key_flush_and_worker_are_wrong_usage(stored: Shell) -> None:
-    for command in ("flush", "worker"):
-        done = stored.run(command)
-        assert done.code == 2
-        assert "set METERKIT_STRIPE_API_KEY" in done.err
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_workers_deliver_once_between_them_and_stop(
     delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, number: signal.Signals
@@ -163,23 +156,6 @@ def test_a_worker_reads_its_plans_file_again_after_sighup(delivering: Shell, dir
             assert any(line.startswith(expected) for line in said)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(TIMEOUT_S) == 0
-
-
-async def test_a_worker_that_is_told_to_stop_finishes_its_pass(
-    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
-) -> None:
-    await record(directory, store_url, 25)
-    emulator.fail_next("delay", when="before", delay_s=1.0)
-    with delivering.running("worker") as worker:
-        deadline = time.monotonic() + TIMEOUT_S
-        while emulator.faults and time.monotonic() < deadline:
-            time.sleep(0.01)  # noqa: ASYNC251 - The worker runs elsewhere, and the emulator in a thread.
-        assert emulator.events == ()
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(TIMEOUT_S) == 0
-    assert emulator.accepted("cus_1", "ai_tokens") == 25
-    left = delivering.run("flush", "--all", "--json").json
-    assert left == {"sealed": 0, "delivered": 0, "unlinked": [], **DONE}
 
 
 def test_the_emulator_prints_its_settings_and_has_the_meters(shell: Shell) -> None:
@@ -287,14 +263,6 @@ async def test_without_a_key_flush_all_sends_the_spools(
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 7
     again = stored.run("flush", "--all", "--json")
     assert (0, {"sent": 0, "refused": []}) == (again.code, again.json["spools"])
-
-
-async def test_without_a_key_linked_usage_leaves_flush_undone(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
-    await record(directory, store_url, 25)
-    done = stored.run("flush", "--all", "--json")
-    assert (1, 1) == (done.code, done.json["left"])
 
 
 @pytest.mark.dear("a worker is started")

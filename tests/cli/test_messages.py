@@ -46,15 +46,6 @@ def test_a_store_that_refuses_is_said_once(shell: Shell, store_url: str) -> None
         assert (2, 1) == (done.code, len(done.err.splitlines())), done.err
 
 
-@pytest.mark.parametrize("command", ["worker", "flush"])
-def test_a_missing_stripe_key_is_refused_before_the_store(shell: Shell, command: str) -> None:
-    done = shell.run(command, "--redis", f"redis://127.0.0.1:{free_port()}")
-    assert (2, "meterkit: stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY\n") == (
-        done.code,
-        done.err,
-    )
-
-
 @pytest.mark.anyio
 async def test_what_flush_reports_is_not_logged_besides(
     stored: Shell, directory: Path, store_url: str
@@ -72,20 +63,6 @@ async def test_what_flush_reports_is_not_logged_besides(
         done = stored.run("flush", "--all", "--timeout", "0")
     assert (1, False) == (done.code, "tried again" in done.err)
     assert "will be tried again: no answer: ServerDisconnectedError" in done.out.splitlines()
-
-
-@pytest.mark.anyio
-async def test_what_is_dead_is_told_once(stored: Shell, directory: Path, store_url: str) -> None:
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.customers.link("beta", "cus_beta", force=True)
-        await kit.record("beta", "tokens", 5)
-    with emulator.running() as url:
-        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
-        done = stored.run("flush", "--all")
-    assert (1, False) == (done.code, "beta" in done.err)
-    assert "dead: 5 of tokens of customer beta in 1 intent: " in done.out
 
 
 def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, directory: Path) -> None:
@@ -110,18 +87,10 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
             0,
             "nothing is known of customer acmee; did you mean 'acme'? This is the state of a new",
         ),
-        (("customers", "show", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
         (("grants", "list", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
-        (("grants", "ledger", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
         (("usage", "zz"), 0, "nothing is known of customer zz. This is the state of a new customer"),
-        (("customers", "unlink", "acmee"), 1, "nothing is known of customer acmee; did you mean 'acme'?"),
         (("customers", "delete", "acmee"), 1, "nothing is known of customer acmee; did you mean 'acme'?"),
         (("grants", "void", "acme", "inv_24"), 1, "did you mean 'inv_42'?"),
-        (
-            ("grants", "void", "acmee", "inv_42"),
-            1,
-            "nothing is known of customer acmee; did you mean 'acme'?",
-        ),
         (("grants", "add", "acme", "tokns=1", "--id", "a"), 1, "did you mean 'tokens'?"),
         (("customers", "set-status", "acme", "past-due"), 1, "did you mean 'past_due'?"),
         (
@@ -129,17 +98,11 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
             1,
             "meterkit: plan: found 'prp'; allowed are the plans free, pro; did you mean 'pro'?",
         ),
-        (("customers", "override", "acme", "token", "included=1"), 1, "did you mean 'tokens'?"),
         (("customers", "overide", "acme", "token", "included=1"), 2, "Did you mean 'override'?"),
         (
             ("customers", "set-plan", "acmee", "pro"),
             0,
             "nothing was known of it; did you mean 'acme'? `meterkit customers delete acmee` takes this back",
-        ),
-        (
-            ("grants", "add", "acmee", "tokens=1", "--id", "a"),
-            0,
-            "new customer acmee: nothing was known of it; did you mean 'acme'?",
         ),
     ],
     ids=lambda value: "" if isinstance(value, int | str) else " ".join(value),
@@ -154,14 +117,6 @@ def test_the_nearest_known_name_is_told(
     assert told in " ".join(done.err.split())
     if code == 1:
         assert (done.out, len(done.err.splitlines())) == ("", 1)
-
-
-def test_an_expiry_in_the_past_is_named(stored: Shell) -> None:
-    done = stored.run("grants", "add", "acme", "tokens=5", "--id", "a", "--expires", "2020-01-01")
-    assert (1, "meterkit: expires_at: found 2020-01-01T00:00:00+00:00; it must lie in the future") == (
-        done.code,
-        done.err.partition(",")[0],
-    )
 
 
 @pytest.mark.parametrize(
@@ -189,13 +144,6 @@ def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command:
         )
     told = [line for line in done.stderr.splitlines() if not line.startswith("nothing is known")]
     assert (1, ["meterkit: the output cannot be written: No space left on device"]) == (done.returncode, told)
-
-
-def test_a_host_that_there_is_not_is_said_without_numbers(shell: Shell) -> None:
-    shell.environment["METERKIT_START_TIMEOUT"] = "0.2"
-    done = shell.run("customers", "list", "--redis", "redis://nowhere.invalid")
-    assert (1, 1) == (done.code, len(done.err.splitlines()))
-    assert "Errno" not in done.err
 
 
 def test_a_store_that_is_there_and_refuses_is_what_doctor_is_for(shell: Shell) -> None:

@@ -80,7 +80,6 @@ BOTH: Final = pytest.mark.parametrize(
         pytest.param(WITHOUT_STRIPE, id="none", marks=pytest.mark.whole),
     ],
 )
-PARTS_OF_STRIPE: Final = ("The way to Stripe", "Subscriptions")
 
 
 def quoted(text: str) -> set[str]:
@@ -228,26 +227,6 @@ def test_without_a_key_each_cure_is_done_or_names_the_setting(
         else:
             assert (line, code) in {(line, 0), (line, int(is_one_of(line, LEFT_UNDONE)))}, said
     assert (spool.exists(), used("tokens"), used("disk")) == (False, 7, 5)
-
-
-def test_commands_that_need_stripe_are_cures_of_what_concerns_it() -> None:
-    """A reader without Stripe is sent to no command that refuses for want of a key."""
-    elsewhere = set[tuple[str, str]]()
-    for chapter in (ROOT / "docs" / "runbook.md").read_text("utf-8").split("\n## ")[1:]:
-        if not chapter.startswith(PARTS_OF_STRIPE):
-            for part in chapter.split("\n### ")[1:]:
-                lines = {" ".join(GIVEN.get(word, word) for word in line.split()) for line in quoted(part)}
-                elsewhere |= {
-                    (part.partition("\n")[0], line) for line in lines if is_one_of(line, NEEDS_STRIPE)
-                }
-    assert elsewhere == {
-        # The journal is one of deliveries.
-        ("The audit log is not drained", "recover"),
-        # Where no meter goes to Stripe a worker runs without a key.
-        ("A day without a snapshot of revenue", "worker"),
-        ("A queue of storage events is unread", "worker --storage-queue URL"),
-        ("Buckets are not listed", "worker"),
-    }
 
 
 @pytest.mark.anyio

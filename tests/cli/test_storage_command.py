@@ -51,11 +51,3 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
         assert "all levels are right" in shell.run("storage", "recalculate").err
     finally:
         server.stop()
-
-
-def test_a_queue_wants_storage_in_the_plans_file(tmp_path: Path) -> None:
-    plans = PLANS[: PLANS.index("storage:\n  gauge")] + PLANS[PLANS.index("plans:") :]
-    (tmp_path / "plans.yaml").write_text(plans)
-    shell = InProcessShell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_STRIPE_API_KEY="sk_test_1")
-    refused = shell.run("worker", "--storage-queue", "https://sqs.example/queue")
-    assert (refused.code, "has no `storage:`" in refused.err) == (1, True)

@@ -120,18 +120,6 @@ async def test_overage_has_a_flat_price_and_usage_a_free_tier() -> None:
         assert tokens["tiers_mode"] is None
 
 
-async def test_a_dry_run_says_the_same_and_makes_nothing() -> None:
-    async with shop() as at:
-        done = await at.sync(dry_run=True)
-        assert at.changes() == 0
-        assert {line.action for line in done.lines} == {"to make"}
-        assert len(done.lines) == 10
-        await at.sync()
-        done = await at.sync(PLANS.replace("2900", "3900"), dry_run=True)
-        assert [line.action for line in done.lines if line.name == "pro, base"] == ["to make"]
-        assert [line.action for line in done.lines if line.name == "pro, seats"] == ["is there"]
-
-
 async def test_a_price_that_differs_is_replaced_and_named() -> None:
     async with shop() as at:
         first = await at.sync()
@@ -150,20 +138,6 @@ async def test_a_price_that_differs_is_replaced_and_named() -> None:
         assert (await at.api.get(f"/v1/prices/{old['pro, base']}"))["active"]
         third = await at.sync(plans)
         assert {line.action for line in third.lines} == {"is there"}
-
-
-async def test_prices_that_the_plans_file_names_are_taken_as_they_are() -> None:
-    async with shop() as at:
-        first = await at.sync()
-        ids = {line.name: line.id for line in first.lines}
-        base, seats = ids["pro, base"], ids["pro, seats"]
-        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {base}")
-        named = named.replace("{amount_cents: 900}", f"{{amount_cents: 900, stripe_price: {seats}}}")
-        again = await at.sync(named)
-        assert (again.paste, {line.action for line in again.lines}) == ({}, {"is there"})
-        dearer = await at.sync(named.replace("2900", "3900"))
-        (made,) = [line for line in dearer.lines if line.action == "made"]
-        assert (made.price, dearer.paste) == ("USD 39.00 per month", {"pro": {"price": made.id}})
 
 
 async def test_a_named_price_that_stripe_lacks_is_refused() -> None:
@@ -214,21 +188,6 @@ async def test_a_named_price_that_is_archived_is_a_problem() -> None:
         assert (done.lines, at.changes()) == ([], before)
         (problem,) = done.problems
         assert problem.startswith(f"pro, base: the plans file names the price {base}, which is archived")
-
-
-async def test_metered_prices_survive_another_base_price() -> None:
-    async with shop() as at:
-        first = await at.sync()
-        old = {line.name: line.id for line in first.lines}
-        product = at.emulator.add_product("Pro, anew", product_id="prod_anew")
-        base = at.emulator.add_price(2900, price_id="price_anew", product=product)
-        named = PLANS.replace("2900,", f"2900, stripe_price: {base},")
-        done = await at.sync(named)
-        assert done.problems == []
-        lines = {line.name: line for line in done.lines if line.what == "price"}
-        assert {line.action for line in lines.values()} == {"is there"}
-        assert (lines["pro, base"].id, lines["pro, requests"].id) == (base, old["pro, requests"])
-        assert done.notes == []
 
 
 async def test_a_price_made_by_hand_that_fits_is_used() -> None:
@@ -321,13 +280,6 @@ async def test_what_no_price_can_say_is_refused(change: tuple[str, str], why: st
         assert at.changes() == 0
 
 
-async def test_usage_without_an_amount_is_noted() -> None:
-    async with shop() as at:
-        done = await at.sync(PLANS.replace("{bill: {per: 3, amount_cents: 1}}", "bill"))
-        assert (done.problems, len(done.notes)) == ([], 1)
-        assert "names no amount" in done.notes[0]
-
-
 async def test_a_deactivated_meter_is_active_again() -> None:
     async with shop() as at:
         first = await at.sync()
@@ -341,33 +293,6 @@ async def test_a_deactivated_meter_is_active_again() -> None:
         done = await at.sync()
         assert (done.lines, at.changes()) == ([], 0)
         assert "aggregates by last" in done.problems[0]
-
-
-async def test_an_inherited_price_is_noted_and_the_rest_is_made() -> None:
-    more = "  max: {extends: pro, rank: 20}\n"
-    named = PLANS.replace("2900,", "2900, stripe_price: price_pro,")
-    async with shop() as at:
-        at.emulator.add_price(2900, price_id="price_pro", product=at.emulator.add_product("pro"))
-        done = await at.sync(named + more)
-        assert done.problems == []
-        assert [line.name for line in done.lines if line.what == "product"] == [
-            "pro",
-            "pro: seats",
-            "Requests",
-            "Tokens",
-        ]
-        (note,) = done.notes
-        assert note.startswith("plan max: has the stripe_price of plan pro, and its subscribers have")
-        # Each of them gets prices of its own where the file names none.
-        done = await at.sync(PLANS + more)
-        assert [line.name for line in done.lines if line.what == "product"] == [
-            "pro",
-            "pro: seats",
-            "Requests",
-            "Tokens",
-            "max",
-            "max: seats",
-        ]
 
 
 async def test_an_inherited_price_of_another_amount_is_refused() -> None:
@@ -447,19 +372,6 @@ async def test_a_derived_meter_of_a_fully_sent_source_is_refused(
         assert "write `report: overage` for both" in problem
         # Where the source includes nothing, all of it is overage.
         assert (await at.sync(plans.replace("included: 10_000", "included: 0"))).problems == []
-
-
-async def test_what_is_made_can_be_subscribed_to() -> None:
-    async with shop() as at:
-        done = await at.sync()
-        prices = {line.name: line.id for line in done.lines if line.what == "price"}
-        at.emulator.add_payment_method(at.emulator.add_customer("cus_1"), "pm_card_visa")
-        items = [{"price": prices["pro, base"]}, {"price": prices["pro, requests"]}]
-        made = await at.api.post("/v1/subscriptions", {"customer": "cus_1", "items": items})
-        assert [item["price"]["id"] for item in made["items"]["data"]] == [
-            prices["pro, base"],
-            prices["pro, requests"],
-        ]
 
 
 def test_the_command(directory: Path) -> None:

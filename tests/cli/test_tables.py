@@ -19,7 +19,6 @@ import pytest
 from drivers.command_line import TIMEOUT_S, Shell
 from drivers.forked_command import run_forked
 from meterkit import MeterKit
-from meterkit.cli.output import print_records
 
 if TYPE_CHECKING:
     from drivers.command_line import Shell
@@ -82,10 +81,7 @@ async def busy(stored: Shell, directory: Path, store_url: str) -> Shell:
     "command",
     [
         ("customers", "list"),
-        ("customers", "show", LONG),
-        ("grants", "list", "acme"),
         ("grants", "list", LONG),
-        ("grants", "ledger", LONG),
         ("usage", LONG),
     ],
     ids=" ".join,
@@ -108,62 +104,3 @@ async def test_no_line_of_a_table_is_wider_than_the_terminal(busy: Shell, comman
 async def test_columns_sets_the_table_width_without_a_terminal(busy: Shell) -> None:
     busy.environment["COLUMNS"] = "80"
     assert max(map(len, busy.run("grants", "list", LONG).out.splitlines())) <= 80
-
-
-@pytest.mark.anyio
-async def test_grants_fit_a_terminal_of_80_columns_line_by_line(busy: Shell) -> None:
-    lines = on_terminal(busy, "grants", "list", "acme", columns=80)
-    assert lines[0].split() == [
-        *("grant", "of", "quantity", "remaining", "priority", "effective", "expires", "status"),
-    ]
-    assert lines[2].split()[:5] == ["inv_42", "requests", "100,000", "100,000", "50"]
-
-
-@pytest.mark.anyio
-async def test_a_table_that_is_too_wide_becomes_a_list(busy: Shell) -> None:
-    lines = on_terminal(busy, "grants", "list", LONG, columns=60)
-    assert lines[:3] == [
-        "grant      invoice_2031_01_0001_with_a_long_name",
-        "of         tokens",
-        "quantity   999,999,999,999,999",
-    ]
-    assert "" in lines
-
-
-@pytest.mark.anyio
-async def test_an_override_is_shown_as_it_is_written(busy: Shell) -> None:
-    out = " ".join(busy.run("customers", "show", "acme").out.split())
-    assert "tokens: included=5000 overage={bill: {cap: 9}} rate=[100/hour, 1000/day]" in out
-
-
-def test_where_there_is_nothing_to_list_that_is_said(stored: Shell) -> None:
-    for command, words in (
-        (("customers", "list"), "no customer has been set up"),
-        (("grants", "list", "acme"), "customer acme has no grants"),
-        (("grants", "ledger", "acme"), "customer acme has no grants"),
-    ):
-        done = stored.run(*command)
-        assert (0, "") == (done.code, done.out)
-        assert words in done.err
-
-
-def test_what_is_told_in_sentences_has_some_words_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    why = "rebuilt from the audit log: Stripe may have it, and it is compared with Stripe's summary first"
-    intents: list[dict[str, object]] = [
-        {
-            "intent": "f49f2c9213c9189bb21688164d7b66d1-1",
-            "customer": "acme",
-            "minute": "2026-11-22 01:12:00Z",
-            "first attempt": "2026-11-21 01:08:32Z",
-            "quantity": 9,
-            "why": why,
-        }
-    ]
-    for columns, lines in ((110, 6), (60, 7)):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        print_records(intents)
-        said = capsys.readouterr().out.rstrip().splitlines()
-        assert len(said) <= lines + 1, said
-        assert any("rebuilt from the audit" in line for line in said)

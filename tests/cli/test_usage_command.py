@@ -79,17 +79,6 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
     assert (5_003, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
 
 
-async def test_columns_with_nothing_in_them_are_not_shown(stored: Shell) -> None:
-    header = next(line for line in stored.run("usage", "nobody").out.splitlines() if line.startswith("meter"))
-    expected = ["meter", "used", "included", "remaining", "overage", "to send", "delivered"]
-    assert expected == re.split("  +", header.strip())
-
-
-async def test_brackets_in_a_customer_s_id_are_shown(stored: Shell) -> None:
-    stored.run("customers", "set-plan", "[red]acme[/red]", "pro")
-    assert "[red]acme[/red]" in stored.run("customers", "list").out
-
-
 async def test_a_silent_store_is_one_message_and_unhealthy(directory: Path) -> None:
     shell = InProcessShell(directory, METERKIT_START_TIMEOUT="0.2")
     done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
@@ -103,11 +92,6 @@ async def test_a_setting_that_is_refused_is_wrong_usage(shell: Shell) -> None:
     done = shell.run("usage", "acme", "--redis", "http://nowhere")
     assert (2, "") == (done.code, done.out)
     assert "found the scheme 'http'" in done.err
-
-
-async def test_a_broken_plans_file_is_told_like_check_does(shell: Shell, directory: Path) -> None:
-    (directory / "plans.yaml").write_text("schema: 2\n")
-    assert shell.run("usage", "acme").err == shell.run("check").err
 
 
 async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(

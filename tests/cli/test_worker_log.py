@@ -52,11 +52,3 @@ async def test_every_line_of_a_workers_log_is_an_object(directory: Path, store_u
     )
     assert "stopped" == said[-1]["message"]
     assert any(line["message"].startswith("delivering from") for line in said)
-
-
-async def test_what_ends_a_worker_is_an_error_of_its_log(shell: Shell) -> None:
-    done = shell.run("worker", "--log-format", "json")
-    last = json.loads(done.err.splitlines()[-1])
-    assert (2, "ERROR") == (done.code, last["level"])
-    assert "key" in last["message"]
-    assert 2 == shell.run("worker", "--log-format", "xml").code

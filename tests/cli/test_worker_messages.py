@@ -50,20 +50,3 @@ async def test_the_worker_sends_messages_by_both_channels(tmp_path: Path, store_
                 worker.send_signal(signal.SIGTERM)
                 assert worker.wait(TIMEOUT_S) == 0
         assert ["acme@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("people", "found 'people'; allowed is MODULE:NAME"),
-        ("people:contacts", "people has no 'contacts'; did you mean 'contact'?"),
-        ("people:nobody", "people:nobody is no function, but of type NoneType"),
-        ("persons:contact", "there is no module 'persons'"),
-    ],
-)
-def test_what_is_no_function_is_refused(tmp_path: Path, given: str, said: str) -> None:
-    (tmp_path / "people.py").write_text(PEOPLE)
-    (tmp_path / "plans.yaml").write_text(PLANS.format(url="http://127.0.0.1:9"))
-    done = Shell(tmp_path).run("worker", "--contact", given)
-    assert done.code == 2
-    assert said in " ".join(done.err.split())

@@ -125,30 +125,6 @@ async def test_i6_a_worker_with_a_hanging_stripe_ends_and_bills_once(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
-@pytest.mark.dear("a worker and a server are started")
-async def test_a_worker_that_asks_stripe_what_it_has_ends_at_once(
-    directory: Path, emulator: StripeEmulator
-) -> None:
-    with emulator.running() as stripe_url, spawn_server("--appendonly", "yes") as server:
-        await record(directory, server.url, 25)
-        shell = delivering(directory, server.url, stripe_url)
-        assert shell.run("flush", "--all").code == 0
-        await record(directory, server.url, 8)
-        emulator.fail_next("hang", path="*", times=None)
-        before = len(list(emulator.requests))
-        for key in server.ask("KEYS", "mk:*:life"):  # As if the server were another one since two minutes.
-            server.ask("HSET", key, "known", "another", "noticed_ms", 1)
-        with shell.running("worker") as worker:
-            hear(worker, "was restarted, restored or taken over")
-            pass_two_minutes(server)
-            wait_for(lambda: len(list(emulator.requests)) > before)
-            asked = len(list(emulator.requests))
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(TIMEOUT_S) == 0
-        assert (asked - before, len(list(emulator.requests)) - before) == (1, 1)  # It would ask three times.
-        assert emulator.accepted("cus_1", "ai_tokens") == 25
-
-
 async def test_a_worker_with_a_closed_output_ends(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from servers.stores import Server
 
+
 pytest_plugins = ["pytester"]
 
 
@@ -24,6 +25,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
     return pytester
 
 
+@pytest.mark.whole
 @pytest.mark.dear("a pytest of its own, which starts a server")
 def test_tasks_and_keys_left_behind_fail_their_tests(run: pytest.Pytester) -> None:
     run.makepyfile("""

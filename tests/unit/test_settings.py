@@ -104,6 +104,8 @@ def test_a_keyword_wins_over_the_variables(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://usual")
     assert Settings.reveal(Settings.load().redis_url) == "redis://usual"
+    monkeypatch.setenv("METERKIT_REDIS_URL", "")  # Nothing is given by it, nor by None.
+    assert Settings.reveal(Settings.load(redis_url=None).redis_url) == "redis://usual"
     monkeypatch.setenv("METERKIT_REDIS_URL", "redis://variable")
     assert Settings.reveal(Settings.load().redis_url) == "redis://variable"
     assert Settings.reveal(Settings.load(redis_url="redis://keyword").redis_url) == "redis://keyword"
@@ -115,15 +117,6 @@ def test_the_usual_variables_of_stripe_are_read(monkeypatch: pytest.MonkeyPatch)
     settings = Settings.load()
     assert settings.live
     assert secrets(settings) == ["whsec_1", "whsec_2"]
-
-
-def test_none_and_an_empty_variable_count_as_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METERKIT_REDIS_URL", "")
-    monkeypatch.setenv("REDIS_URL", "redis://usual")
-    monkeypatch.setenv("METERKIT_SHARDS", "4")
-    settings = Settings.load(redis_url=None, shards=None)
-    assert Settings.reveal(settings.redis_url) == "redis://usual"
-    assert settings.shards == 4
 
 
 @pytest.mark.parametrize(
@@ -176,17 +169,14 @@ def test_a_bad_value_is_named_with_its_source_and_range(keywords: dict[str, Any]
     assert refusal(**keywords) == expected
 
 
-def test_a_bad_variable_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METERKIT_SHARDS", "0")
-    assert refusal() == "METERKIT_SHARDS: found '0'; allowed: a whole number from 1 to 1024"
-
-
-def test_all_bad_values_are_named_and_the_first_is_the_name() -> None:
+def test_all_bad_values_are_named_and_the_first_is_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERKIT_KEY_PREFIX", "a:b")
     with pytest.raises(SettingsError) as caught:
         Settings.load(shards=0, stripe_transport="v3")
     assert caught.value.name == "stripe_transport"
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
         "keyword stripe_transport",
+        "METERKIT_KEY_PREFIX",
         "keyword shards",
     ]
 
@@ -210,26 +200,18 @@ def test_what_may_be_secret_is_not_shown(keywords: dict[str, Any], place: str) -
     assert "hid" not in message
 
 
-def test_a_secret_from_the_usual_variable_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_usual_variable_holds_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIPE_API_KEY", "pk_hidden")
-    assert refusal() == (
-        "STRIPE_API_KEY: found a value that is not shown here; allowed:"
-        " a secret or restricted key (sk_…, rk_…), without spaces"
-    )
+    monkeypatch.setenv("METERKIT_AUDIT_URL", "mysql://ada:hidden@db/books")
+    message = refusal()
+    assert "STRIPE_API_KEY: found a value that is not shown here; allowed:" in message
+    assert "METERKIT_AUDIT_URL: found a value that is not shown here" in message
+    assert "hidden" not in message
 
 
 def test_an_unknown_keyword_is_refused_with_the_nearest_spelling() -> None:
     assert refusal(redis_ulr="redis://x") == "there is no setting redis_ulr; did you mean redis_url?"
     assert refusal(zzz=1).startswith("there is no setting zzz; there are redis_url, plans, ")
-
-
-@pytest.mark.parametrize("url", ["mysql://ada:s3cret@db/books", "sqlite://", "sqlite:///:memory:", "s3cret"])
-def test_another_database_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METERKIT_AUDIT_URL", url)
-    with pytest.raises(SettingsError) as caught:
-        Settings.load()
-    assert "METERKIT_AUDIT_URL: found a value that is not shown here" in str(caught.value)
-    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

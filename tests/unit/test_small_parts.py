@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import looptime
 import pytest
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-# Background tasks, cancellation, logs and arguments.
-
-
 # Tasks beside an event loop: each begins anew where it ends by an error, ever more slowly, and says so.
 
 
@@ -61,7 +58,8 @@ async def beside(work: Callable[[], Coroutine[None, None, None]], *, for_s: floa
     return failures
 
 
-def run(story: Coroutine[None, None, Counter[str]]) -> Counter[str]:
+def run(story: Coroutine[None, None, Any]) -> Any:
+    """Run a story in virtual time."""
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
         return runner.run(story)
 
@@ -124,12 +122,6 @@ def test_a_task_that_is_done_is_let_be() -> None:
 HOUR_S = 3600.0
 
 
-def cancellation_run(story: Coroutine[None, None, None]) -> None:
-    """Run a story in virtual time."""
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
-        runner.run(story)
-
-
 async def swallow(times: int) -> None:
     """Wait, and swallow so many cancellations."""
     for _ in range(times):
@@ -156,7 +148,7 @@ def test_a_task_ends_however_often_its_cancellation_is_swallowed(times: int) -> 
         assert now() - begun == 0.5 * times
         assert task.cancelling() == 1
 
-    cancellation_run(story())
+    run(story())
 
 
 def test_a_swallowed_time_limit_still_ends_its_block() -> None:
@@ -172,7 +164,7 @@ def test_a_swallowed_time_limit_still_ends_its_block() -> None:
         assert await task - begun == 11.5
         assert task.cancelling() == 0
 
-    cancellation_run(story())
+    run(story())
 
 
 def test_the_cleanup_of_a_cancelled_task_has_half_a_second() -> None:
@@ -192,7 +184,7 @@ def test_the_cleanup_of_a_cancelled_task_has_half_a_second() -> None:
         await asyncio.wait([task], timeout=HOUR_S)
         assert task.cancelled()
 
-    cancellation_run(story())
+    run(story())
     assert done == ["given back"]
 
 
@@ -211,7 +203,7 @@ def test_a_cancellation_swallowed_by_a_client_is_raised_later(error: OSError | N
         with pytest.raises(asyncio.CancelledError):
             await asking
 
-    cancellation_run(story())
+    run(story())
 
 
 def test_a_cancellation_before_the_client_is_called_is_raised() -> None:
@@ -227,7 +219,7 @@ def test_a_cancellation_before_the_client_is_called_is_raised() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.ensure_future(work())
 
-    cancellation_run(story())
+    run(story())
 
 
 def test_a_cleanup_is_completed_whatever_cancels_its_caller() -> None:
@@ -247,7 +239,7 @@ def test_a_cleanup_is_completed_whatever_cancels_its_caller() -> None:
         with pytest.raises(asyncio.CancelledError):
             await closing
 
-    cancellation_run(story())
+    run(story())
     assert done == ["closed"] * 2
 
 
