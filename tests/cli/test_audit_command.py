@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audited_kit import rows_in
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
-    from drivers.command_line import Shell
     from pathlib import Path
+
+    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 
@@ -77,20 +76,3 @@ def test_an_unusable_audit_database_is_found(stored: Shell, url: str, words: str
     assert words in finding["problem"]
     assert "METERKIT_AUDIT_URL" in finding["cure"]
     assert "SECRET" not in done.out + done.err
-
-
-def test_doctor_makes_nothing_in_the_audit_database(stored: Shell, directory: Path) -> None:
-    url = f"sqlite:///{directory}/audit.db"
-    stored.environment["METERKIT_AUDIT_URL"] = url
-    seen = stored.run("doctor", "--json").json
-    assert seen["looked_at"]["database"] == "its table is made when first needed"
-    assert not (directory / "audit.db").exists()
-    assert rows_in(url) == []  # It makes the table.
-    assert stored.run("doctor", "--json").json["looked_at"]["database"] == "its table is read"
-    with sqlite3.connect(directory / "audit.db") as database:
-        database.execute("DROP TABLE meterkit_audit")
-        database.execute("CREATE VIEW meterkit_audit AS SELECT * FROM of_another_app")
-    (finding,) = [
-        one for one in stored.run("doctor", "--json").json["findings"] if one["check"] == "database"
-    ]
-    assert "no such table: main.of_another_app" in finding["problem"]

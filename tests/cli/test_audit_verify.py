@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from sqlite3 import connect
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,14 +45,6 @@ class Books:
         url = f"sqlite:///{file or self.file}"
         shell = InProcessShell(self.shell.directory, **self.shell.environment | {"METERKIT_AUDIT_URL": url})
         return await asyncio.to_thread(shell.run, "audit", "verify", *arguments)
-
-    def copied(self, *statements: str) -> Path:
-        """A copy of the database in which someone has run SQL."""
-        file = shutil.copy(self.file, self.file.with_suffix(".copy"))
-        with closing(connect(file)) as database, database:
-            for statement in statements:
-                database.execute(statement)
-        return self.file.with_suffix(".copy")
 
     def forged(self, change: Callable[[list[Row]], list[Row]]) -> Path:
         """A database of changed rows with right hashes, as of one who knows the format."""

@@ -81,7 +81,6 @@ async def test_a_dry_run_takes_nothing_back(stored: Shell, directory: Path, stor
         (("tokens=13",), "n", True, 25),
         (("tokens=13",), "y", True, 12),
         (("tokens=12",), "", False, 13),
-        (("tokens=1800",), "n", True, 25),
         (("tokens=13", "--yes"), "", False, 12),
     ],
 )

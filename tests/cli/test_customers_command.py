@@ -172,11 +172,7 @@ def test_empty_lines_headers_and_unusual_customer_ids_are_read(
 
 
 @pytest.mark.parametrize(
-    "entries",
-    [
-        *(["=5"], ["included="], ["a=1", "a=2"], ["rate=[1"]),
-        *(["included=2026-13-45"], ["included=" + "9" * 5000], ["rate=" + "[" * 1500]),
-    ],
+    "entries", [["=5"], ["a=1", "a=2"], ["included=" + "9" * 5000], ["rate=" + "[" * 1500]]
 )
 def test_entries_that_cannot_be_read_are_refused(shell: Shell, entries: list[str]) -> None:
     done = shell.run("customers", "override", "acme", "tokens", *entries)

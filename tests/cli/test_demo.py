@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +79,7 @@ def assert_right(said: str) -> None:
     )
 
 
+@pytest.mark.whole
 @pytest.mark.dear("all of the demonstration")
 def test_a_lost_event_is_found_and_named(demo: Shell) -> None:
     done = demo.run("demo", "--break")
@@ -157,21 +157,6 @@ def test_a_demonstration_that_is_stopped_leaves_nothing(
         if number == signal.SIGTERM:
             process.send_signal(number)  # As from a supervisor and its own parent.
         assert process.wait(TIMEOUT_S) == code
-
-
-@pytest.mark.dear("a demonstration is started")
-def test_a_demonstration_that_is_killed_takes_its_children_along() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        shell = Shell(Path(directory), TMPDIR=directory)
-        with shell.running("demo") as process:
-            while not first_line(process).startswith("service:"):
-                assert process.poll() is None
-            process.kill()
-        deadline = time.monotonic() + TIMEOUT_S
-        # The last user of the embedded server shuts it down: nothing at all is left but files.
-        while processes_with(directory):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 def test_evidence_names_the_limit_and_what_was_served() -> None:

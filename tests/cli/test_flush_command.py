@@ -121,6 +121,24 @@ async def test_what_cannot_be_delivered_is_left_undone(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
+async def test_flush_exits_1_as_long_as_something_is_dead(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    # F-87: 0 was as good to the tests.
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        for customer, stripe_customer, quantity in (("acme", "cus_gone", 25), ("zeta", "cus_1", 7)):
+            await kit.customers.link(customer, stripe_customer, force=True)
+            await kit.record(customer, "tokens", quantity)
+    first = delivering.run("flush", "--all", "--json")
+    assert (first.code, first.json["delivered"], first.json["dead"], first.json["left"]) == (1, 1, 1, 0)
+    # Nothing is left to be tried, and it is still not delivered.
+    again = delivering.run("flush", "--all")
+    assert again.code == 1
+    assert "dead: 25 of tokens of customer acme in 1 intent: " in again.out
+    assert "zeta" not in again.out
+    assert emulator.accepted("cus_1", "ai_tokens") == 7
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_workers_deliver_once_between_them_and_stop(
     delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, number: signal.Signals

@@ -66,24 +66,17 @@ async def test_what_is_parked_waits_and_what_is_refused_is_said(
         assert [one["intent"] for one in refused.json["refused"]] == [intent.identifier, "nobody"]
         assert "is dead: only what is queued can be parked" in refused.err
         assert stored.run("outbox", "redrive", intent.identifier).code == 0
-        parked = stored.run("outbox", "park", intent.identifier)
+        parked = stored.run("outbox", "park", intent.identifier, "--reason", "a wrong price")
         assert (parked.code, parked.out.startswith("parked: 25 of tokens")) == (0, True)
-        assert stored.run("outbox", "redrive").code == 2
-        assert stored.run("outbox", "redrive", "a", "--all").code == 2
-
-
-async def test_what_a_person_has_parked_is_redriven_by_name_alone(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
-    async with dead(stored, directory, store_url) as intent:
-        assert stored.run("outbox", "redrive", intent.identifier).code == 0
-        assert stored.run("outbox", "park", intent.identifier, "--reason", "a wrong price").code == 0
+        # What a person has parked is redriven by name alone.
         left = stored.run("outbox", "redrive", "--all")
         assert (left.code, left.out) == (0, "")
         assert "1 parked by hand stay so: name them" in left.err
         (listed,) = stored.run("outbox", "list", "--json").json
         assert (listed["state"], listed["why"]) == ("parked", "parked by hand: a wrong price")
         assert stored.run("outbox", "redrive", intent.identifier).out.startswith("redriven: 25 of tokens")
+        assert stored.run("outbox", "redrive").code == 2
+        assert stored.run("outbox", "redrive", "a", "--all").code == 2
 
 
 async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, directory: Path, store_url: str) -> None:

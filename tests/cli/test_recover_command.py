@@ -59,8 +59,3 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
         assert (doubted.code, "still wait for their comparison with Stripe" in doubted.err) == (1, True)
         assert stored.run("recover", "--since", "yesterday").code == 2
-
-
-async def test_without_a_stripe_key_nothing_can_be_recovered(stored: Shell) -> None:
-    refused = stored.run("recover")
-    assert (refused.code, "stripe_api_key" in refused.err.lower()) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from servers.stores import Server
@@ -33,23 +35,41 @@ NEXT = (
 )
 
 
+@asynccontextmanager
+async def logging(server: Server, directory: Path, plans: str) -> AsyncGenerator[MeterKit]:
+    """A kit in June; in the end its audit log has what it has recorded."""
+    (directory / "plans.yaml").write_text(plans)
+    url = f"sqlite:///{directory}/audit.db"
+    settings: dict[str, Any] = {"redis_url": server.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
+    async with MeterKit(loads(plans), clock=Clock(NOW), flush=False, **settings) as kit:
+        yield kit
+        await drain_all(kit, url)
+
+
+def shell_of(server: Server, directory: Path) -> Shell:
+    url = f"sqlite:///{directory}/audit.db"
+    return InProcessShell(
+        directory, METERKIT_REDIS_URL=server.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
+    )
+
+
 async def log_of(server: Server, directory: Path) -> Shell:
     """A log of what two customers used in June, and one who was deleted; and a shell beside it."""
-    url, clock = f"sqlite:///{directory}/audit.db", Clock(NOW)
-    settings: dict[str, Any] = {"redis_url": server.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
-    async with MeterKit(loads(PLANS), clock=clock, flush=False, **settings) as kit:
+    async with logging(server, directory, PLANS) as kit:
         for customer, words in (("ada", 700), ("bob", 1_700), ("gone", 90_000)):
             await kit.record(customer, "words", words)
             await kit.record(customer, "calls", 10)
         await kit.grants.add("bob", {"words": 5}, grant_id="gift")
-        await drain_all(kit, url)
     at_ms = int(NOW.timestamp() * 1000)
-    insert_rows(url, [Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
-    (directory / "plans.yaml").write_text(PLANS)
+    insert_rows(f"sqlite:///{directory}/audit.db", [Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
     (directory / "next.yaml").write_text(NEXT)
-    return InProcessShell(
-        directory, METERKIT_REDIS_URL=server.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
-    )
+    return shell_of(server, directory)
+
+
+def answer_of(model: str, prompt: int, tokens: int) -> dict[str, Any]:
+    said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
+    used = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    return {"object": "chat.completion", "model": model, "choices": said, "usage": used}
 
 
 @pytest.mark.dear("a month is served and tried again")
@@ -123,21 +143,12 @@ BY_MODEL = (
 
 
 async def test_prices_by_model_are_tried_without_top_ups(valkey: Server, tmp_path: Path) -> None:
-    url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
-    settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
-    async with MeterKit(loads(SOLD), clock=clock, flush=False, **settings) as kit:
+    async with logging(valkey, tmp_path, SOLD) as kit:
         for customer, model in (("ada", "our-large"), ("bob", "our-small")):
             for tokens in (600, 2_400):
-                used = {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
-                said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
-                answer = {"object": "chat.completion", "model": model, "choices": said, "usage": used}
-                await kit.record_usage(customer, answer)
-        await drain_all(kit, url)
-    (tmp_path / "plans.yaml").write_text(SOLD)
+                await kit.record_usage(customer, answer_of(model, 10, tokens))
     (tmp_path / "next.yaml").write_text(BY_MODEL)
-    shell = InProcessShell(
-        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
-    )
+    shell = shell_of(valkey, tmp_path)
     found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
     prices = {one["customer"]: (one["now_cents"], one["then_cents"]) for one in found["customers"]}
     assert prices == {"ada": (508, 540), "bob": (508, 508)}  # 2,000 tokens beyond.
@@ -150,25 +161,16 @@ async def test_prices_by_model_are_tried_without_top_ups(valkey: Server, tmp_pat
 
 
 async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_path: Path) -> None:
-    url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
-    settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
-    said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
-    async with MeterKit(loads(SOLD), clock=clock, flush=False, **settings) as kit:
+    async with logging(valkey, tmp_path, SOLD) as kit:
         for customer, calls in (("ada", 3), ("bob", 1)):
             for _ in range(calls):
-                used = {"prompt_tokens": 0, "completion_tokens": 4_000, "total_tokens": 4_000}
-                answer = {"object": "chat.completion", "model": "our-large", "choices": said, "usage": used}
-                await kit.record_usage(customer, answer)
+                await kit.record_usage(customer, answer_of("our-large", 0, 4_000))
         await kit.record("bob", "usd_charged", 1_500_000)  # No call: no markup is on it.
-        await drain_all(kit, url)
     dearer = SOLD.replace("provider_prices}", "provider_prices, markup: 50%}")
     other = dearer.replace("1 per 1000}}", "2 per 1000}}").replace(
         "    meters: {output", "    subjects: {user: {output_tokens: {included: 5}}}\n    meters: {output"
     )
-    (tmp_path / "plans.yaml").write_text(SOLD)
-    shell = InProcessShell(
-        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2"
-    )
+    shell = shell_of(valkey, tmp_path)
 
     def tried(text: str) -> tuple[dict[str, tuple[int, int]], list[str], dict[str, Any]]:
         (tmp_path / "next.yaml").write_text(text)

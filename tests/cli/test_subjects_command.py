@@ -83,22 +83,12 @@ def test_a_user_override_lasts_until_it_ends_or_is_cleared(stored: Shell) -> Non
     ("arguments", "code", "said"),
     [
         (("acme", "--subject", "user=u_7"), 2, "KEY=VALUE"),
-        (("acme", "words", "--subject", "user=u_7"), 2, "KEY=VALUE"),
         (("acme", "words", "included=5", "--subject", "user"), 2, "KIND=ID"),
-        (("acme", "words", "included=5", "--subject", "=u_7"), 1, "declared are team, user"),
         (("acme", "words", "included=5", "--clear", "--subject", "user=u_7"), 2, "--clear"),
         (("acme", "words", "included=5", "--subject", "app=x"), 1, "declared are team, user"),
         (("acme", "word", "included=5", "--subject", "user=u_7"), 1, "did you mean 'words'"),
-        (("acme", "budgets", "amount_cents=5", "--subject", "user=u_7"), 1, "did you mean 'budget'"),
         (("acme", "words", "overage=bill", "--subject", "user=u_7"), 1, "overage"),
-        (("acme", "words", "included", "--subject", "user=u_7"), 1, "allowed is KEY=VALUE"),
-        (("acme", "words", "included=5", "--subject", "user=u_7", "--until", "2001-01-01"), 1, "future"),
         (("acme", "--feature", "x", "--subject", "user=u_7"), 2, "--subject"),
-        (
-            ("acme", "words", "included=5", "--feature", "x", "--subject", "user=u_7"),
-            2,
-            "--feature",
-        ),
     ],
 )
 def test_an_override_that_cannot_be_read_is_refused(
@@ -114,7 +104,6 @@ def test_an_override_that_cannot_be_read_is_refused(
     [
         (("acme", "--by", "app"), 1, "declared are team, user"),
         (("--all", "--by", "user"), 2, "--by"),
-        (("acme", "--by", "user", "--csv"), 2, "--by"),
         (("acme", "--by", "user", "--period", "2026-01"), 2, "--by"),
     ],
 )
@@ -125,9 +114,9 @@ def test_usage_that_cannot_be_shown_by_user_is_refused(
     assert (done.code, said in done.err) == (code, True), done.err
 
 
-def test_the_twins_without_an_event_loop_take_subjects(directory: Path, any_store_url: str) -> None:
+def test_the_twins_without_an_event_loop_take_subjects(directory: Path) -> None:
     user = {"user": "u_7"}
-    with MeterKit(directory / "plans.yaml", redis_url=any_store_url, flush=False).sync() as kit:
+    with MeterKit(directory / "plans.yaml", redis_url="memory://", flush=False).sync() as kit:
         assert kit.check("acme", "words", 66_666, subjects=user).allowed
         assert kit.check("acme", "words", 66_667, subjects=user).violated == ("user:spend-period",)
         assert kit.consume("acme", "words", 10, subjects=user).allowed

@@ -1,14 +1,20 @@
-"""A worker whose store dies, and one whose Stripe hangs: it goes on, and it ends when it is told to."""
+"""A worker goes on where its store dies, ends where Stripe hangs, and does what an app would."""
 
 from __future__ import annotations
 
+import json
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.messages import PLANS, SECRET, mailbox, receiving_server
+from drivers.sampled import whole
+from drivers.subscribed_customer import fetched, subscription
+from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
@@ -21,6 +27,14 @@ if TYPE_CHECKING:
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
+
+PEOPLE: Final = """
+from meterkit import Contact
+
+
+async def contact(customer):
+    return Contact(f"{customer}@example.org", "Ada")
+"""
 
 
 @pytest.fixture
@@ -104,7 +118,7 @@ def events_sent(emulator: StripeEmulator) -> list[Any]:
     return [request for request in emulator.requests if "meter_event" in request.path]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [whole("before"), "after"])
 async def test_i6_a_worker_with_a_hanging_stripe_ends_and_bills_once(
     directory: Path, emulator: StripeEmulator, when: Literal["before", "after"]
 ) -> None:
@@ -139,3 +153,68 @@ async def test_a_worker_with_a_closed_output_ends(
         # Its only pass may have come before the usage could be sealed.
         assert shell.run("flush", "--all").code == 0
     assert emulator.accepted("cus_1", "ai_tokens") == 25
+
+
+async def test_every_line_of_a_workers_log_is_an_object(
+    directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    await record(directory, store_url, 7)
+    with emulator.running() as stripe_url:
+        shell = delivering(directory, store_url, stripe_url)
+        with shell.running("worker", "--log-format", "json") as worker:
+            lines: list[str] = []
+            while not lines or '"delivered": 1' not in lines[-1]:
+                lines.append(worker.stderr.readline())
+                assert lines[-1]
+            worker.send_signal(signal.SIGTERM)
+            rest = worker.stderr.read().splitlines()
+            assert (0, "") == (worker.wait(TIMEOUT_S), worker.stdout.read())
+    said = [json.loads(line) for line in lines + rest]
+    assert all(["time", "level", "logger", "message"] == list(line)[:4] for line in said)
+    passed = next(line for line in said if line.get("delivered"))
+    names = ("level", "logger", "sealed", "left")
+    assert [passed[name] for name in names] == ["INFO", "meterkit.worker", 1, 0]
+    assert said[-1]["message"] == "stopped"
+
+
+@pytest.mark.dear("a worker is started")
+async def test_the_worker_sends_messages_by_both_channels(
+    tmp_path: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    (tmp_path / "people.py").write_text(PEOPLE)
+    async with receiving_server() as hook, mailbox() as box:
+        (tmp_path / "plans.yaml").write_text(PLANS.format(url=hook.url))
+        async with MeterKit(tmp_path / "plans.yaml", redis_url=store_url, flush=False) as kit:
+            await kit.record("acme", "requests", 5)
+        with emulator.running() as stripe_url:
+            shell = delivering(tmp_path, store_url, stripe_url)
+            shell.environment |= {"METERKIT_NOTIFY_SECRET": SECRET, "METERKIT_SMTP_URL": box.url}
+            with shell.running("worker", "--contact", "people:contact") as worker:
+                await eventually(lambda: bool(hook.posts and box.mails))
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(TIMEOUT_S) == 0
+        assert ["acme@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
+
+
+async def test_the_worker_enters_what_the_clock_has_changed(
+    directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        now = datetime.now(UTC)
+        bounds = {name: now - timedelta(days=1) for name in ("start_ms", "anchor_ms", "created_ms")}
+        ends = {"end_ms": now + timedelta(days=29), "cancel_at_ms": now + timedelta(seconds=0.2)}
+        await fetched(kit, subscription(**bounds, **ends))
+        entered = len(await kit.customers.history("acme"))
+
+        async def is_found() -> bool:
+            return len(await kit.customers.history("acme")) > entered
+
+        with emulator.running() as stripe_url:
+            shell = delivering(directory, store_url, stripe_url)
+            with shell.running("worker") as worker:
+                await eventually(is_found)
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(TIMEOUT_S) == 0
+        found = (await kit.customers.history("acme"))[entered:]
+        assert {entry.cause for entry in found} == {"clock"}
+        assert ("status", "active", "canceled") in [(one.kind, one.before, one.after) for one in found]
