@@ -1,19 +1,26 @@
-"""Calls as Stripe's reference describes them, through its SDK: each test's docstring is the page it follows.
-
-Here: customers, products, prices, coupons, subscriptions and schedules. The rest is in
-tests/testing/test_documented_bills.py: invoices, money given back, meters and what all calls share.
-"""
+"""Calls as Stripe's reference describes them, through its SDK: each test names the page it follows."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe
+from drivers.emulated_shop import (
+    DAY,
+    MAY,
+    SECOND,
+    amounts,
+    invoice_of,
+    item_of,
+    refusal,
+    shop,
+    subscribe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,20 +50,6 @@ async def test_payment_methods_detach(served: Served) -> None:
     assert (await client.v1.payment_methods.detach_async(card.id)).customer is None
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.payment_methods.attach_async(card.id, {"customer": "cus_1"})
-
-
-async def test_products_create(served: Served) -> None:
-    """https://docs.stripe.com/api/products/create."""
-    client, _, _ = served
-    made = await client.v1.products.create_async({"name": "Words", "unit_label": "word"})
-    assert (made.object, made.active, made.unit_label, made.type) == ("product", True, "word", "service")
-
-
-async def test_products_update(served: Served) -> None:
-    """https://docs.stripe.com/api/products/update."""
-    client, _, _ = served
-    changed = await client.v1.products.update_async("prod_pro", {"name": "Pro+", "metadata": {"a": "b"}})
-    assert (changed.name, _metadata(changed)) == ("Pro+", {"a": "b"})
 
 
 async def test_prices_update(served: Served) -> None:
@@ -110,71 +103,6 @@ async def test_coupons_delete(served: Served) -> None:
     assert (await client.v1.invoices.list_async({"limit": 1})).data[0].total == 500
 
 
-async def test_what_is_not_paid_in_a_day_expires(served: Served) -> None:
-    """https://docs.stripe.com/billing/subscriptions/overview#payment-window: 23 hours."""
-    client, _, clock = served
-    made = await subscribe(client, payment_behavior="default_incomplete")
-    clock.advance(timedelta(hours=23, minutes=1))
-    found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["latest_invoice"]})
-    assert (found.status, invoice_of(found).status) == ("incomplete_expired", "void")
-
-
-async def test_a_trial_without_a_card_ends_as_it_says(served: Served) -> None:
-    """https://docs.stripe.com/billing/subscriptions/trials/free-trials#create-free-trials-without-payment."""
-    client, _, clock = served
-    (card,) = (await client.v1.customers.payment_methods.list_async("cus_1")).data
-    await client.v1.payment_methods.detach_async(card.id)
-    ends = {"end_behavior": {"missing_payment_method": "pause"}}
-    made = await subscribe(client, trial_period_days=3, trial_settings=ends)
-    clock.advance(timedelta(days=3, hours=1))
-    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "paused"
-
-
-async def test_a_subscription_has_twenty_items_at_most(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/create#create_subscription-items."""
-    client, emulator, _ = served
-    for number in range(21):
-        emulator.add_price(100, price_id=f"price_n{number}", product="prod_pro")
-    made = await subscribe(client, *(f"price_n{n}" for n in range(20)))
-    listed = await client.v1.subscription_items.list_async({"subscription": made.id, "limit": 100})
-    assert len(listed.data) == 20
-    with pytest.raises(stripe.InvalidRequestError, match="20"):
-        await subscribe(client, *(f"price_n{n}" for n in range(21)))
-
-
-async def test_a_trial_is_ended_now(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/update#update_subscription-trial_end: `now`."""
-    client, _, clock = served
-    made = await subscribe(client, trial_period_days=14)
-    clock.advance(timedelta(days=1))
-    ended: Any = {"trial_end": "now", "expand": ["latest_invoice"]}
-    changed = await client.v1.subscriptions.update_async(made.id, ended)
-    assert (changed.status, changed.trial_end) == ("active", clock())
-    assert (invoice_of(changed).total, item_of(changed).current_period_start) == (1000, clock())
-
-
-async def test_an_end_is_planned_and_taken_back(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/update#update_subscription-cancel_at_period_end."""
-    client, _, clock = served
-    made = await subscribe(client)
-    ends = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
-    assert (ends.cancel_at, ends.status, ends.canceled_at) == (MAY, "active", SECOND)
-    stays = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": False})
-    assert (stays.cancel_at, stays.canceled_at) == (None, None)
-    await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
-    clock.advance(timedelta(days=30, hours=1))
-    ended = await client.v1.subscriptions.retrieve_async(made.id)
-    assert (ended.status, ended.ended_at) == ("canceled", MAY)
-
-
-async def test_an_end_at_a_named_instant(served: Served) -> None:
-    """https://docs.stripe.com/changelog/basil/2025-07-30/cancel-at-enums: `min_period_end`."""
-    client, _, _ = served
-    made = await subscribe(client)
-    ends = await client.v1.subscriptions.update_async(made.id, {"cancel_at": "min_period_end"})
-    assert ends.cancel_at == MAY
-
-
 async def test_subscriptions_cancel(served: Served) -> None:
     """https://docs.stripe.com/api/subscriptions/cancel: without proration by default."""
     client, _, clock = served
@@ -199,71 +127,329 @@ async def test_a_canceled_subscription_changes_no_more(served: Served) -> None:
     assert _metadata(noted) == {"why": "price"}
 
 
-async def test_collection_is_paused(served: Served) -> None:
-    """https://docs.stripe.com/billing/subscriptions/pause-payment: invoices go on, and are void."""
+SENT: Any = {"collection_method": "send_invoice", "days_until_due": 14}
+
+
+async def _draft(served: Served) -> stripe.Invoice:
+    """The draft of a renewal that has just been made."""
+    client, _, clock = served
+    await subscribe(client)
+    clock.advance(timedelta(days=30, minutes=1))
+    return (await client.v1.invoices.list_async({"limit": 1})).data[0]
+
+
+async def _open(served: Served) -> stripe.Invoice:
+    client, _, _ = served
+    made = await subscribe(client, **SENT)
+    return await client.v1.invoices.finalize_invoice_async(str(invoice_of(made).id))
+
+
+async def _used(client: stripe.StripeClient, number: int, *, at: int, identifier: str) -> None:
+    await client.v1.billing.meter_events.create_async(
+        {
+            "event_name": "calls",
+            "identifier": identifier,
+            "payload": {"stripe_customer_id": "cus_1", "value": str(number)},
+            "timestamp": at,
+        }
+    )
+
+
+async def test_finalization_is_put_off(served: Served) -> None:
+    """https://docs.stripe.com/invoicing/scheduled-finalization."""
+    client, _, clock = served
+    draft = await _draft(served)
+    later: Any = {"automatically_finalizes_at": MAY + DAY}
+    await client.v1.invoices.update_async(str(draft.id), later)
+    clock.advance(timedelta(hours=2))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "draft"
+    clock.advance(timedelta(days=1))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
+
+
+async def test_invoices_finalize(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/finalize: once."""
+    client, _, _ = served
+    draft = await _draft(served)
+    done = await client.v1.invoices.finalize_invoice_async(str(draft.id))
+    assert done.status_transitions.finalized_at is not None
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoices.finalize_invoice_async(str(draft.id))
+
+
+async def test_invoices_void(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/void: an open one, not a draft."""
+    client, _, _ = served
+    found = await _open(served)
+    assert (await client.v1.invoices.void_invoice_async(str(found.id))).status == "void"
+    draft = await _draft(served)
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoices.void_invoice_async(str(draft.id))
+
+
+async def test_invoices_mark_uncollectible(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/mark_uncollectible: it can still be paid."""
+    client, _, _ = served
+    given_up = await client.v1.invoices.mark_uncollectible_async(str((await _open(served)).id))
+    assert given_up.status == "uncollectible"
+    assert (await client.v1.invoices.pay_async(str(given_up.id))).status == "paid"
+
+
+async def test_invoices_create_preview(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/create_preview: nothing is kept of it."""
     client, _, clock = served
     made = await subscribe(client)
-    paused: Any = {"pause_collection": {"behavior": "void"}}
-    assert (await client.v1.subscriptions.update_async(made.id, paused)).status == "active"
-    clock.advance(timedelta(days=30, hours=2))
-    assert (await client.v1.invoices.list_async({"limit": 1})).data[0].status == "void"
-    goes_on: Any = {"pause_collection": ""}
-    assert (await client.v1.subscriptions.update_async(made.id, goes_on)).pause_collection is None
+    clock.advance(timedelta(days=15))
+    asked: Any = {
+        "subscription": made.id,
+        "subscription_details": {
+            "items": [{"id": item_of(made).id, "price": "price_20"}],
+            "proration_behavior": "always_invoice",
+            "proration_date": int(clock()),
+        },
+    }
+    preview = await client.v1.invoices.create_preview_async(asked)
+    assert (amounts(preview), preview.total) == ([-500, 1000], 500)
+    assert len((await client.v1.invoices.list_async()).data) == 1
+    assert item_of(await client.v1.subscriptions.retrieve_async(made.id)).price.id == "price_10"
 
 
-async def test_subscription_items_create_and_delete(served: Served) -> None:
-    """https://docs.stripe.com/api/subscription_items/create, https://docs.stripe.com/api/subscription_items/delete."""
+async def test_a_final_invoice_takes_no_items(served: Served) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice."""
     client, _, _ = served
-    made = await subscribe(client)
-    added = await client.v1.subscription_items.create_async(
-        {"subscription": made.id, "price": "price_seat", "quantity": 3}
+    price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount": 250}
+    wanted: Any = {"customer": "cus_1", "invoice": (await _open(served)).id, "price_data": price}
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoice_items.create_async(wanted)
+
+
+async def test_invoices_create_and_delete(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
+    client, _, _ = served
+    made = await client.v1.invoices.create_async({"customer": "cus_1"})
+    assert (made.status, made.billing_reason, made.total) == ("draft", "manual", 0)
+    assert (await client.v1.invoices.delete_async(str(made.id))).deleted is True
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.invoices.retrieve_async(str(made.id))
+    assert caught.value.http_status == 404
+    for kept in (await _draft(served), await _open(served)):
+        with pytest.raises(stripe.InvalidRequestError):
+            await client.v1.invoices.delete_async(str(kept.id))
+
+
+async def test_customer_balance_transactions(served: Served) -> None:
+    """https://docs.stripe.com/api/customer_balance_transactions: an entry below 0 is a credit."""
+    client, _, _ = served
+    entries = client.v1.customers.balance_transactions
+    for amount in (-500, 200):
+        made = await entries.create_async("cus_1", {"amount": amount, "currency": "usd"})
+    assert (made.ending_balance, made.type, made.currency) == (-300, "adjustment", "usd")
+    assert [entry.amount for entry in (await entries.list_async("cus_1")).data] == [200, -500]
+    assert (await client.v1.customers.retrieve_async("cus_1")).balance == -300
+
+
+async def test_meters_deactivate(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter/deactivate: no event is taken meanwhile."""
+    client, emulator, _ = served
+    meter = emulator.add_meter("calls")
+    assert (await client.v1.billing.meters.deactivate_async(meter)).status == "inactive"
+    with pytest.raises(stripe.InvalidRequestError):
+        await _used(client, 1, at=SECOND, identifier="a")
+    assert (await client.v1.billing.meters.reactivate_async(meter)).status == "active"
+    await _used(client, 1, at=SECOND, identifier="b")
+
+
+async def test_errors_name_the_parameter(served: Served) -> None:
+    """https://docs.stripe.com/api/errors."""
+    client, _, _ = served
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.subscriptions.retrieve_async("sub_none")
+    assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
+    odd: Any = {"nmae": "A"}
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.customers.create_async(odd)
+    assert (caught.value.code, getattr(caught.value, "param", None)) == ("parameter_unknown", "nmae")
+    async with account(served[1], key="nonsense") as other:
+        with pytest.raises(stripe.AuthenticationError):
+            await other.v1.customers.list_async()
+
+
+async def test_a_price_may_have_its_tax_in_it() -> None:
+    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: the total does not change."""
+    emulator, _ = shop(tax_percent=Decimal(20))
+    async with account(emulator) as client:
+        await client.v1.customers.update_async("cus_1", {"address": {"country": "DE"}})
+        within: Any = {
+            "currency": "usd",
+            "product": "prod_pro",
+            "unit_amount": 600,
+            "tax_behavior": "inclusive",
+        }
+        within["recurring"] = {"interval": "month"}
+        price = (await client.v1.prices.create_async(within)).id
+        invoice = invoice_of(await subscribe(client, "price_10", price, automatic_tax={"enabled": True}))
+        assert (invoice.subtotal, invoice.subtotal_excluding_tax) == (1600, 1500)
+        assert (invoice.total_excluding_tax, invoice.total) == (1500, 1800)
+        taxes = [(tax.tax_behavior, tax.amount, tax.taxable_amount) for tax in invoice.total_taxes or ()]
+        assert taxes == [("exclusive", 200, 1000), ("inclusive", 100, 500)]
+
+
+async def _rate(client: stripe.StripeClient, percentage: float, *, inclusive: bool = False) -> str:
+    wanted: Any = {"display_name": "VAT", "percentage": percentage, "inclusive": inclusive}
+    return (await client.v1.tax_rates.create_async(wanted)).id
+
+
+async def test_tax_rates_create(served: Served) -> None:
+    """https://docs.stripe.com/api/tax_rates/create: the percentage of a rate never changes."""
+    client, _, _ = served
+    made = await client.v1.tax_rates.create_async(
+        {"display_name": "VAT", "percentage": 7.5, "inclusive": True, "country": "DE"}
     )
-    assert (added.quantity, added.subscription) == (3, made.id)
-    listed = await client.v1.subscription_items.list_async({"subscription": made.id})
-    assert {one.id for one in listed.data} == {item_of(made).id, added.id}
-    assert (await client.v1.subscription_items.delete_async(added.id)).deleted is True
-    with pytest.raises(stripe.InvalidRequestError, match="at least one"):
-        await client.v1.subscription_items.delete_async(item_of(made).id)
-
-
-async def test_subscription_schedules_create(served: Served) -> None:
-    """https://docs.stripe.com/api/subscription_schedules/create: from a subscription, with its one phase."""
-    client, _, _ = served
-    made = await subscribe(client)
-    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-    assert (schedule.status, schedule.end_behavior, schedule.subscription) == ("active", "release", made.id)
-    (phase,) = schedule.phases
-    assert (phase.start_date, phase.end_date) == (SECOND, MAY)
+    assert (made.percentage, made.inclusive, made.country, made.active) == (7.5, True, "DE", True)
+    changed: Any = {"percentage": 8}
     with pytest.raises(stripe.InvalidRequestError):
-        await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        await client.v1.tax_rates.update_async(made.id, changed)
 
 
-async def test_subscription_schedules_release(served: Served) -> None:
-    """https://docs.stripe.com/api/subscription_schedules/release: the subscription stays as it is."""
+async def test_tax_rates_list(served: Served) -> None:
+    """https://docs.stripe.com/api/tax_rates/list."""
     client, _, _ = served
-    made = await subscribe(client)
-    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-    released = await client.v1.subscription_schedules.release_async(schedule.id)
-    assert (released.status, released.released_subscription) == ("released", made.id)
-    found = await client.v1.subscriptions.retrieve_async(made.id)
-    assert (found.status, found.schedule) == ("active", None)
+    one, two = await _rate(client, 7), await _rate(client, 19, inclusive=True)
+    await client.v1.tax_rates.update_async(one, {"active": False})
+    rates = client.v1.tax_rates
+    assert [rate.id for rate in (await rates.list_async()).data] == [two, one]
+    assert [rate.id for rate in (await rates.list_async({"active": True})).data] == [two]
+    assert (await rates.retrieve_async(one)).active is False
 
 
-async def test_subscription_schedules_cancel(served: Served) -> None:
-    """https://docs.stripe.com/api/subscription_schedules/cancel: so is its subscription, at once."""
+async def test_default_tax_rates_of_a_subscription_tax_invoices(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: on top, or within the amount."""
+    client, _, clock = served
+    top, within = await _rate(client, 19), await _rate(client, 25, inclusive=True)
+    made = await subscribe(client, default_tax_rates=[top])
+    invoice = invoice_of(made)
+    assert (amounts(invoice), invoice.subtotal, invoice.total) == ([1000], 1000, 1190)
+    taxes: Any = invoice.total_taxes
+    assert [(tax.amount, tax.tax_behavior, tax.tax_rate_details.tax_rate) for tax in taxes] == [
+        (190, "exclusive", top)
+    ]
+    await client.v1.subscriptions.update_async(made.id, {"default_tax_rates": [within]})
+    clock.advance(timedelta(days=30, minutes=1))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert (renewal.total_excluding_tax, renewal.total) == (800, 1000)
+    assert [rate.id for rate in renewal.default_tax_rates] == [within]
+
+
+async def test_the_tax_rates_of_an_item_replace_the_default_ones(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: also on its prorations."""
+    client, _, clock = served
+    top, own = await _rate(client, 19), await _rate(client, 10)
+    items: Any = [{"price": "price_10", "tax_rates": [own]}, {"price": "price_seat"}]
+    made = await subscribe(client, items=items, default_tax_rates=[top])
+    assert invoice_of(made).total == 1000 + 100 + 900 + 171
+    clock.advance(timedelta(days=15))
+    change: Any = {
+        "items": [{"id": item_of(made).id, "price": "price_20"}],
+        "proration_behavior": "always_invoice",
+        "expand": ["latest_invoice"],
+    }
+    upgrade = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+    assert (amounts(upgrade), upgrade.total) == ([-500, 1000], 550)
+
+
+async def test_several_tax_rates_are_each_of_the_amount_without_tax(served: Served) -> None:
+    """https://docs.stripe.com/billing/taxes/tax-rates: up to five of them."""
     client, _, _ = served
-    made = await subscribe(client)
-    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-    assert (await client.v1.subscription_schedules.cancel_async(schedule.id)).status == "canceled"
-    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
+    rates = [await _rate(client, 15), await _rate(client, 25, inclusive=True)]
+    invoice = invoice_of(await subscribe(client, default_tax_rates=rates))
+    taxes: Any = invoice.total_taxes
+    assert [(tax.amount, tax.taxable_amount) for tax in taxes] == [(120, 800), (200, 800)]
+    assert (invoice.total_excluding_tax, invoice.total) == (800, 1120)
 
 
-async def test_subscriptions_migrate(served: Served) -> None:
-    """https://docs.stripe.com/api/subscriptions/migrate: from classic to flexible, and not back."""
+async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served) -> None:
+    """https://docs.stripe.com/billing/subscriptions/coupons: then the subscription's, off what is left."""
+    client, _, clock = served
+    coupons = client.v1.coupons
+    half = (await coupons.create_async({"percent_off": 50, "duration": "forever"})).id
+    once = (await coupons.create_async({"amount_off": 100, "currency": "usd", "duration": "once"})).id
+    items: Any = [
+        {"price": "price_10", "discounts": [{"coupon": half}, {"coupon": once}]},
+        {"price": "price_seat"},
+    ]
+    made = await subscribe(client, items=items, discounts=[{"coupon": half}])
+    invoice = invoice_of(made)
+    assert (amounts(invoice), invoice.total) == ([1000, 900], 200 + 450)
+    lines: Any = invoice.lines.data
+    assert [[off.amount for off in line.discount_amounts] for line in lines] == [[500, 100, 200], [450]]
+    clock.advance(timedelta(days=15))
+    change: Any = {
+        "items": [{"id": item_of(made).id, "price": "price_20"}],
+        "proration_behavior": "always_invoice",
+        "expand": ["latest_invoice"],
+    }
+    upgrade = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+    assert amounts(upgrade) == [-100, 250]
+    clock.advance(timedelta(days=15, minutes=1))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert renewal.total == 500 + 450
+
+
+async def test_invoice_line_items_update(served: Served) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
     client, _, _ = served
-    made = await subscribe(client, billing_mode={"type": "classic"})
-    moved = await client.v1.subscriptions.migrate_async(made.id, {"billing_mode": {"type": "flexible"}})
-    assert moved.billing_mode.type == "flexible"
-    back: Any = {"billing_mode": {"type": "classic"}}
+    draft = await _draft(served)
+    line, rate = draft.lines.data[0].id, await _rate(client, 19)
+    wanted: Any = {"amount": 800, "description": "Less", "metadata": {"by": "hand"}, "tax_rates": [rate]}
+    changed = await client.v1.invoices.line_items.update_async(str(draft.id), line, wanted)
+    assert (changed.amount, changed.description, changed.metadata.to_dict()) == (800, "Less", {"by": "hand"})
+    await client.v1.invoices.line_items.update_async(str(draft.id), line, {"quantity": 2})
+    done = await client.v1.invoices.finalize_invoice_async(str(draft.id))
+    assert (amounts(done), done.total) == ([1600], 1904)
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.invoices.line_items.update_async(str(draft.id), line, {"amount": 1})
+    assert caught.value.code == "invoice_not_editable"
+
+
+async def test_invoice_line_items_bulk_update(served: Served) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
+    client, _, _ = served
+    draft = await _draft(served)
+    line = {"id": draft.lines.data[0].id, "amount": 700}
+    wrong: Any = {"lines": [line, {"id": "il_none", "amount": 1}]}
     with pytest.raises(stripe.InvalidRequestError):
-        await client.v1.subscriptions.migrate_async(made.id, back)
+        await client.v1.invoices.update_lines_async(str(draft.id), wrong)
+    assert amounts(await client.v1.invoices.retrieve_async(str(draft.id))) == [1000]
+    right: Any = {"lines": [line], "invoice_metadata": {"by": "hand"}}
+    changed = await client.v1.invoices.update_lines_async(str(draft.id), right)
+    assert (amounts(changed), changed.total) == ([700], 700)
+    assert changed.metadata is not None
+    assert changed.metadata.to_dict() == {"by": "hand"}
+
+
+async def test_previews_are_kept_for_a_while(served: Served) -> None:
+    """https://docs.stripe.com/invoicing/preview: retrieved by their ids, with all lines."""
+    client, _, _ = served
+    made = await subscribe(client)
+    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    name = str(preview.id)
+    assert name.startswith("upcoming_in_")
+    assert (await client.v1.invoices.retrieve_async(name)).total == preview.total
+    assert amounts(preview) == [
+        line.amount for line in (await client.v1.invoices.line_items.list_async(name)).data
+    ]
+
+
+async def test_a_setup_intent_that_has_ended_is_not_confirmed_again(served: Served) -> None:
+    """https://docs.stripe.com/payments/setupintents/lifecycle."""
+    client, emulator, _ = served
+    intent = await client.v1.setup_intents.create_async({"customer": "cus_1"})
+    assert intent.status == "requires_payment_method"
+    assert intent.client_secret is not None
+    with pytest.raises(ValueError, match="no payment method"):
+        emulator.confirm_setup(intent.client_secret)
+    emulator.confirm_setup(intent.client_secret, card="pm_card_visa")
+    with pytest.raises(ValueError, match="is succeeded"):
+        emulator.confirm_setup(intent.client_secret, card="pm_card_visa")
+    with pytest.raises(stripe.InvalidRequestError, match="No such"):
+        await client.v1.setup_intents.retrieve_async("seti_other")

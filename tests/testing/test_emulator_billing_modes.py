@@ -65,7 +65,6 @@ def mode_of(found: stripe.Subscription | stripe.SubscriptionSchedule) -> str:
     [
         ("2025-08-27.basil", "classic"),
         ("2025-09-30.clover", "flexible"),
-        ("2026-10-28.endive", "flexible"),
     ],
 )
 async def test_the_mode_is_that_of_the_api_version_unless_it_is_named(version: str, mode: str) -> None:
@@ -130,18 +129,6 @@ async def test_what_is_not_a_mode_is_refused() -> None:
         assert made.billing_mode.flexible.proration_discounts == "itemized"
 
 
-async def test_a_schedule_of_a_subscription_has_its_mode() -> None:
-    """https://docs.stripe.com/billing/subscriptions/billing-mode: it is inherited, and naming it an error."""
-    emulator, _ = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, **CLASSIC)
-        of: Any = {"from_subscription": made.id}
-        both: Any = {**of, **CLASSIC}
-        with pytest.raises(stripe.InvalidRequestError, match="cannot set `billing_mode`"):
-            await client.v1.subscription_schedules.create_async(both)
-        assert mode_of(await client.v1.subscription_schedules.create_async(of)) == "classic"
-
-
 async def test_classic_billing_never_bills_usage_before_a_switch() -> None:
     """ "Usage from January 1 to January 16 isn't billed".
 
@@ -158,19 +145,6 @@ async def test_classic_billing_never_bills_usage_before_a_switch() -> None:
         clock.set(datetime(2026, 5, 1, tzinfo=UTC))
         found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
         assert [line.amount for line in invoice_of(found).lines.data if line.amount] == [200]
-
-
-async def test_classic_billing_bills_no_usage_of_a_deleted_item() -> None:
-    """ "After deletion, the invoice doesn't reflect any usage from that item" (the same page)."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_tokens_1", **CLASSIC)
-        await use(client, 500, at=SECOND)
-        clock.set(HALF)
-        await client.v1.subscription_items.delete_async(items_of(made)[1].id)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(found)) == [1000]
 
 
 @pytest.mark.parametrize("at", [SECOND + 15 * DAY, MAY], ids=["inside", "at_the_end"])
@@ -212,16 +186,6 @@ async def test_classic_credits_go_by_the_present_price() -> None:
         assert amounts(invoice_of(lowered)) == [-1000, 500]  # Flexible: -500, half of what was charged.
         again = await change(client, made, items=up, proration_behavior="always_invoice")
         assert amounts(invoice_of(again)) == [-500, 1000]
-
-
-async def test_in_a_classic_trial_nothing_is_given_back() -> None:
-    """Nothing was charged (https://docs.stripe.com/billing/subscriptions/prorations)."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, trial_period_days=10, **CLASSIC)
-        clock.advance(timedelta(days=5))
-        ended = await change(client, made, trial_end="now", proration_behavior="always_invoice")
-        assert amounts(invoice_of(ended)) == [1000]
 
 
 @pytest.mark.parametrize(("mode", "anchored"), [("classic", True), ("flexible", False)])
@@ -379,44 +343,3 @@ async def test_intervals_are_multiples_of_the_shortest(other: str, mode: str, re
         }
         with pytest.raises(stripe.InvalidRequestError, match="the same billing interval"):
             await client.v1.checkout.sessions.create_async(page)
-
-
-async def test_a_preview_has_a_mode_too() -> None:
-    """https://docs.stripe.com/api/invoices/create_preview#create_create_preview-subscription_details."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        details: Any = {"items": [{"price": "price_10"}, {"price": "price_tokens_1"}], **CLASSIC}
-        new = await client.v1.invoices.create_preview_async(
-            {"customer": "cus_1", "subscription_details": details}
-        )
-        assert amounts(new) == [1000, 0]
-        made = await subscribe(client, "price_tokens_1", **CLASSIC)
-        await use(client, 500, at=SECOND)
-        clock.set(HALF)
-        for mode, lines in (("classic", [0]), ("flexible", [500])):
-            switched: Any = {
-                "items": [{"id": item_of(made).id, "price": "price_tokens_2"}],
-                "proration_behavior": "always_invoice",
-                "billing_mode": {"type": mode},
-            }
-            shown = await client.v1.invoices.create_preview_async(
-                {"subscription": made.id, "subscription_details": switched}
-            )
-            assert amounts(shown) == lines
-        assert mode_of(await client.v1.subscriptions.retrieve_async(made.id)) == "classic"
-
-
-@pytest.mark.parametrize("now", ["now", {"type": "now"}], ids=["text", "hash"])
-async def test_the_anchor_is_moved_in_both_forms(now: Any) -> None:
-    """https://docs.stripe.com/changelog/endive/2026-09-30/polymorphic-billing-cycle-anchor."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1")
-        await use(client, 100, at=SECOND)
-        clock.set(HALF)
-        changed = await change(client, made, billing_cycle_anchor=now)
-        assert (changed.billing_cycle_anchor, amounts(invoice_of(changed))) == (int(HALF.timestamp()), [100])
-        kept = {"type": "unchanged"} if isinstance(now, dict) else "unchanged"
-        clock.advance(timedelta(days=1))
-        same = await change(client, made, billing_cycle_anchor=kept)
-        assert same.billing_cycle_anchor == changed.billing_cycle_anchor

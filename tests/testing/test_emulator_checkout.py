@@ -33,7 +33,6 @@ def ready() -> tuple[StripeEmulator, Clock]:
     emulator.add_price(12, price_id="price_tokens", product="prod_pro", meter=emulator.add_meter("tokens"))
     emulator.add_price(5_000, price_id="price_once", product="prod_pro", interval=None)
     emulator.add_price(2_500, price_id="price_euro", product="prod_pro", currency="eur")
-    emulator.add_price(100, price_id="price_old", product="prod_pro", active=False)
     return emulator, clock
 
 
@@ -98,15 +97,11 @@ async def test_a_session_offers_prices_for_a_day() -> None:
     ("change", "message", "param"),
     [
         ({"mode": "setup"}, "modes payment and subscription only", "mode"),
-        ({"line_items": []}, "Missing required param: line_items", "line_items"),
         ({"success_url": None}, "Missing required param: success_url", "success_url"),
         ({"success_url": "/done"}, "Not a valid URL", "success_url"),
-        ({"cancel_url": "app"}, "Not a valid URL", "cancel_url"),
         ({"customer": "cus_none"}, "No such customer: 'cus_none'", "customer"),
         ({"customer": "cus_1", "customer_email": "a@x"}, "You may only specify one of", "customer"),
         ({"client_reference_id": "x" * 201}, "at most 200 characters", "client_reference_id"),
-        ({"line_items": only("price_none")}, "No such price", "line_items[0][price]"),
-        ({"line_items": only("price_old")}, "The price specified is inactive", "line_items[0][price]"),
         ({"line_items": only("price_once")}, "at least one recurring price", "line_items"),
         ({"line_items": only("price_pro", None)}, r"Add `quantity` to `line_items\[0\]`", "line_items"),
         (
@@ -118,8 +113,6 @@ async def test_a_session_offers_prices_for_a_day() -> None:
         ({"expires_at": SECOND + 1_799}, "at least 30 minutes", "expires_at"),
         ({"expires_at": SECOND + DAY_S}, "less than 24 hours", "expires_at"),
         ({"subscription_data": {"items": "x"}}, "unknown parameter", "subscription_data[items]"),
-        ({"payment_method_collection": "never"}, "must be one of", "payment_method_collection"),
-        ({"colour": "red"}, "unknown parameter", "colour"),
     ],
 )  # fmt: skip
 async def test_what_stripe_refuses(change: Mapping[str, Any], message: str, param: str) -> None:
@@ -164,30 +157,10 @@ async def test_only_an_open_session_is_expired() -> None:
     assert [event.type for event in emulator.webhook_events][-1] == "checkout.session.expired"
 
 
-async def test_a_portal_session_has_a_page() -> None:
-    """https://docs.stripe.com/api/customer_portal/sessions/object, with a flow or without."""
-    emulator, _ = ready()
-    async with account(emulator) as client:
-        portal = client.v1.billing_portal.sessions
-        made = await portal.create_async({"customer": "cus_1", "return_url": "https://app.example/account"})
-        assert (made.customer, made.return_url, made.flow) == ("cus_1", "https://app.example/account", None)
-        assert made.url.endswith(f"/p/session/{made.id}")
-        flow: Any = {"type": "subscription_cancel", "subscription_cancel": {"subscription": "sub_1"}}
-        seen = (await portal.create_async({"customer": "cus_1", "flow_data": flow})).flow
-        assert seen is not None
-        assert seen.subscription_cancel is not None
-        assert (seen.type, seen.subscription_cancel.subscription) == ("subscription_cancel", "sub_1")
-        card: Any = {"type": "payment_method_update"}
-        seen = (await portal.create_async({"customer": "cus_1", "flow_data": card})).flow
-        assert seen is not None
-        assert (seen.type, seen.subscription_cancel) == ("payment_method_update", None)
-
-
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"return_url": "https://x"}, "Missing required param: customer"),
-        ({"customer": "cus_none"}, "No such customer: 'cus_none'"),
         ({"customer": "cus_1", "return_url": "x"}, "Not a valid URL"),
         ({"customer": "cus_1", "flow_data": {"type": "dance"}}, "must be one of customer_update"),
         (

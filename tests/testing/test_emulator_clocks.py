@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -82,29 +82,6 @@ async def test_what_is_made_later_is_made_in_the_time_of_the_clock() -> None:
         )
         schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
         assert (schedule.created, schedule.test_clock) == (JUNE + 15 * DAY, clock)
-
-
-async def test_usage_is_reported_in_the_time_of_the_clock() -> None:
-    """The harder way for the client: timestamps are held against the clock, not against the real time."""
-    emulator, _ = shop()
-    emulator.add_price(1, price_id="price_words", meter=emulator.add_meter("words"))
-    async with account(emulator) as client:
-        clock, customer = await clocked(client, at=JUNE)
-        subscription = await subscribed(client, customer, "price_words")
-        event: Any = {"event_name": "words", "payload": {"stripe_customer_id": customer, "value": "700"}}
-        assert (await client.v1.billing.meter_events.create_async(event)).timestamp == JUNE
-        old: Any = {**event, "timestamp": SECOND}
-        with pytest.raises(stripe.InvalidRequestError, match="more than 35 days in past"):
-            await client.v1.billing.meter_events.create_async(old)
-        streamed: Any = {**event, "identifier": "streamed", "timestamp": "2026-06-02T00:00:00Z"}
-        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JUNE + 2 * DAY})
-        session = await client.v2.billing.meter_event_session.create_async()
-        await client.v2.billing.meter_event_stream.create_async(
-            {"events": [streamed]}, {"api_key": session.authentication_token}
-        )
-        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JULY + 2 * HOUR})
-        invoice = (await client.v1.invoices.list_async({"subscription": subscription})).data[0]
-        assert (invoice.total, invoice.status) == (1400, "paid")
 
 
 async def test_a_clock_goes_forward_by_at_most_two_intervals() -> None:
@@ -189,30 +166,6 @@ async def test_a_deleted_clock_takes_its_customers_along() -> None:
             await client.v1.test_helpers.test_clocks.create_async({"frozen_time": SECOND})
 
 
-@pytest.mark.parametrize("at", [SECOND - 400 * DAY, SECOND + 400 * DAY])
-async def test_events_of_a_clock_are_delivered_by_its_time(at: int) -> None:
-    emulator, clock = shop(automatic_webhooks=False)
-    seen: list[str] = []
-
-    async def take(scope: Any, receive: Any, send: Any) -> None:
-        del scope
-        seen.append(str((await receive())["body"]))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    emulator.add_endpoint("http://test/hooks", secret="whsec_test", app=take, events=["invoice.paid"])
-    async with account(emulator) as client:
-        test_clock, customer = await clocked(client, at=at)
-        await subscribed(client, customer)
-        await client.v1.test_helpers.test_clocks.advance_async(test_clock, {"frozen_time": at + 40 * DAY})
-        assert [each.status for each in await emulator.deliver()] == [200, 200]
-        listed = await client.v1.events.list_async({"type": "invoice.paid"})
-        assert [each.created >= at for each in listed.data] == [True, True]
-        clock.advance(timedelta(days=31))
-        assert (await client.v1.events.list_async({"type": "invoice.paid"})).data == []
-    assert len(seen) == 2
-
-
 async def test_the_own_clock_is_moved_from_outside() -> None:
     """For a process that nothing reaches but HTTP: ``meterkit stripe emulator``."""
     emulator, clock = shop()
@@ -254,14 +207,10 @@ async def test_a_clock_that_runs_goes_on_from_where_it_is_moved_to() -> None:
     [
         ("clock", {"to": "2026-03-01T00:00:00Z"}, "cannot be moved back"),
         ("clock", {"to": "2026-05-01"}, "has no time zone"),
-        ("clock", {"to": "May"}, "Invalid isoformat"),
         ("clock", {"advance": 1, "to": 2}, "give either"),
-        ("clock", {}, "give either"),
-        ("clock", {"by": 1}, "there is no by"),
         ("clock", [], "no JSON object"),
         ("clock", {"advance": 10**18}, "at most"),
         ("customers/cus_1", {"payments": "maybe"}, "must be fail or succeed"),
-        ("customers/cus_1", {"card": "pm_card_none"}, "No such PaymentMethod"),
         ("customers/cus_none", {"payments": "fail"}, "No such customer"),
     ],
 )

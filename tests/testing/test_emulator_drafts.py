@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, amounts, invoice_of, shop, subscribe
+from drivers.emulated_shop import DAY, HOUR, MAY, amounts, invoice_of, shop, subscribe
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -46,38 +46,6 @@ async def renewal(client: stripe.StripeClient, clock: Clock, *prices: str) -> st
     made = await subscribe(client, *prices)
     clock.set(datetime(2026, 5, 1, tzinfo=UTC))
     return invoice_of(await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST}))
-
-
-async def test_a_draft_is_held_until_the_time_that_is_set() -> None:
-    """https://docs.stripe.com/invoicing/scheduled-finalization: usage counts until then."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        draft = await renewal(client, clock, "price_10", "price_tokens_1")
-        assert (draft.automatically_finalizes_at, draft.next_payment_attempt) == (MAY + HOUR, MAY + HOUR)
-        held = await change(client, draft, automatically_finalizes_at=MAY + DAY)
-        assert (held.automatically_finalizes_at, held.next_payment_attempt) == (MAY + DAY, MAY + DAY)
-        clock.advance(timedelta(hours=23))
-        await use(client, "70", at=MAY - 60)
-        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
-        clock.advance(timedelta(hours=1))
-        done = await client.v1.invoices.retrieve_async(draft.id)
-        assert (done.status, amounts(done), done.automatically_finalizes_at) == ("paid", [1000, 70], None)
-        assert done.status_transitions.finalized_at == MAY + DAY
-
-
-async def test_a_time_that_is_cleared_is_the_usual_hour_again() -> None:
-    """https://docs.stripe.com/api/invoices/update#update_invoice-automatically_finalizes_at."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        draft = await renewal(client, clock)
-        await change(client, draft, automatically_finalizes_at=MAY + DAY)
-        usual = await change(client, draft, automatically_finalizes_at="")
-        assert usual.automatically_finalizes_at == MAY + HOUR
-        await change(client, draft, automatically_finalizes_at=MAY + DAY)
-        clock.advance(timedelta(hours=2))
-        await change(client, draft, automatically_finalizes_at="")
-        done = await client.v1.invoices.retrieve_async(draft.id)
-        assert (done.status, done.status_transitions.finalized_at) == ("paid", MAY + 2 * HOUR)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +117,3 @@ async def test_an_invoice_may_not_have_yet_what_a_summary_shows(lag: int, billed
         assert amounts(done) == billed
         clock.advance(timedelta(days=1))
         assert amounts(await client.v1.invoices.retrieve_async(draft.id)) == billed
-
-
-async def test_a_schedule_that_is_canceled_leaves_its_last_invoice_too() -> None:
-    """https://docs.stripe.com/api/subscription_schedules/cancel: it is invoiced now where it says nothing."""
-    emulator, clock = metered(collects_after_cancel=False)
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tokens_1")
-        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-        clock.advance(timedelta(minutes=5))
-        await use(client, "40", at=SECOND)
-        await client.v1.subscription_schedules.cancel_async(schedule.id)
-        (last,) = (await client.v1.invoices.list_async({"subscription": made.id})).data
-        assert (last.status, last.auto_advance, amounts(last)) == ("draft", False, [40])

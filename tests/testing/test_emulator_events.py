@@ -53,16 +53,6 @@ async def test_each_change_of_a_customer_is_an_event() -> None:
     assert deleted.data.object["name"] == "Acme Ltd"
 
 
-async def test_what_is_refused_or_repeated_is_no_event() -> None:
-    emulator = StripeEmulator(clock=Clock(NOW))
-    async with account(emulator) as client:
-        for _ in range(2):
-            await client.v1.customers.create_async({"name": "Acme"}, {"idempotency_key": "key-1"})
-        with pytest.raises(stripe.InvalidRequestError):
-            await client.v1.customers.update_async("cus_none", {"name": "x"})
-    assert [event.type for event in emulator.webhook_events] == ["customer.created"]
-
-
 async def test_events_are_found_by_type_and_time() -> None:
     """https://docs.stripe.com/api/events/list: ``types`` holds at most 20 and does not go with ``type``."""
     clock = Clock(NOW)

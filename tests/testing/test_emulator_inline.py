@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import SECOND, amounts, invoice_of, item_of, items_of, refusal, shop, subscribe
+from drivers.emulated_shop import SECOND, amounts, invoice_of, items_of, refusal, shop, subscribe
 
 pytestmark = pytest.mark.anyio
 
@@ -24,32 +24,6 @@ LATEST: Final = ["latest_invoice"]
 MONTH: Final = timedelta(days=30)  # April.
 TAX: Final[dict[str, Any]] = {"automatic_tax": {"enabled": True}}
 NO_TAX: Final = "Stripe Tax has not been activated on your account"
-
-
-async def test_a_price_may_be_described_where_it_is_subscribed_to() -> None:
-    """https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, items=[{"price_data": INLINE, "quantity": 2}])
-        price = item_of(made).price
-        assert (price.product, price.unit_amount, price.type) == ("prod_pro", 1234, "recurring")
-        assert amounts(invoice_of(made)) == [2468]
-        clock.advance(MONTH)
-        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(renewed)) == [2468]
-
-
-async def test_a_described_price_is_in_no_list() -> None:
-    """ "A list of your active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list)."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, items=[{"price_data": INLINE}])
-        price = item_of(made).price
-        listed = await client.v1.prices.list_async({"product": "prod_pro"})
-        assert sorted(each.id for each in listed.data) == ["price_10", "price_20"]
-        assert (await client.v1.prices.retrieve_async(price.id)).active is False
-        with pytest.raises(stripe.InvalidRequestError, match="The price specified is inactive"):
-            await subscribe(client, price.id)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +80,6 @@ async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
         clock.advance(MONTH)
         renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
         assert amounts(invoice_of(renewed)) == [5000, 1000]
-
-
-@pytest.mark.parametrize(("mode", "at_once"), [("classic", True), ("flexible", False)])
-async def test_a_classic_addition_alone_is_invoiced_at_once(mode: str, at_once: bool) -> None:
-    """ "In flexible billing mode, the charges remain pending even with `proration_behavior=always_invoice`".
-
-    https://docs.stripe.com/billing/subscriptions/pending-updates
-    """
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, billing_mode={"type": mode})
-        asked: Any = {
-            "add_invoice_items": [{"price_data": ONCE}],
-            "proration_behavior": "always_invoice",
-            "expand": LATEST,
-        }
-        changed = await client.v1.subscriptions.update_async(made.id, asked)
-        assert amounts(invoice_of(changed)) == ([5000] if at_once else [1000])
 
 
 @pytest.mark.parametrize(

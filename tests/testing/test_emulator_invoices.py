@@ -9,8 +9,8 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, MAY, SECOND, invoice_of, shop, subscribe, told
-from meterkit.testing import Clock, StripeEmulator
+from drivers.emulated_shop import DAY, MAY, SECOND, invoice_of, shop, subscribe
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -43,26 +43,6 @@ async def test_invoices_are_listed_newest_first() -> None:
         assert (await subscriptions({"price": "price_20"})).data == []
         assert len((await subscriptions({"price": "price_10", "status": "active"})).data) == 1
         assert (await subscriptions({"current_period_start": {"lt": MAY}})).data == []
-
-
-async def test_a_draft_is_finalized_by_hand() -> None:
-    """https://docs.stripe.com/api/invoices/finalize."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        await subscribe(client)
-        clock.set(RENEWED)
-        (draft, paid) = (await client.v1.invoices.list_async()).data
-        changed = await client.v1.invoices.update_async(
-            draft.id, {"auto_advance": False, "metadata": {"a": "b"}, "description": "May"}
-        )
-        assert (changed.auto_advance, changed.description) == (False, "May")
-        clock.advance(timedelta(days=2))
-        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
-        done = await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": True})
-        assert (done.status, done.status_transitions.finalized_at) == ("open", clock())
-        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "paid"
-        with pytest.raises(stripe.InvalidRequestError, match="already finalized"):
-            await client.v1.invoices.finalize_invoice_async(paid.id)
 
 
 async def test_an_invoice_is_paid_by_hand() -> None:
@@ -107,39 +87,6 @@ async def test_invoices_are_voided_or_given_up() -> None:
             await client.v1.invoices.mark_uncollectible_async(given_up.id)
         await client.v1.invoices.void_invoice_async(given_up.id)
         assert (await client.v1.subscriptions.retrieve_async(other.id)).status == "active"
-
-
-async def test_an_invoice_that_is_sent_is_not_charged() -> None:
-    """https://docs.stripe.com/billing/invoices/subscription: `send_invoice`, open after an hour."""
-    emulator, clock = shop(card=None)
-    async with account(emulator) as client:
-        made = await subscribe(client, collection_method="send_invoice", days_until_due=14)
-        assert (made.status, invoice_of(made).status) == ("active", "draft")
-        clock.advance(timedelta(hours=1))
-        sent = await client.v1.invoices.retrieve_async(invoice_of(made).id)
-        assert (sent.status, sent.attempted, sent.due_date) == ("open", False, SECOND + 14 * DAY)
-        assert "invoice.payment_failed" not in told(emulator)
-
-
-async def test_expanded_payments_of_an_invoice_are_shown() -> None:
-    """https://docs.stripe.com/api/invoice-payment/object."""
-    emulator, _ = shop()
-    path = "latest_invoice.payments.data.payment.payment_intent"
-    async with account(emulator) as client:
-        with pytest.raises(stripe.InvalidRequestError, match="more than 4 levels"):
-            await subscribe(client, expand=[path])
-        made = await subscribe(client)
-        assert "payments" not in invoice_of(made)
-        shown: Any = {"expand": ["payments.data.payment.payment_intent"]}
-        invoice = await client.v1.invoices.retrieve_async(invoice_of(made).id, shown)
-        assert invoice.payments is not None
-        (payment,) = invoice.payments.data
-        assert (payment.status, payment.amount_paid) == ("paid", 1000)
-        assert isinstance(payment.payment.payment_intent, stripe.PaymentIntent)
-        assert payment.payment.payment_intent.status == "succeeded"
-        customer: Any = {"expand": ["customer", "default_payment_method", "latest_invoice.customer"]}
-        found = await client.v1.subscriptions.retrieve_async(made.id, customer)
-        assert isinstance(found.customer, stripe.Customer)
 
 
 async def test_cards_are_attached_and_chosen() -> None:
@@ -194,27 +141,6 @@ async def test_a_payment_in_a_browser_leaves_its_card() -> None:
         wanted: Any = {"default_payment_method": paid.default_payment_method}
         other = await subscribe(client, "price_20", **wanted)
         assert other.status == "active"
-
-
-async def test_a_leap_of_the_clock_bills_many_subscriptions() -> None:
-    """In the order of the instants, whoever's they are; the events say when."""
-    clock = Clock(datetime(2026, 4, 1, tzinfo=UTC))
-    emulator = StripeEmulator(clock=clock)
-    price = emulator.add_price(1000, interval="week")
-    async with account(emulator) as client:
-        for number in range(5):
-            customer = emulator.add_customer(f"cus_{number}")
-            emulator.add_payment_method(customer)
-            await subscribe(client, price, customer=customer, expand=[])
-            clock.advance(timedelta(hours=7))
-        happened = len(emulator.webhook_events)
-        clock.advance(timedelta(days=365))
-        emulator.advance()
-        invoices = await client.v1.invoices.list_async({"limit": 100, "status": "draft"})
-        assert invoices.data == []
-    instants = [event.created for event in emulator.webhook_events[happened:]]
-    assert instants == sorted(instants)
-    assert told(emulator).count("invoice.paid") == 5 * 53
 
 
 async def test_an_invoice_may_have_a_card_of_its_own() -> None:

@@ -53,39 +53,6 @@ plans:
 """)
 
 
-DERIVED: Final = loads("""
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  tokens: {unit: token, stripe: {event_name: ai_tokens}}
-  large:  {unit: token, from: tokens, where: {model: "*-large"}, stripe: {event_name: ai_large}}
-  small:  {unit: token, from: tokens, where: {model: "*-small"}, stripe: {event_name: ai_small}}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    meters:
-      tokens: {included: 10, overage: {bill: {per: 1000, amount_cents: 12}}}
-      small:  {included: 0, overage: {bill: {per: 1000, amount_cents: 3}}}
-""")
-
-
-async def test_an_unlisted_derived_meter_has_its_sources_price() -> None:
-    emulator = StripeEmulator()
-    emulator.add_plans(DERIVED)
-    async with account(emulator) as client:
-        prices = {each.id: each for each in (await client.v1.prices.list_async({"limit": 100})).data}
-    amounts = {
-        name: (str(each.unit_amount_decimal), each.transform_quantity) for name, each in prices.items()
-    }
-    assert amounts == {
-        "price_pro": ("2900", None),
-        "price_pro_tokens": ("0.012", None),
-        "price_pro_large": ("0.012", None),
-        "price_pro_small": ("0.003", None),
-    }
-
-
 async def test_what_a_plans_file_sells_is_sold() -> None:
     emulator = StripeEmulator()
     meter = emulator.add_meter("ai_tokens")

@@ -80,10 +80,7 @@ async def test_a_refund_changes_neither_invoice_nor_subscription() -> None:
     [
         ({}, "One of the following params should be provided", None),
         ({"payment_intent": "pi_none"}, "No such payment_intent: 'pi_none'", "resource_missing"),
-        ({"charge": "ch_none"}, "No such charge: 'ch_none'", "resource_missing"),
         ({"amount": 1001}, r"\(\$10.01\) is greater than unrefunded amount on charge \(\$10.00\)", None),
-        ({"amount": 0}, "Invalid positive integer", "parameter_invalid_integer"),
-        ({"reason": "none"}, "must be one of duplicate", None),
     ],
 )
 async def test_refunds_that_are_refused(params: Any, said: str, code: str | None) -> None:
@@ -168,11 +165,9 @@ async def test_a_credit_note_on_a_paid_invoice_gives_back() -> None:
     [
         ({"amount": 100}, "must equal the post-payment amount"),
         ({"amount": 1001, "refund_amount": 1001}, "greater than what is left"),
-        ({"amount": 0}, "greater than or equal to 1"),
         ({}, "Missing required param: amount"),
         ({"amount": 1, "lines": [{"type": "invoice_line_item"}]}, "only specify one of"),
         ({"lines": [{"type": "invoice_line_item", "invoice_line_item": "il_none"}]}, "No such invoice line"),
-        ({"lines": [{"type": "custom_line_item"}]}, "must be one of invoice_line_item"),
     ],
 )
 async def test_credit_notes_that_are_refused(params: Any, said: str) -> None:
@@ -225,36 +220,6 @@ async def test_an_invoice_that_is_paid_in_time_is_never_overdue() -> None:
         with pytest.raises(stripe.InvalidRequestError, match="collection method is 'send_invoice'"):
             await client.v1.invoices.send_invoice_async(str(invoice_of(charged).id))
     assert since(emulator, ["invoice.overdue"]) == []
-
-
-async def test_changes_of_a_customer_are_told() -> None:
-    """https://docs.stripe.com/api/customers/update."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        await subscribe(client)
-        changed = await client.v1.customers.update_async(
-            "cus_1",
-            {
-                "email": "ada@example.com",
-                "name": "Ada",
-                "address": {"country": "DE", "city": "Berlin"},
-                "metadata": {"a": "b"},
-                "preferred_locales": ["de", "en"],
-                "tax_exempt": "reverse",
-            },
-        )
-        assert (changed.email, changed.preferred_locales, changed.tax_exempt) == (
-            "ada@example.com",
-            ["de", "en"],
-            "reverse",
-        )
-        cleared = await client.v1.customers.update_async("cus_1", {"preferred_locales": [], "name": ""})
-        assert cleared.name is None
-    updated = [each for each in emulator.webhook_events if each.type == "customer.updated"]
-    assert updated[0].previous is not None
-    assert set(updated[0].previous) == {
-        *("address", "email", "metadata", "name", "preferred_locales", "tax_exempt")
-    }
 
 
 async def test_half_an_hour_of_a_draft_is_left_alone() -> None:

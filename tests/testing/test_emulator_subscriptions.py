@@ -229,56 +229,6 @@ async def test_a_cancellation_at_the_periods_end_binds_there() -> None:
         assert caught.value.http_status == 404
 
 
-async def test_a_cancellation_at_once_stops_collection() -> None:
-    """https://docs.stripe.com/api/subscriptions/cancel: "Stripe stops automatic collection"."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        emulator.fail_payments("cus_1")
-        clock.set(datetime(2026, 5, 2, tzinfo=UTC))
-        params: Any = {"cancellation_details": {"comment": "too dear", "feedback": "too_expensive"}}
-        gone = await client.v1.subscriptions.cancel_async(made.id, params)
-        assert (gone.status, gone.ended_at, gone.canceled_at) == ("canceled", clock(), clock())
-        assert gone.cancellation_details is not None
-        assert gone.cancellation_details.feedback == "too_expensive"
-        emulator.mend_payments("cus_1")
-        clock.advance(timedelta(days=30))
-        open_ones = await client.v1.invoices.list_async({"status": "open"})
-        assert [invoice.auto_advance for invoice in open_ones.data] == [False]
-        assert [each.id for each in (await client.v1.subscriptions.list_async({"status": "all"})).data] == [
-            made.id
-        ]
-
-
-async def test_a_customer_takes_its_subscriptions_along() -> None:
-    """https://docs.stripe.com/api/customers/delete: "immediately cancels any active subscriptions"."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        await client.v1.customers.delete_async("cus_1")
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
-
-
-async def test_an_open_invoice_of_what_has_ended_may_still_be_paid() -> None:
-    """https://docs.stripe.com/api/subscriptions/cancel: the invoices stay; the subscription has ended."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        emulator.fail_payments("cus_1")
-        clock.set(datetime(2026, 5, 2, tzinfo=UTC))
-        ended = await client.v1.subscriptions.cancel_async(made.id)
-        assert isinstance(ended.latest_invoice, str)
-        with pytest.raises(stripe.CardError):
-            await client.v1.invoices.pay_async(ended.latest_invoice)
-        emulator.mend_payments("cus_1")
-        assert (await client.v1.invoices.pay_async(ended.latest_invoice)).status == "paid"
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
-        await subscribe(client)
-        await client.v1.customers.delete_async("cus_1")
-        listed = await client.v1.subscriptions.list_async({"status": "canceled"})
-        assert len(listed.data) == 2
-
-
 async def test_what_a_subscription_says_of_itself_is_changed() -> None:
     """https://docs.stripe.com/api/subscriptions/update; an ended one takes metadata alone."""
     emulator, _ = shop()
@@ -322,21 +272,6 @@ async def test_an_unpaid_one_stays_unpaid_until_it_is_paid() -> None:
         emulator.mend_payments("cus_1")
         await client.v1.invoices.pay_async(invoice_of(unpaid).id)
         assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
-
-
-async def test_what_costs_nothing_needs_no_card_and_no_payment() -> None:
-    """https://docs.stripe.com/api/invoices/object#invoice_object-payments: none of an invoice of 0."""
-    emulator, _ = shop(card=None)
-    emulator.add_price(0, price_id="price_free")
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_free", expand=["latest_invoice.payments"])
-        assert (made.status, invoice_of(made).status, invoice_of(made).total) == ("active", "paid", 0)
-        payments = invoice_of(made).payments
-        assert payments is not None
-        assert payments.data == []
-        secret: Any = {"expand": ["confirmation_secret"]}
-        shown = await client.v1.invoices.retrieve_async(invoice_of(made).id, secret)
-        assert shown.confirmation_secret is None
 
 
 async def test_all_that_a_call_makes_is_made_at_one_instant() -> None:

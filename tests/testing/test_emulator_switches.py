@@ -10,6 +10,7 @@ import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, invoice_of, items_of, refusal, shop, subscribe
+from drivers.sampled import pairs
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -78,12 +79,15 @@ async def phases(client: stripe.StripeClient, made: stripe.Subscription, *later:
 
 
 @pytest.mark.parametrize(
-    ("behavior", "billed"), [("create_prorations", True), ("always_invoice", True), ("none", False)]
+    ("later", "by", "behavior"),
+    pairs(
+        [["price_10"], ["price_10", "price_tokens_2"]],
+        ["update", "phase", "phase_at_the_end"],
+        ["create_prorations", "always_invoice", "none"],
+    ),
 )
-@pytest.mark.parametrize("by", ["update", "phase", "phase_at_the_end"])
-@pytest.mark.parametrize("later", [["price_10"], ["price_10", "price_tokens_2"]], ids=["removed", "switched"])
 async def test_without_prorations_a_price_that_goes_bills_nothing(
-    later: list[str], by: str, behavior: str, billed: bool
+    later: list[str], by: str, behavior: str
 ) -> None:
     """ "To remove a metered price without billing for it, set `proration_behavior` to `none`".
 
@@ -113,26 +117,7 @@ async def test_without_prorations_a_price_that_goes_bills_nothing(
                 price = str(line.pricing.price_details.price)
                 if price.startswith("price_tokens") and line.amount:
                     found.append((price, line.amount, line.parent.type))
-        assert found == ([("price_tokens_1", 500, "invoice_item_details")] if billed else [])
-
-
-async def test_a_phase_may_be_invoiced_at_once() -> None:
-    """`always_invoice`: on an invoice of its own, which a schedule makes as a draft for an hour.
-
-    https://docs.stripe.com/billing/subscriptions/subscription-schedules
-    """
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_tokens_1")
-        await use(client, 500, at=SECOND)
-        await phases(client, made, "price_20", proration_behavior="always_invoice", at=HALF)
-        clock.set(datetime(2026, 4, 16, tzinfo=UTC))
-        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        invoice = invoice_of(found)
-        assert (invoice.status, invoice.billing_reason) == ("draft", "subscription_update")
-        assert sorted(line.amount for line in invoice.lines.data) == [-500, 500, 1000]
-        clock.advance(timedelta(hours=1))
-        assert (await client.v1.invoices.retrieve_async(invoice.id)).status == "paid"
+        assert found == ([("price_tokens_1", 500, "invoice_item_details")] if behavior != "none" else [])
 
 
 async def test_a_schedule_that_ends_charges_the_last_usage() -> None:

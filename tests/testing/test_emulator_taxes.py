@@ -7,12 +7,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import invoice_of, refusal, shop, subscribe
 
 if TYPE_CHECKING:
+    import stripe
+
     from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -65,23 +66,3 @@ async def test_tax_can_be_turned_on_and_off() -> None:
         off: Any = {"automatic_tax": {"enabled": False}}
         await client.v1.subscriptions.update_async(made.id, off)
         assert (await client.v1.invoices.create_preview_async({"subscription": made.id})).total == 1000
-
-
-async def test_an_account_without_a_rate_refuses_it() -> None:
-    """https://github.com/wasp-lang/open-saas/issues/78."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        await settle_down(client)
-        with pytest.raises(stripe.InvalidRequestError, match="Stripe Tax has not been activated"):
-            await subscribe(client, **TAXED)
-
-
-async def test_a_tax_makes_a_free_balance_due() -> None:
-    """Whether a card is needed goes by the total, tax and discounts included."""
-    emulator, _ = taxed_shop(card=None)
-    emulator.add_price(48, price_id="price_small")
-    async with account(emulator) as client:
-        await settle_down(client)
-        assert (await subscribe(client, "price_small")).status == "active"
-        with pytest.raises(stripe.InvalidRequestError, match="no attached payment source"):
-            await subscribe(client, "price_small", **TAXED)

@@ -149,29 +149,3 @@ async def test_negative_usage_and_tiers() -> None:
         shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
         assert [(line.quantity, line.amount) for line in shown.lines.data] == [(1000, 0), (2000, 200)]
         assert shown.lines.data[1].description == "2000 × price_tiers (Tier 2 at 0.001 USD)"  # noqa: RUF001
-
-
-async def test_late_usage_of_an_ending_plan_is_billed() -> None:
-    """A phase that begins with a period: the usage of the item that goes is on the renewal's invoice.
-
-    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
-    """
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_20", "price_tokens")
-        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-        both: Any = [{"price": "price_20"}, {"price": "price_tokens"}]
-        phases: Any = [
-            {"items": both, "start_date": SECOND, "end_date": MAY},
-            {"items": [{"price": "price_10"}]},
-        ]
-        await client.v1.subscription_schedules.update_async(schedule.id, {"phases": phases})
-        clock.set(datetime(2026, 5, 1, 0, 10, tzinfo=UTC))
-        assert amounts(await latest(client, made.id)) == [1000, 0]
-        await use(client, 3000, at=MAY - 60)
-        clock.advance(timedelta(hours=1))
-        done = await latest(client, made.id)
-        assert (amounts(done), done.status) == ([1000, 36], "paid")
-        await use(client, 3000, at=MAY + 60)
-        clock.set(datetime(2026, 6, 1, tzinfo=UTC))
-        assert amounts(await latest(client, made.id)) == [1000]

@@ -61,20 +61,6 @@ def ready(*codes: int, **options: Any) -> tuple[StripeEmulator, Receiver, Clock,
     return emulator, receiver, clock, emulator.add_endpoint(HOOK, app=receiver.app, **options)
 
 
-async def test_the_official_sdk_takes_what_is_delivered() -> None:
-    receiver = Receiver()
-    emulator = StripeEmulator()
-    secret = emulator.add_endpoint(HOOK, app=receiver.app)
-    emulator.emit("customer.created", {"id": "cus_1", "object": "customer", "name": "Ada"})
-    (delivery,) = await emulator.deliver()
-    event = receiver.event(secret, tolerance=300)
-    assert (event.type, event.data.object["name"], event.id) == ("customer.created", "Ada", delivery.event)
-    assert (delivery.status, delivery.attempt, delivery.answer, delivery.taken) == (200, 1, "taken", True)
-    assert event.pending_webhooks == 1, "this delivery is one of those to come"
-    assert receiver.headers[0]["content-type"] == "application/json; charset=utf-8"
-    assert receiver.bodies[0].startswith(b'{\n  "id": "evt_'), "the raw bytes are not those of json.dumps"
-
-
 async def test_while_a_secret_is_rolled_both_sign() -> None:
     """For up to 24 hours: https://docs.stripe.com/webhooks#roll-endpoint-secrets."""
     emulator, receiver, clock, old = ready()
@@ -101,7 +87,7 @@ async def test_endpoints_are_told_of_what_they_want() -> None:
     assert receiver.types == ["invoice.paid", "customer.deleted"]
 
 
-@pytest.mark.parametrize("code", [302, 400, 404, 500])
+@pytest.mark.parametrize("code", [302, 500])
 async def test_whatever_is_no_2xx_is_tried_again(code: int) -> None:
     """A redirect is a failure too (https://docs.stripe.com/webhooks#automatic-retries)."""
     emulator, receiver, clock, _ = ready(code, 204)
@@ -148,26 +134,11 @@ async def test_nobody_there_is_tried_again() -> None:
     assert [delivery.attempt for delivery in await emulator.deliver()] == [2]
 
 
-async def test_a_test_says_in_which_order_and_how_often() -> None:
-    emulator, receiver, clock, secret = ready()
-    names = ["customer.subscription.created", "invoice.paid", "customer.subscription.updated"]
-    made = [emulator.emit(name, {"id": "x_1"}) for name in names]
-    created, paid, updated = (event for event in made if event is not None)
-    await emulator.deliver(updated, created, created)
-    clock.advance(timedelta(hours=2))
-    await emulator.deliver(paid.id)
-    assert receiver.types == [names[2], names[0], names[0], names[1]]
-    ids = [receiver.event(secret, index=index).id for index in range(4)]
-    assert ids[1] == ids[2]
-    assert await emulator.deliver() == (), "what was taken is not due any more"
-
-
 @pytest.mark.parametrize(
     ("how", "refused"),
     [
         ("wrong_secret", "No signatures found matching"),
         ("changed", "No signatures found matching"),
-        ("truncated", "No signatures found matching"),
         ("unsigned", "No Stripe-Signature header value|Unable to extract timestamp"),
         ("old_scheme", "No signatures found with expected scheme"),
     ],
@@ -184,26 +155,6 @@ async def test_forgeries_are_refused_by_the_sdk(how: Any, refused: str) -> None:
     (first,) = await emulator.deliver()
     assert first.attempt == 1, "a forgery is not Stripe's: it uses up no attempt, and its success is none"
     assert receiver.event(secret).type == "invoice.paid"
-
-
-async def test_a_forgery_that_is_taken_counts_for_nothing() -> None:
-    emulator, receiver, _, _ = ready()
-    event = emulator.emit("invoice.paid", {"id": "in_1"})
-    assert event is not None
-    (delivery,) = await emulator.deliver(event, forge="wrong_secret")
-    assert (delivery.taken, event.to_json()["pending_webhooks"]) == (True, 1)
-    assert [delivery.attempt for delivery in await emulator.deliver()] == [1]
-    assert len(receiver.bodies) == 2
-
-
-@pytest.mark.parametrize(("how", "day"), [("stale", -1), ("early", 1)])
-async def test_a_day_off_is_rightly_signed(how: Any, day: int) -> None:
-    emulator, receiver, _, secret = ready()
-    event = emulator.emit("invoice.paid", {"id": "in_1"})
-    assert event is not None
-    await emulator.deliver(event, forge=how)
-    assert receiver.headers[0]["stripe-signature"].startswith(f"t={SECOND + day * 86_400},v1=")
-    assert receiver.event(secret).id == event.id
 
 
 async def test_what_cannot_be_delivered_is_said() -> None:
