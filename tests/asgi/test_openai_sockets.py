@@ -53,7 +53,7 @@ NAMED: Final = {"audio": {"input": {"transcription": {"model": "gpt-4o-transcrib
     ],
 )
 async def test_a_transcription_costs_its_sessions_model(
-    path: str, query: str, session: dict[str, Any] | None, micros: int, 
+    path: str, query: str, session: dict[str, Any] | None, micros: int,
 ) -> None:
     begun = [] if session is None else [{"type": "session.created", "session": session}]
     async with metered(provider, "memory://", plans=SOCKETS) as at:
@@ -65,7 +65,7 @@ async def test_a_transcription_costs_its_sessions_model(
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
 @pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 2_250), (1, 16_666)])
 async def test_a_live_session_costs_its_length_and_what_it_has_asked(
-    path: str, left_after: int, micros: int, 
+    path: str, left_after: int, micros: int,
 ) -> None:
     first, second, closed = events_of("live session")
     # 20, 45 and 60 seconds at 3 dollars an hour; and 1000 * 1.25 + 100 * 10
