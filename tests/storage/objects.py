@@ -119,16 +119,15 @@ class Bucket:
 
     def store(self, key: str, size: int, action: str) -> None:
         self._tick()
-        version = self.put(key, size, action) or "null"
+        version = f"v{self.number:06}" if self.is_versioned and not self.is_suspended else "null"
         self.versions[key, version] = size, self.number
         self._tell(f"ObjectCreated:{action}", key, size, version, self.number)
 
     def remove(self, key: str, family: str) -> None:
         """What a DELETE without a version does, or a rule."""
         self._tick()
-        marker = self.delete(key, None)
         if self.is_versioned:
-            assert marker is not None
+            marker = "null" if self.is_suspended else f"m{self.number:06}"
             self.versions[key, marker] = None
             name = "LifecycleExpiration" if family == "LifecycleExpiration" else "ObjectRemoved"
             self._tell(f"{name}:DeleteMarkerCreated", key, None, marker, self.number)
@@ -140,26 +139,7 @@ class Bucket:
     def remove_version(self, key: str, version: str) -> None:
         self._tick()
         was = self.versions.pop((key, version))
-        self.delete(key, version)
         self._tell("ObjectRemoved:Delete", key, None, version, self.number if was is None else was[1])
-
-    def put(self, key: str, size: int, action: str) -> str | None:
-        """Store an object; its version."""
-        del key, size, action
-        return f"v{self.number:06}" if self.is_versioned and not self.is_suspended else None
-
-    def delete(self, key: str, version: str | None) -> str | None:
-        """Delete an object or a version; the version that was removed or created as a marker."""
-        del key
-        if self.is_suspended:
-            return version or "null"
-        return version or (f"m{self.number:06}" if self.is_versioned else None)
-
-    def abort(self, key: str, size: int) -> None:
-        """Begin an upload of parts, and abort it: no event tells of it."""
-
-    def live(self) -> dict[tuple[str, str], int]:
-        return {place: found[0] for place, found in self.versions.items() if found is not None}
 
     async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
         assert bucket == self.name

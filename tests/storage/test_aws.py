@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from datetime import timedelta
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -20,9 +19,11 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError
 from meterkit.health.backlogs import look_at_stored_objects
+from meterkit.storage import aws
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
+from storage.moto_bucket import BOTO3
 from storage.objects import Happened
 from storage.test_histories import PLANS
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-BOTO3: Final[Any] = import_module("boto3")  # It has no types.
 AT_MS: Final = 1_600_000_000_000  # Long before: moto answers with the time of this host.
 
 
@@ -168,3 +168,21 @@ async def scraped(kit: MeterKit) -> str:
     transport = httpx.ASGITransport(metrics_app(kit))
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         return (await client.get("/")).text
+
+
+async def test_a_listing_goes_on_where_a_page_ends(
+    kit: MeterKit, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
+    called: list[dict[str, Any]] = []
+    whole = aws._called  # pyright: ignore[reportPrivateUsage]
+
+    async def paged(what: str, call: Any) -> Any:
+        call.keywords["MaxKeys"] = 2
+        called.append(call.keywords)
+        return await whole(what, call)
+
+    monkeypatch.setattr(aws, "_called", paged)
+    assert await kit.storage.recalculate() == {"ada": 11111}
+    assert len(called) > 1

@@ -113,6 +113,10 @@ async def test_damaged_customers_hinder_no_others() -> None:
         with pytest.raises(StoreError, match=r"of 24 customers are not recalculated, 'c01' first"):
             await kit.storage.recalculate(lister=small)
         whole = sorted({*names} - {*damaged})
+        for name in names[:10]:
+            await client.set(kit.store.keys.customer(name).objects, "no hash")
+        with pytest.raises(StoreError, match="WRONGTYPE"):
+            await kit.storage.recalculate(lister=small)
         assert [await kit.gauges.get(name, "storage") for name in whole] == [7] * 12
 
 

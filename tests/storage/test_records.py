@@ -51,12 +51,8 @@ def bridged(kind: str = "Object Created", **changes: object) -> bytes:
     ("name", "change"),
     [
         ("ObjectCreated:Put", "stored"),
-        ("s3:ObjectCreated:CompleteMultipartUpload", "stored"),
-        ("ObjectCreated:Copy", "stored"),
         ("s3:ObjectCreated:PutTagging", None),
-        ("s3:ObjectCreated:PutRetention", None),
         ("ObjectRemoved:Delete", "removed"),
-        ("LifecycleExpiration:Delete", "removed"),
         ("LifecycleExpiration:DeleteMarkerCreated", "unclear"),
         ("ObjectRemoved:DeleteMarkerCreated", "unclear"),
         ("s3:ObjectRemoved:DeleteAllVersions", "unclear"),
@@ -103,16 +99,13 @@ def test_events_of_eventbridge() -> None:
     [
         record(size=-1),
         record(size=10**15),
-        record(size=1.5),
         record(size=True),
-        record(size="7"),
         record(key=7),
         record(key="%ff"),
         record(version="3.0"),
         {**record(), "eventTime": "yesterday"},
         {"eventVersion": "2.1"},
         "text",
-        None,
     ],
 )
 def test_an_unreadable_record_counts_nothing_and_is_skipped(wrong: object) -> None:
@@ -120,7 +113,7 @@ def test_an_unreadable_record_counts_nothing_and_is_skipped(wrong: object) -> No
     assert ([event.size for event in events], unread) == ([7], 1)
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", "[" * 100_000, '{"Records": 1}', b"\xff"])
+@pytest.mark.parametrize("body", ["[]", "[" * 100_000, '{"Records": 1}', b"\xff"])
 def test_what_is_no_message_of_an_object_store_is_refused(body: str | bytes) -> None:
     with pytest.raises(UnreadableError):
         read_events(body)
@@ -154,18 +147,14 @@ STORAGE: Final = Storage(
     [
         ("b", "ada/images/a/b c", Owner("ada", "images")),
         ("b", "ada/films/a", Owner("ada", "other")),
-        ("b", "ada/other/a", Owner("ada", "other")),
         ("b", "public/ada/x", Owner("ada", "other")),
         ("b", "public/ada/y", Owner("public", "other")),
         ("c", "u-ada.bin", Owner("ada", "other")),
         ("c", "u-adaxbin", None),
         ("b", "ada/images/", None),
-        ("b", "ada/images", None),
         ("b", "/images/a", None),
         ("d", "ada/images/a", None),
         ("b", "ada/images/../../bob/images/a", None),
-        ("b", "../images/a", None),
-        ("b", "ada/images/a..b", Owner("ada", "images")),
         ("b", "ada/images/..%2fbob", None),
         ("b", "ada/images/%2F", None),
         ("b", "a\nda/images/x", None),

@@ -2,26 +2,30 @@
 
 # Internals: whose reply is whose on one connection, which kits hide.
 
-# pyright: reportPrivateUsage=false
-# What leaves in one write shows nowhere else.
-
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 
 from faults.proxy import TcpProxy
-from faults.refusals import Echo, FakeRedis, eventually, loop_clock, stopped
+from faults.refusals import Echo, FakeRedis, eventually, kit_at, loop_clock, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack_each
 from meterkit.redis.handshake import connect
 from meterkit.redis.url import Address
+from servers.stores import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meterkit.redis.connection import Connection, Unsent
     from servers.stores import Server
 
@@ -37,21 +41,11 @@ class Increment(Echo):
         self.packed = (b"*%d\r\n%b" % (len(words) + 1, pack_each(words)),)
 
 
-class Ear:
-    """Takes the replies of what is posted."""
-
-    def __init__(self) -> None:
-        self.heard: list[Any] = []
-
-    def received(self, reply: Any) -> None:
-        self.heard.append(reply)
-
-
 class Opener:
     """Opens a connection to a port, and notes how it ends."""
 
-    def __init__(self, port: int) -> None:
-        self.address = Address(kind="tcp", host="127.0.0.1", port=port)
+    def __init__(self, port: int | None, host: str = "127.0.0.1") -> None:
+        self.address = Address(kind="tcp", host=host, port=port or 0)
         self.ended: list[Connection] = []
         self.unsent: Unsent = []
 
@@ -63,37 +57,6 @@ class Opener:
         assert why
         self.ended.append(connection)
         self.unsent += unsent
-
-
-@pytest.mark.each_loop
-async def test_i1_requests_of_one_tick_share_one_write(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = await Opener(valkey.port)()
-    transport: Any = connection._transport
-    written: list[bytes] = []
-
-    class Seen:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(transport, name)
-
-        def write(self, data: bytes) -> None:
-            written.append(data)
-            transport.write(data)
-
-    monkeypatch.setattr(connection, "_transport", Seen())
-    ear = Ear()
-
-    async def ask(n: int) -> Any:
-        if n % 5 == 0:
-            connection.post(Echo(f"post-{n}").packed, ear)
-        return await connection.call(Echo(f"call-{n}"))
-
-    replies = await asyncio.gather(*(ask(n) for n in range(50)))
-    assert len(written) == 1
-    assert [reply[1] for reply in replies] == [b"call-%d" % n for n in range(50)]
-    assert [reply[1] for reply in ear.heard] == [b"post-%d" % n for n in range(0, 50, 5)]
-    await connection.close()
 
 
 @pytest.mark.each_loop
@@ -162,3 +125,70 @@ async def test_i9_connecting_ends_within_one_timeout(valkey: Server, mode: Any) 
         connection = await opener()
         assert (await connection.call(Echo("again")))[1] == b"again"
         await connection.close()
+
+
+# Names of the store's host: a resolver that hangs costs the app nothing, and is asked once at a time.
+
+
+NAME = "localhost"
+ASK: Final = socket.getaddrinfo
+
+
+class Resolver:
+    """The system's, but for one name: of that nothing is heard until it is let go.
+
+    Attributes:
+        addresses: what the name leads to.
+        answers: whether it is let go.
+        asked: how often that was asked.
+    """
+
+    def __init__(self) -> None:
+        self.addresses = ["127.0.0.1"]
+        self.answers = threading.Event()
+        self.asked = 0
+
+    def getaddrinfo(self, host: Any, *arguments: Any, **named: Any) -> Any:
+        if host != NAME:
+            return ASK(host, *arguments, **named)
+        self.asked += 1
+        self.answers.wait(30)
+        return [found for address in self.addresses for found in ASK(address, *arguments, **named)]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    made = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    yield made
+    made.answers.set()
+
+
+@pytest.mark.each_loop
+async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(store_url: str, resolver: Resolver) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    url = f"redis://{NAME}:{urlsplit(store_url).port}/0"
+    async with kit_at(url, store_timeout=0.25, start_timeout=1) as kit:
+        admin = await kit.store.admin()
+        with pytest.raises(StoreError, match="cannot be reached: no answer within"):
+            await kit.consume("acme", "requests", 1)
+        with pytest.raises(StoreError, match="Timeout connecting"):
+            await admin.ask(admin.client.ping())
+        async with asyncio.timeout(240):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+        assert resolver.asked == 1
+        resolver.answers.set()
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        assert (await kit.consume("acme", "requests", 1)).allowed
+        assert await admin.client.ping()
+
+
+@pytest.mark.each_loop
+async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolver: Resolver) -> None:
+    resolver.addresses = ["127.0.0.77", "127.0.0.1"]
+    resolver.answers.set()
+    connection = await Opener(urlsplit(store_url).port, NAME)()
+    assert b"PONG" == await connection.ask("PING")
+    await connection.close()
+    with pytest.raises(StoreError, match=f"{NAME}:.* cannot be reached: Connection refused$"):
+        await Opener(free_port(), NAME)()

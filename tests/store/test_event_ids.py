@@ -91,9 +91,7 @@ async def test_an_id_counted_in_part_counts_the_other_meters(kit: MeterKit) -> N
     assert await recorded(kit) == {"pages": 22, "words": 910, "input_tokens": 7, "output_tokens": 50}
 
 
-@pytest.mark.parametrize(
-    "given", [("pages", 13), ("pages", 0), ({"pages": 13, "words": 5},), ({"words": 5, "pages": 11},)]
-)
+@pytest.mark.parametrize("given", [("pages", 0), ({"words": 5, "pages": 13},)])
 async def test_another_quantity_under_an_id_is_refused_as_a_whole(
     kit: MeterKit, given: tuple[Any, ...]
 ) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -39,7 +40,7 @@ from faults.refusals import (
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.errors import SettingsError, StoreError
-from meterkit.redis import scripts
+from meterkit.redis import memory, scripts
 from meterkit.redis.handshake import connect
 from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
@@ -498,17 +499,34 @@ def _without_clock(fields: dict[str, str]) -> dict[str, str]:
 # The end, and what goes wrong in the background.
 
 
-async def test_upkeep_that_fails_is_told(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
-    lane = lane_to(valkey.port)
+# The store within the process stands in for a real one.
 
-    async def fail() -> None:
-        raise LookupError("a bug")
 
-    task = lane.spawn(fail())
-    assert task is not None
-    await asyncio.wait([task])
-    await lane.stop(drain_s=1.0)
-    (record,) = caplog.records
-    assert record.getMessage() == "the store's upkeep failed"
-    assert record.exc_info is not None
-    assert str(record.exc_info[1]) == "a bug"
+@pytest.fixture
+def customer() -> str:
+    """The store lives as long as the process: each test has a customer of its own."""
+    return f"customer-{uuid4()}"
+
+
+async def test_requests_are_decided_and_settled(customer: str) -> None:
+    async with kit_at("memory://") as kit:
+        app = metered(kit)
+        assert await asyncio.gather(*(Client(app).get(customer) for _ in range(20))) == [200] * 20
+        await settled(kit)
+        assert await used(kit, customer) == (20, 0)
+        await kit.customers.set_plan(customer, "narrow")
+        assert [await Client(app).get(customer) for _ in range(4)] == [200, 200, 200, 429]
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(customer: str) -> None:
+    async with kit_at("memory://") as kit:
+        app = metered(kit)
+        await kit.record(customer, "tokens", 5)
+        admin: Any = memory.admin_client()
+        await admin.script_flush()
+        await kit.record(customer, "tokens", 5)
+        await admin.script_flush()
+        assert await Client(app).get(customer, "/deny") == 200
+        await admin.aclose()
+        await settled(kit)
+        assert await used(kit, customer, "tokens") == (10, 0)

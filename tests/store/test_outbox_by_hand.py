@@ -82,11 +82,12 @@ async def test_intents_are_listed_by_state_and_customer(store_url: str) -> None:
         assert [one.customer for one in await at.kit.outbox.list(state="parked")] == ["acme"]
 
 
-@pytest.mark.each_store
 async def test_what_is_parked_by_hand_is_not_sent_until_it_is_redriven(store_url: str) -> None:
     async with sealed(store_url, status=429) as (at, intent):
         parked = await at.kit.outbox.park(intent.identifier, reason="a wrong price", by="operator ada")
         assert (parked.state, parked.why) == ("parked", "parked by hand: a wrong price")
+        with pytest.raises(MeterkitError, match="is parked: only what is"):
+            await at.kit.outbox.park(intent.identifier)
         assert await states(at) == {"parked": 6}
         at.clock.advance(timedelta(hours=30))
         assert not (await at.flush(everything=True)).is_complete
@@ -151,17 +152,15 @@ async def test_damaged_totals_keep_an_intent_where_it_is(store_url: str) -> None
         assert await states(at) == {"queued": 6}
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+async def test_what_cannot_be_listed_is_refused_with_words(store_url: str) -> None:
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"state": "lost"}, "state: found 'lost'; allowed are queued, leased, parked, dead and None"),
         ({"limit": 0}, "limit: found"),
         ({"customer": "a\nb"}, "control character"),
-    ],
-)
-async def test_what_cannot_be_listed_is_refused_with_words(
-    store_url: str, given: dict[str, Any], said: str
-) -> None:
+    )
     async with desk(store_url) as at:
-        with pytest.raises(MeterkitError, match=said):
-            await at.kit.outbox.list(**given)
+        for given, said in refused:
+            with pytest.raises(MeterkitError, match=said):
+                await at.kit.outbox.list(**given)
+        with pytest.raises(MeterkitError, match="no intent that is not delivered"):
+            await at.kit.outbox.show("unknown")

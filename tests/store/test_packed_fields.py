@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 MOST: Final = 9 * 10**15
-EDGES: Final = (0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, MOST)
 BESIDES: Final = pack_field(1, 2, 3, 4, 5)[1:]
 WINDOW: Final = (5, 6, 7)
 METER: Final = (1, 2, 3, 4, 5, 6, BESIDES)
@@ -65,34 +64,30 @@ def asked(wire: Wire, lines: str, *arguments: bytes) -> Any:
     return wire(pack("EVAL", f"{functions}\n{window[0]}\n{lines}", 0, *arguments))
 
 
-@pytest.mark.parametrize("wrong", list(wrongs(WINDOW)))
 @pytest.mark.parametrize("reader", list(RIGHT))
-def test_what_is_damaged_is_never_read(wire: Wire, reader: str, wrong: str) -> None:
+def test_what_is_damaged_is_never_read(wire: Wire, reader: str) -> None:
     right = RIGHT[reader]
     ask = f"return {{{reader}(ARGV[1], 'h')}}"
     assert asked(wire, ask, pack_field(*right)) == list(right)
-    reply = asked(wire, ask, wrongs(right)[wrong])
-    assert isinstance(reply, Exception)
-    assert "DAMAGED field h" in str(reply)
+    for what, wrong in wrongs(right).items():
+        assert "DAMAGED field h" in str(asked(wire, ask, wrong)), what
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *(pack_field(*METER[:-1], 7), pack_field(b"x", *METER[1:])),
+def test_what_need_not_be_fast_looks_at_every_number(wire: Wire) -> None:
+    ask = "local found = open_meter(ARGV[1]) return found and found.stamped_ms or 'none'"
+    assert asked(wire, ask, pack_field(*METER)) == 4
+    for wrong in (
+        pack_field(*METER[:-1], 7),
+        pack_field(b"x", *METER[1:]),
         pack_field(*METER[:-1], BESIDES + b"\x01"),
         pack_field(*METER[:-1], BESIDES[:-1]),
         pack_field(MOST + 1, *METER[1:]),
         pack_field(-1, *METER[1:]),
-    ],
-)
-def test_what_need_not_be_fast_looks_at_every_number(wire: Wire, wrong: bytes) -> None:
-    ask = "local found = open_meter(ARGV[1]) return found and found.stamped_ms or 'none'"
-    assert asked(wire, ask, pack_field(*METER)) == 4
-    assert asked(wire, ask, wrong) == b"none"
+    ):
+        assert asked(wire, ask, wrong) == b"none"
 
 
-@pytest.mark.parametrize("number", EDGES)
+@pytest.mark.parametrize("number", [0, 128, 65_536, MOST])
 def test_numbers_are_exact_whichever_way_they_go(wire: Wire, number: int) -> None:
     packed = pack_field(*(number,) * 6, b"")
     ask = "local m = open_meter(ARGV[1]) m.stamped_ms = m.held return {pack_meter(m)}"

@@ -250,7 +250,12 @@ async def test_documented_rights_suffice_for_each_background_task(server: Server
         at.customer()
         await at.subscribe()
         await at.settle()
-        await at.kit.record("acme", "tokens", 30)
+        for _ in range(2):
+            await at.kit.record("acme", "tokens", 15, event_id="event-1")
+        await at.kit.record("acme", "tokens", 15)
+        assert (await at.kit.consume("acme", "requests")).allowed
+        async with at.kit.reserve("acme", {"requests": 2}) as reservation:
+            await reservation.capture({"requests": 1})
         # Not started: the test runs each task.
         kit = hooked_kit(url, at.url, at.clock, **given, flush=True)
 

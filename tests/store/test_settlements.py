@@ -22,7 +22,6 @@ from faults.refusals import (
     Client,
     counters,
     eventually,
-    in_flight,
     killing,
     kit_at,
     lane_of,
@@ -31,7 +30,6 @@ from faults.refusals import (
     metered,
     settle,
     settled,
-    stopped,
     used,
 )
 from meterkit.decisions.periods import to_ms
@@ -87,7 +85,7 @@ class Books:
         assert lane_of(self.kit).lost == 0
 
 
-@pytest.mark.parametrize("mode", ["drop_reply", "cut", pytest.param("reset", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("mode", ["drop_reply", "cut", "blackhole"])
 @pytest.mark.each_loop
 async def test_i6_lost_replies_and_cut_connections_count_each_once(proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
@@ -102,19 +100,6 @@ async def test_i6_lost_replies_and_cut_connections_count_each_once(proxy: TcpPro
             await proxy.set("pass")
             await connected(kit)
             books.settle(50)
-        await books.balance()
-
-
-async def test_i6_a_server_that_hangs_settles_each_once(valkey: Server) -> None:
-    async with kit_at(valkey.url, store_timeout=0.5) as kit:
-        books = Books(kit)
-        for _ in range(3):
-            books.settle(100)
-            with stopped(valkey):
-                books.settle(100)
-                await eventually(lambda: not lane_of(kit).connected)
-                books.settle(100)
-            await connected(kit)
         await books.balance()
 
 
@@ -154,22 +139,6 @@ async def test_i4_changes_of_state_under_a_storm_settle_each_once(valkey: Server
         for customer in books.sums:
             found = (await kit.usage(customer))["meters"]["tokens"]
             assert found["recorded"] >= found["overage"] >= 0
-
-
-async def test_i4_requests_under_changes_of_plan_are_recorded_once(valkey: Server) -> None:
-    async with kit_at(valkey.url) as kit:
-        app = metered(kit)
-
-        async def ask() -> list[int]:
-            return [await Client(app).get("acme", "/deny") for _ in range(20)]
-
-        storm = asyncio.gather(*(ask() for _ in range(20)))
-        for n in range(40):
-            await kit.customers.set_plan("acme", ["free", "other"][n % 2])
-        assert await storm == [[200] * 20] * 20
-        await settled(kit)
-        assert await used(kit, "acme") == (400, 0)
-        assert in_flight(valkey, "acme") == 0
 
 
 async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
@@ -380,30 +349,6 @@ async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
         assert await used(kit, "acme", "tokens") == (5 * there + 7 * recorded + 1, 0)
         assert lane.lost == 10 - there
     server.stop()
-
-
-@pytest.mark.dear("a process of its own")
-async def test_i11_a_killed_process_loses_nothing_acknowledged(valkey: Server) -> None:
-    program = HEAD.format(path=[*sys.path[:2], TESTS], url=valkey.url) + textwrap.dedent("""
-        import os, signal
-        async def main():
-            await kit.start()
-            for n in range(1000):
-                await kit.record("acme", "tokens", 1)
-                sys.stdout.write("x")
-                sys.stdout.flush()
-        asyncio.run(main())
-    """)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    acknowledged = len(await process.stdout.read(50))
-    process.kill()
-    acknowledged += len(await process.stdout.read())
-    await process.wait()
-    async with kit_at(valkey.url) as kit:
-        recorded, held = await used(kit, "acme", "tokens")
-    assert acknowledged <= recorded <= acknowledged + 1
-    assert held == 0
 
 
 async def test_a_settlement_is_visible_within_250_ms(valkey: Server) -> None:

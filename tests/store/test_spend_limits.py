@@ -138,3 +138,34 @@ async def test_units_over_a_cap_spend_nothing(store_url: str) -> None:
         assert await takes(kit, "images", 3)
         await kit.correct("ada", {"words": 46_500}, reason="a loop", correction_id="c-1")
         assert await spent(kit) == 175_000 + 600_000  # 2,500 words and two images.
+
+
+BY_MODEL = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  words: {unit: word, stripe: {event_name: words}}
+prices:
+  words: {default: 4 per 100, models: {"*-mini": 0.7 per 1000, "opus-*": 2 per 10}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: BUDGET
+    meters: {words: {included: 1000, overage: {bill: {price: prices.words}}}}
+"""
+
+
+async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: str) -> None:
+    async with kit_on(store_url, plans=BY_MODEL) as (kit, _):
+        for model, words in (("a-mini", 6_000), ("opus-4", 100)):
+            async with kit.reserve("ada", {"words": words}, model=model) as reservation:
+                await reservation.capture({"words": words}, model=model)
+        await kit.record("ada", "words", 50)
+        assert await spent(kit) == 5_000 * 7 + 100 * 2_000 + 50 * 400
+        await kit.correct("ada", {"words": 60}, reason="a mistake", correction_id="1", by="ops")
+        assert await spent(kit) == 4_990 * 7 + 100 * 2_000
+        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 23
+        await kit.correct("ada", {"words": 9_999}, reason="a mistake", correction_id="2", by="ops")
+        assert await spent(kit) == 0
+        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 0

@@ -52,16 +52,6 @@ def file(tmp_path: Path) -> Iterator[SpoolFile]:
     made.close()
 
 
-def test_what_a_disk_took_half_of_is_taken_off_again(file: SpoolFile) -> None:
-    file.append(frame(b"one"))
-    before = file.end
-    with room_for(before + 20), pytest.raises(OSError, match="too large"):
-        file.append(frame(bytes(100)))
-    assert (file.end, file.path.stat().st_size) == (before, before)
-    file.append(frame(b"two"))
-    assert file.read(file.begins) == ([b"one", b"two"], file.end)
-
-
 def test_what_a_disk_does_not_say_it_has_is_not_added(file: SpoolFile) -> None:
     before = file.end
     # This device takes all that is written, and does not say that it keeps it.

@@ -10,7 +10,6 @@ import pytest
 
 from drivers.subscribed_customer import (
     END,
-    INSTANT,
     NOW,
     erase,
     fetched,
@@ -45,7 +44,6 @@ async def test_the_history_keeps_the_last_thousand_changes(valkey: Server) -> No
     async with kit_of(valkey.url, Clock(NOW)) as kit:
         key = kit.store.keys.customer("acme").history
         await kit.customers.set_plan("acme", "pro")
-        assert valkey.command("MEMORY", "USAGE", key) < 256
         (entry,) = valkey.command("LRANGE", key, "0", "-1")
         valkey.command("RPUSH", key, *[entry] * 999)
         await kit.customers.set_plan("acme", "free")
@@ -53,7 +51,6 @@ async def test_the_history_keeps_the_last_thousand_changes(valkey: Server) -> No
             *[("plan", "free", "pro", "operator")] * 999,
             ("plan", "pro", "free", "operator"),
         ]
-        assert valkey.command("MEMORY", "USAGE", key) / 1000 < 100
 
 
 async def test_each_transition_is_entered_with_its_cause(store_url: str) -> None:
@@ -78,35 +75,6 @@ async def test_each_transition_is_entered_with_its_cause(store_url: str) -> None
             ("scheduled", None, "pro with 4 seats from 2031-06-30T12:00:00Z", "api"),
         ]
         assert {entry.at for entry in await kit.customers.history("acme")} == {NOW}
-
-
-async def test_changes_by_the_clock_are_entered_at_their_instant(
-    store_url: str,
-) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        await fetched(kit, subscription(**FAILING, cancel_at_ms=END))
-        await sweep(kit)
-        before = await lines(kit)
-        clock.set(NOW + 7 * DAY - INSTANT)
-        assert await sweep(kit) == 1  # A reminder is due, which is not entered.
-        assert await sweep(kit) == 0
-        assert await lines(kit) == before
-        clock.set(END + DAY)
-        assert await sweep(kit) == 1
-        assert await sweep(kit) == 0
-        found = await kit.customers.history("acme")
-        told = [(entry.kind, entry.after, entry.at, entry.cause) for entry in found[len(before) :]]
-        assert told == [
-            ("plan", "free", NOW + 7 * DAY, "clock"),
-            ("access", "restricted", NOW + 7 * DAY, "clock"),
-            ("plan", "pro", NOW + 14 * DAY, "clock"),
-            ("access", "suspended", NOW + 14 * DAY, "clock"),
-            ("status", "canceled", END, "clock"),
-            ("plan", "free", END, "clock"),
-            ("access", "full", END, "clock"),
-            ("cancellation", None, END, "clock"),
-        ]
 
 
 @pytest.mark.each_store
@@ -211,17 +179,6 @@ async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
             {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 1}
             | {"next_attempt_ms": END_MS},
             {"invoice": "in_1", "amount_cents": 2900, "failures": 1, "next_attempt": END},
-        ),
-        (
-            "payment.failed",
-            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 4}
-            | {"next_attempt_ms": None},
-            {"next_attempt": None, "currency": "usd"},
-        ),
-        (
-            "payment.succeeded",
-            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd"},
-            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd"},
         ),
     ],
 )

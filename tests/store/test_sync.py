@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +19,6 @@ from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import FrameType
 
 
 PLANS = """\
@@ -158,27 +155,6 @@ def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:
             pass
 
     asyncio.run(forgetful())
-
-
-class TimeIsUpError(Exception):
-    """What a worker's time limit raises."""
-
-
-def test_a_call_that_is_interrupted_ends() -> None:
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise TimeIsUpError
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        kit = kit_of(f"redis://127.0.0.1:{silent.getsockname()[1]}", start_timeout=60.0, store_timeout=60.0)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            with pytest.raises(TimeIsUpError):
-                kit.start()
-        finally:
-            signal.signal(signal.SIGALRM, before)
-            kit.stop()
 
 
 def said_by(program: str, directory: Path, store_url: str) -> str:

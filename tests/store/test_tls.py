@@ -112,7 +112,7 @@ async def test_a_redis_url_may_turn_verification_off(
     assert "REDIS_URL turns verification off" in caplog.text
 
 
-@pytest.mark.parametrize("mode", ["reset", "refuse", "drop_reply"])
+@pytest.mark.parametrize("mode", ["reset", "drop_reply"])
 async def test_i1_usage_whose_settlement_was_lost_counts_once(url: str, proxy: TcpProxy, mode: Any) -> None:
     async with kit_at(url, store_timeout=0.5, shards=1) as kit:
         app = metered(kit)
@@ -133,11 +133,6 @@ async def test_i1_usage_whose_settlement_was_lost_counts_once(url: str, proxy: T
 def expired(authority: Authority, _: Path) -> ssl.SSLContext:
     now = datetime.now(UTC)
     return authority.serving(not_before=now - timedelta(days=9), not_after=now - timedelta(days=1))
-
-
-def of_tomorrow(authority: Authority, _: Path) -> ssl.SSLContext:
-    now = datetime.now(UTC)
-    return authority.serving(not_before=now + timedelta(days=1), not_after=now + timedelta(days=9))
 
 
 def of_another_host(authority: Authority, _: Path) -> ssl.SSLContext:
@@ -162,11 +157,10 @@ OF_ANOTHER_AUTHORITY = (
     ("serving", "words"),
     [
         (expired, "its certificate is refused: certificate has expired; the server needs a new one"),
-        (of_tomorrow, "its certificate is refused: certificate is not yet valid"),
         (of_another_host, OF_ANOTHER_HOST),
         (of_another_authority, OF_ANOTHER_AUTHORITY),
     ],
-    ids=["expired", "of tomorrow", "of another host", "of another authority"],
+    ids=["expired", "of another host", "of another authority"],
 )
 async def test_a_wrong_certificate_is_refused_until_it_is_replaced(
     valkey: Server,
@@ -250,7 +244,6 @@ async def test_a_server_that_wants_a_certificate_gets_the_named_one(
 # Files, and what is left behind.
 
 
-@pytest.mark.each_loop
 async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: TcpProxy, authority: Authority) -> None:
     # Not even the end of TLS is answered.
     async with TcpProxy(proxy.port) as wire:
@@ -280,8 +273,6 @@ def encrypt(key: Path, encrypted: Path) -> None:
             {"ssl_ca_certs": "{folder}/text.pem"},
             "text.pem cannot be used: it is not what it should be (NO_CER",
         ),
-        ({"ssl_certfile": "{folder}/none.pem"}, "none.pem cannot be used: No such file or directory"),
-        ({"ssl_certfile": "{cert}"}, "client.pem cannot be used: it is not what it should be ("),
         (
             {"ssl_certfile": "{cert}", "ssl_keyfile": "{folder}/other.key"},
             "with ssl_keyfile={folder}/other.key cannot be used: it is not what it should be (KEY_VALUES",
