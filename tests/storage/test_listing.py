@@ -15,7 +15,8 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.storage.aws import Page, Version
-from meterkit.storage.recalculation import Listed, Listing
+from meterkit.storage.recalculation import Difference, Listed, Listing, differences
+from meterkit.storage.shelf import Known
 from meterkit.testing import Clock
 from storage.objects import Happened
 from storage.test_histories import PLANS
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
 pytestmark = pytest.mark.anyio
+
+
+def test_two_sorted_streams_are_merged() -> None:
+    there = Known(is_there=True, size=1, at_ms=0, type="a")
+    gone = Known(is_there=False, size=1, at_ms=0, type="a")
+    listed = [("b", 1, "a"), ("c", 1, "a"), ("d", 2, "a"), ("e", 1, "a")]
+    assert list(differences(listed, [("a", there), ("b", there), ("c", gone), ("d", there)])) == [
+        Difference("a", None, there),
+        Difference("c", (1, "a"), gone),
+        Difference("d", (2, "a"), there),
+        Difference("e", (1, "a"), None),
+    ]
 
 
 class Large:

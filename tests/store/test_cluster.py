@@ -223,20 +223,6 @@ async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
             assert cluster.owner(kit.store.keys.customer(gone[0]).counters) is heir
 
 
-async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
-    # While the masters do not agree that it has failed, it may take over, with what it knew.
-    with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:
-        async with desk(cluster.url, shards=SHARDS, stripe_api_key=LIVE_KEY) as at:
-            await at.link("acme")
-            await at.kit.record("acme", "requests", 6)
-            master = cluster.owner(at.kit.store.keys.customer("acme").counters)
-            with stopped(cluster.replicas[cluster.masters.index(master)]):
-                master.command("CLIENT", "KILL", "TYPE", "replica")
-                with pytest.raises(StoreError, match="has no replica that follows it now"):
-                    await at.flush(everything=True, timeout_s=0)
-                assert at.emulator.requests == ()
-
-
 async def test_with_the_rights_that_are_documented_all_works(cluster: Cluster) -> None:
     rules = acl_rules("mk", (*NEEDED, *OPTIONAL_COMMANDS, *OF_A_CLUSTER)).split()
     try:
