@@ -188,6 +188,7 @@ MILLISECOND = timedelta(milliseconds=1)
 _numbers = count()
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("rate", RATES)
 async def test_after_it_one_unit_more_is_admitted_or_what_was_asked(store_url: str, rate: str) -> None:
     """F-61: of sliding windows it was the end of the window, which frees nothing by itself."""
@@ -235,6 +236,7 @@ plans:
 """
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "rate",
     [
