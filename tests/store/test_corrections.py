@@ -29,18 +29,19 @@ PAID = loads(
 )
 
 
-async def correct(kit: MeterKit, quantity: int, *, meter: str = "tokens", id_: str = "t-1") -> Corrected:
-    (found,) = await kit.correct("acme", {meter: quantity}, reason="a loop", correction_id=id_, by="ada")
+async def correct(kit: MeterKit, quantity: int, *, id_: str = "t-1") -> Corrected:
+    (found,) = await kit.correct("acme", {"tokens": quantity}, reason="a loop", correction_id=id_, by="ada")
     parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
     assert found.asked == sum(parts) == quantity
-    assert found.taken_back == found.overage + found.credited + found.granted + found.included
+    classes = (found.overage, found.credited, found.granted, found.included)
+    assert found.sent_back <= found.taken_back == sum(classes)
     return found
 
 
-async def sent_for_good(at: Desk, meter: str, quantity: int) -> None:
+async def sent_for_good(at: Desk, quantity: int) -> None:
     """Stripe gets what acme has used, and acme another Stripe customer: nothing is taken back there."""
     await at.link("acme")
-    await at.kit.record("acme", meter, quantity)
+    await at.kit.record("acme", "tokens", quantity)
     await at.flush(everything=True)
     at.emulator.add_customer("cus_other")
     await at.kit.customers.unlink("acme")
@@ -107,11 +108,9 @@ async def test_corrections_go_back_by_class_and_refund_what_paid(store_url: str)
             assert sums[grant.grant_id, grant.kind] == grant.remaining * scale
 
 
-async def test_units_stripe_keeps_are_granted_in_the_next_period(
-    store_url: str,
-) -> None:
+async def test_units_stripe_keeps_are_granted_in_the_next_period(store_url: str) -> None:
     async with desk(store_url, catalog=PAID) as at:
-        await sent_for_good(at, "tokens", 130)
+        await sent_for_good(at, 130)
         await at.kit.record("acme", "tokens", 5)
         found = await correct(at.kit, 25)
         assert (found.taken_back, found.granted_next, found.by_hand) == (5, 20, 0)
@@ -149,7 +148,7 @@ async def test_a_repeated_correction_grants_what_an_error_kept(
         raise StoreError("the store is away")
 
     async with desk(store_url) as at:
-        await sent_for_good(at, "tokens", 200)
+        await sent_for_good(at, 200)
         with monkeypatch.context() as broken:
             broken.setattr("meterkit.customers.grants.Grants.add", fail)
             with pytest.raises(StoreError, match="is away"):
@@ -185,26 +184,17 @@ async def test_arguments_that_cannot_be_used_are_refused(
 # Units that Stripe has are taken back there, by meter events of less than nothing: once, never below 0.
 
 
-async def correct_at_stripe(at: Desk, quantity: int, *, meter: str = "tokens", id_: str = "t-1") -> Corrected:
-    (found,) = await at.kit.correct("acme", {meter: quantity}, reason="a loop", correction_id=id_)
-    parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
-    assert found.asked == sum(parts) == quantity
-    assert found.sent_back <= found.taken_back == found.overage + found.included
-    return found
-
-
-async def places(at: Desk, meter: str = "tokens") -> dict[str, int]:
+async def places(at: Desk) -> dict[str, int]:
     """Where what is reported is, zeros left out: it adds up to what was recorded of it."""
-    found: Any = (await at.kit.usage("acme"))["meters"][meter]
+    found: Any = (await at.kit.usage("acme"))["meters"]["tokens"]
     names = ("pending", "queued", "leased", "parked", "delivered", "dead")
-    reported = found["overage"] if meter == "tokens" else found["recorded"]
-    assert sum(found[name] for name in names) == reported
+    assert sum(found[name] for name in names) == found["overage"]
     return {name: found[name] for name in names if found[name]}
 
 
-async def deliver(at: Desk, quantity: int = 130, meter: str = "tokens") -> None:
+async def deliver(at: Desk) -> None:
     await at.link("acme")
-    await at.kit.record("acme", meter, quantity)
+    await at.kit.record("acme", "tokens", 130)
     assert (await at.flush(everything=True)).is_complete
 
 
@@ -212,7 +202,7 @@ async def deliver(at: Desk, quantity: int = 130, meter: str = "tokens") -> None:
 async def test_i6_delivered_units_are_taken_back_in_their_period(store_url: str, transport: str) -> None:
     async with desk(store_url, stripe_transport=transport) as at:
         await deliver(at)
-        found = await correct_at_stripe(at, 20)
+        found = await correct(at.kit, 20)
         assert (found.taken_back, found.overage, found.sent_back) == (20, 20, 20)
         assert await places(at) == {"delivered": 30, "queued": -20}
         (intent,) = await at.kit.outbox.list()
@@ -228,14 +218,12 @@ async def test_i6_delivered_units_are_taken_back_in_their_period(store_url: str,
         assert len({event.timestamp for event in at.emulator.events}) == 3
 
 
-async def test_i6_negative_events_go_in_a_batch_of_their_own(
-    store_url: str,
-) -> None:
+async def test_i6_negative_events_go_in_a_batch_of_their_own(store_url: str) -> None:
     # A batch with a value below 0 in it is taken, and Stripe counts nothing of that one.
     async with desk(store_url, stripe_transport="v2-stream", shards=1) as at:
         await at.link("zeta")
         await deliver(at)
-        await correct_at_stripe(at, 20)
+        await correct(at.kit, 20)
         await at.kit.record("zeta", "tokens", 105)
         await at.seal()
         assert (await at.flush(everything=True)).is_complete
@@ -247,8 +235,8 @@ async def test_i6_negative_events_go_in_a_batch_of_their_own(
 async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
-        first, second = await correct_at_stripe(at, 25), await correct_at_stripe(at, 40, id_="t-2")
-        again = await correct_at_stripe(at, 40, id_="t-2")
+        first, second = await correct(at.kit, 25), await correct(at.kit, 40, id_="t-2")
+        again = await correct(at.kit, 40, id_="t-2")
         assert (first.sent_back, second.sent_back, second.included) == (25, 5, 35)
         assert (again.sent_back, again.is_repeated) == (5, True)
         await at.flush(everything=True)
@@ -262,7 +250,7 @@ async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
 ) -> None:
     async with desk(store_url) as at:
         await deliver(at)
-        await correct_at_stripe(at, 20)
+        await correct(at.kit, 20)
         at.emulator.fail_next("drop", when=when)
         await at.flush(everything=True, timeout_s=0)
         for hours in (24, 3, 1):
@@ -279,7 +267,7 @@ async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
 async def test_a_negative_event_goes_to_the_customer_of_delivery(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
-        await correct_at_stripe(at, 20)
+        await correct(at.kit, 20)
         await at.kit.customers.unlink("acme")
         at.emulator.add_customer("cus_other")
         await at.kit.customers.link("acme", "cus_other", force=True)
@@ -287,4 +275,4 @@ async def test_a_negative_event_goes_to_the_customer_of_delivery(store_url: str)
         assert at.accepted("acme", "ai_tokens") == 10
         assert int(at.emulator.accepted("cus_other", "ai_tokens")) == 0
         # And from now on nobody can tell what which of them has.
-        assert (await correct_at_stripe(at, 10, id_="t-2")).granted_next == 10
+        assert (await correct(at.kit, 10, id_="t-2")).granted_next == 10

@@ -21,12 +21,18 @@ from meterkit.store.store import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterkit import MeterKit
     from meterkit.store.views import CustomerCache
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 QUANTITIES: Final = (5, 7)
+
+
+def record_of(kit: MeterKit, customer: str, number: int, tokens: int, sent: Sent | None) -> bytes:
+    settlement = Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": tokens}))
+    return write(settlement, number, kit.store.now_ms(), sent)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +58,7 @@ async def test_i6_spooled_usage_the_store_may_have_counts_once(
         if kept is not None:
             valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
         records = [
-            write(
-                Settlement(view, used=Used(recorded={"tokens": quantity})),
-                nth,
-                store.now_ms(),
-                Sent(earlier, acknowledged + nth, acknowledged),
-            )
+            record_of(kit, "acme", nth, quantity, Sent(earlier, acknowledged + nth, acknowledged))
             for nth, quantity in enumerate(QUANTITIES, start=1)
         ]
         replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys)
@@ -76,10 +77,7 @@ async def test_i11_unsent_records_tell_what_their_producer_lost(
         view = store.cache.get("acme")
         earlier = store.keys.producer(view.shard, "0" * 16)
         sent = (Sent(earlier, NEVER_SENT, 5), None)
-        records = [
-            write(Settlement(view, used=Used(recorded={"tokens": 7})), nth, store.now_ms(), of)
-            for nth, of in enumerate(sent, start=1)
-        ]
+        records = [record_of(kit, "acme", nth, 7, of) for nth, of in enumerate(sent, start=1)]
         replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys, is_own=is_own)
         await replay.send(records)
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((14, 0), lost)
@@ -99,12 +97,7 @@ async def test_i11_a_record_that_cannot_be_applied_blocks_no_other(
         else:
             valkey.command("HSET", counters, meter_field("tokens"), value)
         records = [
-            write(
-                Settlement(store.cache.get(customer), used=Used(recorded={"tokens": 5})),
-                nth,
-                store.now_ms(),
-                None,
-            )
+            record_of(kit, customer, nth, 5, None)
             for nth, customer in enumerate(("globex", "acme", "globex"), start=1)
         ]
         replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys)

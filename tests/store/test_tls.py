@@ -67,14 +67,6 @@ def secured(port: int, authority: Authority, **parameters: str) -> str:
     return f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority.file}{more}"
 
 
-async def cut(kit: MeterKit, proxy: TcpProxy) -> None:
-    """Reset all connections, and wait until there is one again."""
-    connection = lane_of(kit)._connection
-    await proxy.set("reset")
-    await proxy.set("pass")
-    await eventually(lambda: lane_of(kit)._connection not in {None, connection})
-
-
 async def trouble(kit: MeterKit) -> str:
     """Why the first attempts to connect have failed."""
     await eventually(lambda: "has not ended yet" not in str(lane_of(kit).trouble))
