@@ -189,7 +189,7 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
             post(1)
             asyncio.ensure_future(Client(app).get("acme"))
         files = set()
-        for _ in range(20):
+        for _ in range(8):
             loop = {module}.new_event_loop()
             loop.run_until_complete(main())
             loop.close()
@@ -215,7 +215,7 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
     assert (printed, code) == ("1 {} 0\nTrue {} 0\n0 {}\n", 0)
     # That this store keeps nothing on disk is said, once a loop with a flusher at most; nothing else is.
     assert all("keeps nothing: " in line for line in said.splitlines())
-    assert look(valkey.url) == (21, 0)
+    assert look(valkey.url) == (9, 0)
     assert in_flight(valkey, "acme") == 0
 
 

@@ -186,7 +186,10 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
 @pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize(
     ("before", "end"),
-    [("kit.start()", "sys.exit()"), ("kit.record('ada', 'requests', 1)", "os._exit(0)")],
+    [
+        pytest.param("kit.start()", "sys.exit()", marks=pytest.mark.whole),
+        ("kit.record('ada', 'requests', 1)", "os._exit(0)"),
+    ],
 )
 def test_made_before_the_fork_it_counts_in_each_child(
     before: str, end: str, tmp_path: Path, store_url: str
