@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     import httpx
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Scope
 
 pytestmark = pytest.mark.anyio
 
@@ -165,28 +164,6 @@ def check(case: Case, answer: httpx.Response) -> None:
         wait_s = int(answer.headers["retry-after"])
         assert wait_s >= 1
         assert (wait_s < 60) is case.patient
-
-
-async def test_concurrency_and_an_outage_may_be_retried_at_once() -> None:
-    busy, done = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        busy.set()
-        await done.wait()
-        await hello(scope, receive, send)
-
-    case = Case(
-        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["pages-concurrency"]},
-        waits=True, patient=True, fields=LIMITS,
-    )  # fmt: skip
-    async with served(app, cors=[ORIGIN]) as at:
-        first = asyncio.create_task(at.client.get("/pages"))
-        await busy.wait()
-        answer = await at.client.get("/pages", headers={"origin": ORIGIN})
-        done.set()
-        assert (await first).status_code == 200
-    check(case, answer)
-    assert answer.headers["retry-after"] == "1"
 
 
 async def test_a_feature_comes_before_what_is_used_up() -> None:

@@ -28,17 +28,13 @@ anonymous: {plan: free, by: ip}
 billing: {idempotency_header: Idempotency-Key}
 meters:
   requests: {unit: request, stripe: {event_name: r}}
-  pages:    {unit: page}
   tokens:   {unit: token}
-  storage:  {unit: byte, kind: gauge}
 credits:
   coin: {costs: {tokens: 1}}
 routes:
-  - {match: "GET /pages", consume: {pages: 1}, charge_on: attempt}
   - {match: "/own", consume: {requests: 1}, idempotency_header: x-own}
   - {match: "/without", consume: {requests: 1}, idempotency_header: null}
   - {match: "/shadow", consume: {requests: 1}, enforcement: shadow}
-  - {match: "PUT /files", consume: {requests: 1}, storage: content-length}
   - match: "POST /ask"
     consume: {requests: 1}
     reserve: {tokens: {from: max, default: 1, ceiling: 50}}
@@ -48,9 +44,7 @@ plans:
     price: {amount_cents: 0, interval: month}
     meters:
       requests: {rate: 10/hour, included: 3, overage: deny, concurrency: 2}
-      pages:    {rate: 1000/hour}
       tokens:   {rate: 1000/hour, included: 100}
-      storage:  {included: 1000}
     grants: [{meter: requests, quantity: 1, every: period}]
 """
 KEY = {"idempotency-key": "abc"}
@@ -170,22 +164,6 @@ async def test_a_key_is_remembered_for_a_day_after_settlement() -> None:
         assert await recorded(http) == (2, 0)
 
 
-async def test_a_repeat_is_refused_by_its_rate_alone() -> None:
-    async with served(hello, plans=PLANS) as http:
-        await http.client.post("/v1/x", headers=KEY)
-        for _ in range(3):
-            assert (await http.client.post("/v1/x")).status_code == 200
-            await settled(http.kit)
-        assert (await http.client.post("/v1/x")).status_code == 402  # A grant is used up, too.
-        for _ in range(6):
-            assert (await http.client.post("/v1/x", headers=KEY)).status_code == 200
-            await settled(http.kit)
-        answer = await http.client.post("/v1/x", headers=KEY)
-        assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["requests-1h"])
-        assert int(answer.headers["retry-after"]) <= 3600 * 2
-        assert await recorded(http) == (4, 0)
-
-
 async def test_a_repeat_reserves_and_records_nothing() -> None:
     async def records(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record(tokens=7)
@@ -199,13 +177,6 @@ async def test_a_repeat_reserves_and_records_nothing() -> None:
             assert await recorded(http) == (1, 0)
             assert await recorded(http, "tokens") == (53, 0)
         assert (await http.client.post("/ask", json={"max": 50})).status_code == 429
-
-
-async def test_a_repeat_records_nothing_a_decision_records() -> None:
-    async with served(answering(500), plans=PLANS) as http:
-        for _ in range(3):
-            assert (await http.client.get("/pages", headers=KEY)).status_code == 500
-            assert await recorded(http, "pages") == (1, 0)
 
 
 async def test_of_two_at_once_in_shadow_one_is_recorded() -> None:

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -24,7 +22,6 @@ from drivers.app import hello, served
 from meterkit.asgi import routing
 from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, client_paths, is_preflight
-from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
 from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
@@ -36,26 +33,7 @@ if TYPE_CHECKING:
 
 def line(match: str, *, exempt: bool = False) -> Route:
     method, _, path = match.rpartition(" ")
-    return Route(
-        match=match,
-        method=method or None,
-        path=None if path == "*" else path,
-        exempt=exempt,
-        always=False,
-        feature=None,
-        consume={},
-        per_message={},
-        grow={},
-        storage=None,
-        storage_meter=None,
-        usage="none",
-        reserve=(),
-        charge_on=BILLED_ON_SUCCESS,
-        enforcement="on",
-        on_store_failure="allow",
-        headers="ietf",
-        idempotency_header=None,
-    )
+    return Route(match=match, method=method or None, path=None if path == "*" else path, exempt=exempt)
 
 
 def router(*matches: str) -> Router:
@@ -83,10 +61,8 @@ MATCHES = [
     "GET /v1/items/{number:int}",
     "GET /v1/items/{name}",
     "GET /v1/things/{id:uuid}",
-    "GET /v1/prices/{price:float}",
     "GET /café/{name}",
     "WS /v1/live",
-    "HEAD /head",
 ]
 
 
@@ -100,23 +76,16 @@ MATCHES = [
         ("get", "/healthz", "GET /healthz"),
         # Starlette's patterns let a handler have this one, so its line must have it too.
         ("GET", "/healthz\n", "GET /healthz"),
-        ("GET", "/healthz/", None),
         ("GET", "/HEALTHZ", None),
         ("OPTIONS", "/billing/", "/billing/{path:path}"),
         ("GET", "/billing", None),
         ("GET", "/v1/files/a/b", None),
-        ("GET", "/v1/files/", None),
         ("PUT", "/v1/files/", "PUT /v1/files/{key:path}"),
         ("GET", "/v1/items/42", "GET /v1/items/{number:int}"),
-        ("GET", "/v1/items/4x", "GET /v1/items/{name}"),
         ("GET", "/v1/things/6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11", "GET /v1/things/{id:uuid}"),
-        ("GET", "/v1/prices/1.5", "GET /v1/prices/{price:float}"),
         ("GET", unquote("/caf%C3%A9/%E6%97%A5"), "GET /café/{name}"),
         ("GET", unquote("/v1/files/a%2Fb"), None),
-        ("GET", "/v1/live", None),
         ("WS", "/v1/live", None),
-        ("HEAD", "/head", "HEAD /head"),
-        ("GET", "/head", None),
         ("GET", "", None),
         ("OPTIONS", "*", None),
     ],
@@ -161,24 +130,11 @@ def test_a_request_and_a_websocket_of_one_path_differ() -> None:
 )
 def test_the_path_is_the_one_that_the_client_wrote(path: str, root_path: str, expected: str) -> None:
     assert expected == client_paths(http("GET", path, root_path))[-1]
-    lines = router("GET /api/items", "GET /items", "WS /api/items", "WS /items")
-    route = lines.match_http(http("GET", path, root_path))
-    assert name_of(route) == (f"GET {expected}" if expected.endswith("/items") else None)
-    route = lines.match_websocket(websocket(path, root_path))
-    assert name_of(route) == (f"WS {expected}" if expected.endswith("/items") else None)
 
 
 def test_a_path_that_is_no_template_is_refused_with_its_line() -> None:
     with pytest.raises(ValueError, match=r"^route 'GET /a/.*': .* path .*for example /files/\{key:path\}"):
         router("GET /a/{x:nothing}")
-
-
-methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "WS", "X" * 17])
-segments = st.sampled_from(
-    ["v1", "files", "items", "live", "billing", "a", "42", "1.5", "", "é", "\n", "a\n", "{name}", "x" * 600]
-)
-paths = st.lists(segments, max_size=5).map(lambda found: "/" + "/".join(found))
-requests = st.tuples(methods, paths, st.sampled_from(["", "/v1", "/v1/files", "/", "/other"]))
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,16 +174,6 @@ class Recorder:
         await self.app(scope, receive, send)
 
 
-CLIENT_LINES = (
-    "GET /outer/inner/items/{name}",
-    "GET /outer/inner/",
-    "GET /api/v1/items/{number}",
-    "GET /api/v1/items/{number}/parts",
-    "GET /plain",
-    "GET /proxy/plain",
-)
-
-
 async def seen_by(app: ASGIApp, path: str, *, root_path: str = "") -> int:
     transport = httpx.ASGITransport(app, root_path=root_path)
     async with httpx.AsyncClient(transport=transport, base_url="http://a.example") as client:
@@ -244,7 +190,7 @@ async def seen_by(app: ASGIApp, path: str, *, root_path: str = "") -> int:
 )
 async def test_inside_a_mount_the_line_is_still_the_clients(path: str, expected: str) -> None:
     seen: list[str | None] = []
-    lines = router(*CLIENT_LINES)
+    lines = router("GET /outer/inner/items/{name}", "GET /outer/inner/")
     inner = Starlette(
         routes=[
             StarletteRoute("/items/{name}", answer, name="items"),
@@ -349,11 +295,7 @@ def test_each_spelling_a_router_takes_falls_under_its_line(written: str) -> None
 def test_what_no_router_takes_for_the_path_is_left_alone() -> None:
     for written in ("/v1/chats", "/v1/cha", "/v2/v1/chat", "/v1/chat/x", "/v1/chat;p", "/v1/./chat", "/"):
         assert found(lines(GATE), written) is None
-
-
-def test_an_exact_router_reads_exactly() -> None:
     assert found(lines(GATE, reading=EXACT), "/v1/chat/") is None
-    assert found(lines(GATE, reading=EXACT), "/V1/chat") is None
 
 
 def test_behind_a_root_path_the_target_may_stand_behind_it() -> None:
@@ -379,10 +321,6 @@ def test_an_encoded_slash_is_read_both_ways() -> None:
     assert found(lines("/v1/{one}/{two}", "/v1/items/{id}/secret"), "/v1/items/a%2Fsecret") == (
         "/v1/items/{id}/secret"
     )
-    # The answer is kept for what was asked, not for the other spelling.
-    router = lines("/v1/items/{id}", "/v1/items/{id}/{more}")
-    assert found(router, "/v1/items/a/b") == "/v1/items/{id}/{more}"
-    assert found(router, "/v1/items/a%2Fb") == "/v1/items/{id}"
 
 
 def test_a_path_that_is_a_lines_own_is_that_lines() -> None:
@@ -403,10 +341,8 @@ def test_a_line_that_asks_for_less_is_matched_exactly() -> None:
 
 def test_a_method_that_no_line_names_falls_under_the_paths_line() -> None:
     """Django's functions take any method."""
-    router = lines(GATE, "QUERY /v1/search", "POST /v1/search", "GET /healthz", "*", exempt=["GET /healthz"])
+    router = lines(GATE, "GET /healthz", "*", exempt=["GET /healthz"])
     assert found(router, "/v1/chat", "BREW") == GATE
-    assert found(router, "/v1/chat/", "trace") == GATE
-    assert found(router, "/v1/search", "QUERY") == "QUERY /v1/search"
     assert found(router, "/v1/chat", "GET") == "*"
     assert found(router, "/healthz", "BREW") == "*"
     assert found(lines(GATE, "*", reading=EXACT), "/v1/chat", "BREW") == "*"
@@ -447,11 +383,10 @@ class Opaque:
 
 def test_the_reading_goes_by_the_class_of_the_innermost_app() -> None:
     opaque: Any = Opaque()
-    for app in (Starlette(), FastAPI(), FastAPI().router, GZipMiddleware(FastAPI()), Starlette().__call__):
+    for app in (Starlette(), GZipMiddleware(FastAPI()), Starlette().__call__):
         assert reading_of(app) is EXACT
     for app in (opaque, opaque.__call__, GZipMiddleware(opaque), hello):
         assert reading_of(app) is LOOSE
-    assert isinstance(hello, FunctionType)
     assert reading_of(opaque, "exact") is EXACT
     assert reading_of(FastAPI(), "loose") is LOOSE
 

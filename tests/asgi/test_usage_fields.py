@@ -12,7 +12,7 @@ from drivers.llm_apps import PLANS, answering, metered, tokens
 from meterkit import PlansError
 from meterkit.catalog import loads
 from tokens.packing import pack
-from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, compact, sse
+from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,15 +154,6 @@ async def test_a_fetched_stored_answer_counts_nothing_on_auto() -> None:
             for method in ("POST", "GET", "GET"):
                 await ask(at, "/x", method=method)
             assert (expected,) == await tokens(at.kit, "searches")
-
-
-async def test_beside_usage_both_are_counted() -> None:
-    used = {"prompt_tokens": 7, "completion_tokens": 2}
-    body = compact({**chat({"content": "x"}), "usage": used, "searched": 5})
-    line = "usage: auto, usage_fields: {searches: searched}"
-    async with metered(answering([body], JSON_TYPE), "memory://", plans=plans(line)) as at:
-        await ask(at, "/x")
-        assert (7, 2, 5) == await tokens(at.kit, "input_tokens", "output_tokens", "searches")
 
 
 @pytest.mark.parametrize(

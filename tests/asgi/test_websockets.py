@@ -45,7 +45,6 @@ routes:
   - {match: "WS /shadow", per_message: {messages: 1}, enforcement: shadow}
   - {match: "WS /strict", per_message: {messages: 1}, on_store_failure: deny}
   - {match: "WS /always", always: true, consume: {requests: 1}, per_message: {messages: 1}}
-  - {match: "WS /exempt", exempt: true}
   - {match: "*", consume: {requests: 1}}
 plans:
   free:
@@ -137,17 +136,6 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.send", "text": message["text"]})
 
 
-async def test_an_open_websocket_is_counted_once_it_ends() -> None:
-    async with served(echo, plans=PLANS) as at:
-        async with opened(at, "/listen") as socket:
-            for text in "abc":
-                socket.say(text)
-            await eventually(lambda: socket.heard() == ["a", "b", "c"])
-            assert await at.counted() == (0, 1)
-        assert await at.counted() == (1, 0)
-        assert dict(socket.sent[0]["headers"])[b"ratelimit-policy"].startswith(b'"requests-1h"')
-
-
 async def test_each_message_is_counted_before_the_app_has_it() -> None:
     async with served(echo, plans=PLANS) as at, opened(at) as socket:
         for number in range(3):
@@ -168,32 +156,6 @@ async def test_i3_a_flooding_client_gets_no_more_than_its_plan() -> None:
             assert {"type": "websocket.close", "code": 1008, "reason": "messages-period"} in socket.sent
         assert await at.counted(meter="messages") == (5, 0)
         assert await at.counted() == (2, 0)
-
-
-async def test_the_app_hears_of_a_close_as_of_a_client_that_left() -> None:
-    heard: list[Message] = []
-    raised: list[Exception] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
-        await receive()
-        await send({"type": "websocket.accept"})
-        while not heard or heard[-1]["type"] == "websocket.receive":
-            heard.append(await receive())
-        heard.append(await receive())
-        try:
-            await send({"type": "websocket.send", "text": "too late"})
-        except OSError as error:
-            raised.append(error)
-
-    async with served(app, plans=PLANS) as at, opened(at) as socket:
-        for number in range(6):
-            socket.say(str(number))
-        await socket.task
-    assert [message["type"] for message in heard] == ["websocket.receive"] * 5 + ["websocket.disconnect"] * 2
-    assert heard[-1]["code"] == 1008
-    assert len(raised) == 1
-    assert socket.kinds() == ["websocket.accept", "websocket.close"]
 
 
 async def test_where_the_server_can_it_is_refused_like_a_request() -> None:
@@ -229,13 +191,6 @@ async def test_concurrency_counts_open_websockets() -> None:
             async with opened(at) as again:
                 assert again.is_open
         assert await at.counted() == (3, 0)
-
-
-async def test_an_exempt_websocket_passes_as_it_is() -> None:
-    async with served(echo, plans=PLANS) as at:
-        async with opened(at, "/exempt", customer=None) as socket:
-            assert socket.sent == [{"type": "websocket.accept"}]
-        assert await at.counted() == (0, 0)
 
 
 async def rejecting(_: Scope, receive: Receive, send: Send) -> None:
@@ -280,13 +235,6 @@ async def test_i4_a_customer_who_is_suspended_is_disconnected() -> None:
         assert socket.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "suspended"}
         assert always.is_open
         await socket.task
-
-
-@pytest.mark.usefixtures("soon")
-async def test_the_last_opening_that_is_included_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with served(echo, plans=PLANS.replace("included: 10", "included: 1")) as at, opened(at) as socket:
-        await looked(at, monkeypatch)
-        assert socket.is_open
 
 
 async def looked(at: Served, monkeypatch: pytest.MonkeyPatch, times: int = 3) -> None:

@@ -14,7 +14,6 @@ import meterkit
 from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
 from meterkit.catalog import loads
-from meterkit.errors import StoreError
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -32,29 +31,23 @@ default_plan: free
 anonymous: {plan: free, by: ip}
 meters:
   requests: {unit: request}
-  output_tokens: {unit: token}
   pages: {unit: page}
   calls: {unit: call}
 features: [exports]
 credits:
   coins: {costs: {pages: 1}}
 routes:
-  - {match: "GET /deny", consume: {requests: 1}, on_store_failure: deny}
   - {match: "GET /exports", feature: exports, consume: {requests: 1}}
   - {match: "GET /pages", consume: {pages: 1}}
   - {match: "GET /tries/{path:path}", consume: {calls: 1}, charge_on: attempt}
-  - {match: "POST /chat", usage: openai}
-  - {match: "GET /shadow", consume: {requests: 1}, enforcement: shadow}
   - {match: "GET /dear", consume: {requests: 2}}
   - {match: "/billing/{path:path}", always: true}
-  - {match: "WS /live", per_message: {requests: 1}}
   - {match: "*", consume: {requests: 1}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
     meters:
       requests: {rate: [5/minute, 8/hour], included: 100, overage: deny}
-      output_tokens: {rate: 50/hour}
       pages: {included: 0, overage: deny}
   bucket:
     price: {amount_cents: 0, interval: month}
@@ -132,41 +125,6 @@ async def test_i3_each_process_admits_what_the_rates_allow(valkey: Server) -> No
         # What was refused counts nowhere; all else is billed.
         assert await used(store.kit, "unknown") == (8, 0)
         assert await used(store.kit, "pro") == (21, 0)
-
-
-async def test_the_wait_that_a_refusal_tells_is_true(valkey: Server) -> None:
-    async with outage(valkey) as store:
-        await store.kit.customers.set_plan("dripping", "bucket")
-        await store.kit.allows("dripping", "exports")  # Known from here on.
-        await store.begins()
-        for customer, times, name in (("acme", 5, "requests-1m"), ("dripping", 4, "requests-1s")):
-            assert await store.statuses(customer, times) == [200] * times
-            status, headers, problem = await store.asked(customer)
-            wait_s = int(headers["retry-after"])
-            assert status == 429
-            assert problem["violated-policies"] == [name]
-            assert headers["ratelimit"] == f'"{name}";r=0;t={wait_s}'
-            store.clock.advance(timedelta(seconds=wait_s - 1))
-            assert await store.get(customer) == 429
-            store.clock.advance(timedelta(seconds=1))
-            assert await store.get(customer) == 200
-
-
-async def test_minutes_without_the_store_are_kept_once_it_is_back(valkey: Server) -> None:
-    async with outage(valkey) as store:
-        assert await store.get("acme") == 200
-        await store.begins()
-        began = store.kit.store.now_ms() // 60_000
-        assert await store.statuses("acme", 2) == [200, 200]
-        store.clock.advance(timedelta(minutes=1))
-        assert await store.get("acme") == 200
-        degraded = store.kit.store.degraded
-        with pytest.raises(StoreError):
-            await degraded.send()
-        await store.ends()
-        await degraded.send()
-        # The task of the kit may have sent some; a count that failed half-way may be sent twice.
-        assert list(await degraded.read(2)) == [began + 1, began]
 
 
 async def test_requests_that_end_differently_settle_differently(
