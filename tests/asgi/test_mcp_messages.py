@@ -25,7 +25,7 @@ from drivers.mcp_messages import (
 )
 from drivers.sampled import pairs
 from meterkit.asgi.mcp_answers import AnswerReader
-from meterkit.asgi.mcp_messages import McpMessage, read_message
+from meterkit.asgi.mcp_messages import McpMessage
 from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
@@ -37,21 +37,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"jsonrpc":"2.0","id":7,"result":{}}', McpMessage(method=None, id=7, is_request=False)),
-        (
-            b'{"jsonrpc":"2.0","method":"notifications/initialized"}',
-            McpMessage(method="notifications/initialized", is_request=False),
-        ),
-        (b'{"id":true,"method":"x"}', McpMessage(method="x", id=None)),
-    ],
-)
-def test_messages_are_read(body: bytes, expected: McpMessage) -> None:
-    assert expected == read_message(body)
 
 
 ERROR: Final = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"x"}}'

@@ -156,10 +156,3 @@ async def test_an_error_in_an_answer_is_passed_on_and_not_billed(body: bytes, ki
         answer = await at.client.post("/mcp", json=CALL)
         assert answer.content == body
         assert (0, 0) == await at.counted(meter="searches")
-
-
-async def test_a_prompt_that_asks_counts_when_it_completes() -> None:
-    async with served(saying(INTERIM, COMPLETE), plans=PLANS) as at:
-        for recorded in (0, 1):
-            await at.client.post("/mcp", json=CALL | {"method": "prompts/get"})
-            assert (recorded, 0) == await at.counted(meter="other")

@@ -73,6 +73,7 @@ ANSWERING: dict[str, Callable[[], ASGIApp]] = {
     "of a router": lambda: Router([Mount("/v1", Raw())], middleware=[cors()]),
 }
 OPEN: dict[str, Callable[[], ASGIApp]] = {
+    "none": Raw,
     "none, in a route": app_with,
     "of another mount": lambda: Starlette(routes=[Mount("/v2", app_with(cors())), Mount("/v1", Raw())]),
     "of another host": lambda: Starlette(

@@ -40,8 +40,6 @@ meters:
   input_tokens: {unit: token}
   output_tokens: {unit: token}
   large_output: {unit: token, from: output_tokens, where: {model: "*-large*"}}
-credits:
-  coins: {costs: {words: 1}}
 routes:
   - {match: "POST /named", consume: {requests: 1}, records: [words]}
   - {match: "POST /other", consume: {requests: 1}}
@@ -135,14 +133,6 @@ async def test_caps_budgets_and_rates_refuse_what_is_recorded(plan: str, words: 
             402 if plan == "budgeted" else 429,
             f'"{policy}"',
         )
-
-
-@pytest.mark.parametrize("target", ["words", "coins"])
-async def test_grants_and_credits_let_it_through_until_they_are_used(target: str) -> None:
-    async with served(APP, plans=PLANS) as at:
-        await at.kit.grants.add("acme", {target: 50}, grant_id="g")
-        paths = "/named?words=1000", "/named?words=49", "/named?words=1", "/named"
-        assert await statuses(at, *paths) == [200, 200, 200, 402]
 
 
 async def socket_app(_: Scope, receive: Receive, send: Send) -> None:

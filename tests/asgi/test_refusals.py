@@ -84,10 +84,6 @@ CASES = {
         plans=PLANS.replace("20/hour", "5/2 seconds").replace(", included: 5, overage: deny", ""),
         steps=spent, waits=True, patient=True, fields=LIMITS,
     ),
-    "included": Case(
-        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-period"]},
-        steps=spent, waits=True, fields=LIMITS,
-    ),
     "cap": Case(
         status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-period"]},
         plans=CAPPED, steps=spent, waits=True, fields=LIMITS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task, gather
+from asyncio import Event, create_task
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ credits:
 routes:
   - {match: "/own", consume: {requests: 1}, idempotency_header: x-own}
   - {match: "/without", consume: {requests: 1}, idempotency_header: null}
-  - {match: "/shadow", consume: {requests: 1}, enforcement: shadow}
   - match: "POST /ask"
     consume: {requests: 1}
     reserve: {tokens: {from: max, default: 1, ceiling: 50}}
@@ -177,24 +176,6 @@ async def test_a_repeat_reserves_and_records_nothing() -> None:
             assert await recorded(http) == (1, 0)
             assert await recorded(http, "tokens") == (53, 0)
         assert (await http.client.post("/ask", json={"max": 50})).status_code == 429
-
-
-async def test_of_two_at_once_in_shadow_one_is_recorded() -> None:
-    both_came, came = Event(), 0
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal came
-        came += 1
-        if came == 2:
-            both_came.set()
-        await both_came.wait()
-        meterkit.record("tokens", 7)
-        await hello(scope, receive, send)
-
-    async with served(app, plans=PLANS) as http:
-        await gather(*(http.client.post("/shadow", headers=KEY) for _ in range(2)))
-        assert await recorded(http) == (1, 0)
-        assert await recorded(http, "tokens") == (7, 0)
 
 
 async def test_what_is_served_in_an_outage_is_billed_once_too(valkey: Server) -> None:

@@ -13,13 +13,13 @@ from genai_prices import Usage, calc_price
 import meterkit
 from asgi.test_llm_model_prices import give, spent
 from drivers.delivery import until
-from drivers.llm_apps import metered, read_all, stream_of, tokens
+from drivers.llm_apps import metered, read_all, tokens
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -67,12 +67,13 @@ async def answer_json(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
-def reporting(report: Callable[[], Awaitable[None]]) -> ASGIApp:
+def reporting(*objects: dict[str, Any]) -> ASGIApp:
     """An app that reports what it used itself."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
-        await report()
+        for used in objects:
+            meterkit.record_usage(used)
         del scope
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
@@ -109,17 +110,14 @@ END: Final = b"--B--\r\n"
         ("/api/v2/model/anthropic.mini-v1:0/invoke-with-response-stream", MINI),
         ("/model/arn:aws:bedrock:us-east-1:123:inference-profile%2Fus.anthropic.mini-v1:0/converse", MINI),
         ("/model/arn:aws:bedrock:us-east-1:1:provisioned-model%2Fmini/invoke", DEFAULT),
-        ("/v1//Model//anthropic.mini//Converse/", MINI),
         ("/v1beta/models/mini-flash:streamGenerateContent?alt=sse", MINI),
         ("/v1/projects/p/locations/l/publishers/anthropic/models/mini@20250514:rawPredict", MINI),
         ("/openai/deployments/mini/chat/completions?api-version=2026-01-01", MINI),
-        ("/v1/engines/mini/completions", MINI),
         ("/v1/chat?deployment=mini", MINI),
         ("/v1/chat?m%6fdel=m%69ni", MINI),
         ("/v1/chat?model=models%2Fmini", MINI),
         # Several names, and none.
         ("/openai/deployments/mini/chat/completions?model=opus", HIGHEST),
-        ("/v1/chat?supermodel=mini", HIGHEST),
         ("/v1/chat?model=" + "x" * 10_000, DEFAULT),
     ],
 )
@@ -135,7 +133,6 @@ async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> No
     ("kind", "body", "each"),
     [
         (FORM, part("model", "mini") + FILE + END, MINI),
-        (FORM, FILE + part("model", "mini") + part("language", "de") + END, MINI),
         ('Multipart/Form-Data; charset=utf-8; Boundary="B"', FILE + part("model", "mini") + END, MINI),
         (FORM, part("model", "mini").replace(b"\r\n", b"\n") + END, MINI),
         ("multipart/form-data", part("model", "mini") + END, MINI),
@@ -143,9 +140,7 @@ async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> No
         # A form's field is none of the file's bytes, and of several the dearest counts.
         (FORM, part("file", b'\r\nname="model"\r\n\r\nopus\r\n') + part("model", "mini") + END, MINI),
         (FORM, part("model", "mini") + part("model", "opus") + END, HIGHEST),
-        (FORM, part("model", "mini") * 3_000 + END, MINI),
         (FORM, part("super-model", "mini") + part("models", "mini") + END, HIGHEST),
-        ("multipart/form-data; boundary=", b"", HIGHEST),
         (ENCODED, b"model=mini&model=opus", HIGHEST),
         ("text/plain", b"model=mini", HIGHEST),
     ],
@@ -190,74 +185,35 @@ async def test_i3_a_request_is_held_at_the_dearest_model_that_it_names(
         assert await post(at, path, body, kind) == status
 
 
-CHUNK: Final[dict[str, Any]] = {
-    "type": "AIMessageChunk",
-    "content": "a",
-    "id": "run-1",
-    "usage_metadata": None,
-}
+TOTAL: Final = {"input_tokens": 1, "output_tokens": 10, "total_tokens": 11}
+CHUNK: Final[dict[str, Any]] = {"type": "AIMessageChunk", "content": "a", "id": "run-1"}
 LANGCHAIN: Final[list[dict[str, Any]]] = [
-    {**CHUNK, "response_metadata": {"model_provider": "openai"}},
-    {**CHUNK, "response_metadata": {"finish_reason": "stop", "model_name": "mini"}},
-    {
-        **CHUNK,
-        "content": "",
-        "usage_metadata": {"input_tokens": 1, "output_tokens": 10, "total_tokens": 11},
-        "response_metadata": {},
-        "chunk_position": "last",
-    },
+    {**CHUNK, "usage_metadata": None, "response_metadata": {"model_provider": "openai"}},
+    {**CHUNK, "usage_metadata": None, "response_metadata": {"model_name": "mini"}},
+    {**CHUNK, "usage_metadata": TOTAL, "response_metadata": {}, "chunk_position": "last"},
 ]
 RUN: Final[dict[str, Any]] = {
-    "raw_responses": [
-        {
-            "output": [],
-            "usage": {"input_tokens": 1, "output_tokens": 10, "total_tokens": 11},
-            "response_id": "resp_1",
-        }
-    ],
+    "raw_responses": [{"output": [], "usage": TOTAL, "response_id": "resp_1"}],
     "new_items": [],
 }
 
 
-async def report_usage_object() -> None:
-    meterkit.record_usage(USAGE)
-
-
-async def report_langchain_chunks() -> None:
-    for chunk in LANGCHAIN:
-        meterkit.record_usage(chunk)
-
-
-async def tap_langchain_chunks() -> None:
-    async for _ in meterkit.tap(stream_of(LANGCHAIN)):
-        pass
-
-
-async def report_run_of_agents() -> None:
-    meterkit.record_usage(RUN)
-
-
-async def report_run_of_an_agent_with_a_model() -> None:
-    meterkit.record_usage({**RUN, "last_agent": {"name": "a", "model": {"model": "mini"}}})
-
-
 @pytest.mark.parametrize(
-    ("path", "report", "asked", "each"),
+    ("path", "objects", "asked", "each"),
     [
-        ("/reported", report_usage_object, "mini", MINI),
-        ("/silent", report_usage_object, None, HIGHEST),
-        ("/v1/chat", report_run_of_agents, "mini", MINI),
+        ("/reported", [USAGE], "mini", MINI),
+        ("/silent", [USAGE], None, HIGHEST),
+        ("/v1/chat", [RUN], "mini", MINI),
         # What names its model itself goes by that.
-        ("/reported", report_run_of_an_agent_with_a_model, "opus", MINI),
-        ("/silent", report_langchain_chunks, "opus", MINI),
-        ("/v1/chat", tap_langchain_chunks, "opus", MINI),
+        ("/reported", [{**RUN, "last_agent": {"name": "a", "model": {"model": "mini"}}}], "opus", MINI),
+        ("/v1/chat", LANGCHAIN, "opus", MINI),
     ],
 )
 async def test_what_the_app_reports_costs_the_model_of_the_request(
-    report: Callable[[], Awaitable[None]], asked: str | None, each: int, path: str
+    path: str, objects: list[dict[str, Any]], asked: str | None, each: int
 ) -> None:
     """F-211."""
-    async with metered(reporting(report), "memory://", plans=PLANS) as at:
+    async with metered(reporting(*objects), "memory://", plans=PLANS) as at:
         await give(at, 100)
         body = compact({} if asked is None else {"model": asked})
         assert await post(at, path, body) == 200
@@ -285,6 +241,9 @@ plans:
 """
 
 
+BEDROCK: Final = "us.anthropic.claude-sonnet-4-20250514-v1:0"
+
+
 def price_of(provider: str, model: str) -> int:
     """What the package says that the answer costs, in whole micro-dollars."""
     used = Usage(input_tokens=1, output_tokens=10)
@@ -296,12 +255,7 @@ def price_of(provider: str, model: str) -> int:
     ("path", "body", "provider", "model"),
     [
         ("/v1/grok", b'{"model": "grok-4-0709"}', "x-ai", "grok-4-0709"),
-        (
-            "/model/us.anthropic.claude-sonnet-4-20250514-v1:0/converse",
-            b"{}",
-            "aws",
-            "us.anthropic.claude-sonnet-4-20250514-v1:0",
-        ),
+        (f"/model/{BEDROCK}/converse", b"{}", "aws", BEDROCK),
         # Of several the dearest one that has a price.
         ("/v1/chat?model=gpt-4o&model=gpt-4o-mini", b'{"model": "my-model"}', "openai", "gpt-4o"),
         ("/v1/chat?model=gpt-4o", b'{"model": "gpt-4o-mini"}', "openai", "gpt-4o"),
@@ -387,7 +341,7 @@ async def test_calls_of_a_route_are_of_the_provider_that_it_names(path: str, cou
 
 
 async def test_reported_calls_are_of_their_routes_provider() -> None:
-    async with metered(reporting(report_usage_object), "memory://", plans=PROVIDERS) as at:
+    async with metered(reporting(USAGE), "memory://", plans=PROVIDERS) as at:
         assert await post(at, "/reported") == 200
         assert (10, 10) == await tokens(at.kit, "output_tokens", "grok")
 

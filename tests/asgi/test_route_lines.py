@@ -123,8 +123,8 @@ def test_mounts_hosts_and_websockets_are_listed() -> None:
     assert idle == []
 
 
-def fastapi_app(**settings: Any) -> FastAPI:
-    app = FastAPI(openapi_url=None, **settings)
+def test_included_fastapi_routers_have_their_prefixes() -> None:
+    app = FastAPI(openapi_url=None)
     outer, inner = APIRouter(prefix="/v1"), APIRouter(prefix="/deep")
     inner.add_api_route("/x", answer, methods=["GET"])
     inner.add_api_websocket_route("/live", talk)
@@ -132,13 +132,7 @@ def fastapi_app(**settings: Any) -> FastAPI:
     outer.include_router(inner)
     app.include_router(outer, prefix="/shop")
     app.add_api_route("/items/{id}", answer, methods=["PUT"])
-    return app
-
-
-def test_included_fastapi_routers_have_their_prefixes() -> None:
-    shown, idle = lines_of(
-        fastapi_app(), plans(counted("GET /shop/v1/{p:path}"), counted("WS /shop/v1/deep/live"))
-    )
+    shown, idle = lines_of(app, plans(counted("GET /shop/v1/{p:path}"), counted("WS /shop/v1/deep/live")))
     assert shown == {
         "GET /shop/v1/deep/x": ["GET /shop/v1/{p:path}"],
         "WS /shop/v1/deep/live": ["WS /shop/v1/deep/live"],
@@ -149,32 +143,17 @@ def test_included_fastapi_routers_have_their_prefixes() -> None:
     assert idle == []
 
 
-def metering(catalog: Catalog) -> dict[str, Any]:
-    return {"kit": MeterKit(catalog, redis_url="memory://"), "identify": identify.header("x-customer-id")}
-
-
-@pytest.mark.parametrize("how", ["added", "within"])
-def test_the_plans_file_is_that_of_the_middleware(how: str) -> None:
+def test_the_plans_file_is_that_of_the_middleware() -> None:
     catalog = plans(counted("GET /a"))
-    given = metering(catalog)
-    app: Any = Starlette(routes=[route("/a")])
-    if how == "added":
-        app.add_middleware(MeterMiddleware, **given)
-    else:
-        app = GZipMiddleware(GZipMiddleware(MeterMiddleware(app, **given)))
-    (taken,), idle = take(routes_of(app), None)
-    assert taken.line is catalog.routes[0]
-    assert idle == []
-
-
-def test_what_a_middleware_does_not_stand_before_is_unmetered() -> None:
-    catalog = plans(counted("GET /api/a"), counted("GET /b"))
-    sub = MeterMiddleware(Starlette(routes=[route("/a")]), **metering(catalog))
-    app = Starlette(routes=[Mount("/api", sub), route("/b")])
-    (inside, outside), idle = take(routes_of(app), None)
-    assert (inside.line, inside.is_decided) == (catalog.routes[0], True)
-    assert (outside.line, outside.is_decided) == (None, False)
-    assert [one.line.match for one in idle] == ["GET /b"]
+    given: Any = {
+        "kit": MeterKit(catalog, redis_url="memory://"),
+        "identify": identify.header("x-customer-id"),
+    }
+    added, plain = Starlette(routes=[route("/a")]), Starlette(routes=[route("/a")])
+    added.add_middleware(MeterMiddleware, **given)
+    for app in (added, GZipMiddleware(GZipMiddleware(MeterMiddleware(plain, **given)))):
+        (taken,), idle = take(routes_of(app), None)
+        assert (taken.line, idle) == (catalog.routes[0], [])
 
 
 @pytest.mark.parametrize(

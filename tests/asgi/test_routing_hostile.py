@@ -187,7 +187,8 @@ def fast(**options: Any) -> FastAPI:
     app = FastAPI(openapi_url=None, **options)
 
     @app.get("/items/{name}")
-    async def items() -> PlainTextResponse:
+    async def items(name: str) -> PlainTextResponse:
+        del name
         return PlainTextResponse("items")
 
     @app.get("/")

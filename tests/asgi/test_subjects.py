@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import httpx
 import pytest
@@ -102,7 +102,7 @@ async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url
         assert answer.json()["violated-policies"] == ["user:requests-period"]
         assert answer.headers["ratelimit"].startswith('"user:requests-period";r=0;t=')
         # Another user of the customer has limits of its own, and so has the customer.
-        assert (await at.client.get("/v1/x", headers={"x-user-id": "u_8"})).status_code == 200
+        assert (await at.client.get("/v1/x", headers={"x-user-id": " u_8\t"})).status_code == 200
         assert (await at.client.get("/v1/x")).status_code == 200
         assert await counted(at) == {"u_7": (3, 0), "u_8": (1, 0)}
         assert await customer(at) == (5, 0)
@@ -177,12 +177,6 @@ async def test_the_log_of_refusals_names_the_subjects(caplog: pytest.LogCaptureF
     assert "subjects=" not in logged[2].getMessage()
 
 
-@pytest.mark.parametrize("subjects", [{"user": 7}, ["user"]])
-def test_subjects_that_are_no_texts_are_refused(subjects: Any) -> None:
-    with pytest.raises(MeterkitError, match="allowed is a mapping of at most 3 kinds to ids"):
-        Caller("acme", subjects)
-
-
 async def test_an_undeclared_subject_is_ignored_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     def who(scope: Scope) -> Caller:
         return Caller("acme", {"app": dict(scope["headers"]).get(b"x-app", b"a").decode(), "user": "u_7"})
@@ -245,13 +239,6 @@ async def test_in_shadow_a_field_without_an_id_is_served_and_logged(caplog: pyte
     async with served(hello, plans=PLANS, who=WHO) as at:
         assert (await at.client.get("/shadow", headers={"x-user-id": ""})).status_code == 200
     assert "found an empty text as the id of the user" in caplog.text
-
-
-async def test_a_subject_of_a_wrong_type_is_an_error_of_the_app() -> None:
-    user: Any = 7
-    async with served(hello, plans=PLANS, who=lambda _: Caller("acme", {"user": user})) as at:
-        assert (await at.client.get("/v1/x")).status_code == 503
-        assert await customer(at) == (0, 0)
 
 
 @pytest.mark.parametrize("tokens", [0, 900])

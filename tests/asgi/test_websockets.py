@@ -142,6 +142,7 @@ async def test_each_message_is_counted_before_the_app_has_it() -> None:
             socket.say(str(number))
         await eventually(lambda: len(socket.heard()) == 3)
         assert await at.counted(meter="messages") == (3, 0)
+        assert dict(socket.sent[0]["headers"])[b"ratelimit-policy"].startswith(b'"requests-1h"')
 
 
 async def test_i3_a_flooding_client_gets_no_more_than_its_plan() -> None:
@@ -156,6 +157,26 @@ async def test_i3_a_flooding_client_gets_no_more_than_its_plan() -> None:
             assert {"type": "websocket.close", "code": 1008, "reason": "messages-period"} in socket.sent
         assert await at.counted(meter="messages") == (5, 0)
         assert await at.counted() == (2, 0)
+
+
+@pytest.mark.parametrize("who_closes", ["meterkit", "the app"])
+async def test_nothing_is_sent_after_a_close(who_closes: str) -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        if who_closes == "the app":
+            await send({"type": "websocket.close", "code": 1000})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+        if who_closes == "meterkit":
+            with pytest.raises(OSError, match="meterkit has closed this websocket"):
+                await send({"type": "websocket.send", "text": "too late"})
+
+    async with served(app, plans=PLANS) as at, opened(at) as socket:
+        for number in range(9):
+            socket.say(str(number))
+        await socket.task
+    assert socket.kinds() == ["websocket.accept", "websocket.close"]
 
 
 async def test_where_the_server_can_it_is_refused_like_a_request() -> None:
