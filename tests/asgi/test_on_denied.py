@@ -37,7 +37,7 @@ async def later(scope: Scope, decision: Decision) -> Response:
     return teapot(scope, decision)
 
 
-async def test_it_is_asked_with_the_decision_and_may_leave_it() -> None:
+async def test_it_is_asked_with_the_decision_and_may_leave_it(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, Decision]] = []
 
     def on_denied(scope: Scope, decision: Decision) -> Response | None:
@@ -51,6 +51,8 @@ async def test_it_is_asked_with_the_decision_and_may_leave_it() -> None:
         assert (response.status_code, response.json()["title"]) == (401, "Customer Unknown")
     told = [(path, said.reason, said.customer, said.plan) for path, said in seen]
     assert told == [("/full", "feature", "acme", "free"), ("/v1/x", "anonymous", None, None)]
+    logged = [record for record in caplog.records if record.name == "meterkit.refusals"]
+    assert [vars(record)["status"] for record in logged] == [418, 401]
 
 
 @pytest.mark.parametrize("on_denied", [teapot, later])

@@ -314,6 +314,10 @@ def test_an_encoded_slash_is_read_both_ways() -> None:
     assert found(lines("/v1/{one}/{two}", "/v1/items/{id}/secret"), "/v1/items/a%2Fsecret") == (
         "/v1/items/{id}/secret"
     )
+    # The answer is kept for what was asked, not for the other spelling.
+    router = lines("/v1/items/{id}", "/v1/items/{id}/{more}")
+    assert found(router, "/v1/items/a/b") == "/v1/items/{id}/{more}"
+    assert found(router, "/v1/items/a%2Fb") == "/v1/items/{id}"
 
 
 def test_a_path_that_is_a_lines_own_is_that_lines() -> None:
@@ -356,6 +360,13 @@ def test_behind_django_a_gate_holds_for_every_method() -> None:
     assert opened.match_http(target("/v1/chat", "GET")) is opened.match_http(target("/v1/chat", "HEAD"))
     assert found(opened, "/v1/chat", "GET") == "GET /v1/chat"
     assert found(lines("/v1/{path:path}", GATE, reading=DJANGO), "/v1/chat", "GET") == "/v1/{path:path}"
+    # The gate stands above a weaker line, also where a path has too many readings.
+    routes = [replace(line(GATE), feature="full"), replace(line("/v1/{path:path}"), always=True)]
+    weak = Router(routes, reading=replace(DJANGO, resolves=True))
+    for written in ("/v1/chat", f"/v1/{'x/../' * 300}chat"):
+        route = weak.match_http(target(written, "PUT"))
+        assert route is not None
+        assert (route.feature, route.always) == ("full", False)
 
 
 def test_websockets_are_read_as_requests_are() -> None:
