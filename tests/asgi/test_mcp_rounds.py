@@ -101,21 +101,6 @@ async def test_rounds_leave_a_budget_alone() -> None:
         assert refused["structuredContent"]["problem"]["spent_cents"] == 300
 
 
-def charged_on(word: str) -> str:
-    return PLANS.replace("consume: {searches: 1, calls: 1}", f"consume: {{searches: 1}}, charge_on: {word}")
-
-
-@pytest.mark.parametrize(
-    ("word", "recorded"),
-    [("attempt", 3), ("[client_error]", 0)],
-)
-async def test_charge_on_attempt_counts_each_round(word: str, recorded: int) -> None:
-    async with served(ROUNDS["json"](), plans=charged_on(word)) as at:
-        for _ in range(3):
-            await at.client.post("/mcp", json=CALL)
-        assert (recorded, 0) == await at.counted(meter="searches")
-
-
 @pytest.mark.parametrize(
     ("body", "recorded"),
     [(INTERIM, 0), (event(FAILED), 0), (event(COMPLETE), 1)],

@@ -17,7 +17,6 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from starlette.types import Scope
 
 pytestmark = pytest.mark.anyio
 
@@ -111,23 +110,3 @@ async def test_a_change_of_the_file_is_noticed(
             write(plans, MORE)
             await eventually(lambda: kit.catalog.plans["free"].entitlements["requests"].included == 4)
             await eventually(lambda: "plans.yaml has changed and is in force" in caplog.text)
-
-
-async def test_a_request_during_a_reload_is_decided_by_one_file(
-    plans: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with kit_of(plans) as kit:
-
-        async def looks_up(scope: Scope) -> str | None:
-            found = by_header(scope)
-            if found == "acme":
-                write(plans, PLANS.replace("requests", "calls"))
-                await kit.reload()
-                assert await client.get("other") == 200
-            return found
-
-        by_header = identify.header("x-customer-id")
-        client = Client(MeterMiddleware(hello, kit=kit, identify=looks_up))
-        assert await client.get("acme") == 200
-        assert (await kit.usage("other"))["meters"]["calls"]["used"] == 1
-    assert [line.message for line in caplog.records if line.name == "meterkit.asgi"] == []

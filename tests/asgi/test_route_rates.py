@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.app import HEADERS, hello, served
-from meterkit import PlansError
-from meterkit.catalog import loads
 
 if TYPE_CHECKING:
     from drivers.app import Served
@@ -84,15 +82,3 @@ async def test_lines_that_are_always_served_go_by_it() -> None:
     async with served(hello, plans=PLANS) as at:
         await at.kit.customers.set_status("acme", "unpaid")
         assert await statuses(at, "GET", "/pay", 2) == [200, 429]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("rate: 1/hour}", "rate: [1/hour, 2/hour]}", "two rates with the same window"),
-        ("tokens:", "route: {unit: call}\n  tokens:", "policies of a line's rates and of the meter route"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(old: str, new: str, said: str) -> None:
-    with pytest.raises(PlansError, match=said):
-        loads(PLANS.replace(old, new, 1))

@@ -254,27 +254,6 @@ async def test_a_reservation_of_a_user_is_settled_to_the_token(tokens: int) -> N
         assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
 
 
-async def test_a_request_holds_of_a_budget_what_its_model_costs() -> None:
-    plans = PLANS.replace("amount_cents: 1000}", "amount_cents: 3}").replace(
-        "output_tokens: {included: 1000}", "output_tokens: {included: 9000}"
-    )
-    plans = plans.replace("{per: 1000, amount_cents: 3}", "{price: prices.out}").replace(
-        "plans:", 'prices: {out: {default: 6 per 1000, models: {"small-*": 1 per 1000}}}\nplans:'
-    )
-    async with served(answering_with_tokens(), plans=plans, who=WHO) as at:
-        at.client.headers.update(USER)
-        # A budget of three cents: 3000 tokens of the small model, and 500 of others.
-        assert await ask(at, 1000, model="small-1", said="small-1", at_most=3000) == 200
-        assert await ask(at, 0, model="small-1", said="small-1", at_most=2001) == 402
-        assert await ask(at, 0, model="large-1", said="large-1", at_most=334) == 402
-        assert await ask(at, 0, model="large-1", said="large-1", at_most=333) == 200
-        assert await ask(at, 0, at_most=334) == 402  # Of a model that is not named.
-        assert await ask(at, 0, model="small-1", said="small-1", at_most=2000) == 200
-        await settled(at.kit)
-        (one,) = await at.kit.usage("acme", by="user")
-        assert one.spent_micros == 10_000
-
-
 def chatting() -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         del scope
