@@ -9,13 +9,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from drivers.app import PLANS, hello, http_scope, no_more, served
 from meterkit.asgi import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -135,6 +135,16 @@ async def test_where_it_fails_the_answer_is_ours_and_logged_once(
     assert failures[0].name == "meterkit.asgi"
     assert "on_denied failed; the client gets meterkit's own answer" in failures[0].getMessage()
     assert failures[0].exc_info is not None
+
+
+async def test_what_fails_in_the_midst_of_its_answer_is_raised() -> None:
+    async def halves() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise LookupError("the rest is gone")
+
+    async with served(hello, on_denied=lambda *_: StreamingResponse(halves(), status_code=429)) as at:
+        with pytest.raises(LookupError, match="the rest is gone"):
+            await at.client.get("/full")
 
 
 @pytest.mark.parametrize("on_denied", [None, later])

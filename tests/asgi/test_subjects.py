@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
 import pytest
@@ -227,6 +227,12 @@ async def test_a_subject_field_without_one_id_is_refused(
         assert f"fault='found {found} as the id of the user'" in caplog.text
         assert await customer(at) == (0, 0)
         assert await counted(at) == {}
+
+
+async def test_a_subject_of_a_wrong_type_is_an_error_of_the_app() -> None:
+    user: Any = 7
+    async with served(hello, plans=PLANS, who=lambda _: Caller("acme", {"user": user})) as at:
+        assert (await at.client.get("/v1/x")).status_code == 503
 
 
 async def test_one_of_two_fields_without_an_id_is_enough_to_refuse() -> None:
