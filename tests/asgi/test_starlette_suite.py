@@ -44,8 +44,6 @@ def plain(suite: Fetched, chosen: tuple[str, ...]) -> dict[str, str]:
     return suite.outcomes("", *chosen)
 
 
-
-
 @pytest.mark.parametrize("wrapper", TRANSPARENT)
 def test_i8_starlettes_own_suite_does_not_notice(
     suite: Fetched, plain: dict[str, str], chosen: tuple[str, ...], wrapper: str
