@@ -273,14 +273,12 @@ def found(router: Router, written: str, method: str = "POST") -> str | None:
 @pytest.mark.parametrize(
     "written",
     [
-        *("/v1/chat", "/v1/chat/", "//v1/chat", "/v1//chat", "/v1/chat//", "/V1/CHAT", "/v1/Chat/"),
-        *("/v1%2Fchat", "/v1%2fchat", "%2Fv1/chat", "/v1/chat%2F", "/v1/%63hat", "v1/chat"),
-        *("http://h/v1/chat", "HTTP://H//v1/chat/", "https://u:p@h:1/V1/chat", "ws://h/v1/chat"),
-        *("/v1/chat#f", "/v1/chat/#f", "/v1/chat%23f", "http://h/v1/chat#f", "/v1/chat#/v1/free"),
+        *("/v1/chat", "/v1/chat/", "//v1/chat", "/V1/CHAT", "/v1%2Fchat", "/v1/%63hat", "v1/chat"),
+        *("HTTP://H//v1/chat/", "https://u:p@h:1/V1/chat", "/v1/chat#f", "/v1/chat%23f", "/v1/chat#/v1/free"),
     ],
 )
 def test_each_spelling_a_router_takes_falls_under_its_line(written: str) -> None:
-    for others in ((), ("*",), ("/v1/{path:path}", "*")):
+    for others in ((), ("/v1/{path:path}", "*")):
         assert found(lines(GATE, *others), written) == GATE
         assert found(lines(GATE, *others), written, "post") == GATE
 
