@@ -83,12 +83,6 @@ class Books:
         await self.at.subscribe(customer, items=[{"price": f"price_{plan}"}, *paid], **how)
         await self.at.settle()
 
-    async def trial(self, customer: str) -> None:
-        await self.subscribe(customer, "pro", trial_period_days=14)
-
-    async def leave(self, customer: str) -> None:
-        await self.kit.subscriptions.cancel(customer, immediately=True)
-
     def rows(self, asked: str) -> list[Any]:
         with sqlite3.connect(self.path) as database:
             return database.execute(asked).fetchall()

@@ -57,26 +57,6 @@ async def test_a_close_that_stripe_confirms_is_silent(
     assert errors(caplog) == []
 
 
-async def test_a_close_waits_for_what_adds_up_to_nothing_too(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with desk(store_url) as at, closing_of(at) as closing:
-        await used_in_june(at, "acme")
-        await at.flush(everything=True)
-        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
-        at.clock.set(JULY - 2 * MINUTE)
-        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
-        await at.kit.record("acme", "requests", 7)
-        await at.flush(everything=True, timeout_s=0)
-        assert await closing.at(46) == (0, 0, 1)
-        assert (
-            "14 of requests are not delivered (0 wait, 0 parked, less 7 that take units back)" in caplog.text
-        )
-        at.emulator.clear_faults()
-        await at.flush(everything=True)
-        assert await closing.at(107) == (1, 0, 0)
-
-
 @pytest.mark.usefixtures("valkey")
 async def test_units_stripe_did_not_count_are_reported_once(
     store_url: str, caplog: pytest.LogCaptureFixture
@@ -175,28 +155,6 @@ async def test_a_moved_close_is_looked_at_when_the_period_is_over(store_url: str
         assert await admin.ask(admin.client.zrange(key, 0, -1)) == [f"{july}:acme".encode()]
         assert await closing.at(9) == (0, 0, 0)
         assert await closing.at(11) == (1, 0, 0)
-
-
-async def test_one_process_looks_at_a_time_and_what_fails_ends_nothing(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with desk(store_url) as at, closing_of(at) as one, closing_of(at) as other:
-        await used_in_june(at, "acme")
-        at.emulator.fail_next("lose")
-        await at.flush(everything=True)
-        at.clock.set(JULY + 50 * MINUTE)
-        admin = await at.kit.store.admin()
-        held = [at.kit.store.keys.shard(0, "closing")]
-        assert await admin.run(at.kit.store.scripts["lease"], held, "somebody", 60_000)
-        await one.closer.turn()
-        assert errors(caplog) == []
-        assert await admin.run(at.kit.store.scripts["lease"], held, "somebody", 0)
-        await one.closer.turn()
-        await other.closer.turn()
-        assert len(errors(caplog)) == 1
-        at.clock.set(NOW + timedelta(days=70))
-        await other.closer.turn()  # 36 days after its end it is let be.
-        assert await one.unconfirmed() == (0, 0)
 
 
 async def test_what_cannot_be_noted_holds_up_no_delivery(

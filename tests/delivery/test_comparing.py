@@ -146,26 +146,6 @@ async def test_i6_units_counted_in_other_minutes_are_another_matter(store_url: s
         assert at.accepted("acme") == 3 * 6
 
 
-async def test_another_sum_waits_for_a_person_alone(store_url: str) -> None:
-    async with ambiguous(store_url, when="after") as at:
-        # Somebody else sends to this meter, too.
-        await have_at_stripe(at, 1, minute=NOW)
-        await looks(at)
-        assert await places(at) == {"parked": 6}
-        (intent,) = await at.kit.outbox.list()
-        assert (intent.why, intent.compared_at) == (
-            "Stripe's summary of its minute says 7, and it is 6",
-            None,
-        )
-        await looks(at)
-        assert asked(at) == 2
-        # Once a person has looked at it, it is compared anew.
-        redriven = await at.kit.outbox.redrive(intent.identifier)
-        assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now())
-        await at.flush(everything=True, timeout_s=0)
-        assert asked(at) == 3
-
-
 @pytest.mark.parametrize(
     ("asked_before", "fault"),
     [(0, {"action": "error", "status": 401}), (1, {"action": "drop"})],

@@ -1,16 +1,21 @@
-"""A renewal invoice waits until its usage is counted: held, released, finalized; other drafts are not."""
+"""Renewal invoices wait until their usage is counted and have the audit root; later usage is late."""
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from books.period_books import assert_books
+from drivers.audit_chain import ROOT, ROWS, root_in
+from drivers.audited_kit import rows_in, sqlite_in
 from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
@@ -76,28 +81,6 @@ async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url:
         await assert_books(at)
 
 
-async def test_a_hold_is_given_back_within_stripes_own_hour(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await used(at)
-        await fail_events(at)
-        await at.flush()
-        at.go(JUNE + 11 * MINUTE)
-        assert (await at.look()).open == 1
-        assert at.invoices()[0]["metadata"] == {
-            "meterkit_own_finalization": str(int((JUNE + HOUR).timestamp()))
-        }
-        at.stripe.clear_faults()
-        at.go(JUNE + 14 * MINUTE)
-        await at.flush()
-        at.go(JUNE + 17 * MINUTE)
-        await at.look()
-        (invoice,) = at.invoices()
-        assert (invoice["metadata"], invoice["status"]) == ({}, "draft")
-        assert invoice["automatically_finalizes_at"] == int((JUNE + HOUR).timestamp())
-        at.go(JUNE + 2 * HOUR)
-        assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
-
-
 @pytest.mark.parametrize(("when", "call"), [("after", "update"), ("before", "finalize")])
 async def test_an_answer_that_is_lost_costs_nothing(store_url: str, when: Any, call: str) -> None:
     """As if the process had died there: three tries, then nothing more in that look."""
@@ -148,3 +131,110 @@ async def test_a_last_invoice_stopped_by_a_person_is_left_alone(any_store_url: s
         await at.found.settle()
         await at.hourly(at.clock.now() + 3 * MINUTE, 4)
         assert at.invoices()[0]["status"] == "draft"
+
+
+def root_writes(at: Ending) -> int:
+    """How often the root was written."""
+    return sum(
+        asked.method == "POST" and asked.path.startswith("/v1/invoices/in_") for asked in at.stripe.requests
+    )
+
+
+async def test_the_invoice_has_the_root_before_it_is_final(any_store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with ending(any_store_url, audit_url=url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.go(JUNE + 11 * MINUTE)
+        assert (await at.look()).confirmed == 1
+        (invoice,) = at.invoices()
+        (row,) = rows_in(url)
+        assert invoice["status"] == "draft"
+        assert (invoice["metadata"][ROOT], invoice["metadata"][ROWS]) == (row["hash"], "1")
+        # Webhooks, also repeated ones, and later looks leave it as it is.
+        await at.kit.record("acme", "requests", 5)
+        await at.found.settle()
+        await at.found.bring(*at.stripe.webhook_events)
+        await at.hourly(JUNE + 15 * MINUTE, 3)
+        (later,) = at.invoices()
+        assert (later["status"], root_in(later)) == ("paid", root_in(invoice))
+        assert root_writes(at) == 1
+
+
+async def test_a_database_that_is_away_holds_up_no_invoice(
+    any_store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ending(any_store_url, audit_url=f"sqlite:///{tmp_path}/none/audit.db") as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        with caplog.at_level(logging.WARNING, "meterkit.audit"):
+            at.go(JUNE + 11 * MINUTE)
+            assert (await at.look()).confirmed == 1
+        at.go(JUNE + 3 * HOUR)
+        (invoice,) = at.invoices()
+        assert (invoice["status"], root_in(invoice), at.billed()) == ("paid", None, [1000])
+        assert caplog.text.count("the journal of deliveries is not written; usage is still delivered") == 1
+        told = [one.getMessage() for one in caplog.records if one.name == "meterkit.audit"]
+        assert len(told) == 1
+        assert told[0].startswith("invoices go out without the root of the audit log: the database")
+
+
+async def used_in_may(at: Ending, quantity: int = 1_010) -> None:
+    """Ten of them are included; the rest is overage, which Stripe bills."""
+    await at.kit.record("acme", "requests", quantity)
+
+
+async def test_late_overage_is_on_the_next_invoice(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-101."""
+    async with ending(any_store_url, UNHELD) as at:
+        await used_in_may(at)
+        at.go(JUNE + 2 * HOUR)
+        report = await at.flush()
+        assert [(one.customer, one.meter, one.quantity, one.is_billed) for one in report.late] == [
+            ("acme", "requests", 1000, True)
+        ]
+        assert report.late[0].period == "2031-05-10T12:00:00Z"
+        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + HOUR)
+        assert (may["late"], may["delivered"], may["pending"]) == (1000, 0, 0)
+        assert (june["overage"], june["delivered"], june["recorded"]) == (1000, 1000, 1000)
+        assert (await at.flush()).late == []
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 1000]
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len([line for line in lines if "late usage of customer 'acme'" in line]) == 1
+        (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
+        assert entry.before == "1000 of requests at USD 0.05 each, of the period from 2031-05-10 12:00 UTC"
+        assert entry.after == "billed in the period that is open"
+        await assert_books(at)
+
+
+async def test_late_usage_that_is_not_to_be_billed_is_said(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD.replace("0}", "0, late_usage: dead_letter}")) as at:
+        await used_in_may(at)
+        at.go(JUNE + 2 * HOUR)
+        (late,) = (await at.flush()).late
+        assert (late.quantity, late.is_billed) == (1000, False)
+        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + HOUR)
+        assert (may["late"], may["overage"], june["recorded"]) == (1000, 1000, 0)
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 0]
+        await assert_books(at)
+
+
+async def test_intents_that_were_never_sent_are_late_too(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD) as at:
+        at.stripe.fail_next("error", status=429, times=None, path=EVENTS)
+        for _ in range(3):
+            await used_in_may(at, 1_010)
+            at.clock.advance(timedelta(minutes=5))
+            await at.flush()
+        at.go(JUNE + 2 * HOUR)
+        at.stripe.clear_faults()
+        report = await at.flush()
+        assert (sum(one.quantity for one in report.late), report.parked) == (3_020, 0)
+        await at.flush()
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 3_020]
+        await assert_books(at)

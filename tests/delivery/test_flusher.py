@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import EVENTS, NOW, RunningClock, delivered, desk, kit_for, until
+from drivers.delivery import EVENTS, NOW, PLANS, RunningClock, desk, kit_for, until
 from drivers.near_stripe import served
 from faults.inner_steps import wrapped
-from meterkit import StoreError
-from meterkit.testing import Clock, StripeEmulator
+from meterkit import MeterKit, StoreError
+from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 pytestmark = pytest.mark.anyio
 
-JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 
@@ -91,25 +95,6 @@ async def test_usage_waits_for_a_link(store_url: str) -> None:
     assert minutes(at.emulator)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
 
 
-@pytest.mark.each_store
-async def test_a_closed_period_is_delivered_in_its_last_whole_minute(store_url: str) -> None:
-    async with desk(store_url, clock=Clock(JULY - timedelta(minutes=10))) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 5)
-        await at.kit.record("acme", "tokens", 101)
-        at.clock.set(JULY + timedelta(minutes=5))
-        await at.kit.record("acme", "requests", 2)
-        await at.flush(everything=True)
-        totals = await at.totals("acme")
-        usage = (await at.kit.usage("acme"))["meters"]["requests"]
-    june = [event for event in at.emulator.events if event.timestamp < JULY.timestamp()]
-    assert {(event.event_name, int(event.value)) for event in june} == {("api_requests", 5), ("ai_tokens", 1)}
-    assert {event.timestamp for event in june} == {(JULY - timedelta(minutes=1)).timestamp()}
-    assert [int(event.value) for event in at.emulator.events if event not in june] == [2]
-    assert (delivered(totals, JUNE, "requests"), delivered(totals, JULY, "requests")) == (5, 2)
-    assert (usage["recorded"], usage["delivered"]) == (2, 2)
-
-
 async def test_the_flusher_runs_until_stopped_despite_failures(
     store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,3 +162,78 @@ async def test_a_customer_deleted_and_relinked_has_its_own_minutes(store_url: st
         # Where the intents are is kept, and not whose they were.
         admin, key = await at.kit.store.admin(), at.kit.store.keys.formers("cus_acme")
         assert await admin.ask(admin.client.hkeys(key)) == [b"\n0"]
+
+
+async def test_one_customers_usage_is_delivered_at_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url, flush_interval=300) as at:
+        await at.link("acme", "bolt")
+        for customer in ("acme", "bolt"):
+            await at.kit.record(customer, "requests", 3)
+        assert (await at.flush()).sealed == 0  # Neither is due yet.
+        assert await at.deliver("acme", timeout_s=10)
+        assert (at.accepted("acme"), at.accepted("bolt")) == (3, 0)
+        at.emulator.fail_next("error", status=500, times=None)
+        assert not await at.deliver("bolt", timeout_s=0)
+    told = [record.getMessage() for record in caplog.records if record.name == "meterkit.delivery"]
+    assert told[-1] == (
+        "3 units that customer 'bolt' has used are not delivered within 0 s: they are not on the"
+        " invoice that ends the subscription"
+    )
+
+
+RENAMED = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+
+
+async def test_i6_both_names_rest_at_a_periods_end_has_own_minutes(store_url: str) -> None:
+    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
+        await at.link("acme")
+        at.clock.set(JULY - timedelta(minutes=3, seconds=57))
+        for _ in range(3):
+            await renamed.record("acme", "calls", 1)
+            await renamed.flush(everything=True, timeout_s=0)
+        await at.kit.record("acme", "requests", 6)
+        await renamed.record("acme", "calls", 4)
+        at.clock.set(JULY + timedelta(minutes=1))
+        assert (await renamed.flush(everything=True)).is_complete
+        assert at.accepted("acme") == 13
+    assert sorted(minutes(at.emulator)) == [JULY - timedelta(minutes=left) for left in (4, 3, 2, 1)]
+
+
+WARNING: Final = (
+    "meter 'calls' sends event 'api_requests', which this store has counted as meter 'requests' until now"
+)
+
+
+CURE: Final = "keep the key 'requests' in the plans file, and write `name:` for what customers see"
+
+
+async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at:
+        assert "counted as meter" not in caplog.text
+        for _ in range(2):
+            async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED):
+                pass
+        # Once: the second process knows both names.
+        assert (caplog.text.count(WARNING), caplog.text.count(CURE)) == (1, 1)
+        assert (
+            "the included quantity, cap, grants and rates of 'calls' beside those of 'requests'"
+            in caplog.text
+        )
+        (record,) = [one for one in caplog.records if WARNING in one.getMessage()]
+        assert record.levelname == "WARNING"
+
+
+async def test_f_22a_a_reload_names_a_renamed_meter(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text(PLANS)
+    async with MeterKit(str(plans), redis_url=store_url, flush=False) as kit:
+        plans.write_text(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        assert WARNING not in caplog.text
+        assert await kit.reload()
+        assert WARNING in caplog.text

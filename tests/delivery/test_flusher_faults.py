@@ -1,4 +1,5 @@
 """What Stripe refuses, loses or answers late: counted once all the same, or kept, and said."""
+# Internals: a pure table of meters at Stripe.
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from drivers.delivery import NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
+from drivers.delivery import CATALOG, NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
 from drivers.near_stripe import served
+from meterkit.stripe.meters import meter_differences
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
@@ -132,44 +134,36 @@ async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(store_url: str,
 
 
 async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock(NOW)
-    stripes = Clock(NOW - timedelta(minutes=7))
-    emulator = StripeEmulator(clock=stripes)
-    emulator.add_meter("api_requests")
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+    async with desk(store_url, shards=1) as at:
+        at.emulator.clock = lambda: at.clock() - 420
+        await at.link("acme", "zeta")
         for customer in ("acme", "zeta"):
-            emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}", force=True)
-            await kit.record(customer, "requests", 6)
-        report = await kit.flush(everything=True, timeout_s=0)
+            await at.kit.record(customer, "requests", 6)
+        report = await at.flush(everything=True, timeout_s=0)
         # One was sent to see, and is kept as it was; the other waits.
         assert (report.delivered, report.dead, report.parked, report.retried) == (0, 0, 0, 1)
         assert "clock and Stripe's differ by 420 s" in caplog.text
-        clock.advance(timedelta(minutes=10))
-        stripes.set(clock.now())
-        assert (await kit.flush()).delivered == 2
-    assert emulator.accepted("cus_acme", "api_requests") == 6
+        at.clock.advance(timedelta(minutes=10))
+        at.emulator.clock = at.clock
+        assert (await at.flush()).delivered == 2
+    assert at.accepted("acme") == 6
 
 
 @pytest.mark.parametrize("apart_s", [61, 299])
 async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: int) -> None:
     # F-51: 40 of 100 units were dead with 61 to 240 s.
-    clock = Clock(NOW)
-    stripes = Clock(NOW - timedelta(seconds=apart_s))
-    emulator = StripeEmulator(clock=stripes)
-    emulator.add_meter("api_requests")
-    emulator.add_customer("cus_acme")
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
-        await kit.customers.link("acme", "cus_acme", force=True)
+    async with desk(store_url, shards=1) as at:
+        at.emulator.clock = lambda: at.clock() - apart_s
+        await at.link("acme")
         for _ in range(8):
-            await kit.record("acme", "requests", 10)
-            await kit.flush(everything=True, timeout_s=0)
-        usage = (await kit.usage("acme"))["meters"]["requests"]
+            await at.kit.record("acme", "requests", 10)
+            await at.flush(everything=True, timeout_s=0)
+        usage = (await at.kit.usage("acme"))["meters"]["requests"]
         assert (usage["dead"], usage["parked"]) == (0, 0)
-        clock.advance(timedelta(minutes=15))
-        stripes.set(clock.now())
-        assert (await kit.flush(everything=True, timeout_s=120)).is_complete
-    assert emulator.accepted("cus_acme", "api_requests") == 80
+        at.clock.advance(timedelta(minutes=15))
+        at.emulator.clock = at.clock
+        assert (await at.flush(everything=True, timeout_s=120)).is_complete
+    assert at.accepted("acme") == 80
 
 
 async def test_a_meter_with_other_payload_keys_parks_its_usage(
@@ -256,3 +250,62 @@ async def test_a_revoked_key_costs_one_call_and_one_alert(
         at.emulator.clear_faults()
         at.clock.advance(timedelta(seconds=61))
         assert (await at.flush(everything=True)).is_complete
+
+
+async def test_a_missing_meter_costs_one_call_after_its_pause(store_url: str) -> None:
+    # R18: all that had waited was sent at once, to be refused again.
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_meter("ai_tokens")
+    customers = [f"c{number}" for number in range(30)]
+    async with (
+        served(emulator) as url,
+        kit_for(store_url, url, clock=clock, shards=4) as kit,
+        kit.flusher() as flusher,
+    ):
+        for customer in customers:
+            emulator.add_customer(f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
+        await kit.record("c0", "tokens", 101)
+        assert (
+            await flusher.flush(everything=True)
+        ).delivered == 1  # Nothing waits for a first call any more.
+        for customer in customers:
+            await kit.record(customer, "requests", 6)
+        await flusher.flush(everything=True, timeout_s=0)
+        for pause in (timedelta(minutes=1), timedelta(minutes=2)):
+            clock.advance(pause + timedelta(seconds=1))
+            before = len(emulator.requests)
+            report = await flusher.flush(everything=True, timeout_s=0)
+            assert (len(emulator.requests) - before, report.left) == (1, 30)
+        emulator.add_meter("api_requests")
+        clock.advance(timedelta(minutes=4, seconds=1))
+        before = len(emulator.requests)
+        assert (await flusher.flush(everything=True)).delivered == 30
+        assert len(emulator.requests) - before == 30
+
+
+async def test_meters_that_do_not_take_what_is_sent_are_named() -> None:
+    # F-53
+    emulator = StripeEmulator()
+    emulator.add_meter("api_requests")
+    key = {"authorization": "Bearer sk_test_1"}
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, headers=key) as http:
+        form = {
+            "event_name": "ai_tokens",
+            "display_name": "tokens",
+            "default_aggregation[formula]": "sum",
+            "customer_mapping[event_payload_key]": "user_id",
+            "customer_mapping[type]": "by_id",
+            "value_settings[event_payload_key]": "amount",
+        }
+        made = (await http.post("/v1/billing/meters", data=form)).json()
+        at_stripe = (await http.get("/v1/billing/meters")).json()["data"]
+        first, second, third = meter_differences(CATALOG, at_stripe)
+        assert first.startswith(f"meter tokens: the meter {made['id']} at Stripe has customer_mapping")
+        assert "value_settings.event_payload_key amount; what is sent has value" in second
+        assert third == "meter pages: Stripe has no active meter with the event name pdf_pages"
+        emulator.add_meter("pdf_pages")
+        await http.post(f"/v1/billing/meters/{made['id']}/deactivate")
+        emulator.add_meter("ai_tokens")
+        assert meter_differences(CATALOG, (await http.get("/v1/billing/meters")).json()["data"]) == []

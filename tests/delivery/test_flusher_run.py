@@ -1,17 +1,28 @@
-"""A flusher that runs until it is stopped: no error of the store's ends it, and none ends it in silence."""
+"""Running flushers: no error of the store ends one; killed and suspended ones bill nothing twice."""
+# Internals: a transport that sleeps between the lease and the call.
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from drivers.delivery import desk, until
-from faults.inner_steps import replaced, wrapped
-from meterkit import StoreError
+from drivers.delivery import NOW, desk, until
+from drivers.sampled import whole
+from drivers.workers import workers
+from faults.inner_steps import replaced
+from meterkit.delivery.flusher import Flusher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from drivers.delivery import Desk
+    from meterkit.delivery.outcomes import Outcome
+    from meterkit.outbox.intents import Sealed
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -45,36 +56,6 @@ async def test_an_error_of_the_callback_ends_the_flusher(store_url: str) -> None
             await at.flusher.run(every_s=0.01, told=close)
 
 
-async def test_a_store_that_stays_down_is_logged_once_a_time(
-    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # Every process passes each five seconds: an outage of an hour would be 720 lines of each.
-    passes, is_away = 0, True
-
-    def count(work: Any) -> Any:
-        async def counted(outbox: Any, *, due_ms: int | None) -> Any:
-            nonlocal passes
-            passes += 1
-            if is_away:
-                raise StoreError("the store is away")
-            return await work(outbox, due_ms=due_ms)
-
-        return counted
-
-    wrapped(monkeypatch, "a flush lists its work", count)
-    async with desk(store_url) as at:
-        running = asyncio.create_task(at.flusher.run(every_s=0.01))
-        await until(lambda: passes > 5)
-        assert caplog.text.count("this flush failed") == 1
-        is_away, so_far = False, passes
-        await until(lambda: passes > so_far + 1)
-        is_away, so_far = True, passes
-        await until(lambda: passes > so_far + 5)
-        at.flusher.stop()
-        await running
-    assert caplog.text.count("this flush failed") == 2
-
-
 @pytest.mark.usefixtures("valkey")
 async def test_a_restarted_store_is_logged_once_for_all_shards(
     store_url: str, caplog: pytest.LogCaptureFixture
@@ -99,3 +80,104 @@ async def test_a_restarted_store_is_logged_once_for_all_shards(
         at.emulator.clear_faults()
         await at.flush(everything=True)
         assert [at.accepted(customer) for customer in customers] == [6] * len(customers)
+
+
+@pytest.mark.dear("a process beside the emulator, killed")
+@pytest.mark.parametrize("point", [whole("leased"), "sent", whole("acknowledged")])
+async def test_the_next_process_delivers_a_killed_ones_rest_once(
+    valkey: Server, store_url: str, point: str
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme", "zeta")
+        await at.kit.record("acme", "requests", 5)
+        await at.kit.record("zeta", "requests", 6)
+        settings = {"shards": 1}
+        options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "settings": settings}
+        async with workers(1, **options, crash=point) as (doomed,):
+            with pytest.raises(EOFError, match="-9"):
+                await doomed.ask("flush")
+        leased = [(await at.kit.usage(name))["meters"]["requests"]["leased"] for name in ("acme", "zeta")]
+        # The first call of a process is alone.
+        assert sum(leased) == 0 if point == "acknowledged" else sum(leased) in {5, 6}
+
+        # Its lease outlives it, for at most a minute.
+        assert 0 < valkey.command("PTTL", "mk:{0}:lease") <= 60_000
+        before = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        assert len(at.emulator.requests) == before
+        valkey.command("PEXPIRE", "mk:{0}:lease", 1)
+        await until(lambda: valkey.command("EXISTS", "mk:{0}:lease") == 0)
+
+        report = await at.flush(everything=True)
+        assert report.left == 0
+        usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in ("acme", "zeta")]
+        assert usage == [5, 6]
+    assert (at.accepted("acme"), at.accepted("zeta")) == (5, 6)
+    assert len(at.emulator.events) == 2
+
+
+class Sleeping:
+    """A transport that stops before a call, as where a machine is suspended, and goes on then."""
+
+    def __init__(self, at: Desk) -> None:
+        self._transport = at.transport
+        self.sleep: Callable[[], None] | None = None
+
+    @property
+    def most(self) -> int:
+        return self._transport.most
+
+    async def ready(self) -> Outcome | None:
+        return await self._transport.ready()
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        sleep, self.sleep = self.sleep, None
+        if sleep is not None:
+            sleep()
+        return await self._transport.send(*intents)
+
+    async def close(self) -> None:
+        """It is the desk's."""
+
+
+async def two_to_send(at: Desk) -> tuple[Flusher, Sleeping]:
+    """One that Stripe certainly does not have, and behind it one that it has, as no reply has said."""
+    way = Sleeping(at)
+    flusher = Flusher(at.kit.store, way, calls_at_once=1)
+    await at.link("mira", "acme", "zeta")
+    await at.kit.record("mira", "requests", 1)
+    assert (await flusher.flush(everything=True)).delivered == 1
+    at.emulator.fail_next("error", when="after", status=500, customer="cus_acme")
+    at.emulator.fail_next("error", status=429, customer="cus_acme")  # Else it is sent after all others.
+    at.emulator.fail_next("error", status=429, customer="cus_zeta")
+    await at.kit.record("acme", "requests", 6)
+    await flusher.flush(everything=True, timeout_s=0)
+    at.clock.advance(timedelta(seconds=30))
+    # The second try waits longer for the third than a first one for the second.
+    await at.kit.record("zeta", "requests", 2)
+    await flusher.flush(everything=True, timeout_s=0)
+    assert at.emulator.faults == ()
+    at.clock.advance(timedelta(minutes=1))
+    return flusher, way
+
+
+async def test_i6_a_lease_before_a_day_of_sleep_sends_nothing(store_url: str) -> None:
+    # R7, F-58: the monotonic clock stands still meanwhile, and Stripe forgets the identifier.
+    async with desk(store_url, shards=1) as at:
+        flusher, way = await two_to_send(at)
+        way.sleep = lambda: at.clock.advance(timedelta(hours=25))
+        report = await flusher.flush(everything=True)
+        assert (report.delivered, report.parked) == (1, 1)
+    assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
+
+
+async def test_i6_a_lease_before_a_minute_of_sleep_is_left(store_url: str) -> None:
+    # Nobody has the lease now; somebody may have had it, and have sent the other one meanwhile.
+    async with desk(store_url, shards=1) as at:
+        flusher, way = await two_to_send(at)
+        way.sleep, before = lambda: at.clock.advance(timedelta(minutes=1)), len(at.emulator.requests)
+        await flusher.flush()
+        assert len(at.emulator.requests) == before + 1
+        await flusher.flush()
+        assert len(at.emulator.requests) == before + 2
+    assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)

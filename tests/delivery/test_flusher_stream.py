@@ -50,7 +50,7 @@ async def test_a_hundred_intents_go_in_a_call(store_url: str, monkeypatch: pytes
     async with stream_desk(store_url, shards=1) as at:
         used = await record_some(at, 130)
         began = monotonic()
-        report = await at.flush(everything=True)
+        report = await at.kit.flush(everything=True)  # The setting chooses the stream.
         assert (report.sealed, report.delivered, report.left) == (130, 130, 0)
         assert {customer: at.accepted(customer) for customer in used} == used
         # Events are paced: the third call waits until the hundred of the second had their time.
@@ -60,13 +60,6 @@ async def test_a_hundred_intents_go_in_a_call(store_url: str, monkeypatch: pytes
         usage = (await at.kit.usage("c7"))["meters"]["requests"]
         assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
     assert len(at.emulator.events) == 130
-
-
-async def test_the_setting_chooses_the_stream(store_url: str) -> None:
-    async with stream_desk(store_url) as at:
-        await record_some(at, 2)
-        await at.kit.flush(everything=True)
-    assert (at.accepted("c0"), at.accepted("c1"), set(calls(at))) == (1, 2, {200})
 
 
 @pytest.mark.parametrize(
@@ -108,17 +101,6 @@ async def test_a_batch_that_is_refused_for_one_event_loses_only_that(store_url: 
         assert len(calls(at)) <= 14
     assert {customer: at.accepted(customer) for customer in used} == used | {"c13": 0}
     assert len(at.emulator.events) == 39
-
-
-async def test_who_answers_200_in_stripes_place_has_not_taken_anything(store_url: str) -> None:
-    async with stream_desk(store_url) as at:
-        await record_some(at, 3)
-        at.emulator.fail_next("error", status=204, times=None)
-        report = await at.flush(everything=True, timeout_s=0)
-        assert report.delivered == 0
-        at.emulator.clear_faults()
-        at.clock.advance(timedelta(minutes=2))
-        assert (await at.flush(everything=True)).delivered == 3
 
 
 @pytest.mark.dear("a process beside the emulator, killed")

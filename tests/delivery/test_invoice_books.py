@@ -12,8 +12,6 @@ from books.period_books import assert_books
 from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, ending, paying
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from drivers.period_ends import Ending
     from meterkit import Reconciled
 
@@ -173,21 +171,6 @@ async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_ur
         assert one.advice.startswith("1000 are on no invoice yet")
 
 
-async def test_usage_of_a_trial_costs_nothing_and_is_no_difference(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        trial_end = int((JUNE + timedelta(days=3)).timestamp())
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        changed: Any = {"trial_end": trial_end, "proration_behavior": "none"}
-        await at.found.client.v1.subscriptions.update_async(subscription.id, changed)
-        await at.found.settle()
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.go(JUNE + timedelta(days=4))
-        await at.found.settle()
-        found = await at.kit.reconcile("acme", at=JUNE + HOUR)
-        assert [(one.confirmed, one.invoiced, one.advice) for one in found] == [(1000, None, "")]
-
-
 @pytest.mark.parametrize(
     ("cents", "do"),
     [
@@ -233,27 +216,6 @@ async def switched(at: Ending, cents: int) -> None:
     }
     price = await at.found.client.v1.prices.create_async(made)
     await at.found.client.v1.subscription_items.update_async(item["id"], {"price": price.id})
-
-
-async def foreign_units(at: Ending, when: datetime, value: int = 7, customer: str = "acme") -> None:
-    """Another program with the key sends units of a meter that the customer has not used."""
-    fields: Any = {
-        "event_name": "tokens",
-        "timestamp": int(when.timestamp()),
-        "payload": {"stripe_customer_id": f"cus_{customer}", "value": str(value)},
-    }
-    await at.found.client.v1.billing.meter_events.create_async(fields)
-
-
-FOREIGN = "Stripe has 7 more than was delivered: something else sends to this meter"
-
-
-async def test_f_227_units_that_came_after_the_invoice_are_seen_too(any_store_url: str) -> None:
-    async with ending(any_store_url, UNHELD) as at:
-        at.go(JUNE + 3 * HOUR)
-        await foreign_units(at, JUNE - HOUR)
-        one = await books(at, "tokens")
-        assert (one.confirmed, one.invoiced, one.advice) == (7, 0, FOREIGN)
 
 
 async def test_units_of_a_void_invoice_are_named(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -25,7 +25,7 @@ from meterkit.outbox.journal import JournalRow
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from drivers.delivery import Desk
@@ -72,7 +72,7 @@ class Answers:
 
 
 class Pages:
-    """A journal that keeps its pages, fails as often as it is told, and may hang."""
+    """A journal that keeps its pages, may hang, and fails to say since when it is kept."""
 
     def __init__(self, fails: int = 0) -> None:
         self.pages: list[Sequence[JournalRow]] = []
@@ -82,16 +82,10 @@ class Pages:
 
     async def write(self, rows: Sequence[JournalRow]) -> None:
         await self.goes_on.wait()
-        if self.fails:
-            self.fails -= 1
-            raise MeterkitError("the database is away")
         self.pages.append(rows)
 
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
-        await self.goes_on.wait()
         assert (customer, event_name) == ("acme", "api_requests")
-        if self.fails:
-            raise MeterkitError("the database is away")
         return [row for page in self.pages for row in page if row.delivered_at_ms >= since_ms]
 
     async def remove(self, identifiers: Sequence[str]) -> None:
@@ -125,22 +119,6 @@ async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: i
     assert answers.is_closed
 
 
-async def test_a_failing_journal_is_logged_once_and_caught_up(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    journal = Pages(fails=2)
-    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
-    for number in range(3):
-        await transport.send(sealed(number))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    await transport.close()
-    assert [row.identifier for page in journal.pages for row in page] == ["intent-0", "intent-1", "intent-2"]
-    assert caplog.messages == [
-        "the journal of deliveries is not written; usage is still delivered: the database is away"
-    ]
-
-
 async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,32 +134,12 @@ async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     assert journal.pages == []
 
 
-@asynccontextmanager
-async def forgotten(store_url: str, journal: Pages) -> AsyncGenerator[tuple[Desk, Forgotten]]:
-    async with open_desk(store_url, shards=1) as at:
-        await at.link("acme")
-        summaries = StripeSummaries(StripeApi(at.kit.settings))
-        await summaries.refresh()
-        try:
-            yield at, Forgotten(at.kit.store, summaries, journal)
-        finally:
-            await summaries.close()
-
-
-async def unknown(found: Forgotten, *, is_exact: bool = True) -> int:
-    return await found.unknown(
-        *("acme", "api_requests", "cus_acme"), since_ms=NOW_MS - 600_000, gap=GAP, names={}, is_exact=is_exact
-    )
-
-
-def row(
-    number: int, value: int, *, stripe_customer: str = "cus_acme", delivered_at_ms: int = NOW_MS
-) -> JournalRow:
+def row(number: int, value: int, *, delivered_at_ms: int = NOW_MS) -> JournalRow:
     return JournalRow(
         identifier=f"intent-{number}",
         customer="acme",
         event_name="api_requests",
-        stripe_customer=stripe_customer,
+        stripe_customer="cus_acme",
         minute_s=NOW_MS // 60_000 * 60,
         value=value,
         delivered_at_ms=delivered_at_ms,
@@ -196,30 +154,15 @@ async def known(at: Desk, identifier: str, value: int) -> None:
     await admin.ask(admin.client.expire(key, 60))
 
 
-async def test_the_journal_tells_what_was_delivered_and_taken_back(store_url: str) -> None:
-    journal = Pages()
-    async with forgotten(store_url, journal) as (at, found):
-        journal.pages = [
-            [
-                *(row(1, 30), row(2, -30), row(3, 5)),
-                row(4, 99, delivered_at_ms=GAP.from_ms - 60_001),  # The store knew of that.
-                row(5, 99, stripe_customer="cus_other"),
-            ]
-        ]
-        asked = len(at.emulator.requests)
-        assert await unknown(found, is_exact=False) == 35
-        assert len(at.emulator.requests) == asked
-        assert await unknown(found) == 35
-        # An identifier that the store knows of is not forgotten.
-        await known(at, "intent-1", 30)
-        assert await unknown(found) == 5
-
-
 async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
     names = ("acme", "api_requests", "cus_acme")
-    async with forgotten(store_url, journal) as (at, found):
+    async with open_desk(store_url, shards=1) as at:
+        await at.link("acme")
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        await summaries.refresh()
+        found = Forgotten(at.kit.store, summaries, journal)
         assert await found.journaled(*names, GAP) is None  # It cannot be read.
         monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
         assert await found.journaled(*names, GAP) is None
@@ -232,8 +175,8 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         assert await found.journaled(*names, GAP) == 30
         await known(at, "counted-1", 25)
         assert await found.journaled(*names, GAP) is None
-        summaries = StripeSummaries(StripeApi(at.kit.settings))
         assert await Forgotten(at.kit.store, summaries).journaled(*names, GAP) is None
+        await summaries.close()
 
 
 async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:

@@ -81,24 +81,6 @@ def paused(*, resumed: str = "") -> Act:
     return act
 
 
-async def ended_with_stamps_ahead(at: Ending) -> None:
-    """Deliveries within one minute are stamped with minutes ahead; at Stripe nothing is billed then."""
-    for _ in range(6):
-        await at.flush()
-        await at.kit.record("acme", "requests", 1)
-    await ended(at)
-
-
-async def yearly(at: Ending) -> None:
-    """The base price becomes a yearly one; usage is billed each month as before."""
-    items = [
-        {"id": item["id"], "price": "price_yearly"}
-        for item in (await shown(at))["items"]["data"]
-        if item["price"]["id"] == "price_pro"
-    ]
-    await changed(items=items)(at)
-
-
 async def cheaper(at: Ending) -> None:
     """All prices change, and the cycle begins anew with them."""
     items = [
@@ -114,21 +96,6 @@ async def stamped_ahead(at: Ending) -> None:
         await at.flush()
         await at.kit.record("acme", "requests", 1)
     await changed(**ANEW)(at)
-
-
-async def yearly_and_too_late(at: Ending) -> None:
-    """The base price is yearly; usage is delivered hours after the renewal that bills it."""
-    await yearly(at)
-    await at.found.settle()
-    at.go(JUNE + 3 * HOUR)
-
-
-async def kept_as_draft(at: Ending) -> None:
-    """Collection is paused before a renewal; usage is delivered days later, and then the draft is sent."""
-    await changed(pause_collection={"behavior": "keep_as_draft"})(at)
-    await at.reach(JUNE + 5 * DAY)
-    await at.flush()
-    await finalize_draft(at)
 
 
 async def finalize_draft(at: Ending) -> None:
@@ -202,16 +169,11 @@ CASES: Final[Mapping[str, Case]] = {
     "begun anew at other prices": Case(act=cheaper, billed=[20, 46], late=7, by_item=7, said=1),
     "begun anew with stamps ahead": Case(act=stamped_ahead, billed=[27, 52], late=2, said=1),
     "canceled, begun again": Case(act=canceled, billed=[47], late=27, lost=20, said=2),
-    "ended with stamps ahead": Case(act=ended_with_stamps_ahead, billed=[], late=33, lost=33, said=2, used=5),
     "paused": Case(act=paused(), billed=[], waiting=20, late=7, lost=7, said=1, used=5),
     "paused and resumed": Case(act=paused(resumed="now"), billed=[20, 40], late=7, lost=7, said=1),
     "a paid subscription on trial": Case(act=changed(trial_end=5), billed=[], late=27, lost=27, said=2),
-    "yearly, and delivered too late": Case(
-        act=yearly_and_too_late, billed=[20, 47], late=7, said=1, when=JUNE - HOUR
-    ),
     "finalized by others": Case(act=finalized, billed=[20, 47], late=7, said=1, when=JUNE - MINUTE),
     "voided": Case(act=voided, billed=[47], late=27, lost=20, said=2, when=JUNE - MINUTE),
-    "collection paused, delivered days late": Case(act=kept_as_draft, billed=[27, 40], when=JUNE - HOUR),
     "collection paused: void": Case(
         act=changed(pause_collection={"behavior": "void"}), billed=[], late=77, lost=77, said=1
     ),

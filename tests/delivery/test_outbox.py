@@ -1,8 +1,9 @@
-"""The outbox by itself: leases, states, and what is kept for how long."""
+"""The outbox: leases, states, pages, what is kept for how long, and errors of the server."""
 # Internals: the scripts of the outbox with two views of one shard.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.counters import put_head
-from drivers.delivery import CATALOG, NOW
+from drivers.delivery import CATALOG, NOW, desk
 from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
 from meterkit.outbox.intents import Move
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.admin import Admin
+from meterkit.redis.scripts import Script
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from drivers.delivery import Desk
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -210,3 +213,107 @@ async def test_a_state_of_any_depth_holds_up_nobody_else(store_url: str, valkey:
         sealing = await at.ours.seal(0, due_ms=None, most=50)
         assert (sealing.made, list(sealing.aside)) == (1, ["acme"])
         assert sealing.aside["acme"].startswith("its state cannot be read: RecursionError")
+
+
+async def sealed(at: Desk) -> Outbox:
+    """Twelve intents of one customer, in as many minutes, and one of another behind them."""
+    await at.link("acme", "zeta")
+    outbox = Outbox(at.kit.store, await at.kit.store.admin())
+    for _ in range(12):
+        await at.kit.record("acme", "requests", 1)
+        assert (await outbox.seal(0, due_ms=None, most=50)).made == 1
+        at.clock.advance(timedelta(minutes=1))
+    await at.kit.record("zeta", "requests", 7)
+    assert (await outbox.seal(0, due_ms=None, most=50)).made == 1
+    return outbox
+
+
+async def test_pages_of_one_deliver_all_once_and_in_order(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-87
+    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 1)
+    monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
+    async with desk(store_url, shards=1) as at:
+        await sealed(at)
+        report = await at.flush()
+        assert (report.delivered, report.retried, report.left) == (13, 0, 0)
+    sent = at.emulator.requests
+    assert len(sent) == len({request.identifier for request in sent}) == 13
+    stamps = [event.timestamp for event in at.emulator.events]
+    assert stamps == sorted(stamps)
+    assert (at.accepted("acme"), at.accepted("zeta")) == (12, 7)
+
+
+async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 2)
+    monkeypatch.setattr("meterkit.outbox.outbox._DEPTH", 6)
+    async with desk(store_url, shards=1) as at:
+        outbox = await sealed(at)
+        assert [intent.customer for intent in await outbox.due(0, due_ms=None, most=64)] == ["acme"] * 6
+        assert (await at.flush(everything=True)).delivered == 13
+
+
+async def dirty(at: Desk) -> dict[bytes, float]:
+    """Whose usage is to be sealed, and when."""
+    client: Any = (await at.kit.store.admin()).client
+    return dict(await client.zrange("mk:{0}:dirty", 0, -1, withscores=True))
+
+
+@pytest.mark.usefixtures("valkey")
+@pytest.mark.parametrize(
+    ("said", "is_set_aside"),
+    [
+        ("READONLY You can't write against a read only replica.", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", False),
+        ("NOSCRIPT No matching script. Please use EVAL.", False),
+        ("CLUSTERDOWN Hash slot not served", False),
+        ("LOADING Redis is loading the dataset in memory", False),
+        ("BUSY Redis is busy running a script.", False),
+        ("ERR user_script:50: attempt to index a nil value", True),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", True),
+    ],
+)
+async def test_nobody_is_set_aside_for_what_a_server_says_of_itself(
+    store_url: str, said: str, is_set_aside: bool
+) -> None:
+    # R8: redis-py cuts most codes off the message, and fifty customers waited ten minutes.
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        outbox = Outbox(at.kit.store, await at.kit.store.admin())
+        text = f"#!lua\nreturn redis.error_reply([[{said}]])"
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        at.kit.store.scripts["seal"] = Script("seal", text, sha)
+        before = await dirty(at)
+        if is_set_aside:
+            assert list((await outbox.seal(0, due_ms=None, most=50)).aside) == ["acme"]
+            assert (await dirty(at))[b"acme"] >= (NOW.timestamp() + 600) * 1000
+        else:
+            with pytest.raises(StoreError, match="failed"):
+                await outbox.seal(0, due_ms=None, most=50)
+            assert await dirty(at) == before
+
+
+@pytest.mark.usefixtures("valkey")
+async def test_scripts_that_a_server_lost_are_given_to_it_again(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # R8: between the loading of a script and its use.
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme", "zeta")
+        for customer in ("acme", "zeta"):
+            await at.kit.record(customer, "requests", 6)
+
+        def lose(pipe: Any, _text: str) -> None:
+            pipe.execute_command("SCRIPT", "FLUSH")
+
+        monkeypatch.setattr("redis.asyncio.client.Pipeline.script_load", lose)
+        with pytest.raises(StoreError):
+            await at.flush(everything=True, timeout_s=0)
+        monkeypatch.undo()
+        assert (await at.flush(everything=True)).delivered == 2
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -24,10 +24,6 @@ pytestmark = pytest.mark.anyio
 # At Stripe, amid the period.
 
 
-async def nothing(_world: World, _customer: str) -> None:
-    """Plant nothing."""
-
-
 async def lose_units(world: World, customer: str) -> None:
     await world.cancel(customer)
 
@@ -50,26 +46,6 @@ async def change_tiers(world: World, customer: str) -> None:
     await world.switch_price(customer, "words", terms)
 
 
-async def sell_packages(world: World, customer: str) -> None:
-    packages = {"divide_by": 10, "round": "up"}
-    await world.switch_price(customer, "requests", {"unit_amount": 50, "transform_quantity": packages})
-
-
-async def sell_by_quantity(world: World, customer: str) -> None:
-    """Put a price with a quantity in the place of a metered one."""
-    item = await world.item(customer, "price_pro_requests")
-    recurring = {"interval": "month"}
-    made = {"currency": "usd", "product": item["price"]["product"], "unit_amount": 5, "recurring": recurring}
-    new = await world.stripe.prices.create_async(made)
-    await world.change_item(customer, "price_pro_requests", {"price": new.id, "quantity": 5})
-
-
-async def put_tax(world: World, customer: str) -> None:
-    address = {"country": "DE", "postal_code": "10115"}
-    await world.stripe.customers.update_async(f"cus_{customer}", {"address": address})
-    await world.change(customer, {"automatic_tax": {"enabled": True}})
-
-
 async def remove_item(world: World, customer: str) -> None:
     item = await world.item(customer, "price_pro_words")
     await world.stripe.subscription_items.delete_async(item["id"])
@@ -77,13 +53,6 @@ async def remove_item(world: World, customer: str) -> None:
 
 async def double_metered_item(world: World, customer: str) -> None:
     await world.add_item(customer, "price_max_requests")
-
-
-async def use_unknown_base(world: World, customer: str) -> None:
-    product = (await world.item(customer, "price_pro"))["price"]["product"]
-    made = {"currency": "usd", "product": product, "unit_amount": 1, "recurring": {"interval": "month"}}
-    new = await world.stripe.prices.create_async(made)
-    await world.change_item(customer, "price_pro", {"price": new.id})
 
 
 async def add_second_subscription(world: World, customer: str) -> None:
@@ -95,10 +64,6 @@ async def add_second_subscription(world: World, customer: str) -> None:
 
 async def begin_period_anew(world: World, customer: str) -> None:
     await world.change(customer, {"billing_cycle_anchor": "now", "proration_behavior": "none"})
-
-
-async def pause_collection(world: World, customer: str) -> None:
-    await world.change(customer, {"pause_collection": {"behavior": "keep_as_draft"}})
 
 
 async def renew_item(world: World, customer: str) -> None:
@@ -174,15 +139,6 @@ async def edit_line(world: World, customer: str) -> None:
     world.change_line(customer, change)
 
 
-async def double_line(world: World, customer: str) -> None:
-    world.change_line(customer, lambda lines: lines.append(usage_line(lines)))
-
-
-async def write_credit_note(world: World, customer: str) -> None:
-    params = {"invoice": (await world.invoice(customer)).id, "amount": 300, "credit_amount": 300}
-    await world.stripe.credit_notes.create_async(params)
-
-
 # In the audit database.
 
 
@@ -213,20 +169,6 @@ async def in_redis(world: World) -> Any:
     return (await world.kit.store.admin()).client
 
 
-async def change_ledger(world: World, customer: str) -> None:
-    client, key = await in_redis(world), world.kit.store.keys.customer(customer).history
-    for place, line in enumerate(await client.lrange(key, 0, -1)):
-        if line.startswith(b'["plan"'):
-            await client.lset(key, place, line.replace(b'"pro"', b'"max"'))
-
-
-async def change_ledger_of_grants(world: World, customer: str) -> None:
-    client, key = await in_redis(world), world.kit.store.keys.customer(customer).ledger
-    (field,) = [name for name in await client.hkeys(key) if name.startswith(b"grant ")]
-    quantity, _, terms = (await client.hget(key, field)).partition(b" ")
-    await client.hset(key, field, b"%d %s" % (int(quantity) - 1_000_000, terms))
-
-
 async def set_plan_in_state(world: World, customer: str) -> None:
     client, key = await in_redis(world), world.kit.store.keys.customer(customer).state
     data = await client.hget(key, "data")
@@ -242,7 +184,6 @@ async def change_counter(world: World, customer: str) -> None:
 
 PLANTED: Final = Planted(
     when_used=[
-        Error(nothing, {}),
         Error(lose_units, {"reconcile": "requests: Stripe has counted 100 less than it accepted"}),
         Error(
             send_foreign_units,
@@ -267,15 +208,6 @@ PLANTED: Final = Planted(
                 "reconcile": "words: the tiers began again when",
             },
         ),
-        Error(sell_packages, {"check": "inexact_price: requests is billed at price_"}),
-        Error(
-            sell_by_quantity,
-            {
-                "check": "missing_meter: price_pro_requests is missing",
-                "reconcile": "requests: 10 of 110 units that Stripe has counted",
-            },
-        ),
-        Error(put_tax, {"statement": "tax: "}, is_allowed=True),
         Error(
             remove_item,
             {
@@ -287,13 +219,11 @@ PLANTED: Final = Planted(
             double_metered_item,
             {"check": "metered_twice: price_max_requests", "reconcile": "credit 10 units, USD 0.40"},
         ),
-        Error(use_unknown_base, {"check": "unknown_price: no plan of the plans file has a base price"}),
         Error(
             add_second_subscription,
             {"check": "two_subscriptions: its customer has several", "reconcile": "requests: billed twice"},
         ),
         Error(begin_period_anew, {}),
-        Error(pause_collection, {"check": "collection_paused: its invoices are not collected"}),
         Error(renew_item, {"reconcile": "words: the tiers of price_pro_words began again"}),
         Error(make_late, {"reconcile": "have 4 of 7 late units"}, later=shorten_late_item),
         Error(
@@ -312,12 +242,8 @@ PLANTED: Final = Planted(
             edit_line,
             {"reconcile": "requests: 110 units at price_pro_requests come to USD 5.50, and the lines"},
         ),
-        Error(double_line, {"reconcile": "has 220, and Stripe has counted 110: credit 110 units"}),
-        Error(write_credit_note, {"statement": "credit notes 300"}, is_allowed=True),
         Error(remove_row, {"verify": "row 2 is missing"}),
         Error(rewrite_chain, {"verify": "the rows up to here were written anew"}),
-        Error(change_ledger, {"check": "ledger: its ledger ends with plan 'max', and 'pro' is in force"}),
-        Error(change_ledger_of_grants, {"statement": "adjustment of gift: 1000000"}),
         Error(set_plan_in_state, {"check": "ledger: its state has plan 'max', and its ledger 'pro'"}),
         Error(change_counter, {"reconcile": "requests: Stripe has counted 5 less than it accepted"}),
     ],

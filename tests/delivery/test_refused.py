@@ -1,4 +1,4 @@
-"""What Stripe takes and refuses later: found, taken off what is delivered, and said."""
+"""Meter events that Stripe takes and refuses later: its reports are read, and totals corrected."""
 # Internals: reports on intents in each state.
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import pytest
 
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
+from drivers.kept_intents import kit_alone
+from drivers.stripe_objects import ObjectsAtStripe
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
-from meterkit.delivery.error_reports import take_refusals
+from meterkit.delivery.error_reports import BATCH, blamed, identifiers_of, read_report, take_refusals
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
+from meterkit.outbox.batches import Refusable, Refusing
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterable
     from pathlib import Path
 
     from drivers.delivery import Desk
@@ -223,22 +226,6 @@ async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey:
         assert await places(at, "lost") == {"queued": 7}
 
 
-@pytest.mark.parametrize("damaged", ["6", "many"])
-async def test_totals_that_cannot_be_counted_in_are_left_and_said(
-    store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture, damaged: str
-) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
-        await at.flush(everything=True)
-        totals = at.kit.store.keys.customer("lost").totals
-        field = next(name for name in valkey.command("HGETALL", totals) if name.endswith("d"))
-        valkey.command("HSET", totals, field, damaged)
-        await take_all(at, api)
-        assert valkey.command("HGETALL", totals)[field] == damaged
-    assert "1 of 1 meter events" in caplog.text
-
-
 async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> None:
     async with desk(store_url, stripe_transport="v2-stream", stripe_webhook_secret=SECRET) as at:
         at.emulator.automatic_webhooks = False
@@ -250,3 +237,79 @@ async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> No
         await at.kit.webhooks.work_off()
         assert await places(at, "lost") == {"dead": 7}
         assert (await at.kit.webhooks.backlog()).entries == 0
+
+
+ID = "0123456789abcdef0123456789abcdef-1"
+
+
+def told(*samples: dict[str, Any], code: str = "no_meter", count: int = 5) -> dict[str, Any]:
+    """An event as https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api shows it."""
+    kinds = [{"code": code, "error_count": count, "sample_errors": list(samples)}]
+    return {
+        "id": "evt_1",
+        "related_object": {"id": "mtr_1", "type": "billing.meter"},
+        "data": {
+            "developer_message_summary": "There are 5 invalid events",
+            "reason": {"error_count": count, "error_types": kinds},
+            "validation_start": "2026-11-20T12:00:00.000Z",
+            "validation_end": "2026-11-20T12:00:10.000Z",
+        },
+    }
+
+
+def sample(message: str = "No.", **request: str) -> dict[str, Any]:
+    return {"error_message": message, "request": request}
+
+
+@pytest.mark.parametrize("name", ["", ID[:-3], ID + "-xyz"])
+def test_what_names_no_intent_is_left_out(name: str) -> None:
+    assert identifiers_of(read_report(told(sample(identifier=name)))) == {}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"data": None},
+        {"data": {"reason": {"error_types": [None, 7, {"sample_errors": "x"}], "error_count": True}}},
+        {"data": {"reason": {"error_types": [{"sample_errors": [{"request": [1]}]}]}}},
+        {"related_object": {"id": 7}},
+    ],
+)
+def test_whatever_an_event_holds_it_is_read(event: dict[str, Any]) -> None:
+    report = read_report(event)
+    assert (report.meter, report.count, identifiers_of(report)) == (None, 0, {})
+
+
+BATCH_KEY = f"{BATCH}{'0a' * 16}"
+
+
+class Sent(Refusing):
+    """One call with an intent of each of two meters."""
+
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        return {batch: ["a-1", "b-1"] for batch in batches}
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+        return {
+            identifier: Refusable(
+                identifier=identifier,
+                customer="acme",
+                stripe_customer="cus_acme",
+                event_name=identifier.partition("-")[0],
+                value=1,
+                shard=0,
+                day_ms=0,
+            )
+            for identifier in identifiers
+        }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("meter", "meant"), [("mtr_1", "a-1"), (None, "b-1")])
+async def test_a_report_of_no_meter_means_what_no_meter_has(meter: str | None, meant: str) -> None:
+    event = told(sample(identifier=BATCH_KEY), count=1)
+    report = read_report(event | {"related_object": {"id": meter}})
+    known = {"event_name": "a"}
+    stripe = ObjectsAtStripe({"/v1/billing/meters": [known], "/v1/billing/meters/mtr_1": known})
+    async with kit_alone() as kit:
+        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "No.")}

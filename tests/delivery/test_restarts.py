@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, PLANS, desk, have_at_stripe, kit_for
+from drivers.delivery import NOW, desk, have_at_stripe, kit_for
 from drivers.restored_store import LAG, begin_anew, come_back, linked, states
 from faults.inner_steps import wrapped
 from faults.proxy import TcpProxy
 from faults.refusals import stats
-from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 
@@ -71,14 +70,6 @@ async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> N
         assert stats(valkey, "info")["calls"] > before + 2
 
 
-async def test_i6_one_unit_the_store_lacks_is_enough(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await have_at_stripe(at, 1)
-        await at.kit.record("acme", "requests", 6)
-        assert (await compare_after_restart(at)).parked == 1
-        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
-
-
 async def test_i6_minutes_tell_apart_what_is_sent(store_url: str) -> None:
     async with linked(store_url) as at:
         at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
@@ -122,39 +113,6 @@ async def test_i6_deliveries_of_each_waiting_period_are_compared(store_url: str)
         assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
 
 
-async def test_i6_corrected_units_do_not_count_as_delivered(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 50)
-        await at.flush(everything=True)
-        await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
-        at.clock.advance(MINUTE)
-        await at.flush(everything=True)
-        assert at.accepted("acme") == 10
-        at.clock.advance(timedelta(hours=1))
-        await at.kit.record("acme", "requests", 6)
-        assert (await compare_after_restart(at)).delivered == 1
-        await have_at_stripe(at, 4)
-        await at.kit.record("acme", "requests", 5)
-        await compare_after_restart(at)
-        assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
-
-
-async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await use_all_minutes(at)
-        at.emulator.clear_faults()
-        await have_at_stripe(at, 100)
-        await begin_anew(at)
-        await at.flush(everything=True, timeout_s=0)
-        await begin_anew(at, noticed_ms=_ms(NOW - LAG))
-        await at.flush(everything=True, timeout_s=0)
-        for _ in range(2):
-            at.clock.advance(MINUTE)
-            await at.flush(everything=True, timeout_s=0)
-        assert {state for _, state in await states(at)} == {"parked"}
-        assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
-
-
 @pytest.mark.parametrize(("passed_s", "is_over"), [(299, False), (300, True)])
 async def test_i6_a_wait_for_a_free_minute_delays_others_5_minutes(
     store_url: str, passed_s: int, *, is_over: bool
@@ -168,46 +126,6 @@ async def test_i6_a_wait_for_a_free_minute_delays_others_5_minutes(
         admin = await at.kit.store.admin()
         life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
         assert (life[b"known"] != b"another life") == is_over
-
-
-async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(
-    store_url: str,
-) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 50)
-        await at.flush(everything=True)
-        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-        async with (
-            kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit,
-            kit.flusher() as flusher,
-        ):
-            at.clock.advance(timedelta(hours=1))
-            await kit.record("acme", "calls", 6)
-            await begin_anew(at)
-            await flusher.flush(everything=True, timeout_s=0)
-            at.clock.advance(LAG)
-            report = await flusher.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
-
-
-@pytest.mark.parametrize("is_former", [True, False])
-async def test_i6_both_names_of_a_meter_are_told_apart_by_minutes(store_url: str, is_former: bool) -> None:
-    async with linked(store_url) as at:
-        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit:
-            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-            await at.kit.record("acme", "requests", 6)
-            await kit.record("acme", "calls", 4)
-            await at.flush(everything=True, timeout_s=0)
-            at.emulator.clear_faults()
-            quantity = 6 if is_former else 4
-            (minute,) = [one.minute for one in await at.kit.outbox.list() if one.quantity == quantity]
-            await have_at_stripe(at, quantity, minute=minute)
-            await begin_anew(at)
-            at.clock.advance(timedelta(minutes=10))
-            await come_back(at)
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.delivered, report.parked, at.accepted("acme")) == (2, 0, 10)
 
 
 @pytest.mark.parametrize("forgotten", [0, 6])
@@ -259,24 +177,6 @@ async def test_i6_tried_units_are_counted_before_a_comparison(
         for _ in range(2):
             await at.flush(everything=True, timeout_s=0)
         assert (await states(at), at.accepted("acme")) == ([], 13)
-
-
-async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> None:
-    async with linked(store_url, "acme", "zeta") as at:
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("drop", when="before", path=EVENTS_PATH)
-        await at.flush(everything=True, timeout_s=0)
-        await at.kit.record("zeta", "tokens", 107)
-        await begin_anew(at)
-        await have_at_stripe(at, 4)
-        at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
-        await come_back(at, timedelta(hours=1))
-        await at.flush(everything=True, timeout_s=0)
-        admin = await at.kit.store.admin()
-        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
-        assert life[b"noticed"] == b""
-        # What Stripe counts once by its identifier is left as it is.
-        assert await states(at) == [(6, "queued"), (7, "queued")]
 
 
 @pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
@@ -389,18 +289,6 @@ async def test_i6_deliveries_and_corrections_since_do_not_cancel(
         assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
 
 
-async def test_i6_a_restart_asks_for_the_minutes_since_only(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        asked = len(at.emulator.requests)
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
-        assert (await states(at), at.accepted("acme")) == ([], 6)
-        assert len(at.emulator.requests) - asked < 20
-
-
 async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: str) -> None:
     customers = [f"customer{number}" for number in range(12)]
     async with linked(store_url, *customers) as at:
@@ -416,27 +304,6 @@ async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: st
         summaries = [one for one in at.emulator.requests[asked:] if one.path.endswith("/event_summaries")]
         # For the period, and for the minutes between which it may have forgotten something.
         assert len(summaries) == 3 * len(customers)
-
-
-@pytest.mark.parametrize("is_known", [False, True])
-async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(store_url: str, is_known: bool) -> None:
-    async with linked(store_url) as at:
-        # An intent of the last minute of the gap waits, or is at Stripe.
-        here = at.clock.now()
-        await at.kit.record("acme", "requests", 6)
-        if is_known:
-            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-            await at.flush(everything=True, timeout_s=0)
-            at.emulator.clear_faults()
-        else:
-            await have_at_stripe(at, 5, minute=here)
-            await have_at_stripe(at, -5, minute=here + 3 * MINUTE)
-        await have_at_stripe(at, 30, minute=here + MINUTE)
-        await have_at_stripe(at, -30, minute=here + 2 * MINUTE)
-        at.clock.advance(timedelta(seconds=20))
-        await begin_anew(at, seen_ms=_ms(NOW))
-        await come_back(at, 10 * MINUTE)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
 
 
 async def test_i6_usage_after_a_restore_is_apart_from_pending_usage(store_url: str) -> None:

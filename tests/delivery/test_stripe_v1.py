@@ -1,4 +1,4 @@
-"""Meter events by API v1: what goes over the wire, and what an answer says."""
+"""Meter events by API v1 and by streams: what goes over the wire, and what an answer says."""
 # Internals: one call at a time of the transport, on the wire.
 
 from __future__ import annotations
@@ -6,21 +6,22 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import util
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
 
 from drivers.stripe_sdk import StripeSession
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
@@ -176,26 +177,11 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
         assert (await transport.send(INTENT)).kind == "unknown"
 
 
-async def test_a_trickling_answer_cannot_outlive_the_timeout() -> None:
-    async def trickle(stream: SocketStream) -> None:
-        async with stream:
-            await stream.receive()
-            await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-            while True:
-                await stream.send(b" ")
-                await anyio.sleep(0.02)
-
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-        port = listener.extra(SocketAttribute.local_port)  # noqa: S610 (not Django's)
-        async with (
-            anyio.create_task_group() as tasks,
-            opened(f"http://127.0.0.1:{port}", timeout_s=0.3) as transport,
-        ):
-            tasks.start_soon(listener.serve, trickle)
-            with anyio.fail_after(240):
-                outcome = await transport.send(INTENT)
-            assert (outcome.kind, outcome.detail) == ("unknown", "no answer: TimeoutError")
-            tasks.cancel_scope.cancel()
+async def test_a_server_that_hangs_costs_one_timeout() -> None:
+    async with emulated(timeout_s=0.3) as (emulator, transport):
+        emulator.fail_next("hang")
+        with anyio.fail_after(240):
+            assert (await transport.send(INTENT)).kind == "unknown"
 
 
 async def test_nobody_at_the_address_is_certainly_not_done() -> None:
@@ -257,3 +243,131 @@ async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) ->
             await api_of_all_else.close()
     assert (0, 7) == tuple(int(emulator.accepted("cus_1", "api_requests")) for emulator in (api, events))
     assert ["api_requests"] == [meter["event_name"] for meter in meters]
+
+
+OTHER = replace(INTENT, identifier="4f1d", stripe_customer="cus_2", value=10**15 - 1)
+
+
+STREAM = "POST /v2/billing/meter_event_stream HTTP/1.1"
+
+
+SESSION = {
+    "object": "v2.billing.meter_event_session",
+    "authentication_token": "token_1",
+    "created": "2026-11-20T12:00:00.000Z",
+    "expires_at": "2026-11-20T12:15:00.000Z",
+}
+
+
+@asynccontextmanager
+async def opened_stream(
+    api_base: str, *, clock: Clock | None = None, **settings: Any
+) -> AsyncGenerator[StripeStreamTransport]:
+    given: dict[str, Any] = {"timeout_s": 240.0, "clock": clock or Clock(NOW), **settings}
+    transport = StripeStreamTransport(KEY, api_base=api_base, **given)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def stand_in(status: int = 200, body: object = "{}", session: object = None, **headers: str) -> Any:
+    """Answers: a session to whoever asks for one, else what is given."""
+
+    def answered(asked: Asked) -> bytes:
+        if asked.line == STREAM:
+            return answer(status, body, **headers)
+        return answer(200, SESSION if session is None else session)
+
+    return answered
+
+
+async def test_the_wire_form_is_that_of_the_official_sdk_but_for_texts() -> None:
+    async with answering(stand_in()) as server, opened_stream(server.url) as transport:
+        assert await transport.ready() is None
+        assert (await transport.send(INTENT, OTHER)).kind == "delivered"
+        sdk = StripeSession(KEY, api_base=server.url, events_base=server.url, timeout_s=300.0)
+        client = sdk.client
+        session = await client.v2.billing.meter_event_session.create_async()
+        events: Any = json.loads(server.asked[1].body)["events"]
+        options: Any = {"api_key": session.authentication_token}
+        await client.v2.billing.meter_event_stream.create_async({"events": events}, options)
+        await sdk.close()
+    ours, theirs = server.asked[:2], server.asked[2:]
+    assert [asked.line for asked in ours] == [asked.line for asked in theirs]
+    assert json.loads(ours[1].body) == json.loads(theirs[1].body)
+    for mine, sdks in zip(ours, theirs, strict=True):
+        for name in ("authorization", "stripe-version", "content-type", "host"):
+            assert mine.headers[name] == sdks.headers[name]
+    assert ours[1].headers["authorization"] == "Bearer token_1"
+    assert ours[0].headers["stripe-version"] == API_VERSION
+    # RFC 3339 (format: date-time), and texts: the SDK would write a datetime as a Unix integer.
+    assert events == [
+        {
+            "event_name": "api_requests",
+            "identifier": "4f1c",
+            "payload": {"stripe_customer_id": "cus_1", "value": "3"},
+            "timestamp": "2026-11-20T12:00:00Z",
+        },
+        {
+            "event_name": "api_requests",
+            "identifier": "4f1d",
+            "payload": {"stripe_customer_id": "cus_2", "value": "999999999999999"},
+            "timestamp": "2026-11-20T12:00:00Z",
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, "{}", "delivered"),
+        (200, "", "unreadable"),
+        (500, "{}", "unknown"),
+        (400, "<html>Bad Request</html>", "systemic"),
+        (400, {"error": {"code": "invalid_fields", "message": "No."}}, "permanent"),
+        (400, {"error": {"code": "no_meter", "message": "No."}}, "no_meter"),
+        (400, {"error": {"code": "duplicate_meter_event", "message": "No."}}, "duplicate"),
+        (400, {"error": {"code": "payload_no_customer_defined", "message": "No."}}, "mapping"),
+        (429, {"error": {"code": "too_many_concurrent_requests", "message": "No."}}, "not_done"),
+    ],
+)
+async def test_what_an_answer_says_of_a_batch(status: int, body: object, kind: Kind) -> None:
+    answers = stand_in(status, body, **{"request-id": "req_1"})
+    async with answering(answers) as server, opened_stream(server.url) as transport:
+        await transport.ready()
+        assert (await transport.send(INTENT, OTHER)).kind == kind
+
+
+@pytest.mark.parametrize(("age_s", "sessions"), [(12 * 60 + 59, 1), (13 * 60, 2)])
+async def test_a_session_is_renewed_two_minutes_before_its_end(age_s: int, sessions: int) -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create: 15 minutes.
+    clock = Clock(NOW)
+    async with answering(stand_in()) as server, opened_stream(server.url, clock=clock) as transport:
+        await transport.ready()
+        clock.advance(timedelta(seconds=age_s))
+        await transport.ready()
+    assert len(server.asked) == sessions
+
+
+@pytest.mark.parametrize(
+    "session",
+    ["{}", "<html>", {**SESSION, "authentication_token": "a\r\nx: y"}, {**SESSION, "expires_at": "soon"}],
+)
+async def test_what_is_no_session_is_not_used(session: object) -> None:
+    async with answering(stand_in(session=session)) as server, opened_stream(server.url) as transport:
+        outcome = await transport.ready()
+        assert outcome is not None
+        assert (outcome.kind, outcome.refused) == ("unreadable", True)
+        assert (await transport.send(INTENT)).kind == "not_done"
+    assert len(server.asked) == 1
+
+
+async def test_i10_neither_key_nor_token_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"error": {"type": "invalid_request_error", "message": f"Invalid API Key provided: {KEY}"}}
+    async with answering(stand_in(401, body)) as server, opened_stream(server.url) as transport:
+        await transport.ready()
+        outcome = await transport.send(INTENT)
+        told = f"{transport!r} {outcome!r} {caplog.text}"
+    assert "SECRET" not in told
+    assert "token_1" not in told

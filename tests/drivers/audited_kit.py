@@ -20,7 +20,6 @@ from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-    from multiprocessing.connection import Connection
     from pathlib import Path
 
     from meterkit import MeterKit
@@ -61,22 +60,6 @@ async def drain_audit_log(kit: MeterKit) -> int:
 def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:
     """A row of three units of overage."""
     return Row(f"0/p/{nth}", "tokens", "recorded", customer, 0, nth, 3, overage=3)._replace(**more)
-
-
-ROWS_IN_ALL: Final = 240
-
-
-def insert_all(url: str, size: int, inserted: Connection) -> None:
-    """Insert rows of four customers, in batches that begin before the last one ended, as retries do.
-
-    ``inserted`` gets a byte behind each batch.
-    """
-    database, first = Database(url), 0
-    while first < ROWS_IN_ALL:
-        span = range(max(0, first - 10), min(ROWS_IN_ALL, first + size))
-        database.insert([row_of(nth, f"c{nth % 4}") for nth in span])
-        inserted.send_bytes(b"+")
-        first += size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,13 +97,6 @@ class Desk:
             self.emulator.add_customer(f"cus_{customer}")
             await self.kit.customers.link(customer, f"cus_{customer}", force=True)
 
-    async def deactivate_meter(self, event_name: str) -> None:
-        """Deactivate a meter at Stripe."""
-        api = StripeApi(self.kit.settings)
-        (meter,) = [one for one in await api.list("/v1/billing/meters") if one["event_name"] == event_name]
-        await api.post(f"/v1/billing/meters/{meter['id']}/deactivate", {})
-        await api.close()
-
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
         """What Stripe has counted for a customer."""
         return int(self.emulator.accepted(f"cus_{customer}", event_name))

@@ -114,18 +114,16 @@ Command = Literal["reconcile", "check", "statement", "verify"]
 
 
 class Error(NamedTuple):
-    """An error, or what a person may do at Stripe.
+    """An error, or, with no words, what is none.
 
     Attributes:
         plant: plants it.
         named_by: words that each command must have.
-        is_allowed: whether it is an operator's right: then it is shown, and nothing calls it an error.
         later: plants the rest when the invoice is a draft.
     """
 
     plant: Callable[[World, str], Awaitable[None]]
     named_by: dict[Command, str]
-    is_allowed: bool = False
     later: Callable[[World, str], Awaitable[None]] | None = None
 
 
@@ -179,8 +177,6 @@ async def month(store_url: str, directory: Path, planted: Planted) -> AsyncGener
         for customer in customers:
             await at.kit.record(customer, "requests", 110)
             await at.kit.record(customer, "words", 150)
-        for customer in filter(lambda name: "grant" in name, customers):
-            await at.kit.grants.add(customer, {"usd": 10}, grant_id="gift")
         await at.flush()
         at.clock.advance(10 * MINUTE)
         await plant(world, planted.when_used)
@@ -272,9 +268,7 @@ def misnamed(every: Mapping[str, Error], found: Mapping[str, Mapping[Command, st
         missing = {
             command: words for command, words in error.named_by.items() if words not in said.get(command, "")
         }
-        alarms = {} if error.named_by and not error.is_allowed else {**said}
-        if error.is_allowed:
-            alarms.pop("statement", None)
+        alarms = {} if error.named_by else said
         if missing or alarms:
             wrong[name] = (missing, said)
     return wrong

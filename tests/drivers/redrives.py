@@ -26,11 +26,6 @@ async def kill_message(
     assert await queue.give_up(taken, why)
 
 
-def webhooks_of(kit: MeterKit) -> HookQueue:
-    """The queue of Stripe customers that wait for a sync."""
-    return HookQueue(kit.store)
-
-
 async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:
     """Have a Stripe customer whose sync waits."""
     await HookQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))

@@ -1,8 +1,9 @@
-"""The hash chain in SQLite and PostgreSQL: appended by several processes, upgraded, verified, tampered."""
+"""The hash chain and the journal of deliveries, in SQLite and PostgreSQL."""
 # Internals: the format of the chain, and steps at which a process may be killed.
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,9 +13,11 @@ from sqlalchemy import create_engine, text
 from drivers.audit_database import Row, insert_rows
 from drivers.audited_kit import row_of, rows_in, sqlite_in
 from meterkit.insights.audit import chaining, verifying
+from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.verifying import verify
+from meterkit.outbox.journal import JournalRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -47,14 +50,6 @@ async def faults(url: str) -> list[tuple[str, int, str | None]]:
     return [(one.customer, one.place, one.problem) for one in await verified(url)]
 
 
-def run(url: str, *statements: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    engine.dispose()
-
-
 async def test_rows_are_chained_by_customer(audit_url: str) -> None:
     database = Database(audit_url)
     database.insert([row_of(1), row_of(2, "zeta"), row_of(3), row_of(3), row_of(1)])
@@ -72,6 +67,14 @@ async def test_rows_are_chained_by_customer(audit_url: str) -> None:
         (one.customer, one.words) for one in await verified(audit_url, None, Root("in_1", 4, "1:x"))
     ]
     assert found_by_invoices[-1] == ("erased", "rows 1 to 4 are missing, by invoice in_1")
+
+
+def run(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
 
 
 TAMPERED: Final = {
@@ -98,20 +101,6 @@ async def test_tampering_is_found(tmp_path: Path, how: str, monkeypatch: pytest.
     statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
     run(url, statement.replace("COPIED", columns.replace("event", "'made'", 1)))
     assert (await faults(url))[0] == ("acme", place, problem)
-
-
-async def test_customers_of_an_old_release_are_unchained(audit_url: str) -> None:
-    insert_rows(audit_url, [row_of(1), row_of(2, "zeta")])
-    run(
-        audit_url,
-        "UPDATE meterkit_audit SET place = NULL, hash = NULL WHERE customer = 'zeta'",
-        "DELETE FROM meterkit_audit_heads WHERE customer = 'zeta'",
-    )
-    found = await verified(audit_url)
-    assert [(one.customer, one.rows, one.unchained, one.is_right) for one in found] == [
-        ("acme", 1, 0, True),
-        ("zeta", 0, 1, True),
-    ]
 
 
 async def test_rows_that_come_while_it_verifies_are_no_fault(
@@ -156,17 +145,32 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
     assert (one.rows, one.is_right) == (3, True)
 
 
-async def test_a_row_that_an_old_release_inserts_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, known, asked = sqlite_in(tmp_path), chaining._known, list[int]()  # pyright: ignore[reportPrivateUsage] - it is watched
+ROW: Final = JournalRow(
+    identifier="intent-1",
+    customer="acme",
+    event_name="api_requests",
+    stripe_customer="cus_acme",
+    minute_s=1_939_000_020,
+    value=10**15 - 1,
+    delivered_at_ms=1_939_000_030_000,
+)
 
-    def unknown(*args: Any) -> set[tuple[str, str]]:
-        asked.append(1)
-        return known(*args) if len(asked) > 2 else set()
 
-    insert_rows(url, [row_of(1)])
-    monkeypatch.setattr(chaining, "_known", unknown)
-    insert_rows(url, [row_of(1), row_of(2)])
-    (one,) = await verified(url)
-    assert (one.rows, one.is_right, len(asked)) == (2, True, 3)
+async def test_a_row_is_kept_once_and_found_by_its_key(audit_url: str) -> None:
+    journal = AuditDatabase(audit_url)
+    assert await journal.begun_ms() is None
+    back = ROW._replace(identifier="intent-2", value=-5, delivered_at_ms=ROW.delivered_at_ms + 1)
+    await journal.write([ROW])
+    await journal.write([back, ROW._replace(value=1)])
+    assert await journal.read("acme", "api_requests", ROW.delivered_at_ms) == [ROW, back]
+    assert await journal.read("acme", "api_requests", back.delivered_at_ms) == [back]
+    assert await journal.read("acme", "ai_tokens", 0) == []
+    assert await journal.begun_ms() == ROW.delivered_at_ms
+
+
+async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url: str) -> None:
+    journal, database = AuditDatabase(audit_url), Database(audit_url)
+    await journal.write([ROW])
+    deleted = Row("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
+    await to_thread(database.insert, [deleted])
+    assert await journal.read("acme", "api_requests", 0) == []

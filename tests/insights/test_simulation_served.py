@@ -1,7 +1,10 @@
-"""What a simulation says of another plans file is what the same traffic meets when it is served under it."""
+"""A simulation of a plans file says what the same traffic meets under it, and what invoices come to."""
 
 from __future__ import annotations
 
+import re
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -100,20 +103,6 @@ async def test_calls_of_one_instant_are_tried_in_their_order(valkey: Server, tmp
     assert ada.refused == {"requests": 7, "input_tokens": 7, "output_tokens": 506}
 
 
-async def test_windows_that_share_no_multiple_are_tried(valkey: Server, tmp_path: Path) -> None:
-    """The time of the store that tries them would have more digits than a request has room for."""
-    calls = [Call(START, "ada", "/pages", (0, 0)) for _ in range(8)]
-    rates = "rate: [50/97 seconds, 50/13 hours, 50/101 days], "
-    grant = "    grants: [{meter: pages, quantity: 9, every: period}]\n"
-    url = f"sqlite:///{tmp_path}/audit.db"
-    plans = changed((BILLED, f"{{{rates}{BILLED[1:]}"), (GRANT, grant + GRANT))
-    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain(kit, url)
-        found = await simulated(kit, url, plans, calls)
-    (ada,) = (one for one in found.customers if one.customer == "ada")
-    assert (ada.now_cents, ada.then_cents, ada.refused) == (500 + 19 * 4, 500 + 10 * 4, {})
-
-
 SUBJECTS: Final = """    subjects:
       user:
         requests: {rate: 40/minute}
@@ -157,3 +146,10 @@ async def test_users_that_the_log_lacks_are_reported_as_left_out(valkey: Server,
     (said,) = found.left_out
     assert said.startswith("limits of each user are not tried for 1 customers")
     assert [one.refused for one in found.customers if one.customer == "ada"] == [{}]
+
+
+def test_without_duckdb_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "meterkit.insights.simulation.log")
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'meterkit[simulate]'")):
+        import_module("meterkit.insights.simulation.log")

@@ -1,4 +1,5 @@
-"""A month on the emulator: the statement is the invoice, to the cent, and each line's events add up."""
+"""Statements: each is the invoice, to the cent, and the events of each line add up."""
+# Internals: a pure table of invoice lines.
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.audited_kit import sqlite_in
+from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
 from drivers.plans import plans_text
+from drivers.statement_parts import statement_parts
 from meterkit import MeterkitError
+from meterkit.catalog import loads
 from meterkit.insights.statement.lines import invoice_lines
 from meterkit.testing import Clock
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from drivers.audited_kit import Audited
     from drivers.period_ends import Ending
     from meterkit import Statement, StatementLine
 
@@ -152,24 +156,6 @@ async def test_all_events_are_streamed_with_no_further_call_to_stripe(
     assert [one.id for one in found if one.meter == "words"] == 4 * [usage_of(whole, "words")[0].id]
 
 
-async def test_an_invoice_that_someone_has_changed_is_not_hidden(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with month(store_url, url) as at:
-        await at.kit.record("acme", "words", 130)
-        await at.reach(MAY - HOUR)
-        fields: Any = {
-            "event_name": "words",
-            "timestamp": int((MAY - 2 * HOUR).timestamp()),
-            "payload": {"stripe_customer_id": "cus_acme", "value": "5"},
-        }
-        await at.found.client.v1.billing.meter_events.create_async(fields)
-        await at.flush()
-        await at.reach(MAY + timedelta(minutes=2))
-        await at.close()
-        (line,) = usage_of(await at.kit.statement("acme", APRIL + DAY), "words")
-        assert line.note == "the invoice has 35 units, and the events come to 30"
-
-
 @pytest.mark.parametrize("start", [APRIL, MAY])
 async def test_a_change_in_a_periods_first_second_is_on_its_statement(
     store_url: str, tmp_path: Path, start: datetime
@@ -247,3 +233,58 @@ async def test_the_rest_of_an_invoice(
     lines = invoice_lines(invoice(total, **more), {}, ())
     assert [(line.kind, line.amount_cents) for line in lines[1:]] == expected
     assert sum(line.amount_cents for line in lines) == total
+
+
+CAPPED: Final = plans_text("capped_books")
+
+
+CAPPED_CATALOG: Final = loads(CAPPED)
+
+
+async def counted(at: Audited) -> tuple[int, int, int]:
+    """Recorded units, of these the overage, and those over the cap."""
+    found = (await at.kit.usage("acme"))["meters"]["tokens"]
+    return found["recorded"], found["overage"], found["over_cap"]
+
+
+async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path), catalog=CAPPED_CATALOG) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 120)
+        at.desk.clock.advance(timedelta(seconds=1))
+        await at.kit.record("acme", "tokens", 280)
+        at.desk.clock.advance(timedelta(seconds=1))
+        await at.kit.correct("acme", {"tokens": 240}, reason="a loop", correction_id="c-1", by="ada")
+        rows = [row for row in await at.rows() if row["meter"] == "tokens"]
+        assert [(row["quantity"], row["overage"], row["over_cap"]) for row in rows] == [
+            (120, 20, 0),
+            (280, 30, 250),
+            (-240, 0, -240),
+        ]
+        assert [row["priced"] for row in rows] == [20, 30, 0]
+        statement = await at.kit.statement("acme")
+        (line,) = (one for one in statement.lines if one.meter == "tokens")
+        assert (line.amount_cents, line.counted, line.overage, line.over_cap) == (100, 50, 50, 10)
+        assert [event.why for event in line.events] == [
+            "100 included, 20 overage",
+            "30 overage, 250 over the cap",
+            "correction, -240 over the cap: a loop",
+        ]
+        shown = "".join([part async for part in statement_parts(at.kit, "acme")])
+        head, *_, middle, _ = (row.split(",") for row in shown.splitlines())
+        assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
+
+
+async def test_a_rebuild_bills_nothing_beyond_the_cap(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path), catalog=CAPPED_CATALOG) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 400)
+        assert (await at.desk.flush(everything=True)).is_complete
+        await at.drainer.drain()
+        await lose_all(at)
+        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.record("acme", "tokens", 1)
+        (done,) = await rebuild(at)
+        assert (done.raised, done.audited, done.delivered, done.parked) == (400, 401, 50, 0)
+        assert await counted(at) == (401, 50, 250)
+        assert await rebuild(at) == []
