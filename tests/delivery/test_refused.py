@@ -307,9 +307,9 @@ class Sent(Refusing):
 @pytest.mark.anyio
 @pytest.mark.parametrize(("meter", "meant"), [("mtr_1", "a-1"), (None, "b-1")])
 async def test_a_report_of_no_meter_means_what_no_meter_has(meter: str | None, meant: str) -> None:
-    event = told(sample(identifier=BATCH_KEY), count=1)
+    event = told(sample("x" * 9_999, identifier=BATCH_KEY), count=1)
     report = read_report(event | {"related_object": {"id": meter}})
     known = {"event_name": "a"}
     stripe = ObjectsAtStripe({"/v1/billing/meters": [known], "/v1/billing/meters/mtr_1": known})
     async with kit_alone() as kit:
-        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "No.")}
+        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "x" * 200)}

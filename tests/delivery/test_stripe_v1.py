@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -175,6 +176,24 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
     endless = answer(200, "x" * 2_000_000)
     async with answering(endless) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(INTENT)).kind == "unknown"
+
+
+async def test_a_refusal_of_the_environments_proxy_is_certainly_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Whatever\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        async with opened("https://stripe.test") as transport:
+            assert (await transport.send(INTENT)).kind == "not_done"
+    assert asked[0].startswith(b"CONNECT stripe.test:443 HTTP/1.1\r\n")
 
 
 async def test_a_server_that_hangs_costs_one_timeout() -> None:
