@@ -57,6 +57,25 @@ async def test_a_close_that_stripe_confirms_is_silent(
     assert errors(caplog) == []
 
 
+async def test_a_close_waits_for_what_adds_up_to_nothing_too(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
+        at.clock.set(JULY - 2 * MINUTE)
+        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
+        await at.kit.record("acme", "requests", 7)
+        assert not await at.deliver("acme", timeout_s=0)
+        assert "14 units that customer 'acme' has used are not delivered" in caplog.text
+        assert await closing.at(46) == (0, 0, 1)
+        assert "14 of requests are not delivered (0 wait, 0 parked, less 7 that take" in caplog.text
+        at.emulator.clear_faults()
+        await at.flush(everything=True)
+        assert await closing.at(107) == (1, 0, 0)
+
+
 @pytest.mark.usefixtures("valkey")
 async def test_units_stripe_did_not_count_are_reported_once(
     store_url: str, caplog: pytest.LogCaptureFixture

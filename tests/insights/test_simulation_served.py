@@ -103,6 +103,15 @@ async def test_calls_of_one_instant_are_tried_in_their_order(valkey: Server, tmp
     assert ada.refused == {"requests": 7, "input_tokens": 7, "output_tokens": 506}
 
 
+async def test_only_the_last_call_straddles_a_ceiling(valkey: Server, tmp_path: Path) -> None:
+    calls, url = [Call(START, "ada", "/pages", (0, 0))] * 7, f"sqlite:///{tmp_path}/audit.db"
+    plans = CHANGED["a ceiling of pages that a request of three may straddle"]
+    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
+        await drain(kit, url)
+        found = await simulated(kit, url, plans, calls)
+    assert [one.refused for one in found.customers if one.customer == "ada"] == [{"requests": 1, "pages": 3}]
+
+
 SUBJECTS: Final = """    subjects:
       user:
         requests: {rate: 40/minute}
