@@ -179,6 +179,24 @@ async def test_i6_tried_units_are_counted_before_a_comparison(
         assert (await states(at), at.accepted("acme")) == ([], 13)
 
 
+async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="before", path=EVENTS_PATH)
+        await at.flush(everything=True, timeout_s=0)
+        await at.kit.record("zeta", "tokens", 107)
+        await begin_anew(at)
+        await have_at_stripe(at, 4)
+        at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
+        await come_back(at, timedelta(hours=1))
+        await at.flush(everything=True, timeout_s=0)
+        admin = await at.kit.store.admin()
+        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
+        assert life[b"noticed"] == b""
+        # What Stripe counts once by its identifier is left as it is.
+        assert await states(at) == [(6, "queued"), (7, "queued")]
+
+
 @pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
 async def test_i6_an_unanswered_comparison_waits_or_is_for_a_person(
     store_url: str, status: int, state: str

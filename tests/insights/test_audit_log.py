@@ -25,6 +25,7 @@ from meterkit.insights.audit import draining
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
 from meterkit.insights.audit.verifying import verify
+from meterkit.store.hold import Used
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +124,13 @@ async def test_corrections_and_drops_are_entered(store_url: str, tmp_path: Path)
         dropped = [row for row in await at.rows() if row["kind"] == "dropped"]
         assert [row["quantity"] for row in dropped] == [intent.quantity for intent in listed]
         await agrees(at, "acme")
+
+
+async def test_anonymous_visitors_are_not_entered(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        view = at.kit.store.cache.get("192.0.2.1", anonymous=True)
+        await at.kit.store.record(view, Used.of({"rows": 1}), event_id=None)
+        assert await at.rows() == []
 
 
 @pytest.mark.parametrize(
