@@ -59,17 +59,22 @@ async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before
     await assert_books(at)
 
 
+async def end_after_use(at: Ending) -> None:
+    """Deliver 1,000 units of overage, and have Stripe end the subscription without an invoice."""
+    await at.kit.record("acme", "requests", 1_010)
+    await at.flush()
+    at.clock.advance(10 * MINUTE)
+    subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+    await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+
+
 @pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
 async def test_usage_of_an_end_without_an_invoice_is_late(
     any_store_url: str, caplog: pytest.LogCaptureFixture, days: int
 ) -> None:
     """F-101: as after failed payments. Delivered usage was on no invoice, and was not late."""
     async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.clock.advance(10 * MINUTE)
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        await end_after_use(at)
         at.go(JUNE + timedelta(days=days))
         await at.found.settle()
         at.go(JUNE + timedelta(days=days, hours=3))
@@ -83,11 +88,7 @@ async def test_an_earlier_subscriptions_last_period_is_compared(
 ) -> None:
     """F-101: the customer had another subscription before the end of the first one was known."""
     async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.clock.advance(10 * MINUTE)
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        await end_after_use(at)
         at.clock.advance(10 * MINUTE)
         items: Any = [{"price": price} for price in ("price_pro", "price_pro_requests")]
         await at.found.client.v1.subscriptions.create_async({"customer": "cus_acme", "items": items})
@@ -158,11 +159,7 @@ async def test_an_end_learned_with_an_unpaid_sign_up_keeps_its_invoice(
 
 async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        await at.flush()
-        at.clock.advance(10 * MINUTE)
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        await end_after_use(at)
         at.clock.advance(10 * MINUTE)
         await at.found.settle()
         await at.look()

@@ -178,7 +178,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
         assert (await transport.send(INTENT)).kind == "unknown"
 
 
-async def test_a_refusal_of_the_environments_proxy_is_certainly_not_done(
+async def test_a_refusal_of_the_environments_proxy_is_not_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[bytes] = []
