@@ -113,17 +113,6 @@ def test_routes_beyond_the_tenth_are_counted() -> None:
     assert "'POST /chat/9' and 2 more, and calls of a model without a price" in message
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        written('"our-7b": {requests: 1}').replace("usage: openai", "usage: openai, model: our-7b"),
-        TABLE.replace("TERMS", 'default: 1, models: {"gpt-*": 1}'),
-    ],
-)
-def test_models_that_have_prices_or_are_refused_are_not_named(text: str) -> None:
-    assert notes(text) == []
-
-
 def test_f_216_ways_of_processing_a_client_chooses_are_named() -> None:
     models = '"gpt-4o": {input_tokens: 1 per 1000}, "our-7b": {requests: 1}'
     text = written(models, "auto").replace("unit: money", "unit: money\n    unknown_model: deny")

@@ -5,27 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from meterkit.catalog import Catalog, Overage, load, override
+from meterkit.catalog import Catalog, load, override
 from meterkit.errors import PlansError
 
 
 @pytest.fixture(scope="module")
 def catalog() -> Catalog:
     return load(Path(__file__).parent / "good" / "everything.yaml")
-
-
-def test_every_key_of_an_entitlement_can_be_overridden(catalog: Catalog) -> None:
-    given = {
-        "rate": ["5/second", {"limit": "9/minute", "algorithm": "token-bucket", "burst": 20}],
-        "concurrency": 9,
-        "included": "unlimited",
-        "overage": {"bill": {"cap": 7}},
-        "warn_at": [50, "10%"],
-    }
-    merged = override(catalog, catalog.plans["free"], {"requests": given}, strict=True)["requests"]
-    assert [(rate.limit, rate.burst) for rate in merged.rates] == [(5, 5), (9, 20)]
-    assert (merged.concurrency, merged.included, merged.warn_at) == (9, None, (10, 50))
-    assert Overage(mode="bill", cap=7) == merged.overage
 
 
 def test_strictly_everything_wrong_is_told_at_once(catalog: Catalog) -> None:

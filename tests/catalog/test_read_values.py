@@ -16,7 +16,6 @@ from meterkit.catalog import QUANTITY_MAX
 from meterkit.catalog.document import Fields, Text, parse
 from meterkit.catalog.errors import Place, Problems, RefusedError
 from meterkit.catalog.match_lines import METHODS, parse_match, takes_all
-from meterkit.catalog.mcp_match import McpMatch
 from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate
 from meterkit.catalog.value_parsers import (
@@ -96,22 +95,6 @@ def test_what_is_accepted_compiles_in_starlette(method: str, segments: list[str]
         return
     assert path is not None
     compile_path(path)
-
-
-@pytest.mark.parametrize(
-    ("match", "method", "name", "taken"),
-    [
-        (McpMatch("tools/*"), "tools/list", None, True),
-        (McpMatch("tools/*"), None, None, False),
-        (McpMatch("tools/call"), "tools/call", "a", True),
-        (McpMatch("tools/call", "s*"), "tools/call", "search", True),
-        (McpMatch("tools/call", "s*"), "tools/call", "Search", False),
-    ],
-)
-def test_messages_fall_under_lines(
-    match: McpMatch, method: str | None, name: str | None, taken: bool
-) -> None:
-    assert taken == match.takes(method, name)
 
 
 @pytest.mark.parametrize(
@@ -243,18 +226,6 @@ def test_what_limits_reads_is_read_in_the_same_way(limit: int, per: str, count: 
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(RefusedError):
         parse_rate(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "micro_credits"),
-    [
-        ("1 per 1000", 1000),
-        ("3/2", 1_500_000),
-        ("1 per 1_000_000", 1),
-    ],
-)
-def test_costs_are_whole_micro_credits(text: str, micro_credits: int) -> None:
-    assert micro_credits == parse_cost(text)
 
 
 @pytest.mark.parametrize(

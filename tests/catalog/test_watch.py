@@ -154,25 +154,3 @@ async def test_sighup_reads_the_file_at_once(
     watching.cancel()
     await asyncio.wait([watching])
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
-
-
-@pytest.mark.parametrize("why", ["a terminal", "a handler"])
-async def test_sighup_is_left_to_a_terminal_and_to_other_handlers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
-    path = tmp_path / "plans.yaml"
-    write(path, GOOD.format("free"))
-    reader = Reader(path)
-    monkeypatch.setattr(os, "isatty", list[int]().__contains__ if why == "a handler" else [0].__contains__)
-    before = signal.getsignal(signal.SIGHUP)
-    theirs = before if why == "a terminal" else signal.SIG_IGN
-    signal.signal(signal.SIGHUP, theirs)
-    try:
-        watching = asyncio.create_task(reader.plans.watch(reader.reload, every_s=0))
-        swap(path, GOOD.format("pro"))
-        await eventually(lambda: len(reader.read) == 1)
-        assert signal.getsignal(signal.SIGHUP) is theirs
-        watching.cancel()
-        await asyncio.wait([watching])
-    finally:
-        signal.signal(signal.SIGHUP, before)

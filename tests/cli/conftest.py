@@ -10,6 +10,7 @@ import pytest
 from drivers.command_line import InProcessShell, Shell
 from drivers.forked_command import IMPORTED_BEFORE, forks
 from drivers.plans import plans_text
+from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +46,12 @@ def shell(directory: Path) -> Shell:
 def stored(directory: Path, store_url: str) -> Shell:
     """A shell whose store is empty and real."""
     return InProcessShell(directory, METERKIT_REDIS_URL=store_url)
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    """An account with the meter of the plans file, and a customer."""
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator

@@ -40,21 +40,15 @@ async def test_units_are_taken_back_once_an_id(stored: Shell, directory: Path, s
     assert history[0]["cause"].startswith("operator")
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (("correct", "acme", "tokens=1", "--reason", "x"), 2, "--id"),
-        (("correct", "acme", "tokens=1", "--id", "x"), 2, "--reason"),
-        (("correct", "acme", "tokens", "--reason", "x", "--id", "x"), 2, "NAME=QUANTITY"),
-        (("correct", "nobody", "tokens=1", "--reason", "x", "--id", "x"), 1, "nobody"),
-    ],
-)
-def test_what_cannot_be_corrected_is_said(
-    stored: Shell, words: tuple[str, ...], code: int, said: str
-) -> None:
-    done = stored.run(*words)
-    assert (done.code, done.out) == (code, "")
-    assert said in done.err
+def test_what_cannot_be_corrected_is_said(stored: Shell) -> None:
+    for words, code, said in (
+        (("acme", "tokens=1", "--reason", "x"), 2, "--id"),
+        (("acme", "tokens=1", "--id", "x"), 2, "--reason"),
+        (("acme", "tokens", "--reason", "x", "--id", "x"), 2, "NAME=QUANTITY"),
+        (("nobody", "tokens=1", "--reason", "x", "--id", "x"), 1, "nobody"),
+    ):
+        done = stored.run("correct", *words)
+        assert (done.code, done.out, said in done.err) == (code, "", True), done.err
 
 
 async def test_a_dry_run_takes_nothing_back(stored: Shell, directory: Path, store_url: str) -> None:

@@ -44,14 +44,6 @@ def sound(kept: Server) -> Server:
 
 
 @pytest.fixture
-def emulator() -> StripeEmulator:
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_1")
-    return emulator
-
-
-@pytest.fixture
 def stripe_url(emulator: StripeEmulator) -> Iterator[str]:
     with emulator.running() as url:
         yield url

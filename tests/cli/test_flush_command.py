@@ -8,15 +8,15 @@ import httpx
 import pytest
 
 from drivers.audited_kit import rows_in
-from drivers.command_line import TIMEOUT_S, InProcessShell, Shell, first_line
+from drivers.command_line import TIMEOUT_S, Shell, first_line
 from drivers.spools import spool_with
-from faults.refusals import eventually
 from meterkit import MeterKit
-from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -31,25 +31,6 @@ DONE: dict[str, object] = {
     "late": [],
     "spools": {"sent": 0, "refused": []},
 }
-
-
-WITHOUT_STRIPE = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-"""
-
-
-@pytest.fixture
-def emulator() -> StripeEmulator:
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_1")
-    return emulator
 
 
 @pytest.fixture
@@ -177,34 +158,16 @@ def test_a_worker_reads_its_plans_file_again_after_sighup(delivering: Shell, dir
 
 
 def test_the_emulator_prints_its_settings_and_has_the_meters(shell: Shell) -> None:
-    with shell.running("stripe", "emulator", "--port", "0", "--plans", "plans.yaml") as process:
+    options = ("--port", "0", "--plans", "plans.yaml", "--forward-to", "http://127.0.0.1:9/v1/hooks")
+    with shell.running("stripe", "emulator", *options) as process:
         name, _, url = first_line(process).partition("=")
         assert ("export METERKIT_STRIPE_API_BASE", "export METERKIT_STRIPE_API_KEY=sk_test_emulator") == (
             name,
             first_line(process),
         )
+        assert first_line(process).startswith("export METERKIT_STRIPE_WEBHOOK_SECRET=whsec_")
         answer = httpx.get(f"{url}/v1/billing/meters", headers={"authorization": "Bearer sk_test_emulator"})
         assert ["ai_tokens"] == [meter["event_name"] for meter in answer.json()["data"]]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(TIMEOUT_S) == 0
-
-
-def test_the_emulator_sells_the_plans_and_forwards_webhooks(shell: Shell) -> None:
-    emulator = StripeEmulator()
-    with (
-        emulator.running() as app,
-        shell.running("stripe", "emulator", "--port", "0", "--forward-to", f"{app}/v1/hooks") as process,
-    ):
-        url = first_line(process).partition("=")[2]
-        assert first_line(process) == "export METERKIT_STRIPE_API_KEY=sk_test_emulator"
-        assert first_line(process).startswith("export METERKIT_STRIPE_WEBHOOK_SECRET=whsec_")
-        with httpx.Client(base_url=url, auth=("sk_test_emulator", "")) as client:
-            client.post("/v1/customers", data={"name": "Ada"})
-            deadline = time.monotonic() + TIMEOUT_S
-            made: list[dict[str, object]] = []
-            while not made and time.monotonic() < deadline:
-                made = client.get("/_emulator/deliveries").json()["deliveries"]
-        assert [("customer.created", 404)] == [(each["type"], each["status"]) for each in made]
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 0
 
@@ -242,27 +205,6 @@ def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
         )
 
 
-async def test_all_sends_the_spools_of_processes_that_are_gone(
-    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, tmp_path: Path
-) -> None:
-    spools = tmp_path / "spools"
-    delivering.environment["METERKIT_SPOOL_DIR"] = str(spools)
-    await record(directory, store_url, 5)
-    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
-    file = spool_with(kit, spools, "tokens", 7)
-    file.close()
-    done = delivering.run("flush", "--all", "--json")
-    assert (0, {"sent": 1, "refused": []}) == (done.code, done.json["spools"])
-    assert emulator.accepted("cus_1", "ai_tokens") == 12
-    assert [] == list(spools.glob("*.spool"))
-    file.path.write_bytes(b"no spool")
-    done = delivering.run("flush", "--all")
-    assert done.code == 1
-    assert (
-        f"spool left as it is: {file.path}: it cannot be read: it does not begin as a spool does" in done.out
-    )
-
-
 async def test_without_a_key_flush_all_sends_the_spools(
     stored: Shell, directory: Path, store_url: str, tmp_path: Path
 ) -> None:
@@ -270,59 +212,25 @@ async def test_without_a_key_flush_all_sends_the_spools(
     spools, url = tmp_path / "spools", f"sqlite:///{tmp_path}/audit.db"
     stored.environment |= {"METERKIT_SPOOL_DIR": str(spools), "METERKIT_AUDIT_URL": url}
     kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
-    file = spool_with(kit, spools, "tokens", 7)
+    other = MeterKit(directory / "plans.yaml", redis_url=store_url, key_prefix="other", flush=False)
+    file, of_other = (spool_with(one, spools, "tokens", 7) for one in (kit, other))
     file.close()
+    of_other.close()
     done = stored.run("flush", "--all")
-    assert (0, False) == (done.code, file.path.exists())
+    assert (0, False, True) == (done.code, file.path.exists(), of_other.path.exists())
     assert "spools of processes that are gone: 1 settlements sent\n" in done.out
     assert "delivered 0" in done.out
     assert "unlinked: acme has usage and no Stripe customer" in done.out
     assert "nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY\n" in done.err
+    # Without the app's prefix the cure of a left spool did nothing, and said nothing.
+    why = f"it belongs to another store: {kit.store.address}, prefix other"
+    assert f"spool not sent: {of_other.path}: {why}" in done.err
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 7
     again = stored.run("flush", "--all", "--json")
     assert (0, {"sent": 0, "refused": []}) == (again.code, again.json["spools"])
-
-
-@pytest.mark.dear("a worker is started")
-async def test_a_worker_needs_no_key_where_no_meter_goes_to_stripe(directory: Path, store_url: str) -> None:
-    # F-20k: without a key nothing could list buckets, read a queue or make snapshots, as the runbook says.
-    (directory / "plans.yaml").write_text(WITHOUT_STRIPE)
-    shell = InProcessShell(
-        directory,
-        METERKIT_REDIS_URL=store_url,
-        METERKIT_FLUSH="off",
-        METERKIT_AUDIT_URL=f"sqlite:///{directory}/audit.db",
-    )
-    async with MeterKit(
-        directory / "plans.yaml", redis_url=store_url, audit_url=shell.environment["METERKIT_AUDIT_URL"],
-        flush=False,
-    ) as kit:  # fmt: skip
-        await kit.record("acme", "requests", 5)
-        with shell.running("worker") as worker:
-            assert "no Stripe key is set: nothing is delivered; stop with Ctrl-C\n" in worker.stderr
-            await eventually(lambda: is_drained(shell.environment["METERKIT_AUDIT_URL"]))
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(TIMEOUT_S) == 0
-
-
-async def is_drained(url: str) -> bool:
-    return [row["quantity"] for row in rows_in(url)] == [5]
-
-
-async def test_spools_of_other_settings_are_named(
-    stored: Shell, directory: Path, store_url: str, tmp_path: Path
-) -> None:
-    # Without the app's prefix the cure of a left spool did nothing, and said nothing.
-    spools = tmp_path / "spools"
-    stored.environment["METERKIT_SPOOL_DIR"] = str(spools)
-    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, key_prefix="other", flush=False)
-    file = spool_with(kit, spools, "tokens", 7)
-    file.close()
+    file.path.write_bytes(b"no spool")
     done = stored.run("flush", "--all")
-    assert (0, True) == (done.code, file.path.exists())
-    assert (
-        f"spool not sent: {file.path}: it belongs to another store: {kit.store.address}, prefix other"
-        in done.err
-    )
+    unread = f"spool left as it is: {file.path}: it cannot be read: it does not begin as a spool does"
+    assert (done.code, unread in done.out) == (1, True)
     stored.environment["METERKIT_KEY_PREFIX"] = "other"
     assert "1 settlements sent" in stored.run("flush", "--all").out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meterkit import MeterKit
+from drivers.sampled import whole
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
 
@@ -44,25 +44,6 @@ def test_a_store_that_refuses_is_said_once(shell: Shell, store_url: str) -> None
         shell.environment |= {"METERKIT_SHARDS": "7", "METERKIT_STRIPE_API_KEY": "sk_test_1"}
         done = shell.run(*command, "--redis", store_url)
         assert (2, 1) == (done.code, len(done.err.splitlines())), done.err
-
-
-@pytest.mark.anyio
-async def test_what_flush_reports_is_not_logged_besides(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
-    # F-69.
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_beta")
-    emulator.fail_next("drop", times=None)
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.customers.link("beta", "cus_beta", force=True)
-        await kit.record("beta", "tokens", 5)
-    with emulator.running() as url:
-        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
-        done = stored.run("flush", "--all", "--timeout", "0")
-    assert (1, False) == (done.code, "tried again" in done.err)
-    assert "will be tried again: no answer: ServerDisconnectedError" in done.out.splitlines()
 
 
 def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, directory: Path) -> None:
@@ -119,16 +100,7 @@ def test_the_nearest_known_name_is_told(
         assert (done.out, len(done.err.splitlines())) == ("", 1)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("usage", "ada"),
-        *(
-            pytest.param(command, marks=pytest.mark.whole)
-            for command in (("check",), ("check", "--json"), ("customers", "list", "--json"), ("--help",))
-        ),
-    ],
-)
+@pytest.mark.parametrize("command", [("usage", "ada"), whole(("check",)), whole(("--help",))])
 @pytest.mark.dear("a process of its own: Python writes what is left as it ends")
 def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command: tuple[str, ...]) -> None:
     # F-69's sibling: sixty lines of a traceback.

@@ -101,19 +101,11 @@ async def test_who_cannot_be_migrated_is_named_and_the_others_are(tmp_path: Path
         assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "pro",
-            "pro2",
-            "TO: found 'pro2'; allowed are the plans free, less, pro, pro_2; did you mean 'pro_2'?",
-        ),
-        ("pro", "pro", "FROM and TO are both 'pro'; name two plans"),
-    ],
-)
-def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str, old: str, new: str, said: str) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
-    done = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", old, new)
-    assert done.code == 1
-    assert said in done.err
+    for new, said in (
+        ("pro2", "TO: found 'pro2'; allowed are the plans free, less, pro, pro_2; did you mean 'pro_2'?"),
+        ("pro", "FROM and TO are both 'pro'; name two plans"),
+    ):
+        done = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", "pro", new)
+        assert (done.code, said in done.err) == (1, True), done.err

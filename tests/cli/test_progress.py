@@ -7,7 +7,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-import pytest
 from typer.testing import CliRunner
 
 from meterkit.cli import progress
@@ -17,6 +16,8 @@ from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def be_terminal(monkeypatch: pytest.MonkeyPatch, name: str = "xterm") -> None:
@@ -42,14 +43,10 @@ def test_a_bar_is_drawn_once_a_second_is_over(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("kind", ["file", "dumb"])
-def test_nothing_is_drawn_where_no_person_looks_on(
-    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_drawn_where_the_cursor_cannot_go_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in the log of a build, which may ask for colours, nor where the cursor cannot go back."""
-    if kind == "dumb":
-        be_terminal(monkeypatch, kind)
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    be_terminal(monkeypatch, "dumb")
     monkeypatch.setattr(progress, "AFTER_S", 0.0)
     with shown_steps() as steps:
         steps.update("linking customers", 3, 10)

@@ -141,26 +141,3 @@ async def test_units_of_a_model_stand_below_its_meters(
         ["own-7b", "(output_tokens)", "1,200"],
         ["total", "USD", "0.008", "USD", "0.008", "USD", "0.00"],
     ]
-
-
-BY_MODEL = plans_text("usage_command_by_model")
-
-
-async def test_prices_by_model_are_shown_of_a_plan_that_uses_them(directory: Path, store_url: str) -> None:
-    (directory / "plans.yaml").write_text(BY_MODEL)
-    shell, rows = (
-        InProcessShell(directory, METERKIT_REDIS_URL=store_url),
-        ["tokens:gpt-*-mini", "tokens:(default)"],
-    )
-
-    def shown(customer: str) -> list[str]:
-        words = (line.split() for line in shell.run("usage", customer).out.splitlines())
-        return [first for first, *_ in filter(None, words) if first.startswith("tokens")]
-
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.customers.set_plan("bob", "pro")
-        await kit.record("bob", "tokens", 1_500)
-        assert set(shell.run("usage", "ada", "--json").json["meters"]) == {"tokens", *rows}
-        assert (shown("ada"), shown("bob")) == (["tokens"], ["tokens", *rows])
-        await kit.customers.set_plan("bob", "free")
-        assert shown("bob") == ["tokens", rows[1]]  # Counted on the plan before.

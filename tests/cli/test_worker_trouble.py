@@ -16,7 +16,6 @@ from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from faults.refusals import eventually
 from meterkit import MeterKit
-from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.forked_command import RunningCommand
+    from meterkit.testing import StripeEmulator
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -35,14 +35,6 @@ from meterkit import Contact
 async def contact(customer):
     return Contact(f"{customer}@example.org", "Ada")
 """
-
-
-@pytest.fixture
-def emulator() -> StripeEmulator:
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_1")
-    return emulator
 
 
 def delivering(directory: Path, store_url: str, stripe_url: str) -> Shell:

@@ -124,22 +124,6 @@ def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
 
 
 @few_examples(12)
-@given(rows=ROWS, data=st.data())
-def test_a_cut_tail_is_found_by_the_head_or_by_an_invoice(rows: list[Row], data: st.DataObject) -> None:
-    kept = Kept.of(rows)
-    root, left = kept.root(), data.draw(st.integers(1, len(rows) - 1))
-    del kept.rows[left:]
-    fault = kept.fault()
-    assert fault is not None
-    assert (fault.place, fault.problem) == (left + 1, "missing")
-    kept.head = Head(left, kept.rows[-1]["hash"], 0)
-    assert kept.fault() is None
-    fault = kept.fault(root)
-    assert fault is not None
-    assert (fault.place, fault.problem) == (left + 1, "missing")
-
-
-@few_examples(12)
 @given(rows=ROWS)
 def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[Row]) -> None:
     root = Kept.of(rows).root()

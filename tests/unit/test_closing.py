@@ -20,7 +20,7 @@ from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.closing import Closer, ClosingLook, _held_in_words
+from meterkit.delivery.closing import Closer
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.invoice_advice import advice_on_invoices
@@ -32,7 +32,7 @@ from meterkit.delivery.invoices import (
     invoicing_of,
 )
 from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.reconciling import Reconciled, Reconciler
+from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.report import LateUsage
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import Close, Closes
@@ -41,12 +41,10 @@ from meterkit.stripe.request import ENDED_HERE
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator
 
     from meterkit import MeterKit
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.delivery.summaries import Summaries
-    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -99,87 +97,6 @@ async def test_at_45_minutes_it_is_late() -> None:
         assert len((await closer.look()).late) == 1
 
 
-async def test_36_days_after_its_end_it_is_let_be() -> None:
-    async with unconfirmed() as (closer, clock):
-        clock.set(JULY + timedelta(days=36))
-        assert len((await closer.look()).late) == 1
-        clock.advance(timedelta(minutes=60))
-        assert (await closer.look()).open == 1
-        clock.advance(timedelta(days=1))
-        assert (await closer.look()).open == 0
-
-
-# What one look at a close says: whether it may wait, and until when its invoice takes up usage.
-
-
-DAY_MS: Final = 86_400_000
-MAY: Final = datetime(2031, 5, 1, tzinfo=UTC)
-JUNE: Final = datetime(2031, 6, 1, tzinfo=UTC)
-
-
-def reconciled(advice: str, invoice: str) -> Reconciled:
-    return Reconciled(
-        customer="acme",
-        stripe_customer="cus_acme",
-        meter="requests",
-        event_name="api_requests",
-        period_start=MAY,
-        period_end=JUNE,
-        is_closed=True,
-        recorded=5,
-        waiting=0,
-        parked=0,
-        taking_back=0,
-        delivered=5,
-        confirmed=5,
-        difference=0,
-        invoiced=5,
-        invoice=invoice,
-        mispriced=0,
-        late=0,
-        dead=0,
-        advice=advice,
-    )
-
-
-class Found(Reconciler):
-    """Books that say what a test says."""
-
-    def __init__(self, store: Store, stripe: ObjectsAtStripe, found: Sequence[Reconciled]) -> None:
-        super().__init__(store, lambda: stripe)
-        self._found = list(found)
-
-    async def of_customer(
-        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices, *, is_closing: bool = False
-    ) -> list[Reconciled]:
-        assert (usage["customer"], bool(summaries), bool(invoices), is_closing) == ("acme", True, True, True)
-        return self._found
-
-
-@pytest.mark.parametrize(
-    ("found", "may_wait"),
-    [
-        ([("", "final"), ("see", "draft")], True),
-        ([("see", "final"), ("see", "draft")], False),
-        ([("see", "unknown"), ("", "final")], False),
-    ],
-)
-async def test_a_close_may_wait_for_agreement_or_an_open_invoice(
-    found: list[tuple[str, str]], *, may_wait: bool
-) -> None:
-    async with kit_alone() as kit:
-        stripe = ObjectsAtStripe({})
-        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled(*one) for one in found]))
-        why, may = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
-        assert (why.count("see"), may) == (sum(bool(advice) for advice, _ in found), may_wait)
-
-
-@pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
-def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
-    end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
-    assert bool(_held_in_words(end, PERIOD_MS)) == is_said
-
-
 # When the draft of a renewal is held, given back or finalized: by the second.
 
 
@@ -204,11 +121,7 @@ def draft(**fields: Any) -> dict[str, Any]:
 
 
 async def settled(
-    *invoices: dict[str, Any],
-    now_s: int,
-    is_counted: bool = False,
-    is_last: bool = False,
-    hold_s: int = HOLD_S,
+    *invoices: dict[str, Any], now_s: int, is_counted: bool = False, is_last: bool = False
 ) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
     stripe = ObjectsAtStripe({
         "/v1/invoices/in_1/finalize": {
@@ -216,7 +129,7 @@ async def settled(
         },
         "/v1/subscriptions/sub_1": {"cancellation_details": {"comment": ENDED_HERE}},
     })  # fmt: skip
-    hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
+    hold = DraftHold(stripe, hold_invoice_ms=HOLD_S * 1000, now_ms=now_s * 1000 + 999)
     return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
 
 
@@ -232,25 +145,19 @@ async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: in
 
 
 @pytest.mark.parametrize(
-    ("passed_s", "is_counted", "hold_s", "held_s"),
-    [
-        (HOUR_S - 1, True, HOLD_S, HOLD_S),
-        (HOUR_S, True, HOLD_S, None),
-        (HOLD_S, False, HOLD_S, None),
-    ],
+    ("passed_s", "is_counted", "is_done"),
+    [(HOUR_S - 1, True, False), (HOUR_S, True, True), (HOLD_S, False, True)],
 )
 async def test_the_last_invoice_of_an_ended_subscription_is_final(
-    passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
+    passed_s: int, *, is_counted: bool, is_done: bool
 ) -> None:
     now_s = END_S + passed_s
-    end, stripe = await settled(
-        draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True, hold_s=hold_s
-    )
-    if held_s is None:
+    end, stripe = await settled(draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True)
+    if is_done:
         assert end == InvoiceEnd(final_ms=now_s * 1000)
         assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
     else:
-        assert end == InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True)
+        assert end == InvoiceEnd(held_ms=(END_S + HOLD_S) * 1000, is_ours=True)
         assert stripe.written == []
 
 

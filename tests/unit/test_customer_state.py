@@ -17,7 +17,6 @@ from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
     effective_plan,
-    entitlements_of,
     refusal_without,
     with_subscription,
 )
@@ -37,6 +36,8 @@ from meterkit.decisions.transitions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from meterkit.catalog import Catalog
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000
@@ -87,9 +88,8 @@ def test_a_suspension_ends_grace_where_grace_would_last_longer(after_ms: int, ac
     assert access == effective_plan(state, replace(CATALOG, dunning=dunning), FAILED_MS + after_ms).access
 
 
-@pytest.mark.parametrize(("plan", "expected"), [(None, "free"), ("removed", "free")])
-def test_a_missing_plan_is_the_default_plan(plan: str | None, expected: str) -> None:
-    assert expected == standing(None, plan=plan).plan.key
+def test_a_missing_plan_is_the_default_plan() -> None:
+    assert [standing(None, plan=plan).plan.key for plan in (None, "removed")] == ["free", "free"]
 
 
 @pytest.mark.parametrize(
@@ -142,47 +142,32 @@ def of_the_shop(state: CustomerState, after_ms: int = 0) -> EffectivePlan:
     return effective_plan(state, SHOP, FAILED_MS + after_ms)
 
 
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [
+def test_a_customers_features_are_added_and_removed() -> None:
+    for own, expected in (
         ({"support": True}, {"chat", "export", "support"}),
         ({"export": False}, {"chat"}),
         ({"removed_from_the_file": True}, {"chat", "export"}),
-    ],
-)
-def test_a_customers_features_are_added_and_removed(own: dict[str, bool], expected: set[str]) -> None:
-    overrides = with_overrides({}, {}, own, until_ms=None, now_ms=FAILED_MS)
-    found = of_the_shop(CustomerState(plan="pro", overrides=overrides))
-    assert found.plan.features == expected
+    ):
+        overrides = with_overrides({}, {}, own, until_ms=None, now_ms=FAILED_MS)
+        assert of_the_shop(CustomerState(plan="pro", overrides=overrides)).plan.features == expected
 
 
-@pytest.mark.parametrize(
-    ("state", "seats"),
-    [
-        (CustomerState(subscription=ACTIVE), 3),
-        (CustomerState(subscription=replace(ACTIVE, status="incomplete")), 0),
-        (CustomerState(subscription=replace(ACTIVE, status="paused")), 0),
-        (CustomerState(subscription=replace(ACTIVE, status="past_due", failed_at_ms=FAILED_MS)), 3),
-    ],
-)
-def test_seats_are_those_of_a_subscription_that_is_paid_for(state: CustomerState, seats: int) -> None:
-    assert of_the_shop(state).seats == seats
+def test_seats_are_those_of_a_subscription_that_is_paid_for() -> None:
+    owing = replace(ACTIVE, status="past_due", failed_at_ms=FAILED_MS)
+    sold = [ACTIVE, owing, replace(ACTIVE, status="incomplete"), replace(ACTIVE, status="paused")]
+    assert [of_the_shop(CustomerState(subscription=one)).seats for one in sold] == [3, 3, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("over_limit", "status", "expected"),
-    [
-        ("allow", "past_due", True),
-        ("allow", "paused", False),
-        ("block_growth", "active", False),
-    ],
-)
-def test_gauges_keep_limits_unless_access_is_restricted(
-    over_limit: str, status: Status, *, expected: bool
-) -> None:
-    catalog = loads(SOLD.replace("over_limit: allow", f"over_limit: {over_limit}"))
-    state = CustomerState(plan="pro", status=status, status_since_ms=FAILED_MS)
-    assert effective_plan(state, catalog, FAILED_MS).keeps_limits == expected
+def test_gauges_keep_limits_unless_access_is_restricted() -> None:
+    blocking = loads(SOLD.replace("over_limit: allow", "over_limit: block_growth"))
+    statuses: tuple[tuple[Catalog, Status, bool], ...] = (
+        (SHOP, "past_due", True),
+        (SHOP, "paused", False),
+        (blocking, "active", False),
+    )
+    for catalog, status, expected in statuses:
+        state = CustomerState(plan="pro", status=status, status_since_ms=FAILED_MS)
+        assert effective_plan(state, catalog, FAILED_MS).keeps_limits == expected
 
 
 @pytest.mark.parametrize(("by_hand", "access"), [(None, "restricted"), ("active", "full")])
@@ -237,22 +222,14 @@ def test_settings_by_hand_stand_until_the_subscription_changes(
     assert (by_hand.plan.key, by_hand.access) == ("yearly", "grace")
 
 
-@pytest.mark.parametrize(
-    ("access", "feature", "expected"),
-    [
-        ("active", None, None),
-        ("active", "support", "feature"),
-        ("unpaid", "support", "suspended"),
-    ],
-)
-def test_a_state_refuses_suspension_and_missing_features(
-    access: Status, feature: str | None, expected: str | None
-) -> None:
-    effective = of_the_shop(CustomerState(plan="pro", status=access, status_since_ms=FAILED_MS))
-    found = refusal_without("ada", effective, feature)
-    assert (found.reason if found else None) == expected
-    if found:
-        assert (found.customer, found.plan, found.allowed) == ("ada", "pro", False)
+def test_a_state_refuses_suspension_and_missing_features() -> None:
+    fine = of_the_shop(CustomerState(plan="pro", status="active", status_since_ms=FAILED_MS))
+    assert refusal_without("ada", fine, None) is None
+    unpaid = of_the_shop(CustomerState(plan="pro", status="unpaid", status_since_ms=FAILED_MS))
+    for effective, reason in ((fine, "feature"), (unpaid, "suspended")):
+        found = refusal_without("ada", effective, "support")
+        assert found is not None
+        assert (found.reason, found.customer, found.plan, found.allowed) == (reason, "ada", "pro", False)
 
 
 def test_a_subscription_is_stored_without_its_defaults() -> None:
@@ -317,23 +294,6 @@ def test_failures_count_since_it_was_paid_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "by_hand", "included"),
-    [
-        pytest.param({"seats": 25}, {}, 25, id="more than the base price covers"),
-        pytest.param({"seats": 4}, {}, 10, id="fewer"),
-        pytest.param({"seats": 25}, {"overrides": {"seats": {"included": 40}}}, 40, id="a larger override"),
-        pytest.param({"seats": 25, "status": "paused"}, {}, 3, id="restricted to the default plan"),
-    ],
-)
-def test_the_seat_gauge_may_grow_to_the_paid_seats(
-    changed: dict[str, Any], by_hand: dict[str, Any], included: int | None
-) -> None:
-    state = replace(STATE, subscription=replace(ACTIVE, **changed), **by_hand)
-    found = entitlements_of(effective_plan(state, SHOP, NOW_MS), SHOP)
-    assert found["seats"].included == included
-
-
-@pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"cancel_at_ms": END_MS}, END_MS),
@@ -347,55 +307,19 @@ def test_when_a_subscription_ends_by_what_is_known(changed: dict[str, Any], expe
     assert replace(ACTIVE, **changed).ends_ms() == expected
 
 
-@pytest.mark.parametrize(
-    ("changed", "unpaid"),
-    [
-        ({"void_from_ms": NOW_MS}, True),
-        ({"void_from_ms": NOW_MS + 1}, False),
-        ({"void_from_ms": NOW_MS - 9, "void_until_ms": NOW_MS}, False),
-        # What never began, or has ended, has no period that is paid for.
-        ({"void_from_ms": NOW_MS, "status": "canceled", "ended_at_ms": NOW_MS}, False),
-    ],
-)
-def test_while_collection_is_paused_nothing_is_paid_for(changed: dict[str, Any], unpaid: bool) -> None:
-    assert replace(ACTIVE, **changed).is_unpaid_at(NOW_MS) is unpaid
-
-
 PRICED: Final = replace(ACTIVE, metered="mtr_1=price_1 mtr_2=price_2", mark="first")
 
 
-@pytest.mark.parametrize(
-    ("known", "found", "meters"),
-    [
-        ({}, {"metered": "mtr_1=price_1 mtr_2=price_9"}, {"mtr_2"}),
-        ({}, {"metered": "mtr_1=price_1"}, {"mtr_2"}),
-        ({}, {"metered": "", "mark": "second"}, set[str]()),
-        ({"pending_plan": "top", "pending_at_ms": NOW_MS}, {"metered": ""}, set[str]()),
-        ({"pending_plan": "top", "pending_at_ms": NOW_MS + 1}, {"metered": ""}, {"mtr_1", "mtr_2"}),
-    ],
-)
-def test_prices_changed_by_others_are_known_as_unrequested(
-    known: dict[str, Any], found: dict[str, Any], meters: set[str]
-) -> None:
-    assert switched_by_others(replace(PRICED, **known), replace(PRICED, **found), NOW_MS) == meters
+def test_prices_changed_by_others_are_known_as_unrequested() -> None:
+    def switched(known: SubscriptionState, **changed: Any) -> frozenset[str]:
+        return switched_by_others(known, replace(known, **changed), NOW_MS)
 
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({}, 2900),
-        ({"status": "trialing", "trial_end_ms": NOW_MS + 1}, 0),
-        ({"status": "unpaid"}, 0),
-    ],
-)
-def test_only_a_subscription_that_is_paid_for_brings_something(
-    changed: dict[str, Any], expected: int
-) -> None:
-    sold = replace(ACTIVE, mrr=2900, currency="usd", **changed)
-    assert sold.mrr_at(NOW_MS) == expected
-    state = replace(STATE, subscription=sold)
-    force = InForce.of(state, SHOP, NOW_MS)
-    assert (force.mrr, force.currency) == ((expected, "usd") if expected else (0, ""))
+    assert switched(PRICED, metered="mtr_1=price_1 mtr_2=price_9") == {"mtr_2"}
+    assert switched(PRICED, metered="mtr_1=price_1") == {"mtr_2"}
+    assert switched(PRICED, metered="", mark="second") == frozenset()
+    due = replace(PRICED, pending_plan="top", pending_at_ms=NOW_MS)
+    assert switched(due, metered="") == frozenset()
+    assert switched(replace(due, pending_at_ms=NOW_MS + 1), metered="") == {"mtr_1", "mtr_2"}
 
 
 @pytest.mark.parametrize("next_label", ["1/5", "1/3"])
@@ -448,22 +372,12 @@ def in_force(of: CustomerState, at_ms: int = NOW_MS, before: InForce | None = No
     return InForce.of(of, IN_FORCE_CATALOG, at_ms, before)
 
 
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        (
-            {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS},
-            {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS},
-        ),
-        # It has come by now.
-        ({"pending_plan": "top", "pending_seats": 5, "pending_at_ms": NOW_MS}, {"plan": "top", "seats": 5}),
-    ],
-)
-def test_what_is_scheduled_is_shown_while_it_is_ahead(
-    changed: dict[str, Any], expected: dict[str, Any]
-) -> None:
+def test_what_is_scheduled_is_shown_while_it_is_ahead() -> None:
     base = InForce(plan="pro", status="active", seats=3, subscription="sub_1", at_ms=NOW_MS)
-    assert in_force(state(**changed)) == replace(base, **expected)
+    ahead: dict[str, Any] = {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS}
+    assert in_force(state(**ahead)) == replace(base, **ahead)
+    # It has come by now.
+    assert in_force(state(**ahead | {"pending_at_ms": NOW_MS})) == replace(base, plan="top", seats=5)
 
 
 def test_access_that_stays_as_it_was_keeps_its_beginning() -> None:
@@ -551,23 +465,6 @@ def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
     seats = replace(AFTER, pending_plan=None)
     (line,) = entries_of(Step(AFTER, seats, "webhook"))
     assert line.after == "5 seats from 2027-01-15T08:00:00Z"
-
-
-def notices(before: InForce, after: InForce) -> list[str]:
-    return [notice.kind for notice in notices_of("ada", Step(before, after, "webhook"))]
-
-
-def test_handlers_are_told_of_a_subscription_and_of_access() -> None:
-    assert notices(BEFORE, AFTER) == ["subscription.changed"]
-    assert notices(AFTER, replace(AFTER, at_ms=NOW_MS + 1)) == []
-    assert notices(AFTER, replace(AFTER, access="suspended")) == ["access.changed"]
-    assert notices(AFTER, replace(AFTER, status="unpaid", access="suspended")) == [
-        "subscription.changed",
-        "access.changed",
-    ]
-    # Without a subscription there is none that could change.
-    assert notices(BEFORE, replace(BEFORE, plan="pro")) == []
-    assert notices(AFTER, replace(BEFORE, status=None)) == ["subscription.changed"]
 
 
 def test_a_notice_says_what_was_and_is_and_its_id_tells_a_repeat() -> None:

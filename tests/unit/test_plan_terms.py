@@ -43,7 +43,6 @@ from meterkit.decisions.price_segments import (
 from meterkit.decisions.spending import UnitPrice, price_of
 
 if TYPE_CHECKING:
-    from meterkit.catalog import Plan
     from meterkit.decisions.allowance import Allowance
 
 # F-223: what each plan of a period gives by its share of it.
@@ -152,13 +151,6 @@ def test_a_scheduled_change_counts_from_its_millisecond() -> None:
     )
 
 
-def test_a_trial_is_a_period_of_its_own() -> None:
-    trial = paid("a", status="trialing", trial_end_ms=START + 14 * DAY, end_ms=START + 14 * DAY)
-    state = moved(trial, "b", START + 7 * DAY)
-    assert calls_of(state, START + 13 * DAY) == 550
-    assert calls_of(state, START + 14 * DAY) == 1_000
-
-
 NOW_MS: Final = 1_800_000_000_000
 PRICE_SEGMENTS_CATALOG: Final = loads("""
 schema: 1
@@ -182,18 +174,13 @@ TOKENS: Final = meter_token("tokens")
 OWN: Final = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
+def test_a_price_ends_where_the_plans_differ_in_it() -> None:
+    for before, after, expected in (
         (FREE, PRO, {TOKENS: "0"}),
         (PRO, TOP, {TOKENS: "1000/12"}),
         (PRO, replace(PRO, key="same"), {}),
-    ],
-)
-def test_a_price_ends_where_the_plans_differ_in_it(
-    before: Plan, after: Plan, expected: dict[str, str]
-) -> None:
-    assert ended_labels(before.entitlements, after.entitlements, PRICE_SEGMENTS_CATALOG) == expected
+    ):
+        assert ended_labels(before.entitlements, after.entitlements, PRICE_SEGMENTS_CATALOG) == expected
 
 
 @pytest.mark.parametrize(("until_ms", "expected"), [(None, {}), (NOW_MS + 1, {}), (NOW_MS, {TOKENS: "1/2"})])
@@ -319,19 +306,15 @@ def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("expires_ms", "now_ms", "expected"),
-    [
-        (BALANCE_NOW_MS + 1, BALANCE_NOW_MS, END_MS),  # Alive: it lives as long as the longer of both.
-        (END_MS + 9, BALANCE_NOW_MS, END_MS + 9),
-        (BALANCE_NOW_MS, BALANCE_NOW_MS, BALANCE_NOW_MS),  # Over: it stays so.
-    ],
-)
-def test_an_addition_extends_a_grant_only_while_it_lives(expires_ms: int, now_ms: int, expected: int) -> None:
-    on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", MICRO, expires_ms=expires_ms)
-    on_file = replace(on_file, until_ms=END_MS + 9)
-    (credit,) = (one for one in given(on_file, now_ms=now_ms) if one.target == "c:ai")
-    assert credit.expires_ms == expected
+def test_an_addition_extends_a_grant_only_while_it_lives() -> None:
+    for expires_ms, expected in (
+        (BALANCE_NOW_MS + 1, END_MS),  # Alive: it lives as long as the longer of both.
+        (END_MS + 9, END_MS + 9),
+        (BALANCE_NOW_MS, BALANCE_NOW_MS),  # Over: it stays so.
+    ):
+        on_file = holding(f"{NAMES['c:ai']} {START_MS}", "c:ai", MICRO, expires_ms=expires_ms)
+        (credit,) = (one for one in given(replace(on_file, until_ms=END_MS + 9)) if one.target == "c:ai")
+        assert credit.expires_ms == expected
 
 
 @pytest.mark.parametrize(
@@ -343,13 +326,13 @@ def test_grants_count_from_their_beginning_to_their_end(now_ms: int, left: int) 
     assert (balance.of("m:pages"), balance.of("c:ai")) == (left, 0)
 
 
-def more(meter: str, *holdings: Holding, counted: int = 0, held: int = 0, prepaid: bool = True) -> int:
-    """With ``counted`` paid for by what is included, and ``held`` held, of each other meter."""
+def more(meter: str, *holdings: Holding, held: int = 0, prepaid: bool = True) -> int:
+    """With ``held`` held of each other meter."""
     balance = Balance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
     return balance.more(
         meter,
         BALANCE_PRO.entitlements,
-        lambda other: counted if other != meter else 10**6,
+        lambda other: 0 if other != meter else 10**6,
         lambda other: held if other != meter else 10**6,
         lambda _: 0,
     )
@@ -359,22 +342,11 @@ CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
 """One credit is left: 1,000 tokens that are asked with, 250 that are answered with."""
 
 
-@pytest.mark.parametrize(
-    ("meter", "counted", "held", "expected"),
-    [
-        ("asked", 0, 0, 1_000),
-        ("pages", 0, 0, 0),
-        # Holds of the other meter beyond its included quantity claim credit, at its cost.
-        ("asked", 0, 50, 1_000),
-        ("asked", 0, 51, 996),
-        ("answered", 0, 101, 249),
-        ("asked", 0, 10_000, 0),
-    ],
-)
-def test_credit_adds_what_it_pays_less_other_holds(
-    meter: str, counted: int, held: int, expected: int
-) -> None:
-    assert more(meter, CREDIT, counted=counted, held=held) == expected
+def test_credit_adds_what_it_pays_less_other_holds() -> None:
+    assert [more(meter, CREDIT) for meter in ("asked", "pages")] == [1_000, 0]
+    # Holds of the other meter beyond its included quantity claim credit, at its cost.
+    assert [more("asked", CREDIT, held=held) for held in (50, 51, 10_000)] == [1_000, 996, 0]
+    assert more("answered", CREDIT, held=101) == 249
 
 
 def test_grants_of_a_meter_come_before_credit() -> None:
@@ -447,17 +419,14 @@ def test_a_price_is_in_millionths_of_the_currency() -> None:
     assert price(1000, 0) is None
 
 
-@pytest.mark.parametrize(
-    ("per", "amount_cents"),
-    [(3_000_001, 300_000), (999_999_937, 99_999_999_999)],
-)
-def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer(per: int, amount_cents: int) -> None:
-    found = price(per, amount_cents)
-    assert found is not None
-    # 2^53 is the most that a product may come to there.
-    assert found.micros * found.per < 2**53
-    exact = Fraction(amount_cents * 10_000, per)
-    assert exact < Fraction(found.micros, found.per) < exact * Fraction(1_000_001, 1_000_000)
+def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer() -> None:
+    for per, amount_cents in ((3_000_001, 300_000), (999_999_937, 99_999_999_999)):
+        found = price(per, amount_cents)
+        assert found is not None
+        # 2^53 is the most that a product may come to there.
+        assert found.micros * found.per < 2**53
+        exact = Fraction(amount_cents * 10_000, per)
+        assert exact < Fraction(found.micros, found.per) < exact * Fraction(1_000_001, 1_000_000)
 
 
 # Seats, gauges, derived meters, rates, differences and reminders: each follows from its arguments alone.
@@ -491,20 +460,17 @@ GAUGES_CATALOG: Final = loads(TEXT)
 GIVEN: Final = GAUGES_CATALOG.plans["pro"].entitlements
 
 
-@pytest.mark.parametrize(
-    ("dimensions", "expected"),
-    [
+def test_a_derived_meter_counts_what_matches_in_each_dimension() -> None:
+    cases: tuple[tuple[dict[str, str], list[str]], ...] = (
         ({"model": "m-large-2", "provider": "acme"}, ["large_tokens", "any_tokens"]),
         ({"model": "m-large-2", "provider": "other"}, ["any_tokens"]),
         ({"model": "m-large-2"}, ["any_tokens"]),
         ({"provider": "acme"}, []),
-    ],
-)
-def test_a_derived_meter_counts_what_matches_in_each_dimension(
-    dimensions: dict[str, str], expected: list[str]
-) -> None:
-    assert [meter.name for meter in derived_from(GAUGES_CATALOG.meters, "tokens", dimensions)] == expected
-    assert derived_from(GAUGES_CATALOG.meters, "requests", dimensions) == ()
+    )
+    for dimensions, expected in cases:
+        found = derived_from(GAUGES_CATALOG.meters, "tokens", dimensions)
+        assert [meter.name for meter in found] == expected
+        assert derived_from(GAUGES_CATALOG.meters, "requests", dimensions) == ()
 
 
 def test_two_objects_become_one() -> None:

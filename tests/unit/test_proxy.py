@@ -69,19 +69,6 @@ async def caller(proxy: TcpProxy) -> AsyncIterator[Caller]:
     writer.close()
 
 
-async def test_refuse_closes_connections_until_it_passes_again(caller: Caller, proxy: TcpProxy) -> None:
-    await caller.ask(b"one")
-    await proxy.set("refuse")
-    assert await caller.reader.read(1) == b""
-    with pytest.raises(ConnectionRefusedError):
-        await asyncio.open_connection("127.0.0.1", proxy.port)
-    await proxy.set("pass")
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(b"again")
-    assert await reader.read(100) == b"AGAIN"
-    writer.close()
-
-
 async def test_blackhole_holds_what_was_sent_until_the_mode_changes(
     caller: Caller, proxy: TcpProxy, upper: Upper
 ) -> None:

@@ -40,7 +40,7 @@ from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from meterkit import MeterKit
     from meterkit.store.store import Store
@@ -154,22 +154,18 @@ async def test_what_is_not_tried_again(answer: Outcome, first_ms: int, expected:
         assert await at.send(one, answer=answer) == [Move(intent=one.intent, **expected)]
 
 
-@pytest.mark.parametrize(
-    ("answer", "attempts", "most_ms"),
-    [
+async def test_what_is_tried_again_waits_twice_as_long_each_time() -> None:
+    bug = Outcome(kind="bug", detail="b")
+    for answer, attempts, most_ms in (
         (UNANSWERED, 1, 1_000),
         (UNANSWERED, 4, 8_000),
         (UNANSWERED, 99, 600_000),
-        (Outcome(kind="bug", detail="b"), 3, 240_000),
-    ],
-)
-async def test_what_is_tried_again_waits_twice_as_long_each_time(
-    answer: Outcome, attempts: int, most_ms: int
-) -> None:
-    async with desk() as at:
-        (move,) = await at.send(attempt("a1", attempts=attempts), answer=answer)
-        assert move.state == "queued"
-        assert most_ms // 2 <= move.delay_ms <= most_ms
+        (bug, 3, 240_000),
+    ):
+        async with desk() as at:
+            (move,) = await at.send(attempt("a1", attempts=attempts), answer=answer)
+            assert move.state == "queued"
+            assert most_ms // 2 <= move.delay_ms <= most_ms
 
 
 async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch() -> None:
@@ -357,18 +353,12 @@ def test_comparisons_are_ten_minutes_apart_from_26_hours_on() -> None:
     assert judge(**asked, before=soon.keep, now=look("6", LATER_MS + 600_000)).verdict == "delivered"
 
 
-@pytest.mark.parametrize(("hours", "verdict"), [(35 * 24 - 1, "replace"), (35 * 24, "person")])
-def test_what_stripe_does_not_take_any_more_is_not_sent_again(hours: int, verdict: Verdict) -> None:
-    now_ms = FIRST_MS + hours * HOUR_MS
-    judged = judge(
-        value=6,
-        minute_ms=FIRST_MS,
-        first_attempt_ms=FIRST_MS,
-        before=look("0", now_ms - 600_000),
-        now=look("0", now_ms),
-    )
-    assert judged.verdict == verdict
-    assert verdict == "replace" or "older than 35 days" in judged.why
+def test_what_stripe_does_not_take_any_more_is_not_sent_again() -> None:
+    for hours, verdict in ((35 * 24 - 1, "replace"), (35 * 24, "person")):
+        now_ms = FIRST_MS + hours * HOUR_MS
+        asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
+        judged = judge(**asked, before=look("0", now_ms - 600_000), now=look("0", now_ms))
+        assert (judged.verdict, "older than 35 days" in judged.why) == (verdict, verdict == "person")
 
 
 def test_for_23_hours_a_repeat_is_counted_once() -> None:
@@ -1046,24 +1036,3 @@ async def test_i6_units_that_only_the_journal_has_are_forgotten(
 ) -> None:
     async with a_store() as store:
         assert await unknown(store, Counted({}), *known, journal=Rows(*written)) == expected
-
-
-@pytest.mark.parametrize(
-    ("begins_s", "known", "expected"),
-    [(-1, [], 30), (0, [], 30), (1, [], None), (-1, [made("counted", FORGOTTEN_AT_S, 25)], None)],
-)
-async def test_a_journal_that_begins_before_the_gap_decides(
-    begins_s: int, known: list[Delivered], expected: int | None
-) -> None:
-    class Begun(Rows):
-        async def begun_ms(self) -> int:
-            return (FORGOTTEN_AT_S + begins_s) * 1000
-
-    class Knowing(Forgotten):
-        async def delivered(self, customer: str) -> Mapping[tuple[str, str, str], Sequence[Delivered]]:
-            assert customer == "acme"
-            return {LINE: known}
-
-    async with a_store() as store:
-        found = Knowing(store, Counted({}), Begun(row("one", 30)))
-        assert await found.journaled(LINE[0], LINE[2], LINE[1], gap()) == expected

@@ -26,7 +26,7 @@ from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
 from meterkit.asgi.logs import TroubleLog
 from meterkit.background import BackgroundTasks
-from meterkit.cancellation import complete, keep_cancellation, start_task
+from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.catalog.amount_texts import money
 from meterkit.errors import StoreError
 from meterkit.throttle import Throttle
@@ -151,22 +151,6 @@ def test_a_task_ends_however_often_its_cancellation_is_swallowed(times: int) -> 
     run(story())
 
 
-def test_a_swallowed_time_limit_still_ends_its_block() -> None:
-    async def work() -> float:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(10):
-                await swallow(3)
-                await asyncio.sleep(HOUR_S)
-        return now()
-
-    async def story() -> None:
-        task, begun = start_task(work()), now()
-        assert await task - begun == 11.5
-        assert task.cancelling() == 0
-
-    run(story())
-
-
 def test_the_cleanup_of_a_cancelled_task_has_half_a_second() -> None:
     done: list[str] = []
 
@@ -220,27 +204,6 @@ def test_a_cancellation_before_the_client_is_called_is_raised() -> None:
             await asyncio.ensure_future(work())
 
     run(story())
-
-
-def test_a_cleanup_is_completed_whatever_cancels_its_caller() -> None:
-    done: list[str] = []
-
-    async def clean_up() -> str:
-        await asyncio.sleep(10)
-        done.append("closed")
-        return "closed"
-
-    async def story() -> None:
-        assert await complete(clean_up()) == "closed"
-        closing = asyncio.ensure_future(complete(clean_up()))
-        for _ in range(3):
-            await asyncio.sleep(1)
-            closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-
-    run(story())
-    assert done == ["closed"] * 2
 
 
 def test_every_task_of_meterkit_stays_cancelled() -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -70,9 +70,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-# What modules of the store work out by themselves, before they ask a server.
-
-
 # What a meter cost and which thresholds are sent show only in long runs elsewhere.
 
 
@@ -120,27 +117,16 @@ class Known:
         return self.customers.learn(view, [2, NOW_MS, b"2:1", state.dump().encode()])
 
 
-def test_a_claim_names_its_customer() -> None:
+def test_the_audit_log_has_time_model_and_price_of_usage() -> None:
+    assert audit_lines(Used(), None, "") == b""
+    assert audit_lines(Used(), 5, "") == b"5\n\n\n"
+    assert audit_lines(Used(dimensions={"model": "m"}), None, "") == b"\nm\n\n"
+    assert audit_lines(Used(dimensions={"provider": "p"}), 5, "") == b"5\n\np\n"
+    assert audit_lines(Used(), None, "plans/1 a1b2::o1/1") == b"\n\n\nplans/1 a1b2::o1/1"
+
+
+def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
     assert owner_of("ada\n0123456789abcdef") == "ada"
-
-
-@pytest.mark.parametrize(
-    ("used", "occurred_ms", "priced", "expected"),
-    [
-        (Used(), None, "", b""),
-        (Used(), 5, "", b"5\n\n\n"),
-        (Used(dimensions={"model": "m"}), None, "", b"\nm\n\n"),
-        (Used(dimensions={"provider": "p"}), 5, "", b"5\n\np\n"),
-        (Used(), None, "plans/1 a1b2::o1/1", b"\n\n\nplans/1 a1b2::o1/1"),
-    ],
-)
-def test_the_audit_log_has_time_model_and_price_of_usage(
-    used: Used, occurred_ms: int | None, priced: str, expected: bytes
-) -> None:
-    assert audit_lines(used, occurred_ms, priced) == expected
-
-
-def test_a_customer_id_has_up_to_256_bytes() -> None:
     for longest in ("a" * 256, "é" * 128):
         assert check_customer(longest) == longest
         check_event_id(longest)
@@ -160,20 +146,12 @@ def test_late_usage_is_logged_with_what_becomes_of_it(
     assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.text
 
 
-@pytest.mark.parametrize(("expires_ms", "entries"), [(NOW_MS, ["grant", "expire"]), (NOW_MS + 1, ["grant"])])
-def test_a_grant_is_over_at_the_instant_at_which_it_expires(expires_ms: int, entries: list[str]) -> None:
-    holding = Holding(
-        name="a m:requests one",
-        target="m:requests",
-        quantity=10,
-        used=0,
-        priority=50,
-        effective_ms=0,
-        expires_ms=expires_ms,
-        created_ms=0,
-        until_ms=expires_ms,
-    )
-    assert [line.entry for line in ledger_of([holding], {}, NOW_MS)] == entries
+def test_a_grant_is_over_at_the_instant_at_which_it_expires() -> None:
+    times = dict.fromkeys(("effective_ms", "expires_ms", "created_ms", "until_ms"), 0)
+    grant = Holding(name="a m:requests one", target="m:requests", quantity=10, used=0, priority=50, **times)
+    for expires_ms, entries in ((NOW_MS, ["grant", "expire"]), (NOW_MS + 1, ["grant"])):
+        lines = ledger_of([replace(grant, expires_ms=expires_ms, until_ms=expires_ms)], {}, NOW_MS)
+        assert [line.entry for line in lines] == entries
 
 
 def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
@@ -193,67 +171,44 @@ def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
         assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)
 
 
-@pytest.mark.parametrize(("restored", "expected"), [({}, False), ({RESTORED: "1"}, True)])
-def test_an_intent_says_whether_it_is_of_a_restored_store(
-    restored: dict[str, str], *, expected: bool
-) -> None:
+def test_an_intent_says_who_has_parked_it_and_whether_it_was_restored() -> None:
     fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
     fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
-    kept = Kept.read("one", 0, json.dumps(fields | restored).encode())
-    found = _intent(kept, {}, {}, NOW_MS)
-    assert found.restored is expected
-
-
-@pytest.mark.parametrize(
-    ("state", "why", "expected"),
-    [
-        ("parked", "parked by hand: wait", True),
-        ("parked", "Stripe may have it", False),
-        ("dead", "parked by hand: no", False),
-    ],
-)
-def test_only_what_a_person_has_parked_is_parked_by_hand(
-    state: Literal["parked", "dead"], why: str, *, expected: bool
-) -> None:
-    fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
-    fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
-    kept = _intent(Kept.read("one", 0, json.dumps(fields).encode()), {}, {}, NOW_MS)
-    assert replace(kept, state=state, why=why).is_parked_by_hand is expected
-
-
-@pytest.mark.parametrize(
-    ("marks", "overage", "delivered", "expected"),
-    [
-        ("", 12, 10, {2: 10}),  # One price: all that is delivered costs that, whatever was recorded.
-        ("1/3 4 4\n", 10, 10, {3: 4, 2: 6}),
-        ("1/3 4 4\n", 12, 10, None),  # Two: which of them what is missing had is not known.
-    ],
-)
-def test_what_was_delivered_is_priced_where_its_prices_are_known(
-    marks: str, overage: int, delivered: int, expected: dict[int, int] | None
-) -> None:
-    counts: Any = {"delivered": delivered, "overage": overage}
-    priced = _priced(
-        counts, _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0), late=0, has_parts=False
+    found, restored = (
+        _intent(Kept.read("one", 0, json.dumps(fields | more).encode()), {}, {}, NOW_MS)
+        for more in ({}, {RESTORED: "1"})
     )
-    assert priced == expected
+    assert (found.restored, restored.restored) == (False, True)
+    assert replace(found, state="parked", why="parked by hand: wait").is_parked_by_hand
+    assert not replace(found, state="parked", why="Stripe may have it").is_parked_by_hand
+    assert not replace(found, state="dead", why="parked by hand: no").is_parked_by_hand
 
 
-@pytest.mark.parametrize(("anonymous", "expected"), [(False, (2, 800, 80, 1_000)), (True, ())])
-def test_of_anonymous_callers_no_threshold_is_sent(*, anonymous: bool, expected: tuple[int, ...]) -> None:
+def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
+    def priced(marks: str, overage: int) -> Any:
+        counts: Any = {"delivered": 10, "overage": overage}
+        recorded = _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0)
+        return _priced(counts, recorded, late=0, has_parts=False)
+
+    # One price: all that is delivered costs that, whatever was recorded.
+    assert priced("", 12) == {2: 10}
+    # Two: which of them what is missing had is not known.
+    assert priced("1/3 4 4\n", 10) == {3: 4, 2: 6}
+    assert priced("1/3 4 4\n", 12) is None
+
+
+def test_of_anonymous_callers_no_threshold_is_sent() -> None:
     entry = Entry("requests", "requests", (1_000, -1, 0, 0, 0))
-    assert thresholds_of(Known().view(anonymous=anonymous), [entry]) == expected
+    assert thresholds_of(Known().view(), [entry]) == (2, 800, 80, 1_000)
+    assert thresholds_of(Known().view(anonymous=True), [entry]) == ()
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [("m-large", {"requests": 5, "large": 5}), ("m-small", {"requests": 5})],
-)
-def test_a_reservation_is_limited_by_its_models_meters(model: str, expected: dict[str, int]) -> None:
+def test_a_reservation_is_limited_by_its_models_meters() -> None:
     derived = '{requests: {unit: request}, large: {unit: request, from: requests, where: {model: "*-large"}}}'
     known = Known(TEXT.replace("{requests: {unit: request}}", derived))
-    decided = prepare_reserving(known.view(), known.catalog.routes[0], {"requests": 5}, models=(model,))
-    assert decided.reserved == expected
+    for model, expected in (("m-large", {"requests": 5, "large": 5}), ("m-small", {"requests": 5})):
+        route = known.catalog.routes[0]
+        assert prepare_reserving(known.view(), route, {"requests": 5}, models=(model,)).reserved == expected
 
 
 @pytest.mark.parametrize(("hours", "has_start"), [(1, True), (2, False), (3, False)])
@@ -287,10 +242,8 @@ def test_without_the_store_a_plan_change_holds_from_its_time(passed_ms: int, pla
 @pytest.mark.parametrize(
     ("enforcement", "reply", "given_back"),
     [
-        ("on", [0, NOW_MS], 1),
         ("on", [7, NOW_MS], 0),  # It is refused, and holds nothing.
         ("shadow", [7, NOW_MS], 1),
-        ("shadow", [1, 7], 0),
         ("shadow", ReplyError("ERR no"), 0),
     ],
 )
@@ -396,28 +349,18 @@ def test_a_full_disk_is_named_and_another_error_is_not_hidden(
         EmbeddedServer(tmp_path / "store").start()
 
 
-@pytest.mark.parametrize(
-    ("memory", "expected"),
-    [
-        ({"maxmemory_policy": "noeviction"}, None),
-        (
-            {"maxmemory_policy": "allkeys-lru", "maxmemory": "0"},
-            r"no limit now: maxmemory 0\) it throws away customers",
-        ),
-        ({"maxmemory_policy": "volatile-lru", "maxmemory": "9"}, r"memory is full it throws away counters"),
-    ],
-)
-def test_a_server_that_may_throw_keys_away_is_warned_of(memory: dict[str, str], expected: str | None) -> None:
-    found = eviction_warning(memory)
-    assert found is None if expected is None else found and re.search(expected, found)
+def test_a_server_that_may_throw_keys_away_is_warned_of() -> None:
+    assert eviction_warning({"maxmemory_policy": "noeviction"}) is None
+    unlimited = eviction_warning({"maxmemory_policy": "allkeys-lru", "maxmemory": "0"}) or ""
+    assert "no limit now: maxmemory 0) it throws away customers" in unlimited
+    volatile = eviction_warning({"maxmemory_policy": "volatile-lru", "maxmemory": "9"}) or ""
+    assert "memory is full it throws away counters" in volatile
 
 
-@pytest.mark.parametrize("name", ["decide", "seal", "strand"])
-def test_a_script_has_each_function_once(name: str) -> None:
-    text = scripts.load(name).text
-    functions = re.findall(r"^local function (\w+)", text, re.MULTILINE)
-    assert functions
-    assert len(functions) == len(set(functions))
+def test_a_script_has_each_function_once() -> None:
+    for name in ("decide", "seal", "strand"):
+        functions = re.findall(r"^local function (\w+)", scripts.load(name).text, re.MULTILINE)
+        assert 0 < len(functions) == len(set(functions))
 
 
 def test_without_a_certificate_of_its_own_a_client_names_none() -> None:
