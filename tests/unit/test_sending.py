@@ -154,18 +154,12 @@ async def test_what_is_not_tried_again(answer: Outcome, first_ms: int, expected:
         assert await at.send(one, answer=answer) == [Move(intent=one.intent, **expected)]
 
 
-async def test_what_is_tried_again_waits_twice_as_long_each_time() -> None:
-    bug = Outcome(kind="bug", detail="b")
-    for answer, attempts, most_ms in (
-        (UNANSWERED, 1, 1_000),
-        (UNANSWERED, 4, 8_000),
-        (UNANSWERED, 99, 600_000),
-        (bug, 3, 240_000),
-    ):
-        async with desk() as at:
-            (move,) = await at.send(attempt("a1", attempts=attempts), answer=answer)
-            assert move.state == "queued"
-            assert most_ms // 2 <= move.delay_ms <= most_ms
+@pytest.mark.parametrize(("attempts", "most_ms"), [(1, 1_000), (4, 8_000), (99, 600_000)])
+async def test_what_is_tried_again_waits_twice_as_long_each_time(attempts: int, most_ms: int) -> None:
+    async with desk() as at:
+        (move,) = await at.send(attempt("a1", attempts=attempts), answer=UNANSWERED)
+        assert move.state == "queued"
+        assert most_ms // 2 <= move.delay_ms <= most_ms
 
 
 async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch() -> None:
