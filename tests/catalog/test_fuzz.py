@@ -64,15 +64,12 @@ def test_what_trips_the_parser_itself(text: str) -> None:
     [
         b"[" * 1_000_000,
         b"{a: " * 200_000,
-        b"- " * 500_000,
         b"a: &a [" + b"1, " * 5000 + b"]\n" + b"".join(b"b%d: *a\n" % i for i in range(5000)),
         b"a: " + b"9" * 900_000,
-        b"a: '" + b" " * 900_000 + b"/hour'",
         b"schema: 1\n" * 20_000,
-        b"? " * 10_000,
         b"".join(b"k%d: {}\n" % i for i in range(20_000)),
     ],
-    ids=["lists", "maps", "items", "aliases", "digits", "spaces", "duplicates", "keys", "unknown"],
+    ids=["lists", "maps", "aliases", "digits", "duplicates", "unknown"],
 )
 def test_large_and_deep(data: bytes) -> None:
     with pytest.raises(PlansError):

@@ -26,16 +26,13 @@ SEEN: Final = (
     ("requests: 0.01}", "words: 0.01}", "words"),
     ("unit: money", "unit: coins", "unit"),
     ("packs: [1000, 5000]", "packs: [1000, 10.5]", "10.5"),
-    ("packs: [1000, 5000]", "packs: []", "packs"),
     ("at_most: 3 per month", "at_most: 3 per day", "at_most"),
-    ("at_most: 3 per month", "at_least: 3 per month", "at_least"),
     ("price: prices.output, cap", "price: output, cap", "price"),
     ("allotment: 250ms", "allotment: 1s", "allotment"),
     ("budget: {amount_cents: 5000", "budget: {amount_cents: -1", "amount_cents"),
     ("per: period, warn_at", "per: month, warn_at", "per"),
     ("warn_at: [50, 80]", "warn_at: [50, 0]", "0]"),
     ("at_limit: notify", "at_limit: stop", "at_limit"),
-    ("per: day}", "per: week}", "per"),
     ("included: 50_000}", "included: many}", "included"),
     ("concurrency: 2", "overage: deny", "overage"),
     ('match: "MCP *"', 'match: "MCP"', "match"),
@@ -44,17 +41,12 @@ FOUND: Final = (
     # The schema cannot see these.
     ("1_000_000_000}}", "1_000_000_001}}", '"dall-e-?"'),
     ("markup: -100%", "markup: -101%", "markup"),
-    ("markup: -100%", "markup: 1_001%", "markup"),
     ("currency: usd", "currency: eur", "unit: money"),
     ("images: prices.picture}", "images: prices.pictures}", "images"),
-    ("price: prices.output,", "price: prices.outputs,", "price"),
     ("rate: 10/minute, concurrency", "rate: 10/fortnight, concurrency", "rate"),
     ("session: {requests", "session: {request", "request:"),
-    ('"dall-e-?"', f'"{LONG}"', f'"{LONG}"'),
     ('"dall-e-?"', '"dall\\u0007"', '"dall'),
     ('"our-*"', f'"{LONG}"', f'"{LONG}"'),
-    ('"our-*"', '"our\\n"', '"our'),
-    ('match: "MCP tools/call search*"', 'match: "MCP tools/call search\\u0000"', "match"),
     ('match: "MCP *"', 'match: "MCP prompts/set a*"', "match"),
     ('match: "POST /v1', 'match: "POST /v1\\u001b', "match"),
 )
@@ -82,11 +74,8 @@ def test_a_bad_value_is_refused_where_it_is_written(old: str, new: str, at: str)
     assert (line, column) in [(one.line, one.column) for one in caught.value.problems], str(caught.value)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", str(caught.value))
     assert all(len(line) < 1_000 for line in str(caught.value).splitlines())
-
-
-@pytest.mark.parametrize(("old", "new"), [case[:2] for case in SEEN])
-def test_the_schema_refuses_it_too(old: str, new: str) -> None:
-    assert not is_valid(changed(old, new))
+    if (old, new, at) in SEEN:
+        assert not is_valid(text)
 
 
 ALONE: Final = """\

@@ -33,8 +33,8 @@ OF_OTHERS = (
 )
 
 
-def secured(**tls: Any) -> Address:
-    return Address(kind="tcp", host="host", port=6379, tls=Tls(**tls))
+def tcp(**given: Any) -> Address:
+    return Address(**{"kind": "tcp", "host": "host", "port": 6379, **given})
 
 
 def only(*packages: str) -> Callable[[str], bool]:
@@ -44,34 +44,14 @@ def only(*packages: str) -> Callable[[str], bool]:
 @pytest.mark.parametrize(
     ("redis_url", "expected"),
     [
-        ("REDIS://Localhost:1/", Address(kind="tcp", host="localhost", port=1)),
-        ("redis://10.0.0.1:7000/3", Address(kind="tcp", host="10.0.0.1", port=7000, db=3)),
-        ("redis://host?db=4", Address(kind="tcp", host="host", port=6379, db=4)),
-        (
-            "redis://me%40x:p%2Fw%23%40@host",
-            Address(kind="tcp", host="host", port=6379, username="me@x", password="p/w#@"),
-        ),
-        (
-            "rediss://me:pw@host?db=4&ssl_ca_certs=/etc/ssl/ca%20s.pem&ssl_cert_reqs=required",
-            Address(
-                kind="tcp",
-                host="host",
-                port=6379,
-                db=4,
-                username="me",
-                password="pw",
-                tls=Tls(ca_certs="/etc/ssl/ca s.pem"),
-            ),
-        ),
-        (
-            "rediss://host?ssl_certfile=c.pem&ssl_keyfile=k.pem",
-            Address(kind="tcp", host="host", port=6379, tls=Tls(certfile="c.pem", keyfile="k.pem")),
-        ),
+        ("REDIS://Localhost:1/", tcp(host="localhost", port=1)),
+        ("redis://10.0.0.1:7000/3", tcp(host="10.0.0.1", port=7000, db=3)),
+        ("redis://host?db=4", tcp(db=4)),
+        ("redis://me%40x:p%2Fw%23%40@host", tcp(username="me@x", password="p/w#@")),
+        ("rediss://host?db=4&ssl_ca_certs=/etc/ca%20s.pem", tcp(db=4, tls=Tls(ca_certs="/etc/ca s.pem"))),
+        ("rediss://host?ssl_certfile=c.pem&ssl_keyfile=k", tcp(tls=Tls(certfile="c.pem", keyfile="k"))),
         ("unix:///run/a%20b?db=2", Address(kind="unix", path="/run/a b", db=2)),
-        (
-            "unix://me:pw@/run/redis.sock",
-            Address(kind="unix", path="/run/redis.sock", username="me", password="pw"),
-        ),
+        ("unix://me:pw@/run/r", Address(kind="unix", path="/run/r", username="me", password="pw")),
         ("embedded:///a%3Fb", Address(kind="embedded", path="/a?b")),
         ("memory://", Address(kind="memory")),
         (
@@ -157,20 +137,12 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
 @pytest.mark.parametrize(
     ("redis_url", "expected"),
     [
-        (
-            f"redis://:pw@host:6380/1?{OF_OTHERS}",
-            Address(kind="tcp", host="host", port=6380, db=1, password="pw"),
-        ),
-        ("redis://host?db=3&ssl_cert_reqs=none", Address(kind="tcp", host="host", port=6379, db=3)),
-        (
-            "rediss://:pw@host:1?ssl_cert_reqs=required&ssl_check_hostname=false",
-            Address(kind="tcp", host="host", port=1, password="pw", tls=Tls()),
-        ),
-        ("rediss://host?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=%2Fa+b.pem", secured(ca_certs="/a b.pem")),
-        *(
-            (f"rediss://host?ssl_cert_reqs={word}&socket_timeout=5", secured(is_verified=False))
-            for word in ("none", "CERT_OPTIONAL")
-        ),
+        (f"redis://:pw@host:6380/1?{OF_OTHERS}", tcp(port=6380, db=1, password="pw")),
+        ("redis://host?db=3&ssl_cert_reqs=none", tcp(db=3)),
+        ("rediss://host?ssl_cert_reqs=required&ssl_check_hostname=false", tcp(tls=Tls())),
+        ("rediss://host?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=a+b", tcp(tls=Tls(ca_certs="a b"))),
+        ("rediss://host?ssl_cert_reqs=none&socket_timeout=5", tcp(tls=Tls(is_verified=False))),
+        ("rediss://host?ssl_cert_reqs=CERT_OPTIONAL", tcp(tls=Tls(is_verified=False))),
         ("redis+cluster://a:1", Address(kind="cluster", places=(Place("a", 1),))),
     ],
 )
@@ -183,11 +155,7 @@ def test_a_shared_url_may_have_other_clients_parameters(redis_url: str, expected
 def test_a_shared_url_is_refused_for_what_it_gets_wrong(redis_url: str) -> None:
     with pytest.raises(SettingsError):
         choose_store(redis_url, live=True, is_shared=True)
-
-
-@pytest.mark.parametrize("scheme", ["unixs", "UNIXS"])
-def test_what_is_known_but_not_served_is_named(scheme: str) -> None:
-    assert "is not in this release" in refusal(f"{scheme}://host")
+    assert "is not in this release" in refusal("UNIXS://host")
 
 
 @pytest.mark.parametrize("form", ["redis://{}host", "redis+cluster://{}a:1,b", "redis+sentinel://{}a:1,b/mk"])
