@@ -1,10 +1,11 @@
-"""What the doctor says of outages: a store that does not serve in time, spools that nobody sends, no room."""
+"""What the doctor says of outages: stores that do not serve, nodes that are away, spools that nobody sends."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from faults.proxy import TcpProxy
 from faults.refusals import stopped
 from meterkit import MeterKit
 from meterkit.testing import Clock
-from servers.clusters import spawn_watched
+from servers.clusters import spawn_cluster, spawn_watched
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
@@ -180,3 +181,50 @@ async def test_where_nobody_answers_tls_may_be_what_is_wrong() -> None:
         with stopped(server):
             (finding,) = of_check("server", await seen_at(server.url))
         assert finding.cure.endswith("where it expects TLS, the URL begins with rediss://")
+
+
+def problems(found: Health) -> list[str]:
+    return [f"{finding.check}: {finding.problem}" for finding in found.findings]
+
+
+@pytest.mark.dear("a cluster is started")
+async def test_each_node_of_a_cluster_is_looked_at() -> None:
+    with spawn_cluster("--appendonly", "yes") as cluster:
+        found = await seen_at(cluster.url, shards=16)
+        assert problems(found) == []
+        assert found.looked_at["slots"] == "3 nodes"
+        for node in cluster.masters:
+            assert f"at redis://127.0.0.1:{node.port}/0" in found.looked_at["server"]
+        evicting, dead, _ = cluster.masters
+        evicting.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        dead.signal(signal.SIGKILL)
+        dead.process.wait()
+        eviction, away = sorted(problems(await seen_at(cluster.url, shards=16)))
+        assert eviction.startswith(f"eviction: redis://127.0.0.1:{evicting.port}/0: the server's maxmemory")
+        assert away.startswith(f"server: the store at redis://127.0.0.1:{dead.port}/0 failed: ")
+
+
+async def test_a_slot_that_nobody_has_is_named() -> None:
+    with spawn_cluster("--appendonly", "yes", "--cluster-require-full-coverage", "no") as cluster:
+        node = cluster.owner("mk:{3}:x")
+        node.command("CLUSTER", "DELSLOTS", node.command("CLUSTER", "KEYSLOT", "{3}"))
+        (problem,) = [
+            text for text in problems(await seen_at(cluster.url, shards=16)) if text.startswith("slots: ")
+        ]
+        assert problem == "slots: no node has the slots of mk:{3}:: what is asked of them is refused"
+
+
+async def test_sentinels_and_a_replica_that_are_away_are_named() -> None:
+    with spawn_watched("--appendonly", "yes") as watched:
+        found = await seen_at(watched.url, shards=16)
+        assert problems(found) == []
+        master = watched.master
+        assert found.looked_at["sentinels"] == f"127.0.0.1:{master.port}"
+        replica = next(server for server in watched.servers if server is not master)
+        watched.sentinels[0].stop()
+        with stopped(replica):
+            master.command("CLIENT", "KILL", "TYPE", "replica")
+            replication, sentinel = sorted(problems(await seen_at(watched.url, shards=16)))
+        assert replication.startswith("replication: no replica follows the server")
+        where = f"sentinels: the sentinel at 127.0.0.1:{watched.sentinels[0].port} names no master: "
+        assert sentinel.startswith(where)
