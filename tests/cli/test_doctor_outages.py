@@ -1,4 +1,4 @@
-"""What the doctor says of outages: stores that do not serve, nodes that are away, spools that nobody sends."""
+"""What the doctor says of outages: stores that do not serve, nodes and spools that are left alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,30 +66,17 @@ def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
         )
 
 
-def test_people_get_a_table_of_grants(granting: Shell) -> None:
-    granting.run("customers", "set-plan", "acme", "pro")
-    granting.run("grants", "add", "acme", "ai=1_500", "--id", "[red]inv", "--expires", "2032-01-01")
-    lines = granting.run("grants", "list", "acme").out
-    assert re.search(r" 7 +7 +10 .* plan +active", lines)
-    assert re.search(
-        r"\n\[red\]inv +ai +1,500 +1,500 +50 +20\S+ \S+Z  2032-01-01 00:00:00Z  app +active", lines
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("add", "acme", "ai=1"), 2, "the same id grants once"),
         (("add", "acme", "ai", "--id", "g"), 2, "found 'ai'; allowed is NAME=QUANTITY"),
-        (("add", "acme", "ai=1.5", "--id", "g"), 2, "found 'ai=1.5'"),
         (("add", "acme", "ai=1", "ai=2", "--id", "g"), 2, "found 'ai' twice"),
         (("add", "acme", "ai=0", "--id", "g"), 1, "meterkit: quantity of ai: found 0"),
         (("add", "acme", "page=1", "--id", "g"), 1, "did you mean 'pages'?"),
-        (("add", "acme", "ai=1", "--id", "g", "--priority", "1001"), 2, "a whole number from 0 to 1000"),
         (("add", "acme", "ai=1", "--id", "g", "--expires", "soon"), 2, "--expires: found 'soon'"),
         (("add", "acme", "ai=1", "--id", "g", "--expires", "2001-01-01"), 1, "must lie in the future"),
         (("add", "a\nb", "ai=1", "--id", "g"), 1, "meterkit: customer"),
-        (("void", "acme", "g9"), 1, "meterkit: nothing is known of customer acme"),
     ],
 )
 async def test_what_is_refused_says_why_and_grants_nothing(

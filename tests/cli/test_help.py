@@ -124,17 +124,6 @@ def test_a_shell_completes_commands_options_and_names(
     assert (0, offered, "") == (done.code, done.out.split(), done.err)
 
 
-def test_completion_without_a_plans_file_is_silent(shell: Shell) -> None:
-    (shell.directory / "plans.yaml").unlink()
-    shell.environment |= {
-        "_METERKIT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "meterkit customers set-plan ada ",
-        "COMP_CWORD": "4",
-    }
-    done = shell.run()
-    assert ("", "") == (done.out.strip(), done.err)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

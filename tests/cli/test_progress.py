@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from typer.testing import CliRunner
@@ -40,17 +39,6 @@ def test_a_bar_is_drawn_once_a_second_is_over(
         steps.of("looking")(7, 9)
     assert "7/9" in capsys.readouterr().err
     steps.show()
-    assert capsys.readouterr().err == ""
-
-
-def test_nothing_is_drawn_where_the_cursor_cannot_go_back(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    be_terminal(monkeypatch, "dumb")
-    monkeypatch.setattr(progress, "AFTER_S", 0.0)
-    with shown_steps() as steps:
-        steps.update("linking customers", 3, 10)
-        assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
     assert capsys.readouterr().err == ""
 
 

@@ -176,29 +176,6 @@ async def test_a_named_price_that_is_archived_is_a_problem() -> None:
         assert problem.startswith(f"pro, base: the plans file names the price {base}, which is archived")
 
 
-async def test_a_price_made_by_hand_that_fits_is_used() -> None:
-    async with shop() as at:
-        catalog = loads(
-            PLANS.replace("2900,", "2900, stripe_price: price_pro,").replace("usage}}", "overage}}")
-        )
-        at.emulator.add_plans(catalog)
-        by_hand = at.emulator.add_product("Pro by hand")
-        at.emulator.add_price(2900, price_id="price_by_hand", product=by_hand)
-        meter = next(
-            one["id"] for one in await at.api.list("/v1/billing/meters") if "tokens" in one["event_name"]
-        )
-        tokens = at.emulator.add_price(product=by_hand, meter=meter, unit_amount_decimal="0.333333333333")
-        catalog = loads(
-            PLANS.replace("2900,", "2900, stripe_price: price_by_hand,").replace("  pro:", "  own:")
-        )
-        done = await at.sync_catalog(catalog)
-        assert done.problems == []
-        lines = {line.name: (line.action, line.id) for line in done.lines}
-        assert lines["own, tokens"] == ("is there", tokens)
-        assert lines["own, base"] == ("is there", "price_by_hand")
-        assert lines["own, seats"][0] == "made"
-
-
 @pytest.mark.parametrize(
     ("report", "price", "why"),
     [

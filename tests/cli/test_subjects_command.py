@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,24 +111,3 @@ def test_usage_that_cannot_be_shown_by_user_is_refused(
 ) -> None:
     done = stored.run("usage", *arguments)
     assert (done.code, said in done.err) == (code, True), done.err
-
-
-def test_the_twins_without_an_event_loop_take_subjects(directory: Path) -> None:
-    user = {"user": "u_7"}
-    with MeterKit(directory / "plans.yaml", redis_url="memory://", flush=False).sync() as kit:
-        assert kit.check("acme", "words", 66_666, subjects=user).allowed
-        assert kit.check("acme", "words", 66_667, subjects=user).violated == ("user:spend-period",)
-        assert kit.consume("acme", "words", 10, subjects=user).allowed
-        kit.record("acme", "words", 5, event_id="job-1", subjects=user)
-        kit.record("acme", "words", 5, event_id="job-1", subjects=user)
-        with kit.reserve("acme", {"words": 100}, subjects=user) as held:
-            assert held.decision.allowed
-            held.capture({"words": 20})
-        (one,) = kit.usage("acme", by="user")
-        assert (one.subject, one.meters["words"].recorded, one.spent_micros) == ("u_7", 35, 1050)
-        until = datetime(2999, 1, 1, tzinfo=UTC)
-        found = kit.customers.subject("acme", user="u_7").override({"words": {"included": 40}}, until)
-        assert found.subject_overrides == {"user:u_7": {"words": {"included": 40}}}
-        assert not kit.check("acme", "words", 6, subjects=user).allowed
-        assert kit.customers.subject("acme", user="u_7").override(None).subject_overrides == {}
-        assert kit.check("acme", "words", 6, subjects=user).allowed

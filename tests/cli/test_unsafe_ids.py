@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from datetime import datetime
 from io import StringIO
 from typing import TYPE_CHECKING, Final
 
@@ -86,23 +85,6 @@ def test_the_logs_of_commands_escape_ids() -> None:
     assert PlainLines().format(record) == r"customer a\u202eda"
     line = JsonLines().format(record)
     assert (is_clean(line), json.loads(line)["customer"]) == (True, LINES)
-
-
-def test_a_record_keeps_its_fields_and_its_exception() -> None:
-    error = KeyError("lost")
-    trouble = (KeyError, error, None)
-    record = logging.LogRecord(
-        "meterkit.refusals", logging.WARNING, __file__, 1, "refused: %s\nand more", ("é",), trouble
-    )
-    record.__dict__.update(customer="ada", status=429, at=Ellipsis, time="mine")
-    line = JsonLines().format(record)
-    said = json.loads(line)
-    assert "\n" not in line
-    assert ("refused: é\nand more", "ada", 429, "Ellipsis") == tuple(
-        said[name] for name in ("message", "customer", "status", "at")
-    )
-    assert "KeyError: 'lost'" in said["exception"]
-    assert datetime.fromisoformat(said["time"]).tzinfo is not None
 
 
 @pytest.mark.parametrize(

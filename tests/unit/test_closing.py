@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
+from drivers.kept_intents import NOW_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import Closer
 from meterkit.delivery.draft_hold import HELD, DraftHold
-from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.invoice_advice import advice_on_invoices
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
     Invoiced,
-    Invoices,
     Invoicing,
     invoicing_of,
 )
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.store.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -161,52 +158,10 @@ async def test_the_last_invoice_of_an_ended_subscription_is_final(
         assert stripe.written == []
 
 
-# Which subscriptions the flusher fetches before it sends usage that has waited.
-
-
-SOLD: Final = subscription(metered="requests=price_1")
-STATES: Final = {
-    "sold": CustomerState(subscription=SOLD).dump(),
-    "flat": CustomerState(subscription=replace(SOLD, metered="")).dump(),
-    "ended": CustomerState(subscription=replace(SOLD, status="canceled", ended_at_ms=PERIOD_MS)).dump(),
-    "damaged": "{",
-    "odd": '"no object"',
-}
-
-
-@asynccontextmanager
-async def a_store(clock: Clock) -> AsyncGenerator[Store]:
-    async with kit_alone(clock=clock) as kit:
-        admin = await kit.store.admin()
-        for name, data in STATES.items():
-            state = kit.store.keys.customer(name).state
-            await admin.ask(admin.client.hset(state, mapping={"data": data}))
-        yield kit.store
-
-
-async def test_metered_customers_are_checked_each_two_minutes() -> None:
-    clock, looked = Clock(NOW), list[str]()
-
-    async def look(customer: str) -> None:
-        looked.append(customer)
-
-    async with a_store(clock) as store:
-        first, names = FirstLook(store, look), [*STATES, "nobody"]
-        assert first.unseen_of(names) == names
-        assert (await first.look(names), looked) == (set(), ["sold"])
-        assert first.unseen_of([*names, "another"]) == ["another"]
-        clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
-        assert first.unseen_of(names) == []
-        clock.set(NOW + timedelta(milliseconds=WAITED_MS))
-        assert first.unseen_of(names) == names
-
-
 # Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
 
 
 HOUR_MS: Final = 3_600_000
-JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
-RECONCILED_JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
 
 subscribed: Final = partial(subscription, id="sub_new")
 
@@ -242,26 +197,6 @@ NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
 """It began within the compared period."""
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        ({"start_date": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
-        ({"start_date": JUNE_MS // 1000 + 1}, None),
-        ({"ended_at": RECONCILED_JULY_MS // 1000}, (RECONCILED_JULY_MS, True)),
-        ({"ended_at": RECONCILED_JULY_MS // 1000 + 1}, (RECONCILED_JULY_MS, False)),
-        ({"trial_end": JUNE_MS // 1000 + 1}, None),
-    ],
-)
-async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
-    shown: dict[str, int], expected: tuple[int, bool] | None
-) -> None:
-    async with kit_alone() as kit:
-        await formerly(kit, "sub_old")
-        stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
-        found = await invoicing(kit, stripe, NEW, NOW_MS)
-        assert found == (expected and Invoicing("sub_old", "pro", *expected))
-
-
 async def test_the_latest_begun_subscription_at_stripe_has_it() -> None:
     async with kit_alone() as kit:
         await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
@@ -275,49 +210,6 @@ async def test_the_latest_begun_subscription_at_stripe_has_it() -> None:
         stripe.shown["/v1/subscriptions/sub_gone"] = 500
         with pytest.raises(StripeError):
             await invoicing(kit, stripe, NEW, NOW_MS)
-
-
-# Which lines of a customer's invoices are of a meter and a period, and what a unit costs there.
-
-
-DAY_S: Final = 86_400
-START_S: Final = 1_900_000_000
-INVOICE_LINES_END_S: Final = START_S + 30 * DAY_S
-
-
-def line(first_s: int = START_S, last_s: int = INVOICE_LINES_END_S, **fields: Any) -> dict[str, Any]:
-    pricing = {"price_details": {"price": "price_1"}, "unit_amount_decimal": "5"}
-    return {
-        "period": {"start": first_s, "end": last_s}, "quantity": 7, "currency": "usd", "pricing": pricing
-    } | fields  # fmt: skip
-
-
-async def invoiced(stripe: ObjectsAtStripe) -> Invoiced:
-    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, INVOICE_LINES_END_S)
-
-
-def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
-    shown = {"id": "in_1", "status": "paid", "lines": {"data": lines}, **invoice}
-    return ObjectsAtStripe({"/v1/invoices": [shown], "/v1/prices/price_1": {"recurring": {"meter": "mtr_1"}}})
-
-
-@pytest.mark.parametrize(
-    ("first_s", "last_s", "state"),
-    [
-        # Half of it or more.
-        (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
-        (START_S - 15 * DAY_S - 2, START_S + 15 * DAY_S, "none"),
-        (INVOICE_LINES_END_S - 15 * DAY_S - 2, INVOICE_LINES_END_S + 15 * DAY_S, "final"),
-        (INVOICE_LINES_END_S - 15 * DAY_S, INVOICE_LINES_END_S + 15 * DAY_S, "none"),
-        # Of this period still, or of several.
-        (START_S, INVOICE_LINES_END_S + DAY_S, "final"),
-        (START_S, INVOICE_LINES_END_S + DAY_S + 1, "unknown"),
-        (START_S - 40 * DAY_S, START_S + 1, "unknown"),
-    ],
-)
-async def test_a_line_is_of_the_period_that_its_middle_is_in(first_s: int, last_s: int, state: str) -> None:
-    found = await invoiced(stripe_with(line(first_s, last_s)))
-    assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final")))
 
 
 # What a person must do about an invoice, when it became final, and what becomes of late usage.

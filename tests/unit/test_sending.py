@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -31,21 +30,17 @@ from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of
-from meterkit.delivery.summaries import until_counted
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import Attempt, Kept, Move, Sealed
-from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from meterkit import MeterKit
     from meterkit.store.store import Store
-    from meterkit.stripe.api import Objects
-    from meterkit.stripe.request import Parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -363,75 +358,6 @@ def test_for_23_hours_a_repeat_is_counted_once() -> None:
     assert compare_in_ms(FIRST_MS, FIRST_MS + 27 * HOUR_MS) == 0
 
 
-# Until when it is waited for that Stripe has counted what was delivered.
-
-
-METERS: Final[Any] = {"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]}
-
-
-class Sums(ObjectsAtStripe):
-    """What one meter has counted, by minute (s)."""
-
-    def __init__(self, units: Mapping[int, int]) -> None:
-        super().__init__(METERS)
-        self._units = units
-
-    async def list(self, path: str, params: Mapping[str, Parameter] | None = None) -> Objects:
-        if not path.endswith("/event_summaries"):
-            return await super().list(path, params)
-        span: Any = params
-        until_s = span["end_time"]
-        counted = sum(units for at_s, units in self._units.items() if span["start_time"] <= at_s < until_s)
-        return [{"aggregated_value": float(counted)}]
-
-
-class Moving:
-    """A clock that goes on a little each time that it is read, once a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s, self.step_s = NOW.timestamp(), 0.0
-
-    def __call__(self) -> float:
-        self.now_s += self.step_s
-        return self.now_s
-
-
-@asynccontextmanager
-async def delivered(units: int) -> AsyncGenerator[tuple[MeterKit, Moving]]:
-    clock = Moving()
-    async with kit_alone(clock=clock) as kit:
-        if units:
-            admin, field = await kit.store.admin(), f"{PERIOD_MS}|{meter_token('requests')}d"
-            totals = kit.store.keys.customer("acme").totals
-            await admin.ask(admin.client.hset(totals, mapping={field: units}))
-            await admin.ask(admin.client.expire(totals, 86_400))
-        yield kit, clock
-
-
-async def left(kit: MeterKit, stripe: ObjectsAtStripe) -> int:
-    return await until_counted(kit.store, stripe, "acme", "cus_acme", timeout_s=0.0)
-
-
-@pytest.mark.parametrize(("counted", "lacks"), [(5, 0), (3, 2)])
-async def test_units_that_stripe_has_not_counted_in_time_are_left(counted: int, lacks: int) -> None:
-    async with delivered(5) as (kit, _):
-        assert await left(kit, Sums({HERE_S: counted})) == lacks
-
-
-async def test_usage_stamped_ahead_is_waited_for_unless_time_stands(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("meterkit.delivery.summaries._PAUSE_S", 0.001)
-    monkeypatch.setattr("meterkit.delivery.summaries._STILL_S", 0.03)
-    async with delivered(5) as (kit, clock):
-        stripe, began = Sums({HERE_S + 3 * 60: 5}), monotonic()
-        assert await left(kit, stripe) == 5
-        assert monotonic() - began >= 0.03
-        clock.step_s = 1.0
-        assert await left(kit, stripe) == 0
-        assert HERE_S + 180 <= clock.now_s < HERE_S + 300
-
-
 # The cut before prices change: until when it holds usage back, and when it lets go again.
 
 
@@ -736,29 +662,6 @@ async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts() -> None:
         kept = await keep(kit, "one", 9, look=9, **FIRST)
         assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
         assert await parked_intents_left(kit) == {}
-
-
-async def subscribe(kit: MeterKit) -> None:
-    """Have acme's subscription renewed on the first of the month; the invoice of that is final."""
-    admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
-    month_ms = 30 * 86_400_000
-    sold = subscription(created_ms=PERIOD_MS - month_ms)
-    state = CustomerState(stripe_customer="cus_acme", subscription=sold)
-    await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
-    await keep_invoice_end(kit.store, "acme", PERIOD_MS - month_ms, InvoiceEnd(final_ms=PERIOD_MS + 1))
-
-
-async def test_what_is_compared_and_late_is_pending_again() -> None:
-    async with kit_alone() as kit:
-        await subscribe(kit)
-        fields: dict[str, Any] = {"time": PERIOD_MS // 1000 - MINUTE_S, "period": PERIOD_MS - 30 * 86_400_000}
-        late = await keep(kit, "late", 5, look=0, **FIRST, **fields)
-        early = await keep(kit, "early", 5, look=0, **FIRST)
-        comparer = Comparer(kit.store, Counted({}))
-        assert [await comparer.compare(kept) for kept in (late, early)] == ["replace", "replace"]
-        ((name, found),) = (await parked_intents_left(kit)).items()
-        assert (name not in {"late", "early"}, found) == (True, ("queued", 5))
-        assert timedelta(0) <= NOW - (await kit.outbox.list())[0].minute < timedelta(days=1)
 
 
 # A shard whose store may have forgotten deliveries, step by step.

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from drivers.counters import pack_field
 from drivers.sampled import few_examples, some
 from faults.refusals import catalog
 from meterkit import MeterKit
@@ -24,7 +23,6 @@ from meterkit.decisions import verdict
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.binding import Binding
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.gauges import presigned_at
 from meterkit.decisions.grants import Prepaid
 from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
 from meterkit.decisions.keys import (
@@ -36,13 +34,11 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
-from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
 from meterkit.decisions.program import Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.verdict import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
-from meterkit.store.settlement_shape import Rated
 from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire
 
@@ -543,35 +539,6 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
         reply, counts = weigh(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
         told = (4, 0, 0, 3, 0, 0, int(is_backed))
         assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})
-
-
-# What a bucket gives back of a quantity that it counted a while ago.
-
-
-def rated(kind: int) -> Rated:
-    """Ten a second."""
-    return Rated(field="rate", meter="requests", source=None, terms=(kind, 1000, 10), is_corrected=True)
-
-
-@pytest.mark.parametrize(("passed_ms", "left"), [(-500, 8), (99, 8), (100, 7), (800, 0)])
-def test_a_bucket_has_less_of_a_quantity_with_time(passed_ms: int, left: int) -> None:
-    assert rated(TOKEN_BUCKET).unleaked(8, passed_ms) == left
-
-
-# What presigned uploads hold of a gauge: until their slot is over, and nothing of a damaged field.
-
-
-SLOT = 1_000
-PRESIGNED_HOLDS_NOW_MS = SLOT * HOLD_SLOT_MS + HOLD_SLOT_MS // 2
-
-
-def test_each_upload_holds_until_its_slot_begins() -> None:
-    packed = pack_field(SLOT + 1, 10, SLOT + 2, 200, SLOT + 3, 3_000)
-    held = [presigned_at(packed, PRESIGNED_HOLDS_NOW_MS + later * HOLD_SLOT_MS) for later in range(4)]
-    assert held == [3_210, 3_200, 3_000, 0]
-    for damaged in (pack_field(SLOT + 1), pack_field(SLOT + 1, b"ten")):
-        with pytest.raises(ValueError, match="not"):
-            presigned_at(damaged, PRESIGNED_HOLDS_NOW_MS)
 
 
 # Names of keys are a format: a process of the next release reads those of this one.
