@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,21 +215,6 @@ def test_meaning_changes_the_content_hash_spelling_does_not() -> None:
     assert one.content_hash != changed.content_hash
     assert len(one.content_hash) == 16
     assert int(one.content_hash, 16) >= 0
-
-
-def test_the_content_hash_is_the_same_in_every_process(everything: Catalog) -> None:
-    program = (
-        f"from meterkit.catalog import load; print(load({str(GOOD / 'everything.yaml')!r}).content_hash)"
-    )
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert everything.content_hash == done.stdout.strip()
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read() -> None:

@@ -27,43 +27,26 @@ def granting(stored: Shell, directory: Path) -> Shell:
 
 def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
     words = ("grants", "add", "acme", "ai=1_500", "pages=3", "--id", "inv_42", "--priority", "20")
-    done = granting.run(
-        *words, "--effective", "2031-12-01", "--expires", "2032-01-01T01:00:00+01:00", "--json"
-    )
+    times = ("--effective", "2031-12-01", "--expires", "2032-01-01T01:00:00+01:00")
+    done = granting.run(*words, *times, "--json")
     assert (0, "") == (done.code, done.err)
-    credit = {
-        "grant_id": "inv_42",
-        "kind": "credit",
-        "name": "ai",
-        "quantity": 1500,
-        "remaining": 1500,
-        "priority": 20,
-        "effective_at": "2031-12-01T00:00:00Z",
-        "expires_at": "2032-01-01T00:00:00Z",
-        "created_at": done.json[0]["created_at"],
-        "source": "app",
-        "status": "pending",
-    }
-    pages = credit | {"kind": "meter", "name": "pages", "quantity": 3, "remaining": 3}
-    assert [credit, pages] == sorted(done.json, key=lambda grant: grant["name"])
-
+    granted = sorted(done.json, key=lambda grant: grant["name"])
+    assert [(one["kind"], one["name"], one["quantity"], one["remaining"]) for one in granted] == [
+        ("credit", "ai", 1500, 1500),
+        ("meter", "pages", 3, 3),
+    ]
+    shown = ("grant_id", "priority", "effective_at", "expires_at", "source", "status")
+    assert [granted[0][name] for name in shown] == [
+        *("inv_42", 20, "2031-12-01T00:00:00Z", "2032-01-01T00:00:00Z", "app", "pending"),
+    ]
     again = granting.run(*words)
-    assert (0, ["ai: inv_42 was granted before; nothing has changed"]) == (
-        again.code,
-        again.err.splitlines()[:1],
-    )
+    assert again.err.splitlines()[:1] == ["ai: inv_42 was granted before; nothing has changed"]
     listed = granting.run("grants", "list", "acme", "--json").json
-    assert [credit, pages] == sorted(listed, key=lambda grant: grant["name"])
-
-    other = granting.run("grants", "add", "acme", "ai=1", "--id", "inv_43", "--json")
-    assert ("", ["inv_43"]) == (other.err, [grant["grant_id"] for grant in other.json])
-
+    assert sorted(listed, key=lambda grant: grant["name"]) == granted
+    assert "inv_42" in granting.run("grants", "list", "acme").out
     for _ in range(2):
         gone = granting.run("grants", "void", "acme", "inv_42", "--json")
-        assert (0, {("void", 0)}) == (
-            gone.code,
-            {(grant["status"], grant["remaining"]) for grant in gone.json},
-        )
+        assert {(grant["status"], grant["remaining"]) for grant in gone.json} == {("void", 0)}
 
 
 @pytest.mark.parametrize(

@@ -258,28 +258,6 @@ async def test_an_inherited_price_of_another_amount_is_refused() -> None:
         assert "another price (USD 99.00 per month)" in problem
 
 
-@pytest.mark.parametrize(
-    ("listed", "amount"),
-    [
-        ("      large: {included: 50, overage: deny}", "0.012"),
-        ("      large: {included: 50, overage: {bill: {per: 1000, amount_cents: 40}}}", "0.04"),
-    ],
-)
-async def test_a_derived_meter_has_the_price_of_its_source_or_its_own(listed: str, amount: str) -> None:
-    async with shop() as at:
-        done = await at.sync(PARTS + listed)
-        assert (done.problems, done.notes) == ([], [])
-        assert ("price", "pro, large", "made") in actions(done)
-        prices = await at.prices()
-        large, whole = prices["pro, large"], prices["pro, requests"]
-        meters = {meter["id"]: meter["event_name"] for meter in await at.api.list("/v1/billing/meters")}
-        assert meters[large["recurring"]["meter"]] == "large_requests"
-        # What is sent is beyond what the source includes: nothing of it is free.
-        assert (large["unit_amount_decimal"], large["tiers_mode"]) == (amount, None)
-        assert (whole["unit_amount_decimal"], large["product"] != whole["product"]) == ("0.012", True)
-        assert {line.action for line in (await at.sync(PARTS + listed)).lines} == {"is there"}
-
-
 async def test_a_derived_meter_needs_an_amount_or_a_price() -> None:
     plans = PARTS.replace("overage: {bill: {per: 1000, amount_cents: 12}}", "overage: bill")
     async with shop() as at:

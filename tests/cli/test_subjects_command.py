@@ -98,16 +98,11 @@ def test_an_override_that_cannot_be_read_is_refused(
     assert stored.run("customers", "show", "acme", "--json").json["subject_overrides"] == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
+def test_usage_that_cannot_be_shown_by_user_is_refused(stored: Shell) -> None:
+    for arguments, code, said in (
         (("acme", "--by", "app"), 1, "declared are team, user"),
         (("--all", "--by", "user"), 2, "--by"),
         (("acme", "--by", "user", "--period", "2026-01"), 2, "--by"),
-    ],
-)
-def test_usage_that_cannot_be_shown_by_user_is_refused(
-    stored: Shell, arguments: tuple[str, ...], code: int, said: str
-) -> None:
-    done = stored.run("usage", *arguments)
-    assert (done.code, said in done.err) == (code, True), done.err
+    ):
+        done = stored.run("usage", *arguments)
+        assert (done.code, said in done.err) == (code, True), done.err

@@ -21,7 +21,6 @@ from drivers.kept_intents import NOW_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import Closer
-from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.invoice_advice import advice_on_invoices
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
@@ -34,8 +33,7 @@ from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.report import LateUsage
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import Close, Closes
-from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
-from meterkit.stripe.request import ENDED_HERE
+from meterkit.outbox.invoice_ends import finalized_ms
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -92,70 +90,6 @@ async def test_at_45_minutes_it_is_late() -> None:
     async with unconfirmed() as (closer, clock):
         clock.set(JULY + 45 * MINUTE)
         assert len((await closer.look()).late) == 1
-
-
-# When the draft of a renewal is held, given back or finalized: by the second.
-
-
-END_S: Final = 1_900_000_020  # A whole minute.
-HOUR_S: Final = 3_600
-HOLD_S: Final = 24 * HOUR_S
-ALONE: Final[dict[str, Any]] = {"auto_advance": False, "automatically_finalizes_at": None}
-
-
-def draft(**fields: Any) -> dict[str, Any]:
-    return {
-        "id": "in_1",
-        "status": "draft",
-        "billing_reason": "subscription_cycle",
-        "period_end": END_S,
-        "subscription": "sub_1",
-        "auto_advance": True,
-        "automatically_finalizes_at": END_S + HOUR_S,
-        "created": END_S,
-        **fields,
-    }
-
-
-async def settled(
-    *invoices: dict[str, Any], now_s: int, is_counted: bool = False, is_last: bool = False
-) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
-    stripe = ObjectsAtStripe({
-        "/v1/invoices/in_1/finalize": {
-            "status": "open", "status_transitions": {"finalized_at": now_s}
-        },
-        "/v1/subscriptions/sub_1": {"cancellation_details": {"comment": ENDED_HERE}},
-    })  # fmt: skip
-    hold = DraftHold(stripe, hold_invoice_ms=HOLD_S * 1000, now_ms=now_s * 1000 + 999)
-    return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
-
-
-@pytest.mark.parametrize(("left_s", "path"), [(61, "in_1"), (60, "in_1/finalize"), (-1, "in_1/finalize")])
-async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: int, path: str) -> None:
-    held = draft(automatically_finalizes_at=END_S + HOLD_S, metadata={HELD: str(END_S + HOUR_S)})
-    now_s = END_S + HOUR_S - left_s
-    end, stripe = await settled(held, now_s=now_s, is_counted=True)
-    (asked,) = stripe.written
-    assert asked.path == f"/v1/invoices/{path}"
-    expected = InvoiceEnd(held_ms=(END_S + HOUR_S) * 1000)
-    assert end == (InvoiceEnd(final_ms=now_s * 1000) if path.endswith("finalize") else expected)
-
-
-@pytest.mark.parametrize(
-    ("passed_s", "is_counted", "is_done"),
-    [(HOUR_S - 1, True, False), (HOUR_S, True, True), (HOLD_S, False, True)],
-)
-async def test_the_last_invoice_of_an_ended_subscription_is_final(
-    passed_s: int, *, is_counted: bool, is_done: bool
-) -> None:
-    now_s = END_S + passed_s
-    end, stripe = await settled(draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True)
-    if is_done:
-        assert end == InvoiceEnd(final_ms=now_s * 1000)
-        assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
-    else:
-        assert end == InvoiceEnd(held_ms=(END_S + HOLD_S) * 1000, is_ours=True)
-        assert stripe.written == []
 
 
 # Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
