@@ -9,32 +9,10 @@ if TYPE_CHECKING:
 
     from drivers.command_line import Shell
 
-UNKNOWN: dict[str, object] = {
-    "customer": "acme",
-    "plan": "free",
-    "missing_plan": None,
-    "status": None,
-    "access": "full",
-    "access_since": None,
-    "subscription": None,
-    "seats": 0,
-    "trial_end": None,
-    "cancel_at": None,
-    "pending_plan": None,
-    "pending_seats": None,
-    "pending_at": None,
-    "stripe_customer": None,
-    "overrides": {},
-    "feature_overrides": {},
-    "subject_overrides": {},
-    "override_ends": {},
-    "price_changes": {},
-}
-
 
 def test_a_plan_that_was_set_is_taken_back(stored: Shell) -> None:
     stored.run("customers", "set-plan", "acme", "pro")
-    assert stored.run("customers", "set-plan", "acme", "--clear", "--json").json["plan"] == UNKNOWN["plan"]
+    assert stored.run("customers", "set-plan", "acme", "--clear", "--json").json["plan"] == "free"
     for asked in ((), ("pro", "--clear")):
         assert "give PLAN, or --clear" in stored.run("customers", "set-plan", "acme", *asked).err
 
@@ -45,19 +23,11 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert stored.run("customers", "set-status", "acme", "past_due").code == 0
     assert stored.run("customers", "override", "acme", "tokens", "included=5_000").code == 0
     (found,) = stored.run("customers", "list", "--json").json
-    assert found.pop("access_since").endswith("Z")
-    expected = UNKNOWN | {
-        "plan": "pro",
-        "status": "past_due",
-        "access": "grace",
-        "stripe_customer": "cus_1",
-        "overrides": {"tokens": {"included": 5000}},
-        "feature_overrides": {},
-        "subject_overrides": {},
-        "override_ends": {},
-        "price_changes": {},
-    }
-    assert found == {name: value for name, value in expected.items() if name != "access_since"}
+    assert found["access_since"].endswith("Z")
+    names = ("customer", "plan", "status", "access", "stripe_customer", "overrides", "subscription")
+    assert [found[name] for name in names] == [
+        *("acme", "pro", "past_due", "grace", "cus_1", {"tokens": {"included": 5000}}, None),
+    ]
     assert "cus_1" in stored.run("customers", "list").out
     assert stored.run("customers", "set-status", "acme", "none", "--json").json["status"] is None
     assert {} == stored.run("customers", "override", "acme", "tokens", "--clear", "--json").json["overrides"]

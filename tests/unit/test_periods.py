@@ -321,18 +321,8 @@ MONTHLY: Final = SubscriptionState(
         ),
         pytest.param({"created_ms": day(5, 1)}, day(5, 20), None, id="none yet"),
         pytest.param(
-            {"trial_end_ms": day(4, 20)}, day(5, 20), (day(4, 20), day(4, 20), day(5, 1)), id="after a trial"
-        ),
-        pytest.param(
             {"cancel_at_ms": day(5, 15)}, day(5, 15), (day(2, 1), day(5, 1), day(5, 15)), id="it ends"
         ),
-        pytest.param(
-            {"status": "canceled", "ended_at_ms": day(5, 10)},
-            day(5, 5),
-            (day(2, 1), day(5, 1), day(5, 10)),
-            id="it has ended, by a clock that is ahead",
-        ),
-        pytest.param({"status": "incomplete"}, day(5, 20), None, id="not paid for yet"),
         pytest.param(
             {"start_ms": day(5, 1, year=2030), "end_ms": day(5, 1), "anchor_ms": day(5, 1, year=2029)}
             | {"created_ms": day(5, 1, year=2029)},
