@@ -277,6 +277,12 @@ def test_a_meter_nothing_feeds_is_named_with_its_unit(name: str, meant: str) -> 
     )
 
 
+def test_a_meter_of_the_apps_own_is_not_taken_for_a_unit() -> None:
+    fed = NAMED.replace("NAME", "web_search").replace('"POST /more"', '"POST /more", records: [web_search]')
+    for text in (fed, *(NAMED.replace("NAME", name) for name in ("images", "words", "requests"))):
+        assert [note.message for note in loads(text).notes if "did you mean" in note.message] == []
+
+
 DENIED_TOKENS: Final = """\
 schema: 1
 currency: usd

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,12 @@ def test_reasons_have_an_order() -> None:
     assert refusal(spent).reason == "concurrency"
     assert refusal({MINUTE: (60, 0, 0), PERIOD: (0, 0, 0)}).reason == "rate"
     assert refusal({PERIOD: (0, 0, 0)}).reason == "included"
+
+
+def test_a_decision_does_not_change() -> None:
+    found = refusal({PERIOD: (0, 0, 0)})
+    with pytest.raises(FrozenInstanceError):
+        setattr(found, "allowed", True)  # noqa: B010 - type checkers refuse the plain way
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
