@@ -171,7 +171,7 @@ def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
         assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)
 
 
-def test_an_intent_says_who_has_parked_it_and_whether_it_was_restored() -> None:
+def test_an_intent_says_who_parked_it_and_if_it_is_restored() -> None:
     fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
     fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
     found, restored = (
