@@ -37,12 +37,6 @@ async def kill_webhook(kit: MeterKit, stripe_customer: str, why: str = "Stripe r
     assert await queue.give_up(taken, why)
 
 
-async def fail_webhook(kit: MeterKit, stripe_customer: str, why: str, *, delay_ms: int) -> None:
-    """Have a Stripe customer whose sync has failed and is tried again after a delay."""
-    queue, taken = await _taken_webhook(kit, stripe_customer)
-    await queue.later(taken, why, delay_ms=delay_ms, counts=True)
-
-
 async def _taken_webhook(kit: MeterKit, stripe_customer: str) -> tuple[HookQueue, Entry]:
     await queue_webhook(kit, stripe_customer)
     queue = HookQueue(kit.store)
