@@ -1,5 +1,4 @@
 """Tables: no line is wider than the terminal, and no number or date is cut in two."""
-# Internals: pure tables of widths that no command reaches.
 
 from __future__ import annotations
 

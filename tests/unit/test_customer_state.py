@@ -17,6 +17,7 @@ from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
     effective_plan,
+    entitlements_of,
     refusal_without,
     with_subscription,
 )
@@ -156,6 +157,9 @@ def test_seats_are_those_of_a_subscription_that_is_paid_for() -> None:
     owing = replace(ACTIVE, status="past_due", failed_at_ms=FAILED_MS)
     sold = [ACTIVE, owing, replace(ACTIVE, status="incomplete"), replace(ACTIVE, status="paused")]
     assert [of_the_shop(CustomerState(subscription=one)).seats for one in sold] == [3, 3, 0, 0]
+    assert of_the_shop(CustomerState(plan="pro")).seats == 0
+    more = of_the_shop(CustomerState(subscription=replace(ACTIVE, seats=25)))
+    assert entitlements_of(more, SHOP)["seats"].included == 25
 
 
 def test_gauges_keep_limits_unless_access_is_restricted() -> None:
@@ -220,6 +224,8 @@ def test_settings_by_hand_stand_until_the_subscription_changes(
     assert found.status_since_ms == (FAILED_MS if found.status else 0)
     by_hand = of_the_shop(replace(BY_HAND, subscription=ACTIVE))
     assert (by_hand.plan.key, by_hand.access) == ("yearly", "grace")
+    ended = replace(STATE, plan="top", subscription=replace(ACTIVE, cancel_at_ms=END_MS))
+    assert [effective_plan(ended, SHOP, at_ms).plan.key for at_ms in (NOW_MS, END_MS)] == ["top", "free"]
 
 
 def test_a_state_refuses_suspension_and_missing_features() -> None:

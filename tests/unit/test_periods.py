@@ -119,6 +119,7 @@ def test_usage_may_have_happened_from_1970_to_a_minute_from_now() -> None:
 
 def test_a_period_is_named_by_a_month_a_day_or_an_instant() -> None:
     assert period_ms("2026-10") == ms("2026-10-01")
+    assert period_ms(datetime(1970, 1, 1, tzinfo=UTC)) == 0
     assert period_ms("2026-10-05") == period_ms(datetime(2026, 10, 5, tzinfo=UTC)) == ms("2026-10-05")
     assert period_ms("2026-10-05T14:00:00+02:00") == ms("2026-10-05T12:00:00")
 
@@ -293,6 +294,14 @@ def test_periods_follow_each_other_without_gap_or_overlap(
         after = subscription_bounds(found, counting, bounds.end_ms)
         assert (bounds.end_ms, bounds.next_end_ms) == (after.start_ms, after.end_ms)
         bounds = after
+
+
+def test_a_period_beyond_the_longest_is_cut_at_the_anchor() -> None:
+    # 31 days are a month, from wherever they go; 32 are not: months go by the anchor then.
+    for start, end in (("2031-01-05", "2031-02-05"), ("2031-01-10", "2031-02-06")):
+        found = subscription("2031-01-05", end, anchor="2030-01-10")
+        bounds = subscription_bounds(found, Counting(per="month"), ms("2031-01-20"))
+        assert (bounds.start_ms, bounds.end_ms) == (ms(start), ms(end))
 
 
 def day(month: int, day: int, *, year: int = 2031) -> int:

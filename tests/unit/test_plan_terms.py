@@ -29,7 +29,7 @@ from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.decisions.grants import MICRO, Prepaid
 from meterkit.decisions.holdings import Balance, Holding, holdings_of
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.packed import joined, unpack_field
+from meterkit.decisions.packed import MeterCounts, joined, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_history import with_plan_changes
 from meterkit.decisions.plan_shares import effective_terms
@@ -525,6 +525,11 @@ def test_a_field_that_is_cut_or_of_another_kind_is_not_read() -> None:
     for damaged in (b"\xfd\xcd\x01", b"\xfd\xc1", b"\x02"):
         with pytest.raises(ValueError, match="not"):
             unpack_field(damaged)
+
+
+def test_recorded_is_whatever_pays_for_it() -> None:
+    counts = MeterCounts(included=1, overage=20, granted=300, credited=4000, over_cap=50_000, held=9)
+    assert counts.recorded == 54_321
 
 
 def test_rates_as_the_scripts_take_them_and_how_long_they_matter() -> None:
