@@ -186,7 +186,7 @@ def test_forked_workers_count_up_to_what_is_included(store_url: str) -> None:
 
 @pytest.mark.dear("a run of pytest of its own")
 @pytest.mark.parametrize(
-    ("name", "most"), [pytest.param("starlette_minimal", 2, marks=pytest.mark.whole), ("existing_service", 5)]
+    ("name", "most"), [("starlette_minimal", 2), pytest.param("existing_service", 5, marks=pytest.mark.whole)]
 )
 def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
     done = subprocess.run(

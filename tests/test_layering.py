@@ -165,16 +165,8 @@ def test_the_parts_of_subscriptions_are_in_line_too() -> None:
             ["meterkit.decisions.keys:1 imports meterkit.asgi.headers"],
         ),
         (
-            {"meterkit.asgi.headers": "import x\nfrom meterkit.delivery.seal import Seal"},
-            ["meterkit.asgi.headers:2 imports meterkit.delivery.seal"],
-        ),
-        (
             {"meterkit.catalog.load": "if TYPE_CHECKING:\n    from meterkit.kit import MeterKit"},
             ["meterkit.catalog.load:2 imports meterkit.kit"],
-        ),
-        (
-            {"meterkit.delivery.seal": "from meterkit import MeterKit"},
-            ["meterkit.delivery.seal:1 imports meterkit"],
         ),
         (
             {"meterkit.decisions.keys": "def late():\n    import_module('meterkit.cli')"},

@@ -29,8 +29,6 @@ UNCLEAR: Final = {
 PRIVATE: Final = r"\b(teller|nights|steering|steer|Holder|Marked|repeats\.py|hourly\.py)\b"
 """Words that only the authors would know, and the word of the field: event dispatcher, nightly sync,
 operator commands, owner of a hold, idempotency, throttled log."""
-# Pages that have not been rewritten yet; this list only becomes shorter.
-PENDING: Final = frozenset[str]()
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
@@ -72,13 +70,7 @@ def test_source_and_messages_are_plain(suffix: str) -> None:
 
 
 def test_pages_are_plain() -> None:
-    found = unclear([page for page in pages() if page.name not in PENDING], UNCLEAR)
-    assert found == []
-
-
-def test_a_page_that_is_plain_by_now_is_no_longer_pending() -> None:
-    pending = [page for page in pages() if page.name in PENDING]
-    assert [page.name for page in pending if not unclear([page], UNCLEAR)] == []
+    assert unclear(pages(), UNCLEAR) == []
 
 
 def test_no_private_word_is_left() -> None:

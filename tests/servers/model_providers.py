@@ -23,20 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from starlette.websockets import WebSocket
 
-__all__ = [
-    "ANTHROPIC_KEY",
-    "CHAT",
-    "COMPACTED",
-    "EMBEDDED",
-    "IMAGE",
-    "MESSAGE",
-    "OPENAI_KEY",
-    "REALTIME",
-    "RESPONSE",
-    "TRANSCRIBED",
-    "WORDS",
-    "FakeProviders",
-]
+__all__ = ["ANTHROPIC_KEY", "OPENAI_KEY", "WORDS", "FakeProviders"]
 
 OPENAI_KEY: Final = "sk-upstream-of-openai"
 ANTHROPIC_KEY: Final = "sk-upstream-of-anthropic"
@@ -56,7 +43,6 @@ RESPONSE: Final = {
     "output_tokens_details": {"reasoning_tokens": 200},
     "total_tokens": 2_500,
 }
-COMPACTED: Final = RESPONSE | {"input_tokens": 9_000, "output_tokens": 700, "total_tokens": 9_700}
 EMBEDDED: Final = {"prompt_tokens": 50_000, "total_tokens": 50_000}
 IMAGE: Final = {
     "input_tokens": 400,
@@ -157,11 +143,9 @@ class FakeProviders:
         post: dict[str, Callable[[Request], Any]] = {
             "/v1/chat/completions": self._chat,
             "/v1/responses": self._respond,
-            "/v1/responses/compact": self._compact,
             "/v1/responses/{id}/cancel": self._retrieve,
             "/v1/embeddings": self._embed,
             "/v1/images/generations": self._draw,
-            "/v1/images/edits": self._draw,
             "/v1/audio/transcriptions": self._transcribe,
         }
         return self._guarded(
@@ -182,7 +166,6 @@ class FakeProviders:
             "x-api-key",
             [
                 Route("/v1/messages", self._message, methods=["POST"]),
-                Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
                 Route("/v1/models", self._list_models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ],
@@ -255,18 +238,11 @@ class FakeProviders:
         if (steered := await self._steered(request, text)) is not None:
             return steered
         head = {"id": self._id("chatcmpl"), "created": 1, "model": asked["model"], "system_fingerprint": None}
-        call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"a": 1}'}}
-        tools = bool(asked.get("tools"))
-        finish = "tool_calls" if tools else "stop"
         answers = range(asked.get("n") or 1)
         if not asked.get("stream"):
-            message = {
-                "role": "assistant",
-                "content": None if tools else "".join(WORDS),
-                "refusal": None,
-            } | ({"tool_calls": [call]} if tools else {})
+            message = {"role": "assistant", "content": "".join(WORDS), "refusal": None}
             choices = [
-                {"index": index, "message": message, "finish_reason": finish, "logprobs": None}
+                {"index": index, "message": message, "finish_reason": "stop", "logprobs": None}
                 for index in answers
             ]
             return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": CHAT})
@@ -274,18 +250,12 @@ class FakeProviders:
         head |= {"object": "chat.completion.chunk"} | ({"usage": None} if reports else {})
 
         async def stream() -> AsyncGenerator[str]:
-            if tools:
-                delta = {"role": "assistant", "tool_calls": [{"index": 0, **call}]}
-                yield sse(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-            else:
-                async for word in self._words(text):
-                    for index in answers:
-                        delta = {"content": word}
-                        yield sse(
-                            head | {"choices": [{"index": index, "delta": delta, "finish_reason": None}]}
-                        )
+            async for word in self._words(text):
+                for index in answers:
+                    choice = {"index": index, "delta": {"content": word}, "finish_reason": None}
+                    yield sse(head | {"choices": [choice]})
             for index in answers:
-                yield sse(head | {"choices": [{"index": index, "delta": {}, "finish_reason": finish}]})
+                yield sse(head | {"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]})
             if reports:
                 yield sse(head | {"choices": [], "usage": CHAT})
             yield "data: [DONE]\n\n"
@@ -357,20 +327,6 @@ class FakeProviders:
         name = request.path_params["id"]
         return JSONResponse(self._response(self._model_of_job, response_id=name, background=True))
 
-    async def _compact(self, request: Request) -> Response:
-        await self._read(request)
-        item = {"type": "compaction", "id": "cmp_1", "encrypted_content": "x"}
-        name = self._id("resp")
-        return JSONResponse(
-            {
-                "id": name,
-                "object": "response.compaction",
-                "created_at": 1,
-                "output": [item],
-                "usage": COMPACTED,
-            }
-        )
-
     async def _embed(self, request: Request) -> Response:
         asked = await self._read(request)
         vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
@@ -378,10 +334,7 @@ class FakeProviders:
 
     async def _draw(self, request: Request) -> Response:
         """An answer of the images API names no model."""
-        if request.url.path.endswith("/edits"):
-            async with request.form() as form:
-                assert form["model"]
-                assert form["image"]
+        del request
         return JSONResponse({"created": 1, "data": [{"b64_json": "aGk="}], "usage": IMAGE})
 
     async def _transcribe(self, request: Request) -> Response:
@@ -470,7 +423,3 @@ class FakeProviders:
             yield sse({"type": "message_stop"}, named=True)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
-
-    async def _count(self, request: Request) -> Response:
-        await self._read(request)
-        return JSONResponse({"input_tokens": 777})

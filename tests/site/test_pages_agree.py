@@ -17,11 +17,11 @@ from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.catalog.units import UNITS
-from meterkit.cli.app import app
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.settings import Settings
 from meterkit.sync import SyncMeterKit
+from test_readme import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,26 +82,9 @@ def test_defaults_in_running_text_are_those_of_the_code() -> None:
     assert seen > 2
 
 
-def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield path
-    for name, part in getattr(group, "commands", {}).items():
-        yield from commands(part, (*path, name))
-
-
-def test_every_command_that_a_page_names_is_one() -> None:
-    known = set(commands(typer.main.get_command(app)))
-    groups = {path for path in known if any(other[:-1] == path for other in known if other)}
-    wrong = {
-        (page, named)
-        for page, named in found(r"(?:`|^\$ )meterkit ([a-z]+(?: [a-z][a-z-]*)?)")
-        if (words := tuple(named.split()))[:1] not in known or (words[:1] in groups and words not in known)
-    }
-    assert wrong == set()
-
-
 def read_command(words: list[str]) -> None:
     """Read a command line as typer does; raises UsageError. Nothing is run."""
-    command: Any = typer.main.get_command(app)
+    command = command_line()
     name = ""
     while words and words[0] in getattr(command, "commands", {}):
         name, *words = words
@@ -188,10 +171,6 @@ def test_a_delivered_intent_takes_what_was_measured() -> None:
     measured = re.findall(r"(?m)^\| v\S+ \d?.* \| (\d+) \|$", PAGES["benchmarks.md"])
     assert measured
     assert all(int(told) * 0.8 < int(each) < int(told) * 1.25 for each in measured)
-
-
-def test_what_make_demo_needs_is_said_once() -> None:
-    assert re.findall(r"Python 3\.11 or later", PAGES["README.md"]) == ["Python 3.11 or later"]
 
 
 FIGURES: Final = [
