@@ -74,12 +74,10 @@ ALL: Final = tuple(
     Deployment(server=server, loop=loop, lifespan=lifespan)
     for server, loop, lifespan in product(get_args(Server), get_args(Loop), get_args(Lifespan))
 )
-# Each loop and each lifespan, on the servers that differ most.
+# Two loops, a server of one process and one that forks: those without ``--whole``.
 SOME: Final = (
     Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"),
-    Deployment(server="hypercorn", loop="asyncio", lifespan="mounted"),
-    Deployment(server="granian", loop="uvloop", lifespan="off"),
-    Deployment(server="gunicorn-uvicorn", loop="asyncio", lifespan="on"),
+    Deployment(server="gunicorn-uvicorn", loop="asyncio", lifespan="mounted"),
 )
 
 

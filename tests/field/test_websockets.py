@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 CUSTOMER: Final = "live-1"
-SERVERS: Final = (
-    Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"),
-    Deployment(server="hypercorn", loop="asyncio", lifespan="on"),
-)
 OTHERS: Final = (
+    Deployment(server="hypercorn", loop="asyncio", lifespan="on"),
     Deployment(server="uvicorn-h11", loop="asyncio", lifespan="on"),
     Deployment(server="hypercorn", loop="uvloop", lifespan="on"),
 )
@@ -31,7 +28,12 @@ OTHERS: Final = (
 
 @pytest.mark.dear("a real server starts, is visited and stops")
 @pytest.mark.parametrize(
-    "deployment", [*SERVERS, *(pytest.param(one, marks=pytest.mark.whole) for one in OTHERS)], ids=str
+    "deployment",
+    [
+        Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"),
+        *(pytest.param(one, marks=pytest.mark.whole) for one in OTHERS),
+    ],
+    ids=str,
 )
 async def test_websockets_are_decided_counted_and_closed(
     deployment: Deployment, store_url: str, tmp_path: Path
