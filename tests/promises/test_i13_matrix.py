@@ -235,11 +235,11 @@ def lived(
 
 
 def _cells() -> Iterator[object]:
-    """All cells; those that together have each pair of two values run without ``--whole``."""
+    """All cells; without ``--whole`` ten of them, in which each value comes at least twice."""
     for (first, new), (second, how), (third, usage) in product(
         enumerate(NEW), enumerate(HOWS), enumerate(USAGES)
     ):
-        is_chosen = (first + second + third) % len(USAGES) == 0
+        is_chosen = (first + second + third) % len(USAGES) == 0 and first // 2 == second % 2
         yield pytest.param(new, how, usage, marks=[] if is_chosen else pytest.mark.whole)
 
 

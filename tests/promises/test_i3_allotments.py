@@ -81,7 +81,10 @@ plans:
 """
 SHARED: Final = 10_000
 """A minute."""
-ROUTES: Final = ("bucket", "included", "capped", "sliding", "fixed", "several")
+ROUTES: Final = (
+    *("bucket", "several"),
+    *(pytest.param(meter, marks=pytest.mark.whole) for meter in ("included", "capped", "sliding", "fixed")),
+)
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
 PROCESSES: Final = 8
@@ -156,7 +159,7 @@ async def test_i3_eight_allotting_processes_admit_exactly_the_limit(
 
 @pytest.mark.dear("eight processes send 2,400 requests")
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["paid", "billed"])
+@pytest.mark.parametrize("path", ["paid", pytest.param("billed", marks=pytest.mark.whole)])
 async def test_i3_eight_allotting_processes_admit_what_is_paid(
     store_url: str, racing: list[Worker], path: str
 ) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "700"))
+DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "350"))
 PROGRAM: Final = Path(__file__).parents[1] / "drivers/exact_process.py"
 CUSTOMERS: Final = 16
 STEPS: Final = 40
@@ -182,7 +182,7 @@ class Customer:
         )
 
 
-@pytest.mark.dear("four processes decide 700 times, each against rational numbers")
+@pytest.mark.dear("four processes decide 350 times, each against rational numbers")
 async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     started = await asyncio.gather(*(start(options, PROGRAM) for _ in range(PROCESSES)))

@@ -69,8 +69,15 @@ async def stream_until_killed(port: int, begun: asyncio.Semaphore) -> bytes:
     raise AssertionError("the answer came to its end")
 
 
-@pytest.mark.parametrize("served", ["by kit.reserve", "by uvicorn"])
-@pytest.mark.parametrize("plan", ["budget", "credit"])
+@pytest.mark.parametrize(
+    ("plan", "served"),
+    [
+        ("budget", "by kit.reserve"),
+        ("credit", "by uvicorn"),
+        pytest.param("budget", "by uvicorn", marks=pytest.mark.whole),
+        pytest.param("credit", "by kit.reserve", marks=pytest.mark.whole),
+    ],
+)
 async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, plan: Plan, served: str) -> None:
     options = {"store": store_url, "now": NOW.isoformat()}
     async with purse(store_url, plan) as of, reservers(3, **options) as (doomed, witness, newcomer):
@@ -111,7 +118,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, pla
 
 
 @pytest.mark.parametrize("moment", ["decided", "captured", "never captured", "captured late"])
-@pytest.mark.parametrize("plan", ["budget", "credit"])
+@pytest.mark.parametrize("plan", ["credit", pytest.param("budget", marks=pytest.mark.whole)])
 async def test_i3_a_kill_before_the_captures_reply_bills_once_at_most(
     store_url: str, valkey: Server, plan: Plan, moment: Moment
 ) -> None:

@@ -21,7 +21,9 @@ from servers.stores import spawn_server
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("audited", [False, True])]
+pytestmark = pytest.mark.anyio
+with_and_without = pytest.mark.parametrize("audited", [False, True])
+audited_or_whole = pytest.mark.parametrize("audited", [True, pytest.param(False, marks=pytest.mark.whole)])
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,7 @@ def settled(told: Told) -> list[tuple[int, int | None, int, int, int]]:
     return [(one.parked, one.unknown, one.billed, one.sent, one.lost) for one in told.recovered]
 
 
+@with_and_without
 async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:
@@ -68,6 +71,7 @@ async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> No
             )
 
 
+@audited_or_whole
 async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:
@@ -92,6 +96,7 @@ async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(tmp_path: Path, 
             assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
 
 
+@audited_or_whole
 async def test_i6_i11_usage_between_restart_and_first_flush(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:
@@ -115,6 +120,7 @@ async def test_i6_i11_usage_between_restart_and_first_flush(tmp_path: Path, audi
             assert await kit.outbox.list() == []
 
 
+@audited_or_whole
 async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with (
@@ -137,6 +143,7 @@ async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> 
         assert house.billed("acme") == (127 if audited else 107)
 
 
+@with_and_without
 async def test_i6_i11_a_backup_across_a_periods_end(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, datetime(2031, 6, 30, 23, 0, 30, tzinfo=UTC)) as house:
@@ -167,6 +174,7 @@ async def test_i6_i11_a_backup_across_a_periods_end(tmp_path: Path, audited: boo
             assert await kit.outbox.list() == []
 
 
+@audited_or_whole
 async def test_i6_i11_a_stale_replica_that_is_promoted(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with house_at(tmp_path, NOW) as house:

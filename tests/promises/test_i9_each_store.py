@@ -8,6 +8,7 @@ import os
 import signal
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
+
+    Fault = Callable[[list[Server]], Any]
 
 pytestmark = [pytest.mark.anyio]
 
@@ -167,13 +170,19 @@ def settle_in_doubt(kit: MeterKit, served: Served) -> None:
         served.of[customer] += 1
 
 
+def on_each_store(*faults: Fault) -> pytest.MarkDecorator:
+    """Each fault on each store; on one of them without ``--whole``."""
+    stores, cells = ("cluster", "sentinel", "valkey"), list[object]()
+    for (nth, fault), store in product(enumerate(faults), stores):
+        marks = [] if store == stores[nth % 3] else [pytest.mark.whole]
+        cells.append(pytest.param(store, fault, id=f"{store}-{fault.__name__}", marks=marks))
+    return pytest.mark.parametrize(("store_url", "fault"), cells, indirect=["store_url"])
+
+
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
-@pytest.mark.each_store
-@pytest.mark.parametrize(
-    "fault", [hanging, pausing_writes, full, without_replicas], ids=lambda fault: fault.__name__
-)
+@on_each_store(hanging, pausing_writes, full, without_replicas)
 async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
-    store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
+    store_url: str, servers: list[Server], fault: Fault, tmp_path: Path
 ) -> None:
     async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
         async with under_load(kit) as served:
@@ -191,10 +200,9 @@ async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
         await eventually(lambda: not spools(tmp_path))
 
 
-@pytest.mark.each_store
-@pytest.mark.parametrize("fault", [forgetful, cutting], ids=lambda fault: fault.__name__)
+@on_each_store(forgetful, cutting)
 async def test_i9_what_is_over_at_once_costs_nothing_either(
-    store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
+    store_url: str, servers: list[Server], fault: Fault, tmp_path: Path
 ) -> None:
     async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
         async with under_load(kit) as served:
