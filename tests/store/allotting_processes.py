@@ -27,9 +27,8 @@ from meterkit.store.allotment import TERM_MS
 from meterkit.store.allotting import Allotments
 from meterkit.store.settlement import settlement_of
 from meterkit.store.views import CustomerCache
-from store.script_allotting import amended
-from store.script_checks import load_script
 from store.script_plans import START_MS
+from store.script_world import amended, load_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -403,7 +402,9 @@ class Processes:
     def put(self, state: CustomerState) -> None:
         """Give the customer another state."""
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
-        request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
+        request = amended(
+            self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state.dump(), self.wall
+        )
         assert self.wire(request) == [0]
         self.amended_us = self.mono_us
         self.plan = state.plan or self.plan

@@ -10,7 +10,7 @@ from meterkit.decisions.keys import Keys, meter_token
 from meterkit.insights.audit.entries import CLASSES, rows_of
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.script_checks import MismatchError
+from store.script_world import MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

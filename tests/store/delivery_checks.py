@@ -12,8 +12,8 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.delivery_model import Shard
 from store.delivery_texts import item_text
-from store.script_checks import MismatchError
 from store.script_model import NEVER_MS
+from store.script_world import MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

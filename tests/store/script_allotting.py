@@ -6,35 +6,31 @@ is worked out here, from what is stored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.in_process import EMPTY, advance
-from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
-from meterkit.redis.producer import pack_sequence
 from meterkit.store.allotment import given_back
 from meterkit.store.hold import Held, Used
 from meterkit.store.script_terms import pack_head
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache, PreparedDecision
-from store.script_checks import MismatchError, load_script
+from meterkit.store.views import PreparedDecision
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_driver import NO_CHANGES
-from store.script_plans import START_MS
+from store.script_world import ScriptWorld, amended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
-    from meterkit.catalog import Catalog
     from meterkit.decisions.program import Program
-    from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView
     from store.script_wires import Wire
 
@@ -65,24 +61,18 @@ ONE, MANY = "one", "many"
 _EDGES_MS: Final = (1000, 1000, 1000, 9000, 9000, SLOT_MS, SLOT_MS, 26 * 3_600_000)
 
 
-class AllotWorld:
+class AllotWorld(ScriptWorld):
     """Two customers with one history, and a clock."""
 
-    catalog: ClassVar[Catalog] = CATALOG
+    catalog = CATALOG
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random = wire, random
-        self.wire(pack("FLUSHALL"))
-        self.scripts = {
-            name: load_script(wire, name, texts[name])
-            for name in ("decide", "settle", "allot", "amend", "grant", "void")
-        }
-        self.wall = START_MS
-        self.caches = [self._cache(), self._cache()]  # Two processes.
+        super().__init__(wire, texts)
+        self.random = random
+        self.caches = [self.process(), self.process()]
         self.open: list[tuple[Program, int]] = []
-        self.number = 0
         self.rev = NO_STATE
-        self.seen: dict[str, int] = {}
+        self.seen = Counter[str]()
 
     # Steps.
 
@@ -117,7 +107,7 @@ class AllotWorld:
     def ask(self) -> None:
         """Have one request decided for each."""
         _, replies = self._decide_both(self._demands(), "d")
-        self._said(f"decide {replies[0][0]}")
+        self.seen[f"decide {replies[0][0]}"] += 1
 
     def allot(self) -> None:
         """Decide for many requests of one, and for each of as many of the other."""
@@ -125,24 +115,24 @@ class AllotWorld:
         demands = self._demands()
         program, reply = self._ask_many(demands, asked)
         if reply[0] == 2:
-            one = self._send(self._packed(self._view(ONE), program, "c"))
-            self._same("ending", one, reply)
+            one = self.send(self._packed(self._view(ONE), program, "c"))
+            self.compare("ending", one, reply)
             self._learn(reply)
-            self._said("allot 2")
+            self.seen["allot 2"] += 1
             return
         self._look(program)
         expected, lasts_ms = self._room(program, asked, reply)
         if expected < asked[1] or lasts_ms < asked[4]:
-            self._same("nothing", [1, reply[1]], reply)
-            self._said("allot 1")
+            self.compare("nothing", [1, reply[1]], reply)
+            self.seen["allot 1"] += 1
             return
         last = self._decide_each(program, expected, reply[1])
         nth = last[2]
         if nth > program.numbers[0]:
             last[4] = 0  # Of rates only.
         taken = self._taken(program)[nth - 1]
-        self._same("told", [*last, expected, taken, lasts_ms], reply)
-        self._said("allot 0" if expected > 1 else "allot one")
+        self.compare("told", [*last, expected, taken, lasts_ms], reply)
+        self.seen["allot 0" if expected > 1 else "allot one"] += 1
 
     def settle(self) -> None:
         """End a request of each, billed or not."""
@@ -172,7 +162,7 @@ class AllotWorld:
         view = self._view(MANY)
         unit = PreparedDecision(view, program, "d")
         for settlement in given_back(unit, reply[1], reply[5]):
-            self._settle(settlement)
+            self.settled(settlement)
         after = self._fields(MANY)
         now = int(unpack_field(after["h"])[0])
         # Another plan, as at the end of a grace, may not have these rates: then they keep what they counted.
@@ -181,11 +171,11 @@ class AllotWorld:
             first, second = self._window(before, field), self._window(after, field)
             expected, _ = advance(kind, window, refill, first, now)
             found, _ = advance(kind, window, refill, second, now)
-            self._same(f"rate {place} as before", expected, found)
+            self.compare(f"rate {place} as before", expected, found)
         for field in program.fields[len(program.rate_terms) :]:
             expected_held = MeterCounts.read(before.get(field)).held_at(now)
-            self._same(f"{field} as before", expected_held, MeterCounts.read(after.get(field)).held_at(now))
-        self._said("given back")
+            self.compare(f"{field} as before", expected_held, MeterCounts.read(after.get(field)).held_at(now))
+        self.seen["given back"] += 1
         for name in (ONE, MANY):
             self.wire(pack("DEL", self._keys(name).counters, self._keys(name).totals))
         self.open.clear()
@@ -202,8 +192,8 @@ class AllotWorld:
         rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
         amend = self.scripts["amend"]
         for name in (ONE, MANY):
-            request = amended(self._store_keys, amend, name, (self.rev, rev), state, self.wall)
-            self._same("amended", [0], self.wire(request))
+            request = amended(self.keys, amend, name, (self.rev, rev), state.dump(), self.wall)
+            self.compare("amended", [0], self.wire(request))
         self.rev = rev
 
     def damage(self) -> None:
@@ -217,7 +207,7 @@ class AllotWorld:
                 whole = self.wire(pack("HGET", counters, field))
                 self.wire(pack("HSET", counters, field, b"1x"))
                 reply = self._insist(program)
-                self._same(f"damaged {field}", True, f"DAMAGED field {field}" in str(reply))
+                self.compare(f"damaged {field}", True, f"DAMAGED field {field}" in str(reply))
                 self.wire(pack("HSET", counters, field, whole))
         ends_ms = int(unpack_field(self._fields(MANY)["h"])[2])
         self.wall = max(self.wall, ends_ms)
@@ -225,7 +215,7 @@ class AllotWorld:
         totals, begins_ms = self._keys(MANY).totals, int(unpack_field(self._fields(MANY)["h"])[1])
         self.wire(pack("HSET", totals, f"{begins_ms}|e", "1x"))
         reply = self._insist(program)
-        self._same("a period that cannot be closed", True, f"in field {begins_ms}|e" in str(reply))
+        self.compare("a period that cannot be closed", True, f"in field {begins_ms}|e" in str(reply))
         self.wire(pack("HDEL", totals, f"{begins_ms}|e"))
 
     # What they are made of.
@@ -259,11 +249,11 @@ class AllotWorld:
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
         head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
-        return self._send(head + pack_each((terms, pack_numbers(asked), *program.behind_terms("d")[1:])))
+        return self.send(head + pack_each((terms, pack_numbers(asked), *program.behind_terms("d")[1:])))
 
     def _look(self, program: Program) -> None:
         """Have the other's period closed as well, if it is over, by the newest state."""
-        while (reply := self._send(self._packed(self._view(ONE), program, "c")))[0] == 2:
+        while (reply := self.send(self._packed(self._view(ONE), program, "c")))[0] == 2:
             self.cache.learn(self._view(ONE), reply)
 
     def _insist(self, program: Program) -> Any:
@@ -278,7 +268,7 @@ class AllotWorld:
         """Have as many requests of the other decided as were granted; the last reply."""
         request = self._packed(self._view(ONE), program, "d") + pack_each([self.wall])
         replies = self.wire(*[request] * times, pack("PING"))[:-1]
-        self._same("each is allowed", [[0, now]] * times, [reply[:2] for reply in replies])
+        self.compare("each is allowed", [[0, now]] * times, [reply[:2] for reply in replies])
         self.open += [(program, now // SLOT_MS)] * times
         self.random.shuffle(self.open)
         return list(replies[-1])
@@ -292,38 +282,22 @@ class AllotWorld:
         for name in (ONE, MANY):
             while True:
                 program = self._compile(self._view(name), demands)
-                reply = self._send(self._packed(self._view(name), program, mode))
+                reply = self.send(self._packed(self._view(name), program, mode))
                 if reply[0] != 2:
                     break
                 self.cache.learn(self._view(name), reply)
             replies.append(reply)
-        self._same("decided alike", *replies)
+        self.compare("decided alike", *replies)
         if replies[0][0] == 0:
             self.open.append((program, replies[0][1] // SLOT_MS))
         return program, replies
 
     def _settle_both(self, held: Held, used: Used) -> None:
         for name in (ONE, MANY):
-            self._settle(Settlement(self._view(name), held=held, used=used))
-
-    def _settle(self, settlement: Settlement) -> None:
-        while True:
-            head, tail = settlement.pack()
-            producer = pack_each([self._store_keys.producer(0, "w")])
-            self.number += 1
-            reply = self._send(head + producer + tail + pack_sequence(settlement.slot, self.number))
-            if reply[0] == 0:
-                return
-            if reply[0] != 4:
-                raise MismatchError(f"settle: {reply}")
-            self.number -= 1
-            settlement.on_stale(reply)
+            self.settled(Settlement(self._view(name), held=held, used=used))
 
     def _packed(self, view: CustomerView, program: Program, mode: str) -> bytes:
         return b"".join(view.pack_decide(program, mode))
-
-    def _send(self, packed: bytes) -> Any:
-        return self.wire(packed + pack_each([self.wall]))
 
     def _room(self, program: Program, asked: tuple[int, ...], reply: Any) -> tuple[int, int]:
         """For how many requests there is room, and how long nothing ends, by what is stored of the other."""
@@ -362,56 +336,22 @@ class AllotWorld:
 
     def _compare_all(self) -> None:
         one, many = (self._fields(name) for name in (ONE, MANY))
-        self._same("counters", one, many)
+        self.compare("counters", one, many)
         expiries = [self.wire(pack("PEXPIRETIME", self._keys(name).counters)) for name in (ONE, MANY)]
-        self._same("expiries", *expiries)
+        self.compare("expiries", *expiries)
         totals = [self.wire(pack("HGETALL", self._keys(name).totals)) for name in (ONE, MANY)]
-        self._same("totals", *totals)
+        self.compare("totals", *totals)
 
     def _fields(self, name: str) -> dict[str, bytes]:
         flat = self.wire(pack("HGETALL", self._keys(name).counters))
         return {field.decode(): value for field, value in sorted(zip(flat[::2], flat[1::2], strict=True))}
 
-    def _same(self, what: str, expected: Any, found: Any) -> None:
-        if expected != found:
-            raise MismatchError(f"{what} at {self.wall}: expected {expected!r}, found {found!r}")
-
-    def _said(self, what: str) -> None:
-        self.seen[what] = self.seen.get(what, 0) + 1
-
     def _view(self, name: str) -> CustomerView:
         return self.cache.get(name)
 
     def _keys(self, name: str) -> Any:
-        return self._store_keys.customer(name)
-
-    @property
-    def _store_keys(self) -> Keys:
-        return Keys("mk", 1)
-
-    def _cache(self) -> CustomerCache:
-        return CustomerCache(
-            self.catalog,
-            keys=self._store_keys,
-            decide=self.scripts["decide"],
-            settle=self.scripts["settle"],
-            allot=self.scripts["allot"],
-            seal_delay_ms=0,
-            now_ms=lambda: self.wall,
-            on_unclaimed=lambda _call, _slot: None,
-        )
+        return self.keys.customer(name)
 
 
 def _one(quantity: int) -> Demand:
     return Demand(needed=quantity, taken=quantity)
-
-
-def amended(
-    keys: Keys, amend: Script, customer: str, revs: tuple[str, str], state: CustomerState, wall: int
-) -> bytes:
-    """The request that gives a customer another state in place of that with the first rev."""
-    names = keys.customer(customer)
-    argv = (*revs, state.dump(), customer, 0, wall, "", "", 0, NO_CHANGES, wall)
-    touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
-    touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
-    return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)

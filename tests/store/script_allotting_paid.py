@@ -6,7 +6,7 @@ As many decisions, one after the other, show for how many requests there is room
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
@@ -16,14 +16,14 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.policies import SPENT
 from meterkit.redis.connection import pack, pack_each
 from meterkit.store.hold import Held, Used
-from store.script_allotting import MANY, ONE, AllotWorld, amended
+from store.script_allotting import MANY, ONE, AllotWorld
 from store.script_counts import DAY_MS
+from store.script_world import amended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from random import Random
 
-    from meterkit.catalog import Catalog
     from meterkit.decisions.program import Program
     from store.script_wires import Wire
 
@@ -76,7 +76,7 @@ _NEVER_MS: Final = 9 * 10**15
 class PaidAllotWorld(AllotWorld):
     """Two customers with one history, who have prepaid something or may spend so much."""
 
-    catalog: ClassVar[Catalog] = PAID
+    catalog = PAID
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -100,7 +100,7 @@ class PaidAllotWorld(AllotWorld):
         words = (grant_id, 256, 100, begins_ms, expires_ms, target, quantity, self.wall)
         self._both("grant", words)
         self.granted.append(f"a {target} {grant_id}")
-        self._said("grant")
+        self.seen["grant"] += 1
 
     def void(self) -> None:
         """Take back what one grant has left."""
@@ -114,8 +114,8 @@ class PaidAllotWorld(AllotWorld):
         state, rev = CustomerState(plan=plan, granted=True), f"{FORMAT}:{self.random.randrange(10**12):012x}"
         for name in (ONE, MANY):
             revs = self.rev, rev
-            request = amended(self._store_keys, self.scripts["amend"], name, revs, state, self.wall)
-            self._same("amended", [0], self.wire(request))
+            request = amended(self.keys, self.scripts["amend"], name, revs, state.dump(), self.wall)
+            self.compare("amended", [0], self.wire(request))
         self.rev = rev
 
     def record(self) -> None:
@@ -133,7 +133,7 @@ class PaidAllotWorld(AllotWorld):
         for field in program.fields:
             whole = self.wire(pack("HGET", counters, field))
             self.wire(pack("HSET", counters, field, b"1x"))
-            self._same(f"damaged {field}", True, "DAMAGED field" in str(self._insist(program)))
+            self.compare(f"damaged {field}", True, "DAMAGED field" in str(self._insist(program)))
             self.wire(
                 pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole)
             )
@@ -151,8 +151,8 @@ class PaidAllotWorld(AllotWorld):
             self._learn(reply)
             program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
         self._look(program)
-        self._same(f"all of {plan}", [0, times], [reply[0], *reply[5:6]])
-        self._same(f"last of {plan}", self._decide_each(program, times, reply[1])[:4], reply[:4])
+        self.compare(f"all of {plan}", [0, times], [reply[0], *reply[5:6]])
+        self.compare(f"last of {plan}", self._decide_each(program, times, reply[1])[:4], reply[:4])
         self._compare_all()
 
     def _asked(self) -> tuple[int, ...]:
@@ -180,12 +180,12 @@ class PaidAllotWorld(AllotWorld):
         found = reply[5] if reply[0] == 0 else 0
         tried = self._room_of_rates(program, most, share, now)
         while tried > max(found, least - 1):
-            self._same("not more are allowed", False, self._fits(program, 1 + (tried - 1) * share))
-            self._said("short")
+            self.compare("not more are allowed", False, self._fits(program, 1 + (tried - 1) * share))
+            self.seen["short"] += 1
             tried //= 2
         if tried >= least:
-            self._same("so many are tried", tried, found)
-            self._same("the last is allowed", True, self._fits(program, 1 + (found - 1) * share))
+            self.compare("so many are tried", tried, found)
+            self.compare("the last is allowed", True, self._fits(program, 1 + (found - 1) * share))
         return found, lasts_ms
 
     def _room_of_rates(self, program: Program, most: int, share: int, now: int) -> int:
@@ -213,7 +213,7 @@ class PaidAllotWorld(AllotWorld):
         if all(measure.kind != SPENT for measure in program.measures):
             return False
         asked = self._compile(self._view(ONE), {"words": Demand(needed=10**9, taken=0)})
-        reply = self._send(self._packed(self._view(ONE), asked, "c"))
+        reply = self.send(self._packed(self._view(ONE), asked, "c"))
         nth = next(nth for nth, measure in enumerate(asked.measures) if measure.kind == SPENT)
         free, held, _ = reply[3 + 3 * nth : 6 + 3 * nth]
         return bool(held > free)
@@ -226,7 +226,7 @@ class PaidAllotWorld(AllotWorld):
         super()._compare_all()
         for key in ("grants", "ledger"):
             one, many = (self._purse(getattr(self._keys(name), key)) for name in (ONE, MANY))
-            self._same(key, one, many)
+            self.compare(key, one, many)
 
     def _purse(self, key: str) -> dict[bytes, bytes]:
         flat = self.wire(pack("HGETALL", key))
@@ -238,4 +238,4 @@ class PaidAllotWorld(AllotWorld):
         keys = [self._keys(name) for name in (ONE, MANY)]
         sha = self.scripts[script].sha
         replies = self.wire(*(pack("EVALSHA", sha, 2, of.grants, of.ledger, *words) for of in keys))
-        self._same(f"{script} {words}", *replies)
+        self.compare(f"{script} {words}", *replies)

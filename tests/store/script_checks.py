@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from drivers.counters import flat_of
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.grants import Prepaid as PlanPurse
-from meterkit.decisions.keys import Keys
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.redis.connection import pack
-from meterkit.redis.scripts import Script
 from meterkit.store.customer_usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model
-from store.script_plans import ANONYMOUS, PLAIN, START_MS
+from store.script_plans import ANONYMOUS, PLAIN
 from store.script_purse import MICRO, Claims, Means, Purse, ledger_sums, may_have, room
 from store.script_weighing import ceiling_of, own_of
+from store.script_world import MismatchError, ScriptWorld
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,29 +30,13 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 
-class MismatchError(AssertionError):
-    """The scripts and the model do not agree."""
-
-
-def load_script(wire: Wire, name: str, text: str) -> Script:
-    """The script, which the server knows from then on; a MismatchError where it does not compile."""
-    sha = wire(pack("SCRIPT", "LOAD", text))
-    if not isinstance(sha, bytes | str):
-        raise MismatchError(f"{name} does not compile: {sha}")
-    return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
-
-
-class Checks:
+class Checks(ScriptWorld):
     """A store with the scripts in it, and the model of what it holds."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], sales: Sales = PLAIN) -> None:
-        self.wire = wire
+        super().__init__(wire, texts)
         self._known: dict[tuple[str | int | bytes, ...], Any] = {}
-        self.wire(pack("FLUSHALL"))
-        self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
-        self.keys = Keys("mk", 1)
         self.sales, self.catalog, self.model = sales, sales.catalog, Model(sales.catalog)
-        self.wall = START_MS
         self.writers = ["w0", "w1", "w2"]
         self.log: deque[str] = deque(maxlen=12)
         self.seen: Counter[str] = Counter()

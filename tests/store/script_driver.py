@@ -24,6 +24,7 @@ from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
 from store.script_requests import Requests
+from store.script_world import NO_CHANGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -336,7 +337,6 @@ _DEEDS: Final[Mapping[str, float]] = {
     "stranger": 4,
     "age": 0.15,
 }
-NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}}}'
 _STATUSES: Final[tuple[Status | None, ...]] = (
     *(None, None, "active", "past_due", "past_due", "unpaid", "canceled", "paused"),
 )

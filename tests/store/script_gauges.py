@@ -12,18 +12,15 @@ from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.keys import FORMAT, Keys, meter_token
+from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Held
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, SLOT_MS
-from store.script_plans import START_MS
+from store.script_world import ScriptWorld, amended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,31 +106,17 @@ class Gauge:
         return pack_field(self.level, self.over_ms, self.fitted) if self.level else None
 
 
-class GaugeWorld:
+class GaugeWorld(ScriptWorld):
     """One customer, two processes, and a clock."""
 
     catalog: Catalog = PLANS
     allows: bool = False
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random = wire, random
-        self.wall: int = START_MS
-        wire(pack("FLUSHALL"))
-        self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
-        self.keys = Keys("mk", 1)
-        self.processes = [
-            CustomerCache(
-                self.catalog,
-                keys=self.keys,
-                decide=self.scripts["decide"],
-                settle=self.scripts["settle"],
-                seal_delay_ms=0,
-                now_ms=lambda: self.wall,
-                on_unclaimed=lambda _decision, _at: None,
-            )
-            for _ in range(2)
-        ]
-        self.plan, self.rev, self.number = "free", NO_STATE, 0
+        super().__init__(wire, texts)
+        self.random = random
+        self.processes = [self.process() for _ in range(2)]
+        self.plan, self.rev = "free", NO_STATE
         self.number_of_keys = 0
         self.is_restricted = False
         self.gauges = {name: Gauge() for name in GAUGES}
@@ -216,17 +199,7 @@ class GaugeWorld:
             return
         decision, slot = self.open.pop(self.random.randrange(len(self.open)))
         held = Held.of(decision, slot)
-        code = 4
-        while code == 4:
-            self.number += 1
-            head, tail = Settlement(decision.view, held=held).pack()
-            place = pack_sequence(slot, self.number) + pack_each([self.wall])
-            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
-            code = reply[0]
-            if code == 4:
-                self.number -= 1
-                decision.view.cache.learn(decision.view, reply)
-        self.compare("settled", 0, code)
+        self.settled(Settlement(decision.view, held=held))
         for name in GAUGES:
             slots, given = self.gauges[name].held, held.quantities.get(name, 0)
             if slot >= self.wall // SLOT_MS - 1:
@@ -355,13 +328,10 @@ class GaugeWorld:
         self.seen.add("amend")
 
     def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
-        keys, shared = self.keys.customer(customer), ("customers", "dirty", "unlinked", "turns")
-        names = [keys.counters, keys.state, *(f"mk:{{0}}:{name}" for name in shared)]
-        names += [keys.history, keys.notices, keys.levels, keys.totals]
         ended: dict[str, object] = {"at": "0", "labels": {}}
         changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items()), "ended": ended})
-        argv = (known, self.rev, data, customer, 0, self.wall, "", "", 0, changes, self.wall)
-        return pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv)
+        amend = self.scripts["amend"]
+        return amended(self.keys, amend, customer, (known, self.rev), data, self.wall, changes)
 
     def check(self, name: str) -> None:
         """For tests of all scripts: each step compares what is stored."""
@@ -403,13 +373,7 @@ class GaugeWorld:
             self.compare("uploads", 0, self.wire(pack("EXISTS", "u")))
 
     def _ask(self, prepare: Callable[[CustomerView], PreparedDecision]) -> tuple[PreparedDecision, Any]:
-        known = self._view
-        while True:
-            decision = prepare(known)
-            reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
-            if isinstance(reply, Exception) or reply[0] != 2:
-                return decision, reply
-            known = known.cache.learn(known, reply)
+        return self.decided(self._view, prepare)
 
     @property
     def _view(self) -> CustomerView:
@@ -427,10 +391,6 @@ class GaugeWorld:
         """What a process knows, which need not be so any more."""
         keeps = self.allows and view.effective.access != "restricted"
         return GaugeLimit.of(view.entitlements[name], keeps=keeps)
-
-    def compare(self, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: expected {expected}, found {found} at {self.wall}")
 
 
 class KeepingWorld(GaugeWorld):

@@ -12,13 +12,13 @@ from store import audit_driver, script_top_ups, script_wires
 from store.audit_driver import Rebuilding
 from store.audit_folding import Folding, folding_texts
 from store.script_allotting import AllotWorld
-from store.script_checks import MismatchError
 from store.script_driver import World, life
 from store.script_gauges import GaugeWorld
 from store.script_mutants import SWAPS, equivalents, is_sampled, mutants, sample_of
 from store.script_objects import ObjectsWorld
 from store.script_plans import CUSTOMERS
 from store.script_top_ups import TopUps
+from store.script_world import MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

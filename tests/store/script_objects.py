@@ -8,7 +8,7 @@ from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.gauges import Level
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
-from store.script_checks import MismatchError
+from store.script_world import MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,8 +12,7 @@ from meterkit.decisions.keys import concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.program import compile_program
 from meterkit.decisions.verdict import refused
-from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
+from meterkit.redis.connection import pack
 from meterkit.store.hold import Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
@@ -114,7 +113,7 @@ class RepeatWorld(GaugeWorld):
             decision = PreparedDecision(known, program, mode)
         if digest is not None:
             decision = MarkedDecision(decision, digest)
-        reply: Any = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        reply: Any = self.send(b"".join(decision.packed))
         if reply[0] == 2:
             self.processes[0].learn(known, reply)
             return
@@ -191,17 +190,7 @@ class RepeatWorld(GaugeWorld):
     def _settle(self, holder: PreparedDecision, slot: int, used: Used, mark: Mark | None) -> bool:
         """Settle; whether another request with this key was billed."""
         settlement = Settlement(holder.view, held=Held.of(holder, slot), used=used, mark=mark)
-        code = 4
-        while code == 4:
-            self.number += 1
-            head, tail = settlement.pack()
-            place = pack_sequence(slot, self.number) + pack_each([self.wall])
-            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
-            code = reply[0]
-            if code == 4:
-                self.number -= 1
-                settlement.on_stale(reply)
-        self.compare("settled", 0, code)
+        self.settled(settlement)
         self._roll()
         for meter, quantity in holder.held.items():
             self.held[meter, slot] = max(0, self.held[meter, slot] - quantity)
@@ -225,7 +214,7 @@ class RepeatWorld(GaugeWorld):
         renewing = found.decision.view.prepare_renewing(held, found.holder.program.concurrency)
         if digest:
             renewing = MarkedDecision(renewing, digest)
-        reply = self.wire(b"".join(renewing.packed) + pack_each([self.wall]))
+        reply = self.send(b"".join(renewing.packed))
         if reply[0] == 2:
             self.processes[0].learn(renewing.view, reply)
             return

@@ -18,12 +18,12 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.redis.settling import CONFLICT, PARTLY
 from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache
-from store.script_checks import Checks, load_script
+from store.script_checks import Checks
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_model import Times, Use, View
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
 from store.script_purse import may_have
+from store.script_world import load_script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ class Requests(Checks):
             for skew in SKEWS
             if (text := texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}"))
         }
-        self.processes = [self._process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
+        self.processes = [self.process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
         self.open: list[Open] = []
         self.numbers: Counter[str] = Counter()
 
@@ -344,17 +344,6 @@ class Requests(Checks):
         plan = known.effective.plan
         interval = plan.price.interval if plan.price.included_per == "interval" else "month"
         return bounds_at(at, anchor_ms=known.state.anchor_ms, interval=interval).start_ms
-
-    def _process(self, seal_delay_ms: int) -> CustomerCache:
-        return CustomerCache(
-            self.catalog,
-            keys=self.keys,
-            decide=self.scripts["decide"],
-            settle=self.scripts["settle"],
-            seal_delay_ms=seal_delay_ms,
-            now_ms=lambda: self.wall,
-            on_unclaimed=lambda _call, _slot: None,
-        )
 
     def _customer(self, name: str) -> CustomerView:
         return self.random.choice(self.processes).get(name, anonymous=name == ANONYMOUS)

@@ -11,18 +11,15 @@ from drivers.counters import pack_field
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.keys import FORMAT, Keys, meter_field, meter_token, rate_field
+from meterkit.decisions.keys import FORMAT, meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.verdict import refused
-from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
+from meterkit.redis.connection import pack
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, SLOT_MS, Slots
-from store.script_plans import START_MS
+from store.script_world import ScriptWorld
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,31 +114,17 @@ MOST: Final = 5 * MICRO
 SPANS: Final = {"day": DAY_MS, "hour": HOUR_MS}
 
 
-class SpendWorld:
+class SpendWorld(ScriptWorld):
     """One customer, two processes, and a clock."""
 
     catalog: Catalog = BARE
     models: tuple[str | None, ...] = (None, "opus", "a-mini")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random = wire, random
-        self.wall: int = START_MS
-        wire(pack("FLUSHALL"))
-        scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
-        self.keys = Keys("mk", 1)
-        self.processes = [
-            CustomerCache(
-                self.catalog,
-                keys=self.keys,
-                decide=scripts["decide"],
-                settle=scripts["settle"],
-                seal_delay_ms=0,
-                now_ms=lambda: self.wall,
-                on_unclaimed=lambda _decision, _at: None,
-            )
-            for _ in range(2)
-        ]
-        self.rev, self.number = NO_STATE, 0
+        super().__init__(wire, texts)
+        self.random = random
+        self.processes = [self.process() for _ in range(2)]
+        self.rev = NO_STATE
         self.limits: dict[str, int] = {}
         self.given = dict(INCLUDED)
         self.period: tuple[int, int] | None = None
@@ -202,7 +185,9 @@ class SpendWorld:
             for name in asked
         }
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
-        decision, reply = self._ask(demands, mode, model)
+        decision, reply = self.decided(
+            self._view, lambda view: view.prepare_asking(demands, mode, model=model)
+        )
         self._roll()
         self._keep_debt()
         ends = self.period[1] if self.period else 0
@@ -351,26 +336,13 @@ class SpendWorld:
             recorded = {name: self.random.choice(QUANTITIES[name])}
         model = self.random.choice(self.models)
         dimensions = {} if model is None else {"model": model}
-        self._send(held, Used(recorded, {}, dimensions))
+        self.settled(Settlement(self._view, held=held, used=Used(recorded, {}, dimensions)))
         self._roll()
         self._give_back(held, slot)
         self.period = self.period or self._bounds()
         names = (name for name in (*held.quantities, *recorded) if name in self.holds)
         self._record({name: recorded.get(name, 0) for name in names}, model)
         self._check()
-
-    def _send(self, held: Held, used: Used) -> None:
-        view, code = self._view, 4
-        while code == 4:
-            self.number += 1
-            head, tail = Settlement(view, held=held, used=used).pack()
-            place = pack_sequence(held.slot, self.number) + pack_each([self.wall])
-            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
-            code = reply[0]
-            if code == 4:
-                self.number -= 1
-                view = view.cache.learn(view, reply)
-        self.compare("settled", 0, code)
 
     def _record(self, quantities: Mapping[str, int], model: str | None) -> None:
         spent = 0
@@ -463,19 +435,6 @@ class SpendWorld:
         bounds = bounds_at(self.wall)
         return bounds.start_ms, bounds.end_ms
 
-    def _ask(
-        self, demands: Mapping[str, Demand], mode: str, model: str | None
-    ) -> tuple[PreparedDecision, Any]:
-        known = self._view
-        while True:
-            decision = known.prepare_asking(demands, mode, model=model)
-            reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
-            if isinstance(reply, Exception):
-                raise MismatchError(f"{mode} {demands}: {reply}")
-            if reply[0] != 2:
-                return decision, reply
-            known = known.cache.learn(known, reply)
-
     @property
     def _view(self) -> CustomerView:
         return self.random.choice(self.processes).get("ada")
@@ -489,10 +448,6 @@ class SpendWorld:
 
     def damage(self, name: str = "") -> None:
         """Likewise: nothing is kept here that other lives do not damage."""
-
-    def compare(self, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
 
 
 class RowsSpendWorld(SpendWorld):

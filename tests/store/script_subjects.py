@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog import loads
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.asked import Demand
-from meterkit.decisions.keys import Keys, concurrency_field, meter_field, rate_field
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import rate_numbers
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
-from store.script_plans import START_MS
+from store.script_world import MismatchError, ScriptWorld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from random import Random
 
-    from meterkit.catalog import Catalog, Rate
+    from meterkit.catalog import Rate
     from meterkit.catalog.models import SubjectPlan
     from meterkit.store.views import CustomerView, PreparedDecision
     from store.script_wires import Wire
@@ -190,33 +187,20 @@ class Open:
         return self.decided_ms // SLOT_MS
 
 
-class SubjectWorld:
+class SubjectWorld(ScriptWorld):
     """One customer, its users and teams, two processes, and a clock."""
 
     span, most_words, most_in_flight = "period", 40_000, 2
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random, self.wall = wire, random, START_MS
-        wire(pack("FLUSHALL"))
-        self.keys, self.number, self.others = Keys("mk", 1), 0, Counter[int]()
-        plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
-        self.catalog: Catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
-        decide, settle = (
-            load_script(wire, name, re.sub(rf"\b{_MOST_IN_SCRIPTS}\b", str(MOST), texts[name]))
-            for name in ("decide", "settle")
+        pattern = rf"\b{_MOST_IN_SCRIPTS}\b"
+        super().__init__(
+            wire, {name: re.sub(pattern, str(MOST), texts[name]) for name in ("decide", "settle")}
         )
-        self.processes = [
-            CustomerCache(
-                self.catalog,
-                keys=self.keys,
-                decide=decide,
-                settle=settle,
-                seal_delay_ms=0,
-                now_ms=lambda: self.wall,
-                on_unclaimed=lambda _decision, _at: None,
-            )
-            for _ in range(2)
-        ]
+        self.random, self.others = random, Counter[int]()
+        plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
+        self.catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
+        self.processes = [self.process() for _ in range(2)]
         self.words = Counts()
         self.owners = {of: self._owner(of[0]) for of in ((k, n) for k, names in NAMES.items() for n in names)}
         self.marks: dict[str, int] = {}
@@ -411,22 +395,10 @@ class SubjectWorld:
         self._settle(settlement, None, (quantity, rated_ms) if name == "calls" else None)
 
     def _settle(self, settlement: Settlement, one: Open | None, rated: tuple[int, int] | None) -> None:
-        reply: Any = [4]
-        now = self.wall
-        while reply[0] == 4:
-            self.number += 1
-            head, tail = settlement.pack()
-            place = pack_sequence(settlement.slot, self.number) + pack_each([now])
-            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
-            if isinstance(reply, Exception):
-                raise MismatchError(f"settled: {reply}")
-            if reply[0] == 4:
-                self.number -= 1
-                settlement.on_stale(reply)
+        reply, now = self.settled(settlement), self.wall
         subjects = settlement.view.subjects
         given: Given = subjects.given if subjects is not None else ()
         what = f"settled {given} {settlement.used} {settlement.occurred_ms} {rated} {one} {now}"
-        self.compare(what, 0, reply[0])
         is_repeat = self._end_mark(settlement)
         is_dead = settlement.occurred_ms is not None and settlement.occurred_ms < self.period
         self.seen["dead"] += is_dead
@@ -641,10 +613,6 @@ class SubjectWorld:
             slot, spent, _ = (0, 0, 0) if packed is None else unpack_field(packed)
             now = self.wall // owner.window_ms
             self.compare(f"spent by {of}", owner.spent[now], spent if slot == now else 0)
-
-    def compare(self, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
 
 
 class StaleError(Exception):

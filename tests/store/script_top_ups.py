@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.script_checks import MismatchError, load_script
 from store.script_plans import START_MS
+from store.script_world import MismatchError, load_script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,10 +21,10 @@ from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
 from store.restoring import Repricing, Restoring
-from store.script_checks import MismatchError
 from store.script_driver import life
 from store.script_mutants import MORE_SWAPS, equivalents, is_sampled, mutants, sample_of
 from store.script_wires import server_wire
+from store.script_world import MismatchError
 from store.stranding import Stranding
 
 if TYPE_CHECKING:

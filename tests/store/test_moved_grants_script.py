@@ -13,11 +13,11 @@ import pytest
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.script_checks import MismatchError, load_script
 from store.script_driver import life
 from store.script_mutants import MORE_SWAPS, in_depth, mutants, sample_of
 from store.script_plans import START_MS
 from store.script_wires import fake_wire, server_wire
+from store.script_world import MismatchError, load_script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

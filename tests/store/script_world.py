@@ -1,0 +1,110 @@
+"""What every world begins with: a store with the scripts in it, a clock that is set, and processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.keys import Keys
+from meterkit.redis.connection import pack, pack_each
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.scripts import Script
+from meterkit.store.views import CustomerCache
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog
+    from meterkit.store.settlement import Settlement
+    from meterkit.store.views import CustomerView, PreparedDecision
+    from store.script_wires import Wire
+
+NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}}}'
+
+
+class MismatchError(AssertionError):
+    """The scripts and the model do not agree."""
+
+
+def load_script(wire: Wire, name: str, text: str) -> Script:
+    """The script, which the server knows from then on; a MismatchError where it does not compile."""
+    sha = wire(pack("SCRIPT", "LOAD", text))
+    if not isinstance(sha, bytes | str):
+        raise MismatchError(f"{name} does not compile: {sha}")
+    return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
+
+
+class ScriptWorld:
+    """A store with scripts in it, and a clock."""
+
+    catalog: Catalog
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str]) -> None:
+        self.wire, self.wall = wire, START_MS
+        self.wire(pack("FLUSHALL"))
+        self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
+        self.keys = Keys("mk", 1)
+        self.number = 0  # Of the newest settlement.
+
+    def process(self, seal_delay_ms: int = 0) -> CustomerCache:
+        """A process that knows customers by the clock of this world."""
+        return CustomerCache(
+            self.catalog,
+            keys=self.keys,
+            decide=self.scripts["decide"],
+            settle=self.scripts["settle"],
+            allot=self.scripts.get("allot"),
+            seal_delay_ms=seal_delay_ms,
+            now_ms=lambda: self.wall,
+            on_unclaimed=lambda _call, _slot: None,
+        )
+
+    def send(self, packed: bytes) -> Any:
+        """The reply to a request of now."""
+        return self.wire(packed + pack_each([self.wall]))
+
+    def decided(
+        self, view: CustomerView, prepare: Callable[[CustomerView], PreparedDecision]
+    ) -> tuple[PreparedDecision, Any]:
+        """Have a request decided by the newest state of its customer."""
+        while True:
+            decision = prepare(view)
+            reply = self.send(b"".join(decision.packed))
+            if isinstance(reply, Exception) or reply[0] != 2:
+                return decision, reply
+            view = view.cache.learn(view, reply)
+
+    def settled(self, settlement: Settlement) -> list[Any]:
+        """Have a settlement applied by the newest state of its customer; the reply."""
+        self.number += 1
+        while True:
+            head, tail = settlement.pack()
+            producer = pack_each([self.keys.producer(0, "w")])
+            reply = self.send(head + producer + tail + pack_sequence(settlement.slot, self.number))
+            if isinstance(reply, Exception) or reply[0] != 4:
+                break
+            settlement.on_stale(reply)
+        found: list[Any] = reply if isinstance(reply, list) else [reply]
+        self.compare(f"settled {settlement.used} {settlement.occurred_ms}", 0, found[0])
+        return found
+
+    def compare(self, what: str, expected: Any, found: Any) -> None:
+        if expected != found:
+            raise MismatchError(f"{what} at {self.wall}: expected {expected!r}, found {found!r}")
+
+
+def amended(
+    keys: Keys,
+    amend: Script,
+    customer: str,
+    revs: Sequence[str],
+    state: str,
+    wall: int,
+    changes: str = NO_CHANGES,
+) -> bytes:
+    """The request that gives a customer another state in place of that with the first rev."""
+    names = keys.customer(customer)
+    argv: tuple[str | int, ...] = (*revs, state, customer, 0, wall, "", "", 0, changes, wall)
+    touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
+    touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
+    return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)
