@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.redis.connection import pack
-from store import audit_driver, script_top_ups, script_wires
+from store import audit_driver, delivery_checks, script_top_ups, script_wires
 from store.audit_driver import Rebuilding
 from store.audit_folding import Folding, folding_texts
 from store.script_allotting import AllotWorld
@@ -43,6 +43,8 @@ def texts_of(kind: Kind, dialect: Dialect = "server") -> dict[str, str]:
         return folding_texts()
     if kind is Rebuilding:
         return audit_driver.load_texts(dialect)
+    if issubclass(kind, delivery_checks.Checks):
+        return delivery_checks.load_texts(dialect)
     return script_top_ups.load_texts(dialect) if kind is TopUps else script_wires.load_texts(dialect)
 
 
@@ -61,7 +63,7 @@ def live(
 
     Give a slack to stores that tell lives by a clock that goes on while a script runs.
     """
-    options = {"slack_ms": slack_ms} if kind is Rebuilding else {}
+    options = {"slack_ms": slack_ms} if issubclass(kind, delivery_checks.Checks) else {}
     world = kind(wire, texts_of(kind, dialect) if texts is None else texts, life(seed), **options)
     for _ in range(steps):
         world.step()
@@ -94,6 +96,8 @@ class Mutated:
     swaps: Swaps = SWAPS
     counts: bool = False
     """Whether commands are counted: a mutant may also ask the store more often than it needs to."""
+    begin_anew: frozenset[Kind] = frozenset()
+    """Worlds that begin anew in each step: a sixth of the steps is enough."""
 
     def every(self) -> list[Mutant]:
         return list(mutants(tuple(self.lives), self.swaps))
@@ -104,19 +108,21 @@ class Mutated:
 
     def survivors(self, wire: Wire, tried: Iterable[Mutant]) -> list[str]:
         """Mutants that no life notices; short lives if only a sample is tried."""
-        rightly = _Rightly(wire, self.steps)
+        rightly = _Rightly(wire)
         return [str(mutant) for mutant in tried if not self._is_caught(mutant, wire, rightly)]
 
     def _is_caught(self, mutant: Mutant, wire: Wire, rightly: _Rightly) -> bool:
-        lives, steps = self.lives[mutant.file], self.steps
+        lives = self.lives[mutant.file]
         if is_sampled():
-            lives, steps = lives[:_SHORT_LIVES], min(steps, _SHORT_STEPS)
+            lives = lives[:_SHORT_LIVES]
         try:
             for kind, seed in lives:
+                steps = self.steps // 6 if kind in self.begin_anew else self.steps
+                steps = min(steps, _SHORT_STEPS) if is_sampled() else steps
                 texts = mutant.texts(partial(texts_of, kind))
                 wire(pack("CONFIG", "RESETSTAT"))
                 live(kind, wire, seed, steps, texts=texts)
-                if self.counts and not is_sampled() and _calls(wire) != rightly.calls(kind, seed):
+                if self.counts and not is_sampled() and _calls(wire) != rightly.calls(kind, seed, steps):
                     return True
         except _UNREADABLE:
             return True
@@ -129,14 +135,14 @@ class Mutated:
 class _Rightly:
     """How often the right scripts call each command in a life."""
 
-    def __init__(self, wire: Wire, steps: int) -> None:
-        self._wire, self._steps = wire, steps
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._known: dict[tuple[Kind, int], dict[str, int]] = {}
 
-    def calls(self, kind: Kind, seed: int) -> dict[str, int]:
+    def calls(self, kind: Kind, seed: int, steps: int) -> dict[str, int]:
         if (kind, seed) not in self._known:
             self._wire(pack("CONFIG", "RESETSTAT"))
-            live(kind, self._wire, seed, self._steps)
+            live(kind, self._wire, seed, steps)
             self._known[kind, seed] = _calls(self._wire)
         return self._known[kind, seed]
 

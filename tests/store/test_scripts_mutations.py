@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from store import delivery_checks
 from store.audit_driver import Rebuilding
 from store.audit_folding import Folding
+from store.delivery_driver import Delivery
+from store.overtaking import Overtaking
+from store.recalling import Recalling
+from store.refusing import Refusing
+from store.restoring import Repricing, Restoring
 from store.script_allotting import AllotWorld
 from store.script_allotting_paid import PaidAllotWorld
 from store.script_corners import FullWorld, MonthWorld, SharesWorld, TurnWorld
@@ -29,6 +35,7 @@ from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorl
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
 from store.script_wires import CLOCK, clock_answers, server_wire
+from store.stranding import Stranding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +60,10 @@ BOTH_ALLOTTING: Final[Lives] = tuple(
     (kind, seed) for seed in range(3) for kind in (AllotWorld, PaidAllotWorld)
 )
 OBJECTS: Final[Lives] = tuple((ObjectsWorld, seed) for seed in range(3))
+DELIVERY: Final[Lives] = ((Delivery, 0), (Delivery, 1))
+OVERTAKING: Final[Lives] = ((Overtaking, 5),)
+STRANDING: Final[Lives] = (*DELIVERY, (Stranding, 6))
+RESTORING: Final[Lives] = ((Restoring, 4), (Repricing, 7))
 
 
 def included(names: str, lives: Lives) -> Mapping[str, Lives]:
@@ -155,7 +166,31 @@ OF_TOP_UPS: Final = Mutated(
     sample=8,
     lives=dict.fromkeys(("reclaim.lua", "top_up.lua"), ((TopUps, 0),)),
 )
+DELIVERING: Final = Mutated(
+    equivalents="delivery_equivalents.txt",
+    swaps=MORE_SWAPS,
+    steps=2400,
+    sample=10,
+    counts=True,
+    begin_anew=frozenset({Overtaking, Stranding, Recalling, Refusing, Restoring, Repricing}),
+    lives={
+        **dict.fromkeys((f"{name}.lua" for name in delivery_checks.NAMES), DELIVERY),
+        "recall.lua": ((Recalling, 2),),
+        "refuse.lua": ((Refusing, 3),),
+        "seal.lua": (*DELIVERY, *OVERTAKING),
+        "restore.lua": (*DELIVERY, *RESTORING),
+        "strand.lua": ((Stranding, 6),),
+        **dict.fromkeys(("withdraw.lua", "settle_item.lua"), OVERTAKING),
+        **included("give_units_back payer_of", RESTORING[:1]),
+        **included("close_past free_minute over_minute", DELIVERY),
+        **included("overtake late_parts queue_item count_item lower_mark", OVERTAKING),
+        **included("mark_prices begin_prices", STRANDING),
+        **included("lower_rows lower_spend enter_correction", (*RESTORING[::-1], (Repricing, 8))),
+        **included("sealed_units take_class take_back leave_by_hand assign_lines", (*RESTORING, *DELIVERY)),
+    },
+)
 ROOMS: Final[Mapping[str, Mutated]] = {
+    "delivery": DELIVERING,
     "deciding": DECIDING,
     "rebuilding": REBUILDING,
     "gauges": GAUGING,
