@@ -99,8 +99,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "each_store: what the test shows may depend on who has the keys: it also runs on a cluster, and on a"
-        " master that sentinels name.",
+        "each_store(sampled=False): what the test shows may depend on who has the keys: it also runs on a"
+        " cluster, and on a master that sentinels name; if sampled, there only with --whole.",
     )
 
 
@@ -108,12 +108,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     is_for_each = metafunc.definition.get_closest_marker("each_loop") is not None
     if is_for_each and "anyio_backend" in metafunc.fixturenames and not metafunc.config.getoption("--loop"):
         metafunc.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True, scope="session")
-    is_for_each = metafunc.definition.get_closest_marker("each_store") is not None
-    stores = list(_STORES) if is_for_each and not metafunc.config.getoption("--store") else ["valkey"]
+    stores = _stores_of(metafunc)
     if "any_store_url" in metafunc.fixturenames:
         metafunc.parametrize("any_store_url", [*stores, "memory"], indirect=True)
     elif "store_url" in metafunc.fixturenames and len(stores) > 1:
         metafunc.parametrize("store_url", stores, indirect=True)
+
+
+def _stores_of(metafunc: pytest.Metafunc) -> list[object]:
+    """The servers that a test runs on."""
+    first, *others = _STORES
+    mark = metafunc.definition.get_closest_marker("each_store")
+    if mark is None or metafunc.config.getoption("--store"):
+        return [first]
+    marks = [pytest.mark.whole] if mark.kwargs.get("sampled") else []
+    return [first, *(pytest.param(store, marks=marks) for store in others)]
 
 
 @pytest.fixture(scope="session")

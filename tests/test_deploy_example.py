@@ -132,6 +132,7 @@ def run(environment: Mapping[str, str], *words: str) -> None:
     assert 0 == done.code, done.out + done.err
 
 
+@pytest.mark.whole
 @pytest.mark.dear("two app servers, a worker and four commands start, as the README starts them")
 def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
     emulator = StripeEmulator()

@@ -184,10 +184,9 @@ def test_forked_workers_count_up_to_what_is_included(store_url: str) -> None:
     assert "eve has used 0 jobs, 0 words" in done.stdout
 
 
+@pytest.mark.whole
 @pytest.mark.dear("a run of pytest of its own")
-@pytest.mark.parametrize(
-    ("name", "most"), [("starlette_minimal", 2), pytest.param("existing_service", 5, marks=pytest.mark.whole)]
-)
+@pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
 def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -57,6 +57,7 @@ async def kept(kit: MeterKit) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.each_store(sampled=True)
 @pytest.mark.parametrize(
     "asked",
     [

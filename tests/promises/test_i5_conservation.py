@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from books.conservation import Sample
     from drivers.delivery import Desk
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store(sampled=True)]
 
 INCLUDED = {"requests": 1_000, "tokens": 100, "pages": 0}  # Of rows there is no end.
 CUSTOMERS = ("acme", "zeta", "mono")

@@ -15,7 +15,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from drivers.delivery import Desk
 
-pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store(sampled=True)]
 
 JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)

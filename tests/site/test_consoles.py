@@ -37,13 +37,6 @@ FILES_RUN: Final = {
 }
 TUTORIAL: Final = "docs/tutorial.md"
 QUICKSTART: Final = "docs/quickstart.md"
-# Pages whose commands have tests of their own in tests/cli; `make field` types them.
-OF_COMMANDS: Final = frozenset(
-    {
-        *("docs/audit.md", "docs/cli.md", "docs/importing.md", "docs/operator.md", "docs/outbox.md"),
-        *("docs/pages.md", "docs/revenue.md", "docs/simulate.md", "docs/webhooks.md"),
-    }
-)
 SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
 # What ends with 1 as it should: a line has no route in the quickstart's app; no sync was given up; Stripe
 # does not have the customer of the file; no day has ended yet.
@@ -242,7 +235,8 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) ->
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.whole] if page in OF_COMMANDS else [])
+        # Commands of the other pages have tests of their own in tests/cli; `make field` types them.
+        pytest.param(page, marks=[] if page == QUICKSTART else pytest.mark.whole)
         for page in dict.fromkeys(block.page for block in TYPED if block.page != TUTORIAL)
     ],
 )
