@@ -251,11 +251,6 @@ async def chat_stream(buyer: Buyer) -> None:
     assert [chunk.choices[0].delta.content for chunk in chunks[:-1]] == list(WORDS)
 
 
-async def chat_stream_with_several_answers(buyer: Buyer) -> None:
-    stream = await buyer.openai.chat.completions.create(**talk("Tell", n=2), stream=True)
-    assert {chunk.choices[0].index async for chunk in stream} == {0, 1}
-
-
 async def chat_stream_with_usage(buyer: Buyer) -> None:
     stream = await buyer.openai.chat.completions.create(
         **talk("Tell"), stream=True, stream_options={"include_usage": True}
@@ -346,7 +341,6 @@ async def models(buyer: Buyer) -> None:
 CALLS: Final[list[tuple[Callable[[Buyer], Awaitable[None]], Any]]] = [
     (chat, ("gpt-4o-mini", "openai", 1, CHATTED)),
     (chat_stream, ("gpt-4o-mini", "openai", 1, CHATTED)),
-    (chat_stream_with_several_answers, ("gpt-4o-mini", "openai", 1, CHATTED)),
     (chat_stream_with_usage, ("gpt-4o-mini", "openai", 1, CHATTED)),
     (chat_claude, ("claude-sonnet-5", "anthropic", 1, CHATTED)),
     (response, ("gpt-5-mini", "openai", 1, RESPONDED)),
@@ -534,22 +528,17 @@ async def test_a_websocket_is_refused_where_the_balance_is_used_up(url: str, sto
 
 
 @each_call
-async def test_too_many_requests_are_429(call: Call, buyer: Buyer) -> None:
+async def test_a_strange_key_is_401_and_many_requests_are_429(call: Call, buyer: Buyer) -> None:
+    async with openai_of(buyer.url, "sk-1") as one, anthropic_of(buyer.url, "sk-1") as other:
+        with pytest.raises(call.sdk.AuthenticationError) as refused:
+            await call.ask(replace(buyer, openai=one, anthropic=other), "Tell", False)
+    assert refused.value.type == ("authentication_error" if call.is_anthropic else "invalid_request_error")
     await buyer.kit.customers.override(buyer.name, {"requests": {"rate": "1/day"}})
     await call.ask(buyer, "Tell", False)
-    with pytest.raises(call.sdk.RateLimitError) as refused:
+    with pytest.raises(call.sdk.RateLimitError) as limited:
         await call.ask(buyer, "Tell", False)
-    assert refused.value.type == ("rate_limit_error" if call.is_anthropic else "rate_limit_exceeded")
-    assert int(refused.value.response.headers["retry-after"]) >= 1
-
-
-@each_call
-async def test_a_key_that_was_given_to_no_customer_is_401(call: Call, buyer: Buyer) -> None:
-    async with openai_of(buyer.url, "sk-1") as one, anthropic_of(buyer.url, "sk-1") as other:
-        stranger = replace(buyer, openai=one, anthropic=other)
-        with pytest.raises(call.sdk.AuthenticationError) as refused:
-            await call.ask(stranger, "Tell", False)
-    assert refused.value.type == ("authentication_error" if call.is_anthropic else "invalid_request_error")
+    assert limited.value.type == ("rate_limit_error" if call.is_anthropic else "rate_limit_exceeded")
+    assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
 async def test_a_request_above_the_ceiling_is_400(buyer: Buyer, providers: FakeProviders) -> None:
@@ -635,27 +624,6 @@ async def test_a_model_without_a_price_is_400(buyer: Buyer, providers: FakeProvi
             for form in ({}, {"model": ("model", b"gpt-4o-mini")}):
                 assert (await client.post(f"/v1/{path}", files=sound | form)).status_code == 400
     assert asked == len(providers.asked)
-
-
-async def test_requests_that_race_spend_no_more_than_the_balance(url: str, store: Server) -> None:
-    async with buyer_of(url, store, dollars=0) as buyer:
-        # A claude call of 500 tokens is at most USD 0.0065 and its input: three fit into two cents.
-        await buyer.kit.grants.add(buyer.name, {"usd": 1}, grant_id=f"{buyer.name}-1")
-        await buyer.kit.record(buyer.name, "usd_charged", 980_000)
-        calls = (CALLS_OF_MODELS["messages"].ask(buyer, "Tell", False) for _ in range(12))
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        refused = [answer for answer in answers if isinstance(answer, anthropic.PaymentRequiredError)]
-        assert len(refused) >= 9
-        assert len(refused) < 12
-
-
-async def test_money_is_set_aside_for_each_image(url: str, store: Server) -> None:
-    async with buyer_of(url, store, dollars=1) as buyer:
-        # 8,000 tokens of gpt-image-1 are USD 0.416 with the markup.
-        with pytest.raises(openai.APIStatusError, match="POST /billing/top-up") as refused:
-            await buyer.openai.images.generate(model="gpt-image-1", prompt="the sea", n=4)
-        assert refused.value.status_code == 402
-        await image(buyer)
 
 
 async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> None:

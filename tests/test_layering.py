@@ -37,25 +37,6 @@ LINE = (
     ("cli",),
     ("__main__",),
 )
-SUBSCRIPTIONS = (
-    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults", "due_customers"),
-    ("item_price_reading", "monthly_amount", "period_ends"),
-    (
-        "proration",
-        "billing_requests",
-        "item_changes",
-        "subscription_reading",
-        "trial_settings",
-        "invoice_payments",
-    ),
-    ("stripe_prices", "drift", "schedule_phases", "wanted_prices"),
-    ("live_subscription", "override_prices"),
-    ("payment_gate",),
-    ("price_mismatches", "existing_customers", "top_up_payments"),
-    ("price_sync", "service", "webhooks"),
-    ("billing_routes",),
-    ("billing_answers",),
-)
 # Import statements as the formatter writes them: to parse all modules takes seconds.
 SEVERAL = re.compile(r"^ *from (meterkit[\w.]*) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE)
 ONE = re.compile(r"^ *import (meterkit[\w.]*)|\bimport_module\([\"'](meterkit[\w.]*)", re.MULTILINE)
@@ -140,21 +121,6 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
     known = sources()
     assert len(known) > 50
     assert [] == violations(known)
-
-
-def test_the_parts_of_subscriptions_are_in_line_too() -> None:
-    known = sources()
-    place = {part: number for number, parts in enumerate(SUBSCRIPTIONS) for part in parts}
-    here = [module for module in known if module.startswith("meterkit.subscriptions.")]
-    assert {module.split(".")[2] for module in here} == place.keys()
-    assert [] == [
-        f"{module}:{line} imports {target}"
-        for module in here
-        for line, target in imports(module, known)
-        if room_of(target) == "subscriptions"
-        and (there := target.split(".")[2]) != module.split(".")[2]
-        and place[there] >= place[module.split(".")[2]]
-    ]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,19 @@ async def check(kit: MeterKit, served: Served, lost: int = 0) -> None:
         assert found == served.of
 
 
+@asynccontextmanager
+async def loaded(url: str, directory: Path, *, is_losing: bool = False) -> AsyncGenerator[MeterKit]:
+    """Have a store under load: no request fails, and no unit is lost, or only those that the kit tells of."""
+    async with kit_at(url, store_timeout=TIMEOUT_S, spool_dir=directory, shards=16) as kit:
+        async with under_load(kit) as served:
+            await eventually(lambda: min(served.of.values()) > 5)
+            yield kit
+            before = sum(served.of.values())
+            await eventually(lambda: sum(served.of.values()) > before + 50)
+        await check(kit, served, lost=lane_of(kit).lost if is_losing else 0)
+        assert is_losing or lane_of(kit).lost == 0
+
+
 def spools(directory: Path) -> list[Path]:
     return list(directory.glob("*.spool"))
 
@@ -204,34 +217,25 @@ async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
 async def test_i9_what_is_over_at_once_costs_nothing_either(
     store_url: str, servers: list[Server], fault: Fault, tmp_path: Path
 ) -> None:
-    async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
-        async with under_load(kit) as served:
-            for _ in range(3):
-                await asyncio.sleep(0.2)
-                with fault(servers):
-                    await asyncio.sleep(0.1)
-            await eventually(lambda: not lane_of(kit).is_away)
-        await check(kit, served)
-        assert lane_of(kit).lost == 0
+    async with loaded(store_url, tmp_path) as kit:
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            with fault(servers):
+                await asyncio.sleep(0.1)
+        await eventually(lambda: not lane_of(kit).is_away)
 
 
 async def test_i9_a_hanging_cluster_node_spools_its_own_customers(cluster: Cluster, tmp_path: Path) -> None:
-    async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
-        node = cluster.masters[1]
-        async with under_load(kit) as served:
-            await asyncio.sleep(0.2)
-            with stopped(node):
-                await eventually(lambda: bool(spools(tmp_path)))
-                await asyncio.sleep(AWAY_S)
-                own = {
-                    customer for customer in CUSTOMERS if cluster_place(kit, cluster, customer) is not node
-                }
-                assert own
-                for customer in own:  # By the store, and not by the process alone.
-                    await eventually(partial(is_used, kit, customer, 10))
-            await eventually(lambda: not lane_of(kit).is_away)
-        await check(kit, served)
-        assert lane_of(kit).lost == 0
+    node = cluster.masters[1]
+    async with loaded(cluster.url, tmp_path) as kit:
+        with stopped(node):
+            await eventually(lambda: bool(spools(tmp_path)))
+            await asyncio.sleep(AWAY_S)
+            own = {customer for customer in CUSTOMERS if cluster_place(kit, cluster, customer) is not node}
+            assert own
+            for customer in own:  # By the store, and not by the process alone.
+                await eventually(partial(is_used, kit, customer, 10))
+        await eventually(lambda: not lane_of(kit).is_away)
 
 
 def cluster_place(kit: MeterKit, cluster: Cluster, customer: str) -> Server:
@@ -251,63 +255,46 @@ async def is_used(kit: MeterKit, customer: str, least: int) -> bool:
 OPTIONS: Final = ("--appendonly", "yes", "--appendfsync", "always")
 
 
+def kill(server: Server) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    server.process.wait()
+
+
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
 async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -> None:
     with spawn_cluster(*OPTIONS, "--cluster-require-full-coverage", "no") as cluster:
-        async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
-            async with under_load(kit) as served:
-                await asyncio.sleep(0.3)
-                node = cluster.masters[1]
-                bus = str(node.command("CONFIG", "GET", "cluster-port")["cluster-port"])
-                os.kill(node.pid, signal.SIGKILL)
-                node.process.wait()
-                await eventually(lambda: bool(spools(tmp_path)))
-                await asyncio.sleep(AWAY_S)
-                options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000", *OPTIONS)
-                more = ("--cluster-require-full-coverage", "no", "--cluster-port", bus)
-                back = spawn_server(*options, *more, directory=node.directory, port=node.port)
-                await eventually(lambda: not lane_of(kit).is_away)
-                await asyncio.sleep(0.3)
-            await check(kit, served)
-            assert lane_of(kit).lost == 0
+        async with loaded(cluster.url, tmp_path) as kit:
+            node = cluster.masters[1]
+            bus = str(node.command("CONFIG", "GET", "cluster-port")["cluster-port"])
+            kill(node)
+            await eventually(lambda: bool(spools(tmp_path)))
+            await asyncio.sleep(AWAY_S)
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000", *OPTIONS)
+            more = ("--cluster-require-full-coverage", "no", "--cluster-port", bus)
+            back = spawn_server(*options, *more, directory=node.directory, port=node.port)
+            await eventually(lambda: not lane_of(kit).is_away)
         back.stop()
 
 
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
-async def test_i9_a_sentinel_failover_costs_no_request(
-    tmp_path: Path,
-) -> None:
+async def test_i9_a_sentinel_failover_costs_no_request(tmp_path: Path) -> None:
     with spawn_watched(*OPTIONS, down_after_ms=300) as watched:
-        async with kit_at(watched.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path) as kit:
-            async with under_load(kit) as served:
-                await asyncio.sleep(0.3)
-                dead = watched.master
-                os.kill(dead.pid, signal.SIGKILL)
-                dead.process.wait()
-                await eventually(lambda: lane_of(kit).is_away)
-                await eventually(lambda: not lane_of(kit).is_away)
-                await asyncio.sleep(0.3)
-            assert watched.master is not dead
-            await check(kit, served, lost=lane_of(kit).lost)
+        async with loaded(watched.url, tmp_path, is_losing=True) as kit:
+            kill(dead := watched.master)
+            await eventually(lambda: lane_of(kit).is_away)
+            await eventually(lambda: not lane_of(kit).is_away)
+        assert watched.master is not dead
 
 
 @pytest.mark.dear("six nodes start, and one of them dies under load")
-async def test_i9_a_cluster_failover_costs_no_request(
-    tmp_path: Path,
-) -> None:
+async def test_i9_a_cluster_failover_costs_no_request(tmp_path: Path) -> None:
     options = (*OPTIONS, "--cluster-require-full-coverage", "no")
     with spawn_cluster(*options, replicas=True, node_timeout_ms=1_000) as cluster:
-        async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
-            async with under_load(kit) as served:
-                await asyncio.sleep(0.3)
-                dead = cluster.masters[0]
-                os.kill(dead.pid, signal.SIGKILL)
-                dead.process.wait()
-                await eventually(lambda: lane_of(kit).is_away)
-                await eventually(lambda: bool(spools(tmp_path)))
-                await eventually(lambda: not lane_of(kit).is_away)
-                await asyncio.sleep(0.3)
-            await check(kit, served, lost=lane_of(kit).lost)
+        async with loaded(cluster.url, tmp_path, is_losing=True) as kit:
+            kill(cluster.masters[0])
+            await eventually(lambda: lane_of(kit).is_away)
+            await eventually(lambda: bool(spools(tmp_path)))
+            await eventually(lambda: not lane_of(kit).is_away)
             await eventually(lambda: not spools(tmp_path))
 
 
@@ -327,19 +314,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
-@asynccontextmanager
-async def loaded(server: Server, directory: Path) -> AsyncGenerator[MeterKit]:
-    """Have a server under load; no request fails, and no unit is lost."""
-    async with kit_at(server.url, store_timeout=TIMEOUT_S, spool_dir=directory) as kit:
-        async with under_load(kit) as served:
-            await eventually(lambda: min(served.of.values()) > 5)
-            yield kit
-            before = sum(served.of.values())
-            await eventually(lambda: sum(served.of.values()) > before + 50)
-        await check(kit, served)
-        assert lane_of(kit).lost == 0
-
-
 async def refused(kit: MeterKit, word: str) -> bool:
     """Whether the store refuses to decide, with that word."""
     try:
@@ -354,7 +328,7 @@ async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start()
-    async with loaded(server, tmp_path / "spool") as kit:
+    async with loaded(server.url, tmp_path / "spool") as kit:
         server.signal(signal.SIGSTOP)
         await asyncio.sleep(1.6)
         server.signal(signal.SIGCONT)
@@ -379,7 +353,7 @@ async def test_i9_a_server_that_loads_its_file_costs_no_request(
 ) -> None:
     server = start()
     server.command("EVAL", "for n = 1, 15000 do redis.call('SET', 'mk-test:' .. n, n, 'EX', 900) end", 0)
-    async with loaded(server, tmp_path / "spool") as kit:
+    async with loaded(server.url, tmp_path / "spool") as kit:
         await asyncio.to_thread(server.stop)  # kill -9
         # In microseconds; clients are heard every 1,024 commands, and wait less than they may for an answer.
         server = await asyncio.to_thread(start, "--key-load-delay", "40")
@@ -402,7 +376,7 @@ async def test_i9_a_server_that_cannot_save_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server, in_the_way = start("--save", "3600 1000000"), tmp_path / "server" / "dump.rdb"
-    async with loaded(server, tmp_path / "spool") as kit:
+    async with loaded(server.url, tmp_path / "spool") as kit:
         in_the_way.mkdir()
         server.command("BGSAVE")
         await eventually(lambda: refused(kit, "MISCONF"))

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
 
 
-def pass_through(app: ASGIApp) -> ASGIApp:
-    async def wrapper(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(scope, receive, send)
-
-    return wrapper
-
-
 def without_last_header(app: ASGIApp) -> ASGIApp:
     """A wrapper that is not transparent, to see that the suite notices."""
 
