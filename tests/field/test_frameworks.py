@@ -91,9 +91,9 @@ async def reached(framework: str, protocol: Any, *, plan: str | None) -> int:
 
 
 def _pairs() -> Iterator[object]:
-    """Each framework on each server; without ``--whole`` those of F-130, each on one server."""
+    """Each framework on each server; without ``--whole`` those of F-130 and one more, on one."""
     for (place, framework), (other, protocol) in product(enumerate(APPS), enumerate(("h11", "httptools"))):
-        is_chosen = framework in {"litestar", "quart", "blacksheep"} and place % 2 == other
+        is_chosen = framework in {"litestar", "quart", "blacksheep", "fastmcp"} and place % 2 == other
         yield pytest.param(framework, protocol, marks=[] if is_chosen else pytest.mark.whole)
 
 
