@@ -12,7 +12,7 @@ import pytest
 
 import meterkit
 from drivers.app import answering, hello, served
-from faults.refusals import eventually, http_scope
+from faults.refusals import eventually
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
@@ -216,22 +216,6 @@ async def test_plans_and_gauges_may_ask_the_store_each_time(store_url: str, plan
         watch.asked = 0
         assert await watch.get(40, path) == {200: 40}
         assert (watch.asked, watch.allotments.granted) == (40, 0)
-
-
-async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
-    async def send(message: Any) -> None:
-        del message
-
-    async def receive() -> Any:
-        return {"type": "websocket.connect"}
-
-    async with watched(store_url) as watch:
-        await watch.warm()
-        watch.asked = 0
-        scope: Scope = {**http_scope("acme", "/live"), "type": "websocket", "scheme": "ws"}
-        del scope["method"]
-        await watch.at.app(scope, receive, send)
-        assert watch.asked == 1
 
 
 async def hot(watch: Watched, change: str) -> None:

@@ -209,18 +209,3 @@ def test_a_ttl_that_is_none_is_refused() -> None:
     for ttl in wrong:
         with pytest.raises(MeterkitError, match=r"^ttl: found .*; allowed is a timedelta from 0"):
             identify.api_key(Table().look_up, ttl=ttl)
-
-
-async def test_an_owner_that_is_no_text_is_not_remembered(now: list[float]) -> None:
-    assert now
-    asked: list[str] = []
-
-    async def look_up(key: str) -> Any:
-        asked.append(key)
-        return 7
-
-    resolve = identify.api_key(look_up)
-    for _ in range(2):
-        owner: Any = await who(resolve, "k1")
-        assert owner == 7  # The middleware says what is wrong with it.
-    assert len(asked) == 2

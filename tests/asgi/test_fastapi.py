@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
-import httpx
 import jsonschema
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
@@ -165,20 +164,6 @@ async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
             await at.client.get("/nowhere")
 
 
-async def test_an_app_asked_within_a_request_does_not_refuse_it() -> None:
-    inner = httpx.AsyncClient(transport=httpx.ASGITransport(app=an_app()), base_url="http://inner")
-    app = FastAPI()
-
-    @app.get("/v1/x")
-    async def ask() -> str:
-        with pytest.raises(MeterkitError, match=OUTSIDE):
-            await inner.get("/v1/sync")
-        raise HTTPException(403, "of the app's own")
-
-    async with inner, served(app) as at:
-        assert (await at.client.get("/v1/x")).json() == {"detail": "of the app's own"}
-
-
 async def test_a_feature_that_the_plans_file_does_not_have_is_an_error() -> None:
     app = FastAPI()
 
@@ -189,37 +174,6 @@ async def test_a_feature_that_the_plans_file_does_not_have_is_an_error() -> None
     async with served(app) as at:
         with pytest.raises(UnknownFeatureError, match=r"found 'ful'; .* did you mean 'full'\?"):
             await at.client.get("/v1/x")
-
-
-async def test_the_first_missing_requirement_is_named(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    plans = PLANS.replace("[basic, full]", "[basic, full, more, most]", 1)
-    router = APIRouter(dependencies=[Depends(requires("basic"))])
-    swallowed: list[int] = []
-
-    async def either(connection: Request) -> None:
-        for feature in ("more", "most"):
-            try:
-                await requires(feature)(connection)
-            except HTTPException as error:
-                swallowed.append(error.status_code)
-        raise HTTPException(403, "neither")
-
-    @router.get("/v1/x", dependencies=[*FULL, Depends(requires("more"))])
-    @router.get("/v1/y", dependencies=[Depends(requires("more")), *FULL])
-    @router.get("/v1/z", dependencies=[Depends(either)])
-    async def serve() -> str:
-        raise AssertionError
-
-    app = FastAPI()
-    app.include_router(router)
-    async with served(app, plans=plans) as at:
-        await at.kit.customers.set_plan("acme", "pro")
-        named = [(await at.client.get(f"/v1/{path}")).json()["feature"] for path in "xyz"]
-    assert named == ["more", "more", "more"]
-    assert swallowed == [403, 403]
-    assert len([record for record in caplog.records if record.name == "meterkit.refusals"]) == len(named)
 
 
 async def test_an_app_that_answers_something_else_is_left_to_it() -> None:

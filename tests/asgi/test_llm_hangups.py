@@ -11,7 +11,6 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-import meterkit
 from drivers.app import http_scope
 from drivers.llm_apps import (
     PLANS,
@@ -21,14 +20,11 @@ from drivers.llm_apps import (
     listening,
     metered,
     openai_stream,
-    stream_of,
     text_tokens,
     tokens,
 )
 from faults.refusals import eventually
 from tokens.recordings import (
-    chat,
-    chat_usage,
     compact,
     sse,
 )
@@ -190,14 +186,6 @@ async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -
             assert 76 == rates["used"]
 
 
-async def test_a_document_without_its_last_piece_counts_as_it_says(store_url: str) -> None:
-    body = compact({"choices": [{"message": {"content": "x" * 300}}], "usage": chat_usage(50, 60)})
-    pieces = stream_of([body[:100], body[100:]])
-    async with metered(StreamingResponse(pieces, media_type="application/json"), store_url) as at:
-        await Leaving(after=1, spec="2.4").ask(at, "/openai")
-        assert (50, 60) == await tokens(at.kit)
-
-
 @pytest.mark.parametrize(
     ("kind", "chunk", "recorded"),
     [
@@ -240,36 +228,3 @@ async def test_the_request_is_estimated_whatever_it_is(
         await Leaving(after=1, spec="2.3", body=body).ask(at, "/auto")
         (found,) = await tokens(at.kit, "input_tokens")
         assert least <= found <= most
-
-
-@pytest.mark.parametrize(("spec", "path"), [("2.3", "/auto"), ("2.4", "/none")])
-async def test_a_tap_whose_client_leaves_counts_once_with_the_body(
-    spec: str, path: str, store_url: str
-) -> None:
-    async def chunks() -> AsyncIterator[Any]:
-        for text in TEXTS:
-            yield chat({"content": text})
-        await anyio.sleep_forever()
-
-    async def answer(request: Request) -> StreamingResponse:
-        await request.body()
-
-        async def body() -> AsyncIterator[bytes]:
-            async for chunk in meterkit.tap(chunks()):
-                yield sse(chunk)
-
-        return StreamingResponse(body(), media_type=SSE)
-
-    app = Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
-    async with metered(app, store_url) as at:
-        await Leaving(after=2, spec=spec).ask(at, path)
-        await eventually(lambda: counted(at))
-        entered, output = await tokens(at.kit)
-        assert (PROMPT_TOKENS if path == "/auto" else 0) == entered
-        # The third text may have been made before the leaving was noticed.
-        assert output in {text_tokens(*TEXTS[:2]), text_tokens(*TEXTS)}
-        assert (1, 0) == await at.counted()
-
-
-async def counted(at: Served) -> bool:
-    return nothing_unsettled(at) and (await tokens(at.kit))[1] > 0
