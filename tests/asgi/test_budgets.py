@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from asgi.test_llm_model_prices import answering, ask
-from drivers.delivery import until
+from asgi.test_llm_model_prices import answering, ask, drawn, race
 from drivers.llm_apps import metered, read_all
 from meterkit import identify
 from tokens.recordings import compact
@@ -21,22 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-BUDGET: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
-routes:
-  - match: "POST /chat"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: 1000}
-    meters: {output_tokens: {included: 5000, overage: {bill: {per: 1000, amount_cents: 3}}}}
-"""
 MONEY: Final = """
 schema: 1
 currency: usd
@@ -79,8 +61,6 @@ plans:
 """
 LIMIT: Final = 10_000_000
 USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})
-Calls = list[tuple[str, int]]
-"""Model and tokens of each call."""
 
 
 def streaming(ending: asyncio.Event) -> ASGIApp:
@@ -104,44 +84,6 @@ def streaming(ending: asyncio.Event) -> ASGIApp:
     return app
 
 
-def answers(ending: asyncio.Event) -> ASGIApp:
-    async def wait() -> None:
-        await ending.wait()
-
-    return answering(wait)
-
-
-async def race(at: Served, ending: asyncio.Event, calls: Calls, *, room: int = 0) -> list[int]:
-    """Have all calls admitted or refused before the first one ends; their statuses.
-
-    Each may answer with so many tokens more than it does.
-    """
-    asking = [
-        asyncio.create_task(ask(at, tokens, model=model, said=model, at_most=tokens + room))
-        for model, tokens in calls
-    ]
-    lanes = at.kit.store.lanes.values()
-    await until(
-        lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
-    )
-    ending.set()
-    statuses = await asyncio.gather(*asking)
-    assert set(statuses) == {200, 402}
-    return statuses
-
-
-def drawn(seed: int, count: int, *models: str) -> Calls:
-    chance = Random(seed)  # noqa: S311 - repeatable
-    return [(chance.choice(models), chance.randrange(1, 4000)) for _ in range(count)]
-
-
-def served_and_refused(costs: list[int], statuses: list[int]) -> tuple[int, int]:
-    """What the served calls cost together, and the cheapest one that was refused."""
-    both = list(zip(costs, statuses, strict=True))
-    served = sum(cost for cost, status in both if status == 200)
-    return served, min(cost for cost, status in both if status == 402)
-
-
 async def spent(at: Served) -> int:
     return (await at.kit.usage("acme"))["meters"]["spend"]["recorded"]
 
@@ -153,9 +95,9 @@ async def of_user(at: Served, user: str) -> int | None:
 
 async def test_i3_racing_answers_do_not_overshoot_a_budget(store_url: str) -> None:
     ending, calls = asyncio.Event(), drawn(11, 250, "any")
-    async with metered(answers(ending), store_url, plans=BUDGET) as at:
-        statuses = await race(at, ending, calls)
-        served, refused = served_and_refused([tokens for _, tokens in calls], statuses)
+    plans = PRICED.replace("BUDGET", "1000").replace("OWN", "5000").replace("included: 0", "included: 5000")
+    async with metered(answering(ending.wait), store_url, plans=plans) as at:
+        served, refused = await race(at, ending, calls, [tokens for _, tokens in calls])
         assert await spent(at) == (served - 5000) * 30 <= LIMIT
         # Nothing was refused that fitted: ten dollars and what is included are 338,333 tokens.
         assert 338_333 - served < refused
@@ -167,12 +109,11 @@ async def test_i3_answers_of_two_models_stay_in_budget_and_balance(
 ) -> None:
     """I3: ten dollars are spent to the last call that fits, whether the budget or the balance ends first."""
     ending, calls = asyncio.Event(), drawn(13, 200, "small-1", "large-1")
-    async with metered(answers(ending), store_url, plans=MONEY.replace("BUDGET", budget)) as at:
+    async with metered(answering(ending.wait), store_url, plans=MONEY.replace("BUDGET", budget)) as at:
         await at.kit.grants.add("acme", {"usd": balance}, grant_id="1")
-        # One token goes in: what is held for the answer has room for it.
-        statuses = await race(at, ending, calls, room=1)
         costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
-        served, refused = served_and_refused(costs, statuses)
+        # One token goes in: what is held for the answer has room for it.
+        served, refused = await race(at, ending, calls, costs, room=1)
         assert await spent(at) == served <= LIMIT
         left = (await at.kit.usage("acme"))["balance_micros"]["usd"]
         assert left == balance * 1_000_000 - served >= 0
@@ -186,9 +127,8 @@ async def test_i3_streams_paid_by_a_balance_stay_in_a_users_budget(store_url: st
     async with metered(streaming(ending), store_url, plans=plans, who=USERS) as at:
         await at.kit.grants.add("acme", {"usd": 50}, grant_id="1")
         at.client.headers["x-user-id"] = "u_7"
-        statuses = await race(at, ending, calls, room=1)
         costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
-        served, refused = served_and_refused(costs, statuses)
+        served, refused = await race(at, ending, calls, costs, room=1)
         assert await of_user(at, "u_7") == await spent(at) == served <= LIMIT
         assert LIMIT - served < refused
         assert (await at.kit.usage("acme"))["balance_micros"]["usd"] == 50_000_000 - served
@@ -203,11 +143,10 @@ async def test_i3_streams_of_priced_models_stay_in_both_budgets(
     plans = PRICED.replace("BUDGET", f"{budget}").replace("OWN", f"{own}")
     async with metered(streaming(ending), store_url, plans=plans, who=USERS) as at:
         at.client.headers["x-user-id"] = "u_7"
-        statuses = await race(at, ending, calls)
         # In hundredths of a micro-dollar a token.
         prices = {"small-1": 1000, "large-1": 5005, "other": 3000}
         costs = [prices[model] * tokens for model, tokens in calls]
-        served, refused = served_and_refused(costs, statuses)
+        served, refused = await race(at, ending, calls, costs)
         # Rounded up once for a customer, and down once for a user.
         assert await spent(at) == -(-served // 100) <= budget * 10_000
         assert await of_user(at, "u_7") == served // 100 <= own * 10_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -11,19 +11,18 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
+from asgi.test_client_leaves import left
 from drivers.app import http_scope
 from drivers.llm_apps import (
     PLANS,
     PROMPT,
     PROMPT_TOKENS,
     RaisingServer,
-    listening,
     metered,
     openai_stream,
     text_tokens,
     tokens,
 )
-from faults.refusals import eventually
 from tokens.recordings import (
     compact,
     sse,
@@ -65,16 +64,6 @@ def streaming(chunks: Sequence[bytes], gone: asyncio.Event) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
 
 
-async def hang_up(port: int, path: str, *, after: bytes) -> None:
-    """Ask, and leave as soon as some bytes have come."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\ncontent-length: {len(PROMPT)}\r\n\r\n"
-    writer.write(head.encode() + PROMPT)
-    await reader.readuntil(after)
-    writer.close()
-    await writer.wait_closed()
-
-
 @pytest.mark.parametrize(
     ("spec", "path", "sent", "recorded", "requests"),
     [
@@ -88,31 +77,18 @@ async def test_a_hang_up_is_billed_what_was_generated_by_then(
     spec: str, path: str, sent: int, recorded: tuple[int, int], requests: int, store_url: str
 ) -> None:
     gone = asyncio.Event()
-    app = streaming(CHUNKS[:sent], gone)
-    async with metered(app, store_url) as at:
-        outer: ASGIApp = at.app
-        if spec == "2.4":
-            raising = RaisingServer(at.app)
-            raising.gone = gone
-            outer = raising
-        over = asyncio.Event()
 
-        async def serve(scope: Any, receive: Any, send: Any) -> None:
-            try:
-                await outer(scope, receive, send)
-            finally:
-                over.set()
+    def raising(app: ASGIApp) -> ASGIApp:
+        server = RaisingServer(app)
+        server.gone = gone
+        return server
 
-        async with listening(serve) as port:
-            await hang_up(port, path, after=CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n")
-            await over.wait()
-        await eventually(lambda: nothing_unsettled(at))
+    outside = raising if spec == "2.4" else None
+    async with metered(streaming(CHUNKS[:sent], gone), store_url) as at:
+        after = CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n"
+        await left(at, path, "h11", after=after, outside=outside)
         assert recorded == await tokens(at.kit)
         assert (requests, 0) == await at.counted()
-
-
-def nothing_unsettled(at: Served) -> bool:
-    return at.kit.store.lanes[asyncio.get_running_loop()].unsettled == 0
 
 
 # Without one, and so at every place.

@@ -14,7 +14,7 @@ from drivers.llm_apps import metered, read_all
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -55,8 +55,8 @@ plans:
 MICRO: Final = 10**6
 
 
-def answering(meanwhile: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
-    """An app that answers with the usage that the request's header asks for: model and tokens."""
+def answering(meanwhile: Callable[[], Awaitable[object]] | None = None) -> ASGIApp:
+    """An app that answers with the usage that the request's headers ask for: model and tokens."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
@@ -68,11 +68,42 @@ def answering(meanwhile: Callable[[], Awaitable[None]] | None = None) -> ASGIApp
             await meanwhile()
         start = {"status": 200, "headers": [(b"content-type", b"application/json")]}
         await send({"type": "http.response.start", **start})
-        await send(
-            {"type": "http.response.body", "body": compact(content | ({"model": said} if said else {}))}
-        )
+        body = compact(content | ({"model": said} if said else {}))
+        await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def drawn(seed: int, count: int, *models: str, most: int = 4000) -> list[tuple[str, int]]:
+    """Models and tokens of calls."""
+    chance = Random(seed)  # noqa: S311 - repeatable
+    return [(chance.choice(models), chance.randrange(1, most)) for _ in range(count)]
+
+
+async def race(
+    at: Served, ending: asyncio.Event, calls: list[tuple[str, int]], costs: Sequence[float], *, room: int = 0
+) -> tuple[Any, Any]:
+    """Have all calls admitted or refused before the first one ends.
+
+    Each may answer with so many tokens more than it does.
+
+    Returns:
+        What the served calls cost together, and the cheapest one that was refused.
+    """
+    asking = [
+        asyncio.create_task(ask(at, tokens, model=model, said=model, at_most=tokens + room))
+        for model, tokens in calls
+    ]
+    lanes = at.kit.store.lanes.values()
+    await until(
+        lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
+    )
+    ending.set()
+    statuses = await asyncio.gather(*asking)
+    assert set(statuses) == {200, 402}
+    both = list(zip(costs, statuses, strict=True))
+    served = sum(cost for cost, status in both if status == 200)
+    return served, min(cost for cost, status in both if status == 402)
 
 
 async def ask(
@@ -183,28 +214,14 @@ async def test_i3_what_is_held_for_one_model_is_not_there_for_another(store_url:
 
 
 async def test_i3_racing_answers_spend_no_credit_twice(store_url: str) -> None:
-    chance, prices = Random(7), {"gpt-6-mini": 1000, "llama": 4000, "claude-opus-5": 20_000}  # noqa: S311 - repeatable
-    waiting = asyncio.Event()
-    async with metered(answering(waiting.wait), store_url, plans=PLANS) as at:  # type: ignore[arg-type]  # its result is not used
+    ending, prices = asyncio.Event(), {"gpt-6-mini": 1000, "llama": 4000, "claude-opus-5": 20_000}
+    calls = drawn(7, 200, *prices, most=200)
+    async with metered(answering(ending.wait), store_url, plans=PLANS) as at:
         await give(at, 10)
-        calls = [(chance.choice(list(prices)), chance.randrange(1, 200)) for _ in range(200)]
-        asking = [asyncio.create_task(ask(at, tokens, model=model, said=model)) for model, tokens in calls]
-        await until(lambda: sum(task.done() for task in asking) + _in_flight(at) == len(calls))
-        waiting.set()
-        statuses = await asyncio.gather(*asking)
-        assert set(statuses) == {200, 402}
-        cost = sum(
-            tokens * prices[model]
-            for (model, tokens), status in zip(calls, statuses, strict=True)
-            if status == 200
-        )
+        cost, _ = await race(at, ending, calls, [tokens * prices[model] for model, tokens in calls])
         assert await spent(at) == cost <= 10 * MICRO
         row = (await at.kit.usage("acme"))["meters"]["output_tokens"]
         assert (row["overage"], row["held"]) == (0, 0)
-
-
-def _in_flight(at: Served) -> int:
-    return sum(len(lane.live) for lane in at.kit.store.lanes.values())
 
 
 UNITS: Final = """

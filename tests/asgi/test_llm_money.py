@@ -8,14 +8,12 @@ import re
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import floor
-from random import Random
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from genai_prices import Usage, calc_price
 
-from asgi.test_llm_model_prices import answering, ask
-from drivers.delivery import until
+from asgi.test_llm_model_prices import answering, ask, drawn, race
 from drivers.llm_apps import metered
 
 if TYPE_CHECKING:
@@ -102,25 +100,15 @@ async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str)
 
 
 async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
-    chance, models = Random(7), ("gpt-4o-mini", "gpt-4o", "gpt-4.1", "own-7b")  # noqa: S311 - repeatable
-    waiting = asyncio.Event()
-    async with metered(answering(waiting.wait), store_url, plans=PLANS) as at:  # type: ignore[arg-type]  # its result is not used
+    ending, own = asyncio.Event(), (Fraction(26, 100), Fraction(78, 100))
+    calls = drawn(7, 200, "gpt-4o-mini", "gpt-4o", "gpt-4.1", "own-7b", most=20_000)
+    costs = [
+        own[0] + tokens * own[1] if model == "own-7b" else price_of(model, left=tokens)
+        for model, tokens in calls
+    ]
+    async with metered(answering(ending.wait), store_url, plans=PLANS) as at:
         await give(at, 1)
-        calls = [(chance.choice(models), chance.randrange(1, 20_000)) for _ in range(200)]
-        asking = [asyncio.create_task(ask(at, tokens, model=model, said=model)) for model, tokens in calls]
-        lanes = at.kit.store.lanes.values()
-        await until(
-            lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
-        )
-        waiting.set()
-        statuses = await asyncio.gather(*asking)
-        assert set(statuses) == {200, 402}
-        own = Fraction(26, 100), Fraction(78, 100)
-        cost = sum(
-            own[0] + tokens * own[1] if model == "own-7b" else price_of(model, left=tokens)
-            for (model, tokens), status in zip(calls, statuses, strict=True)
-            if status == 200
-        )
+        cost, _ = await race(at, ending, calls, costs)
         assert await spent(at) == floor(cost) <= MICRO
         row = (await at.kit.usage("acme"))["meters"]["usd_charged"]
         assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
