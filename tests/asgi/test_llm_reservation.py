@@ -152,7 +152,7 @@ async def test_reading_ahead_byte_by_byte_is_bounded() -> None:
     async def receive() -> Message:
         nonlocal said
         said += 1
-        return {"type": "http.request", "body": b"", "more_body": True}
+        return part(b"", more=True)
 
     body = BufferedBody(http_scope(method="POST"), receive)
     await body.read()
