@@ -1,4 +1,4 @@
-"""Clients that leave: what the outcome is, and what is billed of their model calls."""
+"""Clients that leave: what the outcome is, and what is billed of the model calls that they began."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -21,6 +22,7 @@ from drivers.llm_apps import (
     PLANS,
     PROMPT,
     PROMPT_TOKENS,
+    RaisingServer,
     listening,
     metered,
     openai_stream,
@@ -31,25 +33,33 @@ from drivers.llm_apps import (
 from faults.refusals import eventually, settled
 from meterkit import current
 from meterkit.llm import stop_on_disconnect
-from tokens.recordings import chat, chat_usage, sse
+from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from drivers.app import Served
 
-
 pytestmark = pytest.mark.anyio
 
-TEXTS = ("Hello, ", "wörld. ", "All is well.")
-USAGE = sse(chat(None, usage=chat_usage(50, 60)))
-OUTCOMES = PLANS.replace(
+SSE: Final = "text/event-stream"
+TEXTS: Final = ("Hello, ", "wörld. ", "All is well.")
+CHUNKS: Final = openai_stream(*TEXTS)
+USAGE: Final = sse(chat(None, usage=chat_usage(50, 60)))
+OUTCOMES: Final = ("success", "client_gone", "client_error", "server_error")
+LEFT: Final = PLANS.replace(
     "routes:\n",
-    'routes:\n  - {match: "/gone", consume: {requests: 1}, usage: auto, charge_on: [client_gone]}\n'
-    '  - {match: "/failed", consume: {requests: 1}, charge_on: [server_error]}\n',
+    "  pages: {unit: page}\nroutes:\n"
+    + "".join(
+        f'  - {{match: "/{name}", consume: {{requests: 1}}, usage: auto, charge_on: [{name}]}}\n'
+        for name in OUTCOMES
+    )
+    + '  - {match: "/repeated", consume: {requests: 1}, idempotency_header: idempotency-key}\n'
+    '  - {match: "/reserved", consume: {requests: 1}, usage: openai,'
+    " reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}}\n",
 )
 
 
@@ -59,21 +69,9 @@ class PassingOn(BaseHTTPMiddleware):
 
 
 async def gone(request: Request) -> None:
-    """Until the client is."""
+    """Wait until the client is."""
     while not await request.is_disconnected():  # noqa: ASYNC110 - it is what apps do
         await asyncio.sleep(0.002)
-
-
-async def polling(request: Request) -> Response:
-    """Streams a text, and its usage only while somebody is there."""
-    await request.body()
-
-    async def body() -> AsyncIterator[bytes]:
-        for chunk in openai_stream(*TEXTS):
-            yield chunk
-        await gone(request)
-
-    return Unheard(body(), media_type="text/event-stream")
 
 
 class Unheard(StreamingResponse):
@@ -84,36 +82,104 @@ class Unheard(StreamingResponse):
         await self.stream_response(send)
 
 
-async def waiting(request: Request) -> Response:
-    """Streams a text, and its usage too late."""
-    await request.body()
-
-    async def body() -> AsyncIterator[bytes]:
-        for chunk in openai_stream(*TEXTS):
-            yield chunk
-        await asyncio.Event().wait()
-
-    return StreamingResponse(body(), media_type="text/event-stream")
-
-
-async def figures_first(request: Request) -> Response:
-    """Streams a text and its usage, and goes on."""
-    await request.body()
-
-    async def body() -> AsyncIterator[bytes]:
-        for chunk in openai_stream(*TEXTS):
-            yield chunk
-        yield USAGE
-        await gone(request)
-
-    return Unheard(body(), media_type="text/event-stream")
-
-
 def app_of(endpoint: Any, *inside: Any) -> Starlette:
     return Starlette(
         routes=[Route("/{path:path}", endpoint, methods=["POST"])],
         middleware=[Middleware(each) for each in inside],
     )
+
+
+def polling(*chunks: bytes) -> Any:
+    """An endpoint that streams, and ends once its client is gone."""
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+
+        async def body() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+            await gone(request)
+
+        return Unheard(body(), media_type=SSE)
+
+    return endpoint
+
+
+def streaming(chunks: Sequence[bytes], kind: str = SSE, *inside: Any) -> Starlette:
+    """An app that streams, and does not end before its client leaves."""
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+
+        async def body() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+            await anyio.sleep_forever()
+
+        return StreamingResponse(body(), headers={"content-type": kind})
+
+    return app_of(endpoint, *inside)
+
+
+def sending_until(gone: asyncio.Event, chunks: Sequence[bytes]) -> Starlette:
+    """An app that sends chunks, and one more once the client is gone."""
+
+    async def endpoint(request: Request) -> Response:
+        assert await request.body() == PROMPT
+
+        async def body() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+            await gone.wait()
+            yield b": too late\n\n"
+            raise AssertionError("the app was not stopped")
+
+        return StreamingResponse(body(), media_type=SSE)
+
+    return app_of(endpoint)
+
+
+class LeavingClient:
+    """A client that sends its request and leaves at once, or when it has got so many chunks.
+
+    Args:
+        raises: whether the server's ``send`` raises then.
+    """
+
+    def __init__(self, *, after: int = 0, raises: bool = False, body: bytes = PROMPT) -> None:
+        self._left, self._raises = after, raises
+        half = len(body) // 2
+        self._said: list[Message] = [
+            {"type": "http.request", "body": body[half:], "more_body": False},
+            {"type": "http.request", "body": body[:half], "more_body": True},
+        ]
+        self._gone = asyncio.Event()
+        if not after:
+            self._gone.set()
+
+    async def receive(self) -> Message:
+        if self._said:
+            return self._said.pop()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self._raises and self._gone.is_set() and message["type"] == "http.response.body":
+            raise OSError("the client has left")
+        if message.get("body"):
+            self._left -= 1
+            if not self._left:
+                self._gone.set()
+
+    async def ask(self, at: Served, path: str, *, headers: Any = ()) -> None:
+        asgi = {"version": "3.0", "spec_version": "2.4" if self._raises else "2.3"}
+        scope = http_scope(path, method="POST", asgi=asgi)
+        scope["headers"] = [*scope["headers"], *headers]
+        await asyncio.gather(at.app(scope, self.receive, self.send), return_exceptions=True)
+        await settled(at.kit)
+
+
+# Over real sockets.
 
 
 async def hang_up(port: int, path: str, *, after: bytes = b"", until: asyncio.Event | None = None) -> None:
@@ -166,7 +232,7 @@ async def left(
     [
         ("polling", "/auto", "h11"),
         ("base inside", "/attempt", "httptools"),
-        ("base outside", "/gone", "h11"),
+        ("base outside", "/client_gone", "h11"),
         ("gzip outside", "/auto", "httptools"),
         ("figures first", "/auto", "h11"),
     ],
@@ -175,21 +241,22 @@ async def test_leaving_before_the_usage_pays_for_the_text(
     how: str, path: str, protocol: str, store_url: str
 ) -> None:
     """F-7: the response ends as it should, but nobody was there to get it."""
-    # Behind BaseHTTPMiddleware is_disconnected() never says so: there the response listens.
-    endpoint = figures_first if how == "figures first" else waiting if "base" in how else polling
-    app = app_of(endpoint, *([PassingOn] if how == "base inside" else []))
+    app, after, found = app_of(polling(*CHUNKS)), TEXTS[-1].encode(), (PROMPT_TOKENS, text_tokens(*TEXTS))
+    if "base" in how:  # Behind it is_disconnected() never says so: there the response listens.
+        app = streaming(CHUNKS, SSE, *([PassingOn] if how == "base inside" else []))
+    elif how == "figures first":
+        app, after, found = app_of(polling(*CHUNKS, USAGE)), b'"total_tokens":110', (50, 60)
     outside = {"base outside": PassingOn, "gzip outside": GZipMiddleware}.get(how)
-    after = b'"total_tokens":110' if how == "figures first" else TEXTS[-1].encode()
-    async with metered(app, store_url, plans=OUTCOMES) as at:
+    async with metered(app, store_url, plans=LEFT) as at:
         await left(at, path, protocol, after=after, outside=outside)
-        found = (50, 60) if how == "figures first" else (PROMPT_TOKENS, text_tokens(*TEXTS))
         assert found == await tokens(at.kit)
         assert await at.counted() == (1, 0)
 
 
 @pytest.mark.each_loop
 @pytest.mark.parametrize(
-    ("path", "requests", "protocol"), [("/none", 1, "h11"), ("/gone", 0, "httptools"), ("/failed", 0, "h11")]
+    ("path", "requests", "protocol"),
+    [("/none", 1, "h11"), ("/client_gone", 0, "httptools"), ("/server_error", 0, "h11")],
 )
 async def test_leaving_before_the_first_byte_pays_if_answered(
     path: str, requests: int, protocol: str, store_url: str
@@ -205,81 +272,43 @@ async def test_leaving_before_the_first_byte_pays_if_answered(
         assert current().customer == "acme"
         return JSONResponse({"choices": [{"message": {"content": "x" * 300}}], "usage": chat_usage(5, 6)})
 
-    async with metered(app_of(answers), store_url, plans=OUTCOMES) as at:
+    async with metered(app_of(answers), store_url, plans=LEFT) as at:
         await left(at, path, protocol, after=b"", until=asked)
         assert await at.counted() == (requests, 0)
 
 
-OUTCOME_NAMES: Final = ("success", "client_gone", "client_error", "server_error")
-EARLY_PLANS: Final = (
-    """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests:      {unit: request}
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
-  pages:         {unit: page}
-routes:
-"""
-    + "".join(
-        f'  - {{match: "/{name}", consume: {{requests: 1}}, charge_on: [{name}]}}\n' for name in OUTCOME_NAMES
-    )
-    + """
-  - {match: "/chat", consume: {requests: 1}, usage: openai}
-  - {match: "/plain", consume: {requests: 1}}
-  - {match: "/repeated", consume: {requests: 1}, idempotency_header: idempotency-key}
-  - match: "/reserved"
-    consume: {requests: 1}
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      output_tokens: {included: 1000, overage: deny}
-"""
+@pytest.mark.parametrize(
+    ("spec", "path", "sent", "recorded", "requests"),
+    [
+        ("2.3", "/openai", 0, (0, 0), 0),
+        ("2.4", "/attempt", 0, (0, 0), 1),
+        ("2.3", "/openai", 1, (PROMPT_TOKENS, text_tokens(TEXTS[0])), 1),
+        ("2.4", "/auto", 3, (PROMPT_TOKENS, text_tokens(*TEXTS)), 1),
+    ],
 )
+async def test_a_hang_up_is_billed_what_was_generated_by_then(
+    spec: str, path: str, sent: int, recorded: tuple[int, int], requests: int, store_url: str
+) -> None:
+    gone = asyncio.Event()
+
+    def raising(app: ASGIApp) -> ASGIApp:
+        server = RaisingServer(app)
+        server.gone = gone
+        return server
+
+    outside = raising if spec == "2.4" else None
+    async with metered(sending_until(gone, CHUNKS[:sent]), store_url) as at:
+        after = CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n"
+        await left(at, path, "h11", after=after, outside=outside)
+        assert recorded == await tokens(at.kit)
+        assert (requests, 0) == await at.counted()
 
 
-class EarlyLeaver:
-    """A client that sends its request and leaves at once, or once the response has started.
-
-    Args:
-        raises: whether the server's ``send`` raises then.
-        waits: whether it waits for the start of the response.
-    """
-
-    def __init__(self, *, raises: bool = False, waits: bool = False) -> None:
-        self._gone = asyncio.Event()
-        if not waits:
-            self._gone.set()
-        self._said: list[Message] = [{"type": "http.request", "body": PROMPT, "more_body": False}]
-        self._raises = raises
-
-    async def receive(self) -> Message:
-        if self._said:
-            return self._said.pop()
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        self._gone.set()
-        if self._raises and message["type"] == "http.response.body":
-            raise OSError("the client has hears_leaving")
-
-    async def ask(self, at: Served, path: str, *, headers: Any = ()) -> None:
-        version = "2.4" if self._raises else "2.3"
-        asgi = {"version": "3.0", "spec_version": version}
-        scope = http_scope(path, method="POST", asgi=asgi)
-        scope["headers"] = [*scope["headers"], *headers]
-        await asyncio.gather(at.app(scope, self.receive, self.send), return_exceptions=True)
-        await settled(at.kit)
+# Before the first byte.
 
 
 async def hears_leaving(request: Request) -> None:
-    """Read the request, and hear that its client has hears_leaving."""
+    """Read the request, and hear that its client has left."""
     await request.body()
     assert await request.is_disconnected()
 
@@ -327,7 +356,7 @@ async def silent(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def begun_too_late(scope: Any, receive: Any, send: Any) -> None:
-    """Begin an answer once the client has hears_leaving, and be cancelled in the midst of it."""
+    """Begin an answer once the client has left, and be cancelled in the midst of it."""
     await silent(scope, receive, send)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"piece", "more_body": True})
@@ -357,40 +386,38 @@ CASES: Final[dict[str, tuple[Any, bool, str]]] = {
 async def test_f20e_only_an_app_that_answers_has_succeeded(case: str, store_url: str) -> None:
     endpoint, raises, expected = CASES[case]
     app: ASGIApp = endpoint if endpoint in RAW else app_of(endpoint)
-    async with metered(app, store_url, plans=EARLY_PLANS) as at:
+    async with metered(app, store_url, plans=LEFT) as at:
         billed: list[str] = []
-        for name in OUTCOME_NAMES:
+        for name in OUTCOMES:
             before = (await at.counted())[0]
-            await EarlyLeaver(raises=raises).ask(at, f"/{name}")
+            await LeavingClient(raises=raises).ask(at, f"/{name}")
             billed += [name] * ((await at.counted())[0] - before)
     assert billed == [expected]
 
 
-@pytest.mark.parametrize("path", ["/success", "/reserved"])
-async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(path: str, store_url: str) -> None:
-    """The client hears_leaving within its own body; the app answers to the part that came."""
-    client = EarlyLeaver()
-    said: list[Message] = [
-        {"type": "http.disconnect"},
-        {"type": "http.request", "body": b"{", "more_body": True},
-    ]
-
-    async def receive() -> Message:
-        return said.pop() if len(said) > 1 else said[0]
+async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: str) -> None:
+    """The client left within its own body; the app answers to the part that came."""
+    client = LeavingClient()
+    leaves: Message = {"type": "http.disconnect"}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await silent(scope, receive, send)
         await a_document()(scope, receive, send)
 
-    async with metered(app, store_url, plans=EARLY_PLANS) as at:
-        scope = http_scope(path, method="POST")
-        scope["headers"] = [*scope["headers"], (b"content-length", b"100")]
-        await at.app(scope, receive, client.send)
-        await settled(at.kit)
-        assert await at.counted() == (0, 0)
-        # A request without a body is whole, though its client had hears_leaving when the app first listened.
-        await at.app(http_scope("/success"), receive, client.send)
+    async with metered(app, store_url, plans=LEFT) as at:
+        for path in ("/success", "/reserved"):
+            said: list[Message] = [leaves, leaves, {"type": "http.request", "body": b"{", "more_body": True}]
+
+            async def receive(said: list[Message] = said) -> Message:
+                return said.pop()
+
+            scope = http_scope(path, method="POST")
+            scope["headers"] = [*scope["headers"], (b"content-length", b"100")]
+            await at.app(scope, receive, client.send)
+            await settled(at.kit)
+            assert await at.counted() == (0, 0)
+        # A request without a body is whole, though its client had left when the app first listened.
+        await at.app(http_scope("/success"), lambda: asyncio.sleep(0, leaves), client.send)
         await settled(at.kit)
         assert await at.counted() == (1, 0)
 
@@ -399,7 +426,7 @@ async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(path: str, st
 
 
 def told(how: str) -> Any:
-    """An endpoint that has called a model when it hears that its client has hears_leaving."""
+    """An endpoint that has called a model when it hears that its client has left."""
 
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -429,19 +456,19 @@ async def three_texts() -> AsyncIterator[Any]:
 @pytest.mark.parametrize(
     ("how", "path", "recorded"),
     [
-        ("usage", "/chat", (5, 6)),
-        ("status 499", "/plain", (5, 6)),
+        ("usage", "/openai", (5, 6)),
+        ("status 499", "/none", (5, 6)),
         ("status 500", "/reserved", (5, 6)),
-        ("record", "/chat", (0, 7)),
+        ("record", "/openai", (0, 7)),
         ("tap", "/reserved", (PROMPT_TOKENS, text_tokens("Hello, "))),
-        ("tap", "/plain", (0, text_tokens("Hello, "))),
+        ("tap", "/none", (0, text_tokens("Hello, "))),
     ],
 )
 async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
     how: str, path: str, recorded: tuple[int, int], store_url: str
 ) -> None:
-    async with metered(app_of(told(how)), store_url, plans=EARLY_PLANS) as at:
-        await EarlyLeaver().ask(at, path)
+    async with metered(app_of(told(how)), store_url, plans=LEFT) as at:
+        await LeavingClient().ask(at, path)
         assert recorded == await tokens(at.kit)
         assert (0, 0) == await at.counted()
         assert (recorded[1], 0) == await at.counted(meter="output_tokens")
@@ -457,11 +484,71 @@ async def test_f20e_a_repeat_of_a_billed_request_bills_nothing(store_url: str) -
         assert await request.is_disconnected()
         raise RuntimeError("there is no client to work for")
 
-    async with metered(app_of(endpoint), store_url, plans=EARLY_PLANS) as at:
+    async with metered(app_of(endpoint), store_url, plans=LEFT) as at:
         await at.client.post("/repeated?answer", content=PROMPT, headers={"idempotency-key": "k1"})
-        await EarlyLeaver().ask(at, "/repeated", headers=[(b"idempotency-key", b"k1")])
+        await LeavingClient().ask(at, "/repeated", headers=[(b"idempotency-key", b"k1")])
         assert await at.counted(meter="output_tokens") == (7, 0)
         assert await at.counted() == (1, 0)
+
+
+async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -> None:
+    """Anthropic tells of the output first at the start, and then only at the end."""
+    start = {"id": "m", "type": "message", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 1}}
+    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 300}}
+    chunks = [sse({"type": "message_start", "message": start}), sse(text)]
+    # F-125: without estimates the bill has the provider's last report, and never nothing.
+    cases = {"[reported, partial, estimated]": (9, 76), "[reported, partial]": (9, 1), "[reported]": (0, 0)}
+    for sources, recorded in cases.items():
+        plans = PLANS + f"billing: {{sources: {sources}}}\n"
+        async with metered(streaming(chunks), store_url, plans=plans) as at:
+            await LeavingClient(after=2).ask(at, "/anthropic")
+            assert recorded == await tokens(at.kit)
+            (rates,) = [rate for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens"]
+            assert 76 == rates["used"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunk", "recorded"),
+    [
+        (SSE, CHUNKS[0][:20], (PROMPT_TOKENS, 1)),
+        (
+            "application/json",
+            compact({"choices": [{"message": {"content": "x" * 300}}]})[:-40],
+            (PROMPT_TOKENS, 66),
+        ),
+        ("application/json", b'{"items": [1, 2', (0, 0)),
+        (SSE, sse({"tick": 1}), (0, 0)),
+    ],
+)
+async def test_an_answer_torn_in_its_first_event_may_be_a_models(
+    kind: str, chunk: bytes, recorded: tuple[int, int], store_url: str
+) -> None:
+    async with metered(streaming([chunk], kind), store_url) as at:
+        await LeavingClient(after=1).ask(at, "/auto")
+        assert recorded == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    ("body", "least", "most"),
+    [
+        (b"\xff\xfe" * 1000, 85, 85),
+        (compact({"question": "x" * 300}), 75, 75),
+        (
+            compact({"messages": [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]}),
+            340_000,
+            352_000,
+        ),
+        (compact({"messages": [{"content": "A" * 3_000_000}]}), 85, 700),
+    ],
+    ids=["binary", "own shape", "long", "image"],
+)
+async def test_the_request_is_estimated_whatever_it_is(
+    body: bytes, least: int, most: int, store_url: str
+) -> None:
+    async with metered(streaming(CHUNKS), store_url) as at:
+        await LeavingClient(after=1, body=body).ask(at, "/auto")
+        (found,) = await tokens(at.kit, "input_tokens")
+        assert least <= found <= most
 
 
 # A call that is stopped.
@@ -501,18 +588,18 @@ def asking(provider: Provider, *, reports: bool = False) -> Starlette:
 @pytest.mark.parametrize(
     ("path", "reports", "recorded"),
     [
-        ("/chat", False, (PROMPT_TOKENS, 1)),
+        ("/openai", False, (PROMPT_TOKENS, 1)),
         ("/reserved", False, (PROMPT_TOKENS, 1)),
-        ("/chat", True, (1, 2)),
-        ("/plain", False, (0, 0)),
+        ("/openai", True, (1, 2)),
+        ("/none", False, (0, 0)),
     ],
 )
 async def test_f20e_a_stopped_call_bills_its_prompt(
     path: str, reports: bool, recorded: tuple[int, int], store_url: str
 ) -> None:
     provider = Provider()
-    async with metered(asking(provider, reports=reports), store_url, plans=EARLY_PLANS) as at:
-        await EarlyLeaver().ask(at, path)
+    async with metered(asking(provider, reports=reports), store_url, plans=LEFT) as at:
+        await LeavingClient().ask(at, path)
         assert provider.is_stopped
         assert recorded == await tokens(at.kit)
         assert await at.counted() == (0, 0)
@@ -532,14 +619,14 @@ async def test_f20e_an_ended_call_gives_its_result_or_error(store_url: str) -> N
             await stop_on_disconnect(request.receive, fails())
         return JSONResponse(await stop_on_disconnect(request.receive, provider.send()))
 
-    async with metered(app_of(endpoint), store_url, plans=EARLY_PLANS) as at:
-        assert (await at.client.post("/chat", content=PROMPT)).status_code == 200
+    async with metered(app_of(endpoint), store_url, plans=LEFT) as at:
+        assert (await at.client.post("/openai", content=PROMPT)).status_code == 200
         await settled(at.kit)
         assert (5, 6) == await tokens(at.kit)
 
 
 async def test_f20e_a_server_that_cancels_stops_the_call(store_url: str) -> None:
-    provider, client = Provider(), EarlyLeaver()
+    provider, client = Provider(), LeavingClient()
     said = iter([{"type": "http.request", "body": PROMPT, "more_body": False}])
 
     async def receive() -> Message:
@@ -548,8 +635,8 @@ async def test_f20e_a_server_that_cancels_stops_the_call(store_url: str) -> None
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with metered(asking(provider), store_url, plans=EARLY_PLANS) as at:
-        task = asyncio.ensure_future(at.app(http_scope("/chat", method="POST"), receive, client.send))
+    async with metered(asking(provider), store_url, plans=LEFT) as at:
+        task = asyncio.ensure_future(at.app(http_scope("/openai", method="POST"), receive, client.send))
         await provider.begun.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
