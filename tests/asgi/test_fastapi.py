@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -21,8 +20,6 @@ from meterkit.catalog import loads
 from meterkit.fastapi import Current, requires, responses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from starlette.types import Scope
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +35,6 @@ def an_app(**options: Any) -> FastAPI:
 
     @app.get("/v1/sync", dependencies=FULL)
     @app.get("/attempt", dependencies=FULL)
-    @app.get("/errors", dependencies=FULL)
-    @app.get("/shadow", dependencies=FULL)
     @app.get("/billing/export", dependencies=FULL)
     @app.get("/nowhere", dependencies=FULL)
     @app.get("/healthz", dependencies=FULL)
@@ -140,13 +135,6 @@ async def test_the_suspended_are_told_to_pay() -> None:
 OUTSIDE = r"^requires\(\) was called outside of a request that MeterMiddleware has decided: no route"
 
 
-async def test_where_no_line_decides_it_says_so() -> None:
-    async with served(an_app()) as at:
-        for path in ("/nowhere", "/healthz"):
-            with pytest.raises(MeterkitError, match=OUTSIDE):
-                await at.client.get(path)
-
-
 async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
     """F-20h: a health check of an app that requires a feature everywhere was answered 500."""
     app = FastAPI(dependencies=FULL)
@@ -206,18 +194,10 @@ async def test_on_denied_is_asked_as_for_any_refusal() -> None:
     assert seen == [Decision(allowed=False, reason="feature", customer="acme", plan="free")] * 2
 
 
-@contextmanager
-def as_in_tests(app: FastAPI, plans: str = PLANS) -> Generator[TestClient]:
-    """Starlette's client, which runs the app's lifespan in a thread of its own."""
-    kit = MeterKit(loads(plans), redis_url="memory://")
-    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
-    with TestClient(app, headers=HEADERS) as client:
-        yield client
-
-
 def test_a_websocket_is_refused_before_it_opens() -> None:
     plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "WS /v1/{path:path}", consume: {requests: 1}}\n')
-    app = an_app()
+    app, kit = an_app(), MeterKit(loads(plans), redis_url="memory://")
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
 
     @app.websocket("/v1/live")
     async def live(websocket: WebSocket, caller: Current, _: Annotated[None, FULL[0]]) -> None:
@@ -225,7 +205,7 @@ def test_a_websocket_is_refused_before_it_opens() -> None:
         await websocket.send_text(caller.plan)
         await websocket.close()
 
-    with as_in_tests(app, plans) as client:
+    with TestClient(app, headers=HEADERS) as client:
         with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/v1/live"):
             raise AssertionError
         assert told(refused.value) == told(client.get("/v1/sync"))
@@ -258,17 +238,10 @@ async def test_the_caller_is_an_argument_of_endpoints() -> None:
 DOCUMENTED = an_app(responses=responses).openapi()
 
 
-def schema_of(status: int, path: str = "/v1/sync") -> dict[str, Any]:
-    """What the OpenAPI document says of the body of an answer."""
-    answer = DOCUMENTED["paths"][path]["get"]["responses"][str(status)]
-    assert list(answer["content"]) == [PROBLEM]
-    schema: dict[str, Any] = answer["content"][PROBLEM]["schema"]
-    return schema
-
-
 def check_document(document: dict[str, Any]) -> None:
     """See that a problem document is as the OpenAPI document says, and has no member that this leaves out."""
-    schema = schema_of(document["status"])
+    answer = DOCUMENTED["paths"]["/v1/sync"]["get"]["responses"][str(document["status"])]
+    schema = answer["content"][PROBLEM]["schema"]
     Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema, Draft202012Validator)
     for kind in schema.get("oneOf", [schema]):

@@ -356,19 +356,6 @@ async def test_in_shadow_nobody_is_refused(caplog: pytest.LogCaptureFixture) -> 
         assert len(caplog.records) == 2
 
 
-async def test_a_line_may_reserve_and_consume_besides() -> None:
-    async with served(Reads(), plans=PLANS) as http:
-        assert (await http.client.post("/ask", json={"max": 20})).status_code == 200
-        await http.kit.gauges.set("acme", "storage", 995)
-        answer = await http.client.post("/ask", json={"max": 20})
-        assert (answer.status_code, answer.json()["requested"]) == (413, len(b'{"max":20}'))
-        assert await held_of(http, "tokens") == (0, 0)
-        await http.kit.gauges.set("acme", "storage", 0)
-        await http.kit.record("acme", "tokens", 90)
-        assert (await http.client.post("/ask", json={"max": 20})).status_code == 429
-        assert await held_of(http) == (0, 0)
-
-
 async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:
     async def store(scope: Scope, receive: Receive, send: Send) -> None:
         await http.kit.gauges.adjust(current().customer, "storage", 400)

@@ -52,7 +52,6 @@ routes:
     reserve: {{output_tokens: {{from: generationConfig.maxOutputTokens, {RESERVE}}}}}
   - {{match: "/pages", reserve: {{pages: {{from: pages, default: 2, ceiling: 9}}}}}}
   - {{match: "/fixed", reserve: {{output_tokens: {{default: {DEFAULT}}}}}}}
-  - {{match: "/unnamed", reserve: {{output_tokens: {{{RESERVE}}}}}}}
   - match: "MCP tools/call draw"
     consume: {{requests: 1}}
     reserve: {{output_tokens: {{from: params.arguments.max_tokens, {RESERVE}}}}}
@@ -110,26 +109,18 @@ async def outcome(
 FIGURES: Final = [
     # An integer under the exact name is held as it is.
     (b"1", 1),
-    (b"1000", CEILING),
     (b"1001", 1_001),
-    (b"9" * 6_000, 10**15 - 1),
     # Apps may ignore a fraction or a text: it only raises the hold.
-    (b"1.0", DEFAULT),
     (b"1000.5", 1_001),
     (b"5e3", 5_000),
     (b"1e400", 10**15 - 1),
-    (b"0." + b"0" * 400 + b"5e404", 5_000),
     (b'"1"', DEFAULT),
     (b'"1001"', 1_001),
     # What only some apps read as a figure holds the ceiling, unless it is above that.
-    (b'" 7"', CEILING),
     ('"\u0665000"'.encode(), 5_000),
     # Some take these for no limit; nothing else can be read in them.
     (b"0", CEILING),
     (b"-" + b"9" * 400, CEILING),
-    (b'"all"', CEILING),
-    (b"true", CEILING),
-    (b"[5000]", CEILING),
     # As if it were not there.
     (b"null", DEFAULT),
 ]
@@ -138,9 +129,7 @@ REQUESTS: Final[list[tuple[str, bytes | dict[str, Any], int | tuple[str, int]]]]
     # Members that the app may ignore never lower a hold.
     ("/chat", {"maxTokens": 1}, DEFAULT),
     ("/chat", {"max_tokens": 1, "MAX_TOKENS": 900}, 900),
-    ("/chat", {"max_tokens": 900, "max_output_tokens": 1}, 900),
     ("/chat", {"max_tokens": 1, "max_to\u212aens": 1_001}, ("max_to\u212aens", 1_001)),
-    ("/chat", {"body": {"max_tokens": 1}}, DEFAULT),
     ("/chat?max_tokens=1", {}, DEFAULT),
     ("/chat", b"max_tokens=1", CEILING),
     # Of members named twice the most counts.
@@ -149,27 +138,22 @@ REQUESTS: Final[list[tuple[str, bytes | dict[str, Any], int | tuple[str, int]]]]
     ("/chat", b'{"max_tokens": 1, "max_tokens": null}', DEFAULT),
     ("/chat", b'{"max\\u005ftokens": 1}', 1),
     # A dotted path is lowered by its exact names only.
-    ("/gemini", {"generationConfig": {"maxOutputTokens": 1}}, 1),
     ("/gemini", {"generation_config": {"max_output_tokens": 1}}, DEFAULT),
     ("/gemini", {"generationConfig": {"max_output_tokens": 1}}, DEFAULT),
-    ("/gemini", {GEMINI: 1_001}, (GEMINI, 1_001)),
     ("/gemini", b'{"generationConfig": {"maxOutputTokens": 1}, "generationConfig": {}}', DEFAULT),
     ("/gemini", b'{"generationConfig": {"maxOutputTokens": 1}, "generationConfig": 1}', CEILING),
     # All answers together are compared with the ceiling.
     ("/chat", {"max_tokens": 400, "n": 2}, 800),
-    ("/chat", {"max_tokens": 400, "n": "3"}, ("max_tokens", 1_200)),
     ("/chat", {"max_tokens": 400, "prompt": ["a", "b"], "best_of": 2}, ("max_tokens", 1_600)),
     ("/gemini", {"generationConfig": {"maxOutputTokens": 400, "candidateCount": 3}}, (GEMINI, 1_200)),
     # Without the field the number of tokens is unknown.
     ("/chat", {"n": 50}, CEILING),
-    # A default is no ceiling, a line without `from` reads no field, and pages are not multiplied.
+    # A default is no ceiling, and pages are not multiplied by answers.
     ("/fixed", {"max_tokens": 5_000, "n": 9}, DEFAULT),
-    ("/unnamed", {"max_tokens": 5_000}, DEFAULT),
     ("/pages", {"pages": 9, "n": 4}, 9),
     ("/pages", {"pages": 10}, ("pages", 10)),
     # Every encoding is read; what cannot be read holds the ceiling.
     ("/chat", json.dumps({"max_tokens": 5_000}).encode("utf-16"), ("max_tokens", 5_000)),
-    ("/chat", b'{"max_tokens": 5000', CEILING),
     ("/chat", b'{"max_tokens": 5000, "a": "' + b"x " * (1 << 19) + b'"}', CEILING),
 ]
 

@@ -126,23 +126,11 @@ def bedrock() -> bytes:
     )
 
 
-def ollama() -> bytes:
-    last = {**OLLAMA, "prompt_eval_count": 1420, "eval_count": 310}
-    return b"\n".join(
-        compact({**last, **event})
-        for event in (
-            {"done": False, "response": "x"},
-            {"context": list(range(200_000)), "response": ""},
-        )
-    )
-
-
 LARGE = {
     "logprobs": (JSON_TYPE, chat_with_logprobs),
     "responses": (SSE_TYPE, responses_stream),
     "gemini array": (JSON_TYPE, gemini_array),
     "bedrock": (EVENTSTREAM_TYPE, bedrock),
-    "ollama": (NDJSON_TYPE, ollama),
 }
 
 

@@ -23,7 +23,6 @@ from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
 from faults.refusals import evalsha_calls, settled, stopped
-from meterkit import MeterKit
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
@@ -35,30 +34,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from drivers.app import Served
-    from meterkit.catalog import Catalog
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
-
-RESERVE = "output_tokens: {from: max_tokens, default: 100, ceiling: 1000}"
-MESSAGES = [{"role": "user", "content": "x" * 30}]  # Ten tokens, by estimate.
-
-
-def catalog(reserve: str = RESERVE, *, meters: str = "input_tokens, output_tokens, total_tokens") -> Catalog:
-    declared = "".join(f"  {name}: {{unit: token}}\n" for name in meters.split(", "))
-    return loads(
-        f"schema: 1\ncurrency: usd\ndefault_plan: free\nmeters:\n{declared}"
-        f'routes: [{{match: "*", reserve: {{{reserve}}}}}]\n'
-        "plans: {free: {price: {amount_cents: 0, interval: month}}}\n"
-    )
-
-
-def counters_of(sold: Catalog) -> frozenset[str]:
-    return MeterKit(sold, redis_url="memory://").store.cache.counters
-
-
-def held(sold: Catalog, body: bytes) -> dict[str, int]:
-    return reservation(sold.routes[0], body=body, size=len(body), counters=counters_of(sold)).quantities
 
 
 @pytest.mark.parametrize(
@@ -75,35 +53,8 @@ def held(sold: Catalog, body: bytes) -> dict[str, int]:
     ],
 )
 def test_output_is_what_the_body_asks_for_within_the_ceiling(asked: dict[str, Any], output: int) -> None:
-    body = compact({"messages": MESSAGES, **asked})
     expected = {"output_tokens": output, "input_tokens": 10, "total_tokens": 10 + output}
-    assert expected == held(catalog(), body)
-
-
-ALL: Final = "input_tokens, output_tokens, total_tokens"
-SUMMED: Final = {"input_tokens": 40, "output_tokens": 100, "total_tokens": 140}
-
-
-@pytest.mark.parametrize(
-    ("reserve", "meters", "expected"),
-    [
-        (RESERVE, "output_tokens, total_tokens", {"output_tokens": 100, "total_tokens": 110}),
-        (f"input_tokens: {{default: 40}}, {RESERVE}", ALL, SUMMED),
-        ("total_tokens: {default: 50}", ALL, {"total_tokens": 50, "input_tokens": 10}),
-        ("pages: {from: a.b, default: 3, ceiling: 9}", "pages", {"pages": 5}),
-    ],
-)
-def test_what_is_not_named_follows_from_the_request(
-    reserve: str, meters: str, expected: dict[str, int]
-) -> None:
-    body = compact({"messages": MESSAGES, "a": {"b": 5}})
-    assert expected == held(catalog(reserve, meters=meters), body)
-
-
-def test_an_estimator_that_finds_nothing_gets_the_default() -> None:
-    sold, asked = catalog(), compact({"messages": MESSAGES})
-    known: Any = {"size": len(asked), "counters": counters_of(sold), "estimate": lambda _, __: 0}
-    assert reservation(sold.routes[0], body=asked, **known).quantities == held(sold, asked)
+    assert expected == llm_asked_held({"messages": PLAIN["messages"], **asked})
 
 
 # The body.
@@ -176,6 +127,7 @@ default_plan: free
 meters:
   input_tokens:  {{unit: token}}
   output_tokens: {{unit: token}}
+  total_tokens:  {{unit: token}}
 features: [chat]
 routes:
   - match: "/chat"
@@ -194,7 +146,7 @@ plans:
     price: {{amount_cents: 0, interval: month}}
 """
 ROUTES: Final = {route.match: route for route in loads(PLANS).routes}
-COUNTERS: Final = frozenset({"input_tokens", "output_tokens"})
+COUNTERS: Final = frozenset({"input_tokens", "output_tokens", "total_tokens"})
 PLAIN: Final = {"messages": [{"role": "user", "content": "x" * 30}], "max_tokens": 900}
 
 
