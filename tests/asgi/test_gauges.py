@@ -448,3 +448,20 @@ async def test_i3_of_uploads_in_two_processes_one_passes(valkey: Server) -> None
             assert 200 in [(await call).status for call in calls]
             await settled(other)
             assert await held_of(http) == (0, 0)
+
+
+@pytest.mark.parametrize(("included", "ahead"), [((16 << 20) + (256 << 10) - 1, 700), (17 << 20, 256 << 10)])
+async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, ahead: int) -> None:
+    """Else what an upload may never send would refuse another one that fits."""
+    held: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        held.append((await held_of(http))[1])
+        await hello(scope, receive, send)
+
+    plans = PLANS.replace("storage:  {included: 1000}", f"storage:  {{included: {included}}}")
+    async with served(app, plans=plans) as http:
+        await put(http, pieces(700, ends=False))
+        assert held == [ahead]
+        assert await held_of(http) == (0, 0)

@@ -148,6 +148,7 @@ async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url
 
 # Complete, and without usage: F-31.
 
+SPOKEN = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
 STARTED = {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 1}}
 WRITTEN_BLOCK = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
 COHERE_CALL = {"arguments": TEXT}
@@ -227,13 +228,14 @@ async def test_an_answer_that_only_calls_a_tool_is_not_free(word: str, size: int
 @pytest.mark.parametrize(
     ("chunks", "expected"),
     [
-        # The provider reports no tokens, breaks the stream off, or adds text after its last figures.
+        # The provider reports figures of sound, or no tokens, or breaks the stream off, or adds text.
+        ([sse({"type": "speech.audio.done", "usage": SPOKEN})], (14, 101)),
         ([*openai_stream(TEXT), sse(chat(None, usage=chat_usage(0, 0))), DONE], (0, 0)),
         ([*openai_stream(TEXT), sse({"error": {"message": "overloaded"}})], (PROMPT_TOKENS, TOKENS)),
         ([sse({"type": "message_start", "message": STARTED}), sse(WRITTEN_BLOCK)], (9, 1 + TOKENS)),
     ],
 )
-async def test_what_was_not_reported_is_billed_by_its_text(
+async def test_figures_count_and_text_where_there_are_none(
     chunks: list[bytes], expected: tuple[int, int], store_url: str
 ) -> None:
     async with metered(answering(chunks, SSE_TYPE), store_url) as at:
