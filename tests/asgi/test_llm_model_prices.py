@@ -81,7 +81,7 @@ def drawn(seed: int, count: int, *models: str, most: int = 4000) -> list[tuple[s
 
 
 async def race(
-    at: Served, ending: asyncio.Event, calls: list[tuple[str, int]], costs: Sequence[float], *, room: int = 0
+    at: Served, ending: asyncio.Event, calls: list[tuple[str, int]], costs: Sequence[Any], *, room: int = 0
 ) -> tuple[Any, Any]:
     """Have all calls admitted or refused before the first one ends.
 

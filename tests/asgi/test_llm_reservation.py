@@ -220,6 +220,8 @@ def test_a_figure_is_taken_at_the_most_that_any_parser_reads(wrong: object, expe
         ("/chat", b"{" + b",".join(b'"a%d":1' % n for n in range(2_000)) + b"}", CEILING),
         ("/chat", b"{" + b",".join(b'"max_tokens":1' for _ in range(100)) + b"}", CEILING),
         ("/chat", b"", DEFAULT),
+        # F-133: a program would not write so many digits.
+        ("/chat", b'{"max_tokens": 1.' + b"0" * 30 + b"}", CEILING),
         # Each answer that is asked for counts.
         ("/chat", b'{"max_tokens": 50, "parameters": {"num_return_sequences": 4}}', 200),
         ("/chat", b'{"max_tokens": 50, "num_generations": 4}', 200),
@@ -259,6 +261,7 @@ def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes
         {"messages": ["a"] * 4_000 + ["x" * 300]},
         {"Messages": "x" * 300, "messages": "a"},
         b'{"prompt": "' + b"x" * 300 + b'", "prompt": "a"}',
+        b'{"prompt": "' + b"x " * BUFFERED_BYTES_MAX + b'"}',
     ],
 )
 def test_input_cannot_be_hidden_from_its_estimate(hidden: bytes | dict[str, Any]) -> None:
@@ -536,7 +539,8 @@ async def test_an_estimator_of_the_apps_own_measures_the_input(store_url: str) -
     held: list[int] = []
 
     def estimate(body: object, model: str | None) -> int:
-        return 321 if body and model == "m" else 0
+        assert isinstance(body, dict)
+        return 321 if model == "m" else 0
 
     async def look() -> None:
         held.append((await row(at, "input_tokens"))[1])

@@ -102,7 +102,7 @@ async def test_other_requests_are_served(store_url: str) -> None:
             (f"/{bedrock}", None),
             (f"/auto/{bedrock}", None),
         ):
-            asked = {"messages": []} if model is None else {"model": model}
+            asked: dict[str, Any] = {"messages": []} if model is None else {"model": model}
             assert await post(at, path, asked) == (200, {}), path
         assert await post(at, "/plain", b"no JSON") == (200, {})
 
@@ -171,8 +171,13 @@ async def test_a_websocket_for_an_unpriced_model_is_refused(store_url: str) -> N
             async def receive(coming: list[str] = coming) -> Message:
                 return {"type": coming.pop(0), "code": 1000}
 
-            scope: Scope = {"type": "websocket", "path": path, "query_string": query}
-            scope |= {"headers": [(b"x-customer-id", b"acme")], "extensions": {"websocket.http.response": {}}}
+            scope: Scope = {
+                "type": "websocket",
+                "path": path,
+                "query_string": query,
+                "headers": [(b"x-customer-id", b"acme")],
+                "extensions": {"websocket.http.response": {}},
+            }
             await at.app(scope, receive, send)
             assert (sent[0]["type"] == "websocket.accept") == opened
             if not opened:
