@@ -12,7 +12,7 @@ import pytest
 
 import meterkit
 from drivers.app import answering, hello, served
-from faults.refusals import eventually
+from faults.refusals import eventually, http_scope
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ routes:
   - {match: "GET /shadow", enforcement: shadow, consume: {requests: 1}}
   - {match: "GET /bucket", consume: {calls: 1}}
   - {match: "GET /grow", consume: {requests: 1}, grow: {projects: 1}}
+  - {match: "WS /live", consume: {requests: 1}}
   - {match: "*", consume: {requests: 1}}
 plans:
   pro:
@@ -163,7 +164,7 @@ async def test_unbilled_outcomes_give_back_what_they_hold() -> None:
 
 async def test_lines_decided_one_by_one_ask_the_store_each_time(store_url: str) -> None:
     async with watched(store_url) as watch:
-        *lines, _, _ = (route.match.removeprefix("GET ") for route in watch.at.kit.catalog.routes)
+        *lines, _, _, _ = (route.match.removeprefix("GET ") for route in watch.at.kit.catalog.routes)
         for at, path in enumerate(lines):
             watch.asked = 0
             for nth in range(40):
@@ -313,3 +314,19 @@ async def test_the_last_milliseconds_of_a_period_count_in_it(before_ms: int) -> 
         found = await kit.usage("acme", period=june)
         assert found["meters"]["requests"]["recorded"] == sent + 2
         assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
+
+
+async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
+    async def send(message: Any) -> None:
+        del message
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async with watched(store_url) as watch:
+        await watch.warm()
+        watch.asked = 0
+        scope = {**http_scope("acme", "/live"), "type": "websocket", "scheme": "ws"}
+        del scope["method"]
+        await watch.at.app(scope, receive, send)
+        assert watch.asked == 1

@@ -475,6 +475,14 @@ async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
         assert (2 if how == "record" else 0, 0) == await at.counted(meter="pages")
 
 
+async def test_f20e_text_that_could_not_be_sent_any_more_is_estimated(store_url: str) -> None:
+    app = StreamingResponse(stream_of(openai_stream("Hello, world.")), media_type=SSE)
+    async with metered(app, store_url, plans=LEFT) as at:
+        await LeavingClient(raises=True).ask(at, "/openai")
+        assert await tokens(at.kit) == (1, text_tokens("Hello, world."))
+        assert await at.counted() == (0, 0)
+
+
 async def test_f20e_a_repeat_of_a_billed_request_bills_nothing(store_url: str) -> None:
     async def endpoint(request: Request) -> Response:
         await request.body()

@@ -36,16 +36,26 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+# What is counted is asked, not how soon.
+PATIENT = {"store_timeout": 10.0}
+
+DETAILED = chat_usage(
+    1000,
+    50,
+    prompt_tokens_details={"cached_tokens": 400},
+    completion_tokens_details={"reasoning_tokens": 30},
+)
+ALL = (1000, 50, 400, 0, 30, 1050)
+
+
+def whole(identity: str | None = "c1", usage: Any = DETAILED, **more: Any) -> dict[str, Any]:
+    named = {} if identity is None else {"id": identity}
+    choices = [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]
+    return {**named, "object": "chat.completion", "model": "m", "choices": choices, "usage": usage, **more}
+
+
 CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usage=chat_usage(3, 4))]
-WHOLE = {
-    "id": "c1",
-    "object": "chat.completion",
-    "model": "m",
-    "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}],
-    "usage": chat_usage(3, 4),
-}
-
-
+WHOLE = whole("c1", chat_usage(3, 4))
 EMBEDDINGS = {
     "object": "list",
     "data": [{"object": "embedding", "index": 0, "embedding": [0.1]}],
@@ -81,19 +91,26 @@ def app_of(answer: Callable[[], Awaitable[Response]]) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "POST"])])
 
 
+def calling(answer: Callable[[], Response], *reported: Any, tapped: Sequence[Any] = ()) -> Starlette:
+    """An app that reports, taps, and answers."""
+
+    async def endpoint(request: Request) -> Response:
+        del request
+        for obj in reported:
+            meterkit.record_usage(obj)
+        for chunks in tapped:
+            _ = [chunk async for chunk in meterkit.tap(stream_of(chunks))]
+        return answer()
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
+
+
+def done() -> Response:
+    return PlainTextResponse("done")
+
+
 async def ask(at: Served, path: str = "/none") -> int:
     return (await at.client.post(path, content=PROMPT)).status_code
-
-
-def reporting(*objects: Any) -> Starlette:
-    """An app that reports objects, and answers with something else."""
-
-    async def answer() -> Response:
-        for obj in objects:
-            meterkit.record_usage(obj)
-        return PlainTextResponse("done")
-
-    return app_of(answer)
 
 
 OLLAMA = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8, "eval_count": 9}
@@ -121,11 +138,23 @@ async def test_what_the_app_reports_is_counted_each_call_once(
 ) -> None:
     route = '"/none", consume: {requests: 1}'
     plans = PLANS.replace(route, f"{route}, records: [output_tokens]")
-    async with metered(reporting(*objects), store_url, plans=plans) as at:
+    async with metered(calling(done, *objects), store_url, plans=plans) as at:
         assert 200 == await ask(at, path)
         assert recorded == await tokens(at.kit)
         assert (1, 0) == await at.counted()
     assert [] == caplog.records
+
+
+async def test_an_object_without_usage_is_warned_of_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unused = whole("c1", None)
+    async with metered(calling(done, unused, unused), store_url) as at:
+        assert 200 == await ask(at)
+        assert (0, 0) == await tokens(at.kit)
+        assert (1, 0) == await at.counted()
+    (record,) = caplog.records
+    assert "/none: record_usage() found no token usage in an object of type dict: " in record.getMessage()
 
 
 async def test_outside_of_a_request_both_say_so() -> None:
@@ -156,11 +185,10 @@ async def test_a_tap_passes_on_the_very_same_chunks(store_url: str) -> None:
 
 
 async def test_a_better_report_of_a_call_wins(store_url: str) -> None:
-    async def answer() -> Response:
-        meterkit.record_usage(chat({"content": "x"}, usage=chat_usage(3, 1)))
+    def answer() -> Response:
         return PlainTextResponse(b"".join(map(sse, CHUNKS)), media_type="text/event-stream")
 
-    async with metered(app_of(answer), store_url) as at:
+    async with metered(calling(answer, chat({"content": "x"}, usage=chat_usage(3, 1))), store_url) as at:
         await ask(at, "/openai")
         assert (3, 4) == await tokens(at.kit)
 
@@ -212,16 +240,6 @@ async def test_a_late_report_counts_beyond_what_was_counted(store_url: str) -> N
         await eventually(lambda: amounts_to(at, (3, 9)))
 
 
-# What is counted is asked, not how soon.
-PATIENT = {"store_timeout": 10.0}
-
-DETAILED = chat_usage(
-    1000,
-    50,
-    prompt_tokens_details={"cached_tokens": 400},
-    completion_tokens_details={"reasoning_tokens": 30},
-)
-ALL = (1000, 50, 400, 0, 30, 1050)
 MESSAGE: dict[str, Any] = {
     "id": "msg_1",
     "type": "message",
@@ -229,30 +247,6 @@ MESSAGE: dict[str, Any] = {
     "content": [],
     "usage": {"input_tokens": 600, "output_tokens": 50, "cache_read_input_tokens": 400},
 }
-
-
-def whole(identity: str | None = "c1", usage: Any = DETAILED, **more: Any) -> dict[str, Any]:
-    named = {} if identity is None else {"id": identity}
-    choices = [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]
-    return {**named, "object": "chat.completion", "model": "m", "choices": choices, "usage": usage, **more}
-
-
-def once_app(answer: Callable[[], Response], *reported: Any, tapped: Sequence[Any] = ()) -> Starlette:
-    """An app that reports, taps, and answers."""
-
-    async def endpoint(request: Request) -> Response:
-        del request
-        for obj in reported:
-            meterkit.record_usage(obj)
-        for chunks in tapped:
-            _ = [chunk async for chunk in meterkit.tap(stream_of(chunks))]
-        return answer()
-
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
-
-
-def done() -> Response:
-    return PlainTextResponse("done")
 
 
 def answering(call: dict[str, Any]) -> Callable[[], Response]:
@@ -273,25 +267,25 @@ async def test_an_answer_of_the_app_without_details_counts_once(  # F-32
 ) -> None:
     short = whole(identity, chat_usage(1000, 50))
     expected = (*ALL[:4], 0 if reported is MESSAGE else ALL[4], ALL[5])
-    assert expected == await counted(once_app(answering(short), reported), store_url)
+    assert expected == await counted(calling(answering(short), reported), store_url)
     chunks = [chat({"content": "Hi"}, id="c1"), chat(None, id="c1", usage=DETAILED)]
-    assert ALL == await counted(once_app(answering(short), tapped=[chunks]), store_url)
+    assert ALL == await counted(calling(answering(short), tapped=[chunks]), store_url)
 
 
 async def test_what_only_the_answer_knows_is_counted_too(store_url: str) -> None:  # F-32
-    app = once_app(answering(whole()), whole(None, chat_usage(1000, 50)))
+    app = calling(answering(whole()), whole(None, chat_usage(1000, 50)))
     assert ALL == await counted(app, store_url)
     # A figure that differs is of another call.
     other = chat_usage(1000, 50, prompt_tokens_details={"cached_tokens": 1})
-    app = once_app(answering(whole("own-1", other)), whole())
+    app = calling(answering(whole("own-1", other)), whole())
     assert (2000, 100, 401) == (await counted(app, store_url))[:3]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 async def test_a_response_and_its_usage_object_are_one_call(order: int, store_url: str) -> None:  # F-33
     objects = [DETAILED, whole()][::order]
-    assert ALL == await counted(once_app(done, *objects), store_url)
-    assert ALL == await counted(once_app(answering(whole("own-1")), *objects), store_url)
+    assert ALL == await counted(calling(done, *objects), store_url)
+    assert ALL == await counted(calling(answering(whole("own-1")), *objects), store_url)
 
 
 FIRST, SECOND = whole("c1"), whole("c2", chat_usage(30, 7))
@@ -300,15 +294,15 @@ SUM = (1030, 57)
 
 async def test_the_sum_of_reported_calls_is_no_call_of_its_own(store_url: str) -> None:  # F-33
     total = whole("own-1", chat_usage(*SUM))
-    app = once_app(answering(total), FIRST, SECOND)
+    app = calling(answering(total), FIRST, SECOND)
     assert SUM == (await counted(app, store_url))[:2]
     chunks = [[chat({"content": "Hi"}, id=n), chat(None, id=n, usage=chat_usage(5, 6))] for n in "ab"]
-    app = once_app(answering(whole(None, chat_usage(10, 12))), tapped=chunks)
+    app = calling(answering(whole(None, chat_usage(10, 12))), tapped=chunks)
     assert (10, 12) == (await counted(app, store_url))[:2]
     # The calls, and then the usage of the whole run.
-    assert SUM == (await counted(once_app(done, FIRST, SECOND, chat_usage(*SUM)), store_url))[:2]
+    assert SUM == (await counted(calling(done, FIRST, SECOND, chat_usage(*SUM)), store_url))[:2]
     # Another figure than the sum is of another call.
-    app = once_app(answering(whole("own-1", chat_usage(1030, 58))), FIRST, SECOND)
+    app = calling(answering(whole("own-1", chat_usage(1030, 58))), FIRST, SECOND)
     assert (2060, 115) == (await counted(app, store_url))[:2]
 
 
@@ -320,7 +314,7 @@ def streaming(texts: Sequence[str], identity: str) -> Callable[[], Response]:
 
 async def test_a_text_without_figures_is_what_the_app_has_reported(store_url: str) -> None:  # F-31, F-33
     """Billed by its text, the answer would be paid twice."""
-    app = once_app(streaming(["words "] * 40, "own-1"), whole("c1", chat_usage(1000, 50)))
+    app = calling(streaming(["words "] * 40, "own-1"), whole("c1", chat_usage(1000, 50)))
     assert (1000, 50) == (await counted(app, store_url))[:2]
 
 
@@ -342,22 +336,18 @@ async def test_a_tap_reads_what_an_http_client_gives(  # F-34
 ) -> None:
     events = [sse(chat({"content": "grüß"})), sse(chat(None, usage=DETAILED)), b"data: [DONE]\n\n"]
     for body in (b"".join(events), compact(whole())):
-        assert ALL == await counted(once_app(done, tapped=[piece(body)]), store_url, "/none")
-    head = {"model": "m", "created_at": "t"}
-    said = {**head, "message": {"role": "assistant", "content": "Hi"}, "done": False}
-    body = b"".join(
-        compact(line) + b"\n"
-        for line in (said, {**head, "done": True, "prompt_eval_count": 8, "eval_count": 9})
-    )
+        assert ALL == await counted(calling(done, tapped=[piece(body)]), store_url, "/none")
+    said = {"model": "m", "created_at": "t", "message": {"content": "Hi"}, "done": False}
+    body = compact(said) + b"\n" + compact(OLLAMA) + b"\n"
     if len(piece(body)[0]) > 7:  # A line that is cut is not known for one.
-        assert (8, 9) == (await counted(once_app(done, tapped=[piece(body)]), store_url, "/none"))[:2]
+        assert (8, 9) == (await counted(calling(done, tapped=[piece(body)]), store_url, "/none"))[:2]
 
 
 @pytest.mark.parametrize("chunks", [["Hel", "lo"], [object(), object()]])
 async def test_a_tap_that_could_read_nothing_says_so_at_its_end(  # F-34
     chunks: list[Any], store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert (0, 0) == (await counted(once_app(done, tapped=[chunks, chunks, []]), store_url, "/auto"))[:2]
+    assert (0, 0) == (await counted(calling(done, tapped=[chunks, chunks, []]), store_url, "/auto"))[:2]
     (record,) = caplog.records
     said = record.getMessage()
     assert f"/auto: tap() found no token usage in a stream of type {type(chunks[0]).__name__}: " in said
@@ -374,11 +364,11 @@ async def test_reporting_never_raises_into_the_app(  # F-35
 ) -> None:
     unread = httpx.Response(200, stream=httpx.ByteStream(b"{}"), request=httpx.Request("POST", "http://p"))
     for obj in (Refuses(), unread):
-        assert (0, 0) == (await counted(once_app(done, obj), store_url))[:2]
+        assert (0, 0) == (await counted(calling(done, obj), store_url))[:2]
         assert "record_usage() found no token usage" in caplog.records[-1].getMessage()
-    assert (0, 0) == (await counted(once_app(done, tapped=[[Refuses()]]), store_url))[:2]
+    assert (0, 0) == (await counted(calling(done, tapped=[[Refuses()]]), store_url))[:2]
     raw = httpx.Response(200, content=compact(whole()), request=httpx.Request("POST", "http://p"))
-    assert ALL == await counted(once_app(done, raw), store_url)
+    assert ALL == await counted(calling(done, raw), store_url)
 
 
 LIMIT = 1_000_000_000

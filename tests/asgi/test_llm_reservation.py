@@ -261,7 +261,7 @@ def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes
         {"messages": ["a"] * 4_000 + ["x" * 300]},
         {"Messages": "x" * 300, "messages": "a"},
         b'{"prompt": "' + b"x" * 300 + b'", "prompt": "a"}',
-        b'{"prompt": "' + b"x " * BUFFERED_BYTES_MAX + b'"}',
+        json.dumps({"prompt": "x " * BUFFERED_BYTES_MAX}).encode("utf-16-le"),
     ],
 )
 def test_input_cannot_be_hidden_from_its_estimate(hidden: bytes | dict[str, Any]) -> None:
