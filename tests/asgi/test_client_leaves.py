@@ -144,9 +144,12 @@ class LeavingClient:
 
     Args:
         raises: whether the server's ``send`` raises then.
+        waits: whether it leaves when the response has started.
     """
 
-    def __init__(self, *, after: int = 0, raises: bool = False, body: bytes = PROMPT) -> None:
+    def __init__(
+        self, *, after: int = 0, raises: bool = False, waits: bool = False, body: bytes = PROMPT
+    ) -> None:
         self._left, self._raises = after, raises
         half = len(body) // 2
         self._said: list[Message] = [
@@ -154,7 +157,7 @@ class LeavingClient:
             {"type": "http.request", "body": body[:half], "more_body": True},
         ]
         self._gone = asyncio.Event()
-        if not after:
+        if not (after or waits):
             self._gone.set()
 
     async def receive(self) -> Message:
@@ -168,8 +171,8 @@ class LeavingClient:
             raise OSError("the client has left")
         if message.get("body"):
             self._left -= 1
-            if not self._left:
-                self._gone.set()
+        if self._left <= 0:
+            self._gone.set()
 
     async def ask(self, at: Served, path: str, *, headers: Any = ()) -> None:
         asgi = {"version": "3.0", "spec_version": "2.4" if self._raises else "2.3"}
@@ -369,6 +372,7 @@ CASES: Final[dict[str, tuple[Any, bool, str]]] = {
     "a document by an app that looks": (answers(a_document), False, "success"),
     "a document by an app that does not look": (answers(a_document, looks=False), False, "success"),
     "a document where sending raises": (answers(a_document, looks=False), True, "success"),
+    "no content": (answers(lambda: Response(status_code=204)), False, "success"),
     "not found": (answers(lambda: JSONResponse({}, 404)), False, "client_error"),
     "not found where sending raises": (answers(lambda: JSONResponse({}, 404)), True, "client_error"),
     "an error of the server": (answers(lambda: JSONResponse({}, 500)), False, "server_error"),
@@ -393,6 +397,14 @@ async def test_f20e_only_an_app_that_answers_has_succeeded(case: str, store_url:
             await LeavingClient(raises=raises).ask(at, f"/{name}")
             billed += [name] * ((await at.counted())[0] - before)
     assert billed == [expected]
+
+
+async def test_f20e_a_stream_cut_behind_a_middleware_is_no_answer(store_url: str) -> None:
+    """Such a middleware ends the response as if it were whole: nothing was in it."""
+    async with metered(app_of(answers(a_stream, looks=False), PassingOn), store_url, plans=LEFT) as at:
+        for path, requests in (("/success", 0), ("/client_gone", 0), ("/server_error", 1)):
+            await LeavingClient(waits=True).ask(at, path)
+            assert await at.counted() == (requests, 0)
 
 
 async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: str) -> None:
