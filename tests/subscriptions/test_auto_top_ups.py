@@ -35,7 +35,6 @@ async def stocked(store_url: str, *, spent: int = 6, **settings: Any) -> AsyncGe
 
 
 def selling(store_url: str) -> AbstractAsyncContextManager[Hooked]:
-    """The balance is ten dollars; all that runs in the background runs."""
     return stocked(store_url, spent=0, flush=True)
 
 
@@ -61,6 +60,12 @@ async def refund(at: Hooked, cents: int = 1000) -> None:
     paid = await at.client.v1.invoice_payments.list_async({"invoice": str(invoices.data[-1].id)})
     intent = str(paid.data[0].payment.payment_intent)
     await at.client.v1.refunds.create_async({"payment_intent": intent, "amount": cents})
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Hooked]:
+    async with stocked(store_url) as opened:
+        yield opened
 
 
 async def test_no_more_than_the_bound_are_bought_in_a_month(store_url: str) -> None:
@@ -111,16 +116,15 @@ async def test_a_declined_card_stops_it_until_one_is_paid(
 
 
 async def test_a_declined_card_is_logged_once_a_day_for_each_reason(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    at: Hooked, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with stocked(store_url) as at:
-        at.emulator.fail_payments("cus_acme")
-        api, _, auto = dying(at)
-        for event in ("1", "2"):
-            await auto.on_low("acme", "usd", event)
-            await at.kit.credits.set_auto("acme", True)
-        assert len([one for one in caplog.messages if "was declined (card_declined)" in one]) == 1
-        await api.close()
+    at.emulator.fail_payments("cus_acme")
+    api, _, auto = dying(at)
+    for event in ("1", "2"):
+        await auto.on_low("acme", "usd", event)
+        await at.kit.credits.set_auto("acme", True)
+    assert len([one for one in caplog.messages if "was declined (card_declined)" in one]) == 1
+    await api.close()
 
 
 async def test_a_customer_can_turn_it_off(store_url: str) -> None:
@@ -138,18 +142,17 @@ async def test_a_customer_can_turn_it_off(store_url: str) -> None:
             await at.kit.credits.set_auto("acme", True)
 
 
-async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
-    async with stocked(store_url) as at:
-        (method,) = (await at.client.v1.customers.payment_methods.list_async("cus_acme")).data
-        await at.client.v1.payment_methods.detach_async(method.id)
-        asked: Any = {"invoice_settings": {"default_payment_method": ""}}
-        await at.client.v1.customers.update_async("cus_acme", asked)
-        await night(at)
-        assert await balance(at) == 4 * DOLLAR
-        at.emulator.add_payment_method("cus_acme")
-        at.clock.advance(timedelta(days=1))
-        await night(at)
-        assert await balance(at) == 24 * DOLLAR
+async def test_without_a_saved_card_it_waits_for_one(at: Hooked) -> None:
+    (method,) = (await at.client.v1.customers.payment_methods.list_async("cus_acme")).data
+    await at.client.v1.payment_methods.detach_async(method.id)
+    asked: Any = {"invoice_settings": {"default_payment_method": ""}}
+    await at.client.v1.customers.update_async("cus_acme", asked)
+    await night(at)
+    assert await balance(at) == 4 * DOLLAR
+    at.emulator.add_payment_method("cus_acme")
+    at.clock.advance(timedelta(days=1))
+    await night(at)
+    assert await balance(at) == 24 * DOLLAR
 
 
 @asynccontextmanager
@@ -186,65 +189,61 @@ def _wait_first(api: Any, first: Callable[[], Awaitable[object]]) -> None:
 
 
 async def entries(at: Hooked) -> list[tuple[str, int]]:
-    """The lines of the ledger: what each is, and how many dollars."""
     return [(line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme")]
 
 
-async def test_i4_workers_that_hear_of_one_event_at_once_buy_one(store_url: str) -> None:
+async def test_i4_workers_that_hear_of_one_event_at_once_buy_one(at: Hooked, store_url: str) -> None:
     """I4: each goes on with the top-up that has begun, and all make one payment of it, and one grant."""
-    async with stocked(store_url) as at:
-        all_there = asyncio.Barrier(4)
-        async with workers_of(at, store_url, all_there.wait) as workers, asyncio.timeout(60):
-            # Stripe may refuse a request whose key another one has in use: that worker hears of it again.
-            raised = await asyncio.gather(
-                *(auto.on_low("acme", "usd", "1") for auto in workers), return_exceptions=True
-            )
-            assert [error for error in raised if not isinstance(error, StripeError | None)] == []
+    all_there = asyncio.Barrier(4)
+    async with workers_of(at, store_url, all_there.wait) as workers, asyncio.timeout(60):
+        # Stripe may refuse a request whose key another one has in use: that worker hears of it again.
+        raised = await asyncio.gather(
+            *(auto.on_low("acme", "usd", "1") for auto in workers), return_exceptions=True
+        )
+        assert [error for error in raised if not isinstance(error, StripeError | None)] == []
+        for auto in workers:
+            await auto.on_low("acme", "usd", "1")
+        await at.settle()
+        await night(at)
+        assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
+        found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
+        assert len(found.data) == 2
+        assert sorted(await entries(at)) == [("burn", -6), ("grant", 10), ("grant", 20)]
+        # It counts as one of the two of this month.
+        for event, paid in (("2", 3), ("3", 3)):
             for auto in workers:
-                await auto.on_low("acme", "usd", "1")
-            await at.settle()
-            await night(at)
-            assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
-            found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
-            assert len(found.data) == 2
-            assert sorted(await entries(at)) == [("burn", -6), ("grant", 10), ("grant", 20)]
-            # It counts as one of the two of this month.
-            for event, paid in (("2", 3), ("3", 3)):
-                for auto in workers:
-                    await auto.on_low("acme", "usd", event)
-                assert await payments(at) == paid
-        assert await balance(at) == 44 * DOLLAR
+                await auto.on_low("acme", "usd", event)
+            assert await payments(at) == paid
+    assert await balance(at) == 44 * DOLLAR
 
 
 @pytest.mark.parametrize("step", range(1, 5))
-async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
+async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(at: Hooked, step: int) -> None:
     """I4: the event comes again; what had begun goes on."""
-    async with stocked(store_url) as at:
-        api, _, auto = dying(at)
-        with cut_off(api, after=step):
-            await auto.on_low("acme", "usd", "1")
-        await auto.on_low("acme", "usd", "2")  # One at a time.
+    api, _, auto = dying(at)
+    with cut_off(api, after=step):
         await auto.on_low("acme", "usd", "1")
-        await at.settle()
-        await night(at)
-        await api.close()
-        assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
+    await auto.on_low("acme", "usd", "2")  # One at a time.
+    await auto.on_low("acme", "usd", "1")
+    await at.settle()
+    await night(at)
+    await api.close()
+    assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
 
 
-async def test_i4_an_abandoned_top_up_is_taken_over_unchanged(store_url: str) -> None:
+async def test_i4_an_abandoned_top_up_is_taken_over_unchanged(at: Hooked) -> None:
     """I4: its process never came back, and Stripe has an invoice of it that is paid or not."""
-    async with stocked(store_url) as at:
-        api, _, auto = dying(at)
-        with cut_off(api, after=3):  # Nothing is paid yet.
-            await auto.on_low("acme", "usd", "1")
-        for minutes, paid in ((59, 1), (1, 2)):
-            at.clock.advance(timedelta(minutes=minutes))
-            await auto.on_low("acme", "usd", "2")
-            assert await payments(at) == paid
-        found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
-        assert len(found.data) == 2
-        assert await balance(at) == 24 * DOLLAR
-        await api.close()
+    api, _, auto = dying(at)
+    with cut_off(api, after=3):  # Nothing is paid yet.
+        await auto.on_low("acme", "usd", "1")
+    for minutes, paid in ((59, 1), (1, 2)):
+        at.clock.advance(timedelta(minutes=minutes))
+        await auto.on_low("acme", "usd", "2")
+        assert await payments(at) == paid
+    found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
+    assert len(found.data) == 2
+    assert await balance(at) == 24 * DOLLAR
+    await api.close()
 
 
 @pytest.mark.parametrize(("cents", "dollars"), [(1000, 0), (400, 22)])
@@ -264,23 +263,22 @@ async def test_who_gets_all_the_money_back_is_not_charged_again(
 
 
 @pytest.mark.parametrize(("step", "dollars"), [(3, 0), (4, 20)])
-async def test_a_refund_stops_one_that_has_begun(store_url: str, step: int, dollars: int) -> None:
+async def test_a_refund_stops_one_that_has_begun(at: Hooked, step: int, dollars: int) -> None:
     """Cut off before the card is charged, nothing is charged later; cut off after that, it is granted."""
-    async with stocked(store_url) as at:
-        api, _, auto = dying(at)
-        with cut_off(api, after=step):
-            await auto.on_low("acme", "usd", "1")
-        await refund(at)
-        (back,) = [one for one in at.emulator.webhook_events if one.type == "charge.refunded"]
-        assert await at.bring(back) == [200]
-        await at.kit.webhooks.work_off()
-        at.clock.advance(timedelta(hours=2))
-        for event in ("1", "2"):
-            await auto.on_low("acme", "usd", event)
-        await at.settle()
-        await night(at)
-        await api.close()
-        assert (await balance(at), await payments(at)) == (dollars * DOLLAR, 1 + (dollars > 0))
+    api, _, auto = dying(at)
+    with cut_off(api, after=step):
+        await auto.on_low("acme", "usd", "1")
+    await refund(at)
+    (back,) = [one for one in at.emulator.webhook_events if one.type == "charge.refunded"]
+    assert await at.bring(back) == [200]
+    await at.kit.webhooks.work_off()
+    at.clock.advance(timedelta(hours=2))
+    for event in ("1", "2"):
+        await auto.on_low("acme", "usd", event)
+    await at.settle()
+    await night(at)
+    await api.close()
+    assert (await balance(at), await payments(at)) == (dollars * DOLLAR, 1 + (dollars > 0))
 
 
 async def test_a_separate_worker_tops_up_beside_the_apps_handlers(store_url: str) -> None:

@@ -45,25 +45,16 @@ async def race(*tries: Awaitable[object]) -> None:
             tasks.start_soon(run, one)
 
 
-async def test_two_plans_that_are_begun_at_once_are_one_subscription(store_url: str) -> None:
-    async with shop(store_url) as at:
-        create = at.kit.subscriptions.create
-        # Whoever looks sees nothing before the others have looked, too.
-        at.emulator.fail_next("delay", delay_s=0.2, path="/v1/subscriptions", times=None)
-        await race(create("acme", "pro"), create("acme", "team"), create("acme", "pro", 12))
-        (one,) = await begun(at)
-        assert one["status"] == "incomplete"
-
-
-async def test_a_page_and_a_subscription_begun_at_once_are_one(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await race(
-            page(at, "pro"),
-            at.kit.subscriptions.create("acme", "team"),
-            page(at, "team"),
-        )
-        pages = await at.stripe_list("/v1/checkout/sessions", status="open")
-        assert len(pages) + len(await begun(at)) == 1
+async def test_two_plans_that_are_begun_at_once_are_one_subscription(at: Shop) -> None:
+    create = at.kit.subscriptions.create
+    # Whoever looks sees nothing before the others have looked, too.
+    at.emulator.fail_next("delay", delay_s=0.2, path="/v1/subscriptions", times=None)
+    await race(create("acme", "pro"), create("acme", "team"), create("acme", "pro", 12))
+    (one,) = await begun(at)
+    assert one["status"] == "incomplete"
+    await race(page(at, "pro"), create("acme", "team"), page(at, "team"))
+    pages = await at.stripe_list("/v1/checkout/sessions", status="open")
+    assert len(pages) + len(await begun(at)) == 1
 
 
 async def test_whoever_waits_too_long_is_told_when_to_try_again(

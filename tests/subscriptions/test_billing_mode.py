@@ -9,6 +9,7 @@ import pytest
 
 from drivers.shop import HALF, shop
 from meterkit.errors import SubscriptionError
+from subscriptions.looks import known
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -36,8 +37,7 @@ async def classic(at: Shop) -> str:
         },
     )
     await at.kit.customers.link("acme", linked)
-    found = await at.kit.subscriptions.get("acme")
-    assert found is not None
+    found = await known(at)
     assert mode_of(await at.stripe_subscription(found.id)) == "classic"
     return found.id
 
@@ -60,31 +60,29 @@ async def test_what_is_made_is_flexible(store_url: str, monkeypatch: pytest.Monk
         assert migrations(at) == 0
 
 
-async def test_usage_before_an_upgrade_from_classic_mode_is_billed(store_url: str) -> None:
+async def test_usage_before_an_upgrade_from_classic_mode_is_billed(at: Shop) -> None:
     """F-103: https://docs.stripe.com/billing/subscriptions/billing-mode/compare."""
-    async with shop(store_url) as at:
-        subscription = await classic(at)
-        await at.kit.record("acme", "tokens", 1_100)
-        at.clock.set(HALF)
-        await at.kit.flush(everything=True)
-        at.clock.advance(timedelta(minutes=10))
-        changed = await at.kit.subscriptions.change_plan("acme", "pro")
-        assert changed.subscription.plan == "pro"
-        assert mode_of(await at.stripe_subscription(subscription)) == "flexible"
-        lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
-        assert 1_000 * 2 in [line["amount"] for line in lines]
-        await at.kit.subscriptions.set_seats("acme", 12)
-        assert migrations(at) == 1
+    subscription = await classic(at)
+    await at.kit.record("acme", "tokens", 1_100)
+    at.clock.set(HALF)
+    await at.kit.flush(everything=True)
+    at.clock.advance(timedelta(minutes=10))
+    changed = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert changed.subscription.plan == "pro"
+    assert mode_of(await at.stripe_subscription(subscription)) == "flexible"
+    lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+    assert 1_000 * 2 in [line["amount"] for line in lines]
+    await at.kit.subscriptions.set_seats("acme", 12)
+    assert migrations(at) == 1
 
 
-async def test_a_refused_migration_refuses_the_change_in_words(store_url: str) -> None:
-    async with shop(store_url) as at:
-        subscription = await classic(at)
-        message = "You cannot migrate a subscription with legacy usage prices."
-        at.emulator.fail_next(
-            "error", status=400, path=f"/v1/subscriptions/{subscription}/migrate", message=message, times=None
-        )
-        before = await at.items(subscription)
-        with pytest.raises(SubscriptionError, match="legacy usage prices"):
-            await at.kit.subscriptions.change_plan("acme", "pro")
-        assert await at.items(subscription) == before
+async def test_a_refused_migration_refuses_the_change_in_words(at: Shop) -> None:
+    subscription = await classic(at)
+    message = "You cannot migrate a subscription with legacy usage prices."
+    at.emulator.fail_next(
+        "error", status=400, path=f"/v1/subscriptions/{subscription}/migrate", message=message, times=None
+    )
+    before = await at.items(subscription)
+    with pytest.raises(SubscriptionError, match="legacy usage prices"):
+        await at.kit.subscriptions.change_plan("acme", "pro")
+    assert await at.items(subscription) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 import pytest
@@ -12,25 +12,21 @@ import pytest
 import meterkit
 from drivers.plans import plans_text
 from drivers.priced_shop import renewed
-from drivers.shop import HALF, shop
+from drivers.shop import HALF, sell_nothing, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from starlette.types import Receive, Scope, Send
 
     from drivers.shop import Shop
-    from meterkit.catalog import Catalog
-    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = plans_text("caps")
 CATALOG: Final = loads(PLANS)
-
-
-def nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
-    """The kit makes what is sold."""
 
 
 async def begin(at: Shop, plan: str = "pro") -> None:
@@ -67,6 +63,12 @@ async def counted(at: Shop, meter: str = "words") -> tuple[int, int, int]:
     return found["recorded"], found["overage"], found["over_cap"]
 
 
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        yield opened
+
+
 async def test_ten_requests_at_once_bill_no_more_than_the_cap(store_url: str) -> None:
     together = asyncio.Barrier(10)
 
@@ -77,7 +79,7 @@ async def test_ten_requests_at_once_bill_no_more_than_the_cap(store_url: str) ->
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
         await begin(at)
         wrapped = MeterMiddleware(app, kit=at.kit, identify=identify.header("x-customer-id"))
         transport = httpx.ASGITransport(app=wrapped)
@@ -93,29 +95,12 @@ async def test_ten_requests_at_once_bill_no_more_than_the_cap(store_url: str) ->
 
 
 @pytest.mark.parametrize("parts", [[50_000], [1_000, 4_999, 2, 43_999], [5_000] * 10])
-async def test_what_is_recorded_at_once_or_in_parts_costs_the_same(store_url: str, parts: list[int]) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
-        await begin(at, "small")
-        for quantity in parts:
-            await at.kit.record("acme", "words", quantity)
-        assert await counted(at) == (50_000, 5_000, 44_000)
-        assert await charged(at) == [(5_000, 60)]
-
-
-async def use(at: Shop, model: str, **tokens: int) -> None:
-    usage = {"prompt_tokens": tokens.get("input", 0), "completion_tokens": tokens.get("output", 0)}
-    answer: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
-    await at.kit.record_usage("acme", answer)
-
-
-async def test_a_derived_event_gets_its_sources_units_within_the_cap(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
-        await begin(at)
-        for model in ("a-large", "a-small", "a-large"):
-            await use(at, model, output=3_000)
-        assert await counted(at, "output_tokens") == (9_000, 5_000, 3_000)
-        await at.kit.flush(everything=True)
-        assert (sent(at, "large"), sent(at, "output")) == (2_000, 3_000)
+async def test_what_is_recorded_at_once_or_in_parts_costs_the_same(at: Shop, parts: list[int]) -> None:
+    await begin(at, "small")
+    for quantity in parts:
+        await at.kit.record("acme", "words", quantity)
+    assert await counted(at) == (50_000, 5_000, 44_000)
+    assert await charged(at) == [(5_000, 60)]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +116,7 @@ async def test_a_higher_cap_bills_what_is_recorded_from_then_on(
 ) -> None:
     # Plans that bill a meter with `report: usage` change at the period's end.
     catalog = loads(PLANS.replace(", report: usage", ""))
-    async with shop(store_url, catalog=catalog, selling=nothing) as at:
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
         await begin(at, "small")
         await at.kit.record("acme", "words", 9_000)
         if change == "override":
@@ -144,35 +129,33 @@ async def test_a_higher_cap_bills_what_is_recorded_from_then_on(
         assert sorted(await charged(at)) == lines
 
 
-async def test_late_usage_fills_the_cap_of_the_period_that_bills_it(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
-        await begin(at, "small")
-        await at.kit.record("acme", "words", 11_000)
-        assert await charged(at) == [(5_000, 60)]
-        at.clock.advance(timedelta(days=1))
-        await at.kit.record("acme", "words", 4_000)
-        await at.kit.record("acme", "words", 7_000, occurred_at=HALF)
-        assert await counted(at) == (11_000, 5_000, 5_000)
-        before = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
-        assert (before["recorded"], before["over_cap"], before["late"]) == (11_000, 5_000, 7_000)
-        await at.kit.flush(everything=True)
-        assert sent(at, "words") == 10_000
+async def test_late_usage_fills_the_cap_of_the_period_that_bills_it(at: Shop) -> None:
+    await begin(at, "small")
+    await at.kit.record("acme", "words", 11_000)
+    assert await charged(at) == [(5_000, 60)]
+    at.clock.advance(timedelta(days=1))
+    await at.kit.record("acme", "words", 4_000)
+    await at.kit.record("acme", "words", 7_000, occurred_at=HALF)
+    assert await counted(at) == (11_000, 5_000, 5_000)
+    before = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+    assert (before["recorded"], before["over_cap"], before["late"]) == (11_000, 5_000, 7_000)
+    await at.kit.flush(everything=True)
+    assert sent(at, "words") == 10_000
 
 
-async def test_a_correction_takes_units_over_the_cap_first(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
-        await begin(at, "small")
-        await at.kit.record("acme", "words", 8_000)
-        await at.kit.flush(everything=True)
-        at.clock.advance(timedelta(minutes=9))
-        (first,) = await at.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-1")
-        assert (first.taken_back, first.over_cap, first.overage) == (1_500, 1_500, 0)
-        (second,) = await at.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-2")
-        assert (second.taken_back, second.over_cap, second.overage, second.sent_back) == (
-            1_500,
-            500,
-            1_000,
-            1_000,
-        )
-        assert await counted(at) == (5_000, 4_000, 0)
-        assert await charged(at) == [(4_000, 48)]
+async def test_a_correction_takes_units_over_the_cap_first(at: Shop) -> None:
+    await begin(at, "small")
+    await at.kit.record("acme", "words", 8_000)
+    await at.kit.flush(everything=True)
+    at.clock.advance(timedelta(minutes=9))
+    (first,) = await at.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.over_cap, first.overage) == (1_500, 1_500, 0)
+    (second,) = await at.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-2")
+    assert (second.taken_back, second.over_cap, second.overage, second.sent_back) == (
+        1_500,
+        500,
+        1_000,
+        1_000,
+    )
+    assert await counted(at) == (5_000, 4_000, 0)
+    assert await charged(at) == [(4_000, 48)]

@@ -129,35 +129,43 @@ def test_a_plan_sells_the_seats_that_it_includes() -> None:
         check_seats_sold(PRO_YEAR, "seats", 11)
 
 
+A = ("a", "price_pro", 1)
+S = ("s", "price_pro_seat", 3)
+M = ("m", "price_tokens", None, "mtr_tokens")
+TO_PRO: list[dict[str, Any]] = [
+    {"id": "a", "price": "price_pro", "quantity": 1},
+    {"id": "s", "price": "price_pro_seat", "quantity": 1},
+    {"id": "m", "price": "price_tokens"},
+]
+
+
+def by_sync(plan: str) -> list[tuple[Any, ...]]:
+    """Items of prices that sync has made anew."""
+    return [
+        ("a", "price_1", 1, None, f"meterkit:{plan}:base"),
+        ("s", "price_2", 2, None, f"meterkit:{plan}:seats"),
+        ("m", "price_3", None, "mtr_tokens", f"meterkit:{plan}:meter:tokens"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("current", "paid", "changes"),
     [
-        ([("a", "price_pro", 1), ("m", "price_tokens", None, "mtr_tokens")], 0, []),
+        ([A, M], 0, []),
         # Another plan: its items change their prices, and what was metered goes on under the new one.
         (
             [("a", "price_team", 1), ("s", "price_team_seat", 2), ("m", "price_old", None, "mtr_tokens")],
             1,
-            [
-                {"id": "a", "price": "price_pro", "quantity": 1},
-                {"id": "s", "price": "price_pro_seat", "quantity": 1},
-                {"id": "m", "price": "price_tokens"},
-            ],
+            TO_PRO,
         ),
         # Seats come and go.
-        (
-            [("a", "price_pro", 1), ("m", "price_tokens", None, "mtr_tokens")],
-            3,
-            [{"price": "price_pro_seat", "quantity": 3}],
-        ),
-        (
-            [("a", "price_pro", 1), ("s", "price_pro_seat", 3), ("m", "price_tokens", None, "mtr_tokens")],
-            0,
-            [{"id": "s", "deleted": True}],
-        ),
+        ([A, M], 3, [{"price": "price_pro_seat", "quantity": 3}]),
+        ([A, S, M], 2, [{"id": "s", "quantity": 2}]),
+        ([A, S, M], 0, [{"id": "s", "deleted": True}]),
         # A metered price that the new plan does not have goes; add-ons, metered or not, are left alone.
         (
             [
-                ("a", "price_pro", 1),
+                A,
                 ("x", "price_addon", 4),
                 ("y", "price_addon_calls", None, "mtr_calls"),
                 ("m", "price_pages", None, "mtr_pages"),
@@ -166,57 +174,25 @@ def test_a_plan_sells_the_seats_that_it_includes() -> None:
             [{"price": "price_tokens"}, {"id": "m", "deleted": True}],
         ),
         # The base price was switched in the dashboard: usage still has the old plan's price, of its product.
-        (
-            [("a", "price_pro", 1), ("m", "price_addon_old", None, "mtr_tokens")],
-            0,
-            [{"id": "m", "price": "price_tokens"}],
-        ),
+        ([A, ("m", "price_addon_old", None, "mtr_tokens")], 0, [{"id": "m", "price": "price_tokens"}]),
         # Two items of a meter, and one of a meter that the plan does not have.
         (
             [
-                ("m", "price_addon_old", None, "mtr_tokens"),
-                ("n", "price_tokens", None, "mtr_tokens"),
+                ("o", "price_addon_old", None, "mtr_tokens"),
+                M,
                 ("w", "price_addon_words", None, "mtr_words"),
-                ("a", "price_pro", 1),
+                A,
             ],
             0,
-            [{"id": "m", "deleted": True}, {"id": "w", "deleted": True}],
+            [{"id": "o", "deleted": True}, {"id": "w", "deleted": True}],
         ),
-        # A base quantity of 0, and the base prices of two plans.
-        (
-            [("a", "price_pro", 0), ("m", "price_tokens", None, "mtr_tokens")],
-            0,
-            [{"id": "a", "quantity": 1}],
-        ),
-        (
-            [("b", "price_team", 1), ("a", "price_pro", 1), ("m", "price_tokens", None, "mtr_tokens")],
-            0,
-            [{"id": "b", "deleted": True}],
-        ),
-        # Prices of this plan that sync has made anew: who has the old ones keeps them.
-        (
-            [
-                ("a", "price_1", 1, None, "meterkit:pro:base"),
-                ("s", "price_2", 2, None, "meterkit:pro:seats"),
-                ("m", "price_3", None, "mtr_tokens", "meterkit:pro:meter:tokens"),
-            ],
-            3,
-            [{"id": "s", "quantity": 3}],
-        ),
-        # Of another plan they change.
-        (
-            [
-                ("a", "price_1", 1, None, "meterkit:team:base"),
-                ("s", "price_2", 2, None, "meterkit:team:seats"),
-                ("m", "price_3", None, "mtr_tokens", "meterkit:team:meter:tokens"),
-            ],
-            2,
-            [
-                {"id": "a", "price": "price_pro", "quantity": 1},
-                {"id": "s", "price": "price_pro_seat", "quantity": 2},
-                {"id": "m", "price": "price_tokens"},
-            ],
-        ),
+        # A base quantity of 0 or 7, and the base prices of two plans.
+        ([("a", "price_pro", 0), M], 0, [{"id": "a", "quantity": 1}]),
+        ([("a", "price_pro", 7), M], 0, [{"id": "a", "quantity": 1}]),
+        ([("b", "price_team", 1), A, M], 0, [{"id": "b", "deleted": True}]),
+        # Who has old prices of this plan keeps them; of another plan they change.
+        (by_sync("pro"), 3, [{"id": "s", "quantity": 3}]),
+        (by_sync("team"), 1, TO_PRO),
     ],
 )
 def test_items_change_in_place_and_foreign_items_stay(

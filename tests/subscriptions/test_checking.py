@@ -10,6 +10,7 @@ import pytest
 from drivers.shop import END, shop
 from drivers.sync_queue import drifts_of, queue_sync
 from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
+from subscriptions.looks import known
 
 if TYPE_CHECKING:
     from drivers.shop import Shop
@@ -38,7 +39,6 @@ def kinds(found: dict[str, tuple[Drift, ...]]) -> dict[str, list[str]]:
 
 
 async def night(at: Shop) -> None:
-    """The nightly look at the customer."""
     await queue_sync(at.kit, cause="reconcile")
 
 
@@ -76,79 +76,87 @@ async def test_a_manual_change_is_found_and_repaired_to_the_plan(store_url: str,
         plan = "pro" if "two" in case and "plans" in case else "team"
         assert await at.items(subscription) == {f"price_{plan}": 1, f"price_{plan}_ai_tokens": None}
         assert await at.kit.subscriptions.check() == {}
-        found = await at.kit.subscriptions.get("acme")
-        assert found is not None
+        found = await known(at)
         assert found.plan == plan
         before = len(at.changes())
         assert (await at.kit.subscriptions.repair("acme")).mended == ()
         assert len(at.changes()) == before
 
 
-async def test_nothing_is_repaired_while_stripe_rejects_usage(store_url: str) -> None:
-    async with shop(store_url) as at:
-        params, _ = CASES["the price of another plan's usage"]
-        subscription = await by_hand(at, **params)
-        await at.kit.record("acme", "tokens", 150)
-        at.clock.advance(HOUR)
-        items = await at.items(subscription)
-        at.emulator.fail_next("error", status=500, path="/v1/billing/meter_events", times=None)
-        with pytest.raises(StripeUnavailableError):
-            await at.kit.subscriptions.repair("acme")
-        assert await at.items(subscription) == items
-        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["other_price"]}
-        at.emulator.clear_faults()
-        at.clock.advance(HOUR)
+async def test_nothing_is_repaired_while_stripe_rejects_usage(at: Shop) -> None:
+    params, _ = CASES["the price of another plan's usage"]
+    subscription = await by_hand(at, **params)
+    await at.kit.record("acme", "tokens", 150)
+    at.clock.advance(HOUR)
+    items = await at.items(subscription)
+    at.emulator.fail_next("error", status=500, path="/v1/billing/meter_events", times=None)
+    with pytest.raises(StripeUnavailableError):
         await at.kit.subscriptions.repair("acme")
-        # What was used is delivered before the item is switched.
-        assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
-        assert await at.kit.subscriptions.check() == {}
+    assert await at.items(subscription) == items
+    assert kinds(await at.kit.subscriptions.check()) == {"acme": ["other_price"]}
+    at.emulator.clear_faults()
+    at.clock.advance(HOUR)
+    await at.kit.subscriptions.repair("acme")
+    # What was used is delivered before the item is switched.
+    assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
+    assert await at.kit.subscriptions.check() == {}
 
 
-async def test_two_live_subscriptions_are_for_a_person_to_decide(store_url: str) -> None:
-    async with shop(store_url) as at:
-        first, second = await by_hand(at, **WHOLE), await by_hand(at, **WHOLE)
-        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
-        changes = len(at.changes())
-        with pytest.raises(SubscriptionError, match="a person has to decide") as caught:
-            await at.kit.subscriptions.repair("acme")
-        assert first in str(caught.value)
-        assert second in str(caught.value)
-        assert len(at.changes()) == changes
+async def test_two_live_subscriptions_are_for_a_person_to_decide(at: Shop) -> None:
+    first, second = await by_hand(at, **WHOLE), await by_hand(at, **WHOLE)
+    assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
+    changes = len(at.changes())
+    with pytest.raises(SubscriptionError, match="a person has to decide") as caught:
+        await at.kit.subscriptions.repair("acme")
+    assert first in str(caught.value)
+    assert second in str(caught.value)
+    assert len(at.changes()) == changes
 
 
-async def test_the_night_reports_each_difference_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
+async def test_the_night_reports_each_difference_once(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    await by_hand(at, **{"items[0][price]": "price_team"})
+    assert await drifts_of(at.kit) == {}
+    for _ in range(2):
+        await night(at)
+        at.clock.advance(2 * HOUR)
+    assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
+    assert caplog.text.count("differs from the plans file") == 1
+    await at.kit.subscriptions.repair("acme")
+    assert await drifts_of(at.kit) == {}
+    await night(at)
+    assert await drifts_of(at.kit) == {}
+
+
+async def test_without_the_prices_a_customer_is_still_read(at: Shop) -> None:
+    await by_hand(at, **{"items[0][price]": "price_team"})
+    at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
+    await night(at)
+    assert (await at.kit.webhooks.backlog()).entries == 0
+    assert await drifts_of(at.kit) == {}
+
+
+async def test_debtors_and_unsubscribed_customers_are_not_repaired(at: Shop) -> None:
+    with pytest.raises(NoSubscriptionError):
+        await at.kit.subscriptions.repair("new")
+    await by_hand(at, **{"items[0][price]": "price_team"})
+    at.emulator.fail_payments("cus_acme")
+    at.clock.set(END + 2 * HOUR)
+    at.emulator.advance()
+    with pytest.raises(SubscriptionError, match="past_due"):
+        await at.kit.subscriptions.repair("acme")
+
+
+async def test_an_unknown_price_in_the_portal_is_reported_once(
+    at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with shop(store_url) as at:
-        await by_hand(at, **{"items[0][price]": "price_team"})
-        assert await drifts_of(at.kit) == {}
-        for _ in range(2):
-            await night(at)
-            at.clock.advance(2 * HOUR)
-        assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
-        assert caplog.text.count("differs from the plans file") == 1
-        await at.kit.subscriptions.repair("acme")
-        assert await drifts_of(at.kit) == {}
-        await night(at)
-        assert await drifts_of(at.kit) == {}
-
-
-async def test_without_the_prices_a_customer_is_still_read(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await by_hand(at, **{"items[0][price]": "price_team"})
-        at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
-        await night(at)
-        assert (await at.kit.webhooks.backlog()).entries == 0
-        assert await drifts_of(at.kit) == {}
-
-
-async def test_debtors_and_unsubscribed_customers_are_not_repaired(store_url: str) -> None:
-    async with shop(store_url) as at:
-        with pytest.raises(NoSubscriptionError):
-            await at.kit.subscriptions.repair("new")
-        await by_hand(at, **{"items[0][price]": "price_team"})
-        at.emulator.fail_payments("cus_acme")
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        with pytest.raises(SubscriptionError, match="past_due"):
-            await at.kit.subscriptions.repair("acme")
+    at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
+    subscription = await by_hand(at, **WHOLE)
+    (base, *_) = (await at.stripe_subscription(subscription))["items"]["data"]
+    await at.stripe_change(f"/v1/subscription_items/{base['id']}", price="price_portal")
+    for _ in range(3):
+        await at.kit.subscriptions.sync("acme")
+    (told,) = [one.message for one in caplog.records if "differs from the plans file" in one.message]
+    assert "price_portal" in told
+    assert (await at.kit.customers.get("acme")).plan == "free"
+    await at.kit.customers.unlink("acme")
+    assert await drifts_of(at.kit) == {}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.shop import PLANS, shop
 from meterkit import MeterkitError, PlansError
 from meterkit.catalog import loads
+
+if TYPE_CHECKING:
+    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 
@@ -49,19 +52,17 @@ OWN: Final[list[tuple[dict[str, Any], str]]] = [
 ]
 
 
-async def test_what_meterkit_sets_itself_is_refused(store_url: str) -> None:
-    async with shop(store_url) as at:
-        for options, named in OWN:
-            with pytest.raises(MeterkitError, match=re.escape(f"found {named}, which meterkit sets itself")):
-                await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
+async def test_what_meterkit_sets_itself_is_refused(at: Shop) -> None:
+    for options, named in OWN:
+        with pytest.raises(MeterkitError, match=re.escape(f"found {named}, which meterkit sets itself")):
+            await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
 
 
-async def test_what_stripe_cannot_be_sent_is_refused(store_url: str) -> None:
-    async with shop(store_url) as at:
-        for wrong in (["locale"], "locale", {"a": 1.5}, {"a": object()}):
-            options: Any = wrong
-            with pytest.raises(MeterkitError, match="options: "):
-                await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
+async def test_what_stripe_cannot_be_sent_is_refused(at: Shop) -> None:
+    for wrong in (["locale"], "locale", {"a": 1.5}, {"a": object()}):
+        options: Any = wrong
+        with pytest.raises(MeterkitError, match="options: "):
+            await at.kit.subscriptions.checkout("acme", "pro", **URLS, options=options)
 
 
 async def test_the_plans_file_is_refused_with_line_and_path() -> None:

@@ -23,7 +23,6 @@ def of_thread(customer: str) -> Contact | None:
 
 
 def mistaken(customer: str) -> Any:
-    """What an app may pass without a type checker."""
     return f"{customer}@example.com"
 
 

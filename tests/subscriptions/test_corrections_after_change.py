@@ -12,21 +12,21 @@ import pytest
 
 from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
-from drivers.shop import END, HALF, shop
+from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit.customers.stranding import let_go_of_usage
 from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import StoreError, StripeUnavailableError
+from subscriptions.looks import linked_of
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
 from subscriptions.test_prices_by_model import answer, lines
-from subscriptions.test_prices_by_model import nothing as sell_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from drivers.shop import Shop
-    from meterkit import Corrected
+    from meterkit import Corrected, Subscription
     from meterkit.catalog import Catalog
     from meterkit.customers.by_hand_lines import BilledUsage
     from meterkit.testing import StripeEmulator
@@ -38,14 +38,20 @@ HOUR: Final = timedelta(hours=1)
 
 
 async def use(at: Shop, quantity: int, meter: str = "tokens") -> None:
-    """Record and deliver units."""
     await at.kit.record("acme", meter, quantity)
     assert (await at.kit.flush(everything=True)).is_complete
     at.clock.advance(5 * MINUTE)
 
 
+async def begin(at: Shop, plan: str = "basic", *, used: int = 160) -> Subscription:
+    """Subscribe, and use and deliver units in mid-period, of which 100 are included."""
+    begun = await at.subscribed(plan=plan)
+    at.clock.set(HALF)
+    await use(at, used)
+    return begun
+
+
 async def switch(at: Shop, plan: str) -> None:
-    """Change the plan now."""
     assert (await at.kit.subscriptions.change_plan("acme", plan)).confirmed
     at.clock.advance(5 * MINUTE)
 
@@ -76,255 +82,216 @@ async def correct(
 
 
 def by_hand(found: Corrected) -> list[tuple[int, int]]:
-    """The units and cents by invoice line."""
     assert found.by_hand == sum(line.units for line in found.by_hand_lines)
     assert found.by_hand_cents == sum(line.cents for line in found.by_hand_lines)
     return [(line.units, line.cents) for line in found.by_hand_lines]
 
 
 async def balance(at: Shop) -> int:
-    """What Stripe holds for the customer, in cents."""
     (customer,) = await at.stripe_list("/v1/customers")
     return -int(customer["balance"])
 
 
 async def notes(at: Shop) -> Sequence[int]:
-    """The amounts of all credit notes."""
     return [note["amount"] for note in await at.stripe_list("/v1/credit_notes")]
 
 
 async def agrees(at: Shop) -> None:
-    """Our books and Stripe's agree, by quantity and price."""
     for one in await at.kit.reconcile("acme", at=HALF):
         assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
 
 
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), whole("same", 5)])
-async def test_units_of_an_ended_price_are_credited_at_that_price(
-    store_url: str, plan: str, after: int
-) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, plan)
-        await use(at, 20)
-        found = await correct(at, 30, credit=True)
-        assert (found.taken_back, found.sent_back, found.granted_next) == (20, 20, 0)
-        assert by_hand(found) == [(10, 50)]
-        (line,) = found.by_hand_lines
-        (note,) = found.credits
-        assert (note.invoice, note.line, note.units, note.cents) == tuple(line)
-        assert (found.left_by_hand, found.not_credited, await balance(at)) == (0, "", 50)
-        # The credit note leaves the invoice line as it is, so the units stay recorded.
-        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 60
-        await use(at, 7)
-        await renewed(at)
-        assert await metered_lines(at) == [("price_basic_tokens", 60, 5), (f"price_{plan}_tokens", 7, after)]
-        await agrees(at)
+async def test_units_of_an_ended_price_are_credited_at_that_price(at: Shop, plan: str, after: int) -> None:
+    await begin(at)
+    await switch(at, plan)
+    await use(at, 20)
+    found = await correct(at, 30, credit=True)
+    assert (found.taken_back, found.sent_back, found.granted_next) == (20, 20, 0)
+    assert by_hand(found) == [(10, 50)]
+    (line,) = found.by_hand_lines
+    (note,) = found.credits
+    assert (note.invoice, note.line, note.units, note.cents) == tuple(line)
+    assert (found.left_by_hand, found.not_credited, await balance(at)) == (0, "", 50)
+    # The credit note leaves the invoice line as it is, so the units stay recorded.
+    assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 60
+    await use(at, 7)
+    await renewed(at)
+    assert await metered_lines(at) == [("price_basic_tokens", 60, 5), (f"price_{plan}_tokens", 7, after)]
+    await agrees(at)
 
 
-async def test_without_credit_a_correction_names_the_invoice_line(
-    store_url: str,
-) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 184)
-        await switch(at, "cheaper")
-        found = await correct(at, 84)
-        assert (found.taken_back, by_hand(found), found.left_by_hand) == (0, [(84, 420)], 84)
-        assert (await notes(at), await balance(at)) == ([], 0)
-        invoice = (await at.invoices())[-1]
-        assert found.by_hand_lines[0].invoice == invoice["id"]
-        assert found.by_hand_lines[0].line in {line["id"] for line in invoice["lines"]["data"]}
-        given: Any = {"reason": "a loop", "correction_id": "c-1", "credit": True}
-        again, last = [one for _ in range(2) for one in await at.kit.correct("acme", {"tokens": 84}, **given)]
-        assert again == last
-        assert (again.is_repeated, again.left_by_hand) == (True, 0)
-        assert (await notes(at), await balance(at)) == ([420], 420)
-        said = [entry.after for entry in await at.kit.customers.history("acme") if entry.kind == "correction"]
-        (note,) = again.credits
-        assert said == [
-            "0 taken back, 84 sent to Stripe before, 0 never recorded: a loop",
-            f"USD 4.20 given back by {note.id}: a loop",
-        ]
-        # The line is credited once, whatever the id.
-        more = await correct(at, 84, credit=True, id_="c-2")
-        assert (more.by_hand, more.included, await notes(at)) == (0, 84, [420])
+async def test_without_credit_a_correction_names_the_invoice_line(at: Shop) -> None:
+    await begin(at, used=184)
+    await switch(at, "cheaper")
+    found = await correct(at, 84)
+    assert (found.taken_back, by_hand(found), found.left_by_hand) == (0, [(84, 420)], 84)
+    assert (await notes(at), await balance(at)) == ([], 0)
+    invoice = (await at.invoices())[-1]
+    assert found.by_hand_lines[0].invoice == invoice["id"]
+    assert found.by_hand_lines[0].line in {line["id"] for line in invoice["lines"]["data"]}
+    given: Any = {"reason": "a loop", "correction_id": "c-1", "credit": True}
+    again, last = [one for _ in range(2) for one in await at.kit.correct("acme", {"tokens": 84}, **given)]
+    assert again == last
+    assert (again.is_repeated, again.left_by_hand) == (True, 0)
+    assert (await notes(at), await balance(at)) == ([420], 420)
+    said = [entry.after for entry in await at.kit.customers.history("acme") if entry.kind == "correction"]
+    (note,) = again.credits
+    assert said == [
+        "0 taken back, 84 sent to Stripe before, 0 never recorded: a loop",
+        f"USD 4.20 given back by {note.id}: a loop",
+    ]
+    # The line is credited once, whatever the id.
+    more = await correct(at, 84, credit=True, id_="c-2")
+    assert (more.by_hand, more.included, await notes(at)) == (0, 84, [420])
 
 
-async def test_an_open_invoice_is_lowered(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        at.clock.set(END)
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        assert linked is not None
-        at.emulator.fail_payments(linked)
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        invoice = (await at.invoices())[-1]
-        assert (invoice["status"], invoice["amount_due"], begun.plan) == ("open", 1_300, "basic")
-        found = await correct(at, 40, credit=True)
-        assert (by_hand(found), found.left_by_hand, await balance(at)) == ([(40, 200)], 0, 0)
-        assert (await at.invoices())[-1]["amount_due"] == 1_100
+async def test_an_open_invoice_is_lowered(at: Shop) -> None:
+    begun = await begin(at)
+    at.clock.set(END)
+    linked = await linked_of(at)
+    at.emulator.fail_payments(linked)
+    at.clock.set(END + 2 * HOUR)
+    at.emulator.advance()
+    await at.kit.subscriptions.sync("acme")
+    invoice = (await at.invoices())[-1]
+    assert (invoice["status"], invoice["amount_due"], begun.plan) == ("open", 1_300, "basic")
+    found = await correct(at, 40, credit=True)
+    assert (by_hand(found), found.left_by_hand, await balance(at)) == ([(40, 200)], 0, 0)
+    assert (await at.invoices())[-1]["amount_due"] == 1_100
 
 
-async def test_the_line_named_on_a_draft_is_the_one_credited(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 160)
-        at.clock.set(END)
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        draft = await correct(at, 30, credit=True)
-        assert (by_hand(draft), "is a draft: correct again" in draft.not_credited) == ([(30, 90)], True)
-        at.clock.set(END + 2 * HOUR)
-        at.emulator.advance()
-        final = await correct(at, 30, credit=True)
-        assert (final.by_hand_lines, final.credits[0].line) == (
-            draft.by_hand_lines,
-            draft.by_hand_lines[0].line,
-        )
+async def test_the_line_named_on_a_draft_is_the_one_credited(at: Shop) -> None:
+    await begin(at, "cheaper")
+    at.clock.set(END)
+    at.emulator.advance()
+    await at.kit.subscriptions.sync("acme")
+    draft = await correct(at, 30, credit=True)
+    assert (by_hand(draft), "is a draft: correct again" in draft.not_credited) == ([(30, 90)], True)
+    at.clock.set(END + 2 * HOUR)
+    at.emulator.advance()
+    final = await correct(at, 30, credit=True)
+    assert (final.by_hand_lines, final.credits[0].line) == (
+        draft.by_hand_lines,
+        draft.by_hand_lines[0].line,
+    )
 
 
-async def test_usage_that_was_billed_more_than_35_days_ago_stays(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await renewed(at)
-        await at.kit.subscriptions.sync("acme")
-        at.clock.set(END + timedelta(days=35))
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        assert by_hand(await correct(at, 1)) == [(1, 3)]
-        at.clock.set(END + timedelta(days=35, seconds=1))
-        assert (await correct(at, 1, id_="c-2")).beyond == 1
+async def test_usage_that_was_billed_more_than_35_days_ago_stays(at: Shop) -> None:
+    await begin(at, "cheaper")
+    await renewed(at)
+    await at.kit.subscriptions.sync("acme")
+    at.clock.set(END + timedelta(days=35))
+    at.emulator.advance()
+    await at.kit.subscriptions.sync("acme")
+    assert by_hand(await correct(at, 1)) == [(1, 3)]
+    at.clock.set(END + timedelta(days=35, seconds=1))
+    assert (await correct(at, 1, id_="c-2")).beyond == 1
 
 
-async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        found: dict[str, set[int]] = {"c-1": set(), "c-2": set()}
+async def test_one_id_credits_once_asked_at_the_same_time(at: Shop) -> None:
+    await begin(at)
+    await switch(at, "cheaper")
+    found: dict[str, set[int]] = {"c-1": set(), "c-2": set()}
 
-        async def ask(id_: str) -> None:
-            given: Any = {"reason": "a loop", "correction_id": id_, "credit": True}
-            (one,) = await at.kit.correct("acme", {"tokens": 40}, **given)
-            found[id_].add(one.by_hand)
+    async def ask(id_: str) -> None:
+        given: Any = {"reason": "a loop", "correction_id": id_, "credit": True}
+        (one,) = await at.kit.correct("acme", {"tokens": 40}, **given)
+        found[id_].add(one.by_hand)
 
-        async with anyio.create_task_group() as group:
-            for id_ in ("c-1", "c-1", "c-1", "c-2"):
-                group.start_soon(ask, id_)
-        # Of 60 units on the line the first id got 40, and the other one the rest.
-        assert sorted(map(sorted, found.values())) == [[20], [40]]
-        assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
+    async with anyio.create_task_group() as group:
+        for id_ in ("c-1", "c-1", "c-1", "c-2"):
+            group.start_soon(ask, id_)
+    # Of 60 units on the line the first id got 40, and the other one the rest.
+    assert sorted(map(sorted, found.values())) == [[20], [40]]
+    assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
 
 
 async def test_a_plan_change_after_reading_invoices_is_noticed(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+    at: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        reads: list[str] = []
+    begun = await begin(at)
+    reads: list[str] = []
 
-        async def read_then_change(*given: Any, **more: Any) -> BilledUsage | None:
-            found = await read_billed(*given, **more)
-            reads.append("change" if not reads else "again")
-            if reads == ["change"]:
-                # A change of plan, before its process has stored the new plan.
-                await change_at_stripe(at, begun.id, "basic", "cheaper", proration_behavior="always_invoice")
-                await let_go_of_usage(at.kit.store, "acme", changed_ms=at.kit.store.now_ms())
-            return found
+    async def read_then_change(*given: Any, **more: Any) -> BilledUsage | None:
+        found = await read_billed(*given, **more)
+        reads.append("change" if not reads else "again")
+        if reads == ["change"]:
+            # A change of plan, before its process has stored the new plan.
+            await change_at_stripe(at, begun.id, "basic", "cheaper", proration_behavior="always_invoice")
+            await let_go_of_usage(at.kit.store, "acme", changed_ms=at.kit.store.now_ms())
+        return found
 
-        monkeypatch.setattr(correction_credits, "read_billed", read_then_change)
-        given: Any = {"reason": "a loop", "correction_id": "c-1"}
-        (found,) = await at.kit.correct("acme", {"tokens": 60}, **given)
-        assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
+    monkeypatch.setattr(correction_credits, "read_billed", read_then_change)
+    given: Any = {"reason": "a loop", "correction_id": "c-1"}
+    (found,) = await at.kit.correct("acme", {"tokens": 60}, **given)
+    assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
 
 
 async def test_a_credit_note_is_issued_once_despite_a_crash(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+    at: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
-        with monkeypatch.context() as patched:
-            patched.setattr(CreditIssuer, "_keep_credits", die)
-            with pytest.raises(InterruptedError):
-                await correct(at, 60, credit=True)
-        # By then Stripe has forgotten the idempotency key, and knows the credit note.
-        at.clock.advance(timedelta(days=2))
-        found = await correct(at, 60, credit=True)
-        assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
-        assert (await notes(at), await balance(at)) == ([300], 300)
+    await begin(at)
+    await switch(at, "cheaper")
+    at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
+    with monkeypatch.context() as patched:
+        patched.setattr(CreditIssuer, "_keep_credits", die)
+        with pytest.raises(InterruptedError):
+            await correct(at, 60, credit=True)
+    # By then Stripe has forgotten the idempotency key, and knows the credit note.
+    at.clock.advance(timedelta(days=2))
+    found = await correct(at, 60, credit=True)
+    assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
+    assert (await notes(at), await balance(at)) == ([300], 300)
 
 
 async def die(*_: object) -> None:
-    """Stop the process."""
     raise InterruptedError
 
 
-async def test_nothing_is_corrected_while_invoices_are_unreadable(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        await switch(at, "cheaper")
-        await use(at, 20)
-        at.emulator.fail_next("error", status=503, times=100, path="/v1/invoices")
-        with pytest.raises(StripeUnavailableError):
-            await correct(at, 60)
-        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 80
-        at.emulator.clear_faults()
-        assert (await correct(at, 60)).is_repeated is False
+async def test_nothing_is_corrected_while_invoices_are_unreadable(at: Shop) -> None:
+    await begin(at)
+    await switch(at, "cheaper")
+    await use(at, 20)
+    at.emulator.fail_next("error", status=503, times=100, path="/v1/invoices")
+    with pytest.raises(StripeUnavailableError):
+        await correct(at, 60)
+    assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 80
+    at.emulator.clear_faults()
+    assert (await correct(at, 60)).is_repeated is False
 
 
-async def test_a_correction_waits_for_a_price_change_in_doubt(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 160)
-        at.emulator.fail_next("drop", skip=1, times=20, path=f"/v1/subscriptions/{begun.id}")
-        with pytest.raises(StripeUnavailableError):
-            await at.kit.subscriptions.change_plan("acme", "cheaper")
-        at.emulator.clear_faults()
-        with pytest.raises(StoreError, match="prices of customer 'acme' are being changed"):
-            await correct(at, 60)
-        at.clock.advance(3 * MINUTE)
-        # Stripe has not made the change: the price goes on, and a negative event takes the units back.
-        found = await correct(at, 60, credit=True)
-        assert (found.taken_back, found.sent_back, by_hand(found)) == (60, 60, [])
-        await renewed(at)
-        assert await metered_lines(at) == []
+async def test_a_correction_waits_for_a_price_change_in_doubt(at: Shop) -> None:
+    begun = await begin(at)
+    at.emulator.fail_next("drop", skip=1, times=20, path=f"/v1/subscriptions/{begun.id}")
+    with pytest.raises(StripeUnavailableError):
+        await at.kit.subscriptions.change_plan("acme", "cheaper")
+    at.emulator.clear_faults()
+    with pytest.raises(StoreError, match="prices of customer 'acme' are being changed"):
+        await correct(at, 60)
+    at.clock.advance(3 * MINUTE)
+    # Stripe has not made the change: the price goes on, and a negative event takes the units back.
+    found = await correct(at, 60, credit=True)
+    assert (found.taken_back, found.sent_back, by_hand(found)) == (60, 60, [])
+    await renewed(at)
+    assert await metered_lines(at) == []
 
 
-async def test_units_before_an_unseen_portal_change_are_credited(
-    store_url: str,
-) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await use(at, 150)
-        await change_at_stripe(at, begun.id, "cheaper", "basic", proration_behavior="always_invoice")
-        found = await correct(at, 30, credit=True)
-        assert (by_hand(found), found.left_by_hand) == ([(30, 90)], 0)
-        await at.kit.subscriptions.sync("acme")
-        await renewed(at)
-        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
-        await agrees(at)
+async def test_units_before_an_unseen_portal_change_are_credited(at: Shop) -> None:
+    begun = await begin(at, "cheaper", used=150)
+    await change_at_stripe(at, begun.id, "cheaper", "basic", proration_behavior="always_invoice")
+    found = await correct(at, 30, credit=True)
+    assert (by_hand(found), found.left_by_hand) == ([(30, 90)], 0)
+    await at.kit.subscriptions.sync("acme")
+    await renewed(at)
+    assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
+    await agrees(at)
 
 
 async def test_tax_and_discount_are_credited_in_proportion(store_url: str) -> None:

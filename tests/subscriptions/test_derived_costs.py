@@ -23,7 +23,6 @@ def answer_of(model: str, tokens: int) -> dict[str, Any]:
 
 
 async def charged_cents(at: Shop) -> int:
-    """The sum of all lines of usage on all invoices."""
     metered = {price["id"] for price in await at.stripe_list("/v1/prices") if price["recurring"].get("meter")}
     return sum(
         line["amount"]

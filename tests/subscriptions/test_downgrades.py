@@ -11,6 +11,7 @@ from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, shop
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
+from subscriptions.looks import synced
 
 pytestmark = pytest.mark.anyio
 
@@ -73,25 +74,23 @@ MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before u
     ],
 )
 async def test_a_downgrade_keeps_seats_and_shows_the_next_cost(
-    store_url: str, seats: int, in_use: int, after: int, cents: int
+    at: Shop, seats: int, in_use: int, after: int, cents: int
 ) -> None:
     """F-22d: included seats became bought ones, and the preview said that nothing is due."""
-    async with shop(store_url) as at:
-        begun = await at.subscribed(plan="pro", seats=seats)
-        await at.kit.gauges.set("acme", "seats", in_use)
-        at.clock.set(HALF)
-        preview = (await at.kit.subscriptions.preview("acme", plan="team")).proration
-        assert (preview.net_cents, preview.effective_at) == (0, END)
-        assert preview.description.endswith("due for this one." + MONTHLY.format(cents / 100))
-        changed = await at.kit.subscriptions.change_plan("acme", "team")
-        assert changed.proration == preview
-        assert (await at.kit.subscriptions.preview("acme", plan="team")).proration == preview
-        assert changed.subscription.pending_change is not None
-        assert changed.subscription.pending_change.seats == after
-        at.clock.set(END + DAY)
-        at.emulator.advance()
-        assert (await at.invoices())[-1]["total"] == cents
-        assert (await at.items(begun.id)).get("price_team_seat", 0) == after - 5
-        found = await at.kit.subscriptions.sync("acme")
-        assert found is not None
-        assert (found.plan, found.seats) == ("team", after)
+    begun = await at.subscribed(plan="pro", seats=seats)
+    await at.kit.gauges.set("acme", "seats", in_use)
+    at.clock.set(HALF)
+    preview = (await at.kit.subscriptions.preview("acme", plan="team")).proration
+    assert (preview.net_cents, preview.effective_at) == (0, END)
+    assert preview.description.endswith("due for this one." + MONTHLY.format(cents / 100))
+    changed = await at.kit.subscriptions.change_plan("acme", "team")
+    assert changed.proration == preview
+    assert (await at.kit.subscriptions.preview("acme", plan="team")).proration == preview
+    assert changed.subscription.pending_change is not None
+    assert changed.subscription.pending_change.seats == after
+    at.clock.set(END + DAY)
+    at.emulator.advance()
+    assert (await at.invoices())[-1]["total"] == cents
+    assert (await at.items(begun.id)).get("price_team_seat", 0) == after - 5
+    found = await synced(at)
+    assert (found.plan, found.seats) == ("team", after)

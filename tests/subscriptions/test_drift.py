@@ -41,7 +41,6 @@ LICENSED = ("price_team", "price_pro", "price_team_seat", "price_pro_seat", "pri
 
 
 def item(price: str, quantity: int | None = 1, **recurring: Any) -> dict[str, Any]:
-    """An item as Stripe shows it."""
     metered = {"usage_type": "metered", "meter": METERED[price]} if price in METERED else {}
     shown: dict[str, Any] = {
         "id": f"si_{price}",
@@ -57,7 +56,6 @@ def item(price: str, quantity: int | None = 1, **recurring: Any) -> dict[str, An
 
 
 def subscription(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A subscription as Stripe shows it."""
     return {
         "id": "sub_1",
         "status": "active",

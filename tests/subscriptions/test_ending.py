@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from drivers.delivery import until
-from drivers.shop import HALF, shop
+from drivers.shop import HALF
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -44,54 +44,50 @@ def is_ended(at: Shop) -> bool:
 
 
 async def billed(at: Shop) -> int:
-    """The quantity of tokens on the last invoice."""
     lines = (await at.invoices())[-1]["lines"]["data"]
     return sum(line["quantity"] for line in lines if "ai_tokens" in str(line["pricing"]))
 
 
-async def test_what_is_stamped_ahead_is_waited_for(store_url: str) -> None:
+async def test_what_is_stamped_ahead_is_waited_for(at: Shop) -> None:
     """Each delivery of a meter has a minute of its own, so the third within one is two minutes ahead."""
-    async with shop(store_url) as at:
-        await at.subscribed(plan="team")
-        at.clock.set(HALF + timedelta(seconds=30))
-        for quantity in (200, 30):
-            await at.kit.record("acme", "tokens", quantity)
-            await at.kit.flush(everything=True)
-        await at.kit.record("acme", "tokens", 4)
-        async with ending(at):
-            at.clock.advance(MINUTE)
-            asked = len(at.emulator.requests)
-            await until(lambda: len(at.emulator.requests) > asked)
-            assert not is_ended(at)
-            at.clock.advance(MINUTE)
-        assert await billed(at) == 134
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (200, 30):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    await at.kit.record("acme", "tokens", 4)
+    async with ending(at):
+        at.clock.advance(MINUTE)
+        asked = len(at.emulator.requests)
+        await until(lambda: len(at.emulator.requests) > asked)
+        assert not is_ended(at)
+        at.clock.advance(MINUTE)
+    assert await billed(at) == 134
 
 
-async def test_what_is_used_while_an_end_waits_is_billed_too(store_url: str) -> None:
-    async with shop(store_url) as at:
-        await at.subscribed(plan="team")
-        at.clock.set(HALF + timedelta(seconds=30))
-        for quantity in (300, 50):
-            await at.kit.record("acme", "tokens", quantity)
-            await at.kit.flush(everything=True)
-        async with ending(at):
-            await at.kit.record("acme", "tokens", 7)
-            at.clock.advance(timedelta(seconds=150))
-        assert await billed(at) == 257
+async def test_what_is_used_while_an_end_waits_is_billed_too(at: Shop) -> None:
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (300, 50):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    async with ending(at):
+        await at.kit.record("acme", "tokens", 7)
+        at.clock.advance(timedelta(seconds=150))
+    assert await billed(at) == 257
 
 
 async def test_usage_that_cannot_be_billed_in_time_is_logged(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with shop(store_url) as at:
-        await at.subscribed(plan="team")
-        at.clock.set(HALF + timedelta(seconds=30))
-        for quantity in (300, 50):
-            await at.kit.record("acme", "tokens", quantity)
-            await at.kit.flush(everything=True)
-        with caplog.at_level(logging.ERROR, "meterkit.subscriptions"):
-            ended = await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
-        assert ended.status == "canceled"
-        (said,) = [one.getMessage() for one in caplog.records if one.name == "meterkit.subscriptions"]
-        assert said.startswith("50 units that customer 'acme' has used are delivered, and Stripe has not")
-        assert await billed(at) == 200
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (300, 50):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    with caplog.at_level(logging.ERROR, "meterkit.subscriptions"):
+        ended = await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
+    assert ended.status == "canceled"
+    (said,) = [one.getMessage() for one in caplog.records if one.name == "meterkit.subscriptions"]
+    assert said.startswith("50 units that customer 'acme' has used are delivered, and Stripe has not")
+    assert await billed(at) == 200

@@ -10,12 +10,20 @@ from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
 from drivers.shop import END, shop
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from drivers.shop import Shop
     from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 
 BOTH: Final = pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["prorated", "whole"])
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize(
@@ -55,48 +63,45 @@ async def test_unused_credit_goes_back_with_the_money(store_url: str, catalog: C
         assert (await at.kit.usage("acme"))["balance"] == {"usd": 210 + 2}
 
 
-async def test_a_plan_without_a_price_includes_its_quantity_once(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        for _ in range(4):
-            await gainer.do("create payg")
-            at.clock.advance(HOUR)
-            await gainer.do("cancel now")
+async def test_a_plan_without_a_price_includes_its_quantity_once(at: Shop) -> None:
+    gainer = Gainer(at=at)
+    for _ in range(4):
         await gainer.do("create payg")
-        assert gainer.taken <= 50 + 4 + 10
-        await gainer.do("wait 744")
-
-
-async def test_a_month_that_was_kept_is_included_again(store_url: str) -> None:
-    """The money of two months pays for two months."""
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        await gainer.do("create pro")
-        for end in ("cancel now", "portal keep"):
-            at.clock.advance(DAY)
-            before = gainer.taken
-            await gainer.do(end)
-            await gainer.do("create pro")
-            assert gainer.taken - before >= 1_210
-
-
-async def test_what_was_overdrawn_is_made_up_for_once(store_url: str) -> None:
-    """A smaller plan makes up for it over several periods, also where it ends and begins again."""
-    async with shop(store_url, catalog=CATALOG) as at:
-        await at.subscribed(plan="pro")
-        assert (await at.kit.consume("acme", "requests", 252)).allowed
         at.clock.advance(HOUR)
-        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        await gainer.do("cancel now")
+    await gainer.do("create payg")
+    assert gainer.taken <= 50 + 4 + 10
+    await gainer.do("wait 744")
+
+
+async def test_a_month_that_was_kept_is_included_again(at: Shop) -> None:
+    """The money of two months pays for two months."""
+    gainer = Gainer(at=at)
+    await gainer.do("create pro")
+    for end in ("cancel now", "portal keep"):
+        at.clock.advance(DAY)
+        before = gainer.taken
+        await gainer.do(end)
+        await gainer.do("create pro")
+        assert gainer.taken - before >= 1_210
+
+
+async def test_what_was_overdrawn_is_made_up_for_once(at: Shop) -> None:
+    """A smaller plan makes up for it over several periods, also where it ends and begins again."""
+    await at.subscribed(plan="pro")
+    assert (await at.kit.consume("acme", "requests", 252)).allowed
+    at.clock.advance(HOUR)
+    await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+    await at.subscribed(plan="team")
+    given = list[object]()
+    for _ in range(4):  # 250 of 252 requests were not paid.
+        given.append((await at.kit.usage("acme"))["meters"]["requests"]["included"])
+        await at.kit.subscriptions.cancel("acme")
+        at.clock.advance(31 * DAY)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
         await at.subscribed(plan="team")
-        given = list[object]()
-        for _ in range(4):  # 250 of 252 requests were not paid.
-            given.append((await at.kit.usage("acme"))["meters"]["requests"]["included"])
-            await at.kit.subscriptions.cancel("acme")
-            at.clock.advance(31 * DAY)
-            at.emulator.advance()
-            await at.kit.subscriptions.sync("acme")
-            await at.subscribed(plan="team")
-        assert given == [0, 0, 50, 100]
+    assert given == [0, 0, 50, 100]
 
 
 @pytest.mark.parametrize(
@@ -114,27 +119,25 @@ async def test_what_was_overdrawn_is_made_up_for_once(store_url: str) -> None:
         ],
     ],
 )
-async def test_no_order_of_acts_gives_more_than_the_money_pays_for(store_url: str, acts: list[str]) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        for act in (*acts, "wait 744"):
-            await gainer.do(act)
-        assert gainer.taken <= await gainer.paid_for(), gainer.acts
+async def test_no_order_of_acts_gives_more_than_the_money_pays_for(at: Shop, acts: list[str]) -> None:
+    gainer = Gainer(at=at)
+    for act in (*acts, "wait 744"):
+        await gainer.do(act)
+    assert gainer.taken <= await gainer.paid_for(), gainer.acts
 
 
 async def test_a_key_that_may_not_read_invoices_is_told_of(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with shop(store_url, catalog=CATALOG) as at:
-        gainer = Gainer(at=at)
-        await gainer.do("create pro")
-        at.clock.advance(HOUR)
-        await gainer.portal("invoice")
-        at.emulator.fail_next("error", path="/v1/invoices", status=403, times=1)
-        await at.kit.subscriptions.sync("acme")
-        await gainer.do("create pro")
-        assert gainer.taken == 2 * 1_210
-        assert "allow the key to read invoices" in caplog.text
+    gainer = Gainer(at=at)
+    await gainer.do("create pro")
+    at.clock.advance(HOUR)
+    await gainer.portal("invoice")
+    at.emulator.fail_next("error", path="/v1/invoices", status=403, times=1)
+    await at.kit.subscriptions.sync("acme")
+    await gainer.do("create pro")
+    assert gainer.taken == 2 * 1_210
+    assert "allow the key to read invoices" in caplog.text
 
 
 async def left(at: Shop) -> int:
@@ -145,19 +148,18 @@ async def left(at: Shop) -> int:
     return remaining - usage["balance"]["usd"]
 
 
-async def test_the_default_plan_is_included_once_a_month(store_url: str) -> None:
+async def test_the_default_plan_is_included_once_a_month(at: Shop) -> None:
     """Who begins a subscription and ends it again has the rest of the month, not another one."""
-    async with shop(store_url, catalog=CATALOG) as at:
-        assert (await at.kit.consume("acme", "requests", 7)).allowed
-        given = list[int]()
-        for plan in ("payg", "pro", "payg"):
-            at.clock.advance(HOUR)
-            await at.subscribed(plan=plan)
-            assert (await at.kit.consume("acme", "requests")).allowed
-            at.clock.advance(HOUR)
-            await at.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
-            given.append(await left(at))
-            await at.kit.consume("acme", "requests")
-        assert given == [3, 2, 1]
-        at.clock.set(END)
-        assert await left(at) == 10
+    assert (await at.kit.consume("acme", "requests", 7)).allowed
+    given = list[int]()
+    for plan in ("payg", "pro", "payg"):
+        at.clock.advance(HOUR)
+        await at.subscribed(plan=plan)
+        assert (await at.kit.consume("acme", "requests")).allowed
+        at.clock.advance(HOUR)
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
+        given.append(await left(at))
+        await at.kit.consume("acme", "requests")
+    assert given == [3, 2, 1]
+    at.clock.set(END)
+    assert await left(at) == 10

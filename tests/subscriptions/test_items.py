@@ -32,25 +32,24 @@ async def item_of(at: Shop, subscription: str, price: str) -> str:
     return next(str(item["id"]) for item in items if item["price"]["id"] == price)
 
 
-async def test_seats_after_a_dashboard_switch_leave_one_price_a_meter(store_url: str) -> None:
+async def test_seats_after_a_dashboard_switch_leave_one_price_a_meter(at: Shop) -> None:
     """F-102: the item of the old plan's usage was nobody's, and the new plan's came beside it."""
-    async with shop(store_url) as at:
-        found = await switched_by_hand(at, "price_pro")
-        await at.kit.subscriptions.set_seats("acme", 12)
-        assert await at.items(found.id) == {**PRO, "price_pro_seat": 2}
-        # From then on usage is billed once, by the new plan.
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 1_500)
-        await at.kit.flush(everything=True)
-        at.clock.set(HALF + timedelta(hours=1))
-        ended = await at.kit.subscriptions.cancel("acme", immediately=True)
-        lines = [
-            (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
-            for invoice in await at.invoices()
-            for line in invoice["lines"]["data"]
-            if line["quantity"] == 500
-        ]
-        assert (ended.status, lines) == ("canceled", [("price_pro_ai_tokens", 500, 1_000)])
+    found = await switched_by_hand(at, "price_pro")
+    await at.kit.subscriptions.set_seats("acme", 12)
+    assert await at.items(found.id) == {**PRO, "price_pro_seat": 2}
+    # From then on usage is billed once, by the new plan.
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 1_500)
+    await at.kit.flush(everything=True)
+    at.clock.set(HALF + timedelta(hours=1))
+    ended = await at.kit.subscriptions.cancel("acme", immediately=True)
+    lines = [
+        (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if line["quantity"] == 500
+    ]
+    assert (ended.status, lines) == ("canceled", [("price_pro_ai_tokens", 500, 1_000)])
 
 
 async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
@@ -75,21 +74,20 @@ async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
         assert found.seats == 0
 
 
-async def test_an_items_seats_show_though_the_plan_covers_all(store_url: str) -> None:
+async def test_an_items_seats_show_though_the_plan_covers_all(at: Shop, store_url: str) -> None:
     """F-22g: `seats` was 0 for a customer who still pays for two."""
-    async with shop(store_url) as at:
-        found = await at.subscribed(plan="pro", seats=12)
-        assert (found.seats, (await at.items(found.id))["price_pro_seat"]) == (12, 2)
-        unlimited = PLANS.replace("seats:    {included: 10,", "seats:    {included: unlimited,")
-        assert unlimited != PLANS
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(unlimited)) as kit:
-            await kit.subscriptions.sync("acme")
-            shown = await kit.subscriptions.get("acme")
-            assert shown is not None
-            assert shown.seats == 2
-            assert (await kit.check("acme", "seats", 1000)).allowed
-            # The item is none of the plan's any more: `repair` removes it, and a credit follows.
-            await kit.subscriptions.repair("acme")
-            shown = await kit.subscriptions.get("acme")
-            assert shown is not None
-            assert (shown.seats, "price_pro_seat" in await at.items(found.id)) == (0, False)
+    found = await at.subscribed(plan="pro", seats=12)
+    assert (found.seats, (await at.items(found.id))["price_pro_seat"]) == (12, 2)
+    unlimited = PLANS.replace("seats:    {included: 10,", "seats:    {included: unlimited,")
+    assert unlimited != PLANS
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(unlimited)) as kit:
+        await kit.subscriptions.sync("acme")
+        shown = await kit.subscriptions.get("acme")
+        assert shown is not None
+        assert shown.seats == 2
+        assert (await kit.check("acme", "seats", 1000)).allowed
+        # The item is none of the plan's any more: `repair` removes it, and a credit follows.
+        await kit.subscriptions.repair("acme")
+        shown = await kit.subscriptions.get("acme")
+        assert shown is not None
+        assert (shown.seats, "price_pro_seat" in await at.items(found.id)) == (0, False)

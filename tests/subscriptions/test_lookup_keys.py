@@ -10,6 +10,7 @@ import pytest
 from drivers.shop import END, HALF, PLANS, Shop, shop
 from meterkit.catalog import loads
 from meterkit.errors import UnknownPlanError
+from subscriptions.looks import synced
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
@@ -37,7 +38,6 @@ def sell(emulator: StripeEmulator, _catalog: Catalog) -> None:
 
 
 async def keyed_items(at: Shop, subscription: str) -> dict[str, int | None]:
-    """What a subscription consists of: lookup key to quantity."""
     found = (await at.stripe_subscription(subscription))["items"]["data"]
     return {item["price"]["lookup_key"]: item.get("quantity") for item in found}
 
@@ -61,8 +61,7 @@ async def test_plans_without_ids_are_sold_by_lookup_key(store_url: str) -> None:
         assert (pending.plan, pending.effective_at) == ("team", END)
         assert down == await at.kit.subscriptions.change_plan("acme", "team")
         at.clock.set(END)
-        after = await at.kit.subscriptions.sync("acme")
-        assert after is not None
+        after = await synced(at)
         assert (after.plan, after.pending_change) == ("team", None)
 
 

@@ -29,7 +29,6 @@ async def sold(at: Shop) -> list[dict[str, Any]]:
 
 
 async def billed(at: Shop, customer: str) -> list[tuple[str, int]]:
-    """What a customer is billed after a month: the lines of the renewal."""
     await at.subscribed(customer, plan="pro", seats=5)
     at.clock.set(HALF)
     await at.kit.record(customer, "requests", 2_345)

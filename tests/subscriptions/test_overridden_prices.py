@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pytest
 
 from drivers.delivery import kit_for
-from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell
 from drivers.sampled import whole
-from drivers.shop import END, HALF, sell_nothing, shop
+from drivers.shop import END, HALF, shop
 from drivers.sync_queue import forget_due_price, queue_sync
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from drivers.shop import Shop
     from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
@@ -31,7 +32,6 @@ SOLD: Final = {
 
 
 def priced(cents: int) -> dict[str, Any]:
-    """An override of the price of tokens."""
     return {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": cents}}}}
 
 
@@ -51,19 +51,16 @@ SEATED: Final = loads(
 
 
 def sell_seats(emulator: StripeEmulator, catalog: Catalog) -> None:
-    """Sell the plans, and seats of two of them."""
     sell(emulator, catalog)
     for plan in ("basic", "cheaper"):
         emulator.add_price(300, price_id=f"price_{plan}_seat")
 
 
 async def own_prices(at: Shop) -> list[str]:
-    """The prices that overrides have made, the youngest first."""
     return [price["id"] for price in await at.stripe_list("/v1/prices") if price["id"] not in SOLD]
 
 
 async def shown(at: Shop) -> int | None:
-    """What overage of tokens costs by now."""
     return (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"]
 
 
@@ -88,104 +85,104 @@ async def lines(at: Shop) -> list[tuple[int, int]]:
     return found
 
 
-async def test_a_falling_price_is_shown_and_billed_from_then_on(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        await at.kit.customers.override("acme", priced(2))
-        assert await shown(at) == 50
-        await at.kit.record("acme", "tokens", 20)
-        await queue_sync(at.kit, cause="evt_1")  # No webhook takes it for a change by others.
-        assert (await at.kit.usage("acme"))["meters"]["tokens"]["late"] == 0
-        assert await shown(at) == 90
-        assert await at.kit.subscriptions.check() == {}
-        assert await billed(at) == [(10, 5), (20, 2)]
-        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
+        yield opened
 
 
-async def test_a_price_that_rises_takes_effect_when_the_period_ends(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        given = await at.kit.customers.override("acme", {"tokens": {"included": 50, **priced(9)["tokens"]}})
-        assert given.price_changes == {"tokens": END}
-        assert await shown(at) == 50
-        await at.kit.record("acme", "tokens", 20)
-        assert await shown(at) == 150
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
-        assert await billed(at) == [(30, 5)]
-        await at.kit.subscriptions.sync("acme")
-        await at.kit.subscriptions.retry_accepted()
-        await at.kit.record("acme", "tokens", 60)
-        assert await shown(at) == 90
-        assert await at.kit.subscriptions.check() == {}
-        assert (await at.kit.customers.get("acme")).price_changes == {}
+async def test_a_falling_price_is_shown_and_billed_from_then_on(at: Shop) -> None:
+    await at.subscribed(plan="basic")
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    await at.kit.customers.override("acme", priced(2))
+    assert await shown(at) == 50
+    await at.kit.record("acme", "tokens", 20)
+    await queue_sync(at.kit, cause="evt_1")  # No webhook takes it for a change by others.
+    assert (await at.kit.usage("acme"))["meters"]["tokens"]["late"] == 0
+    assert await shown(at) == 90
+    assert await at.kit.subscriptions.check() == {}
+    assert await billed(at) == [(10, 5), (20, 2)]
+    assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_a_price_that_is_taken_back_holds_until_the_period_ends(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        own = await given(at, 2)
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        await at.kit.customers.override("acme", {"tokens": {}})
-        assert await at.items(begun.id) == {"price_basic": 1, own: None}
-        await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 40
-        assert await billed(at) == [(20, 2)]
-        await at.kit.subscriptions.sync("acme")
-        await at.kit.subscriptions.retry_accepted()
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        await at.kit.record("acme", "tokens", 101)
-        assert await shown(at) == 5
-        assert await at.kit.subscriptions.check() == {}
+async def test_a_price_that_rises_takes_effect_when_the_period_ends(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    given = await at.kit.customers.override("acme", {"tokens": {"included": 50, **priced(9)["tokens"]}})
+    assert given.price_changes == {"tokens": END}
+    assert await shown(at) == 50
+    await at.kit.record("acme", "tokens", 20)
+    assert await shown(at) == 150
+    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.kit.subscriptions.check() == {}
+    assert await billed(at) == [(30, 5)]
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.subscriptions.retry_accepted()
+    await at.kit.record("acme", "tokens", 60)
+    assert await shown(at) == 90
+    assert await at.kit.subscriptions.check() == {}
+    assert (await at.kit.customers.get("acme")).price_changes == {}
+
+
+async def test_a_price_that_is_taken_back_holds_until_the_period_ends(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    own = await given(at, 2)
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    await at.kit.customers.override("acme", {"tokens": {}})
+    assert await at.items(begun.id) == {"price_basic": 1, own: None}
+    await at.kit.record("acme", "tokens", 10)
+    assert await shown(at) == 40
+    assert await billed(at) == [(20, 2)]
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.subscriptions.retry_accepted()
+    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    await at.kit.record("acme", "tokens", 101)
+    assert await shown(at) == 5
+    assert await at.kit.subscriptions.check() == {}
 
 
 @pytest.mark.parametrize(("plan", "expected"), [("cheaper", [(20, 2)]), whole("none", [(10, 2)])])
 async def test_an_upgrade_keeps_the_price_of_a_meter_still_billed(
-    store_url: str, plan: str, expected: list[tuple[int, int]]
+    at: Shop, plan: str, expected: list[tuple[int, int]]
 ) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        own = await given(at, 2)
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        await at.kit.subscriptions.change_plan("acme", plan)
-        assert (own in await at.items(begun.id)) == (plan == "cheaper")
-        assert await at.kit.subscriptions.check() == {}
-        await at.kit.record("acme", "tokens", 10)
-        assert await billed(at) == expected
+    begun = await at.subscribed(plan="basic")
+    own = await given(at, 2)
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    await at.kit.subscriptions.change_plan("acme", plan)
+    assert (own in await at.items(begun.id)) == (plan == "cheaper")
+    assert await at.kit.subscriptions.check() == {}
+    await at.kit.record("acme", "tokens", 10)
+    assert await billed(at) == expected
 
 
-async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        bill = {"pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}}
-        await at.kit.customers.override("acme", bill)
-        (own,) = await own_prices(at)
-        assert own in await at.items(begun.id)
-        assert await at.kit.subscriptions.check() == {}
-        await at.kit.record("acme", "pages", 6)
-        assert (await at.kit.usage("acme"))["meters"]["pages"]["overage_cents"] == 24
-        at.clock.advance(timedelta(minutes=5))
-        await at.kit.customers.override("acme", {"pages": {}})
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
-        assert await billed(at) == [(6, 4)]
+async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    at.clock.set(HALF)
+    bill = {"pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}}
+    await at.kit.customers.override("acme", bill)
+    (own,) = await own_prices(at)
+    assert own in await at.items(begun.id)
+    assert await at.kit.subscriptions.check() == {}
+    await at.kit.record("acme", "pages", 6)
+    assert (await at.kit.usage("acme"))["meters"]["pages"]["overage_cents"] == 24
+    at.clock.advance(timedelta(minutes=5))
+    await at.kit.customers.override("acme", {"pages": {}})
+    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.kit.subscriptions.check() == {}
+    assert await billed(at) == [(6, 4)]
 
 
-async def test_a_new_subscription_has_an_earlier_overrides_price(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        own = await given(at, 2)
-        await at.kit.subscriptions.cancel("acme", immediately=True)
-        again = await at.subscribed(plan="basic")
-        assert await at.items(again.id) == {"price_basic": 1, own: None}
-        assert await at.kit.subscriptions.check() == {}
+async def test_a_new_subscription_has_an_earlier_overrides_price(at: Shop) -> None:
+    await at.subscribed(plan="basic")
+    own = await given(at, 2)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    again = await at.subscribed(plan="basic")
+    assert await at.items(again.id) == {"price_basic": 1, own: None}
+    assert await at.kit.subscriptions.check() == {}
 
 
 @pytest.mark.parametrize(
@@ -198,29 +195,28 @@ async def test_a_new_subscription_has_an_earlier_overrides_price(store_url: str)
     ],
 )
 async def test_a_retry_finishes_after_stripe_failed_between_steps(
-    store_url: str, path: str, skip: int, how: Literal["error", "drop"]
+    at: Shop, path: str, skip: int, how: Literal["error", "drop"]
 ) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        more: dict[str, Any] = {"status": 503} if how == "error" else {"when": "after"}
-        at.emulator.fail_next(how, times=9, skip=skip, path=path.replace("ID", begun.id), **more)
-        with suppress(StripeError):  # The client repeats a request that has no answer.
-            await at.kit.customers.override("acme", priced(2))
-        assert any(one.status in {0, 503} for one in at.emulator.requests)
-        at.emulator.clear_faults()
-        is_stored = "tokens" in (await at.kit.customers.get("acme")).overrides
-        has_price = bool(set(await own_prices(at)) & (await at.items(begun.id)).keys())
-        assert has_price or not is_stored
-        at.clock.advance(timedelta(minutes=10))
-        await at.kit.flush(everything=True)
+    begun = await at.subscribed(plan="basic")
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    more: dict[str, Any] = {"status": 503} if how == "error" else {"when": "after"}
+    at.emulator.fail_next(how, times=9, skip=skip, path=path.replace("ID", begun.id), **more)
+    with suppress(StripeError):  # The client repeats a request that has no answer.
         await at.kit.customers.override("acme", priced(2))
-        (own,) = await own_prices(at)
-        assert await at.items(begun.id) == {"price_basic": 1, own: None}
-        await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 70
-        assert await billed(at) == [(10, 5), (10, 2)]
+    assert any(one.status in {0, 503} for one in at.emulator.requests)
+    at.emulator.clear_faults()
+    is_stored = "tokens" in (await at.kit.customers.get("acme")).overrides
+    has_price = bool(set(await own_prices(at)) & (await at.items(begun.id)).keys())
+    assert has_price or not is_stored
+    at.clock.advance(timedelta(minutes=10))
+    await at.kit.flush(everything=True)
+    await at.kit.customers.override("acme", priced(2))
+    (own,) = await own_prices(at)
+    assert await at.items(begun.id) == {"price_basic": 1, own: None}
+    await at.kit.record("acme", "tokens", 10)
+    assert await shown(at) == 70
+    assert await billed(at) == [(10, 5), (10, 2)]
 
 
 REFUSED: Final = {
@@ -240,49 +236,19 @@ async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(store_url: s
         assert (await at.kit.customers.get("acme")).overrides == {}
 
 
-async def test_without_a_subscription_only_prices_are_refused(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
-            await at.kit.customers.override("acme", priced(2))
-        await at.kit.customers.override("acme", {"tokens": {"included": 7, "overage": {"bill": {"cap": 9}}}})
-        assert (await at.kit.customers.get("acme")).overrides["tokens"]["included"] == 7
+async def test_without_a_subscription_only_prices_are_refused(at: Shop) -> None:
+    with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
+        await at.kit.customers.override("acme", priced(2))
+    await at.kit.customers.override("acme", {"tokens": {"included": 7, "overage": {"bill": {"cap": 9}}}})
+    assert (await at.kit.customers.get("acme")).overrides["tokens"]["included"] == 7
 
 
-async def test_without_a_stripe_key_a_price_is_refused(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        async with kit_for(
-            store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None
-        ) as keyless:
-            with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
-                await keyless.customers.override("acme", priced(2))
-            assert (await keyless.customers.get("acme")).overrides == {}
-
-
-PARTS: Final = loads(plans_text("overridden_prices_parts"))
-
-
-def output_of(model: str, tokens: int) -> dict[str, Any]:
-    """The answer of a model."""
-    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
-    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
-
-
-async def test_a_derived_meter_without_a_price_has_that_of_its_source(store_url: str) -> None:
-    async with shop(store_url, catalog=PARTS, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        await at.kit.record_usage("acme", output_of("x-large", 110))
-        bill = {"per": 1, "amount_cents": 5}
-        await at.kit.customers.override("acme", {"output_tokens": {"overage": {"bill": bill}}})
-        for model, tokens in (("x-large", 10), ("x", 20)):
-            await at.kit.record_usage("acme", output_of(model, tokens))
-        usage = (await at.kit.usage("acme"))["meters"]
-        assert [usage[name]["overage_cents"] for name in ("output_tokens", "large_output")] == [100, 1250]
-        assert await at.kit.subscriptions.check() == {}
-        assert sorted(await billed(at)) == [(10, 5), (20, 5), (100, 12)]
-        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+async def test_without_a_stripe_key_a_price_is_refused(at: Shop, store_url: str) -> None:
+    await at.subscribed(plan="basic")
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None) as keyless:
+        with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
+            await keyless.customers.override("acme", priced(2))
+        assert (await keyless.customers.get("acme")).overrides == {}
 
 
 async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) -> None:
@@ -307,33 +273,31 @@ async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) 
         }
 
 
-async def test_a_change_in_doubt_is_settled_by_the_store(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 110)
-        path = f"/v1/subscriptions/{begun.id}"
-        at.emulator.fail_next("error", status=503, when="after", times=9, skip=1, path=path)
-        with pytest.raises(StripeUnavailableError):
-            await at.kit.customers.override("acme", priced(2))
-        at.emulator.clear_faults()
-        (own,) = await own_prices(at)
-        assert own in await at.items(begun.id)
-        assert (await at.kit.customers.get("acme")).overrides == {}
-        at.clock.advance(timedelta(minutes=5))
-        await at.kit.subscriptions.retry_accepted()
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
-        assert await billed(at) == [(10, 5)]
+async def test_a_change_in_doubt_is_settled_by_the_store(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 110)
+    path = f"/v1/subscriptions/{begun.id}"
+    at.emulator.fail_next("error", status=503, when="after", times=9, skip=1, path=path)
+    with pytest.raises(StripeUnavailableError):
+        await at.kit.customers.override("acme", priced(2))
+    at.emulator.clear_faults()
+    (own,) = await own_prices(at)
+    assert own in await at.items(begun.id)
+    assert (await at.kit.customers.get("acme")).overrides == {}
+    at.clock.advance(timedelta(minutes=5))
+    await at.kit.subscriptions.retry_accepted()
+    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.kit.subscriptions.check() == {}
+    assert await billed(at) == [(10, 5)]
 
 
-async def test_the_nightly_sync_finds_a_price_that_ended(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        await at.kit.customers.override("acme", priced(2), until=HALF)
-        await forget_due_price(at.kit)
-        at.clock.set(HALF)
-        await queue_sync(at.kit, cause="reconcile")
-        await at.kit.subscriptions.retry_accepted()
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
+async def test_the_nightly_sync_finds_a_price_that_ended(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    await at.kit.customers.override("acme", priced(2), until=HALF)
+    await forget_due_price(at.kit)
+    at.clock.set(HALF)
+    await queue_sync(at.kit, cause="reconcile")
+    await at.kit.subscriptions.retry_accepted()
+    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.kit.subscriptions.check() == {}

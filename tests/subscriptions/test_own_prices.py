@@ -38,7 +38,6 @@ class Books:
     kit: MeterKit
 
     async def shown(self, customer: str, meter: str = "words") -> int | None:
-        """The overage in cents that `kit.usage` shows."""
         return (await self.kit.usage(customer))["meters"][meter]["overage_cents"]
 
     async def most(self, customer: str, meter: str = "words") -> int:
@@ -135,19 +134,6 @@ async def test_shown_limited_and_invoiced_prices_agree(
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == units
 
 
-async def test_the_books_have_a_price_as_stripe_rounds_it(
-    store_url: str,
-) -> None:
-    """Stripe has 1.666666666667 cents for a third of 5: the books compared it with the third."""
-    async with edited(store_url, PLANS, PLANS.replace("per: 1,", "per: 3,")) as books:
-        await books.kit.record(NEW, "words", 100)
-        assert await books.shown(NEW) == 150
-        # 600 units come to 1,000.0000000002 cents.
-        assert await books.most(NEW) == 509
-        assert await books.end_periods() == []
-        assert await books.invoiced(NEW) == 150
-
-
 async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str) -> None:
     """The plan stays the same: units before the change keep their price, later ones have the new price."""
     async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
@@ -236,6 +222,17 @@ ODD_PRICES: Final = {
         },
         "it has tiers that are not graduated",
     ),
+    "graduated tiers": (
+        {
+            "billing_scheme": "tiered",
+            "tiers_mode": "graduated",
+            "tiers[0][up_to]": "100",
+            "tiers[0][unit_amount]": "4",
+            "tiers[1][up_to]": "inf",
+            "tiers[1][unit_amount]": "3",
+        },
+        "it has several tiers that cost something",
+    ),
 }
 
 
@@ -245,7 +242,6 @@ async def test_f_227_an_uncomputable_price_is_named_by_health(store_url: str, na
     price, reason = ODD_PRICES[name]
 
     async def named(at: Shop) -> list[str]:
-        """What the last sync, then the check, say of it."""
         problems = [one.problem for one in (await at.kit.health()).findings if one.check == "subscriptions"]
         drifts = (await at.kit.subscriptions.check()).get(PRESENT, ())
         return [*problems, *(one.message for one in drifts if one.kind == "inexact_price")]
@@ -328,3 +324,17 @@ async def test_units_the_plan_did_not_bill_stay_free(store_url: str, currency: s
         assert await books.most(PRESENT) == (1000 - 135) // 5
         assert await books.end_periods() == []
         assert await books.invoiced(PRESENT) == 135
+
+
+async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str) -> None:
+    """Before any webhook tells of it: the price that the schedule names, not that of the file."""
+    async with shop(store_url, catalog=loads(MORE), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="max")
+        await at.kit.subscriptions.change_plan(PRESENT, "pro")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(MORE.replace(*DEARER))) as kit:
+            await kit.stripe.sync()
+            at.clock.set(END + timedelta(minutes=1))
+            at.emulator.advance()
+            await kit.record(PRESENT, "words", 30)
+            assert await Books(shop=at, kit=kit).shown(PRESENT) == 100

@@ -19,6 +19,7 @@ from meterkit import SubscriptionExistsError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
+from subscriptions.looks import synced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -46,7 +47,6 @@ METHOD_MISSING = "urn:meterkit:problem:payment-method-missing"
 
 
 def sell_in_euros(emulator: StripeEmulator, _: object = None) -> None:
-    """Base prices of the plans, and a metered price of each."""
     meter = emulator.add_meter("ai_tokens")
     for plan in ("open", "payg", "low", "tried"):
         product = emulator.add_product(plan, product_id=f"prod_{plan}")
@@ -66,7 +66,6 @@ async def in_force(at: Shop | Hooked) -> tuple[str | None, bool]:
 
 @asynccontextmanager
 async def browser(at: Shop) -> AsyncGenerator[httpx.AsyncClient]:
-    """The browser of customer acme, as it reaches the billing routes."""
     routes = billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
     transport = httpx.ASGITransport(app=Starlette(routes=routes))
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
@@ -84,19 +83,23 @@ async def waiting(at: Shop, plan: str = "payg") -> NewSubscription:
     return made
 
 
-async def test_a_plan_of_price_0_that_bills_usage_waits_for_a_card(store_url: str) -> None:
-    async with selling(store_url) as at:
-        made = await waiting(at)
-        assert made.subscription.access == "full"  # Of the plan before.
-        assert (await at.kit.customers.get("acme")).plan == "free"
-        assert made.client_secret is not None
-        at.emulator.confirm_setup(made.client_secret, card="pm_card_visa")
-        found = await at.kit.subscriptions.sync("acme")
-        assert found is not None
-        assert (found.id, found.status, found.plan) == (made.subscription.id, "active", "payg")
-        assert await in_force(at) == PAYG
-        at_stripe = await at.stripe_subscription(found.id)
-        assert at_stripe["default_payment_method"] is not None  # So the usage can be charged.
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with selling(store_url) as opened:
+        yield opened
+
+
+async def test_a_plan_of_price_0_that_bills_usage_waits_for_a_card(at: Shop) -> None:
+    made = await waiting(at)
+    assert made.subscription.access == "full"  # Of the plan before.
+    assert (await at.kit.customers.get("acme")).plan == "free"
+    assert made.client_secret is not None
+    at.emulator.confirm_setup(made.client_secret, card="pm_card_visa")
+    found = await synced(at)
+    assert (found.id, found.status, found.plan) == (made.subscription.id, "active", "payg")
+    assert await in_force(at) == PAYG
+    at_stripe = await at.stripe_subscription(found.id)
+    assert at_stripe["default_payment_method"] is not None  # So the usage can be charged.
 
 
 async def test_the_billing_routes_say_what_is_missing(store_url: str) -> None:
@@ -118,21 +121,19 @@ async def test_the_billing_routes_say_what_is_missing(store_url: str) -> None:
         assert (await client.get("/subscription")).json()["status"] == "active"
 
 
-async def test_a_saved_card_puts_the_plan_in_force_at_once(store_url: str) -> None:
-    async with selling(store_url) as at:
-        linked = at.emulator.add_customer("cus_acme")
-        at.emulator.add_payment_method(linked)
-        await at.kit.customers.link("acme", linked)
-        made = await at.kit.subscriptions.create("acme", "payg")
-        assert (made.subscription.status, made.missing, made.client_secret) == ("active", None, None)
-        assert await in_force(at) == PAYG
+async def test_a_saved_card_puts_the_plan_in_force_at_once(at: Shop) -> None:
+    linked = at.emulator.add_customer("cus_acme")
+    at.emulator.add_payment_method(linked)
+    await at.kit.customers.link("acme", linked)
+    made = await at.kit.subscriptions.create("acme", "payg")
+    assert (made.subscription.status, made.missing, made.client_secret) == ("active", None, None)
+    assert await in_force(at) == PAYG
 
 
-async def test_optional_asks_for_no_card(store_url: str) -> None:
-    async with selling(store_url) as at:
-        made = await at.kit.subscriptions.create("acme", "open")
-        assert (made.subscription.status, made.missing) == ("active", None)
-        assert await in_force(at) == ("open", True)
+async def test_optional_asks_for_no_card(at: Shop) -> None:
+    made = await at.kit.subscriptions.create("acme", "open")
+    assert (made.subscription.status, made.missing) == ("active", None)
+    assert await in_force(at) == ("open", True)
 
 
 async def set_by_hand(at: Shop) -> tuple[str, object]:
@@ -140,79 +141,73 @@ async def set_by_hand(at: Shop) -> tuple[str, object]:
     return usage["plan"], usage["meters"]["requests"]["included"]
 
 
-async def test_what_was_set_by_hand_stays_while_a_card_is_awaited(store_url: str) -> None:
-    async with selling(store_url) as at:
-        await at.kit.customers.set_plan("acme", "open")
-        await at.kit.customers.override("acme", {"requests": {"included": 7}})
-        made = await at.kit.subscriptions.create("acme", "payg")
-        assert made.subscription.status == "incomplete"
-        assert await set_by_hand(at) == ("open", 7)
-        assert (await at.kit.subscriptions.cancel("acme")).status == "canceled"
-        assert await set_by_hand(at) == ("open", 7)
+async def test_what_was_set_by_hand_stays_while_a_card_is_awaited(at: Shop) -> None:
+    await at.kit.customers.set_plan("acme", "open")
+    await at.kit.customers.override("acme", {"requests": {"included": 7}})
+    made = await at.kit.subscriptions.create("acme", "payg")
+    assert made.subscription.status == "incomplete"
+    assert await set_by_hand(at) == ("open", 7)
+    assert (await at.kit.subscriptions.cancel("acme")).status == "canceled"
+    assert await set_by_hand(at) == ("open", 7)
 
 
 @pytest.mark.parametrize("how", ["declined", "canceled", "confirmed"])
-async def test_a_setup_that_fails_or_is_canceled_can_be_tried_again(store_url: str, how: str) -> None:
-    async with selling(store_url) as at:
-        made = await waiting(at)
-        secret = made.client_secret or ""
-        if how == "declined":
-            with pytest.raises(ValueError, match="declined"):
-                at.emulator.confirm_setup(secret, card="pm_card_chargeDeclined")
-        elif how == "canceled":
-            at.emulator.cancel_setup(secret)
-        await at.kit.subscriptions.sync("acme")
-        if how != "confirmed":
-            assert await in_force(at) == FREE
-            again = await at.kit.subscriptions.create("acme", "payg")
-            assert again.subscription.id == made.subscription.id
-            assert (again.client_secret == secret) is (how == "declined")
-            secret = again.client_secret or ""
-            assert (await at.kit.subscriptions.create("acme", "payg")).client_secret == secret
-        at.emulator.confirm_setup(secret, card="pm_card_visa")
-        with pytest.raises(SubscriptionExistsError):  # The look at Stripe finds the card, before any webhook.
-            await at.kit.subscriptions.create("acme", "payg")
-        await at.kit.subscriptions.sync("acme")
-        assert await in_force(at) == PAYG
+async def test_a_setup_that_fails_or_is_canceled_can_be_tried_again(at: Shop, how: str) -> None:
+    made = await waiting(at)
+    secret = made.client_secret or ""
+    if how == "declined":
+        with pytest.raises(ValueError, match="declined"):
+            at.emulator.confirm_setup(secret, card="pm_card_chargeDeclined")
+    elif how == "canceled":
+        at.emulator.cancel_setup(secret)
+    await at.kit.subscriptions.sync("acme")
+    if how != "confirmed":
+        assert await in_force(at) == FREE
+        again = await at.kit.subscriptions.create("acme", "payg")
+        assert again.subscription.id == made.subscription.id
+        assert (again.client_secret == secret) is (how == "declined")
+        secret = again.client_secret or ""
+        assert (await at.kit.subscriptions.create("acme", "payg")).client_secret == secret
+    at.emulator.confirm_setup(secret, card="pm_card_visa")
+    with pytest.raises(SubscriptionExistsError):  # The look at Stripe finds the card, before any webhook.
+        await at.kit.subscriptions.create("acme", "payg")
+    await at.kit.subscriptions.sync("acme")
+    assert await in_force(at) == PAYG
 
 
-async def test_a_checkout_page_asks_for_a_card_despite_options(store_url: str) -> None:
-    async with selling(store_url) as at:
-        options = {"payment_method_collection": "if_required"}
-        page = await at.kit.subscriptions.checkout(
-            "acme", "payg", success_url=PAGE, cancel_url=PAGE, options=options
-        )
-        (asked,) = await at.stripe_list("/v1/checkout/sessions")
-        assert (asked["id"], asked["payment_method_collection"]) == (page.id, "always")
+async def test_a_checkout_page_asks_for_a_card_despite_options(at: Shop) -> None:
+    options = {"payment_method_collection": "if_required"}
+    page = await at.kit.subscriptions.checkout(
+        "acme", "payg", success_url=PAGE, cancel_url=PAGE, options=options
+    )
+    (asked,) = await at.stripe_list("/v1/checkout/sessions")
+    assert (asked["id"], asked["payment_method_collection"]) == (page.id, "always")
 
 
-async def test_a_sign_up_without_a_card_ends_after_a_day(store_url: str) -> None:
-    async with selling(store_url) as at:
-        made = await waiting(at)
-        at.clock.advance(timedelta(hours=22))
-        await at.kit.subscriptions.sync("acme")
-        assert (await at.stripe_subscription(made.subscription.id))["status"] == "active"
-        at.clock.advance(timedelta(hours=1))
-        ended = await at.kit.subscriptions.sync("acme")
-        assert ended is not None
-        assert (ended.status, await in_force(at)) == ("canceled", FREE)
-        assert (await at.stripe_subscription(made.subscription.id))["status"] == "canceled"
-        await at.kit.customers.set_plan("acme", "open")
-        await at.kit.subscriptions.sync("acme")
-        assert (await at.kit.customers.get("acme")).plan == "open"
+async def test_a_sign_up_without_a_card_ends_after_a_day(at: Shop) -> None:
+    made = await waiting(at)
+    at.clock.advance(timedelta(hours=22))
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.stripe_subscription(made.subscription.id))["status"] == "active"
+    at.clock.advance(timedelta(hours=1))
+    ended = await synced(at)
+    assert (ended.status, await in_force(at)) == ("canceled", FREE)
+    assert (await at.stripe_subscription(made.subscription.id))["status"] == "canceled"
+    await at.kit.customers.set_plan("acme", "open")
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.customers.get("acme")).plan == "open"
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, store_url: str) -> None:
-    async with selling(store_url) as at:
-        at.emulator.add_customer("cus_acme")
-        await at.kit.customers.link("acme", "cus_acme")
-        listed = "/v1/customers/cus_acme/payment_methods"
-        at.emulator.fail_next("error", status=status, path=listed, times=20)
-        await waiting(at)
-        at.emulator.add_payment_method("cus_acme")
-        await at.kit.subscriptions.sync("acme")
-        assert await in_force(at) == PAYG
+async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, at: Shop) -> None:
+    at.emulator.add_customer("cus_acme")
+    await at.kit.customers.link("acme", "cus_acme")
+    listed = "/v1/customers/cus_acme/payment_methods"
+    at.emulator.fail_next("error", status=status, path=listed, times=20)
+    await waiting(at)
+    at.emulator.add_payment_method("cus_acme")
+    await at.kit.subscriptions.sync("acme")
+    assert await in_force(at) == PAYG
 
 
 async def test_present_subscribers_keep_a_plan_that_now_needs_a_card(store_url: str) -> None:

@@ -56,7 +56,6 @@ async def refused(at: Shop) -> None:
 
 
 async def counted(at: Shop) -> int:
-    """What Stripe has taken."""
     (begun,) = await at.stripe_list("/v1/subscriptions")
     return int(at.emulator.accepted(begun["customer"], "ai_tokens"))
 

@@ -18,7 +18,6 @@ HALFWAY = NOVEMBER
 
 
 def parts(cents: int, price: str = "price_pro", *, seats: int = 0) -> dict[Literal["base", "seats"], Line]:
-    """A base price, and seats of 901 cents."""
     if not seats:
         return {"base": Line(price, cents, 1)}
     return {"base": Line(price, cents, 1), "seats": Line("price_seat", 901, seats)}

@@ -48,33 +48,37 @@ async def names(queue: HookQueue) -> list[str]:
     return [entry.stripe_customer for entry in await queue.take(10)]
 
 
+@pytest.fixture
+async def queue(any_store_url: str) -> AsyncGenerator[HookQueue]:
+    async with queued(any_store_url) as opened:
+        yield opened
+
+
 @pytest.mark.each_store
-async def test_an_event_is_noted_once_taken_once_and_done(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        assert await queue.add(hint("evt_1", note="in_1")) == "new"
-        assert await queue.add(hint("evt_1", note="in_1")) == "duplicate"
-        entry = await one(queue)
-        assert (entry.stripe_customer, entry.cause, entry.attempts) == ("cus_1", "evt_1", 0)
-        assert entry.notes == (Note(name="in_1", kind="payment.failed", data={"invoice": "in_1"}),)
-        assert await names(queue) == []
-        assert await queue.done(entry, entry.notes)
-        assert not await queue.done(entry)
-        assert (await queue.waiting()).entries == 0
-        # It is known for longer than Stripe repeats it.
-        assert await queue.add(hint("evt_1")) == "duplicate"
+async def test_an_event_is_noted_once_taken_once_and_done(queue: HookQueue) -> None:
+    assert await queue.add(hint("evt_1", note="in_1")) == "new"
+    assert await queue.add(hint("evt_1", note="in_1")) == "duplicate"
+    entry = await one(queue)
+    assert (entry.stripe_customer, entry.cause, entry.attempts) == ("cus_1", "evt_1", 0)
+    assert entry.notes == (Note(name="in_1", kind="payment.failed", data={"invoice": "in_1"}),)
+    assert await names(queue) == []
+    assert await queue.done(entry, entry.notes)
+    assert not await queue.done(entry)
+    assert (await queue.waiting()).entries == 0
+    # It is known for longer than Stripe repeats it.
+    assert await queue.add(hint("evt_1")) == "duplicate"
 
 
-async def test_a_hint_during_a_look_causes_another_look(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        entry = await one(queue)
-        await queue.add(hint("evt_2", note="in_2"))
-        assert await names(queue) == []  # Not by two at once.
-        assert await queue.done(entry, entry.notes)
-        again = await one(queue)
-        assert (again.cause, [note.name for note in again.notes]) == ("evt_2", ["in_2"])
-        assert await queue.done(again, again.notes)
-        assert await names(queue) == []
+async def test_a_hint_during_a_look_causes_another_look(queue: HookQueue) -> None:
+    await queue.add(hint("evt_1", note="in_1"))
+    entry = await one(queue)
+    await queue.add(hint("evt_2", note="in_2"))
+    assert await names(queue) == []  # Not by two at once.
+    assert await queue.done(entry, entry.notes)
+    again = await one(queue)
+    assert (again.cause, [note.name for note in again.notes]) == ("evt_2", ["in_2"])
+    assert await queue.done(again, again.notes)
+    assert await names(queue) == []
 
 
 async def test_the_entry_of_a_worker_that_is_gone_is_taken_by_the_next(any_store_url: str) -> None:
@@ -115,16 +119,15 @@ async def test_a_failed_look_is_retried_later_with_its_notes(
         assert (await one(queue)).attempts == 0
 
 
-async def test_a_named_entry_is_taken_unless_a_worker_has_it(any_store_url: str) -> None:
-    async with queued(any_store_url) as queue:
-        assert await queue.take_one("cus_1") == "gone"
-        await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
-        assert await names(queue) == []
-        entry = await queue.take_one("cus_1")
-        assert isinstance(entry, Entry)
-        assert (entry.cause, await queue.take_one("cus_1")) == ("reconcile", "taken")
-        await queue.done(entry)
-        assert await queue.take_one("cus_1") == "gone"
+async def test_a_named_entry_is_taken_unless_a_worker_has_it(queue: HookQueue) -> None:
+    assert await queue.take_one("cus_1") == "gone"
+    await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
+    assert await names(queue) == []
+    entry = await queue.take_one("cus_1")
+    assert isinstance(entry, Entry)
+    assert (entry.cause, await queue.take_one("cus_1")) == ("reconcile", "taken")
+    await queue.done(entry)
+    assert await queue.take_one("cus_1") == "gone"
 
 
 @pytest.mark.each_store
@@ -150,18 +153,15 @@ async def test_what_is_given_up_is_kept_and_can_be_tried_again(any_store_url: st
         assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
 
 
-async def test_beyond_200_notes_a_customer_is_queued_without_more(
-    any_store_url: str,
-) -> None:
-    async with queued(any_store_url) as queue:
-        added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
-        assert added == ["new"] * 200 + ["full"]
-        entry = await one(queue)
-        assert (len(entry.notes), entry.cause) == (200, "evt_200")
-        await queue.done(entry, entry.notes)
-        # It had no room, so it was not noted: the same of a later event is.
-        await queue.add(hint("evt_later", note="in_200"))
-        assert [note.name for note in (await one(queue)).notes] == ["in_200"]
+async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: HookQueue) -> None:
+    added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
+    assert added == ["new"] * 200 + ["full"]
+    entry = await one(queue)
+    assert (len(entry.notes), entry.cause) == (200, "evt_200")
+    await queue.done(entry, entry.notes)
+    # It had no room, so it was not noted: the same of a later event is.
+    await queue.add(hint("evt_later", note="in_200"))
+    assert [note.name for note in (await one(queue)).notes] == ["in_200"]
 
 
 LAST = ATTEMPTS_MAX - 1

@@ -94,7 +94,6 @@ def test_when_it_ends() -> None:
     ("invoice", "more", "expected"),
     [
         ({"billing_reason": "subscription_create", "status": "open"}, {}, True),
-        ({"billing_reason": "subscription_create", "status": "void"}, {}, True),
         ({"billing_reason": "subscription_create", "status": "paid"}, {}, False),
         ({"billing_reason": "subscription_cycle", "status": "open"}, {}, False),
         ({"billing_reason": "subscription_create", "status": "open"}, {"trial_start": START}, False),
@@ -192,26 +191,6 @@ def test_nothing_that_matters_is_scheduled(found: object) -> None:
 def test_what_is_no_subscription_is_refused(broken: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="sub_1"):
         read_subscription({**shown(), **broken}, CATALOG)
-
-
-def test_which_subscription_counts() -> None:
-    """The liveliest, then the highest rank, then the youngest; each row counts over all before it."""
-    rising = [
-        shown(id="sub_a", status="incomplete_expired", created=9),
-        shown(id="sub_b", status="canceled", created=10),
-        shown(id="sub_c", status="unpaid", created=1),
-        shown(id="sub_d", status="paused", created=2),
-        shown(id="sub_e", status="incomplete", created=3),
-        shown(id="sub_f", status="past_due", created=1),
-        shown(id="sub_g", status="trialing", created=2),
-        shown(id="sub_h", status="active", created=3),
-    ]
-    for count in range(1, len(rising) + 1):
-        for order in (rising[:count], rising[:count][::-1]):
-            chosen = in_force(order, CATALOG)
-            assert chosen is not None
-            assert chosen["id"] == rising[count - 1]["id"]
-    assert in_force([], CATALOG) is None
 
 
 def test_of_paid_subscriptions_the_best_plan_counts() -> None:

@@ -39,7 +39,6 @@ SUBSCRIBED = subscription(BASE, METERED)
 
 
 def sent(drafts: list[Any]) -> list[dict[str, Any]]:
-    """Parameters of phases whose items stay."""
     return [draft.to_params(draft.lines()) for draft in drafts]
 
 

@@ -35,7 +35,6 @@ generate: Callable[..., str] = sdk.WebhookSignature.generate_signature_header
 
 
 def signed(body: bytes = BODY, secret: str = SECRET, at: int = NOW) -> bytes:
-    """The header of Stripe's own SDK."""
     return generate(body.decode(), secret, timestamp=at).encode()
 
 
@@ -47,15 +46,6 @@ def look(header: bytes | None = None, *, body: bytes = BODY, now_s: float = NOW,
     """Why a request is refused; None where its event is taken."""
     headers = given.get("headers", [signed(body) if header is None else header])
     return why(verify(body, headers, given.get("secrets", [SECRET]), now_s=now_s))
-
-
-def test_a_notice_of_a_thin_destination_with_a_secret_of_its_own() -> None:
-    notice = {"id": "evt_2", "object": "v2.core.event", "type": "v1.billing.meter.no_meter_found"}
-    body = json.dumps(notice).encode()
-    secrets = [SECRET, OTHER]
-    assert verify(body, [signed(body, OTHER)], secrets, now_s=NOW) == notice
-    assert verify(BODY, [signed()], secrets, now_s=NOW) == EVENT
-    assert look(signed(body, OTHER), body=body, secrets=[SECRET]) == "no_match"
 
 
 def test_while_a_secret_is_rolled_either_signature_will_do() -> None:
@@ -112,13 +102,6 @@ def test_two_times_are_none_and_further_signatures_do_no_harm() -> None:
     junk = b"v1=" + b"0" * 64
     assert look(b",".join((at, junk, junk, b"v1=", b"v2=x", rest, rest))) is None
     assert look(b" %b , %b " % (at, rest)) is None
-
-
-def test_no_more_signatures_are_compared_than_stripe_sends() -> None:
-    at, _, rest = signed().partition(b",")
-    junk = [b"v1=" + b"0" * 64] * 15
-    assert look(b",".join((at, *junk, rest))) is None
-    assert look(b",".join((at, *junk, *junk[:1], rest))) == "no_match"
 
 
 @pytest.mark.parametrize("headers", [[], [signed(), signed()], [b"", signed()]])

@@ -13,8 +13,10 @@ from drivers.sampled import whole
 from drivers.shop import PLANS, START, shop
 from drivers.webhooks import DAY
 from meterkit.catalog import loads
+from subscriptions.looks import synced
 
 if TYPE_CHECKING:
+    from drivers.shop import Shop
     from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
@@ -57,8 +59,7 @@ async def test_a_page_of_checkout_asks_for_the_same(store_url: str) -> None:
     async with shop(store_url, catalog=catalog) as at:
         page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
         at.emulator.complete_checkout(page.id)
-        made = await at.kit.subscriptions.sync("acme")
-        assert made is not None
+        made = await synced(at)
         assert (made.status, made.trial_end) == ("trialing", START + TRIAL)
         settings = (await at.stripe_subscription(made.id))["trial_settings"]
         assert settings == {"end_behavior": {"missing_payment_method": "pause"}}
@@ -175,30 +176,26 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
         ("deleted at Stripe", "checkout"),
     ],
 )
-async def test_a_deleted_customer_who_returns_gets_no_second_trial(
-    store_url: str, how: str, begins: str
-) -> None:
+async def test_a_deleted_customer_who_returns_gets_no_second_trial(at: Shop, how: str, begins: str) -> None:
     # F-22a
-    async with shop(store_url) as at:
-        first = (await at.kit.subscriptions.create("acme", "tried")).subscription
-        assert first.status == "trialing"
-        linked = (await at.kit.customers.get("acme")).stripe_customer
-        if how == "customers.delete":
-            await at.kit.customers.delete("acme", cancel=True)
-        else:
-            await at.stripe_delete(f"/v1/customers/{linked}")
-            await at.kit.subscriptions.sync("acme")
-        if begins == "create":
-            found = (await at.kit.subscriptions.create("acme", "tried")).subscription
-        else:
-            page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
-            at.emulator.complete_checkout(page.id)
-            after = await at.kit.subscriptions.sync("acme")
-            assert after is not None
-            found = after
-        assert (found.id != first.id, found.trial_end) == (True, None)
-        # Another customer has a trial.
-        assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
+    first = (await at.kit.subscriptions.create("acme", "tried")).subscription
+    assert first.status == "trialing"
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    if how == "customers.delete":
+        await at.kit.customers.delete("acme", cancel=True)
+    else:
+        await at.stripe_delete(f"/v1/customers/{linked}")
+        await at.kit.subscriptions.sync("acme")
+    if begins == "create":
+        found = (await at.kit.subscriptions.create("acme", "tried")).subscription
+    else:
+        page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
+        at.emulator.complete_checkout(page.id)
+        after = await synced(at)
+        found = after
+    assert (found.id != first.id, found.trial_end) == (True, None)
+    # Another customer has a trial.
+    assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
 
 
 async def test_a_deleted_customer_is_forgotten_after_400_days(store_url: str) -> None:

@@ -34,7 +34,7 @@ from meterkit.errors import StoreError
 from meterkit.starlette import stripe_webhook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from drivers.webhooks import Hooked
     from meterkit import MeterKit
@@ -53,7 +53,6 @@ def client_of(kit: MeterKit) -> httpx.AsyncClient:
 
 
 def signed(event: dict[str, Any], *, secret: str = SECRET, at: Any = NOW) -> dict[str, Any]:
-    """A request as Stripe makes it."""
     body = json.dumps(event)
     header: str = SDK.WebhookSignature.generate_signature_header(body, secret, timestamp=int(at.timestamp()))
     return {"content": body.encode(), "headers": {"Stripe-Signature": header}}
@@ -68,67 +67,75 @@ async def waiting(at: Hooked) -> int:
     return (await at.kit.webhooks.backlog()).entries
 
 
-async def test_a_subscription_made_at_stripe_is_linked_and_binds(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        subscription = await at.subscribe()
-        assert set(await at.bring()) == {200}
-        assert (await at.kit.customers.get("acme")).plan == "free"
-        await at.kit.webhooks.work_off()
-        found = await at.kit.customers.get("acme")
-        assert (found.plan, found.stripe_customer) == ("pro", "cus_acme")
-        state = await at.state()
-        assert state.subscription is not None
-        assert (state.subscription.id, state.subscription.seats) == (subscription, 3)
-        assert (await at.kit.check("acme", "requests", 100)).allowed
-        assert at.asked() == 1  # Five events, one look.
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Hooked]:
+    async with hooked(store_url) as opened:
+        yield opened
 
 
-async def test_an_unsigned_event_is_refused(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        (first, *_) = [told for told in at.emulator.webhook_events if "subscription" in told.type]
-        for how in FORGERIES:
-            assert await at.bring(first, forge=how) == [400], how
-        assert await waiting(at) == 0
-        assert await at.bring(first) == [200]
-        assert await waiting(at) == 1
+@pytest.fixture
+async def client(at: Hooked) -> AsyncGenerator[httpx.AsyncClient]:
+    async with client_of(at.kit) as opened:
+        yield opened
 
 
-async def test_answers(store_url: str) -> None:
-    async with hooked(store_url) as at, client_of(at.kit) as client:
-        first = await client.post("/", **signed(event(1)))
-        assert (first.status_code, first.json()) == (200, {"received": True})
-        again = await client.post("/", **signed(event(1)))
-        assert (again.status_code, again.json()) == (200, {"received": True, "duplicate": True})
-        assert again.headers["content-type"] == "application/json"
-        refused = await client.post("/", content=b"{}")
-        assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
-        assert refused.json()["detail"] == "no Stripe-Signature header, or several"
-        got = await client.get("/")
-        assert (got.status_code, got.headers["allow"]) == (405, "POST")
+async def test_a_subscription_made_at_stripe_is_linked_and_binds(at: Hooked) -> None:
+    at.customer()
+    subscription = await at.subscribe()
+    assert set(await at.bring()) == {200}
+    assert (await at.kit.customers.get("acme")).plan == "free"
+    await at.kit.webhooks.work_off()
+    found = await at.kit.customers.get("acme")
+    assert (found.plan, found.stripe_customer) == ("pro", "cus_acme")
+    state = await at.state()
+    assert state.subscription is not None
+    assert (state.subscription.id, state.subscription.seats) == (subscription, 3)
+    assert (await at.kit.check("acme", "requests", 100)).allowed
+    assert at.asked() == 1  # Five events, one look.
 
 
-async def test_a_body_that_is_too_large_is_refused_before_it_is_read(store_url: str) -> None:
-    async with hooked(store_url) as at, client_of(at.kit) as client:
-        pieces = 0
+async def test_an_unsigned_event_is_refused(at: Hooked) -> None:
+    at.customer()
+    await at.subscribe()
+    (first, *_) = [told for told in at.emulator.webhook_events if "subscription" in told.type]
+    for how in FORGERIES:
+        assert await at.bring(first, forge=how) == [400], how
+    assert await waiting(at) == 0
+    assert await at.bring(first) == [200]
+    assert await waiting(at) == 1
 
-        async def endless() -> AsyncIterator[bytes]:
-            nonlocal pieces
-            while True:
-                pieces += 1
-                yield b" " * 65_536
 
-        largest = json.dumps({**event(1), "x": ""})
-        padded = {**event(1), "x": "x" * (BODY_BYTES_MAX - len(largest))}
-        assert (await client.post("/", **signed(padded))).status_code == 200
-        assert (await client.post("/", **signed({**padded, "y": 1}))).status_code == 413
-        length = {"content-length": str(10**30)}
-        assert (await client.post("/", content=endless(), headers=length)).status_code == 413
-        assert pieces == 0
-        assert (await client.post("/", content=endless())).status_code == 413
-        assert pieces <= BODY_BYTES_MAX / 65_536 + 2
+async def test_answers(client: httpx.AsyncClient) -> None:
+    first = await client.post("/", **signed(event(1)))
+    assert (first.status_code, first.json()) == (200, {"received": True})
+    again = await client.post("/", **signed(event(1)))
+    assert (again.status_code, again.json()) == (200, {"received": True, "duplicate": True})
+    assert again.headers["content-type"] == "application/json"
+    refused = await client.post("/", content=b"{}")
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+    assert refused.json()["detail"] == "no Stripe-Signature header, or several"
+    got = await client.get("/")
+    assert (got.status_code, got.headers["allow"]) == (405, "POST")
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: httpx.AsyncClient) -> None:
+    pieces = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal pieces
+        while True:
+            pieces += 1
+            yield b" " * 65_536
+
+    largest = json.dumps({**event(1), "x": ""})
+    padded = {**event(1), "x": "x" * (BODY_BYTES_MAX - len(largest))}
+    assert (await client.post("/", **signed(padded))).status_code == 200
+    assert (await client.post("/", **signed({**padded, "y": 1}))).status_code == 413
+    length = {"content-length": str(10**30)}
+    assert (await client.post("/", content=endless(), headers=length)).status_code == 413
+    assert pieces == 0
+    assert (await client.post("/", content=endless())).status_code == 413
+    assert pieces <= BODY_BYTES_MAX / 65_536 + 2
 
 
 async def test_without_a_signing_secret_stripe_is_asked_to_come_again(
@@ -181,17 +188,16 @@ async def test_usage_that_stripe_does_not_bill_is_an_alarm_once(
     assert [record.levelno for record in caplog.records if "mtr_1" in record.message] == [logging.ERROR]
 
 
-async def test_what_an_event_says_counts_for_nothing(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        subscription = await at.subscribe()
-        await at.settle()
-        lie: dict[str, object] = {"id": subscription, "customer": "cus_acme", "status": "canceled"}
-        at.emulator.emit("customer.subscription.deleted", lie)
-        await at.settle()
-        state = await at.state()
-        assert state.subscription is not None
-        assert state.subscription.status == "active"
+async def test_what_an_event_says_counts_for_nothing(at: Hooked) -> None:
+    at.customer()
+    subscription = await at.subscribe()
+    await at.settle()
+    lie: dict[str, object] = {"id": subscription, "customer": "cus_acme", "status": "canceled"}
+    at.emulator.emit("customer.subscription.deleted", lie)
+    await at.settle()
+    state = await at.state()
+    assert state.subscription is not None
+    assert state.subscription.status == "active"
 
 
 async def test_events_are_queued_while_stripe_is_down(
@@ -219,28 +225,27 @@ async def test_events_are_queued_while_stripe_is_down(
     assert 1 <= len([record for record in alarms if "none is lost" in record.message]) <= 5
 
 
-async def test_a_repeated_refusal_is_given_up_and_kept(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        await at.bring()
-        at.emulator.fail_next("error", status=400, path=SUBSCRIPTIONS, times=None)
-        tried = [0]
-        for _ in range(20):
-            await at.kit.webhooks.work_off()
-            if at.asked() != tried[-1]:
-                tried.append(at.asked())
-            at.clock.advance(timedelta(hours=1))
-        assert tried[-1] == 12
-        (dead,) = await at.kit.webhooks.dead()
-        assert dead.stripe_customer == "cus_acme"
-        assert dead.why.startswith("Stripe refuses: HTTP 400")
-        at.emulator.clear_faults()
-        assert await at.kit.webhooks.redrive("cus_else") == 0
-        assert await at.kit.webhooks.redrive() == 1
+async def test_a_repeated_refusal_is_given_up_and_kept(at: Hooked) -> None:
+    at.customer()
+    await at.subscribe()
+    await at.bring()
+    at.emulator.fail_next("error", status=400, path=SUBSCRIPTIONS, times=None)
+    tried = [0]
+    for _ in range(20):
         await at.kit.webhooks.work_off()
-        assert (await at.kit.customers.get("acme")).plan == "pro"
-        assert await at.kit.webhooks.dead() == []
+        if at.asked() != tried[-1]:
+            tried.append(at.asked())
+        at.clock.advance(timedelta(hours=1))
+    assert tried[-1] == 12
+    (dead,) = await at.kit.webhooks.dead()
+    assert dead.stripe_customer == "cus_acme"
+    assert dead.why.startswith("Stripe refuses: HTTP 400")
+    at.emulator.clear_faults()
+    assert await at.kit.webhooks.redrive("cus_else") == 0
+    assert await at.kit.webhooks.redrive() == 1
+    await at.kit.webhooks.work_off()
+    assert (await at.kit.customers.get("acme")).plan == "pro"
+    assert await at.kit.webhooks.dead() == []
 
 
 async def complete_session(at: Hooked) -> None:
@@ -258,123 +263,117 @@ async def complete_session(at: Hooked) -> None:
 
 
 @pytest.mark.parametrize("where", ["subscription", "customer", "session"])
-async def test_whom_stripe_names_is_linked(store_url: str, where: str) -> None:
-    async with hooked(store_url) as at:
-        linked = at.customer()
-        if where == "customer":
-            await at.client.v1.customers.update_async(linked, {"metadata": {"meterkit_customer": "acme"}})
-        named = {"meterkit_customer": "acme"} if where == "subscription" else {}
-        await at.subscribe(metadata=named)
-        if where == "session":
-            await complete_session(at)
-        await at.settle()
-        found = await at.kit.customers.get("acme")
-        assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
+async def test_whom_stripe_names_is_linked(at: Hooked, where: str) -> None:
+    linked = at.customer()
+    if where == "customer":
+        await at.client.v1.customers.update_async(linked, {"metadata": {"meterkit_customer": "acme"}})
+    named = {"meterkit_customer": "acme"} if where == "subscription" else {}
+    await at.subscribe(metadata=named)
+    if where == "session":
+        await complete_session(at)
+    await at.settle()
+    found = await at.kit.customers.get("acme")
+    assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
 
 
 @pytest.mark.parametrize("status", ["active", "canceled"])
 @pytest.mark.usefixtures("valkey")
-async def test_a_second_paying_stripe_customer_is_named(store_url: str, status: str) -> None:
+async def test_a_second_paying_stripe_customer_is_named(at: Hooked, status: str) -> None:
     # F-22a: a Payment Link makes a Stripe customer of its own; it said nothing of what is paid there.
-    async with hooked(store_url) as at:
-        at.emulator.add_customer("cus_before")
-        await at.kit.customers.link("acme", "cus_before", force=True)
-        at.customer()
-        subscription = await at.subscribe(price="price_max", metadata={})
-        if status == "canceled":
-            await at.client.v1.subscriptions.cancel_async(subscription)
-        await complete_session(at)
-        await at.settle()
-        (dead,) = await at.kit.webhooks.dead()
-        told = f"its subscription {subscription} of plan 'max' is active without effect"
-        assert (told in dead.why) == (status == "active")
-        cure = "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`"
-        assert (cure in dead.why) == (status == "active")
-        # The visitor of a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
-        assert ("the payer wrote that id" in dead.why) == (status == "active")
-        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
-        assert (await at.kit.customers.get("acme")).plan == "free"
-        (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
-        assert dead.why in finding.problem
-        # The cure of the message, where the customer confirms the payment.
-        await at.kit.customers.unlink("acme")
-        assert await at.kit.webhooks.redrive("cus_acme") == 1
-        await at.kit.webhooks.work_off()
-        assert (await at.kit.customers.get("acme")).plan == ("max" if status == "active" else "free")
+    at.emulator.add_customer("cus_before")
+    await at.kit.customers.link("acme", "cus_before", force=True)
+    at.customer()
+    subscription = await at.subscribe(price="price_max", metadata={})
+    if status == "canceled":
+        await at.client.v1.subscriptions.cancel_async(subscription)
+    await complete_session(at)
+    await at.settle()
+    (dead,) = await at.kit.webhooks.dead()
+    told = f"its subscription {subscription} of plan 'max' is active without effect"
+    assert (told in dead.why) == (status == "active")
+    cure = "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`"
+    assert (cure in dead.why) == (status == "active")
+    # The visitor of a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
+    assert ("the payer wrote that id" in dead.why) == (status == "active")
+    assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
+    assert (await at.kit.customers.get("acme")).plan == "free"
+    (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
+    assert dead.why in finding.problem
+    # The cure of the message, where the customer confirms the payment.
+    await at.kit.customers.unlink("acme")
+    assert await at.kit.webhooks.redrive("cus_acme") == 1
+    await at.kit.webhooks.work_off()
+    assert (await at.kit.customers.get("acme")).plan == ("max" if status == "active" else "free")
 
 
-async def test_an_id_that_is_not_allowed_is_given_up_with_the_reason(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe(metadata={"meterkit_customer": "a\nb"})
-        await at.settle()
-        (dead,) = await at.kit.webhooks.dead()
-        assert "Stripe says that Stripe customer cus_acme is customer 'a\\nb'" in dead.why
-        assert [customer async for customer in at.kit.customers.list()] == []
+async def test_an_id_that_is_not_allowed_is_given_up_with_the_reason(at: Hooked) -> None:
+    at.customer()
+    await at.subscribe(metadata={"meterkit_customer": "a\nb"})
+    await at.settle()
+    (dead,) = await at.kit.webhooks.dead()
+    assert "Stripe says that Stripe customer cus_acme is customer 'a\\nb'" in dead.why
+    assert [customer async for customer in at.kit.customers.list()] == []
 
 
-async def test_a_key_of_another_account_takes_nobodys_subscription(store_url: str) -> None:
+async def test_a_key_of_another_account_takes_nobodys_subscription(at: Hooked, store_url: str) -> None:
     """Whom Stripe does not know was not deleted there: the key is of another account, or of its sandbox."""
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        await at.settle()
-        known = await at.state()
-        assert known.subscription is not None
-        other = shop(at.clock)
-        async with other.serve() as url, hooked_kit(store_url, url, at.clock) as kit:
-            with pytest.raises(StripeError, match="No such customer"):
-                await kit.subscriptions.sync("acme")
-            assert await at.state() == known
-            assert (await kit.webhooks.backlog()).entries == 1  # It is synced again later.
-            # Of whom nobody is linked to, nothing can be taken.
-            other.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
-            other.emit("customer.subscription.updated", {"id": "sub_9", "customer": "cus_9"})
-            await other.deliver()
-            await kit.webhooks.work_off()
-            assert (await kit.webhooks.backlog()).entries == 1
-        assert await at.kit.subscriptions.sync("acme") is not None
+    at.customer()
+    await at.subscribe()
+    await at.settle()
+    known = await at.state()
+    assert known.subscription is not None
+    other = shop(at.clock)
+    async with other.serve() as url, hooked_kit(store_url, url, at.clock) as kit:
+        with pytest.raises(StripeError, match="No such customer"):
+            await kit.subscriptions.sync("acme")
         assert await at.state() == known
-        assert await waiting(at) == 0
+        assert (await kit.webhooks.backlog()).entries == 1  # It is synced again later.
+        # Of whom nobody is linked to, nothing can be taken.
+        other.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
+        other.emit("customer.subscription.updated", {"id": "sub_9", "customer": "cus_9"})
+        await other.deliver()
+        await kit.webhooks.work_off()
+        assert (await kit.webhooks.backlog()).entries == 1
+    assert await at.kit.subscriptions.sync("acme") is not None
+    assert await at.state() == known
+    assert await waiting(at) == 0
 
 
-async def test_a_worker_that_is_stopped_gives_back_what_it_has(store_url: str) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        await at.bring()
-        at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
-        before = at.asked()
-        running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
-        async with asyncio.timeout(240):
-            while at.emulator.faults:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # Stripe has been asked.
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await at.kit.webhooks.work_off()  # At once: not when its lease is over.
-        assert (await at.kit.customers.get("acme")).plan == "pro"
-        assert at.asked() - before <= 2
+async def test_a_worker_that_is_stopped_gives_back_what_it_has(at: Hooked) -> None:
+    at.customer()
+    await at.subscribe()
+    await at.bring()
+    at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
+    before = at.asked()
+    running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
+    async with asyncio.timeout(240):
+        while at.emulator.faults:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # Stripe has been asked.
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await at.kit.webhooks.work_off()  # At once: not when its lease is over.
+    assert (await at.kit.customers.get("acme")).plan == "pro"
+    assert at.asked() - before <= 2
 
 
 async def test_no_secret_and_no_body_is_in_the_log_or_the_store(
-    store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with hooked(store_url) as at, client_of(at.kit) as client:
-        private = {
-            **event(1),
-            "data": {"object": {"id": "in_1", "customer": "cus_a", "email": "ada@x.example"}},
-        }
-        request = signed(private)
-        await client.post("/", **request)
-        await client.post("/", content=b"ada@x.example", headers=request["headers"])
-        signature = request["headers"]["Stripe-Signature"].partition("v1=")[2]
-        hashes = [key for part in ("entries", "dead") for key in valkey.command("KEYS", f"*:hints:{part}")]
-        kept = [valkey.command("KEYS", "*"), *(valkey.command("HGETALL", key) for key in hashes)]
-        for secret in (signature, SECRET, "ada@x.example"):
-            assert secret not in caplog.text
-            assert secret not in repr(kept)
-        assert "cus_a" in repr(kept)
+    private = {
+        **event(1),
+        "data": {"object": {"id": "in_1", "customer": "cus_a", "email": "ada@x.example"}},
+    }
+    request = signed(private)
+    await client.post("/", **request)
+    await client.post("/", content=b"ada@x.example", headers=request["headers"])
+    signature = request["headers"]["Stripe-Signature"].partition("v1=")[2]
+    hashes = [key for part in ("entries", "dead") for key in valkey.command("KEYS", f"*:hints:{part}")]
+    kept = [valkey.command("KEYS", "*"), *(valkey.command("HGETALL", key) for key in hashes)]
+    for secret in (signature, SECRET, "ada@x.example"):
+        assert secret not in caplog.text
+        assert secret not in repr(kept)
+    assert "cus_a" in repr(kept)
 
 
 async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url: str) -> None:
@@ -439,42 +438,6 @@ async def test_i7_background_tasks_end_after_a_cancellation(
             await begun.wait()
             await beside.end(loop)
     assert len(swallowed) == 1
-
-
-DISPUTE: dict[str, object] = {
-    "id": "dp_1",
-    "object": "dispute",
-    "amount": 1000,
-    "charge": "ch_1",
-    "currency": "usd",
-    "payment_intent": "pi_1",
-    "reason": "fraudulent",
-    "status": "needs_response",
-}
-
-
-@pytest.mark.parametrize("way", ["webhook", "sweep"])
-async def test_a_dispute_is_told_once_and_changes_nothing(
-    store_url: str, caplog: pytest.LogCaptureFixture, way: str
-) -> None:
-    async with hooked(store_url) as at:
-        at.customer()
-        await at.subscribe()
-        await at.settle()
-        before = await at.state()
-        at.emulator.emit("charge.dispute.created", DISPUTE)
-        if way == "webhook":
-            await at.settle()
-        for _ in range(2):
-            await at.kit.webhooks.sweep()
-            await at.settle()
-        (told,) = [one.message for one in caplog.records if "is disputed" in one.message]
-        assert told == (
-            "a payment of USD 10.00 is disputed (dp_1): the subscription goes on until you end it; answer the"
-            " dispute in Stripe's dashboard"
-        )
-        assert await at.state() == before
-        assert (await at.kit.webhooks.backlog()).alarms == {"charge.dispute.created": 1}
 
 
 async def test_a_button_on_the_page_puts_the_customer_on_the_plan(store_url: str) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 SECOND: Final = timedelta(seconds=1)
-HOUR: Final = timedelta(hours=1)
 CATALOG: Final = loads(plans_text("year"))
 
 
@@ -37,8 +36,6 @@ CANCELED: Final = at(12, 17) + timedelta(seconds=30)
 
 @dataclass(kw_only=True)
 class Year:
-    """Acme's year."""
-
     kit: MeterKit
     stripe: StripeEmulator
     clock: Clock
@@ -50,7 +47,6 @@ class Year:
         return customer.plan, customer.status, customer.access, decision.allowed
 
     async def linked(self) -> str:
-        """The Stripe customer."""
         return (await self.kit.customers.get("acme")).stripe_customer or ""
 
     async def use(self, quantity: int) -> None:
@@ -64,7 +60,6 @@ class Year:
         return period["start"], period["end"], requests["recorded"], requests["included"], requests["overage"]
 
     async def webhooks(self) -> None:
-        """What has happened at Stripe is told, the last first and each twice, and worked off."""
         due = await self.stripe.deliver()
         await self.stripe.deliver(*(delivery.event for delivery in reversed(due)))
         await self.kit.webhooks.work_off()
@@ -103,13 +98,11 @@ async def acme(store_url: str) -> AsyncGenerator[Year]:
 
 
 async def begin(year: Year) -> None:
-    """Nobody's customer yet: the calendar's month, of the default plan."""
     assert await year.look() == ("free", None, "full", True)
     assert (await year.counted())[:3] == (at(1, 1, 0), at(2, 1, 0), 1)
 
 
 async def be_tried(year: Year) -> None:
-    """A trial, which counts by itself; its end binds at its second."""
     kit, clock = year.kit, year.clock
     await kit.subscriptions.create("acme", "pro", seats=2)
     assert await year.look() == ("pro", "trialing", "full", True)
@@ -152,7 +145,6 @@ async def upgrade(year: Year) -> None:
 
 
 async def fail_to_pay(year: Year) -> None:
-    """A payment fails, stage by stage, until it is made good."""
     kit, clock = year.kit, year.clock
     year.stripe.fail_payments(await year.linked())
     await year.go(at(3, 14, 14))
@@ -181,7 +173,6 @@ async def fail_to_pay(year: Year) -> None:
 
 
 async def downgrade(year: Year) -> None:
-    """A downgrade is scheduled, and binds at its second."""
     kit, clock = year.kit, year.clock
     changed = await kit.subscriptions.change_plan("acme", "pro")
     pending = changed.subscription.pending_change
