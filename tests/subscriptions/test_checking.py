@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,6 +43,8 @@ async def night(at: Shop) -> None:
 
 
 WHOLE = {"items[0][price]": "price_team", "items[1][price]": "price_team_ai_tokens"}
+
+
 CASES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the base price alone": ({"items[0][price]": "price_team"}, ["missing_meter"]),
     "seven of the base price": ({**WHOLE, "items[0][quantity]": "7"}, ["base_quantity"]),
@@ -160,3 +162,31 @@ async def test_an_unknown_price_in_the_portal_is_reported_once(
     assert (await at.kit.customers.get("acme")).plan == "free"
     await at.kit.customers.unlink("acme")
     assert await drifts_of(at.kit) == {}
+
+
+async def ledger_messages(at: Shop) -> list[str]:
+    drifts = (await at.kit.subscriptions.check()).get("acme", ())
+    return [drift.message for drift in drifts if drift.kind == "ledger"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("plan", b'"plan":"team"', b'"plan":"pro"'), "its state has plan 'pro', and its ledger 'team'"),
+        (("seats", b'"seats":7', b'"seats":70'), "its state has seats '70', and its ledger '7'"),
+        (
+            ("status", b'"status":"active"', b'"status":"trialing"'),
+            "its state has status 'trialing', and its ledger 'active'",
+        ),
+    ],
+)
+async def test_a_state_that_was_changed_by_hand_is_named(
+    at: Shop, change: tuple[str, bytes, bytes], words: str
+) -> None:
+    await at.subscribed(plan="team", seats=7)
+    client: Any = (await at.kit.store.admin()).client
+    key, (_, old, new) = at.kit.store.keys.customer("acme").state, change
+    data = await client.hget(key, "data")
+    assert old in data
+    await client.hset(key, "data", data.replace(old, new))
+    assert await ledger_messages(at) == [words]

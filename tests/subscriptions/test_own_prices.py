@@ -1,32 +1,49 @@
-"""Usage has the price of the customer's own subscription items at Stripe."""
+"""Usage, pages and statements have the price of the customer's own subscription items at Stripe."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from drivers.customer_states import forget_prices
+from drivers.audited_kit import sqlite_in
+from drivers.customer_states import closed_period_cents, forget_prices, state_of
 from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
+from drivers.price_shop import buyer
+from drivers.priced_shop import renewed
 from drivers.sampled import whole
+from drivers.served_traffic import drain
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.usage_figures import Tables
 from meterkit.catalog import loads
+from meterkit.pages import usage_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
+    from drivers.shop import Shop
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = plans_text("own_prices")
+
+
 PRESENT: Final = "present"
+
+
 NEW: Final = "new"
+
+
 NEW_END: Final = HALF + timedelta(days=30)
 
 
@@ -101,7 +118,11 @@ async def edited(
 
 
 DEARER: Final = ("amount_cents: 5}", "amount_cents: 7}")
+
+
 YEARLY: Final = ("1000, interval: month", "1000, interval: year")
+
+
 EVENT: Final = ("api_words", "api_words_2")
 
 
@@ -338,3 +359,164 @@ async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str)
             at.emulator.advance()
             await kit.record(PRESENT, "words", 30)
             assert await Books(shop=at, kit=kit).shown(PRESENT) == 100
+
+
+OLDER_FILE: Final = plans_text("older_plans_file_older")
+
+
+NEWER_FILE: Final = f"""{OLDER_FILE}  plus:
+    rank: 20
+    price: {{amount_cents: 2000, interval: month}}
+    meters: {{words: {{included: 10, overage: {{bill: {{per: 1, amount_cents: 3}}}}}}}}
+"""
+
+
+@asynccontextmanager
+async def two_files(store_url: str) -> AsyncGenerator[tuple[Shop, MeterKit]]:
+    """A shop with the newer file, whose customer ``acme`` has ``plus``; and a process with the older one."""
+    async with shop(store_url, catalog=loads(NEWER_FILE), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="plus")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(OLDER_FILE)) as older:
+            yield at, older
+
+
+async def shown_words(kit: MeterKit) -> tuple[str, int | None]:
+    usage = await kit.usage("acme")
+    return usage["plan"], usage["meters"]["words"]["overage_cents"]
+
+
+async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None:
+    async with two_files(store_url) as (at, older):
+        await older.subscriptions.sync("acme")
+        await older.subscriptions.check()
+        await at.kit.record("acme", "words", 30)
+        assert await shown_words(at.kit) == ("plus", 60)
+
+
+DERIVED: Final = plans_text("derived_costs")
+
+
+def answer_of(model: str, tokens: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+async def charged_cents(at: Shop) -> int:
+    metered = {price["id"] for price in await at.stripe_list("/v1/prices") if price["recurring"].get("meter")}
+    return sum(
+        line["amount"]
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if line["pricing"]["price_details"]["price"] in metered
+    )
+
+
+@pytest.mark.parametrize(
+    ("large", "then", "granted", "cents"),
+    [
+        # 10,000 included, then 90,000 at 2 cents a thousand and 100,000 of the large model at 6.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 0, 180 + 600),
+        ("{included: unlimited}", None, 0, 180 + 200),  # Stripe has the source's price for both.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 50_000, 80 + 600),
+        # The same again on another plan, at 1 and 4 cents.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", "more", 0, 180 + 600 + 100 + 400),
+    ],
+    ids=["own price", "price of the source", "grant", "change of plan"],
+)
+async def test_costs_that_are_shown_are_those_of_the_invoice(
+    large: str, then: str | None, granted: int, cents: int
+) -> None:
+    catalog = loads(DERIVED.replace("LARGE", large))
+    async with shop("memory://", catalog=catalog, selling=sell_nothing, key_prefix=f"{cents}") as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        if granted:
+            await at.kit.grants.add("acme", {"output_tokens": granted}, grant_id="sorry")
+        for plan in filter(None, ("pro", then)):
+            if plan == then:
+                await at.kit.subscriptions.change_plan("acme", plan)
+            await at.kit.record_usage("acme", answer_of("our-small", 100_000))
+            await at.kit.record_usage("acme", answer_of("our-large", 100_000))
+        meters = (await at.kit.usage("acme"))["meters"]
+        assert sum(meters[name]["overage_cents"] or 0 for name in catalog.meters) == cents
+        period = (await at.kit.usage("acme"))["period"]
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await charged_cents(at) == cents
+        ended = await at.kit.usage("acme", period=period["start"])
+        assert await closed_period_cents(at.kit, ended) == cents
+
+
+JSON: Final = {"accept": "application/json"}
+
+
+@asynccontextmanager
+async def page_of(kit: MeterKit) -> AsyncGenerator[httpx.AsyncClient]:
+    page = usage_page(kit, customer=lambda _: "acme", origins=["http://app"])
+    transport = httpx.ASGITransport(app=Starlette(routes=[Mount("/usage", app=page)]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app/usage") as client:
+        yield client
+
+
+async def test_the_usage_page_has_the_kept_prices_of_plan_and_seats(store_url: str) -> None:
+    async with buyer(store_url, plan="team") as found, page_of(found.shop.kit) as client:
+        figures = (await client.get("/", headers=JSON)).json()
+        cost = figures["cost"]
+        assert (cost["plan_cents"], cost["seats_cents"], cost["interval"]) == (1003, 3 * 703, "month")
+        assert figures["seats"]["seat_cents"] == 703
+        numbers = Tables((await client.get("/")).text).numbers
+        assert (numbers["plan-cents"], numbers["seats-cents"]) == ([1003], [3 * 703])
+        state = await state_of(found.shop.kit)
+        assert state.subscription is not None
+        assert state.subscription.mrr == 1_000_000 * (1003 + 3 * 703)
+        # Another plan is sold at the price that it has now.
+        assert {one["plan"]: one["cost_cents"] for one in figures["other_plans"]}["pro"] == 3307
+        await found.change(plan="pro")
+        cost = (await client.get("/", headers=JSON)).json()["cost"]
+        assert (cost["plan_cents"], cost["seats_cents"]) == (3307, 2 * 1009)
+
+
+async def test_a_forecast_has_the_kept_price_of_usage_and_of_the_plan(store_url: str, tmp_path: Path) -> None:
+    """The forecast took the file's price of a unit, and of the plan."""
+    url = sqlite_in(tmp_path)
+    dearer = (("amount_cents: 5}", "amount_cents: 50}"),)
+    async with buyer(store_url, plan="team", more=dearer, audit_url=url) as found:
+        kit, clock = found.shop.kit, found.shop.clock
+        for _ in range(4):
+            clock.advance(timedelta(days=1))
+            await kit.record("acme", "words", 10)
+        await drain(kit, url)
+        async with page_of(kit) as client:
+            figures = (await client.get("/", headers=JSON)).json()
+        (expected, *_), (cents, *_) = (
+            figures["forecast"]["meters"]["words"],
+            figures["forecast"]["cost_cents"],
+        )
+        assert cents == 1003 + 3 * 703 + 5 * (expected - 10)
+
+
+async def test_a_statement_without_an_invoice_has_the_kept_prices(store_url: str, tmp_path: Path) -> None:
+    """Where no Stripe key is set, or before the invoice is made."""
+    url = sqlite_in(tmp_path)
+    async with buyer(store_url, plan="team", audit_url=url) as found:
+        at = found.shop
+        async with kit_for(
+            store_url, at.url, clock=at.clock, catalog=at.kit.catalog, audit_url=url, stripe_api_key=None
+        ) as kit:
+            shown = await kit.statement("acme")
+        assert [(line.id, line.quantity, line.unit_amount, line.amount_cents) for line in shown.lines] == [
+            ("plan", 1, "1003", 1003),
+            ("seats", 3, "703", 3 * 703),
+        ]
+
+
+async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) -> None:
+    """The file's interval is another one by now: the period lasted a year, or a month."""
+    own = (("1003, interval: month", "1003, interval: year"),)
+    async with buyer(store_url, plan="team", more=own, keeps=False) as found:
+        found.shop.clock.set(END + timedelta(days=1))
+        known = await found.shop.kit.subscriptions.get("acme")
+        assert known is not None
+        assert (known.current_period_start, known.current_period_end) == (END, END + timedelta(days=31))

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import httpx
 import pytest
+from starlette.applications import Starlette
 
 from drivers.delivery import kit_for, until
-from drivers.shop import CATALOG, END, HALF, START, shop
+from drivers.plans import plans_text
+from drivers.shop import CATALOG, END, HALF, PLANS, START, Shop, shop
+from meterkit.catalog import loads
 from meterkit.errors import (
     NoSubscriptionError,
     QuantityError,
     SeatsInUseError,
     StripeError,
+    SubscriptionBusyError,
     SubscriptionError,
     UnknownPlanError,
 )
+from meterkit.starlette import billing_routes
+from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, synced
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable
+
     from drivers.shop import Shop
+    from meterkit import Subscription
 
 pytestmark = pytest.mark.anyio
 
@@ -378,3 +391,368 @@ async def test_an_end_whose_answer_is_lost_is_an_end(at: Shop) -> None:
     ended = await at.kit.subscriptions.cancel("acme", immediately=True)
     assert ended.status == "canceled"
     assert next(change.status for change in at.changes() if change.method == "DELETE") == 0
+
+
+WAIT: Final = "meterkit.subscriptions.service.pending_changes:WAIT_S"
+
+
+async def open_subscriptions(at: Shop) -> list[dict[str, Any]]:
+    """The subscriptions at Stripe that somebody could pay for."""
+    found = await at.stripe_list("/v1/subscriptions", status="all")
+    return [one for one in found if one["status"] not in {"canceled", "incomplete_expired"}]
+
+
+async def page(at: Shop, plan: str) -> None:
+    urls: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+    await at.kit.subscriptions.checkout("acme", plan, seats=1, **urls)
+
+
+async def race(*tries: Awaitable[object]) -> None:
+    async def run(one: Awaitable[object]) -> None:
+        await one
+
+    async with anyio.create_task_group() as tasks:
+        for one in tries:
+            tasks.start_soon(run, one)
+
+
+async def test_two_plans_that_are_begun_at_once_are_one_subscription(at: Shop) -> None:
+    create = at.kit.subscriptions.create
+    # Whoever looks sees nothing before the others have looked, too.
+    at.emulator.fail_next("delay", delay_s=0.2, path="/v1/subscriptions", times=None)
+    await race(create("acme", "pro"), create("acme", "team"), create("acme", "pro", 12))
+    (one,) = await open_subscriptions(at)
+    assert one["status"] == "incomplete"
+    await race(page(at, "pro"), create("acme", "team"), page(at, "team"))
+    pages = await at.stripe_list("/v1/checkout/sessions", status="open")
+    assert len(pages) + len(await open_subscriptions(at)) == 1
+
+
+async def test_whoever_waits_too_long_is_told_when_to_try_again(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-113: after a kill in ``create`` the next call hung for a minute; a client gets 503 within 10 s."""
+    assert resolve_name(WAIT) < 10
+    monkeypatch.setattr(WAIT.replace(":", "."), 0.2)
+    async with shop(store_url) as at:
+        admin = await at.kit.store.admin()
+        await admin.ask(admin.client.set(at.kit.store.keys.beginning("acme"), "killed", px=40_000))
+        for begin in (at.kit.subscriptions.create("acme", "pro"), page(at, "pro")):
+            with pytest.raises(SubscriptionBusyError) as raised:
+                await begin
+            assert 30 < raised.value.retry_after_s <= 40
+        app = Starlette(
+            routes=billing_routes(at.kit, customer=lambda _: "acme", origins=["https://a.example"])
+        )
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="https://a.example"
+        ) as client:
+            answer = await client.post("/subscription", json={"plan": "pro"})
+        assert answer.status_code == 503
+        assert 30 < int(answer.headers["retry-after"]) <= 40
+        assert at.changes() == []
+
+
+MINUTE = timedelta(minutes=1)
+
+
+@asynccontextmanager
+async def ending(at: Shop) -> AsyncGenerator[None]:
+    """End the subscription of acme at once; the block begins when Stripe is asked what it has counted."""
+    async with anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await at.kit.subscriptions.cancel("acme", immediately=True)
+
+        tasks.start_soon(cancel)
+        # Up to now, and with what is ahead.
+        await until(lambda: sum("event_summaries" in one.path for one in at.emulator.requests) >= 2)
+        await anyio.sleep(0.2)  # Long enough for an end that does not wait.
+        assert not is_ended(at)
+        yield
+
+
+def is_ended(at: Shop) -> bool:
+    return any(exchange.method == "DELETE" for exchange in at.emulator.requests)
+
+
+async def billed_tokens(at: Shop) -> int:
+    lines = (await at.invoices())[-1]["lines"]["data"]
+    return sum(line["quantity"] for line in lines if "ai_tokens" in str(line["pricing"]))
+
+
+async def test_what_is_stamped_ahead_is_waited_for(at: Shop) -> None:
+    """Each delivery of a meter has a minute of its own, so the third within one is two minutes ahead."""
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (200, 30):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    await at.kit.record("acme", "tokens", 4)
+    async with ending(at):
+        at.clock.advance(MINUTE)
+        asked = len(at.emulator.requests)
+        await until(lambda: len(at.emulator.requests) > asked)
+        assert not is_ended(at)
+        at.clock.advance(MINUTE)
+    assert await billed_tokens(at) == 134
+
+
+async def test_what_is_used_while_an_end_waits_is_billed_too(at: Shop) -> None:
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (300, 50):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    async with ending(at):
+        await at.kit.record("acme", "tokens", 7)
+        at.clock.advance(timedelta(seconds=150))
+    assert await billed_tokens(at) == 257
+
+
+async def test_usage_that_cannot_be_billed_in_time_is_logged(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await at.subscribed(plan="team")
+    at.clock.set(HALF + timedelta(seconds=30))
+    for quantity in (300, 50):
+        await at.kit.record("acme", "tokens", quantity)
+        await at.kit.flush(everything=True)
+    with caplog.at_level(logging.ERROR, "meterkit.subscriptions"):
+        ended = await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
+    assert ended.status == "canceled"
+    (said,) = [one.getMessage() for one in caplog.records if one.name == "meterkit.subscriptions"]
+    assert said.startswith("50 units that customer 'acme' has used are delivered, and Stripe has not")
+    assert await billed_tokens(at) == 200
+
+
+DAY: Final = timedelta(days=1)
+
+
+TWO_METERS: Final = loads(plans_text("downgrades"))
+
+
+async def lines_of(at: Shop) -> list[list[tuple[str, int, int]]]:
+    """Of each invoice, the oldest first, the lines that are not empty: price, quantity, amount."""
+    return [
+        [
+            (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
+            for line in invoice["lines"]["data"]
+            if line["quantity"]
+        ]
+        for invoice in await at.invoices()
+    ]
+
+
+async def test_a_downgrade_at_a_periods_end_bills_both_sides_once(store_url: str) -> None:
+    """F-10b: the phase that removes a metered price was sent with ``proration_behavior: none``."""
+    async with shop(store_url, catalog=TWO_METERS, selling=StripeEmulator.add_plans) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 100)
+        await at.kit.record("acme", "words", 10)
+        await at.kit.flush(everything=True)
+        await at.kit.subscriptions.change_plan("acme", "team")
+        at.clock.set(END - DAY)
+        await at.kit.record("acme", "tokens", 11)
+        await at.kit.record("acme", "words", 7)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + DAY)
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "tokens", 1_000)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + 45 * DAY)
+        assert await lines_of(at) == [
+            [("price_pro", 1, 2900)],
+            [
+                ("price_team", 1, 1500),
+                ("price_pro_tokens", 111, 222),
+                ("price_pro_words", 17, 85),
+            ],
+            [("price_team", 1, 1500), ("price_team_tokens", 1_000, 3_000)],
+        ]
+        (schedule,) = await at.stripe_list("/v1/subscription_schedules")
+        assert {phase["proration_behavior"] for phase in schedule["phases"]} == {"create_prorations"}
+
+
+MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before usage."
+
+
+@pytest.mark.parametrize(
+    ("seats", "in_use", "after", "cents"),
+    [
+        (11, 3, 6, 1500 + 700),  # One was bought, and one stays so.
+        (11, 8, 8, 1500 + 3 * 700),  # Those in use are paid for.
+        (10, 3, 5, 1500),  # All were included: none is bought.
+    ],
+)
+async def test_a_downgrade_keeps_seats_and_shows_the_next_cost(
+    at: Shop, seats: int, in_use: int, after: int, cents: int
+) -> None:
+    """F-22d: included seats became bought ones, and the preview said that nothing is due."""
+    begun = await at.subscribed(plan="pro", seats=seats)
+    await at.kit.gauges.set("acme", "seats", in_use)
+    at.clock.set(HALF)
+    preview = (await at.kit.subscriptions.preview("acme", plan="team")).proration
+    assert (preview.net_cents, preview.effective_at) == (0, END)
+    assert preview.description.endswith("due for this one." + MONTHLY.format(cents / 100))
+    changed = await at.kit.subscriptions.change_plan("acme", "team")
+    assert changed.proration == preview
+    assert (await at.kit.subscriptions.preview("acme", plan="team")).proration == preview
+    assert changed.subscription.pending_change is not None
+    assert changed.subscription.pending_change.seats == after
+    at.clock.set(END + DAY)
+    at.emulator.advance()
+    assert (await at.invoices())[-1]["total"] == cents
+    assert (await at.items(begun.id)).get("price_team_seat", 0) == after - 5
+    found = await synced(at)
+    assert (found.plan, found.seats) == ("team", after)
+
+
+PRO = {"price_pro": 1, "price_pro_ai_tokens": None}
+
+
+async def switched_by_hand(at: Shop, price: str, **changed: str) -> Subscription:
+    """A subscription to ``team`` whose base price a person has switched in the dashboard."""
+    found = await at.subscribed(plan="team")
+    item = await item_of(at, found.id, "price_team")
+    await at.stripe_change(f"/v1/subscription_items/{item}", price=price, quantity="1", **changed)
+    return found
+
+
+async def item_of(at: Shop, subscription: str, price: str) -> str:
+    items: list[dict[str, Any]] = (await at.stripe_subscription(subscription))["items"]["data"]
+    return next(str(item["id"]) for item in items if item["price"]["id"] == price)
+
+
+async def test_seats_after_a_dashboard_switch_leave_one_price_a_meter(at: Shop) -> None:
+    """F-102: the item of the old plan's usage was nobody's, and the new plan's came beside it."""
+    found = await switched_by_hand(at, "price_pro")
+    await at.kit.subscriptions.set_seats("acme", 12)
+    assert await at.items(found.id) == {**PRO, "price_pro_seat": 2}
+    # From then on usage is billed once, by the new plan.
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 1_500)
+    await at.kit.flush(everything=True)
+    at.clock.set(HALF + timedelta(hours=1))
+    ended = await at.kit.subscriptions.cancel("acme", immediately=True)
+    lines = [
+        (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if line["quantity"] == 500
+    ]
+    assert (ended.status, lines) == ("canceled", [("price_pro_ai_tokens", 500, 1_000)])
+
+
+async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
+    """F-104: a plan that extends one with a seat price charged for every seat."""
+    more = """  open:
+    extends: pro
+    rank: 20
+    price: {amount_cents: 9900, stripe_price: price_open}
+    meters: {seats: {included: unlimited}}
+"""
+    async with shop(store_url, catalog=loads(PLANS + more)) as at:
+        found = await at.subscribed(plan="open", seats=30)
+        assert await at.items(found.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert [invoice["total"] for invoice in await at.invoices()] == [9900]
+        await at.kit.gauges.set("acme", "seats", 80)
+        assert (await at.kit.check("acme", "seats", 100)).allowed
+        await at.kit.subscriptions.set_seats("acme", 100)
+        await at.subscribed("other", plan="pro", seats=12)
+        changed = await at.kit.subscriptions.change_plan("other", "open")
+        assert await at.items(changed.subscription.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert await at.items(found.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert found.seats == 0
+
+
+async def test_an_items_seats_show_though_the_plan_covers_all(at: Shop, store_url: str) -> None:
+    """F-22g: `seats` was 0 for a customer who still pays for two."""
+    found = await at.subscribed(plan="pro", seats=12)
+    assert (found.seats, (await at.items(found.id))["price_pro_seat"]) == (12, 2)
+    unlimited = PLANS.replace("seats:    {included: 10,", "seats:    {included: unlimited,")
+    assert unlimited != PLANS
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(unlimited)) as kit:
+        await kit.subscriptions.sync("acme")
+        shown = await kit.subscriptions.get("acme")
+        assert shown is not None
+        assert shown.seats == 2
+        assert (await kit.check("acme", "seats", 1000)).allowed
+        # The item is none of the plan's any more: `repair` removes it, and a credit follows.
+        await kit.subscriptions.repair("acme")
+        shown = await kit.subscriptions.get("acme")
+        assert shown is not None
+        assert (shown.seats, "price_pro_seat" in await at.items(found.id)) == (0, False)
+
+
+URLS: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+
+
+def mode_of(found: dict[str, Any]) -> str:
+    return str(found["billing_mode"]["type"])
+
+
+async def classic(at: Shop) -> str:
+    """A classic subscription of the plan ``team``, made in the Dashboard and linked."""
+    linked = at.emulator.add_customer(name="Acme")
+    at.emulator.add_payment_method(linked)
+    await at.stripe_change(
+        "/v1/subscriptions",
+        customer=linked,
+        **{
+            "items[0][price]": "price_team",
+            "items[1][price]": "price_team_ai_tokens",
+            "billing_mode[type]": "classic",
+        },
+    )
+    await at.kit.customers.link("acme", linked)
+    found = await known(at)
+    assert mode_of(await at.stripe_subscription(found.id)) == "classic"
+    return found.id
+
+
+def migrations(at: Shop) -> int:
+    return sum(one.path.endswith("/migrate") for one in at.changes())
+
+
+async def test_what_is_made_is_flexible(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-103: by default what a request with an earlier API version makes is classic."""
+    monkeypatch.setattr("meterkit.stripe.request.API_VERSION", "2025-08-27.basil")
+    async with shop(store_url) as at:
+        begun = await at.subscribed()
+        assert mode_of(await at.stripe_subscription(begun.id)) == "flexible"
+        page = await at.kit.subscriptions.checkout("ada", "pro", seats=1, **URLS)
+        at.emulator.complete_checkout(page.id)
+        found = await at.kit.subscriptions.sync("ada")
+        assert found is not None
+        assert mode_of(await at.stripe_subscription(found.id)) == "flexible"
+        assert migrations(at) == 0
+
+
+async def test_usage_before_an_upgrade_from_classic_mode_is_billed(at: Shop) -> None:
+    """F-103: https://docs.stripe.com/billing/subscriptions/billing-mode/compare."""
+    subscription = await classic(at)
+    await at.kit.record("acme", "tokens", 1_100)
+    at.clock.set(HALF)
+    await at.kit.flush(everything=True)
+    at.clock.advance(timedelta(minutes=10))
+    changed = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert changed.subscription.plan == "pro"
+    assert mode_of(await at.stripe_subscription(subscription)) == "flexible"
+    lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+    assert 1_000 * 2 in [line["amount"] for line in lines]
+    await at.kit.subscriptions.set_seats("acme", 12)
+    assert migrations(at) == 1
+
+
+async def test_a_refused_migration_refuses_the_change_in_words(at: Shop) -> None:
+    subscription = await classic(at)
+    message = "You cannot migrate a subscription with legacy usage prices."
+    at.emulator.fail_next(
+        "error", status=400, path=f"/v1/subscriptions/{subscription}/migrate", message=message, times=None
+    )
+    before = await at.items(subscription)
+    with pytest.raises(SubscriptionError, match="legacy usage prices"):
+        await at.kit.subscriptions.change_plan("acme", "pro")
+    assert await at.items(subscription) == before
