@@ -96,3 +96,17 @@ async def test_usage_without_a_limit_counts_as_included(
         assert usage["meters"]["requests"]["remaining"] == 500 + 90
         await change(at, "endless", HALF + HOUR)
         assert (await given(at))[0] == "unlimited"
+
+
+async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG) as at:
+        begun = await at.subscribed(plan="team")
+        at.clock.set(HALF)
+        items = (await at.stripe_subscription(begun.id))["items"]["data"]
+        item = next(one["id"] for one in items if one["price"]["id"] == "price_team")
+        await at.stripe_change(f"/v1/subscription_items/{item}", price="price_pro")
+        at.clock.set(HALF + 9 * HOUR)
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", description="Later")
+        at.clock.set(END - HOUR)
+        await at.kit.subscriptions.sync("acme")
+        assert await given(at) == (550, 550, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
@@ -159,3 +159,32 @@ async def test_a_correction_takes_units_over_the_cap_first(at: Shop) -> None:
     )
     assert await counted(at) == (5_000, 4_000, 0)
     assert await charged(at) == [(4_000, 48)]
+
+
+async def test_grants_and_credits_pay_before_the_cap_is_reached(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
+        await begin(at, "small")
+        await at.kit.grants.add("acme", {"words": 300, "ai": 2}, grant_id="gift")
+        await at.kit.record("acme", "words", 1_000 + 300 + 2_000 + 5_000 + 7)
+        assert await counted(at) == (8_307, 5_000, 7)
+        await at.kit.grants.add("acme", {"words": 10}, grant_id="later")
+        await at.kit.record("acme", "words", 12)
+        assert await counted(at) == (8_319, 5_000, 9)
+        assert await charged(at) == [(5_000, 60)]
+
+
+async def use(at: Shop, model: str, **tokens: int) -> None:
+    usage = {"prompt_tokens": tokens.get("input", 0), "completion_tokens": tokens.get("output", 0)}
+    answer: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    await at.kit.record_usage("acme", answer)
+
+
+async def test_prices_by_model_share_one_cap(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
+        await begin(at)
+        await use(at, "opus", input=3_000)
+        await use(at, "mini", input=6_000)
+        await use(at, "opus", input=500)
+        assert await counted(at, "input_tokens") == (9_500, 5_000, 4_500)
+        assert (await at.kit.usage("acme"))["meters"]["input_tokens"]["overage_cents"] == 300 + 20
+        assert sorted(await charged(at)) == [(2_000, 20), (3_000, 300)]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
+from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, sell_nothing, shop
+from meterkit.catalog import loads
 from meterkit.customers.stranding import let_go_of_usage
 from meterkit.delivery import correction_credits
 from meterkit.delivery.billed_usage import read_billed
@@ -99,6 +101,9 @@ async def notes(at: Shop) -> Sequence[int]:
 async def agrees(at: Shop) -> None:
     for one in await at.kit.reconcile("acme", at=HALF):
         assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
+
+
+USAGE: Final = loads(plans_text("corrections_after_change_usage"))
 
 
 @pytest.fixture
@@ -345,3 +350,40 @@ async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url:
         await renewed(at)
         assert shown == sum(cents for *_, cents in await lines(at)) == 214
         await agrees(at)
+
+
+async def test_of_several_ended_prices_the_newest_goes_first(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 130)  # 30 at 5 cents
+        await switch(at, "cheaper")
+        await use(at, 20)  # at 3 cents
+        await switch(at, "same")
+        await use(at, 10)  # at 5 cents again
+        first = await correct(at, 22, credit=True)
+        assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
+        await use(at, 4)
+        second = await correct(at, 30, credit=True, id_="c-2")
+        assert (second.taken_back, by_hand(second)) == (4, [(8, 24), (18, 90)])
+        assert (await balance(at), sorted(await notes(at))) == (150, [24, 36, 90])
+        third = await correct(at, 30, credit=True, id_="c-3")
+        assert (third.taken_back, third.included, by_hand(third)) == (18, 18, [(12, 60)])
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 30, 5), ("price_cheaper_tokens", 20, 3)]
+        await agrees(at)
+
+
+async def test_corrections_return_the_last_tier_first(store_url: str) -> None:
+    async with shop(store_url, catalog=USAGE, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await use(at, 150, "words")  # 100 cost nothing, and 50 cost 166.67 cents
+        await renewed(at)
+        await at.kit.subscriptions.sync("acme")
+        for nth, cents in enumerate((84, 83)):
+            found = await correct(at, 25, credit=True, id_=f"c-{nth}", meter="words")
+            assert by_hand(found) == [(25, cents)]
+        assert (await correct(at, 9, id_="c-3", meter="words")).beyond == 9
+        assert await balance(at) == 167

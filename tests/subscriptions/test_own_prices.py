@@ -520,3 +520,19 @@ async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) 
         known = await found.shop.kit.subscriptions.get("acme")
         assert known is not None
         assert (known.current_period_start, known.current_period_end) == (END, END + timedelta(days=31))
+
+
+async def test_present_customers_keep_their_report_in_the_next_period(store_url: str) -> None:
+    async with edited(store_url, PLANS, PLANS.replace(*USAGE_SENT)) as books:
+        await books.kit.flush(everything=True)
+        books.shop.clock.set(END + timedelta(hours=3))
+        books.shop.emulator.advance()
+        await books.kit.subscriptions.sync(PRESENT)
+        await books.kit.record(PRESENT, "words", 30)
+        assert await books.shown(PRESENT) == 100
+        await books.kit.flush(everything=True)
+        books.shop.clock.set(END + timedelta(days=31, hours=3))
+        books.shop.emulator.advance()
+        books.shop.clock.advance(timedelta(hours=2))
+        books.shop.emulator.advance()
+        assert await books.invoiced(PRESENT) == 200

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.shop import shop
+from drivers.shop import START, shop
 from drivers.webhooks import NOW as HOOKED_AT
 from drivers.webhooks import hooked
 from meterkit import SubscriptionExistsError
@@ -311,3 +311,25 @@ plans:
     catalog = loads(head + "".join(f"  {name}: {{{plan}}}\n" for name, plan in plans.items()))
     required = {plan.key for plan in catalog.plans.values() if plan.payment_method == "required"}
     assert required == {"priced", "seated", "billed", "capped", "left_out", "asked"}
+
+
+async def test_a_trial_going_free_without_a_card_ends_at_its_second(
+    store_url: str,
+) -> None:
+    async with selling(store_url, PLANS + TRIED) as at:
+        made = await at.kit.subscriptions.create("acme", "tried")
+        assert (made.subscription.status, made.missing) == ("trialing", None)
+        assert await in_force(at) == ("tried", True)
+        at.clock.set(START + timedelta(days=14))
+        for _ in range(2):  # By the clock, and as Stripe shows it.
+            customer = await at.kit.customers.get("acme")
+            assert (customer.status, customer.access, customer.plan) == ("incomplete", "full", "free")
+            assert await in_force(at) == FREE
+            await at.kit.subscriptions.sync("acme")
+        at.clock.advance(timedelta(hours=22))
+        await at.kit.subscriptions.sync("acme")  # It waits for a day from its end.
+        again = await at.kit.subscriptions.create("acme", "tried")
+        assert (again.subscription.id, again.missing) == (made.subscription.id, "payment_method")
+        at.emulator.confirm_setup(again.client_secret or "", card="pm_card_visa")
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == ("tried", True)

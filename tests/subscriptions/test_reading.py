@@ -75,6 +75,11 @@ def test_items_say_plan_and_period(items: tuple[Any, ...], expected: Subscriptio
     assert read(*items) == expected
 
 
+def test_a_period_at_the_subscription_is_read_as_before_basil() -> None:
+    old = {"id": "si_1", "price": {"id": "price_pro"}, "quantity": 1}
+    assert read(old, current_period_start=START, current_period_end=END) == PRO
+
+
 def test_seats_are_those_covered_and_those_paid_for() -> None:
     assert read(item("price_pro"), item("price_seat", 4)).seats == 7
     # The plan sells no seats.

@@ -131,13 +131,13 @@ async def test_a_change_asked_for_twice_is_done_once_and_later_again(store_url: 
         async def click(plan: str) -> None:
             await at.kit.subscriptions.change_plan("acme", plan)
 
-        for plan in ("pro", "team", "pro", "team"):
+        for plan in ("pro", "team", "pro"):
             async with anyio.create_task_group() as clicks:
-                for _ in range(3):
+                for _ in range(2):
                     clicks.start_soon(click, plan)
             await click(plan)
             assert f"price_{plan}" in await at.items(begun.id)
-        assert len(at.changes()) - before == 4
+        assert len(at.changes()) - before == 3
 
 
 async def test_a_lost_answer_changes_nothing_twice(at: Shop) -> None:

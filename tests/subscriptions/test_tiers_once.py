@@ -106,6 +106,9 @@ async def test_an_included_quantity_stripes_tiers_lack_is_refused(at: Shop, give
     with pytest.raises(MeterkitError, match=r"override of requests: found `included: .*kit\.grants\.add"):
         await at.kit.customers.override("acme", {"requests": given})
     assert (await at.kit.customers.get("acme")).overrides == {}
+    # Without a subscription no invoice bills it, and its own quantity differs from no tier.
+    for customer, included in (("bob", 7), ("acme", 100)):
+        await at.kit.customers.override(customer, {"requests": {"included": included}})
     await at.kit.grants.add("acme", {"requests": 50}, grant_id="more")
     await at.kit.record("acme", "requests", 160)
     shown = (await at.kit.usage("acme"))["meters"]["requests"]
@@ -114,3 +117,13 @@ async def test_an_included_quantity_stripes_tiers_lack_is_refused(at: Shop, give
     at.clock.set(END + timedelta(hours=3))
     at.emulator.advance()
     assert await usage_cents(at) == 100
+
+
+async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        await at.kit.subscriptions.change_plan("acme", "flat")
+        at.clock.set(END + timedelta(days=1))
+        await at.kit.subscriptions.sync("acme")
+        change = await at.kit.subscriptions.change_plan("acme", "back")
+        assert change.subscription.plan == "back"
