@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 from meterkit.customers.states import States
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_overrides import with_overrides
-from meterkit.decisions.customer_state import CustomerState, with_subscription
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
+    from meterkit.decisions.customer_state import CustomerState
 
 __all__ = [
-    "CustomerState",
     "closed_period_cents",
     "forget_prices",
     "state_of",
     "store_overrides",
-    "with_subscription",
 ]
 
 
