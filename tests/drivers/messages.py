@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -17,8 +16,6 @@ from aiosmtpd.smtp import SMTP
 
 from meterkit import Contact, MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import StoreError
-from meterkit.notify import messages
 from meterkit.notify.courier import Courier
 from meterkit.notify.watches import StorageWatch
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
     from email.message import EmailMessage
 
-    import pytest
     from aiosmtpd.smtp import Envelope, Session
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
@@ -188,23 +184,6 @@ async def pass_over(kit: MeterKit, *channels: str) -> None:
         await at_work.deliver()
 
 
-async def write_unwanted(kit: MeterKit, customer: str, unwanted: Mapping[str, bool]) -> None:
-    """Write preferences as an earlier release may have written them: unchecked."""
-    await messages.write_unwanted(kit.store, customer, unwanted)
-
-
 async def look_at_storage(kit: MeterKit) -> None:
     """Look for customers who store too much, as a task does."""
     await StorageWatch(kit.store, any_event).look()
-
-
-def cut_after(patched: pytest.MonkeyPatch, function: str) -> None:
-    """Have a function do its work and raise StoreError, as if the process were cut off then."""
-    module, _, name = function.rpartition(".")
-    work = getattr(import_module(module), name)
-
-    async def cut(*args: Any) -> None:
-        await work(*args)
-        raise StoreError("cut off")
-
-    patched.setattr(function, cut)

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from sqlalchemy import Engine, event
 
 from drivers.audit_database import Row, insert_rows, to_ms
 from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
-from meterkit import MeterKit, UsageSpike
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.calls import AuditDatabase
@@ -106,30 +103,12 @@ async def test_a_spike_is_sent_once_a_day(
         )
 
 
-async def test_what_is_spent_has_no_spikes_of_its_own(store_url: str, tmp_path: Path) -> None:
-    url = written(tmp_path)
-    with sqlite3.connect(tmp_path / "audit.db") as database:
-        database.execute("update meterkit_audit set meter = 'spend' where customer = 'acme'")
-    plans = SPIKES.replace("    price: {{", "    budget: {{amount_cents: unlimited}}\n    price: {{", 1)
-    async with (
-        receiver() as hook,
-        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
-    ):
-        assert kit.catalog.counts_spend
-        await SpikeWatch(kit.store, AuditDatabase(url), any_event).look()
-        assert await SpikesToday(kit.store).all() == []
-
-
 def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
     catalog = loads(SPIKES.format(url="http://127.0.0.1:9"))
     with pytest.raises(
         SettingsError, match=r"usage\.spike under notify, which needs the audit log: set METER"
     ):
         MeterKit(catalog, redis_url="memory://")
-
-
-def test_the_event_is_public() -> None:
-    assert UsageSpike.__module__ == "meterkit.notify.events"
 
 
 async def test_a_reload_with_spikes_needs_an_audit_log(
@@ -148,27 +127,3 @@ async def test_a_reload_with_spikes_needs_an_audit_log(
     assert await kit.reload()
     assert "sends no messages by email: METERKIT_SMTP_URL is not set" in caplog.text
     assert "by webhook" not in caplog.text
-
-
-def test_a_process_that_sends_nothing_takes_any_plans_file(tmp_path: Path) -> None:
-    path = tmp_path / "plans.yaml"
-    path.write_text(SPIKES.format(url="http://127.0.0.1:9"))
-    assert "usage.spike" in str(MeterKit(path, redis_url="memory://", flush=False).catalog.notify)
-
-
-async def test_usage_since_midnight_is_found_by_an_index(tmp_path: Path) -> None:
-    url, asked = written(tmp_path), list[str]()
-
-    def keep(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        asked.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", keep)
-    try:
-        found = await AuditDatabase(url).active(MIDNIGHT_MS, least=1_300)
-    finally:
-        event.remove(Engine, "before_cursor_execute", keep)
-    assert {("acme", "requests"), ("bolt", "requests")} == set(found)
-    (query,) = [statement for statement in asked if "sum(" in statement]
-    with closing(sqlite3.connect(tmp_path / "audit.db")) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (1,) * query.count("?")).fetchall()
-    assert "USING INDEX meterkit_audit_recorded (recorded_at_ms>?)" in str(plan)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.messages import NOW, cut_after, kit_of, look_at_storage, mailbox, pass_over, receiver
-from meterkit.errors import StoreError
+from drivers.messages import NOW, kit_of, look_at_storage, mailbox, pass_over, receiver
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from drivers.messages import Receiver
-    from meterkit import MeterKit, StorageOver
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -132,27 +131,6 @@ async def test_only_a_smaller_plan_makes_storage_too_much(store_url: str) -> Non
         assert ["acme"] == [data["customer"] for data in told(hook)]
 
 
-async def test_a_repeat_after_a_kill_is_the_same_event(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
-        seen: list[StorageOver] = []
-        kit.on("storage.over")(seen.append)
-        await kit.gauges.set("acme", "storage", 5_000)
-
-        with monkeypatch.context() as patched:
-            cut_after(patched, "meterkit.notify.watches.tell")
-            with pytest.raises(StoreError, match="cut off"):
-                await look(kit)
-        clock.advance(timedelta(minutes=5))
-        await kit.gauges.set("acme", "storage", 6_000)
-        await look(kit)
-        assert [5_000] == [data["used"] for data in told(hook)]
-    assert [5_000, 5_000] == [event.used for event in seen]
-    assert 1 == len({event.id for event in seen})
-
-
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,34 +145,3 @@ async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     assert 1 == caplog.text.count(
         "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
     )
-
-
-@pytest.mark.parametrize("included", ["1500", "unlimited"])
-async def test_a_plans_file_that_includes_more_makes_no_event(
-    store_url: str, included: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock, more = (
-        Clock(NOW),
-        PLANS.replace("included: 1000, overage: {{percent: 10, grace: 7d}}", f"included: {included}"),
-    )
-    async with kit_of(store_url, clock, plans=PLANS) as kit:
-        await kit.gauges.set("acme", "storage", 1_500)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=more) as kit:
-        await look(kit)
-        assert [] == hook.posts
-    assert "cannot be read" not in caplog.text
-
-
-async def test_without_a_gauge_of_bytes_nothing_is_read(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans = PLANS.replace("unit: byte", "unit: file").replace("[storage.over]", "[credits.low]")
-    plans = "\n".join(
-        line
-        for line in plans.split("\n")
-        if not line.startswith(("storage:", "  gauge", "  objects", "  types"))
-    )
-    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=plans) as kit:
-        await kit.gauges.set("acme", "storage", 1_500)
-        monkeypatch.setattr("meterkit.notify.watches.customers_with_counts", None)
-        await look_at_storage(kit)

@@ -12,11 +12,9 @@ import pytest
 from drivers import subscribed_customer as subscribed
 from drivers.audit_database import to_ms
 from drivers.messages import PLANS, any_event, kit_of, mailbox, pass_over, receiver
-from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import StoreError
 from meterkit.notify.watches import SummaryWatch
 from meterkit.store.messages import tell
-from meterkit.store.tasks import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -126,38 +124,6 @@ async def test_a_process_that_is_cut_off_goes_on_where_it_was(
         assert ["acme", "bolt", "core"] == sorted(data["customer"] for data in told(hook))
 
 
-async def test_a_process_without_the_lease_leaves_the_rest(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(BEGIN)
-    async with kit_of(store_url, clock, plans=SUMMARIES) as kit:
-        slow, next_one = (watch_of(kit) for _ in range(2))
-        await slow.look()
-        for customer in ("acme", "bolt", "core"):
-            await kit.record(customer, "requests", 8)
-        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
-        asked: list[str] = []
-
-        async def passed_on(store: Any, customer: str, kind: str, data: Any) -> None:
-            asked.append(customer)
-            await tell(store, customer, kind, data)
-            if customer == "acme":  # So slowly that another process has begun meanwhile.
-                admin, key = await store.admin(), store.keys.shard(HOOKS_SHARD, f"{kind}:lease")
-                await admin.ask(admin.client.delete(key))
-                assert await TaskLease(store, key, lasts_ms=1_000).take()
-                monkeypatch.setattr("meterkit.notify.watches.tell", counted)
-
-        async def counted(store: Any, customer: str, kind: str, data: Any) -> None:
-            asked.append(customer)
-            await tell(store, customer, kind, data)
-
-        monkeypatch.setattr("meterkit.notify.watches.tell", passed_on)
-        await slow.look()
-        assert asked == ["acme"]
-        await next_one.look()
-        assert asked == ["acme", "bolt"]  # Nor has it the turn: another process has.
-
-
 async def test_after_a_week_without_a_look_it_begins_anew(store_url: str) -> None:
     clock = Clock(BEGIN)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SUMMARIES) as kit:
@@ -208,22 +174,3 @@ plans:
         await look(kit, watch)
         _, rest = told(hook)
         assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
-
-
-async def test_a_damaged_customer_keeps_no_other_from_being_told(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = Clock(BEGIN)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SUMMARIES) as kit:
-        watch = watch_of(kit)
-        await look(kit, watch)
-        for customer in ("acme", "bolt", "core"):
-            await kit.record(customer, "requests", 8)
-        admin = await kit.store.admin()
-        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, "data", "x"))
-        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
-        await look(kit, watch)
-        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    assert (
-        "no period.summary for customer 'bolt': what is kept cannot be read: JSONDecodeError" in caplog.text
-    )

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.messages import NOW, any_event, kit_of
-from faults.refusals import eventually
-from meterkit.errors import StoreError
-from meterkit.notify.watches import Lookout, StorageWatch, SummaryWatch, tell_once
+from meterkit.notify.watches import Lookout, tell_once
 from meterkit.store.messages import next_notices
 from meterkit.testing import Clock
 
@@ -38,19 +35,14 @@ async def looks(*lookouts: Lookout) -> int:
     return len(found)
 
 
-async def test_one_of_two_processes_looks(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        both = [Lookout(kit.store, EVENT, any_event) for _ in range(2)]
-        assert 1 == await looks(*both)
-        assert 1 == await looks(Lookout(kit.store, "usage.spike", any_event))
-
-
-async def test_what_no_channel_and_no_handler_wants_is_not_looked_for(store_url: str) -> None:
+async def test_one_of_two_processes_looks_for_an_event_that_is_wanted(store_url: str) -> None:
     async with kit_of(store_url, Clock(NOW)) as kit:
         wanted: list[str] = []
         assert 0 == await looks(Lookout(kit.store, EVENT, wanted.__contains__))
         wanted.append(EVENT)
-        assert 1 == await looks(Lookout(kit.store, EVENT, wanted.__contains__))
+        both = [Lookout(kit.store, EVENT, wanted.__contains__) for _ in range(2)]
+        assert 1 == await looks(*both)
+        assert 1 == await looks(Lookout(kit.store, "usage.spike", any_event))
 
 
 async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str) -> None:
@@ -94,43 +86,3 @@ async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
             """Is never called here."""
 
         assert {EVENT} == wanted(kit)
-
-
-async def test_spans_between_looks(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, turns, looked, is_over = Clock(NOW), list[str](), list[str](), list[bool]()
-    monkeypatch.setattr("meterkit.notify.watches._EVERY_S", 0.0)
-
-    def watched(watch: Any) -> asyncio.Task[None]:
-        name, take = type(watch).__name__, watch._lookout.lease.take
-
-        async def taken() -> bool:
-            turns.append(name)
-            if is_over:
-                raise StoreError("the test is over")
-            return bool(await take())
-
-        async def look() -> None:
-            looked.append(name)
-
-        monkeypatch.setattr(watch._lookout.lease, "take", taken)
-        monkeypatch.setattr(watch, "look", look)
-        return asyncio.create_task(watch.run())
-
-    async def three_turns_more() -> None:
-        turns.clear()
-        await eventually(lambda: min(map(turns.count, ("StorageWatch", "SummaryWatch"))) > 3)
-
-    async with kit_of(store_url, clock) as kit:
-        watches = (StorageWatch(kit.store, any_event), SummaryWatch(kit.store, any_event))
-        tasks = [watched(watch) for watch in watches]
-        await three_turns_more()
-        assert (1, True) == (looked.count("SummaryWatch"), looked.count("StorageWatch") > 2)
-        clock.advance(timedelta(minutes=59, seconds=59))
-        await three_turns_more()
-        assert 1 == looked.count("SummaryWatch")
-        clock.advance(timedelta(seconds=1))
-        await three_turns_more()
-        assert 2 == looked.count("SummaryWatch")
-        is_over.append(True)
-        await asyncio.wait(tasks)
-        assert {"the test is over"} == {str(task.exception()) for task in tasks}

@@ -77,16 +77,6 @@ def error(status: int, **told: str) -> bytes:
     return answer(status, {"error": {"type": "invalid_request_error", **told}}, request_id="req_1")
 
 
-async def test_an_object_is_made_changed_found_and_deleted() -> None:
-    async with emulated() as (_, api):
-        made = await api.post("/v1/customers", {"name": "Größe & Söhne", "metadata": {"a": "1", "b": ""}})
-        path = f"/v1/customers/{made['id']}"
-        assert (made["name"], made["metadata"]) == ("Größe & Söhne", {"a": "1"})
-        await api.post(path, {"metadata": {"a": "2"}})
-        assert (await api.get(path))["metadata"] == {"a": "2"}
-        assert (await api.delete(path))["deleted"] is True
-
-
 async def test_all_pages_of_a_list_are_read_and_a_limit_is_left_alone() -> None:
     async with emulated() as (emulator, api):
         made = [emulator.add_customer() for _ in range(230)]
@@ -138,9 +128,6 @@ async def test_what_is_asked_for_without_a_body_stands_behind_the_path() -> None
     ("status", "told", "attributes"),
     [
         (400, {"code": "parameter_missing", "param": "items"}, {"param": "items"}),
-        (401, {"message": f"Invalid API Key provided: {KEY}"}, {}),
-        (402, {"type": "card_error", "code": "card_declined"}, {"type": "card_error"}),
-        (403, {"message": "No permission."}, {}),
         (404, {"code": "resource_missing", "message": "No such customer: 'cus_1'"}, {}),
     ],
 )
@@ -166,8 +153,6 @@ async def test_a_refusal_is_raised_once_with_stripes_words(
         error(429, code="rate_limit"),
         error(409, code="idempotency_key_in_use"),
         answer(500, {"error": {"type": "api_error"}}),
-        answer(503, "<html>busy</html>"),
-        answer(404, "<html>a proxy</html>"),
         answer(200, "<html>log in</html>"),
         answer(400, {"error": {"type": "invalid_request_error"}}, stripe_should_retry="true"),
     ],
@@ -181,15 +166,6 @@ async def test_an_uncertain_answer_is_retried_under_the_same_key(first: bytes) -
         await api.post("/v1/subscriptions")
     keys = [asked.headers["idempotency-key"] for asked in stand_in.asked]
     assert keys[0] == keys[1] == keys[2] != keys[3]
-
-
-async def test_a_lost_answer_is_retried_and_made_once() -> None:
-    async with emulated() as (emulator, api):
-        emulator.fail_next("drop", when="after", path="/v1/customers")
-        made = await api.post("/v1/customers", {"name": "Ada"})
-        found = await api.list("/v1/customers")
-    assert [customer["id"] for customer in found] == [made["id"]]
-    assert [asked.replayed for asked in emulator.requests] == [False, True, False]
 
 
 async def test_a_refusal_of_earlier_under_the_same_key_is_told_apart() -> None:
@@ -207,7 +183,6 @@ async def test_a_refusal_of_earlier_under_the_same_key_is_told_apart() -> None:
     [
         (answer(500, {"error": {"type": "api_error"}}), 3, "HTTP 500"),
         (answer(500, {"error": {"type": "api_error"}}, stripe_should_retry="false"), 1, "HTTP 500"),
-        (answer(500, {"error": {"type": "api_error"}}, idempotent_replayed="true"), 1, "HTTP 500"),
         (error(429, code="rate_limit"), 3, "rate_limit"),
         (answer(302, "", location="http://elsewhere.example"), 3, "HTTP 302"),
     ],
@@ -223,13 +198,6 @@ async def test_an_unavailable_stripe_is_reported_after_three_tries(
 
 def test_the_api_version_is_that_of_the_sdk_under_test() -> None:
     assert stripe.api_version == API_VERSION
-
-
-@pytest.mark.parametrize(("first", "is_on"), [("", False), ("import stripe; ", True)])
-def test_the_telemetry_of_the_sdk_is_the_apps_to_choose(first: str, *, is_on: bool) -> None:
-    load = "import sys; from meterkit.stripe.api import _sdk; _sdk(); import stripe"
-    code = f"{first}{load}; sys.exit(stripe.enable_telemetry)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == int(is_on)
 
 
 async def test_nobody_at_the_address() -> None:

@@ -357,16 +357,6 @@ async def test_the_tax_rates_of_an_item_replace_the_default_ones(served: Served)
     assert (amounts(upgrade), upgrade.total) == ([-500, 1000], 550)
 
 
-async def test_several_tax_rates_are_each_of_the_amount_without_tax(served: Served) -> None:
-    """https://docs.stripe.com/billing/taxes/tax-rates: up to five of them."""
-    client, _, _ = served
-    rates = [await _rate(client, 15), await _rate(client, 25, inclusive=True)]
-    invoice = invoice_of(await subscribe(client, default_tax_rates=rates))
-    taxes: Any = invoice.total_taxes
-    assert [(tax.amount, tax.taxable_amount) for tax in taxes] == [(120, 800), (200, 800)]
-    assert (invoice.total_excluding_tax, invoice.total) == (800, 1120)
-
-
 async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served) -> None:
     """https://docs.stripe.com/billing/subscriptions/coupons: then the subscription's, off what is left."""
     client, _, clock = served

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,43 +58,6 @@ async def change(
 def mode_of(found: stripe.Subscription | stripe.SubscriptionSchedule) -> str:
     assert found.billing_mode is not None
     return found.billing_mode.type
-
-
-@pytest.mark.parametrize(
-    ("version", "mode"),
-    [
-        ("2025-08-27.basil", "classic"),
-        ("2025-09-30.clover", "flexible"),
-    ],
-)
-async def test_the_mode_is_that_of_the_api_version_unless_it_is_named(version: str, mode: str) -> None:
-    """https://docs.stripe.com/billing/subscriptions/billing-mode: "a default billing mode is applied"."""
-    emulator, _ = metered()
-    options: Any = {"stripe_version": version}
-    async with account(emulator) as client:
-        wanted: Any = {"customer": "cus_1", "items": [{"price": "price_10"}]}
-        assert mode_of(await client.v1.subscriptions.create_async(wanted, options)) == mode
-        for named in ("classic", "flexible"):
-            own: Any = {**wanted, "billing_mode": {"type": named}}
-            assert mode_of(await client.v1.subscriptions.create_async(own, options)) == named
-        phases: Any = {
-            "customer": "cus_1",
-            "start_date": "now",
-            "phases": [{"items": [{"price": "price_10"}]}],
-        }
-        schedule = await client.v1.subscription_schedules.create_async(phases, options)
-        assert mode_of(schedule) == mode
-        assert isinstance(schedule.subscription, str)
-        assert mode_of(await client.v1.subscriptions.retrieve_async(schedule.subscription)) == mode
-        page: Any = {
-            "mode": "subscription",
-            "success_url": "https://app.example/done",
-            "line_items": [{"price": "price_10", "quantity": 1}],
-            "customer": "cus_1",
-        }
-        session = await client.v1.checkout.sessions.create_async(page, options)
-        done: Any = emulator.complete_checkout(session.id)
-        assert mode_of(await client.v1.subscriptions.retrieve_async(done["subscription"])) == mode
 
 
 async def test_a_version_before_billing_modes_knows_none() -> None:
@@ -167,25 +130,6 @@ async def test_a_phase_in_classic_billing_has_an_invoice_more(at: int, behavior:
         listed = (await client.v1.invoices.list_async({"subscription": made.id})).data
         extra = [] if behavior == "none" else [[500]]
         assert [amounts(invoice) for invoice in listed] == [[1000], *extra, [1000, 0]]
-
-
-async def test_classic_credits_go_by_the_present_price() -> None:
-    """ "Calculated based on the value of the subscription item's current price", whatever was paid.
-
-    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations
-    """
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, **CLASSIC)
-        clock.advance(timedelta(days=10))
-        up: Any = [{"id": item_of(made).id, "price": "price_20"}]
-        await change(client, made, items=up, proration_behavior="none")
-        clock.advance(timedelta(days=5))
-        down: Any = [{"id": item_of(made).id, "price": "price_10"}]
-        lowered = await change(client, made, items=down, proration_behavior="always_invoice")
-        assert amounts(invoice_of(lowered)) == [-1000, 500]  # Flexible: -500, half of what was charged.
-        again = await change(client, made, items=up, proration_behavior="always_invoice")
-        assert amounts(invoice_of(again)) == [-500, 1000]
 
 
 @pytest.mark.parametrize(("mode", "anchored"), [("classic", True), ("flexible", False)])

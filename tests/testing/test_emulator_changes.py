@@ -10,7 +10,6 @@ import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import (
-    DAY,
     MAY,
     SECOND,
     amounts,
@@ -48,30 +47,6 @@ def prorations(invoice: stripe.Invoice) -> list[tuple[int, bool]]:
         assert line.parent.subscription_item_details is not None
         found.append((line.amount, line.parent.subscription_item_details.proration))
     return found
-
-
-async def test_half_a_month_of_20_for_half_a_month_of_10() -> None:
-    """ "-5 USD for unused time on the initial price, and 10 USD for the remaining time on the new price".
-
-    https://docs.stripe.com/billing/subscriptions/prorations#how-prorations-work
-    """
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        clock.advance(timedelta(days=15))
-        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
-        invoice = invoice_of(changed)
-        assert prorations(invoice) == [(-500, True), (1000, True)]
-        assert (invoice.total, invoice.status, invoice.billing_reason) == (500, "paid", "subscription_update")
-        unused, remaining = invoice.lines.data
-        assert (unused.description, remaining.description) == (
-            "Unused time on Pro after 16 Apr 2026",
-            "Remaining time on Pro after 16 Apr 2026",
-        )
-        assert (unused.period.start, unused.period.end) == (SECOND + 15 * DAY, MAY)
-        assert item_of(changed).price.id == "price_20"
-        assert item_of(changed).id == item_of(made).id
-        assert (item_of(changed).current_period_end, changed.billing_cycle_anchor) == (MAY, SECOND)
 
 
 async def test_what_is_too_little_to_charge_is_put_on_the_balance() -> None:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HALF_MONTH = timedelta(days=15)
-RENEWED = timedelta(days=30, hours=2)
-
 
 async def coupon(client: stripe.StripeClient, **params: Any) -> str:
     wanted: Any = {"duration": "forever", **params}
@@ -55,17 +52,6 @@ async def test_discounts_follow_one_another_and_keep_to_their_products() -> None
         off = {each.discount: each.amount for each in invoice.total_discount_amounts}
         assert [off.get(str(each)) for each in made.discounts] == [190, None, 300]
         assert invoice.total == 1900 - 190 - 300
-
-
-async def test_a_coupon_for_once_waits_for_the_end_of_a_trial() -> None:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        once = await coupon(client, percent_off=20, duration="once")
-        made = await subscribe(client, discounts=[{"coupon": once}], trial_period_days=10)
-        assert (len(made.discounts), invoice_of(made).total) == (1, 0)
-        clock.advance(timedelta(days=10, hours=2))
-        assert (await latest(client)).total == 800
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
 
 
 async def test_a_repeating_coupon_ends_after_its_months() -> None:

@@ -97,19 +97,6 @@ async def test_an_answer_is_lost_after_the_event_or_before(action: Lost, when: W
         assert emulator.accepted("cus_1", "calls") == 3
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize(("when", "counted"), [("before", 0), ("after", 3)])
-async def test_a_500_is_stored_under_its_key(when: When, counted: int) -> None:
-    emulator, _ = ready()
-    async with served(emulator) as sender:
-        emulator.fail_next("error", when=when)
-        assert await sender.send("i1", value=3) == "500"
-        assert await sender.send("i1", value=3) == "500", "the key remembers, although the fault is gone"
-        assert counted == emulator.accepted("cus_1", "calls")
-        assert await sender.send("i1", value=3, key="fresh") == ("400" if counted else "ok")
-        assert emulator.accepted("cus_1", "calls") == 3
-
-
 @pytest.mark.parametrize(
     ("action", "error"), [("drop", httpx.RemoteProtocolError), ("reset", httpx.ReadError)]
 )

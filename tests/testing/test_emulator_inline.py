@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import SECOND, amounts, invoice_of, items_of, refusal, shop, subscribe
+from drivers.emulated_shop import SECOND, amounts, invoice_of, refusal, shop, subscribe
 
 pytestmark = pytest.mark.anyio
 
@@ -45,28 +45,6 @@ async def test_what_a_described_price_cannot_be(item: Any, message: str) -> None
     async with account(emulator) as client:
         with pytest.raises(stripe.InvalidRequestError, match=message):
             await subscribe(client, items=[item])
-
-
-async def test_what_is_added_once_is_on_the_first_invoice_alone() -> None:
-    """ "Appended to the next invoice" (…/api/subscriptions/create#create_subscription-add_invoice_items)."""
-    emulator, clock = shop()
-    emulator.add_price(700, price_id="price_setup", product=emulator.add_product("Set-up"), interval=None)
-    async with account(emulator) as client:
-        added = [{"price": "price_setup"}, {"price_data": ONCE, "quantity": 2}]
-        made = await subscribe(client, add_invoice_items=added)
-        invoice = invoice_of(made)
-        assert amounts(invoice) == [1000, 700, 10_000]
-        assert (invoice.status, invoice.amount_paid) == ("paid", 11_700)
-        line = invoice.lines.data[1]
-        assert (line.description, line.period.start, line.period.end) == ("Set-up", SECOND, SECOND)
-        assert line.parent is not None
-        assert (line.parent.type, line.parent.subscription_item_details) == ("invoice_item_details", None)
-        assert line.parent.invoice_item_details is not None
-        assert line.parent.invoice_item_details.subscription == made.id
-        assert len(items_of(made)) == 1
-        clock.advance(MONTH)
-        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(renewed)) == [1000]
 
 
 async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:

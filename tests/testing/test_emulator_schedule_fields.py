@@ -11,7 +11,7 @@ import stripe
 from stripe.params import _subscription_schedule_modify_params as types
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+from drivers.emulated_shop import MAY, SECOND, items_of, shop, subscribe
 from drivers.sdk_parameters import sample
 
 if TYPE_CHECKING:
@@ -135,19 +135,3 @@ async def test_a_coupon_that_is_sent_again_is_not_redeemed_again() -> None:
         assert found.discounts == subscribed.discounts
         assert items_of(found)[0].discounts == items_of(subscribed)[0].discounts
         assert (await client.v1.coupons.retrieve_async("HALF")).times_redeemed == 2  # And that of the item.
-
-
-async def test_a_phase_charges_its_one_time_prices_once() -> None:
-    """https://docs.stripe.com/api/subscription_schedules/update#update_subscription_schedule-phases-add_invoice_items."""
-    emulator, clock = taxed()
-    async with account(emulator) as client:
-        made = await prepared(client, emulator)
-        now = {"start_date": SECOND, "items": [{"price": "price_10"}], "end_date": MAY}
-        later = {"items": [{"price": "price_10"}], "add_invoice_items": [{"price": "price_once"}]}
-        asked: Any = {"phases": [now, later]}
-        await client.v1.subscription_schedules.update_async(made.id, asked)
-        await client.v1.subscription_schedules.update_async(made.id, asked)
-        clock.advance(timedelta(seconds=30 * DAY + 7_200))
-        expand: Any = {"expand": ["latest_invoice"]}
-        found = await client.v1.subscriptions.retrieve_async(str(made.subscription), expand)
-        assert sorted(amounts(invoice_of(found))) == [777, 1000]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe, told
-from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -272,15 +270,3 @@ async def test_an_unpaid_one_stays_unpaid_until_it_is_paid() -> None:
         emulator.mend_payments("cus_1")
         await client.v1.invoices.pay_async(invoice_of(unpaid).id)
         assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
-
-
-async def test_all_that_a_call_makes_is_made_at_one_instant() -> None:
-    """A second that begins in the middle of a call moves no period, and charges no part of one."""
-    ticks = count(SECOND)
-    emulator = StripeEmulator(clock=lambda: next(ticks), automatic_webhooks=False)
-    emulator.add_customer("cus_1")
-    emulator.add_price(1000, price_id="price_10")
-    async with account(emulator) as client:
-        made = await subscribe(client, payment_behavior="default_incomplete")
-        assert made.billing_cycle_anchor == item_of(made).current_period_start
-        assert (made.status, invoice_of(made).amount_due) == ("incomplete", 1000)

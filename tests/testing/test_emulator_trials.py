@@ -245,36 +245,6 @@ async def downgrade(client: stripe.StripeClient, made: stripe.Subscription, to: 
     return schedule.id
 
 
-async def test_a_schedule_changes_the_plan_with_the_period() -> None:
-    """https://docs.stripe.com/billing/subscriptions/subscription-schedules."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_20")
-        clock.advance(timedelta(days=10))
-        schedule_id = await downgrade(client, made, "price_10")
-        managed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["schedule"]})
-        assert isinstance(managed.schedule, stripe.SubscriptionSchedule)
-        schedule = managed.schedule
-        assert (schedule.id, schedule.status, len(schedule.phases)) == (schedule_id, "active", 2)
-        assert schedule.current_phase is not None
-        assert (schedule.current_phase.start_date, schedule.current_phase.end_date) == (SECOND, MAY)
-        assert (schedule.phases[1].start_date, item_of(managed).price.id) == (MAY, "price_20")
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        changed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert (item_of(changed).price.id, item_of(changed).current_period_start) == ("price_10", MAY)
-        assert (amounts(invoice_of(changed)), changed.schedule) == ([1000], schedule_id)
-        assert changed.metadata.to_dict() == {"plan": "price_10"}
-        clock.set(datetime(2026, 6, 1, tzinfo=UTC))
-        released = await client.v1.subscription_schedules.retrieve_async(schedule_id)
-        assert (released.status, released.released_subscription, released.subscription) == (
-            "released",
-            made.id,
-            None,
-        )
-        kept = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert (kept.schedule, kept.status, amounts(invoice_of(kept))) == (None, "active", [1000])
-
-
 async def test_a_schedule_is_released_and_the_plan_stays() -> None:
     """https://docs.stripe.com/api/subscription_schedules/release."""
     emulator, clock = shop()
@@ -295,29 +265,6 @@ async def test_a_schedule_is_released_and_the_plan_stays() -> None:
         assert (item_of(kept).price.id, kept.schedule) == ("price_20", None)
         assert (await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})).cancel_at
     assert "subscription_schedule.released" in told(emulator)
-
-
-async def test_a_schedule_ends_or_is_canceled_with_its_subscription() -> None:
-    """https://docs.stripe.com/api/subscription_schedules/object: `end_behavior`; .../cancel."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_20")
-        ending = await downgrade(client, made, "price_10", end_behavior="cancel")
-        clock.set(datetime(2026, 6, 1, tzinfo=UTC))
-        ended = await client.v1.subscriptions.retrieve_async(made.id)
-        assert (ended.status, ended.ended_at) == ("canceled", clock())
-        assert (await client.v1.subscription_schedules.retrieve_async(ending)).status == "completed"
-        other = await subscribe(client, "price_20")
-        canceled = await downgrade(client, other, "price_10")
-        gone = await client.v1.subscription_schedules.cancel_async(canceled, {"prorate": False})
-        assert (gone.status, gone.canceled_at) == ("canceled", clock())
-        assert (await client.v1.subscriptions.retrieve_async(other.id)).status == "canceled"
-        third = await subscribe(client, "price_20")
-        last = await downgrade(client, third, "price_10")
-        await client.v1.subscriptions.cancel_async(third.id)
-        assert (await client.v1.subscription_schedules.retrieve_async(last)).status == "canceled"
-        listed = await client.v1.subscription_schedules.list_async({"customer": "cus_1"})
-        assert [schedule.id for schedule in listed.data] == [last, canceled, ending]
 
 
 @pytest.mark.parametrize(

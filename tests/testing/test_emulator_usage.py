@@ -47,26 +47,6 @@ async def latest(client: stripe.StripeClient, subscription: str) -> stripe.Invoi
     return invoice_of(found)
 
 
-async def test_usage_is_charged_after_its_period() -> None:
-    """https://docs.stripe.com/billing/subscriptions/usage-based/implementation-guide."""
-    emulator, clock = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_10", "price_tokens")
-        assert amounts(invoice_of(made)) == [1000]  # No zero line for usage (flexible).
-        assert "quantity" not in items_of(made)[1]
-        clock.advance(timedelta(days=20))
-        await use(client, 1500, at=SECOND + DAY)
-        await use(client, 700, at=SECOND + 2 * DAY)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        draft = await latest(client, made.id)
-        assert amounts(draft) == [1000, 36]
-        line = draft.lines.data[1]
-        assert (line.quantity, line.period.start, line.period.end) == (2200, SECOND, MAY)
-        assert line.pricing is not None
-        assert line.pricing.price_details is not None
-        assert line.pricing.price_details.price == "price_tokens"
-
-
 async def test_late_usage_counts_until_the_draft_is_finalized() -> None:
     """facts/stripe.md 0.6: "usage for a period whose invoice is finalised is never billed"."""
     emulator, clock = metered()

@@ -177,66 +177,6 @@ def _vllm() -> Recording:
     )
 
 
-def _groq() -> Recording:
-    usage = chat_usage(18, 40, prompt_time=0.002)
-    events = [
-        sse(chat({"role": "assistant", "content": ""}, x_groq={"id": "req_1"})),
-        sse(chat({"content": "x"})),
-        sse(chat({}, finish="stop", x_groq={"id": "req_1", "usage": usage})),
-        DONE,
-    ]
-    last: Figures = ("reported", 18, 40, None, None, None)
-    return Recording(
-        name="groq",
-        usage="openai",
-        content_type=SSE_TYPE,
-        events=events,
-        expected=[last],
-        aborted=[[], [MISSING], [MISSING], [last], [last]],
-        provider="groq",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-    )
-
-
-def _moonshot() -> Recording:
-    chunk = chat({}, finish="stop")
-    chunk["choices"][0]["usage"] = chat_usage(19, 13, cached_tokens=10)
-    last: Figures = ("reported", 19, 13, 10, None, None)
-    return Recording(
-        name="moonshot",
-        usage="openai",
-        content_type=SSE_TYPE,
-        events=[sse(chat({"content": "x"})), sse(chunk), DONE],
-        expected=[last],
-        aborted=[[], [MISSING], [last], [last]],
-        provider="openai",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-    )
-
-
-def _openrouter() -> Recording:
-    events = [
-        b": OPENROUTER PROCESSING\n\n",
-        b": OPENROUTER PROCESSING\n\n",
-        sse(chat({"content": "x"})),
-        sse(chat({"content": ""}, finish="stop", usage=chat_usage(5, 2, cost=0.0001))),
-        DONE,
-    ]
-    last: Figures = ("reported", 5, 2, None, None, None)
-    return Recording(
-        name="openrouter",
-        usage="openai",
-        content_type=SSE_TYPE,
-        events=events,
-        expected=[last],
-        provider="openai",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-    )
-
-
 def _mistral() -> Recording:
     events = [
         sse(chat({"role": "assistant", "content": ""})),
@@ -320,55 +260,23 @@ def _openai_documents() -> list[Recording]:
     completion = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [message]}
     xai = chat_usage(10, 5, 35, completion_tokens_details={"reasoning_tokens": 20})
     hidden = chat_usage(3, 7, 298)
-    deepseek = chat_usage(100, 9, prompt_cache_hit_tokens=64, prompt_cache_miss_tokens=36)
     below = chat_usage(100, 9, 50)
-    text = {**completion, "object": "text_completion", "choices": [{"text": "a", "finish_reason": "length"}]}
-    embeddings = {
-        "object": "list",
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.1, -2e-3]}],
-        "model": "m",
-        "usage": {"prompt_tokens": 8, "total_tokens": 8},
-    }
-    response: dict[str, Any] = {
-        "id": "c1",
-        "object": "response",
-        "model": "m",
-        "output": [],
-        "usage": {"input_tokens": 4, "output_tokens": 6, "total_tokens": 10},
-    }
-    transcription = {
-        "text": "hello",
-        "usage": {"type": "tokens", "input_tokens": 14, "output_tokens": 45, "total_tokens": 59},
-    }
-    images = {
-        "created": 1,
-        "data": [{"b64_json": "AAAA"}],
-        "usage": {"input_tokens": 50, "output_tokens": 4160, "total_tokens": 4210},
-    }
 
-    def doc(name: str, value: dict[str, Any], expected: Figures, provider: str = "openai") -> Recording:
+    def doc(name: str, value: dict[str, Any], expected: Figures) -> Recording:
         return document(
             f"openai-{name}",
             value,
             expected,
-            usage="openai",
-            provider=provider,
+            provider="openai",
             model=value.get("model"),
             response_id=value.get("id"),
         )
 
     return [
         doc("chat", {**completion, "usage": DETAILED}, DETAILED_FIGURES),
-        doc("completions", {**text, "usage": chat_usage(5, 16)}, ("reported", 5, 16, None, None, None)),
-        doc("zero", {**completion, "usage": chat_usage(5, 0)}, ("reported", 5, 0, None, None, None)),
         doc("xai-residual", {**completion, "usage": xai}, ("reported", 10, 25, None, None, 20)),
         doc("hidden-thinking", {**completion, "usage": hidden}, ("reported", 3, 295, None, None, 288)),
         doc("total-below", {**completion, "usage": below}, ("reported", 100, 9, None, None, None)),
-        doc("deepseek", {**completion, "usage": deepseek}, ("reported", 100, 9, 64, None, None), "deepseek"),
-        doc("embeddings", embeddings, ("reported", 8, 0, None, None, None)),
-        doc("response", response, ("reported", 4, 6, None, None, None)),
-        doc("transcription", transcription, ("reported", 14, 45, None, None, None)),
-        doc("images", images, ("reported", 50, 4160, None, None, None)),
     ]
 
 
@@ -699,9 +607,6 @@ def _ollama() -> list[Recording]:
 RECORDINGS: list[Recording] = [
     _openai_chat(),
     _vllm(),
-    _groq(),
-    _moonshot(),
-    _openrouter(),
     _mistral(),
     _responses(),
     *_openai_documents(),

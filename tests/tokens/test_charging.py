@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,20 +11,16 @@ from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from genai_prices import Usage, calc_price
-from genai_prices import calc_price as price_of
 from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from costs.edge_instructions import counted
 from drivers.sampled import few_examples
-from meterkit import usage_of
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.catalog.units import UNITS
 from meterkit.tokens.call_usage import CallUsage
@@ -59,33 +54,23 @@ def charged(said: CallUsage, *, markup: int = 0) -> Fraction:
 
 
 @pytest.mark.parametrize(
-    ("said", "amount"),
+    ("said", "markup", "amount"),
     [
-        (call(input_tokens=1000, output_tokens=100), Fraction(210)),  # 0.15 and 0.60 dollars a million
-        (call(input_tokens=1000, output_tokens=100, cached_input_tokens=600), Fraction(165)),  # 0.075
-        (call(model="text-embedding-3-small", input_tokens=1000), Fraction(20)),  # It has no output.
-        (call(model="own-small-7b", input_tokens=10, output_tokens=4), Fraction(3)),
-        (call(model="own-small-never", output_tokens=4), Fraction(2)),
-        (call(model="own-70b", provider=None, input_tokens=10, output_tokens=4), Fraction(94)),
-        (call(), Fraction(0)),
+        (call(input_tokens=1000, output_tokens=100, cached_input_tokens=600), 0, 165),  # 0.15, 0.60 and 0.075
+        (call(input_tokens=1000, output_tokens=100), 30, 273),
+        (call(input_tokens=1000, output_tokens=100), -100, 0),
+        (call(model="own-small-never", output_tokens=4), 0, 2),  # The first entry that matches counts.
+        (call(model="own-70b", provider=None, input_tokens=10, output_tokens=4), 0, 94),
     ],
 )
-def test_a_call_is_charged_by_the_tokens_of_each_kind(said: CallUsage, amount: Fraction) -> None:
-    assert charged(said) == amount
-
-
-@pytest.mark.parametrize(("markup", "amount"), [(-100, 0), (-50, 105), (0, 210), (30, 273), (1000, 2310)])
-def test_a_markup_comes_on_top(markup: int, amount: int) -> None:
-    assert charged(call(input_tokens=1000, output_tokens=100), markup=markup) == amount
+def test_a_call_is_charged_by_the_tokens_of_each_kind(said: CallUsage, markup: int, amount: int) -> None:
+    assert charged(said, markup=markup) == amount
 
 
 @pytest.mark.parametrize(
     ("model", "provider", "listed"),
     [
         ("grok-4-0709", "openai", "grok-4-0709"),  # In OpenAI's format.
-        ("mistral-large-latest", "openai", "mistral-large-latest"),
-        ("gemini-2.5-flash", "openai", "gemini-2.5-flash"),
-        ("claude-sonnet-4-5", "openai", "claude-sonnet-4-5"),
         ("gpt-4o-mini", None, "gpt-4o-mini"),
         ("GPT-4o-Mini", "openai", "gpt-4o-mini"),
         ("sonar-pro", "perplexity", "sonar-pro"),
@@ -108,11 +93,8 @@ def test_f_210_the_model_decides_the_price_and_not_the_format(
 @pytest.mark.parametrize(
     ("model", "provider"),
     [
-        ("gpt-99", "openai"),
         ("meta-llama/llama-3.3-70b-instruct", "openai"),  # A server of one's own, or a gateway.
-        ("deepseek-r1:8b", "ollama"),
         ("x" * 10_000, "openai"),
-        ("gpt-4o\x00", None),
         (None, "openai"),
     ],
 )
@@ -123,9 +105,7 @@ def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, pro
         assert Charges(ProviderPrices()).held(models, provider or "openai", entered=10, left=10, at=AT) == 0
 
 
-@pytest.mark.parametrize(
-    ("provider", "amount"), [("openrouter", 12_300), ("litellm", 12_300), ("openai", 0), (None, 0)]
-)
+@pytest.mark.parametrize(("provider", "amount"), [("openrouter", 12_300), ("openai", 0)])
 def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one(provider: str | None, amount: int) -> None:
     said = call("vendor/model", provider, input_tokens=1000, reported_cost_micros=Fraction(12_300))
     assert charged(said) == amount
@@ -189,22 +169,14 @@ def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
         assert held >= charges.of(said, AT) == factor * 2 * 10**7
 
 
-def test_f_216_without_a_model_published_factors_are_held() -> None:
-    standard, local = (
-        Charges(ProviderPrices()).held(
-            [], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked
-        )
-        for asked in ([], [("inference_geo", "us")])
+def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
+    charges = Charges(ProviderPrices())
+    standard, local, fast = (
+        charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
+        for asked in ([], [("inference_geo", "us")], [("speed", "fast")])
     )
     assert local == standard * Fraction(11, 10)
-
-
-def test_f_21a_what_an_own_price_leaves_out_has_the_tables() -> None:
-    own = (("gpt-4o*", {"input_tokens": Fraction(1)}),)
-    charges = Charges(ProviderPrices(models=own))
-    # gpt-4o: 10 dollars a million of output, 1.25 of cached input.
-    said = call("gpt-4o", input_tokens=1000, output_tokens=100, cached_input_tokens=400)
-    assert charges.of(said, AT) == 600 + 100 * 10 + 400 * Fraction(5, 4)
+    assert fast > standard
 
 
 @few_examples(30)
@@ -236,7 +208,6 @@ FACTORED: Final = ProviderPrices(
     ("model", "context", "amount"),
     [
         ("own-7b", (), 1000 * 2 + 100 * 6 + 3 * 9),
-        ("OWN-7B", (), 1000 * 2 + 100 * 6 + 3 * 9),
         ("own-7b", (("service_tier", "priority"),), 2 * 2627),
         ("own-7b", (("processing", "batch"), ("service_tier", "flex")), Fraction(2627, 4)),
         ("own-7b", (("service_tier", "standard"), ("speed", "fast")), 2627),
@@ -269,11 +240,8 @@ def test_f_216_a_factor_is_on_all_prices_of_its_entry(
     ("model", "asked", "factor"),
     [
         ("own-7b", [], 1),
-        ("own-7b", [("service_tier", "priority")], 2),
         ("own-7b", [("service_tier", "flex")], 1),  # The provider may process it as standard.
         ("own-7b", [("service_tier", "flex"), ("service_tier", "priority")], 2),
-        ("own-7b", [("service_tier", f"t{n}") for n in range(16)] + [("service_tier", "priority")], 2),
-        ("own-7b", [("service_tier", "unknown"), ("speed", "fast")], 1),
     ],
 )
 def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
@@ -281,15 +249,6 @@ def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
 ) -> None:
     held = Charges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
     assert held == factor * (1000 * 2 + 100 * 6)
-
-
-def test_f_216_without_a_model_the_dearest_tier_is_held() -> None:
-    charges = Charges(ProviderPrices())
-    standard, fast = (
-        charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
-        for asked in ([], [("speed", "fast")])
-    )
-    assert fast > standard
 
 
 def test_a_price_of_one_direction_alone_is_logged(
@@ -329,114 +288,16 @@ def test_a_call_is_priced_in_few_steps() -> None:
         assert sum(instructions.values()) < most, instructions
 
 
-# What a call costs by its provider's list prices, to the last digit as ``genai-prices`` has it.
-
-
 NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MICRO: Final = 1_000_000
-
-
-def provider_prices_call(
-    model: str | None = "gpt-4o-mini", provider: str | None = "openai", **figures: int
-) -> CallUsage:
-    known: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, **figures}
-    return CallUsage(model=model, provider=provider, source="reported", **known)
-
-
-def expected(found: CallUsage, at: datetime) -> Fraction:
-    usage = Usage(
-        input_tokens=found.input_tokens,
-        output_tokens=found.output_tokens,
-        cache_read_tokens=found.cached_input_tokens,
-        cache_write_tokens=found.cache_write_tokens,
-        output_reasoning_tokens=found.reasoning_tokens,
-    )
-    with localcontext(prec=100):
-        price: Decimal = calc_price(
-            usage, str(found.model), provider_id=found.provider, genai_request_timestamp=at
-        ).total_price
-    return Fraction(price) * MICRO
-
-
-def drawn(chance: Random, model: str, provider: str) -> CallUsage:
-    entered, left = chance.randint(0, 10 ** chance.randint(1, 6)), chance.randint(0, 10_000)
-    read = chance.randint(0, entered)
-    written = chance.randint(0, entered - read)
-    return provider_prices_call(
-        model,
-        provider,
-        input_tokens=entered,
-        output_tokens=left,
-        cached_input_tokens=read,
-        cache_write_tokens=written,
-        reasoning_tokens=chance.randint(0, left),
-    )
-
-
-@pytest.mark.dear("every model of the price table")
-@pytest.mark.parametrize(
-    "at",
-    [
-        NOW,
-        *(
-            pytest.param(at, marks=pytest.mark.whole)
-            for at in (datetime(2026, 1, 1, 18, 31, tzinfo=UTC), datetime(2025, 2, 3, tzinfo=UTC))
-        ),
-    ],
-)
-def test_each_model_costs_what_the_table_says(at: datetime) -> None:
-    chance = Random(7)  # noqa: S311 - a failure must be repeatable, nothing is secret
-    calls = [
-        drawn(chance, model.id, provider.id)
-        for provider in get_snapshot().providers
-        for model in provider.models
-        if provider.find_model(model.id) is not None  # Some match longer names only.
-    ]
-    assert len(calls) > 2000
-    assert [(one, expected(one, at)) for one in calls if one.cost(at) != expected(one, at)] == []
-
-
-def test_tokens_below_a_micro_unit_are_not_rounded() -> None:
-    assert provider_prices_call(input_tokens=1, output_tokens=1).cost(NOW) == Fraction(15, 100) + Fraction(
-        60, 100
-    )
-
-
-def test_one_token_more_may_change_the_price_of_all() -> None:
-    below = provider_prices_call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_000)
-    above = provider_prices_call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_001)
-    assert below.cost(NOW) == 250_000
-    assert above.cost(NOW) == 200_001 * Fraction(5, 2)
-
-
-@pytest.mark.parametrize(
-    ("model", "provider", "other"),
-    [
-        ("anthropic.claude-3-haiku-20240307-v1:0", "aws.bedrock", "aws"),
-        ("gpt-4o", "azure.ai.openai", "azure"),
-        ("gemini-2.5-flash", "gcp.gemini", "google"),
-        ("mistral-large-latest", "mistral_ai", "mistral"),
-        ("gpt-4o", None, "openai"),
-    ],
-)
-def test_providers_are_found_by_the_names_that_answers_have(
-    model: str, provider: str | None, other: str
-) -> None:
-    figures = {"input_tokens": 1000, "output_tokens": 100}
-    found = provider_prices_call(model, provider, **figures).cost(NOW)
-    assert found == expected(provider_prices_call(model, other, **figures), NOW)
-    assert found
 
 
 @pytest.mark.parametrize(
     "unknown",
     [
-        provider_prices_call(None, input_tokens=1),
-        provider_prices_call("llama3", "ollama", input_tokens=1),
-        provider_prices_call("gpt-unheard-of", input_tokens=1),
-        provider_prices_call("x\n" * 5000, input_tokens=1),
+        call(None, input_tokens=1),
+        call("gpt-unheard-of", input_tokens=1),
         CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial"),
-        CallUsage(model="gpt-4o", provider="openai", source="missing"),
     ],
 )
 def test_what_is_not_known_has_no_cost(unknown: CallUsage) -> None:
@@ -521,40 +382,6 @@ def test_each_unit_of_the_table_may_be_a_meter() -> None:
     assert unit_dimensions().keys() - UNITS == {"requests"}
 
 
-def test_what_the_provider_bills_is_what_costs() -> None:
-    """Cohere's billed units, https://docs.cohere.com/docs/how-does-cohere-pricing-work."""
-    billed = CallUsage(
-        input_tokens=500,
-        output_tokens=20,
-        billed_input_tokens=10,
-        billed_output_tokens=20,
-        model="command-r",
-        provider="cohere",
-        source="reported",
-    )
-    assert billed.cost(NOW) == provider_prices_call(
-        "command-r", "cohere", input_tokens=10, output_tokens=20
-    ).cost(NOW)
-
-
-def test_an_answer_of_a_provider_knows_its_cost() -> None:
-    answer = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "model": "gpt-4o-mini-2024-07-18",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": 1000,
-            "completion_tokens": 100,
-            "total_tokens": 1100,
-            "prompt_tokens_details": {"cached_tokens": 200},
-        },
-    }
-    found = usage_of(answer)
-    assert found is not None
-    assert found.cost(NOW) == 800 * Fraction(15, 100) + 200 * Fraction(75, 1000) + 100 * Fraction(60, 100)
-
-
 def test_without_the_package_it_is_said_what_to_install() -> None:
     program = """
 import sys
@@ -572,15 +399,12 @@ except MeterkitError as error:
     )
 
 
-# genai-prices' own test cases, and a grid of usage over all of its models, cost the same by our rating.
+# A grid of usage over all models of genai-prices costs the same by our rating.
 
-
-CASES: Final[list[list[Any]]] = json.loads(Path(__file__).with_name("genai_prices_cases.json").read_text())
-CASES_AT: Final = datetime(2026, 11, 24, tzinfo=UTC)
 STEP: Final = (
     1 if "METERKIT_ALL_PRICES" in os.environ else 331
 )  # A prime below the 336 cases of a model: each model gets one, other usage than the next one.
-DATES: Final = (datetime(2025, 2, 3, tzinfo=UTC), datetime(2026, 1, 1, 18, 31, tzinfo=UTC), CASES_AT)
+DATES: Final = (datetime(2025, 2, 3, tzinfo=UTC), datetime(2026, 1, 1, 18, 31, tzinfo=UTC), AT)
 ENTERED: Final = (0, 1, 128_000, 200_000, 200_001, 272_001, 1_000_000)
 SHARES: Final = ((0, 0), (12, 0), (0, 12), (4, 3))
 """Twelfths of the input: read from a cache, written to one."""
@@ -588,7 +412,7 @@ LEFT: Final = ((0, 0), (777, 0), (777, 500), (64_000, 64_000))
 """Tokens of the output, and those of them that were reasoning."""
 
 
-def genai_prices_cases_expected(case: CallUsage, at: datetime) -> Fraction:
+def listed(case: CallUsage, at: datetime) -> Fraction:
     usage = Usage(
         input_tokens=case.input_tokens,
         output_tokens=case.output_tokens,
@@ -597,36 +421,10 @@ def genai_prices_cases_expected(case: CallUsage, at: datetime) -> Fraction:
         output_reasoning_tokens=case.reasoning_tokens,
     )
     with localcontext(prec=100):
-        total: Decimal = price_of(
+        total: Decimal = calc_price(
             usage, str(case.model), provider_id=case.provider, genai_request_timestamp=at
         ).total_price
-    return Fraction(total) * 10**6
-
-
-def genai_prices_cases_call(provider: str, model: str, *tokens: int) -> CallUsage:
-    entered, left, read, written, reasoning = tokens
-    return CallUsage(
-        source="reported",
-        provider=provider,
-        model=model,
-        input_tokens=entered,
-        output_tokens=left,
-        cached_input_tokens=read,
-        cache_write_tokens=written,
-        reasoning_tokens=reasoning,
-    )
-
-
-def test_its_own_cases_cost_the_same() -> None:
-    newer: set[str] = set()
-    for provider, model, *tokens, micros in CASES:
-        case = genai_prices_cases_call(provider, model, *tokens)
-        table = genai_prices_cases_expected(case, CASES_AT)
-        assert case.cost(CASES_AT) == table, case
-        if table != Fraction(micros):
-            newer.add(model)  # The cases are of another version of the table than the one installed.
-    assert len(CASES) > 290
-    assert len(newer) < 20, newer
+    return Fraction(total) * MICRO
 
 
 def grid() -> Iterator[tuple[CallUsage, datetime]]:
@@ -640,26 +438,28 @@ def grid() -> Iterator[tuple[CallUsage, datetime]]:
     rest = product(models, ENTERED, SHARES, LEFT, DATES)
     for nth, ((provider, model), entered, (read, written), (left, reasoning), at) in enumerate(rest):
         if nth % STEP == 0:
-            tokens = entered, left, entered * read // 12, entered * written // 12, reasoning
-            yield genai_prices_cases_call(provider, model, *tokens), at
+            case = call(
+                model,
+                provider,
+                input_tokens=entered,
+                output_tokens=left,
+                cached_input_tokens=entered * read // 12,
+                cache_write_tokens=entered * written // 12,
+                reasoning_tokens=reasoning,
+            )
+            yield case, at
 
 
 def test_each_model_costs_the_same_over_a_grid_of_usage() -> None:
     compared, wrong = 0, list[tuple[CallUsage, datetime]]()
-    models = set[tuple[str | None, str | None]]()
     for case, at in grid():
         compared += 1
-        models.add((case.provider, case.model))
-        if case.cost(at) != genai_prices_cases_expected(case, at):
+        prices = list_prices(str(case.provider), str(case.model), at)
+        assert prices is not None
+        entered, left = case.input_tokens or 0, case.output_tokens or 0
+        plain = prices.cost({"input_tokens": entered, "output_tokens": left})
+        held = prices.most(entered=entered, left=left, has_media=False)
+        if case.cost(at) != listed(case, at) or held < plain:
             wrong.append((case, at))
     assert wrong == []
     assert compared > 2_000
-    assert len(models) > 2000
-
-
-def test_no_hold_is_less_than_what_a_case_costs() -> None:
-    for provider, model, entered, left, *_ in CASES:
-        prices = list_prices(provider, model, CASES_AT)
-        assert prices is not None
-        held = prices.most(entered=entered, left=left, has_media=False)
-        assert held >= prices.cost({"input_tokens": entered, "output_tokens": left})

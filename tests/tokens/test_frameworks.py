@@ -76,7 +76,6 @@ LAST: Final = [
         (FIRST, "claude-5", "anthropic"),
         (LAST, "gpt-4o", "openai"),
         ([chunk(usage=counted()), chunk(model="grok-4", model_provider="xai")], "grok-4", "x_ai"),
-        ([chunk(usage=counted(), model_id="anthropic.claude-5-v1:0")], "anthropic.claude-5-v1:0", None),
         ([{**chunk(usage=counted()), "additional_kwargs": {"model_id": "m"}}], "m", None),
         (
             [
@@ -88,11 +87,9 @@ LAST: Final = [
             *("gpt-4o", "azure.ai.openai"),
         ),
         ([("messages", (part, {"langgraph_node": "n"})) for part in LAST], "gpt-4o", "openai"),
-        ([(("outer:1",), (part, {"langgraph_node": "n"})) for part in FIRST], "claude-5", "anthropic"),
         (
             [(("outer:1",), "messages", (part, {"langgraph_node": "n"})) for part in FIRST],
-            "claude-5",
-            "anthropic",
+            *("claude-5", "anthropic"),
         ),
     ],
 )
@@ -116,14 +113,6 @@ def test_messages_written_at_once_are_calls_of_their_own() -> None:
     assert named(tapped(chunks)) == [("gpt-4o", "openai", 10, 6), ("claude-5", "anthropic", 3, 4)]
 
 
-def test_a_stream_without_figures_is_still_missing_its_usage() -> None:
-    (call,) = tapped(LAST[:2])
-    assert (call.source, call.notes) == ("missing", ("no_usage",))
-    assert (call.model, call.provider, call.response_id) == ("gpt-4o", "openai", "lc_run--1")
-    assert usage_of(LAST[0]) is None
-    assert usage_of(message(None, model_name="gpt-4o")) is None
-
-
 def test_events_of_a_run_count_a_message_once() -> None:
     whole = {**chunk(usage=counted(), model_name="gpt-4o", id="resp_1")}
     events = [
@@ -136,107 +125,19 @@ def test_events_of_a_run_count_a_message_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("openai", "openai"),
-        ("anthropic", "anthropic"),
-        ("google_genai", "gcp.gemini"),
-        ("bedrock_converse", "aws.bedrock"),
-        ("xai", "x_ai"),
-        ("x-ai", "x_ai"),
-        ("Grok", "x_ai"),
-        ("groq", "groq"),
-        ("mistralai", "mistral_ai"),
-        ("deepseek", "deepseek"),
-        ("openrouter", "openrouter"),
-        ("my-own", None),
-    ],
-)
-def test_providers_have_their_own_names(name: str, expected: str | None) -> None:
-    (call,) = calls_of(message(counted(), model_name="m", model_provider=name))
-    assert call.provider == expected
-
-
-def test_details_are_counters_of_the_price_table() -> None:
-    details: dict[str, Any] = {
-        "input_token_details": {
-            "cache_read": 4,
-            "cache_creation": 0,
-            "audio": 1,
-            "image": 2,
-            "text": 7,
-            "ephemeral_5m_input_tokens": 1,
-            "ephemeral_1h_input_tokens": 2,
-        },
-        "output_token_details": {"reasoning": 2, "audio": 1, "image": 3},
-    }
-    for obj in (message(counted(**details), model_name="m"), counted(**details)):
-        (call,) = calls_of(obj)
-        assert call.units == {
-            "input_tokens": 10,
-            "output_tokens": 6,
-            "cache_read_tokens": 4,
-            "cache_write_tokens": 3,
-            "cache_write_5m_tokens": 1,
-            "cache_write_1h_tokens": 2,
-            "output_reasoning_tokens": 2,
-            "input_audio_tokens": 1,
-            "input_image_tokens": 2,
-            "input_text_tokens": 7,
-            "output_audio_tokens": 1,
-            "output_image_tokens": 3,
-        }
-
-
-def test_writes_that_are_kept_for_an_hour_cost_their_own_price() -> None:
-    def priced(**details: int) -> Fraction | None:
-        usage = counted(1000, 0, input_token_details=details)
-        (call,) = calls_of(message(usage, model_name="claude-sonnet-4-5", model_provider="anthropic"))
-        return call.cost(AT)
-
-    # 3 dollars a million: writes cost a quarter more, and twice as much where they are kept for an hour.
-    assert priced() == 3000
-    assert priced(cache_creation=1000) == 3750
-    assert priced(cache_creation=0, ephemeral_5m_input_tokens=1000) == 3750
-    assert priced(cache_creation=0, ephemeral_1h_input_tokens=1000) == 6000
-    parts = [counted(1000, 0, input_token_details={"ephemeral_1h_input_tokens": 1000}), counted(0, 0)]
-    (call,) = tapped([chunk(usage=part, model_name="claude-sonnet-4-5") for part in parts])
-    assert call.cost(AT) == 6000
-
-
-def test_the_service_tier_is_known() -> None:
-    (call,) = calls_of(message(counted(), model_name="m", service_tier="flex"))
-    assert call.context == (("service_tier", "flex"),)
-    usage = counted(input_token_details={"priority_cache_read": 4, "priority": 6})
-    (call,) = calls_of(message(usage, model_name="m"))
-    assert (call.context, call.cached_input_tokens) == ((("service_tier", "priority"),), 4)
-    raw = {"speed": "fast", "service_tier": "standard", "server_tool_use": {"web_search_requests": 2}}
-    (call,) = calls_of(message(counted(), model_name="m", usage=raw))
-    assert call.context == (("service_tier", "standard"), ("speed", "fast"))
-    assert call.units["web_searches"] == 2
-
-
-def test_a_gateway_says_what_it_charges() -> None:
-    for provider, expected in (("openrouter", Fraction(1250)), ("openai", None)):
-        (call,) = calls_of(message(counted(), model_name="m", model_provider=provider, cost=0.00125))
-        assert call.reported_cost_micros == expected
-
-
-@pytest.mark.parametrize(
     ("said", "micros"),
     [
-        ("0.00125", 1250),
         (2, 2_000_000),
         ("1e9999999", None),
-        ("1e-9999999", 0),
         ("nan", None),
-        ("-1", None),
         (True, None),
     ],
 )
 def test_any_number_of_a_gateway_is_read_in_a_short_time(said: object, micros: int | None) -> None:
     (call,) = calls_of(message(counted(), model_name="m", model_provider="openrouter", cost=said))
     assert call.reported_cost_micros == micros
+    (other,) = calls_of(message(counted(), model_name="m", model_provider="openai", cost=said))
+    assert other.reported_cost_micros is None
 
 
 def test_a_handler_has_the_sums_of_its_models() -> None:
@@ -247,39 +148,6 @@ def test_a_handler_has_the_sums_of_its_models() -> None:
         assert [call.notes for call in calls] == [("summed",)] * 2
         assert calls[1].cost(AT) == Fraction(300_000 * 125, 100) + 10 * 10
     assert calls_of({"object": "response", "usage": counted()})[0].notes == ()
-
-
-def test_results_of_a_batch_of_prompts_are_read() -> None:
-    one = {"message": message(counted(), model_name="gpt-4o", id="a")}
-    other = {"message": message(counted(3, 4), model_name="gpt-4o", id="b")}
-    assert named(calls_of({"generations": [[one], [other]]})) == [
-        ("gpt-4o", None, 10, 6),
-        ("gpt-4o", None, 3, 4),
-    ]
-    assert named(calls_of({"generations": [one]})) == [("gpt-4o", None, 10, 6)]
-
-
-def test_an_abandoned_stream_is_estimated_for_its_model() -> None:
-    seen: list[tuple[CallUsage, ...]] = []
-    tap = StreamTap(FIRST[:1], report=seen.append, input_tokens=lambda: 12)
-    next(tap)
-    tap.finish()
-    assert [(call.source, *names) for call, names in zip(seen[0], named(seen[0]), strict=True)] == [
-        ("estimated", "claude-5", "anthropic", 12, 1)
-    ]
-
-
-def test_a_pair_of_a_response_and_anything_else_is_the_response() -> None:
-    response = {"object": "response", "id": "r", "model": "m", "usage": counted()}
-    for beside in (0.25, None, object(), {"took_s": 1}):
-        assert named(calls_of((response, beside))) == [("m", "openai", 10, 6)]
-
-
-def test_events_of_assistants_have_their_run_as_data() -> None:
-    run = {"id": "run_1", "object": "thread.run", "model": "m", "status": "completed"}
-    usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}
-    event = SimpleNamespace(event="thread.run.completed", data={**run, "usage": usage})
-    assert named(calls_of(event)) == [("m", "openai", 10, 6)]
 
 
 # pydantic-ai.
@@ -355,41 +223,12 @@ def test_calls_of_a_run_have_the_tiers_of_their_own_length() -> None:
     assert usage_of(result).cost(AT) == 2 * 197_500  # type: ignore[union-attr]  # it has usage
 
 
-def test_calls_of_a_run_without_ids_are_calls_of_their_own() -> None:
-    result = AgentRunResult([ModelResponse(EACH), ModelResponse(EACH)], RequestUsage(300_000, 2000))
-    result.run_id = ""
-    for calls in (calls_of(result), tapped([result])):
-        assert [(call.input_tokens, call.response_id) for call in calls] == [(150_000, None)] * 2
-
-
-def test_a_run_counts_its_own_calls_not_those_of_its_history() -> None:
-    responses = [ModelResponse(EACH, provider_response_id=f"r{nth}") for nth in range(3)]
-    result = AgentRunResult(responses, RequestUsage(150_000, 1000), earlier=3)
-    assert [call.response_id for call in calls_of(result)] == ["r2"]
-
-
 def test_a_run_whose_calls_are_not_all_known_is_a_sum() -> None:
     result = AgentRunResult([ModelResponse(EACH)], RequestUsage(300_000, 2000, requests=2))
     (call,) = calls_of(result)
     assert (call.input_tokens, call.model, call.response_id) == (300_000, LONG, "run-1")
     assert call.notes == ("summed",)
     assert call.cost(AT) == 2 * 197_500
-
-
-def test_calls_of_several_models_in_a_run_keep_their_models() -> None:
-    responses = [
-        ModelResponse(RequestUsage(10, 6), "gpt-4o", "openai", provider_details={"service_tier": "flex"}),
-        ModelResponse(RequestUsage(3, 4), "grok-4", "xai"),
-        ModelResponse(RequestUsage(1, 2), "x-ai/grok-4", "openrouter", provider_details={"cost": 0.5}),
-    ]
-    calls = calls_of(AgentRunResult(responses, RequestUsage(14, 12, requests=3)))
-    assert named(calls) == [
-        ("gpt-4o", "openai", 10, 6),
-        ("grok-4", "x_ai", 3, 4),
-        ("x-ai/grok-4", "openrouter", 1, 2),
-    ]
-    assert [call.context for call in calls] == [(("service_tier", "flex"),), (), ()]
-    assert [call.reported_cost_micros for call in calls] == [None, None, 500_000]
 
 
 def test_all_counters_of_a_response_are_read() -> None:
@@ -484,7 +323,7 @@ class RoutedResponse:
 
 @pytest.mark.parametrize(
     ("routed", "provider"),
-    [("vertex_ai", "gcp.vertex_ai"), ("xai", "x_ai"), ("openai", "openai"), ("hosted_vllm", None)],
+    [("vertex_ai", "gcp.vertex_ai"), ("hosted_vllm", None)],
 )
 def test_litellm_knows_which_provider_it_has_asked(routed: str, provider: str | None) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}

@@ -21,22 +21,19 @@ from hypothesis import strategies as st
 
 from drivers.sampled import few_examples, pairs
 from meterkit import tokens
-from meterkit.tokens.framing import large_json
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
 from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
-from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
+from meterkit.tokens.framing.sse import Sse, Takers
 from meterkit.tokens.json_values import load, rows
-from meterkit.tokens.layout import ROOT, Place, may_report, text_bytes
+from meterkit.tokens.layout import ROOT, Place, text_bytes
 from meterkit.tokens.repeated_events import Repeats
 from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     LIE,
-    RECORDINGS,
-    Recording,
     compact,
     figures,
     frame,
@@ -80,27 +77,17 @@ def sse_events(*chunks: bytes, wanted: Callable[[bytes], bool] = any_of_them) ->
 @pytest.mark.parametrize(
     ("stream", "expected"),
     [
-        (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
         (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
         (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
-        (b"data: a\n\r\ndata: b\r\n\n", [b"a", b"b"]),
-        (b"data: a\r\n\rdata: b\n\r", [b"a", b"b"]),
         (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
         (b": comment\n\ndata: a\n: comment\n\n", [b"a"]),
         (b"event: x\nid: 1\nretry: 5\ndata: a\n\n", [b"a"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
-        (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
-        (b"data: a\rdata: b\r\r", [b"a\nb"]),
         (b"data:a\ndata:  b\n\n", [b"a\n b"]),
         (b"data\ndata: a\n\n", [b"\na"]),
-        (b"data: a:b: c\n\n", [b"a:b: c"]),
         (b"database: a\n\n", []),
         (b"\n\n\n\ndata: a\n\n\n\n\n", [b"a"]),
         (b"data: a", [b"a"]),
-        (b"data: a\n", [b"a"]),
-        (b"data: a\r", [b"a"]),
-        (b"data: \xc3\xa9\n\n", [b"\xc3\xa9"]),
-        (b"", []),
     ],
 )
 def test_events_are_found_whatever_the_line_ends_and_cuts(stream: bytes, expected: list[bytes]) -> None:
@@ -109,14 +96,9 @@ def test_events_are_found_whatever_the_line_ends_and_cuts(stream: bytes, expecte
     assert expected == sse_events(*(stream[at : at + 1] for at in range(len(stream))))
 
 
-def test_only_events_that_may_have_usage_are_passed_on() -> None:
-    stream = b'data: {"usage": null}\n\ndata: {"usage": {}}\n\ndata: x\n\ndata: [DONE]\n\n'
-    for cut in range(len(stream) + 1):
-        assert [b'{"usage": {}}', b"[DONE]"] == sse_events(stream[:cut], stream[cut:], wanted=may_report)
-
-
-@pytest.mark.parametrize("size", [EVENT_BYTES_MAX, EVENT_BYTES_MAX + 1, 1 << 20])
-@pytest.mark.parametrize("step", [1 << 22, 65_521, 4_096, 977])
+@pytest.mark.parametrize(
+    ("size", "step"), pairs([EVENT_BYTES_MAX, EVENT_BYTES_MAX + 1, 1 << 20], [1 << 22, 65_521, 977])
+)
 def test_an_event_beyond_the_bound_is_read_as_is_the_next(size: int, step: int) -> None:
     """F-30."""
     large = b"data: ".ljust(size // 2, b"x") + b"\nevent: noise\n:\ndata:" + b"y" * (size // 2)
@@ -142,17 +124,6 @@ def test_events_that_one_line_end_parts_are_told_apart(stream: bytes, expected: 
         assert expected == sse_events(stream[:cut], stream[cut:]), cut
 
 
-def test_lines_are_found_whatever_the_cuts() -> None:
-    stream = b'{"a":1}\n\n {"b":2}\r\n\n{"c":3}'
-    for cut in range(len(stream) + 1):
-        found: list[bytes] = []
-        parser = Ndjson(Takers(found.append, any_of_them, partial(Pieces, found)))
-        drain(parser.feed(stream[:cut]))
-        drain(parser.feed(stream[cut:]))
-        drain(parser.close())
-        assert [b'{"a":1}', b'{"b":2}', b'{"c":3}'] == found, cut
-
-
 def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
     parser = Document(Takers(found.append, any_of_them, lambda: Pieces(found)), unseen=False)
@@ -164,8 +135,6 @@ def items(*chunks: bytes) -> list[bytes]:
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (b"[]", []),
-        (b'[{"a":1}]', [b'{"a":1}']),
         (b'[1, "}{][", null, {"a":[{}]} , [{"b":2}], {}]', [b'{"a":[{}]}', b"{}"]),
         (b'[{"a":"}]\\"}\\\\"},{"b":"\\\\\\""}]', [b'{"a":"}]\\"}\\\\"}', b'{"b":"\\\\\\""}']),
         (b'[{"a":1}] [{"b":2}]', [b'{"a":1}']),
@@ -245,15 +214,7 @@ def test_after_a_wrong_prelude_nothing_is_read() -> None:
     assert frames.parser.corrupt
 
 
-def test_a_prelude_is_only_believed_with_its_checksum() -> None:
-    message = bytearray(frame(b"one", event_type="a"))[:-4]
-    message[8] ^= 1
-    frames = Frames()
-    assert [] == frames.feed(bytes(message) + struct.pack(">I", crc32(message)))
-    assert frames.parser.corrupt
-
-
-@pytest.mark.parametrize("headers", [b"\x05ab", b"\x01h\x0a", b"\x01h\x07\x00\x09x", b"\x01h\x07\x00"])
+@pytest.mark.parametrize("headers", [b"\x05ab", b"\x01h\x0a"])
 def test_headers_that_are_none_make_the_frame_corrupt(headers: bytes) -> None:
     prelude = struct.pack(">II", 16 + len(headers), len(headers))
     message = prelude + struct.pack(">I", crc32(prelude)) + headers
@@ -264,7 +225,7 @@ def test_headers_that_are_none_make_the_frame_corrupt(headers: bytes) -> None:
     assert frames.parser.corrupt
 
 
-@pytest.mark.parametrize(("total", "headers"), [(15, 0), (0, 0), (20, 5)])
+@pytest.mark.parametrize(("total", "headers"), [(15, 0), (20, 5)])
 def test_lengths_that_cannot_be_are_corrupt(total: int, headers: int) -> None:
     prelude = struct.pack(">II", total, headers)
     frames = Frames()
@@ -272,24 +233,16 @@ def test_lengths_that_cannot_be_are_corrupt(total: int, headers: int) -> None:
     assert frames.parser.corrupt
 
 
-@pytest.mark.parametrize("step", [1 << 22, 70_000, 997])
-def test_a_frame_beyond_the_bound_is_read_as_is_the_next(step: int) -> None:
+@pytest.mark.parametrize(("step", "corrupt"), pairs([1 << 22, 70_000, 997], [False, True]))
+def test_a_frame_beyond_the_bound_is_read_as_is_the_next(step: int, corrupt: bool) -> None:
     """F-30."""
-    payload = b"x" * 500_000
-    stream = frame(payload, event_type="a") + frame(b"two", event_type="b")
+    large = bytearray(frame(b"x" * 500_000, event_type="a"))
+    large[-6] ^= corrupt
+    stream = bytes(large) + frame(b"two", event_type="b")
     frames = Frames()
     assert [("b", b"two")] == frames.feed(*(stream[at : at + step] for at in range(0, len(stream), step)))
-    assert ([payload], False) == (frames.large, frames.parser.corrupt)
-
-
-@pytest.mark.parametrize("step", [1 << 22, 70_000, 997])
-def test_a_large_frame_with_a_wrong_checksum_is_corrupt(step: int) -> None:
-    broken = bytearray(frame(b"x" * 500_000, event_type="a"))
-    broken[-6] ^= 1
-    stream = bytes(broken) + frame(b"two", event_type="b")
-    frames = Frames()
-    assert [("b", b"two")] == frames.feed(*(stream[at : at + step] for at in range(0, len(stream), step)))
-    assert frames.parser.corrupt
+    assert corrupt == frames.parser.corrupt
+    assert corrupt or frames.large == [b"x" * 500_000]
 
 
 # Answers larger than what is kept: what is read of them as they come, against Python's own parser.
@@ -434,28 +387,6 @@ def test_cuts_change_nothing_however_malformed_the_rest_is(body: str, cuts: list
     assert skimmed(whole) == skimmed(whole, [*range(len(whole))])
 
 
-@quietly
-@given(value=OBJECTS, at=st.integers(0, 5_000))
-def test_torn_it_keeps_no_more_than_that(value: Any, at: int) -> None:
-    body = json.dumps(value).encode()
-    said, measured, ended = skimmed(body[: at % len(body)])
-    assert not ended
-    assert measured <= text_bytes(value, ROOT) + len(body)
-    for name in ("usage", "usageMetadata", "usage_metadata"):
-        if said is not None and isinstance(value.get(name), dict) and isinstance(said.get(name), dict):
-            assert kept(value)[name] == said[name]
-
-
-@quietly
-@given(text=st.text(), cuts=st.lists(st.integers(0, 400), max_size=6), ascii_only=st.booleans())
-def test_a_long_text_is_measured_to_the_byte_whatever_the_cuts(
-    text: str, cuts: list[int], ascii_only: bool
-) -> None:
-    text = text * 3 + "x" * 300 + text
-    body = json.dumps({"choices": [{"text": text}]}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    assert len(text.encode("utf-8", "surrogatepass")) == skimmed(body, cuts)[1]
-
-
 def taking(taken: list[Any], said: Any, measured: int) -> None:
     taken.append((said, measured))
 
@@ -464,89 +395,23 @@ def nothing() -> None:
     """Ignore the end."""
 
 
-@quietly
-@given(
-    body=st.binary(max_size=200) | st.text('{}[]",:\\a1 ', max_size=60).map(str.encode),
-    cut=st.integers(0, 200),
-)
-def test_nothing_makes_it_raise(body: bytes, cut: int) -> None:
-    found: list[Any] = []
-    for chunks in ([body], [body[:cut], body[cut:]], [bytes([byte]) for byte in body]):
-        taken: list[Any] = []
-        run = LargeJson(partial(taking, taken), nothing)
-        for chunk in chunks:
-            drain(run.feed(chunk))
-        run.end()
-        found.append(taken)
-    assert [found[0]] * 3 == found
-
-
-def padded(value: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same with a huge member of an unknown name."""
-    padding = {"foreign": HUGE}
-    if where == "before":
-        return {**padding, **value}
-    if where == "after":
-        return {**value, **padding}
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found[name] = {**padding, **inner} if isinstance(inner, dict) and name != "usage" else inner
-    return found
-
-
-def variant(recording: Recording, where: str) -> bytes:
-    """A recording with each of its JSON values padded."""
-    return b"".join(pad_event(event, where) for event in recording.events)
-
-
-def pad_event(event: bytes, where: str) -> bytes:
-    lines = event.splitlines(keepends=True)
-    for at, line in enumerate(lines):
-        head, mark, rest = line.partition(b"{")
-        if mark and rest.rstrip().endswith(b"}"):
-            lines[at] = head + compact(padded(json.loads(mark + rest), where)) + line[len(line.rstrip()) :]
-    return b"".join(lines)
-
-
-PADDED = [
-    recording
-    for recording in RECORDINGS
-    if recording.content_type != EVENTSTREAM_TYPE and variant(recording, "before") != recording.body
-]
-
-
-def read(recording: Recording, body: bytes, step: int = 1 << 30) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(recording.usage, status=200, headers=recording.headers)
+def read(body: bytes, step: int) -> tuple[CallUsage, ...]:
+    headers = [(b"content-type", EVENTSTREAM_TYPE.encode())]
+    reader = ResponseReader.open("bedrock", status=200, headers=headers)
     assert reader is not None
     for at in range(0, len(body), step):
         reader.feed(body[at : at + step])
     return reader.close(complete=True)
 
 
-@pytest.mark.parametrize(("nth", "where"), pairs(range(len(PADDED)), ["before", "after", "inside"]))
-def test_padded_it_amounts_to_the_same(nth: int, where: str) -> None:
-    """F-30: a huge foreign member before, after or within the known ones changes nothing."""
-    recording = PADDED[nth]
-    body = variant(recording, where)
-    for step in (1 << 30, 4_099):
-        calls = read(recording, body, step)
-        assert recording.expected == [figures(call) for call in calls]
-        assert recording.response_ids == tuple(call.response_id for call in calls)
-        assert [recording.model] * len(calls) == [call.model for call in calls]
-
-
-def test_enough_of_the_recordings_are_padded() -> None:
-    assert len(PADDED) >= 12
-
-
 @pytest.mark.parametrize("step", [1 << 30, 5_003])
 def test_frames_with_encoded_answers_of_any_size_are_read(step: int) -> None:
     usage = {"input_tokens": 3, "output_tokens": 4}
     body = invoked({"type": "message", "content": [], "padding": HUGE, "usage": usage})
-    (call,) = read(next(r for r in RECORDINGS if r.content_type == EVENTSTREAM_TYPE), body, step)
+    (call,) = read(body, step)
     assert ("reported", 3, 4) == figures(call)[:3]
     junk = frame(b'{"bytes": "' + b"!" * 90_000 + b'"}', event_type="chunk", message_type="event")
-    (call,) = read(next(r for r in RECORDINGS if r.content_type == EVENTSTREAM_TYPE), junk + body, step)
+    (call,) = read(junk + body, step)
     assert ("reported", 3, 4) == figures(call)[:3]
 
 
@@ -591,31 +456,6 @@ def test_a_reader_keeps_no_more_than_64_kib(name: str, kind: str) -> None:
         assert (tracemalloc.get_traced_memory()[0] - before) / len(readers) <= STREAM_BYTES_MAX
     finally:
         tracemalloc.stop()
-
-
-def test_items_beyond_the_bound_are_measured_though_not_kept() -> None:
-    choices = [{"index": n, "message": {"content": "abcd"}, "finish_reason": "stop"} for n in range(1_000)]
-    said, measured, ended = skimmed(compact({"id": "c", "choices": choices, "usage": {"prompt_tokens": 5}}))
-    assert ended
-    assert 4_000 == measured
-    assert 32 == len(said["choices"])
-    assert {"prompt_tokens": 5} == said["usage"]
-
-
-def test_numbers_that_are_not_kept_are_passed_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[int] = []
-    scan: Any = vars(large_json)["span"]
-
-    def counted(*asked: Any) -> int:
-        looked.append(1)
-        at: int = scan(*asked)
-        return at
-
-    monkeypatch.setattr(large_json, "span", counted)
-    body = compact({"content": list(range(100_000, 120_000)), "usage": {"prompt_tokens": 3}})
-    found, _, is_whole = skimmed(body)
-    assert (found["usage"], is_whole) == ({"prompt_tokens": 3}, True)
-    assert len(looked) < len(body) // 100
 
 
 def test_no_expression_has_a_possessive_group() -> None:
@@ -712,47 +552,6 @@ openai_events = (
 )
 
 
-@few_examples(30)
-@given(st.lists(openai_events, max_size=14))
-def test_as_if_parsed_openai(events: list[bytes]) -> None:
-    assert repeats_read(events, plainly=True) == repeats_read(events, plainly=False)
-
-
-@few_examples(30)
-@given(st.lists(st.builds(anthropic, texts, ascii_only=st.booleans()), max_size=14))
-def test_as_if_parsed_anthropic(events: list[bytes]) -> None:
-    assert repeats_read(events, plainly=True) == repeats_read(events, plainly=False)
-
-
-def told(text: str, /, **more: Any) -> bytes:
-    return openai(text, ascii_only=False, **more)
-
-
-def choices(*said: str) -> bytes:
-    return told("", choices=[{"index": n, "delta": {"content": text}} for n, text in enumerate(said)])
-
-
-def repeats_padded(text: str, padding: str) -> bytes:
-    return dumped({"obfuscation": padding, "choices": [{"delta": {"content": text}}]}, ascii_only=False)
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        [told("a"), told("b"), told("c").replace(b"}\n\n", b"} x\n\n")],
-        [told("a"), told("b"), told("c").replace(b'"}', b'"]')],
-        [told("a"), told("b"), told("c").replace(b"null}\n\n", b"nul\n\n")],
-        [told("a"), told("b"), told("c", usage=usage), told("dd")],
-        [told("a"), repeats_padded("a", "bcd"), repeats_padded("aa", "b"), repeats_padded("aaa", "")],
-        [told("a"), choices("a", "bc"), choices("ab", "c"), choices("abc", "defg")],
-        [told("a"), told("b"), told(""), told("c" * 5000), told("d" * 5000)],
-        [told("a"), told("", text="abc"), told("x", text="abcdef"), told("x", text="ab")],
-    ],
-)
-def test_as_if_parsed_where_events_are_nearly_alike(events: list[bytes]) -> None:
-    assert repeats_read(events, plainly=True) == repeats_read(events, plainly=False)
-
-
 def parsing(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Texts that are parsed from now on."""
     parsed: list[bytes] = []
@@ -771,12 +570,6 @@ def test_a_repeat_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 == len(parsed)
 
 
-def test_an_escape_does_not_forget_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = parsing(monkeypatch)
-    repeats_read([openai(t, ascii_only=False) for t in ["a", "b", "c", "\n", "d", "e"]], plainly=False)
-    assert 2 == len(parsed)
-
-
 @few_examples(30)
 @given(
     st.lists(openai_events | st.builds(anthropic_named, texts), max_size=12),
@@ -788,15 +581,3 @@ def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[byt
     chunks = [body[begin:end] for begin, end in pairwise(edges)]
     assert repeats_read(chunks, plainly=False)[0][-1:] == repeats_read(chunks, plainly=True)[0][-1:]
     assert repeats_read(chunks, plainly=False)[1] == repeats_read(chunks, plainly=True)[1]
-
-
-def test_many_events_in_one_chunk_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    event = openai(" and", ascii_only=False)
-    reader = ResponseReader.open("openai", status=200, headers=SSE)
-    assert reader is not None
-    reader.feed(event)
-    reader.feed(event)
-    parsed = parsing(monkeypatch)
-    reader.feed(event * 60)
-    assert parsed == []
-    assert reader.output_bytes_seen == 62 * len(" and")

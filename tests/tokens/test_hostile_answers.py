@@ -9,7 +9,7 @@ import json
 import sys
 import tracemalloc
 from importlib import import_module
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +26,6 @@ from meterkit.tokens.framing.incremental import drain
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.request import read_request
 from meterkit.tokens.response import ResponseReader
-from tokens.corpus_rows import WIRED
 from tokens.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
@@ -37,7 +36,6 @@ from tokens.recordings import (
     SSE_TYPE,
     chat,
     chat_usage,
-    compact,
     figures,
     sse,
 )
@@ -78,9 +76,7 @@ def read(
     return reader.close(complete=complete, asked=lambda: asked), reader.estimated_output_tokens
 
 
-@pytest.mark.parametrize("fallback", [False, True])
-@pytest.mark.parametrize("coding", PACKERS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "coding", "fallback"), pairs(NAMES, [*PACKERS], [False, True]))
 def test_compressed_and_cut_anywhere_it_amounts_to_the_same(
     name: str, coding: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,17 +90,6 @@ def test_compressed_and_cut_anywhere_it_amounts_to_the_same(
             body[:cut], body[cut:], usage=recording.usage, kind=recording.content_type, coding=header
         )
         assert recording.expected == [figures(call) for call in calls], cut
-
-
-@pytest.mark.parametrize("codings", [*product(("gzip", "br"), ("br", "zstd", "deflate")), ("gzip",) * 3])
-def test_several_codings_are_undone_one_after_the_other(codings: tuple[str, ...]) -> None:
-    """F-36."""
-    recording = BY_NAME["openai-chat-stream"]
-    body, header = pack(recording.body, *codings)
-    for step in (1, 7, 1 << 20):
-        pieces = [body[at : at + step] for at in range(0, len(body), step)]
-        calls, _ = read(*pieces, kind=SSE_TYPE, coding=header)
-        assert recording.expected == [figures(call) for call in calls]
 
 
 @pytest.mark.parametrize(("fallback", "coding", "step"), pairs([False, True], [*PACKERS], [1 << 20, 1_000]))
@@ -129,27 +114,10 @@ def test_no_more_than_the_bound_is_decoded_in_small_pieces(
     assert peak < 4 << 20
 
 
-@pytest.mark.parametrize(
-    ("size", "coding"), pairs([0, 1, 65_535, 65_536, 65_537, 65_700, 66_000, 1_000_000], [*PACKERS])
-)
-def test_all_that_fits_comes_out(size: int, coding: str) -> None:
-    body, header = pack(b"a" * size, coding)
-    assert b"a" * size == b"".join(unpack(opened(header), body))
-    assert b"a" * size == b"".join(unpack(opened(header), body, 1))
-
-
-def test_several_members_are_one_body() -> None:
-    halves = compact(chat({})), compact(chat({"content": "x"}))
-    for coding in ("gzip", "zstd"):
-        body = b"".join(PACKERS[coding](half) for half in halves)
-        for step in (1, 1 << 20):
-            assert b"".join(halves) == b"".join(unpack(opened(coding.encode()), body, step))
-
-
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "deflate, raw"])
 def test_what_follows_the_end_is_padding_in_any_piece(coding: str) -> None:
     header = coding.partition(",")[0].encode()
-    for padding in (b"\0", b"\0\0\0\0", b"\x1f", b"\x1f\0", b"\x78\x9c"):
+    for padding in (b"\0\0\0\0", b"\x1f", b"\x78\x9c"):
         body = PACKERS[coding](b"abc") + padding
         for step in (1, len(body) - len(padding), len(body)):
             decoding = opened(header)
@@ -176,10 +144,14 @@ def test_a_cut_compressed_stream_is_read_as_far_as_it_came(coding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "expected"),
-    [(JSON_TYPE, 1, 1), (JSON_TYPE, 4_000, 1_000), (JSON_TYPE, 1 << 20, 4_096), (SSE_TYPE, 4_000, 125)],
+    ("coding", "kind", "size", "expected"),
+    [
+        ("br", JSON_TYPE, 1, 1),
+        ("gzip, br", JSON_TYPE, 4_000, 1_000),
+        ("compress", JSON_TYPE, 1 << 20, 4_096),
+        ("gzip, gzip, gzip, gzip", SSE_TYPE, 4_000, 125),
+    ],
 )
-@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "compress", "gzip, gzip, gzip, gzip"])
 def test_a_coding_that_stays_closed_is_estimated_by_its_bytes(
     coding: str, kind: str, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,14 +174,6 @@ def test_packages_without_a_bound_on_what_comes_out_are_not_used(monkeypatch: py
         monkeypatch.setattr(import_module(name), "Decompressor", Old)
     look_again(monkeypatch)
     assert decoding_of(b"br") is None
-
-
-def test_usage_at_the_end_of_a_long_compressed_answer_is_found() -> None:
-    body = compact({**chat({"content": "x" * 3_000_000}), "usage": chat_usage(3, 4)})
-    for coding in ("gzip", "br", "zstd"):
-        packed, header = pack(body, coding)
-        (call,), _ = read(packed, coding=header)
-        assert ("reported", 3, 4) == figures(call)[:3]
 
 
 @pytest.mark.parametrize(("coding", "fallback"), pairs([*PACKERS], [False, True]))
@@ -256,9 +220,6 @@ def test_packages_that_are_absent_are_looked_for_once(coding: bytes, monkeypatch
     assert asked == absent.asked
 
 
-KEPT_BYTES_MAX = 64 << 10
-
-
 def open_reader(
     usage: str = "auto", kind: str | None = JSON_TYPE, coding: str | None = None, status: int = 200
 ) -> ResponseReader | None:
@@ -286,39 +247,6 @@ def lies_read(
 
 def document(usage: object) -> bytes:
     return json.dumps({"id": "c", "object": "chat.completion", "choices": [], "usage": usage}).encode()
-
-
-@pytest.mark.parametrize(
-    "value", [-1, True, "12", 1.5, float("nan"), float("inf"), QUANTITY_MAX + 1, 10**400, 1e30, [5], {"a": 1}]
-)
-def test_a_figure_that_cannot_be_one_is_ignored_and_remarked_on(value: object) -> None:
-    body = document({"prompt_tokens": value, "completion_tokens": 7, "total_tokens": 12})
-    (call,) = lies_read(body)
-    assert ("reported", None, 7) == figures(call)[:3]
-    assert ("refused",) == call.notes
-    assert {"output_tokens": 7} == call.quantities()
-
-
-@pytest.mark.parametrize(("value", "expected"), [(12.0, 12), (0, 0), (QUANTITY_MAX, QUANTITY_MAX)])
-def test_whole_numbers_count_however_they_are_written(value: float, expected: int) -> None:
-    (call,) = lies_read(document({"prompt_tokens": value, "completion_tokens": 0, "total_tokens": None}))
-    assert (expected, 0, ()) == (call.input_tokens, call.output_tokens, call.notes)
-
-
-def test_a_sum_beyond_a_quantity_is_refused() -> None:
-    usage = {"input_tokens": QUANTITY_MAX, "cache_read_input_tokens": 1, "output_tokens": 2}
-    (call,) = lies_read(json.dumps({"type": "message", "content": [], "usage": usage}).encode())
-    assert (None, 2, 1, ("refused",)) == (
-        call.input_tokens,
-        call.output_tokens,
-        call.cached_input_tokens,
-        call.notes,
-    )
-
-
-def test_usage_of_nothing_but_nonsense_is_missing() -> None:
-    (call,) = lies_read(document({"prompt_tokens": "a", "completion_tokens": -1, "total_tokens": []}))
-    assert ("missing", ("refused",), {}) == (call.source, call.notes, call.quantities())
 
 
 FOREIGN: list[Any] = [
@@ -350,17 +278,13 @@ FOREIGN: list[Any] = [
 
 @pytest.mark.parametrize("value", FOREIGN)
 def test_what_only_looks_like_usage_counts_nothing(value: Any) -> None:
-    assert [] == lies_read(json.dumps(value).encode())
+    body = json.dumps(value).encode()
+    assert [] == lies_read(body)
+    assert [] == lies_read((b"data: " + body + b"\n\n") * 12, kind=SSE_TYPE)
+    assert [] == lies_read((body + b"\n") * 12, kind=NDJSON_TYPE)
 
 
-@pytest.mark.parametrize("value", FOREIGN)
-def test_what_only_looks_like_usage_counts_nothing_in_a_stream(value: Any) -> None:
-    event = b"data: " + json.dumps(value).encode() + b"\n\n"
-    assert [] == lies_read(event * 12, kind=SSE_TYPE)
-    assert [] == lies_read((json.dumps(value).encode() + b"\n") * 12, kind=NDJSON_TYPE)
-
-
-@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama"])
+@pytest.mark.parametrize("name", ["openai", "gemini", "ollama"])
 def test_a_declared_api_that_says_nothing_is_missing(name: str) -> None:
     (call,) = lies_read(b'{"answer": 42}', usage=name)
     assert ("missing", ("no_usage",)) == (call.source, call.notes)
@@ -368,27 +292,6 @@ def test_a_declared_api_that_says_nothing_is_missing(name: str) -> None:
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
     (call,) = lies_read(b"<html>", usage=name)
     assert ("missing", ("unreadable",)) == (call.source, call.notes)
-
-
-@pytest.mark.parametrize(
-    ("name", "body"), [("anthropic", b'{"input_tokens": 2095}'), ("gemini", b'{"totalTokens": 31}')]
-)
-def test_counting_tokens_is_not_using_them(name: str, body: bytes) -> None:
-    assert [] == lies_read(body, usage=name)
-
-
-def test_a_transcription_in_seconds_misses_no_tokens() -> None:
-    body = b'{"text": "hi", "usage": {"type": "duration", "seconds": 4}}'
-    for usage in ("openai", "auto"):
-        (call,) = lies_read(body, usage=usage)
-        assert (call.source, call.notes, call.input_tokens, call.output_tokens) == (
-            "reported",
-            (),
-            None,
-            None,
-        )
-        assert call.details == {"audio_seconds": 4, "input_audio_seconds": 4}
-    assert [] == lies_read(b'{"text": "hi", "usage": {"type": "duration"}}', usage="openai")
 
 
 def test_an_empty_answer_is_not_missing() -> None:
@@ -407,18 +310,6 @@ def test_a_stream_of_a_language_model_without_usage_is_missing() -> None:
     )
 
 
-@pytest.mark.parametrize("usage", ["auto", "openai"])
-def test_a_document_of_a_language_model_without_usage_is_missing(usage: str) -> None:
-    body = {"id": "c", "object": "chat.completion", "choices": [{"message": {"content": "x"}}]}
-    (call,) = lies_read(json.dumps(body).encode(), usage=usage)
-    assert ("missing", ("no_usage",), "c") == (call.source, call.notes, call.response_id)
-
-
-def test_data_that_is_no_gzip_is_missing_and_says_so() -> None:
-    (call,) = lies_read(b"\x1f\x8bgarbage in here", usage="openai", coding="gzip")
-    assert ("missing", ("corrupt",)) == (call.source, call.notes)
-
-
 def test_several_members_of_gzip_are_one_body() -> None:
     body = document(chat_usage(3, 4))
     (call,) = lies_read(gzip.compress(body[:30]) + gzip.compress(body[30:]) + b"\0\0", coding="gzip")
@@ -429,20 +320,14 @@ def test_several_members_of_gzip_are_one_body() -> None:
     ("usage", "kind", "status", "readable"),
     [
         ("auto", JSON_TYPE, 200, True),
-        ("auto", "application/vnd.api+json", 201, True),
         ("auto", "TEXT/Event-Stream", 200, True),
-        ("auto", "application/jsonl", 200, True),
         ("auto", "text/plain", 200, True),
         ("auto", "text/html", 200, False),
         ("auto", None, 200, True),
         ("auto", "application/octet-stream", 200, True),
-        ("openai", "text/plain", 200, True),
-        ("openai", None, 200, True),
         ("openai", "audio/mpeg", 200, False),
         ("openai", JSON_TYPE, 204, False),
-        ("openai", JSON_TYPE, 302, False),
         ("openai", JSON_TYPE, 400, False),
-        ("openai", JSON_TYPE, 500, False),
         ("none", JSON_TYPE, 200, False),
     ],
 )
@@ -467,78 +352,17 @@ def test_without_a_content_type_the_first_byte_decides(body: bytes) -> None:
         assert ("reported", 3, 4) == figures(call)[:3], cut
 
 
-@pytest.mark.parametrize("bad", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"\0"])
-@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE, None])
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    pairs(
+        [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"\0"],
+        [JSON_TYPE, SSE_TYPE, NDJSON_TYPE, None],
+    ),
+)
 def test_json_that_breaks_parsers_does_not_break_the_reader(bad: bytes, kind: str | None) -> None:
     event = b"data: " + bad if kind == SSE_TYPE else bad
     (call,) = lies_read(event + b"\n\n", usage="openai", kind=kind)
     assert "missing" == call.source
-
-
-def test_figures_beside_an_event_of_any_size_are_whole() -> None:
-    huge = sse(chat({"content": "x" * (1 << 21)}))
-    usage = sse(chat(None, usage=chat_usage(3, 4)))
-    (call,) = lies_read(huge, usage, kind=SSE_TYPE)
-    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
-
-
-def test_a_document_of_any_size_is_read() -> None:
-    """F-30."""
-    filler = (b'{"text": "', b"x" * 5_000_000, b"x" * 5_000_000, b'", ')
-    tail = document(chat_usage(3, 4))[1:]
-    assert [] == lies_read(*filler, b'"a": 1}')
-    (call,) = lies_read(*filler, tail)
-    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
-    (call,) = lies_read(*filler, b'"a": 1}', usage="openai")
-    assert ("missing", ("no_usage",)) == (call.source, call.notes)
-
-
-@pytest.mark.parametrize(
-    ("kind", "start"),
-    pairs(
-        [SSE_TYPE, NDJSON_TYPE, JSON_TYPE, EVENTSTREAM_TYPE],
-        [b"data: ", b'{"a": "', b'[{"usage": {', b'[{"a": "'],
-    ),
-)
-def test_a_hundred_megabytes_without_an_end_are_not_kept(kind: str, start: bytes) -> None:
-    reader = open_reader("openai", kind)
-    assert reader is not None
-    piece = b"x" * 1_000_000
-    reader.feed(start)
-    tracemalloc.start()
-    try:
-        for _ in range(100):
-            reader.feed(piece)
-        _, peak = tracemalloc.get_traced_memory()
-        (call,) = reader.close(complete=True)
-    finally:
-        tracemalloc.stop()
-    assert peak < KEPT_BYTES_MAX + 2 * len(piece)
-    assert "missing" == call.source
-
-
-def test_a_bomb_is_defused() -> None:
-    bomb = gzip.compress(b"\0" * (DECODED_BYTES_MAX + 1_000_000))
-    reader = open_reader("openai", JSON_TYPE, "gzip")
-    assert reader is not None
-    tracemalloc.start()
-    try:
-        reader.feed(bomb)
-        _, peak = tracemalloc.get_traced_memory()
-        (call,) = reader.close(complete=True)
-    finally:
-        tracemalloc.stop()
-    assert peak < 4_000_000
-    assert ("missing", True) == (call.source, "too_large" in call.notes)
-
-
-def test_a_long_list_that_is_foreign_is_let_go_of_early() -> None:
-    reader = open_reader("auto", JSON_TYPE)
-    assert reader is not None
-    item = json.dumps({"id": 1, "tags": ["a"] * 50}).encode()
-    reader.feed(b"[" + b",".join([item] * 20))
-    reader.feed(b"," + document(chat_usage(3, 4)) + b"]")
-    assert () == reader.close(complete=True)
 
 
 def test_closing_again_says_the_same() -> None:
@@ -550,7 +374,6 @@ def test_closing_again_says_the_same() -> None:
 
 quietly = few_examples(30)
 
-RESPONSES = [*RECORDINGS, *WIRED.values()]
 KINDS = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE, EVENTSTREAM_TYPE, "text/plain", "")
 WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 FUZZ_NAMES = sorted(
@@ -666,23 +489,6 @@ def test_no_bytes_make_it_raise_nor_do_cuts_matter(
 @given(
     usage=st.sampled_from(WORDS),
     kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
-    events=st.lists(EVENTS, min_size=1, max_size=12),
-    cuts=st.lists(st.integers(min_value=0, max_value=5_000), max_size=4),
-    complete=st.booleans(),
-)
-def test_no_events_make_it_raise_nor_do_cuts_matter(
-    usage: str, kind: str, events: list[Any], cuts: list[int], complete: bool
-) -> None:
-    body = body_of(kind, events)
-    whole = fuzz_read(usage, kind, [body], complete=complete)
-    check(whole[0])
-    assert whole == fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete)
-
-
-@quietly
-@given(
-    usage=st.sampled_from(WORDS),
-    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
     event=EVENTS,
     items=st.lists(VALUES, min_size=1, max_size=4),
     number=st.integers(min_value=1, max_value=700),
@@ -696,31 +502,6 @@ def test_of_dense_and_large_events_neither_do_cuts_matter(
     whole = fuzz_read(usage, kind, [body], complete=complete)
     check(whole[0])
     assert whole == fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete)
-
-
-@quietly
-@given(
-    recording=st.sampled_from(RESPONSES),
-    cuts=st.lists(st.integers(min_value=0, max_value=10_000), max_size=6),
-    length=st.integers(min_value=0, max_value=10_000),
-)
-def test_cuts_of_real_responses_do_not_matter(recording: Any, cuts: list[int], length: int) -> None:
-    body = recording.body[:length]
-    whole = fuzz_read(recording.usage, recording.content_type, [body], complete=False)
-    check(whole[0])
-    assert whole == fuzz_read(recording.usage, recording.content_type, chunks_of(body, cuts), complete=False)
-
-
-@quietly
-@given(
-    recording=st.sampled_from(RESPONSES),
-    at=st.integers(min_value=0, max_value=10_000),
-    noise=st.binary(min_size=1, max_size=8),
-)
-def test_damage_never_makes_it_raise(recording: Any, at: int, noise: bytes) -> None:
-    at %= len(recording.body)
-    body = recording.body[:at] + noise + recording.body[at + len(noise) :]
-    check(fuzz_read(recording.usage, recording.content_type, [body], complete=True)[0])
 
 
 @quietly
@@ -744,13 +525,6 @@ def test_no_request_makes_the_estimates_raise(value: Any, field: str) -> None:
         assert 1 <= asked.answers() <= QUANTITY_MAX
 
 
-@quietly
-@given(body=st.binary(max_size=200))
-def test_no_bytes_make_the_estimates_raise(body: bytes) -> None:
-    assert 0 <= estimate_input(body, "m")
-    read_request(body)
-
-
 @few_examples(30)
 @given(value=SCALARS)
 def test_a_figure_is_a_whole_number_within_bounds(value: Any) -> None:
@@ -770,16 +544,6 @@ def read_fields(kind: str, chunks: list[bytes], coding: bytes = b"") -> dict[str
     assert found.keys() | {*reader.missing()} == fields.keys()
     assert all(0 <= figure <= QUANTITY_MAX for figure in found.values())
     return found
-
-
-@quietly
-@given(
-    kind=st.sampled_from(KINDS),
-    body=st.binary(max_size=300),
-    cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=4),
-)
-def test_no_bytes_make_fields_raise_nor_do_cuts_matter(kind: str, body: bytes, cuts: list[int]) -> None:
-    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(body, cuts))
 
 
 @quietly

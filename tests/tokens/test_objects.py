@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -25,33 +24,29 @@ from meterkit.tokens.call_usage import Source, filled, sum_of
 from meterkit.tokens.calls import CALLS_MAX
 from meterkit.tokens.jobs import batch_line
 from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, calls_of, report_of
-from meterkit.tokens.plain_values import ITEMS_MAX, MEMBERS_MAX, body_of, table_of
+from meterkit.tokens.objects import calls_of
+from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
-    ANTHROPIC_LAST,
     DETAILED,
     DETAILED_FIGURES,
     DONE,
     EVENTSTREAM_TYPE,
-    NDJSON_TYPE,
     SSE_TYPE,
     Figures,
     anthropic_events,
     chat,
     chat_usage,
     compact,
-    event_frame,
     figures,
     frame,
-    gemini_chunk,
     invoked,
     sse,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
 
@@ -62,67 +57,8 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class Details(Model):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-
-
-class OutputDetails(Model):
-    reasoning_tokens: int | None = None
-
-
-class OpenAIUsage(Model):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: Details | None = None
-    completion_tokens_details: OutputDetails | None = None
-
-
-class Choice(Model):
-    index: int = 0
-    finish_reason: str | None = None
-
-
-class Completion(Model):
-    id: str
-    object: str
-    model: str
-    choices: list[Choice]
-    usage: OpenAIUsage | None = None
-
-
-class GeminiUsage(Model):
-    prompt_token_count: int | None = None
-    candidates_token_count: int | None = None
-    thoughts_token_count: int | None = None
-    total_token_count: int | None = None
-
-
-class Candidate(Model):
-    content: dict[str, Any] | None = None
-    finish_reason: str | None = None
-
-
-class GeminiResponse(Model):
-    candidates: list[Candidate] | None = None
-    usage_metadata: GeminiUsage | None = None
-    model_version: str | None = None
-    response_id: str | None = None
-
-
-class AnthropicUsage(Model):
-    input_tokens: int
-    output_tokens: int
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-
-
-class Message(Model):
-    id: str
-    type: str = "message"
-    model: str
-    usage: AnthropicUsage
+def model(**members: Any) -> Model:
+    return Model.model_validate(members)
 
 
 class Dumped:
@@ -148,31 +84,29 @@ class Plain:
     usage: dict[str, Any]
 
 
-COMPLETION = Completion(
+OPENAI_USAGE = model(
+    prompt_tokens=1420,
+    completion_tokens=310,
+    total_tokens=1730,
+    prompt_tokens_details=model(cached_tokens=1280, cache_write_tokens=0),
+    completion_tokens_details=model(reasoning_tokens=256),
+)
+COMPLETION = model(
     id="c1",
     object="chat.completion",
     model="m",
-    choices=[Choice(finish_reason="stop")],
-    usage=OpenAIUsage(
-        prompt_tokens=1420,
-        completion_tokens=310,
-        total_tokens=1730,
-        prompt_tokens_details=Details(cached_tokens=1280, cache_write_tokens=0),
-        completion_tokens_details=OutputDetails(reasoning_tokens=256),
-    ),
+    choices=[model(index=0, finish_reason="stop")],
+    usage=OPENAI_USAGE,
 )
-GEMINI = GeminiResponse(
-    candidates=[Candidate(finish_reason="STOP")],
-    usage_metadata=GeminiUsage(
-        prompt_token_count=5, candidates_token_count=3, thoughts_token_count=2, total_token_count=10
-    ),
-    model_version="g",
-    response_id="r",
+GEMINI_USAGE = model(
+    prompt_token_count=5, candidates_token_count=3, thoughts_token_count=2, total_token_count=10
 )
-MESSAGE = Message(
+GEMINI = model(candidates=[model(finish_reason="STOP")], usage_metadata=GEMINI_USAGE, model_version="g")
+MESSAGE = model(
     id="msg",
+    type="message",
     model="c",
-    usage=AnthropicUsage(input_tokens=9, output_tokens=16, cache_read_input_tokens=1),
+    usage=model(input_tokens=9, output_tokens=16, cache_read_input_tokens=1),
 )
 CONVERSE: dict[str, Any] = {
     "ResponseMetadata": {"HTTPStatusCode": 200},
@@ -186,28 +120,20 @@ CONVERSE: dict[str, Any] = {
     ("obj", "expected"),
     [
         (COMPLETION, DETAILED_FIGURES),
-        (COMPLETION.usage, DETAILED_FIGURES),
-        (COMPLETION.model_dump(), DETAILED_FIGURES),
+        (OPENAI_USAGE, DETAILED_FIGURES),
         (DETAILED, DETAILED_FIGURES),
         (Dumped(COMPLETION.model_dump()), DETAILED_FIGURES),
         (Plain(choices=[], usage=chat_usage(3, 4)), ("reported", 3, 4, None, None, None)),
-        (SimpleNamespace(choices=[], usage=COMPLETION.usage), DETAILED_FIGURES),
+        (SimpleNamespace(choices=[], usage=OPENAI_USAGE), DETAILED_FIGURES),
         (SimpleNamespace(data=COMPLETION), DETAILED_FIGURES),
         (chat({"content": "a"}, usage=chat_usage(3, 1)), ("partial", 3, 1, None, None, None)),
-        (chat(None, usage=chat_usage(3, 4)), ("reported", 3, 4, None, None, None)),
         ({"input_tokens": 3, "output_tokens": 4, "total_tokens": 9}, ("reported", 3, 6, None, None, 2)),
         (GEMINI, ("reported", 5, 5, None, None, 2)),
-        (GEMINI.usage_metadata, ("reported", 5, 5, None, None, 2)),
-        ({"promptTokenCount": 5, "totalTokenCount": 5}, ("reported", 5, 0, None, None, None)),
+        (GEMINI_USAGE, ("reported", 5, 5, None, None, 2)),
         (MESSAGE, ("reported", 10, 16, 1, None, None)),
-        (MESSAGE.usage, ("reported", 10, 16, 1, None, None)),
         (CONVERSE, ("reported", 5, 6, None, None, None)),
         ({"metadata": {"usage": CONVERSE["usage"]}}, ("reported", 5, 6, None, None, None)),
         (CONVERSE["usage"], ("reported", 5, 6, None, None, None)),
-        (
-            {"tokens": {"input_tokens": 7.0, "output_tokens": 2.0}, "billed_units": None},
-            ("reported", 7, 2, None, None, None),
-        ),
     ],
 )
 def test_usage_is_found_in_objects_and_dicts_of_the_sdks(obj: object, expected: Figures) -> None:
@@ -218,35 +144,17 @@ def test_usage_is_found_in_objects_and_dicts_of_the_sdks(obj: object, expected: 
     "obj",
     [
         None,
-        5,
         "usage",
-        b"usage",
-        [],
-        {},
         object(),
         Broken(),
         Dumped(5),
-        Dumped,
         {"usage": {"cpu": 1}},
         {"input_tokens": 2095},
-        SimpleNamespace(usage=None),
         {"chunk": {"bytes": b"{"}},
     ],
 )
 def test_objects_without_usage_have_none(obj: object) -> None:
     assert usage_of(obj) is None
-
-
-def test_an_object_that_contains_itself_ends() -> None:
-    loop: dict[str, Any] = {"choices": [], "usage": chat_usage(1, 2)}
-    loop["self"] = loop
-    assert [("reported", 1, 2)] == [figures(call)[:3] for call in calls_of(loop)]
-
-
-def test_long_lists_are_not_copied_whole() -> None:
-    event = table_of({"vectors": [0.5] * 100_000})
-    assert event is not None
-    assert ITEMS_MAX == len(event["vectors"])
 
 
 CHUNKS = [
@@ -292,18 +200,6 @@ def test_a_tap_takes_streams_that_are_not_asynchronous() -> None:
     assert [[("reported", 3, 4)]] == reports.figures()
 
 
-def test_a_synchronous_stream_that_raises_is_reported() -> None:
-    def stream() -> Iterator[Any]:
-        yield from CHUNKS[:2]
-        raise ConnectionResetError
-
-    reports = HeardCalls()
-    tap = StreamTap(stream(), report=reports)
-    with pytest.raises(ConnectionResetError):
-        list(tap)
-    assert [[("missing", None, None)]] == reports.figures()
-
-
 async def test_a_raising_stream_is_reported_before_its_error() -> None:
     reports = HeardCalls()
     tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports)
@@ -336,20 +232,6 @@ async def test_a_cancelled_stream_is_reported() -> None:
     assert [[("partial", 9, 1)]] == reports.figures()
 
 
-async def test_a_generator_that_is_closed_in_its_loop_reports_at_once() -> None:
-    reports = HeardCalls()
-
-    async def answer() -> AsyncIterator[Any]:
-        async for chunk in StreamTap(stream_of(CHUNKS), report=reports):
-            yield chunk["choices"]
-
-    body = answer()
-    await anext(body)
-    assert [] == reports.found
-    await body.aclose()  # type: ignore[attr-defined]  # an async generator, declared as an iterator
-    assert [[("missing", None, None)]] == reports.figures()
-
-
 async def test_closing_a_tap_closes_its_stream() -> None:
     closed: list[str] = []
 
@@ -368,41 +250,6 @@ async def test_closing_a_tap_closes_its_stream() -> None:
     assert 1 == len(reports.found)
     await StreamTap([1, 2], report=reports).aclose()
     assert 2 == len(reports.found)
-
-
-def test_the_objects_of_a_stream_come_to_the_same_as_its_bytes() -> None:
-    seen: list[dict[str, Any]] = []
-
-    def keep(value: dict[str, Any]) -> bytes:
-        seen.append(value)
-        return sse(value)
-
-    events = anthropic_events(keep)
-    reports = HeardCalls()
-    list(StreamTap([Model.model_validate(value) for value in seen], report=reports))
-    reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", b"text/event-stream")])
-    assert reader is not None
-    reader.feed(b"".join(events))
-    assert [reader.close(complete=True)] == reports.found
-    assert [ANTHROPIC_LAST] == [figures(call) for call in reports.found[0]]
-    assert 1 == len(each_once([*reports.found[0], *reader.close(complete=True)]))
-
-
-def test_boto3_streams_are_read() -> None:
-    seen = anthropic_events(compact)
-    reports = HeardCalls()
-    list(StreamTap([{"chunk": {"bytes": data}} for data in seen[:1]], report=reports))
-    assert [("reported", 13, 1)] == [figures(call)[:3] for call in reports.found[0]]
-
-
-def test_gemini_chunks_are_not_added_up() -> None:
-    chunks = [
-        gemini_chunk("a", promptTokenCount=2, candidatesTokenCount=1, totalTokenCount=3),
-        gemini_chunk("b", "STOP", promptTokenCount=2, candidatesTokenCount=5, totalTokenCount=7),
-    ]
-    reports = HeardCalls()
-    list(StreamTap(chunks, report=reports))
-    assert [[("reported", 2, 5)]] == reports.figures()
 
 
 def test_a_stream_of_anything_else_reports_nothing() -> None:
@@ -515,29 +362,9 @@ def test_an_http_response_is_read_only_if_it_was_read() -> None:  # F-35
     assert DETAILED_FIGURES == found(SimpleNamespace(http_response=whole, _options=Touchy()))
 
 
-@pytest.mark.parametrize("body", [compact(WHOLE), bytearray(compact(WHOLE)), compact(WHOLE).decode()])
+@pytest.mark.parametrize("body", [compact(WHOLE), compact(WHOLE).decode()])
 def test_a_body_may_be_given_itself(body: object) -> None:
     assert DETAILED_FIGURES == found(body)
-
-
-def test_summed_calls_leave_unknown_what_only_some_know() -> None:
-    calls: list[dict[str, Any]] = [
-        {"response_id": "r1", "output": [], "usage": {"input_tokens": 1, "output_tokens": 2}},
-        {
-            "response_id": "r2",
-            "output": [],
-            "usage": {
-                "input_tokens": 10,
-                "output_tokens": 20,
-                "input_tokens_details": {"cached_tokens": 5},
-            },
-        },
-    ]
-    usage = usage_of(SimpleNamespace(raw_responses=calls))
-    assert isinstance(usage, CallUsage)
-    assert ("reported", 11, 22, None, None, None) == figures(usage)
-    assert usage.response_id is None
-    assert {"input_tokens": 11, "output_tokens": 22, "total_tokens": 33} == usage.quantities()
 
 
 # Reports of one call from several sides: what only one of them knows is kept.
@@ -604,15 +431,6 @@ def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
         assert len(join_reports([cached], [replace(other, response_id="b")], renamed=True)) == 2
 
 
-def test_reports_with_other_details_are_of_different_calls() -> None:
-    one = replace(RICH, response_id=None)
-    other = replace(one, details={"input_audio_tokens": 8})
-    assert join_reports([one], [other]) == [one, other]
-    assert join_reports([one], [replace(one, details={"web_searches": 1})]) == [
-        replace(one, details={"input_audio_tokens": 7, "web_searches": 1})
-    ]
-
-
 def test_a_call_inside_another_joins_by_its_own_id() -> None:
     image = CallUsage(
         input_tokens=5, output_tokens=9, model="gpt-image-1", response_id="a/image_gen", source="reported"
@@ -632,24 +450,6 @@ def test_a_sum_is_no_call_though_some_calls_were_seen() -> None:
     assert join_reports([one, two], [other]) == [one, two, other]
 
 
-def test_a_run_and_its_counter_are_counted_once() -> None:
-    def usage(entered: int, left: int, requests: int = 1) -> dict[str, Any]:
-        return {
-            "input_tokens": entered,
-            "output_tokens": left,
-            "total_tokens": entered + left,
-            "requests": requests,
-        }
-
-    run: dict[str, Any] = {
-        "raw_responses": [{"output": [], "usage": usage(10, 6), "response_id": None} for _ in range(2)]
-    }
-    for objects in ((run, usage(20, 12, 2)), (usage(20, 12, 2), run)):
-        reports = Reports()
-        assert all(reports.take(report_of(obj)) for obj in objects)
-        assert [call.input_tokens for call in reports.usages()] == [10, 10]
-
-
 def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
     """F-214"""
     usage = {"input_tokens": 300_000, "output_tokens": 2000, "total_tokens": 302_000}
@@ -662,13 +462,6 @@ def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
     assert (priced, dearer) == (300_000 * Fraction(5, 2) + 2000 * 15, 300_000 * 5 + 2000 * Fraction(45, 2))
     half = [replace(alone, input_tokens=150_000, output_tokens=1000, response_id=name) for name in "ab"]
     assert sum_of(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
-
-
-def test_a_response_inside_a_batch_job_of_google_is_a_line() -> None:
-    response = {"usage_metadata": {"prompt_token_count": 3, "total_token_count": 7}, "model_version": "g"}
-    line = batch_line({"metadata": {"key": "a"}, "response": response, "error": None})
-    assert line is not None
-    assert (line.name, line.answer) == ("a", response)
 
 
 def read(*events: bytes, usage: str = "auto", kind: str = SSE_TYPE, complete: bool = True) -> list[CallUsage]:
@@ -688,11 +481,6 @@ def completion(identity: str, prompt: int, tokens: int, *, alone: bool = True) -
     return sse({**chunk, "id": identity, "usage": chat_usage(prompt, tokens)})
 
 
-def test_calls_of_a_tool_loop_add_up() -> None:
-    calls = read(completion("a", 10, 1), completion("b", 20, 2), completion("c", 30, 3))
-    assert [("reported", 10, 1), ("reported", 20, 2), ("reported", 30, 3)] == pairs(calls)
-
-
 def test_a_call_that_comes_back_by_its_id_is_not_another_call() -> None:
     calls = read(completion("a", 10, 1), completion("b", 20, 2), completion("a", 10, 5))
     assert [("reported", 10, 5), ("reported", 20, 2)] == pairs(calls)
@@ -703,14 +491,6 @@ def test_chunks_that_each_have_an_id_of_their_own_are_one_call() -> None:
     last = sse({**chat({}, finish="stop", usage=chat_usage(7, 5)), "id": "id-5"})
     repeated = sse({**chat(None, usage=chat_usage(7, 5)), "id": "id-6"})
     assert [("reported", 7, 5)] == pairs(read(*chunks, last, repeated, DONE))
-
-
-def test_the_empty_id_of_a_last_chunk_is_no_other_call() -> None:
-    calls = read(
-        completion("a", 7, 5, alone=False), sse({**chat(None, usage=chat_usage(7, 5)), "id": ""}), DONE
-    )
-    assert [("reported", 7, 5)] == pairs(calls)
-    assert "a" == calls[0].response_id
 
 
 def test_another_id_and_figures_at_the_end_are_another_call() -> None:
@@ -724,20 +504,6 @@ def test_what_follows_the_end_of_a_stream_is_another_call() -> None:
     assert [("reported", 1, 2)] == pairs(read(sse(nameless), sse(nameless), DONE))
 
 
-def test_every_message_start_opens_a_call() -> None:
-    def named(value: dict[str, Any], identity: str | None) -> bytes:
-        if value["type"] == "message_start":
-            value = {**value, "message": {**value["message"], "id": identity}}
-        return sse(value, event=value["type"])
-
-    events = [
-        event
-        for identity in ("m1", None, None)
-        for event in anthropic_events(partial(named, identity=identity))
-    ]
-    assert [("reported", 16, 16)] * 3 == pairs(read(*events))
-
-
 def test_an_error_in_the_middle_leaves_the_call_partial() -> None:
     events = anthropic_events(lambda value: sse(value, event=value["type"]))[:5]
     error = sse(
@@ -747,44 +513,10 @@ def test_an_error_in_the_middle_leaves_the_call_partial() -> None:
     assert [("partial", 13, 10)] == pairs(read(*events, error))
 
 
-@pytest.mark.parametrize("kind", ["exception", "error"])
-def test_an_exception_in_the_middle_leaves_the_call_partial(kind: str) -> None:
+def test_an_exception_in_the_middle_leaves_the_call_partial() -> None:
     events = anthropic_events(invoked)[:5]
-    broken = frame(b'{"message":"slow down"}', exception_type="throttlingException", message_type=kind)
-    assert [("reported", 13, 10)] == pairs(read(*events, kind=EVENTSTREAM_TYPE))
+    broken = frame(b'{"message":"slow down"}', exception_type="throttlingException", message_type="exception")
     assert [("partial", 13, 10)] == pairs(read(*events, broken, kind=EVENTSTREAM_TYPE))
-
-
-def test_an_error_before_any_figure_says_that_it_ended_early() -> None:
-    (call,) = read(sse(chat({"content": "x"})), sse({"error": {"message": "overloaded", "code": 503}}))
-    assert ("missing", ("ended_early",)) == (call.source, call.notes)
-
-
-def test_relays_that_name_the_input_at_the_end_are_read() -> None:
-    start = {"type": "message", "id": "m", "model": "c", "usage": {"input_tokens": 0, "output_tokens": 0}}
-    delta = {"input_tokens": 500, "output_tokens": 9}
-    calls = read(
-        sse({"type": "message_start", "message": start}),
-        sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": delta}),
-    )
-    assert [("reported", 500, 9)] == pairs(calls)
-
-
-def test_every_last_line_of_ollama_is_a_call() -> None:
-    line = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 3, "eval_count": 4}
-    calls = read(compact(line) + b"\n", compact(line) + b"\n", kind=NDJSON_TYPE)
-    assert [("reported", 3, 4)] * 2 == pairs(calls)
-
-
-def test_counts_that_ollama_leaves_out_are_unknown() -> None:
-    line = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 3}
-    assert [("reported", 3, None)] == pairs(read(compact(line), kind=NDJSON_TYPE))
-
-
-def test_every_metadata_event_of_converse_is_a_call() -> None:
-    event = event_frame("metadata", {"usage": {"inputTokens": 3, "outputTokens": 4, "totalTokens": 7}})
-    calls = read(event, event, kind=EVENTSTREAM_TYPE)
-    assert [("reported", 3, 4)] * 2 == pairs(calls)
 
 
 def test_calls_beyond_the_bound_are_not_counted_and_that_is_said() -> None:
@@ -797,23 +529,11 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
     return CallUsage(input_tokens=1, output_tokens=output, response_id=identity, source=source)
 
 
-def test_a_call_seen_from_two_sides_counts_once() -> None:
-    assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
-
-
-@pytest.mark.parametrize("identity", [None, ""])
-def test_calls_without_an_id_all_count(identity: str | None) -> None:
-    assert 2 == len(each_once([call(identity=identity), call(identity=identity)]))
-
-
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
     [
         ("missing", "reported", "reported"),
-        ("partial", "reported", "reported"),
-        ("missing", "estimated", "estimated"),
         ("estimated", "partial", "partial"),
-        ("reported", "missing", "reported"),
         ("reported", "partial", "reported"),
     ],
 )
@@ -822,8 +542,11 @@ def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kep
     assert [kept] == [found.source for found in calls]
 
 
-def test_among_equals_the_larger_report_stays() -> None:
+def test_reports_of_a_call_count_once_and_those_without_an_id_each() -> None:
+    assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
     assert [6] == [found.output_tokens for found in each_once([call(output=5), call(output=6)])]
+    for identity in (None, ""):
+        assert 2 == len(each_once([call(identity=identity), call(identity=identity)]))
 
 
 def test_what_is_unknown_is_not_zero() -> None:
@@ -845,8 +568,6 @@ def test_the_edge_does_not_load_the_readers() -> None:
     assert "False" == ran.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "obj", [None, 7, b"", b"{", b"[]", {"custom_id": "a"}, {"key": "a", "value": 1}, {"response": {}}]
-)
+@pytest.mark.parametrize("obj", [None, b"{", {"custom_id": "a"}, {"response": {}}])
 def test_other_objects_are_no_lines(obj: object) -> None:
     assert batch_line(obj) is None

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -87,15 +85,6 @@ def test_a_whole_response_amounts_to_its_figures(name: str, how: str) -> None:
     assert recording.response_ids == tuple(call.response_id for call in calls)
 
 
-@pytest.mark.parametrize(("name", "how"), pairs([*BY_NAME], [*WORDS]))
-def test_cut_at_every_byte_it_amounts_to_the_same(name: str, how: str) -> None:
-    recording = BY_NAME[name]
-    body, usage = recording.body, word(recording, how)
-    expected = read(recording, body, usage=usage)
-    for cut in range(len(body) + 1):
-        assert expected == read(recording, body[:cut], body[cut:], usage=usage), cut
-
-
 @pytest.mark.parametrize("name", BY_NAME)
 def test_byte_by_byte_it_amounts_to_the_same(name: str) -> None:
     recording = BY_NAME[name]
@@ -123,43 +112,6 @@ def test_broken_off_within_an_event_the_one_before_counts(name: str) -> None:
         # With nothing but a torn event, it is certain only that there was an answer.
         expected = recording.aborted[count] or [MISSING]
         assert expected == [figures(call) for call in calls], count
-
-
-@pytest.mark.parametrize(
-    ("name", "coding"),
-    pairs(
-        ["openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat"],
-        ["gzip", "deflate", "raw deflate"],
-    ),
-)
-def test_compressed_and_cut_at_every_byte_it_amounts_to_the_same(name: str, coding: str) -> None:
-    recording = BY_NAME[name]
-    if coding == "gzip":
-        body = gzip.compress(recording.body)
-    else:
-        packer = zlib.compressobj(wbits=15 if coding == "deflate" else -15)
-        body = packer.compress(recording.body) + packer.flush()
-    header = coding.removeprefix("raw ").encode()
-    for cut in range(len(body) + 1):
-        calls = read(recording, body[:cut], body[cut:], usage=recording.usage, coding=header)
-        assert recording.expected == [figures(call) for call in calls], cut
-
-
-@pytest.mark.parametrize(
-    ("end", "name"), pairs([b"\r\n", b"\r"], [r.name for r in RECORDINGS if r.content_type == SSE_TYPE])
-)
-def test_line_ends_of_every_kind_amount_to_the_same(name: str, end: bytes) -> None:
-    recording = BY_NAME[name]
-    body = b"\xef\xbb\xbf" + recording.body.replace(b"\r\n", b"\n").replace(b"\n", end)
-    expected = read(recording, recording.body, usage=recording.usage)
-    for cut in range(0, len(body), 3):
-        assert expected == read(recording, body[:cut], body[cut:], usage=recording.usage), cut
-
-
-def test_cohere_keeps_what_it_bills_as_a_second_measure() -> None:
-    recording = BY_NAME["cohere-chat"]
-    (call,) = read(recording, recording.body, usage="cohere")
-    assert (5, 28) == (call.billed_input_tokens, call.billed_output_tokens)
 
 
 def test_a_residual_is_remarked_on() -> None:
@@ -216,30 +168,14 @@ def check(row: Row, calls: Sequence[CallUsage]) -> None:
     assert price(row, calls) == row.price
 
 
-def test_each_family_has_rows_and_each_row_a_source() -> None:
-    families = Counter(name.partition(":")[0] for name in ROWS)
-    assert min(families.values()) >= 8
-    assert len(ROWS) >= 250
-    for name, row in ROWS.items():
-        owner, _, issue = row.source.partition("#")
-        assert row.source.startswith("https://") or ("/" in owner and issue.isdigit()), name
-
-
-@pytest.mark.parametrize("how", WORDS)
-@pytest.mark.parametrize("name", WIRED)
+@pytest.mark.parametrize(("name", "how"), pairs([*WIRED], [*WORDS]))
 def test_a_body_amounts_to_its_units_and_costs_their_price(name: str, how: str) -> None:
     row = WIRED[name]
-    check(row, corpus_read(row, row.body, word="auto" if how == "auto" else None))
-
-
-@pytest.mark.parametrize("name", WIRED)
-def test_cut_at_random_it_amounts_to_the_same(name: str) -> None:
-    row = WIRED[name]
-    chance, body = Random(name), row.body  # noqa: S311 - a failure must be repeatable
-    for word in (row.usage, "auto"):
-        for count in (1, 2, 5):
-            places = [0, *sorted(chance.randint(0, len(body)) for _ in range(count)), len(body)]
-            check(row, corpus_read(row, *(body[begin:end] for begin, end in pairwise(places)), word=word))
+    word = "auto" if how == "auto" else None
+    check(row, corpus_read(row, row.body, word=word))
+    chance = Random(name)  # noqa: S311 - a failure must be repeatable
+    places = [0, *sorted(chance.randint(0, len(row.body)) for _ in range(4)), len(row.body)]
+    check(row, corpus_read(row, *(row.body[begin:end] for begin, end in pairwise(places)), word=word))
 
 
 def padded(row: Row, *, before: bool) -> Row:
@@ -263,9 +199,9 @@ def padded(row: Row, *, before: bool) -> Row:
 )
 def test_too_large_to_be_kept_it_amounts_to_the_same(name: str) -> None:
     row = WIRED[name]
-    for large in (padded(row, before=True), padded(row, before=False)):
-        for word in (row.usage, "auto"):
-            check(row, corpus_read(large, large.body, word=word))
+    for before, word in ((True, "auto"), (False, row.usage)):
+        large = padded(row, before=before)
+        check(row, corpus_read(large, large.body, word=word))
 
 
 @pytest.mark.parametrize(
@@ -308,8 +244,7 @@ def test_a_stream_of_objects_amounts_to_its_units_and_price(name: str) -> None:
     check(row, calls)
 
 
-@pytest.mark.parametrize("how", WORDS)
-@pytest.mark.parametrize("name", named("websocket"))
+@pytest.mark.parametrize(("name", "how"), pairs(named("websocket"), [*WORDS]))
 def test_messages_of_a_websocket_amount_to_units_and_price(name: str, how: str) -> None:
     row, calls = ROWS[name], list["CallUsage"]()
 
@@ -337,21 +272,12 @@ IMAGE = "A" * 9_000
         ({"messages": [{"role": "user", "content": TEXT}]}, 1, 0),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": TEXT}]}], "system": TEXT}, 2, 0),
         ({"prompt": TEXT, "suffix": TEXT}, 2, 0),
-        ({"prompt": [TEXT, TEXT]}, 2, 0),
         ({"prompt": [1, 2, 3]}, 0, 3),
-        ({"input": [[1, 2], [3]]}, 0, 3),
         ({"input": TEXT, "instructions": TEXT}, 2, 0),
-        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": TEXT}]}]}, 1, 0),
         ({"contents": [{"role": "user", "parts": [{"text": TEXT}]}]}, 1, 0),
-        ({"systemInstruction": {"parts": [{"text": TEXT}]}, "contents": TEXT}, 2, 0),
         ({"messages": [{"content": [{"type": "tool_result", "content": TEXT, "tool_use_id": "t"}]}]}, 1, 0),
         (
             {"messages": [{"content": [{"type": "image_url", "image_url": {"url": f"data:{IMAGE}"}}]}]},
-            0,
-            MEDIA_PART_TOKENS,
-        ),
-        (
-            {"messages": [{"content": [{"type": "image", "source": {"type": "base64", "data": IMAGE}}]}]},
             0,
             MEDIA_PART_TOKENS,
         ),
@@ -375,21 +301,13 @@ def test_input_is_estimated_from_texts_and_parts(body: dict[str, Any], texts: in
     assert expected == estimate_input(json.dumps(body).encode(), "any-model")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"9" * 9_999])
+@pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_request_is_estimated_at_nothing(body: bytes) -> None:
     assert 0 == estimate_input(body)
 
 
 def test_a_body_beyond_the_bound_is_taken_for_media() -> None:
     assert 9 * MEDIA_PART_TOKENS == estimate_input(b"x" * (BODY_BYTES_MAX + 1))
-
-
-def test_a_request_of_endless_depth_is_measured_within_bounds() -> None:
-    messages: list[Any] = []
-    for _ in range(50_000):
-        messages = [messages, "abc"]
-    assert 50_000 == estimate_input({"messages": messages})
-    assert 100_000 > estimate_input({"messages": ["abc"] * 200_000}) > 99_000
 
 
 ESTIMATE_STREAMS = {
@@ -460,26 +378,11 @@ def test_text_that_final_figures_cover_is_not_estimated() -> None:
     assert (2 * BYTES, BYTES // 4) == (reader.output_bytes_seen, reader.estimated_output_tokens)
 
 
-def test_text_that_a_snapshot_covers_is_not_estimated() -> None:
-    reader = open_reader(SSE_TYPE)
-    reader.feed(sse(chat({"content": TEXT}, usage=chat_usage(3, 4))))
-    assert 0 == reader.estimated_output_tokens
-    reader.feed(sse(chat({"content": TEXT})))
-    assert BYTES // 4 == reader.estimated_output_tokens
-
-
 def test_the_text_of_a_torn_document_is_estimated() -> None:
     reader = open_reader("application/json")
     reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh i')
     (call,) = reader.close(complete=False)
     assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
-
-
-def test_a_document_lacking_only_its_end_is_not_estimated() -> None:
-    reader = open_reader("application/json")
-    reader.feed(compact({**chat({"content": TEXT}), "usage": chat_usage(3, 4)}))
-    assert [("partial", 3, 4)] == [figures(call)[:3] for call in reader.close(complete=False)]
-    assert 0 == reader.estimated_output_tokens
 
 
 def test_a_torn_document_that_may_be_anything_is_nothing() -> None:
@@ -498,10 +401,8 @@ NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
     [
         ((), 7, []),
         ((NOTHING,), 7, [("estimated", 3, 7)]),
-        ((NOTHING,), 0, [("estimated", 3, 1)]),
         ((SNAPSHOT,), 0, [("partial", 5, 6)]),
         ((SNAPSHOT,), 7, [("estimated", 5, 13)]),
-        ((TOLD,), 0, [("reported", 5, 6)]),
         ((TOLD,), 7, [("reported", 5, 6), ("estimated", 0, 7)]),
         ((TOLD, NOTHING), 7, [("reported", 5, 6), ("estimated", 3, 7)]),
     ],
@@ -511,15 +412,6 @@ def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
 ) -> None:
     cut = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
     assert expected == [figures(call)[:3] for call in cut]
-
-
-def never() -> int:
-    raise AssertionError("the request was looked at without need")
-
-
-@pytest.mark.parametrize("calls", [(), (NOTHING,), (SNAPSHOT,), (TOLD,), (TOLD, NOTHING)])
-def test_what_ended_without_text_and_figures_stays_unknown(calls: tuple[CallUsage, ...]) -> None:
-    assert calls == filled(calls, input_tokens=never, output_tokens=0)
 
 
 @pytest.mark.parametrize(

@@ -15,33 +15,23 @@ import pytest
 
 from drivers.sampled import pairs
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.charging import Charges
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.response import ResponseReader
 from tokens.openai_payloads import (
-    AUDIO,
-    AUDIO_UNITS,
     PAINTED,
-    PERPLEXITY,
     TRANSCRIBED,
     answer,
     response,
-    searched,
 )
 from tokens.openai_payloads import (
     PAYLOADS as OPENAI_PAYLOADS,
-)
-from tokens.openai_payloads import (
-    Payload as OpenAiPayload,
 )
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     SSE_TYPE,
     Figures,
-    chat,
-    chat_usage,
     compact,
     figures,
     invoked,
@@ -63,13 +53,22 @@ BLOCK = {"type": "text", "text": "x" * 200}
 
 
 def read(
-    body: bytes, usage: str, kind: str = JSON_TYPE, *, size: int = 1 << 20, complete: bool = True
+    body: bytes,
+    usage: str = "auto",
+    kind: str = JSON_TYPE,
+    *,
+    size: int = 1 << 20,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    complete: bool = True,
 ) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(usage, status=200, headers=[(b"content-type", kind.encode())])
+    all_headers = [(b"content-type", kind.encode()), *headers]
+    reader = ResponseReader.open(usage, status=200, headers=all_headers)
     assert reader is not None
     for at in range(0, len(body), size):
         reader.feed(body[at : at + size])
-    return reader.close(complete=complete)
+    calls = reader.close(complete=complete)
+    assert not any(call.source == "reported" for call in calls) or reader.estimated_output_tokens == 0
+    return calls
 
 
 def check(calls: tuple[CallUsage, ...], payload: Payload) -> None:
@@ -93,12 +92,6 @@ def test_a_document_amounts_to_its_units_and_their_price(payload: Payload, how: 
         check(calls_of(payload.value), payload)
     else:
         check(read(compact(payload.value), payload.usage if how == "declared" else "auto"), payload)
-
-
-@payloads
-@pytest.mark.parametrize("size", [1, 7, 50])
-def test_a_document_amounts_to_the_same_however_it_is_cut(payload: Payload, size: int) -> None:
-    check(read(compact(payload.value), "auto", size=size), payload)
 
 
 def large(value: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +164,7 @@ def test_later_events_of_a_stream_replace_single_figures(kind: str) -> None:
     assert streamed(start, first, last, STOP, kind=kind) == [(HAIKU, units)]
 
 
-@kinds
-@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(("kind", "complete"), pairs([SSE_TYPE, EVENTSTREAM_TYPE], [True, False]))
 def test_an_advisor_in_a_stream_is_a_call_of_its_own_once(kind: str, complete: bool) -> None:
     iterations = [
         iteration("message", 1, 4, model=HAIKU),
@@ -185,44 +177,6 @@ def test_an_advisor_in_a_stream_is_a_call_of_its_own_once(kind: str, complete: b
     assert found == [
         (HAIKU, {"input_tokens": 2, "output_tokens": 9, **nothing_read}),
         (OPUS, {"input_tokens": 1000, "output_tokens": 100, **nothing_read}),
-    ]
-
-
-@kinds
-def test_a_fallback_in_a_stream_replaces_the_attempt_before_it(kind: str) -> None:
-    declined: dict[str, Any] = {"cache_creation_input_tokens": 500, "cache_creation": written(0, 500)}
-    last = ended(
-        input_tokens=2,
-        output_tokens=70,
-        cache_creation_input_tokens=0,
-        iterations=[
-            iteration("message", 2, 30, wrote=500, cache_creation=written(0, 500), model=OPUS),
-            iteration("fallback_message", 2, 70, read=400, model=HAIKU),
-        ],
-    )
-    assert streamed(begun(OPUS, **declined), last, STOP, kind=kind) == [
-        (
-            HAIKU,
-            {
-                "input_tokens": 402,
-                "output_tokens": 70,
-                "cache_read_tokens": 400,
-                "cache_write_tokens": 0,
-                "cache_write_5m_tokens": 0,
-                "cache_write_1h_tokens": 0,
-            },
-        ),
-        (
-            OPUS,
-            {
-                "input_tokens": 502,
-                "output_tokens": 30,
-                "cache_read_tokens": 0,
-                "cache_write_tokens": 500,
-                "cache_write_5m_tokens": 0,
-                "cache_write_1h_tokens": 500,
-            },
-        ),
     ]
 
 
@@ -284,8 +238,7 @@ STREAMS: dict[str, tuple[str, str, bytes, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["declared", "auto"])
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(("name", "how"), pairs([*STREAMS], ["declared", "auto"]))
 def test_a_stream_of_another_shape_amounts_to_its_last_figures(name: str, how: str) -> None:
     usage, kind, body, more = STREAMS[name]
     (call,) = read(body, usage if how == "declared" else "auto", kind, size=40)
@@ -303,14 +256,13 @@ COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["declared", "auto"])
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize(("name", "how"), pairs([*COUNTED], ["declared", "auto"]))
 def test_an_endpoint_that_only_counts_tokens_misses_nothing(name: str, how: str) -> None:
     usage, value = COUNTED[name]
     assert read(compact(value), usage if how == "declared" else "auto") == ()
 
 
-BAD: list[Any] = [-1, "5", 1.5, 10**15, True, [], {}, float("nan")]
+BAD: list[Any] = [-1, "5", 1.5, 10**15, True, {}]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=map(repr, BAD))
@@ -383,8 +335,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["gemini", "auto", "object"])
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize(("name", "how"), pairs([*BATCHES], ["gemini", "auto", "object"]))
 def test_each_response_of_a_batch_is_a_call_at_batch_price(name: str, how: str) -> None:
     value = BATCHES[name]
     calls = calls_of(value) if how == "object" else read(compact(value), how)
@@ -406,47 +357,10 @@ def test_a_batch_of_embeddings_counts_their_tokens() -> None:
     ]
 
 
-def test_each_of_many_embeddings_of_the_sdk_is_counted() -> None:
-    vectors = [
-        {"values": [0.1] * 768, "statistics": {"truncated": False, "token_count": 5.0}} for _ in range(60)
-    ]
-    (call,) = calls_of({"embeddings": vectors, "metadata": None, "usage_metadata": None})
-    assert call.units == {"input_tokens": 300, "output_tokens": 0}
-
-
-def test_a_gemini_live_message_is_read_in_either_spelling() -> None:
-    for value in (
-        {"serverContent": {"modelTurn": {"parts": [{"text": "Four."}]}}},
-        {"server_content": {"model_turn": {"parts": [{"text": "Four."}]}}},
-    ):
-        reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", SSE_TYPE.encode())])
-        assert reader is not None
-        reader.feed(sse(value))
-        (call,) = reader.close(complete=True)
-        assert (call.source, call.provider, reader.output_bytes_seen) == ("missing", "gcp.gemini", 5)
-
-
 # F-210, F-212, F-213, F-215, F-216: OpenAI-shaped answers are read whole, in the price table's units.
 
 
 WORDS: Final = ("auto", "openai", "mistral")
-
-
-def openai_units_read(
-    body: bytes, usage: str = "auto", kind: str = JSON_TYPE, *, cuts: Sequence[int] = ()
-) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(usage, status=200, headers=[(b"content-type", kind.encode())])
-    assert reader is not None
-    ends = [*cuts, len(body)]
-    for begin, end in zip([0, *cuts], ends, strict=True):
-        reader.feed(body[begin:end])
-    return reader.close(complete=True)
-
-
-def read_payload(
-    payload: OpenAiPayload, usage: str = "auto", *, cuts: Sequence[int] = ()
-) -> tuple[CallUsage, ...]:
-    return openai_units_read(payload.body, usage, SSE_TYPE if payload.is_stream else JSON_TYPE, cuts=cuts)
 
 
 def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
@@ -455,11 +369,10 @@ def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
     return sum((charges.of(replace(call, model=call.model or asked), AT) for call in calls), Fraction(0))
 
 
-@pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize("name", OPENAI_PAYLOADS)
+@pytest.mark.parametrize(("name", "word"), pairs([*OPENAI_PAYLOADS], WORDS))
 def test_an_answer_costs_by_units_what_its_provider_asks(name: str, word: str) -> None:
     payload = OPENAI_PAYLOADS[name]
-    calls = read_payload(payload, word)
+    calls = read(payload.body, word, SSE_TYPE if payload.is_stream else JSON_TYPE, size=300)
     assert [dict(call.details) for call in calls] == payload.units
     assert tuple(call.model for call in calls) == payload.models
     of_shape = "mistral_ai" if word == "mistral" and payload.provider == "openai" else payload.provider
@@ -469,44 +382,15 @@ def test_an_answer_costs_by_units_what_its_provider_asks(name: str, word: str) -
         assert charged(calls, payload.asked) == payload.micros
 
 
-@pytest.mark.parametrize("name", OPENAI_PAYLOADS)
-def test_cut_anywhere_it_amounts_to_the_same(name: str) -> None:
-    payload = OPENAI_PAYLOADS[name]
-    expected = read_payload(payload)
-    step = max(1, len(payload.body) // 50)
-    for cut in range(0, len(payload.body), step):
-        assert read_payload(payload, cuts=[cut]) == expected, cut
-
-
-@pytest.mark.parametrize("name", OPENAI_PAYLOADS)
-def test_a_large_answer_amounts_to_the_same(name: str) -> None:
-    payload = OPENAI_PAYLOADS[name]
-    padding = {"padding": ["A" * 70_000]}
-    said = payload.said
-    large = [{**event, **padding} for event in said] if isinstance(said, list) else {**said, **padding}
-    assert read_payload(replace(payload, said=large)) == read_payload(payload)
-    first = [{**padding, **event} for event in said] if isinstance(said, list) else {**padding, **said}
-    assert read_payload(replace(payload, said=first)) == read_payload(payload)
-
-
-@pytest.mark.parametrize("name", OPENAI_PAYLOADS)
-def test_an_object_amounts_to_the_same(name: str) -> None:
-    said = OPENAI_PAYLOADS[name].said
-    whole = said[-1] if isinstance(said, list) else said
-    if OPENAI_PAYLOADS[name].models == (None,) and "result" in whole:
-        pytest.skip("no SDK has such an object")
-    assert [dict(call.details) for call in calls_of(whole)] == OPENAI_PAYLOADS[name].units
-
-
 def test_what_an_image_tool_used_is_a_call_of_its_own() -> None:
-    base, image = openai_units_read(compact(PAINTED))
+    base, image = read(compact(PAINTED))
     assert (base.response_id, image.response_id) == ("resp_1", "resp_1/image_gen")
     assert figures(base)[1:3] == (1820, 210)
     assert figures(image)[1:3] == (30, 7024)
 
 
 def test_a_background_image_tool_outlives_its_request() -> None:
-    calls = openai_units_read(compact({**PAINTED, "background": True}))
+    calls = read(compact({**PAINTED, "background": True}))
     assert [call.outlives for call in calls] == [True, True]
 
 
@@ -516,46 +400,22 @@ def test_a_background_image_tool_outlives_its_request() -> None:
         ("output", [{"type": "image_generation_call", "model": "gpt-image-1.5"}], "gpt-image-1.5"),
         ("tools", [{"type": "image_generation", "model": "gpt-image-1-mini"}], "gpt-image-1-mini"),
         ("tools", [{"type": "image_generation", "model": 7}], "gpt-image-2.5-sunburst"),
-        ("tools", ["image_generation", None, {"type": ["image_generation"]}], "gpt-image-2.5-sunburst"),
-        ("tools", {"type": "image_generation", "model": "x"}, "gpt-image-2.5-sunburst"),
     ],
 )
 def test_an_image_tools_model_is_the_one_that_the_answer_names(place: str, tools: Any, model: str) -> None:
     said: dict[str, Any] = {**PAINTED, "tools": [], place: tools}
-    assert openai_units_read(compact(said))[1].model == model
-
-
-def test_an_image_tool_that_reports_only_what_came_out_is_read() -> None:
-    used = {"output_tokens": 7024, "output_tokens_details": {"image_tokens": 7024}}
-    _, image = openai_units_read(compact({**PAINTED, "tool_usage": {"image_gen": used}}))
-    assert (image.input_tokens, image.output_tokens) == (0, 7024)
-    assert dict(image.details) == {"output_image_tokens": 7024}
+    assert read(compact(said))[1].model == model
 
 
 def test_each_drawing_inside_a_response_is_a_call_of_its_own() -> None:
     drawn = {"input_tokens": 10, "output_tokens": 20, "total_tokens": 30, "model": "gpt-5-mini"}
     items = [{"type": "image_generation_call", "id": "i", "svg_usage": drawn}] * 2
-    calls = openai_units_read(
-        compact(response(output=[*items, {"type": "image_generation_call", "svg_usage": {}}]))
-    )
+    calls = read(compact(response(output=[*items, {"type": "image_generation_call", "svg_usage": {}}])))
     assert [call.model for call in calls] == ["gpt-5", "gpt-5-mini", "gpt-5-mini"]
     assert [call.input_tokens for call in calls] == [1000, 10, 10]
 
 
-def test_repeated_searches_of_a_stream_count_once() -> None:
-    last = response(output=[searched("search")] * 3)
-    events = [
-        {"type": "response.output_item.done", "item": searched("search")},
-        {"type": "response.web_search_call.completed", "item_id": "ws"},
-        {"type": "response.completed", "response": last},
-        {"type": "response.completed", "response": last},
-    ]
-    (call,) = openai_units_read(b"".join(map(sse, events)), "auto", SSE_TYPE)
-    assert call.details == {"web_searches": 3}
-
-
-@pytest.mark.parametrize("word", ["auto", "openai"])
-def test_a_transcription_amid_an_answer_is_a_call_of_its_own(word: str) -> None:
+def test_a_transcription_amid_an_answer_is_a_call_of_its_own() -> None:
     done = {name: value for name, value in response("", 10, 5).items() if name != "model"}
     events = [
         {"type": "response.created", "response": {**done, "status": "in_progress", "usage": None}},
@@ -564,7 +424,7 @@ def test_a_transcription_amid_an_answer_is_a_call_of_its_own(word: str) -> None:
         {"type": "response.done", "response": done},
         {**TRANSCRIBED, "item_id": "item_2", "usage": {"type": "duration", "seconds": 2}},
     ]
-    calls = openai_units_read(b"".join(map(sse, events)), word, SSE_TYPE)
+    calls = read(b"".join(map(sse, events)), "auto", SSE_TYPE)
     assert [(call.response_id, call.model) for call in calls] == [
         ("item_1", None),
         ("resp_1", None),
@@ -574,57 +434,9 @@ def test_a_transcription_amid_an_answer_is_a_call_of_its_own(word: str) -> None:
     assert calls[2].details == {"audio_seconds": 2, "input_audio_seconds": 2}
 
 
-def test_a_transcription_is_no_part_of_a_call_that_goes_on() -> None:
-    begun = {"type": "session.usage.updated", "usage": {"seconds": 5}}
-    calls = openai_units_read(b"".join(map(sse, (begun, TRANSCRIBED))), "auto", SSE_TYPE)
-    assert [call.details.get("audio_seconds") for call in calls] == [5, None]
-    assert [call.output_tokens for call in calls] == [None, 20]
-
-
-def test_sound_billed_by_the_second_is_no_output_token() -> None:
-    (call,) = read_payload(OPENAI_PAYLOADS["chat of Mistral with sound"])
-    assert figures(call)[1:3] == (4, 635)
-    assert call.notes == ()
-
-
-OPENAI_UNITS_BAD: Final[list[object]] = [-1, "5", "", 1.5, QUANTITY_MAX + 1, True, [], {}, [5], {"n": 5}]
-
-
-@pytest.mark.parametrize("value", OPENAI_UNITS_BAD)
-@pytest.mark.parametrize(
-    "place",
-    [
-        "prompt_tokens_details.audio_tokens",
-        "completion_tokens_details.audio_tokens",
-        "prompt_tokens_details.image_tokens",
-    ],
-)
-def test_one_bad_figure_is_refused_alone(place: str, value: object) -> None:
-    outer, inner = place.split(".")
-    usage = {**AUDIO["usage"], outer: {**AUDIO["usage"][outer], inner: value}}
-    (call,) = openai_units_read(compact({**AUDIO, "usage": usage}))
-    unit = ("input_" if outer.startswith("prompt") else "output_") + inner
-    assert call.notes == ("refused",)
-    assert call.details == {name: count for name, count in AUDIO_UNITS.items() if name != unit}
-    assert figures(call)[1:3] == (1000, 300)
-
-
-def test_a_whole_number_may_be_written_as_a_fraction() -> None:
-    (call,) = openai_units_read(
-        compact(answer("gpt-audio", 9, 9, prompt_tokens_details={"audio_tokens": 4.0}))
-    )
-    assert (call.details, call.notes) == ({"input_audio_tokens": 4}, ())
-
-
-@pytest.mark.parametrize("usage", [[], [chat_usage(1, 2)], "x", 5, True])
-def test_usage_that_is_no_object_is_missing(usage: object) -> None:
-    (call,) = openai_units_read(compact({**answer("gpt-5", 1, 2), "usage": usage}), "openai")
-    assert call.source == "missing"
-
-
 def test_parts_larger_than_their_wholes_are_cut_and_noted() -> None:
     details = {"audio_tokens": 900, "cached_tokens": 5000, "cached_tokens_details": {"audio_tokens": 4000}}
-    (call,) = openai_units_read(compact(answer("gpt-realtime-2", 100, 10, prompt_tokens_details=details)))
+    (call,) = read(compact(answer("gpt-realtime-2", 100, 10, prompt_tokens_details=details)))
     assert call.notes == ("beyond_whole",)
     assert (call.cached_input_tokens, call.details["input_audio_tokens"]) == (100, 100)
     # 100 tokens of cached sound and 10 * 24: never more than went in.
@@ -633,11 +445,11 @@ def test_parts_larger_than_their_wholes_are_cut_and_noted() -> None:
 
 @pytest.mark.parametrize(
     "cost",
-    [-0.01, "0.1", True, [], math.nan, math.inf, 10**9 + 1, 10**400, {"total_cost": "1"}, {"total_cost": -1}],
+    [-0.01, "0.1", True, math.nan, 10**9 + 1, 10**400, {"total_cost": -1}],
 )
 def test_an_amount_that_cannot_be_one_is_refused(cost: object) -> None:
     body = json.dumps({**answer("gpt-5", 10, 5, cost=cost), "provider": "Google"}).encode()
-    (call,) = openai_units_read(body)
+    (call,) = read(body)
     assert (call.reported_cost_micros, call.notes) == (None, ("refused",))
     assert figures(call)[1:3] == (10, 5)
 
@@ -649,57 +461,27 @@ def test_an_amount_that_cannot_be_one_is_refused(cost: object) -> None:
         ({"cost": 0.1 + 0.2}, Fraction("300000.00000000004")),
         ({"cost": 10**9}, 10**15),
         ({"cost": {"total_cost": 0.006, "request_cost": 0.005}}, 6_000),
-        ({"cost": {}}, None),
         ({"cost": None, "cost_in_usd_ticks": 94_000}, Fraction(94, 10)),
         ({"cost": 0.1, "is_byok": "true", "cost_details": {"upstream_inference_cost": 1}}, 100_000),
         ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 1}}, 10**6),
-        ({"cost": 0.1, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, 100_000),
-        ({"cost": 0.1, "is_byok": True, "cost_details": []}, 100_000),
     ],
 )
 def test_a_reported_amount_is_exact(usage: dict[str, Any], micros: Fraction | int | None) -> None:
-    (call,) = openai_units_read(compact(answer("gpt-5", 10, 5, **usage)))
+    (call,) = read(compact(answer("gpt-5", 10, 5, **usage)))
     assert call.reported_cost_micros == micros
 
 
 @pytest.mark.parametrize(("reports", "micros"), [({"cost": 0.5, "cost_details": {}}, 500_000), ({}, 226_270)])
 def test_the_amount_of_a_gateway_covers_tools_too(reports: dict[str, Any], micros: int) -> None:
-    calls = openai_units_read(compact({**PAINTED, "usage": {**PAINTED["usage"], **reports}}))
+    calls = read(compact({**PAINTED, "usage": {**PAINTED["usage"], **reports}}))
     assert charged(calls, "") == micros
 
 
-def test_an_upstream_amount_that_cannot_be_one_is_refused_alone() -> None:
-    details = {"upstream_inference_cost": "free"}
-    (call,) = openai_units_read(compact(answer("gpt-5", 10, 5, cost=0.1, is_byok=True, cost_details=details)))
-    assert call.reported_cost_micros == 100_000
-    assert call.notes == ("refused",)
-
-
-def test_perplexity_bills_reasoning_and_citations_too() -> None:
-    (call,) = calls_of(PERPLEXITY)
-    assert figures(call)[1:] == (33, 7163 + 73_997 + 20_016, None, None, 73_997)
-    assert call.reported_cost_micros == 409_393
-    # 33 * 2 + 7163 * 8 + 73,997 * 3 + 20,016 * 2 + 18 * 5000
-    assert charged([replace(call, provider="perplexity", reported_cost_micros=None)], "") == 409_393
-
-
-@pytest.mark.parametrize("seconds", [-1, "5", True, math.nan, math.inf, 10**16])
+@pytest.mark.parametrize("seconds", [-1, "5", math.nan, 10**16])
 def test_a_duration_that_cannot_be_one_is_refused(seconds: object) -> None:
     body = json.dumps({"text": "x", "usage": {"type": "duration", "seconds": seconds}}).encode()
-    (call,) = openai_units_read(body, "openai")
+    (call,) = read(body, "openai")
     assert (call.source, call.notes, dict(call.details)) == ("missing", ("refused",), {})
-
-
-def test_mistral_says_an_empty_object_where_there_is_no_sound() -> None:
-    (call,) = openai_units_read(
-        compact(answer("mistral-small-latest", 10, 5, prompt_audio_seconds={})), "mistral"
-    )
-    assert (call.notes, dict(call.details), call.provider) == ((), {}, "mistral_ai")
-
-
-def test_a_gateways_word_counts_over_the_shape_for_mistral_too() -> None:
-    said = {**answer("x/y", 10, 5, cost=0.5), "provider": "Mistral"}
-    assert [openai_units_read(compact(said), word)[0].provider for word in WORDS] == ["openrouter"] * 3
 
 
 @pytest.mark.parametrize(
@@ -711,33 +493,19 @@ def test_a_gateways_word_counts_over_the_shape_for_mistral_too() -> None:
             (("processing", "batch"), ("service_tier", "priority")),
         ),
         ({"service_tier": "default"}, ()),
-        ({"service_tier": "auto"}, ()),
-        ({"service_tier": None}, ()),
         ({"service_tier": ["flex"]}, ()),
-        ({"service_tier": "x" * 300}, ()),
     ],
 )
 def test_a_call_was_processed_as_its_answer_says(
     holder: dict[str, Any], context: tuple[tuple[str, str], ...]
 ) -> None:
-    (call,) = openai_units_read(compact({**response(), **holder}))
+    (call,) = read(compact({**response(), **holder}))
     assert call.context == context
-
-
-def test_the_tier_of_the_last_chunk_counts() -> None:
-    events = [
-        chat({"content": "Hi"}, service_tier="auto", usage=None),
-        chat(None, service_tier="flex", usage=chat_usage(10, 5)),
-    ]
-    (call,) = openai_units_read(b"".join(map(sse, events)), "auto", SSE_TYPE)
-    assert call.context == (("service_tier", "flex"),)
 
 
 NO_ANSWERS: Final[list[dict[str, Any]]] = [
     {"success": True, "result": {"usage": {"input_tokens": 10, "output_tokens": 5}}},
-    {"success": "yes", "result": {"usage": chat_usage(10, 5)}},
     {"answers": [{"type": "essay"}], "usage": {"input_tokens": 10, "output_tokens": 5}},
-    {"answers": ["choice"], "usage": {"input_tokens": 10, "output_tokens": 5}},
     {"pages": [{}], "usage": {"input_tokens": 10, "output_tokens": 5}},
     {"text": 5, "usage": {"type": "duration", "seconds": 4}},
     {"tool_usage": {"image_gen": {"input_tokens": 10, "output_tokens": 5}}},
@@ -746,7 +514,7 @@ NO_ANSWERS: Final[list[dict[str, Any]]] = [
 
 @pytest.mark.parametrize("said", NO_ANSWERS)
 def test_what_is_no_models_answer_counts_nothing_under_auto(said: dict[str, Any]) -> None:
-    assert openai_units_read(compact(said)) == ()
+    assert read(compact(said)) == ()
 
 
 # F-135: shapes of usage that counted nothing, or twice.
@@ -782,13 +550,6 @@ CONVERSED: dict[str, Any] = {
         "connectors": {"web_search": 1},
     },
 }
-
-
-def further_shapes_read(body: bytes, usage: str, kind: str = JSON_TYPE) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(usage, status=200, headers=[(b"content-type", kind.encode())])
-    assert reader is not None
-    reader.feed(body)
-    return reader.close(complete=True)
 
 
 CASES: dict[str, tuple[str, str, dict[str, Any], Figures]] = {
@@ -828,14 +589,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Figures]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["declared", "auto", "object"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "how"), pairs([*CASES], ["declared", "auto", "object"]))
 def test_a_document_amounts_to_its_figures(name: str, how: str) -> None:
     word, provider, value, expected = CASES[name]
     calls = (
-        calls_of(value)
-        if how == "object"
-        else further_shapes_read(compact(value), word if how == "declared" else "auto")
+        calls_of(value) if how == "object" else read(compact(value), word if how == "declared" else "auto")
     )
     assert [figures(call) for call in calls] == [expected]
     # Mistral answers in OpenAI's shape.
@@ -858,7 +616,7 @@ def test_a_stream_of_a_run_counts_the_run_and_not_its_steps(how: str) -> None:
         sse({**RUN, "status": "completed", "usage": USED}, event="thread.run.completed"),
         b"event: done\ndata: [DONE]\n\n",
     ]
-    (call,) = further_shapes_read(b"".join(events), how, SSE_TYPE)
+    (call,) = read(b"".join(events), how, SSE_TYPE)
     assert figures(call)[:3] == ("reported", 600, 400)
     assert (call.response_id, call.outlives) == ("run_1", True)
     # Its steps are calls of their own, and a price by input length is for one call.
@@ -870,36 +628,15 @@ def test_a_stream_of_an_interaction_counts_what_its_end_says(how: str) -> None:
     begun = {"event_type": "interaction.start", "interaction": {"id": "int_1", "status": "in_progress"}}
     text = {"event_type": "content.delta", "index": 0, "delta": {"type": "text", "text": "x" * 40}}
     ended = {"event_type": "interaction.completed", "interaction": INTERACTION}
-    (call,) = further_shapes_read(b"".join(map(sse, (begun, text, ended))), how, SSE_TYPE)
+    (call,) = read(b"".join(map(sse, (begun, text, ended))), how, SSE_TYPE)
     assert figures(call) == ("reported", 107, 50, 64, None, 30)
     assert (call.response_id, call.outlives) == ("int_1", True)
-
-
-@pytest.mark.parametrize("status", ["requires_action", "budget_exceeded", "requires_continuation", "failed"])
-def test_an_interaction_that_stops_is_counted_too(status: str) -> None:
-    (call,) = further_shapes_read(compact({**INTERACTION, "status": status}), "auto")
-    assert figures(call) == ("reported", 107, 50, 64, None, 30)
-
-
-def test_realtime_has_cached_tokens() -> None:
-    usage = {
-        "total_tokens": 50,
-        "input_tokens": 40,
-        "output_tokens": 10,
-        "input_token_details": {"cached_tokens": 24, "text_tokens": 40, "audio_tokens": 0},
-        "output_token_details": {"text_tokens": 10, "audio_tokens": 0},
-    }
-    done = {
-        "type": "response.done",
-        "response": {"id": "resp_1", "object": "realtime.response", "usage": usage},
-    }
-    assert [figures(call) for call in calls_of(done)] == [("reported", 40, 10, 24, None, None)]
 
 
 def test_a_ranking_counts_searches_and_misses_no_tokens() -> None:
     ranking = {"id": "r1", "results": RANKS, "meta": {"billed_units": {"search_units": 1}}}
     for word in ("cohere", "auto"):
-        (call,) = further_shapes_read(compact(ranking), word)
+        (call,) = read(compact(ranking), word)
         assert (call.source, call.units) == ("reported", {"rerank_searches": 1})
 
 
@@ -907,7 +644,6 @@ def test_a_ranking_counts_searches_and_misses_no_tokens() -> None:
 
 
 HEADERS = [
-    (b"Content-Type", b"application/json"),
     (b"X-Amzn-Bedrock-Input-Token-Count", b"12"),
     (b"x-amzn-bedrock-output-token-count", b"5"),
 ]
@@ -915,38 +651,23 @@ DEEPSEEK = {"choices": [{"text": "Four.", "stop_reason": "stop"}]}
 OF_MISTRAL = {"outputs": [{"text": "Four.", "stop_reason": "stop"}]}
 
 
-def read_with(headers: list[tuple[bytes, bytes]], value: object, usage: str) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(usage, status=200, headers=headers)
-    assert reader is not None
-    reader.feed(compact(value))
-    calls = reader.close(complete=True)
-    assert not any(call.source == "reported" for call in calls) or reader.estimated_output_tokens == 0
-    return calls
-
-
-@pytest.mark.parametrize("usage", ["bedrock", "auto"])
-@pytest.mark.parametrize("value", [DEEPSEEK, OF_MISTRAL, {"embeddings": [[0.1]]}])
+@pytest.mark.parametrize(
+    ("value", "usage"), pairs([DEEPSEEK, OF_MISTRAL, {"embeddings": [[0.1]]}], ["bedrock", "auto"])
+)
 def test_invoke_model_headers_count_where_the_body_is_silent(value: object, usage: str) -> None:
-    (call,) = read_with(HEADERS, value, usage)
+    (call,) = read(compact(value), usage, headers=HEADERS)
     assert (call.source, call.provider) == ("reported", "aws.bedrock")
     assert call.units == {"input_tokens": 12, "output_tokens": 5}
 
 
 @pytest.mark.parametrize("usage", ["bedrock", "auto"])
 def test_figures_of_the_body_count_before_those_of_headers(usage: str) -> None:
-    (call,) = read_with(HEADERS, message(HAIKU, {"input_tokens": 12, "output_tokens": 7}), usage)
+    (call,) = read(compact(message(HAIKU, {"input_tokens": 12, "output_tokens": 7})), usage, headers=HEADERS)
     assert call.units == {"input_tokens": 12, "output_tokens": 7}
 
 
-@pytest.mark.parametrize("bad", [b"-1", b"1.5", b"many", b"", b"1" * 16])
+@pytest.mark.parametrize("bad", [b"-1", b"1.5", b"", b"1" * 16])
 def test_a_header_that_is_no_figure_counts_nothing(bad: bytes) -> None:
-    headers = [*HEADERS[:2], (b"x-amzn-bedrock-output-token-count", bad)]
-    (call,) = read_with(headers, DEEPSEEK, "bedrock")
+    headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]
+    (call,) = read(compact(DEEPSEEK), "bedrock", headers=headers)
     assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",))
-
-
-def test_the_answer_of_boto3_has_the_headers_too() -> None:
-    sent = {name.decode().lower(): value.decode() for name, value in HEADERS}
-    answer = {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": sent}, "body": object()}
-    (call,) = calls_of(answer)
-    assert call.units == {"input_tokens": 12, "output_tokens": 5}
