@@ -11,10 +11,8 @@ import pytest
 from drivers.audit_database import to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
-from drivers.operator_pages import JSON, PLANS, figures_on, make_snapshot, pages_of, selling
+from drivers.operator_pages import JSON, figures_on, make_snapshot, pages_of, selling
 from drivers.shop import START
-from meterkit import MeterKit
-from meterkit.catalog import loads
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.outbox.closes import Close, Closes
 from meterkit.store.degraded_minutes import DegradedMinutes
@@ -80,22 +78,7 @@ async def test_periods_that_no_invoice_confirms_are_listed(store_url: str) -> No
         ]
 
 
-async def test_todays_spikes_count_once_by_customer_and_meter(store_url: str) -> None:
-    async with selling(store_url, None) as kit, pages_of(kit) as client:
-        now_ms, spikes = to_ms(START), SpikesToday(kit.store)
-        await spikes.note(FoundSpike("old", "requests", now_ms - 1, "hour", 500, 5))
-        for used in (900, 1000):
-            await spikes.note(FoundSpike("a b", "requests", now_ms, "hour", used, 10))
-        assert (await client.get("/", headers=JSON)).json()["spikes"] == {"spiking": 1}
-        (row,) = await rows_of(client, "spiking")
-        assert (row["customer"], row["used"], row["usual"]) == ("a b", 1000, 10)
-        assert "list usage.spike under notify" in (await client.get("/")).text
-    by_mail = f"{PLANS}notify: {{email: {{events: [usage.spike], from: a@app.example}}}}\n"
-    async with MeterKit(loads(by_mail), redis_url="memory://", flush=False) as kit, pages_of(kit) as client:
-        assert "list usage.spike under notify" not in (await client.get("/")).text
-
-
-@pytest.mark.parametrize(("number", "after"), [(99, ""), (100, ""), (101, "100")])
+@pytest.mark.parametrize(("number", "after"), [(100, ""), (101, "100")])
 async def test_a_full_page_that_is_the_last_one_leads_to_none(number: int, after: str) -> None:
     async with selling("memory://", None) as kit, pages_of(kit) as client:
         spikes = SpikesToday(kit.store)

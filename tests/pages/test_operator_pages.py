@@ -7,18 +7,15 @@ import io
 import re
 from asyncio import gather
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, flat, make_snapshot, overview_of, pages_of, selling
-from drivers.plans import plans_text
-from meterkit import MeterKit, MeterkitError
-from meterkit.catalog import loads
+from meterkit import MeterkitError
 from meterkit.pages import operator_pages
 
 if TYPE_CHECKING:
@@ -150,7 +147,7 @@ async def test_an_operator_that_is_false_is_none() -> None:
             assert (await client.get("/")).status_code == 403
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "x" * 257, 7])
+@pytest.mark.parametrize("name", ["a\nb", 7])
 async def test_what_cannot_stand_in_a_ledger_is_no_operator(name: Any) -> None:
     async with selling("memory://", None) as kit:
         transport = httpx.ASGITransport(app=operator_pages(kit, allowed=lambda _: name))
@@ -226,23 +223,3 @@ async def test_a_page_asks_the_same_of_few_customers_and_of_many(valkey: Server,
     assert len(of_customers) == len(VISITED) - 1
     assert all("LIMIT" in one for one in of_customers)
     assert many - few < 20
-
-
-BUDGET: Final = plans_text("operator_pages")
-
-
-async def test_a_budget_is_money_among_the_limits(store_url: str, tmp_path: Path) -> None:
-    settings: Any = {"audit_url": sqlite_in(tmp_path), "flush": False}
-    async with MeterKit(loads(BUDGET), redis_url=store_url, **settings) as kit, pages_of(kit) as client:
-        await kit.record("acme", "images", 70)
-        await make_snapshot(kit)
-        (listed,) = (await client.get("/near.json")).json()
-        html, (exported,) = (
-            (await client.get("/near")).text,
-            csv.DictReader(io.StringIO((await client.get("/near.csv")).text)),
-        )
-    expected = {"meter": "spend", "unit": "micro-USD", "used": 18_000_000, "ceiling": 20_000_000}
-    assert listed.items() >= expected.items()
-    assert exported.items() >= {name: str(value) for name, value in expected.items()}.items()
-    for text in ("<td>USD</td>", '<data value="18000000">USD 18.00</data>', "USD 20.00"):
-        assert text in re.sub(r">\s+|\s+<", lambda found: found[0].strip(), html)

