@@ -23,38 +23,25 @@ from drivers.emulated_shop import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
-
-Served = tuple[stripe.StripeClient, "StripeEmulator", "Clock"]
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        yield client, emulator, clock
 
 
 def _metadata(of: Any) -> dict[str, str]:
     return dict(of.metadata.to_dict())
 
 
-async def test_payment_methods_detach(served: Served) -> None:
+async def test_payment_methods_detach(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/payment_methods/detach: it can be used no longer."""
-    client, _, _ = served
     (card,) = (await client.v1.customers.payment_methods.list_async("cus_1")).data
     assert (await client.v1.payment_methods.detach_async(card.id)).customer is None
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.payment_methods.attach_async(card.id, {"customer": "cus_1"})
 
 
-async def test_prices_update(served: Served) -> None:
+async def test_prices_update(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/prices/update: what it costs is no parameter."""
-    client, _, _ = served
     changed = await client.v1.prices.update_async("price_10", {"active": False, "nickname": "old"})
     assert (changed.active, changed.nickname) == (False, "old")
     dearer: Any = {"unit_amount": 1100}
@@ -63,17 +50,15 @@ async def test_prices_update(served: Served) -> None:
     assert caught.value.code == "parameter_unknown"
 
 
-async def test_an_inactive_price_takes_no_new_subscriptions(served: Served) -> None:
+async def test_an_inactive_price_takes_no_new_subscriptions(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/prices/object#price_object-active."""
-    client, _, _ = served
     await client.v1.prices.update_async("price_10", {"active": False})
     with pytest.raises(stripe.InvalidRequestError, match="inactive"):
         await subscribe(client)
 
 
-async def test_lookup_keys(served: Served) -> None:
+async def test_lookup_keys(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/products-prices/manage-prices#lookup-keys: a key moves from price to price."""
-    client, _, _ = served
     await client.v1.prices.update_async("price_10", {"lookup_key": "pro"})
     with pytest.raises(stripe.InvalidRequestError, match="already uses that lookup key"):
         await client.v1.prices.update_async("price_20", {"lookup_key": "pro"})
@@ -83,9 +68,8 @@ async def test_lookup_keys(served: Served) -> None:
     assert (await client.v1.prices.retrieve_async("price_10")).lookup_key is None
 
 
-async def test_coupons_create(served: Served) -> None:
+async def test_coupons_create(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/coupons/create: `duration` is `once` unless it is given."""
-    client, _, _ = served
     made = await client.v1.coupons.create_async({"percent_off": 25.5, "id": "SALE"})
     assert (made.id, made.percent_off, made.duration, made.valid) == ("SALE", 25.5, "once", True)
     both: Any = {"percent_off": 10, "amount_off": 100, "currency": "usd"}
@@ -93,9 +77,8 @@ async def test_coupons_create(served: Served) -> None:
         await client.v1.coupons.create_async(both)
 
 
-async def test_coupons_delete(served: Served) -> None:
+async def test_coupons_delete(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/coupons/delete: customers who have it keep it."""
-    client, _, clock = served
     half = await client.v1.coupons.create_async({"percent_off": 50, "duration": "forever"})
     await subscribe(client, discounts=[{"coupon": half.id}])
     assert (await client.v1.coupons.delete_async(half.id)).deleted is True
@@ -103,9 +86,8 @@ async def test_coupons_delete(served: Served) -> None:
     assert (await client.v1.invoices.list_async({"limit": 1})).data[0].total == 500
 
 
-async def test_subscriptions_cancel(served: Served) -> None:
+async def test_subscriptions_cancel(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscriptions/cancel: without proration by default."""
-    client, _, clock = served
     made = await subscribe(client)
     clock.advance(timedelta(days=15))
     gone = await client.v1.subscriptions.cancel_async(made.id)
@@ -116,9 +98,8 @@ async def test_subscriptions_cancel(served: Served) -> None:
     assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
 
 
-async def test_a_canceled_subscription_changes_no_more(served: Served) -> None:
+async def test_a_canceled_subscription_changes_no_more(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/subscriptions/update: metadata and cancellation details still do."""
-    client, _, _ = served
     made = await subscribe(client)
     await client.v1.subscriptions.cancel_async(made.id)
     error = await refusal(client, made.id, items=[{"price": "price_20"}])
@@ -130,16 +111,14 @@ async def test_a_canceled_subscription_changes_no_more(served: Served) -> None:
 SENT: Any = {"collection_method": "send_invoice", "days_until_due": 14}
 
 
-async def _draft(served: Served) -> stripe.Invoice:
+async def _draft(client: stripe.StripeClient, clock: Clock) -> stripe.Invoice:
     """The draft of a renewal that has just been made."""
-    client, _, clock = served
     await subscribe(client)
     clock.advance(timedelta(days=30, minutes=1))
     return (await client.v1.invoices.list_async({"limit": 1})).data[0]
 
 
-async def _open(served: Served) -> stripe.Invoice:
-    client, _, _ = served
+async def _open(client: stripe.StripeClient) -> stripe.Invoice:
     made = await subscribe(client, **SENT)
     return await client.v1.invoices.finalize_invoice_async(str(invoice_of(made).id))
 
@@ -155,10 +134,9 @@ async def _used(client: stripe.StripeClient, number: int, *, at: int, identifier
     )
 
 
-async def test_finalization_is_put_off(served: Served) -> None:
+async def test_finalization_is_put_off(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/invoicing/scheduled-finalization."""
-    client, _, clock = served
-    draft = await _draft(served)
+    draft = await _draft(client, clock)
     later: Any = {"automatically_finalizes_at": MAY + DAY}
     await client.v1.invoices.update_async(str(draft.id), later)
     clock.advance(timedelta(hours=2))
@@ -167,37 +145,33 @@ async def test_finalization_is_put_off(served: Served) -> None:
     assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
 
 
-async def test_invoices_finalize(served: Served) -> None:
+async def test_invoices_finalize(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/finalize: once."""
-    client, _, _ = served
-    draft = await _draft(served)
+    draft = await _draft(client, clock)
     done = await client.v1.invoices.finalize_invoice_async(str(draft.id))
     assert done.status_transitions.finalized_at is not None
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.invoices.finalize_invoice_async(str(draft.id))
 
 
-async def test_invoices_void(served: Served) -> None:
+async def test_invoices_void(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/void: an open one, not a draft."""
-    client, _, _ = served
-    found = await _open(served)
+    found = await _open(client)
     assert (await client.v1.invoices.void_invoice_async(str(found.id))).status == "void"
-    draft = await _draft(served)
+    draft = await _draft(client, clock)
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.invoices.void_invoice_async(str(draft.id))
 
 
-async def test_invoices_mark_uncollectible(served: Served) -> None:
+async def test_invoices_mark_uncollectible(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/invoices/mark_uncollectible: it can still be paid."""
-    client, _, _ = served
-    given_up = await client.v1.invoices.mark_uncollectible_async(str((await _open(served)).id))
+    given_up = await client.v1.invoices.mark_uncollectible_async(str((await _open(client)).id))
     assert given_up.status == "uncollectible"
     assert (await client.v1.invoices.pay_async(str(given_up.id))).status == "paid"
 
 
-async def test_invoices_create_preview(served: Served) -> None:
+async def test_invoices_create_preview(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/create_preview: nothing is kept of it."""
-    client, _, clock = served
     made = await subscribe(client)
     clock.advance(timedelta(days=15))
     asked: Any = {
@@ -214,32 +188,29 @@ async def test_invoices_create_preview(served: Served) -> None:
     assert item_of(await client.v1.subscriptions.retrieve_async(made.id)).price.id == "price_10"
 
 
-async def test_a_final_invoice_takes_no_items(served: Served) -> None:
+async def test_a_final_invoice_takes_no_items(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice."""
-    client, _, _ = served
     price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount": 250}
-    wanted: Any = {"customer": "cus_1", "invoice": (await _open(served)).id, "price_data": price}
+    wanted: Any = {"customer": "cus_1", "invoice": (await _open(client)).id, "price_data": price}
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.invoice_items.create_async(wanted)
 
 
-async def test_invoices_create_and_delete(served: Served) -> None:
+async def test_invoices_create_and_delete(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
-    client, _, _ = served
     made = await client.v1.invoices.create_async({"customer": "cus_1"})
     assert (made.status, made.billing_reason, made.total) == ("draft", "manual", 0)
     assert (await client.v1.invoices.delete_async(str(made.id))).deleted is True
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await client.v1.invoices.retrieve_async(str(made.id))
     assert caught.value.http_status == 404
-    for kept in (await _draft(served), await _open(served)):
+    for kept in (await _draft(client, clock), await _open(client)):
         with pytest.raises(stripe.InvalidRequestError):
             await client.v1.invoices.delete_async(str(kept.id))
 
 
-async def test_customer_balance_transactions(served: Served) -> None:
+async def test_customer_balance_transactions(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/customer_balance_transactions: an entry below 0 is a credit."""
-    client, _, _ = served
     entries = client.v1.customers.balance_transactions
     for amount in (-500, 200):
         made = await entries.create_async("cus_1", {"amount": amount, "currency": "usd"})
@@ -248,9 +219,8 @@ async def test_customer_balance_transactions(served: Served) -> None:
     assert (await client.v1.customers.retrieve_async("cus_1")).balance == -300
 
 
-async def test_meters_deactivate(served: Served) -> None:
+async def test_meters_deactivate(client: stripe.StripeClient, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/api/billing/meter/deactivate: no event is taken meanwhile."""
-    client, emulator, _ = served
     meter = emulator.add_meter("calls")
     assert (await client.v1.billing.meters.deactivate_async(meter)).status == "inactive"
     with pytest.raises(stripe.InvalidRequestError):
@@ -259,9 +229,8 @@ async def test_meters_deactivate(served: Served) -> None:
     await _used(client, 1, at=SECOND, identifier="b")
 
 
-async def test_errors_name_the_parameter(served: Served) -> None:
+async def test_errors_name_the_parameter(client: stripe.StripeClient, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/api/errors."""
-    client, _, _ = served
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await client.v1.subscriptions.retrieve_async("sub_none")
     assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
@@ -269,7 +238,7 @@ async def test_errors_name_the_parameter(served: Served) -> None:
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await client.v1.customers.create_async(odd)
     assert (caught.value.code, getattr(caught.value, "param", None)) == ("parameter_unknown", "nmae")
-    async with account(served[1], key="nonsense") as other:
+    async with account(emulator, key="nonsense") as other:
         with pytest.raises(stripe.AuthenticationError):
             await other.v1.customers.list_async()
 
@@ -299,9 +268,8 @@ async def _rate(client: stripe.StripeClient, percentage: float, *, inclusive: bo
     return (await client.v1.tax_rates.create_async(wanted)).id
 
 
-async def test_tax_rates_create(served: Served) -> None:
+async def test_tax_rates_create(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/tax_rates/create: the percentage of a rate never changes."""
-    client, _, _ = served
     made = await client.v1.tax_rates.create_async(
         {"display_name": "VAT", "percentage": 7.5, "inclusive": True, "country": "DE"}
     )
@@ -311,9 +279,8 @@ async def test_tax_rates_create(served: Served) -> None:
         await client.v1.tax_rates.update_async(made.id, changed)
 
 
-async def test_tax_rates_list(served: Served) -> None:
+async def test_tax_rates_list(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/tax_rates/list."""
-    client, _, _ = served
     one, two = await _rate(client, 7), await _rate(client, 19, inclusive=True)
     await client.v1.tax_rates.update_async(one, {"active": False})
     rates = client.v1.tax_rates
@@ -322,9 +289,10 @@ async def test_tax_rates_list(served: Served) -> None:
     assert (await rates.retrieve_async(one)).active is False
 
 
-async def test_default_tax_rates_of_a_subscription_tax_invoices(served: Served) -> None:
+async def test_default_tax_rates_of_a_subscription_tax_invoices(
+    client: stripe.StripeClient, clock: Clock
+) -> None:
     """https://docs.stripe.com/billing/taxes/tax-rates: on top, or within the amount."""
-    client, _, clock = served
     top, within = await _rate(client, 19), await _rate(client, 25, inclusive=True)
     made = await subscribe(client, default_tax_rates=[top])
     invoice = invoice_of(made)
@@ -340,9 +308,10 @@ async def test_default_tax_rates_of_a_subscription_tax_invoices(served: Served) 
     assert [rate.id for rate in renewal.default_tax_rates] == [within]
 
 
-async def test_the_tax_rates_of_an_item_replace_the_default_ones(served: Served) -> None:
+async def test_the_tax_rates_of_an_item_replace_the_default_ones(
+    client: stripe.StripeClient, clock: Clock
+) -> None:
     """https://docs.stripe.com/billing/taxes/tax-rates: also on its prorations."""
-    client, _, clock = served
     top, own = await _rate(client, 19), await _rate(client, 10)
     items: Any = [{"price": "price_10", "tax_rates": [own]}, {"price": "price_seat"}]
     made = await subscribe(client, items=items, default_tax_rates=[top])
@@ -357,9 +326,10 @@ async def test_the_tax_rates_of_an_item_replace_the_default_ones(served: Served)
     assert (amounts(upgrade), upgrade.total) == ([-500, 1000], 550)
 
 
-async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served) -> None:
+async def test_a_discount_of_an_item_is_taken_off_that_item_first(
+    client: stripe.StripeClient, clock: Clock
+) -> None:
     """https://docs.stripe.com/billing/subscriptions/coupons: then the subscription's, off what is left."""
-    client, _, clock = served
     coupons = client.v1.coupons
     half = (await coupons.create_async({"percent_off": 50, "duration": "forever"})).id
     once = (await coupons.create_async({"amount_off": 100, "currency": "usd", "duration": "once"})).id
@@ -385,10 +355,9 @@ async def test_a_discount_of_an_item_is_taken_off_that_item_first(served: Served
     assert renewal.total == 500 + 450
 
 
-async def test_invoice_line_items_update(served: Served) -> None:
+async def test_invoice_line_items_update(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
-    client, _, _ = served
-    draft = await _draft(served)
+    draft = await _draft(client, clock)
     line, rate = draft.lines.data[0].id, await _rate(client, 19)
     wanted: Any = {"amount": 800, "description": "Less", "metadata": {"by": "hand"}, "tax_rates": [rate]}
     changed = await client.v1.invoices.line_items.update_async(str(draft.id), line, wanted)
@@ -401,10 +370,9 @@ async def test_invoice_line_items_update(served: Served) -> None:
     assert caught.value.code == "invoice_not_editable"
 
 
-async def test_invoice_line_items_bulk_update(served: Served) -> None:
+async def test_invoice_line_items_bulk_update(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
-    client, _, _ = served
-    draft = await _draft(served)
+    draft = await _draft(client, clock)
     line = {"id": draft.lines.data[0].id, "amount": 700}
     wrong: Any = {"lines": [line, {"id": "il_none", "amount": 1}]}
     with pytest.raises(stripe.InvalidRequestError):
@@ -417,9 +385,8 @@ async def test_invoice_line_items_bulk_update(served: Served) -> None:
     assert changed.metadata.to_dict() == {"by": "hand"}
 
 
-async def test_previews_are_kept_for_a_while(served: Served) -> None:
+async def test_previews_are_kept_for_a_while(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/invoicing/preview: retrieved by their ids, with all lines."""
-    client, _, _ = served
     made = await subscribe(client)
     preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
     name = str(preview.id)
@@ -430,9 +397,10 @@ async def test_previews_are_kept_for_a_while(served: Served) -> None:
     ]
 
 
-async def test_a_setup_intent_that_has_ended_is_not_confirmed_again(served: Served) -> None:
+async def test_a_setup_intent_that_has_ended_is_not_confirmed_again(
+    client: stripe.StripeClient, emulator: StripeEmulator
+) -> None:
     """https://docs.stripe.com/payments/setupintents/lifecycle."""
-    client, emulator, _ = served
     intent = await client.v1.setup_intents.create_async({"customer": "cus_1"})
     assert intent.status == "requires_payment_method"
     assert intent.client_secret is not None

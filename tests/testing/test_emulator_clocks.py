@@ -39,116 +39,106 @@ def clock_events(emulator: StripeEmulator) -> list[str]:
     return [each.type.rpartition(".")[2] for each in emulator.webhook_events if ".test_clock." in each.type]
 
 
-async def test_objects_of_a_clock_move_with_it_alone() -> None:
+async def test_objects_of_a_clock_move_with_it_alone(
+    client: stripe.StripeClient, emulator: StripeEmulator
+) -> None:
     """https://docs.stripe.com/billing/testing/test-clocks/api-advanced-usage."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        clock, customer = await clocked(client)
-        mine, other = await subscribed(client, customer), await subscribed(client, "cus_1")
-        advancing = await client.v1.test_helpers.test_clocks.advance_async(
-            clock, {"frozen_time": MAY + 2 * HOUR}
-        )
-        assert (advancing.status, advancing.frozen_time) == ("advancing", SECOND)
-        assert advancing.status_details.advancing is not None
-        assert advancing.status_details.advancing.target_frozen_time == MAY + 2 * HOUR
-        ready = await client.v1.test_helpers.test_clocks.retrieve_async(clock)
-        assert (ready.status, ready.frozen_time, ready.name) == ("ready", MAY + 2 * HOUR, "Run")
-        invoices = await client.v1.invoices.list_async({"subscription": mine})
-        assert [(each.created, each.status, each.test_clock) for each in invoices.data] == [
-            (MAY, "paid", clock),
-            (SECOND, "paid", clock),
-        ]
-        assert len((await client.v1.invoices.list_async({"subscription": other})).data) == 1
-        seen = await client.v1.subscriptions.retrieve_async(mine)
-        assert (seen.test_clock, seen["items"].data[0].current_period_start) == (clock, MAY)
+    clock, customer = await clocked(client)
+    mine, other = await subscribed(client, customer), await subscribed(client, "cus_1")
+    advancing = await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": MAY + 2 * HOUR})
+    assert (advancing.status, advancing.frozen_time) == ("advancing", SECOND)
+    assert advancing.status_details.advancing is not None
+    assert advancing.status_details.advancing.target_frozen_time == MAY + 2 * HOUR
+    ready = await client.v1.test_helpers.test_clocks.retrieve_async(clock)
+    assert (ready.status, ready.frozen_time, ready.name) == ("ready", MAY + 2 * HOUR, "Run")
+    invoices = await client.v1.invoices.list_async({"subscription": mine})
+    assert [(each.created, each.status, each.test_clock) for each in invoices.data] == [
+        (MAY, "paid", clock),
+        (SECOND, "paid", clock),
+    ]
+    assert len((await client.v1.invoices.list_async({"subscription": other})).data) == 1
+    seen = await client.v1.subscriptions.retrieve_async(mine)
+    assert (seen.test_clock, seen["items"].data[0].current_period_start) == (clock, MAY)
     assert clock_events(emulator) == ["created", "advancing", "ready"]
 
 
-async def test_what_is_made_later_is_made_in_the_time_of_the_clock() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        clock, customer = await clocked(client, at=JUNE)
-        made: Any = await client.v1.subscriptions.retrieve_async(await subscribed(client, customer))
-        assert (made.created, made.billing_cycle_anchor) == (JUNE, JUNE)
-        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-        assert preview.period_end == JULY
-        change: Any = {"price": "price_20", "proration_behavior": "always_invoice"}
-        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JUNE + 15 * DAY})
-        await client.v1.subscription_items.update_async(made["items"].data[0].id, change)
-        latest = (await client.v1.invoices.list_async({"customer": customer, "limit": 1})).data[0]
-        assert ([line.amount for line in latest.lines.data], latest.created) == (
-            [-500, 1000],
-            JUNE + 15 * DAY,
-        )
-        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-        assert (schedule.created, schedule.test_clock) == (JUNE + 15 * DAY, clock)
+async def test_what_is_made_later_is_made_in_the_time_of_the_clock(client: stripe.StripeClient) -> None:
+    clock, customer = await clocked(client, at=JUNE)
+    made: Any = await client.v1.subscriptions.retrieve_async(await subscribed(client, customer))
+    assert (made.created, made.billing_cycle_anchor) == (JUNE, JUNE)
+    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    assert preview.period_end == JULY
+    change: Any = {"price": "price_20", "proration_behavior": "always_invoice"}
+    await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JUNE + 15 * DAY})
+    await client.v1.subscription_items.update_async(made["items"].data[0].id, change)
+    latest = (await client.v1.invoices.list_async({"customer": customer, "limit": 1})).data[0]
+    assert ([line.amount for line in latest.lines.data], latest.created) == (
+        [-500, 1000],
+        JUNE + 15 * DAY,
+    )
+    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+    assert (schedule.created, schedule.test_clock) == (JUNE + 15 * DAY, clock)
 
 
-async def test_a_clock_goes_forward_by_at_most_two_intervals() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        clocks = client.v1.test_helpers.test_clocks
-        clock, customer = await clocked(client)
-        two_years = int(datetime(2028, 4, 1, tzinfo=UTC).timestamp())
-        with pytest.raises(stripe.InvalidRequestError, match="more than two intervals"):
-            await clocks.advance_async(clock, {"frozen_time": two_years + 1})
-        await subscribed(client, customer)
-        for to, said in [(SECOND, "only be advanced"), (JUNE + 1, f"must be at most {JUNE}")]:
-            with pytest.raises(stripe.InvalidRequestError, match=said):
-                await clocks.advance_async(clock, {"frozen_time": to})
-        assert (await clocks.advance_async(clock, {"frozen_time": JUNE})).status == "advancing"
-        schedule: Any = {
-            "customer": (await clocked(client))[1],
-            "start_date": SECOND + DAY,
-            "phases": [{"items": [{"price": "price_10"}], "duration": {"interval": "month"}}],
-        }
-        made = await client.v1.subscription_schedules.create_async(schedule)
-        assert made.test_clock is not None
-        with pytest.raises(stripe.InvalidRequestError, match=f"must be at most {JUNE}"):
-            await clocks.advance_async(str(made.test_clock), {"frozen_time": JUNE + 1})
-        for missing in ({}, {"name": "x"}):
-            params: Any = missing
-            with pytest.raises(stripe.InvalidRequestError, match="Missing required param: frozen_time"):
-                await clocks.create_async(params)
-        nothing: Any = {}
+async def test_a_clock_goes_forward_by_at_most_two_intervals(client: stripe.StripeClient) -> None:
+    clocks = client.v1.test_helpers.test_clocks
+    clock, customer = await clocked(client)
+    two_years = int(datetime(2028, 4, 1, tzinfo=UTC).timestamp())
+    with pytest.raises(stripe.InvalidRequestError, match="more than two intervals"):
+        await clocks.advance_async(clock, {"frozen_time": two_years + 1})
+    await subscribed(client, customer)
+    for to, said in [(SECOND, "only be advanced"), (JUNE + 1, f"must be at most {JUNE}")]:
+        with pytest.raises(stripe.InvalidRequestError, match=said):
+            await clocks.advance_async(clock, {"frozen_time": to})
+    assert (await clocks.advance_async(clock, {"frozen_time": JUNE})).status == "advancing"
+    schedule: Any = {
+        "customer": (await clocked(client))[1],
+        "start_date": SECOND + DAY,
+        "phases": [{"items": [{"price": "price_10"}], "duration": {"interval": "month"}}],
+    }
+    made = await client.v1.subscription_schedules.create_async(schedule)
+    assert made.test_clock is not None
+    with pytest.raises(stripe.InvalidRequestError, match=f"must be at most {JUNE}"):
+        await clocks.advance_async(str(made.test_clock), {"frozen_time": JUNE + 1})
+    for missing in ({}, {"name": "x"}):
+        params: Any = missing
         with pytest.raises(stripe.InvalidRequestError, match="Missing required param: frozen_time"):
-            await clocks.advance_async(clock, nothing)
+            await clocks.create_async(params)
+    nothing: Any = {}
+    with pytest.raises(stripe.InvalidRequestError, match="Missing required param: frozen_time"):
+        await clocks.advance_async(clock, nothing)
 
 
-async def test_lists_show_objects_of_a_clock_only_where_it_is_named() -> None:
+async def test_lists_show_objects_of_a_clock_only_where_it_is_named(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        clock, customer = await clocked(client)
-        mine = await subscribed(client, customer)
-        assert [each.id for each in (await client.v1.customers.list_async()).data] == ["cus_1"]
-        of_clock: Any = {"test_clock": clock}
-        assert [each.id for each in (await client.v1.customers.list_async(of_clock)).data] == [customer]
-        listed = client.v1.subscriptions.list_async
-        assert (await listed()).data == []
-        assert [each.id for each in (await listed(of_clock)).data] == [mine]
-        assert [each.id for each in (await listed({"customer": customer})).data] == [mine]
-        assert [each.id for each in (await client.v1.test_helpers.test_clocks.list_async()).data] == [clock]
+    clock, customer = await clocked(client)
+    mine = await subscribed(client, customer)
+    assert [each.id for each in (await client.v1.customers.list_async()).data] == ["cus_1"]
+    of_clock: Any = {"test_clock": clock}
+    assert [each.id for each in (await client.v1.customers.list_async(of_clock)).data] == [customer]
+    listed = client.v1.subscriptions.list_async
+    assert (await listed()).data == []
+    assert [each.id for each in (await listed(of_clock)).data] == [mine]
+    assert [each.id for each in (await listed({"customer": customer})).data] == [mine]
+    assert [each.id for each in (await client.v1.test_helpers.test_clocks.list_async()).data] == [clock]
 
 
-async def test_a_clock_has_few_customers_and_they_few_subscriptions() -> None:
+async def test_a_clock_has_few_customers_and_they_few_subscriptions(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/billing/testing/test-clocks: three each."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        clock, customer = await clocked(client)
-        for _ in range(2):
-            await client.v1.customers.create_async({"test_clock": clock})
-        with pytest.raises(stripe.InvalidRequestError, match="at most 3 customers"):
-            await client.v1.customers.create_async({"test_clock": clock})
-        for _ in range(3):
-            await subscribed(client, customer)
-        with pytest.raises(stripe.InvalidRequestError, match="at most 3 subscriptions"):
-            await subscribed(client, customer)
-        with pytest.raises(stripe.InvalidRequestError, match="No such test clock: 'clock_none'"):
-            await client.v1.customers.create_async({"test_clock": "clock_none"})
-        update: Any = {"test_clock": clock}
-        with pytest.raises(stripe.InvalidRequestError, match="unknown parameter: test_clock"):
-            await client.v1.customers.update_async("cus_1", update)
+    clock, customer = await clocked(client)
+    for _ in range(2):
+        await client.v1.customers.create_async({"test_clock": clock})
+    with pytest.raises(stripe.InvalidRequestError, match="at most 3 customers"):
+        await client.v1.customers.create_async({"test_clock": clock})
+    for _ in range(3):
+        await subscribed(client, customer)
+    with pytest.raises(stripe.InvalidRequestError, match="at most 3 subscriptions"):
+        await subscribed(client, customer)
+    with pytest.raises(stripe.InvalidRequestError, match="No such test clock: 'clock_none'"):
+        await client.v1.customers.create_async({"test_clock": "clock_none"})
+    update: Any = {"test_clock": clock}
+    with pytest.raises(stripe.InvalidRequestError, match="unknown parameter: test_clock"):
+        await client.v1.customers.update_async("cus_1", update)
 
 
 async def test_a_deleted_clock_takes_its_customers_along() -> None:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_account import account
 from drivers.emulated_shop import (
     DAY,
     SECOND,
     invoice_of,
     items_of,
     refusal,
-    shop,
     subscribe,
 )
 
 if TYPE_CHECKING:
-    from meterkit.testing import StripeEmulator
+    from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -38,38 +36,38 @@ def discount_events(emulator: StripeEmulator) -> list[str]:
     return [each.type for each in emulator.webhook_events if ".discount." in each.type]
 
 
-async def test_discounts_follow_one_another_and_keep_to_their_products() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        tenth = await coupon(client, percent_off=10)
-        seats = await coupon(client, percent_off=50, applies_to={"products": [emulator.add_product("Other")]})
-        own = await coupon(client, amount_off=300, currency="usd", applies_to={"products": ["prod_pro"]})
-        items = [{"price": "price_10"}, {"price": "price_seat", "quantity": 1}]
-        wanted = [{"coupon": tenth}, {"coupon": seats}, {"coupon": own}]
-        made = await subscribe(client, items=items, discounts=wanted)
-        invoice = invoice_of(made)
-        assert invoice.total_discount_amounts is not None
-        off = {each.discount: each.amount for each in invoice.total_discount_amounts}
-        assert [off.get(str(each)) for each in made.discounts] == [190, None, 300]
-        assert invoice.total == 1900 - 190 - 300
+async def test_discounts_follow_one_another_and_keep_to_their_products(
+    client: stripe.StripeClient, emulator: StripeEmulator
+) -> None:
+    tenth = await coupon(client, percent_off=10)
+    seats = await coupon(client, percent_off=50, applies_to={"products": [emulator.add_product("Other")]})
+    own = await coupon(client, amount_off=300, currency="usd", applies_to={"products": ["prod_pro"]})
+    items = [{"price": "price_10"}, {"price": "price_seat", "quantity": 1}]
+    wanted = [{"coupon": tenth}, {"coupon": seats}, {"coupon": own}]
+    made = await subscribe(client, items=items, discounts=wanted)
+    invoice = invoice_of(made)
+    assert invoice.total_discount_amounts is not None
+    off = {each.discount: each.amount for each in invoice.total_discount_amounts}
+    assert [off.get(str(each)) for each in made.discounts] == [190, None, 300]
+    assert invoice.total == 1900 - 190 - 300
 
 
-async def test_a_repeating_coupon_ends_after_its_months() -> None:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        twice = await coupon(client, percent_off=50, duration="repeating", duration_in_months=2)
-        made = await subscribe(client, discounts=[{"coupon": twice}], expand=["discounts", "latest_invoice"])
-        (discount,) = made.discounts
-        assert isinstance(discount, stripe.Discount)
-        assert discount.end == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
-        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-        assert preview.total == 500
-        clock.set(datetime(2026, 5, 1, 2, tzinfo=UTC))
-        assert (await latest(client)).total == 500
-        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-        assert preview.total == 1000
-        clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
-        assert (await latest(client)).total == 1000
+async def test_a_repeating_coupon_ends_after_its_months(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
+    twice = await coupon(client, percent_off=50, duration="repeating", duration_in_months=2)
+    made = await subscribe(client, discounts=[{"coupon": twice}], expand=["discounts", "latest_invoice"])
+    (discount,) = made.discounts
+    assert isinstance(discount, stripe.Discount)
+    assert discount.end == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
+    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    assert preview.total == 500
+    clock.set(datetime(2026, 5, 1, 2, tzinfo=UTC))
+    assert (await latest(client)).total == 500
+    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    assert preview.total == 1000
+    clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
+    assert (await latest(client)).total == 1000
     assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
 
 
@@ -84,23 +82,23 @@ async def test_a_repeating_coupon_ends_after_its_months() -> None:
         ({"discounts": [{"coupon": "FREE"}] * 21}, "at most 20 discounts"),
     ],
 )
-async def test_coupons_that_cannot_be_redeemed_are_refused(params: Any, said: str) -> None:
+async def test_coupons_that_cannot_be_redeemed_are_refused(
+    client: stripe.StripeClient, clock: Clock, params: Any, said: str
+) -> None:
     """https://docs.stripe.com/error-codes#coupon-expired."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        await coupon(client, id="OVER", percent_off=10, redeem_by=SECOND + DAY)
-        await coupon(client, id="USED", percent_off=10, max_redemptions=1)
-        await coupon(client, id="EURO", amount_off=100, currency="eur")
-        await coupon(client, id="FREE", percent_off=100)
-        made = await subscribe(client, discounts=[{"coupon": "USED"}])
-        clock.advance(timedelta(days=2))
-        error = await refusal(client, made.id, **params)
-        assert error.user_message is not None
-        assert said in error.user_message
-        assert (await client.v1.coupons.retrieve_async("OVER")).valid is False
-        assert (await client.v1.coupons.retrieve_async("USED")).valid is False
-        assert (await client.v1.coupons.retrieve_async("EURO")).times_redeemed == 0
-        assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
+    await coupon(client, id="OVER", percent_off=10, redeem_by=SECOND + DAY)
+    await coupon(client, id="USED", percent_off=10, max_redemptions=1)
+    await coupon(client, id="EURO", amount_off=100, currency="eur")
+    await coupon(client, id="FREE", percent_off=100)
+    made = await subscribe(client, discounts=[{"coupon": "USED"}])
+    clock.advance(timedelta(days=2))
+    error = await refusal(client, made.id, **params)
+    assert error.user_message is not None
+    assert said in error.user_message
+    assert (await client.v1.coupons.retrieve_async("OVER")).valid is False
+    assert (await client.v1.coupons.retrieve_async("USED")).valid is False
+    assert (await client.v1.coupons.retrieve_async("EURO")).times_redeemed == 0
+    assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
 
 
 @pytest.mark.parametrize(
@@ -114,12 +112,12 @@ async def test_coupons_that_cannot_be_redeemed_are_refused(params: Any, said: st
         ({"percent_off": 10, "id": "THERE"}, "Coupon already exists."),
     ],
 )
-async def test_coupons_that_make_no_sense_are_refused(params: Any, said: str) -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        await coupon(client, id="THERE", percent_off=10)
-        with pytest.raises(stripe.InvalidRequestError) as caught:
-            await coupon(client, **params)
+async def test_coupons_that_make_no_sense_are_refused(
+    client: stripe.StripeClient, params: Any, said: str
+) -> None:
+    await coupon(client, id="THERE", percent_off=10)
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await coupon(client, **params)
     assert said in str(caught.value)
 
 
@@ -128,42 +126,38 @@ async def code(client: stripe.StripeClient, coupon_id: str, **params: Any) -> st
     return await client.v1.promotion_codes.create_async(wanted)
 
 
-async def test_promotion_codes_redeem_their_coupon() -> None:
+async def test_promotion_codes_redeem_their_coupon(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/promotion_codes."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        fifth = await coupon(client, percent_off=20, max_redemptions=3)
-        save = await code(client, fifth, code="Save20", max_redemptions=1, expires_at=SECOND + DAY)
-        assert (save.active, save.promotion.coupon, save.times_redeemed) == (True, fifth, 0)
-        made = await subscribe(
-            client,
-            discounts=[{"promotion_code": save.id}],
-            expand=["latest_invoice", "discounts.promotion_code"],
-        )
-        (discount,) = made.discounts
-        assert isinstance(discount, stripe.Discount)
-        assert isinstance(discount.promotion_code, stripe.PromotionCode)
-        assert (discount.promotion_code.code, invoice_of(made).total) == ("Save20", 800)
-        with pytest.raises(stripe.InvalidRequestError, match="expired or inactive"):
-            await subscribe(client, discounts=[{"promotion_code": save.id}])
-        other = await code(client, fifth, code="SAVE20")
-        assert [
-            each.id for each in (await client.v1.promotion_codes.list_async({"code": "save20"})).data
-        ] == [
-            other.id,
-            save.id,
-        ]
-        assert [each.id for each in (await client.v1.promotion_codes.list_async({"active": True})).data] == [
-            other.id
-        ]
-        off = await client.v1.promotion_codes.update_async(other.id, {"active": False})
-        assert off.active is False
-        assert (await client.v1.promotion_codes.retrieve_async(save.id)).active is False
-        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
-        late = await code(client, fifth, expires_at=SECOND + DAY)
-        assert late.active
-        clock.advance(timedelta(days=1))
-        assert (await client.v1.promotion_codes.retrieve_async(late.id)).active is False
+    fifth = await coupon(client, percent_off=20, max_redemptions=3)
+    save = await code(client, fifth, code="Save20", max_redemptions=1, expires_at=SECOND + DAY)
+    assert (save.active, save.promotion.coupon, save.times_redeemed) == (True, fifth, 0)
+    made = await subscribe(
+        client,
+        discounts=[{"promotion_code": save.id}],
+        expand=["latest_invoice", "discounts.promotion_code"],
+    )
+    (discount,) = made.discounts
+    assert isinstance(discount, stripe.Discount)
+    assert isinstance(discount.promotion_code, stripe.PromotionCode)
+    assert (discount.promotion_code.code, invoice_of(made).total) == ("Save20", 800)
+    with pytest.raises(stripe.InvalidRequestError, match="expired or inactive"):
+        await subscribe(client, discounts=[{"promotion_code": save.id}])
+    other = await code(client, fifth, code="SAVE20")
+    assert [each.id for each in (await client.v1.promotion_codes.list_async({"code": "save20"})).data] == [
+        other.id,
+        save.id,
+    ]
+    assert [each.id for each in (await client.v1.promotion_codes.list_async({"active": True})).data] == [
+        other.id
+    ]
+    off = await client.v1.promotion_codes.update_async(other.id, {"active": False})
+    assert off.active is False
+    assert (await client.v1.promotion_codes.retrieve_async(save.id)).active is False
+    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+    late = await code(client, fifth, expires_at=SECOND + DAY)
+    assert late.active
+    clock.advance(timedelta(days=1))
+    assert (await client.v1.promotion_codes.retrieve_async(late.id)).active is False
 
 
 @pytest.mark.parametrize(
@@ -181,30 +175,28 @@ async def test_promotion_codes_redeem_their_coupon() -> None:
         ),
     ],
 )
-async def test_promotion_codes_have_restrictions(params: Any, said: str) -> None:
+async def test_promotion_codes_have_restrictions(
+    client: stripe.StripeClient, emulator: StripeEmulator, params: Any, said: str
+) -> None:
     """https://github.com/stripe/stripe-php/issues/1146."""
-    emulator, _ = shop()
     emulator.add_customer("cus_2")
-    async with account(emulator) as client:
-        await subscribe(client)
-        made = await code(client, await coupon(client, percent_off=20), **params)
-        with pytest.raises(stripe.InvalidRequestError, match=said):
-            await subscribe(client, discounts=[{"promotion_code": made.id}])
+    await subscribe(client)
+    made = await code(client, await coupon(client, percent_off=20), **params)
+    with pytest.raises(stripe.InvalidRequestError, match=said):
+        await subscribe(client, discounts=[{"promotion_code": made.id}])
 
 
-async def test_restrictions_that_are_kept_redeem_the_coupon() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        restrictions = {
-            "first_time_transaction": True,
-            "minimum_amount": 1000,
-            "minimum_amount_currency": "usd",
-        }
-        made = await code(
-            client, await coupon(client, percent_off=20), customer="cus_1", restrictions=restrictions
-        )
-        subscribed = await subscribe(client, discounts=[{"promotion_code": made.id}])
-        assert invoice_of(subscribed).total == 800
+async def test_restrictions_that_are_kept_redeem_the_coupon(client: stripe.StripeClient) -> None:
+    restrictions = {
+        "first_time_transaction": True,
+        "minimum_amount": 1000,
+        "minimum_amount_currency": "usd",
+    }
+    made = await code(
+        client, await coupon(client, percent_off=20), customer="cus_1", restrictions=restrictions
+    )
+    subscribed = await subscribe(client, discounts=[{"promotion_code": made.id}])
+    assert invoice_of(subscribed).total == 800
 
 
 @pytest.mark.parametrize(
@@ -217,52 +209,48 @@ async def test_restrictions_that_are_kept_redeem_the_coupon() -> None:
         ({"promotion": {"type": "coupon", "coupon": "none"}}, "No such coupon"),
     ],
 )
-async def test_promotion_codes_that_make_no_sense_are_refused(params: Any, said: str) -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        fifth = await coupon(client, percent_off=20, max_redemptions=3)
-        await code(client, fifth, code="THERE")
-        with pytest.raises(stripe.InvalidRequestError, match=said):
-            await code(client, fifth, **params)
+async def test_promotion_codes_that_make_no_sense_are_refused(
+    client: stripe.StripeClient, params: Any, said: str
+) -> None:
+    fifth = await coupon(client, percent_off=20, max_redemptions=3)
+    await code(client, fifth, code="THERE")
+    with pytest.raises(stripe.InvalidRequestError, match=said):
+        await code(client, fifth, **params)
 
 
-async def test_a_preview_redeems_nothing() -> None:
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        fifth = await coupon(client, percent_off=20)
-        made = await subscribe(client)
-        wanted: Any = {"subscription": made.id, "discounts": [{"coupon": fifth}], "expand": ["discounts"]}
-        preview = await client.v1.invoices.create_preview_async(wanted)
-        assert (preview.subtotal, preview.total) == (1000, 800)
-        new: Any = {
-            "customer": "cus_1",
-            "subscription_details": {"items": [{"price": "price_20"}]},
-            "discounts": [{"coupon": fifth}],
-        }
-        assert (await client.v1.invoices.create_preview_async(new)).total == 1600
-        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 0
-        assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
+async def test_a_preview_redeems_nothing(client: stripe.StripeClient) -> None:
+    fifth = await coupon(client, percent_off=20)
+    made = await subscribe(client)
+    wanted: Any = {"subscription": made.id, "discounts": [{"coupon": fifth}], "expand": ["discounts"]}
+    preview = await client.v1.invoices.create_preview_async(wanted)
+    assert (preview.subtotal, preview.total) == (1000, 800)
+    new: Any = {
+        "customer": "cus_1",
+        "subscription_details": {"items": [{"price": "price_20"}]},
+        "discounts": [{"coupon": fifth}],
+    }
+    assert (await client.v1.invoices.create_preview_async(new)).total == 1600
+    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 0
+    assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
 
 
-async def test_a_draft_takes_discounts_of_its_own() -> None:
+async def test_a_draft_takes_discounts_of_its_own(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/update#update_invoice-discounts."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        fifth = await coupon(client, percent_off=20)
-        clock.advance(timedelta(days=30, minutes=30))
-        draft = await latest(client)
-        wanted: Any = {"discounts": [{"coupon": fifth}]}
-        shown: Any = {**wanted, "expand": ["discounts"]}
-        changed = await client.v1.invoices.update_async(draft.id, shown)
-        assert (changed.total, len(changed.discounts)) == (800, 1)
-        (discount,) = changed.discounts
-        assert isinstance(discount, stripe.Discount)
-        assert (discount.invoice, discount.subscription) == (draft.id, None)
-        clock.advance(timedelta(hours=1))
-        paid = await latest(client)
-        assert (paid.id, paid.status, paid.amount_paid) == (draft.id, "paid", 800)
-        with pytest.raises(stripe.InvalidRequestError, match="can't be updated in this way"):
-            await client.v1.invoices.update_async(draft.id, wanted)
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
-        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+    made = await subscribe(client)
+    fifth = await coupon(client, percent_off=20)
+    clock.advance(timedelta(days=30, minutes=30))
+    draft = await latest(client)
+    wanted: Any = {"discounts": [{"coupon": fifth}]}
+    shown: Any = {**wanted, "expand": ["discounts"]}
+    changed = await client.v1.invoices.update_async(draft.id, shown)
+    assert (changed.total, len(changed.discounts)) == (800, 1)
+    (discount,) = changed.discounts
+    assert isinstance(discount, stripe.Discount)
+    assert (discount.invoice, discount.subscription) == (draft.id, None)
+    clock.advance(timedelta(hours=1))
+    paid = await latest(client)
+    assert (paid.id, paid.status, paid.amount_paid) == (draft.id, "paid", 800)
+    with pytest.raises(stripe.InvalidRequestError, match="can't be updated in this way"):
+        await client.v1.invoices.update_async(draft.id, wanted)
+    assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
+    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1

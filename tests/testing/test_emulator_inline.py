@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import stripe
 
-from drivers.emulated_account import account
-from drivers.emulated_shop import SECOND, amounts, invoice_of, refusal, shop, subscribe
+from drivers.emulated_shop import SECOND, amounts, invoice_of, refusal, subscribe
+
+if TYPE_CHECKING:
+    from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -39,25 +41,23 @@ NO_TAX: Final = "Stripe Tax has not been activated on your account"
         ({"price_data": {**INLINE, "unit_amount": -1}}, "Invalid non-negative integer"),
     ],
 )
-async def test_what_a_described_price_cannot_be(item: Any, message: str) -> None:
+async def test_what_a_described_price_cannot_be(client: stripe.StripeClient, item: Any, message: str) -> None:
     """https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        with pytest.raises(stripe.InvalidRequestError, match=message):
-            await subscribe(client, items=[item])
+    with pytest.raises(stripe.InvalidRequestError, match=message):
+        await subscribe(client, items=[item])
 
 
-async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
+async def test_what_a_change_adds_waits_for_the_next_invoice(
+    client: stripe.StripeClient, clock: Clock
+) -> None:
     """https://docs.stripe.com/api/subscriptions/update#update_subscription-add_invoice_items."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        asked: Any = {"add_invoice_items": [{"price_data": ONCE}], "expand": LATEST}
-        same = await client.v1.subscriptions.update_async(made.id, asked)
-        assert amounts(invoice_of(same)) == [1000]
-        clock.advance(MONTH)
-        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        assert amounts(invoice_of(renewed)) == [5000, 1000]
+    made = await subscribe(client)
+    asked: Any = {"add_invoice_items": [{"price_data": ONCE}], "expand": LATEST}
+    same = await client.v1.subscriptions.update_async(made.id, asked)
+    assert amounts(invoice_of(same)) == [1000]
+    clock.advance(MONTH)
+    renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+    assert amounts(invoice_of(renewed)) == [5000, 1000]
 
 
 @pytest.mark.parametrize(
@@ -70,32 +70,28 @@ async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
         ([{"price_data": ONCE}] * 21, "at most 20"),
     ],
 )
-async def test_what_cannot_be_added(added: Any, message: str) -> None:
+async def test_what_cannot_be_added(client: stripe.StripeClient, added: Any, message: str) -> None:
     """https://docs.stripe.com/api/subscriptions/create#create_subscription-add_invoice_items."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        with pytest.raises(stripe.InvalidRequestError, match=message):
-            await subscribe(client, add_invoice_items=added)
+    with pytest.raises(stripe.InvalidRequestError, match=message):
+        await subscribe(client, add_invoice_items=added)
 
 
-async def test_tax_is_refused_wherever_it_is_asked_for() -> None:
+async def test_tax_is_refused_wherever_it_is_asked_for(client: stripe.StripeClient) -> None:
     """In the words of an account without Stripe Tax (https://github.com/wasp-lang/open-saas/issues/78)."""
-    emulator, _ = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, automatic_tax={"enabled": False})
-        assert NO_TAX in str((await refusal(client, made.id, **TAX)).user_message)
-        preview: Any = {"subscription": made.id, **TAX}
-        with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
-            await client.v1.invoices.create_preview_async(preview)
-        page: Any = {
-            "mode": "subscription",
-            "line_items": [{"price": "price_10", "quantity": 1}],
-            "success_url": "https://app.example/done",
-            **TAX,
-        }
-        with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
-            await client.v1.checkout.sessions.create_async(page)
-        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-        phases: Any = {"phases": [{"start_date": SECOND, "items": [{"price": "price_10"}], **TAX}]}
-        with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
-            await client.v1.subscription_schedules.update_async(schedule.id, phases)
+    made = await subscribe(client, automatic_tax={"enabled": False})
+    assert NO_TAX in str((await refusal(client, made.id, **TAX)).user_message)
+    preview: Any = {"subscription": made.id, **TAX}
+    with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
+        await client.v1.invoices.create_preview_async(preview)
+    page: Any = {
+        "mode": "subscription",
+        "line_items": [{"price": "price_10", "quantity": 1}],
+        "success_url": "https://app.example/done",
+        **TAX,
+    }
+    with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
+        await client.v1.checkout.sessions.create_async(page)
+    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+    phases: Any = {"phases": [{"start_date": SECOND, "items": [{"price": "price_10"}], **TAX}]}
+    with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
+        await client.v1.subscription_schedules.update_async(schedule.id, phases)

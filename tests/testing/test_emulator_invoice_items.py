@@ -9,24 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_account import account
-from drivers.emulated_shop import shop, subscribe
+from drivers.emulated_shop import subscribe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
-
-Served = tuple[stripe.StripeClient, "StripeEmulator", "Clock"]
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        yield client, emulator, clock
 
 
 def wanted(**more: Any) -> Any:
@@ -34,9 +22,10 @@ def wanted(**more: Any) -> Any:
     return {"customer": "cus_1", **amounts, **more}
 
 
-async def test_an_item_is_on_the_next_invoice_of_its_subscription(served: Served) -> None:
+async def test_an_item_is_on_the_next_invoice_of_its_subscription(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """https://docs.stripe.com/api/invoiceitems/create: exact until it is rounded once."""
-    client, emulator, clock = served
     made = await subscribe(client)
     period: Any = {"start": 1_000, "end": 2_000}
     item = await client.v1.invoice_items.create_async(
@@ -57,9 +46,8 @@ async def test_an_item_is_on_the_next_invoice_of_its_subscription(served: Served
     assert (await client.v1.invoice_items.retrieve_async(item.id)).invoice == renewal.id
 
 
-async def test_an_item_of_an_inline_price_has_its_product(served: Served) -> None:
+async def test_an_item_of_an_inline_price_has_its_product(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-price_data."""
-    client, _, _ = served
     price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount_decimal": Decimal("0.5")}
     item = await client.v1.invoice_items.create_async(
         {"customer": "cus_1", "price_data": price, "quantity": 7}
@@ -69,9 +57,10 @@ async def test_an_item_of_an_inline_price_has_its_product(served: Served) -> Non
     assert (item.amount, item.pricing.price_details.product) == (4, "prod_pro")
 
 
-async def test_items_are_listed_until_they_are_deleted(served: Served) -> None:
+async def test_items_are_listed_until_they_are_deleted(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """https://docs.stripe.com/api/invoiceitems/list, https://docs.stripe.com/api/invoiceitems/delete."""
-    client, emulator, clock = served
     made = await subscribe(client)
     first, second = [
         await client.v1.invoice_items.create_async(wanted(subscription=made.id)) for _ in range(2)
@@ -100,8 +89,7 @@ async def test_items_are_listed_until_they_are_deleted(served: Served) -> None:
         ({"invoice": "in_1"}, "subscription"),
     ],
 )
-async def test_items_that_stripe_refuses(served: Served, more: dict[str, Any], why: str) -> None:
-    client, _, _ = served
+async def test_items_that_stripe_refuses(client: stripe.StripeClient, more: dict[str, Any], why: str) -> None:
     made = await subscribe(client)
     asked: Any = {
         name: value for name, value in wanted(subscription=made.id, **more).items() if value is not None
@@ -110,8 +98,7 @@ async def test_items_that_stripe_refuses(served: Served, more: dict[str, Any], w
         await client.v1.invoice_items.create_async(asked)
 
 
-async def test_a_subscription_that_has_ended_takes_no_items(served: Served) -> None:
-    client, _, _ = served
+async def test_a_subscription_that_has_ended_takes_no_items(client: stripe.StripeClient) -> None:
     made = await subscribe(client)
     await client.v1.subscriptions.cancel_async(made.id)
     with pytest.raises(stripe.InvalidRequestError, match="that has not ended"):

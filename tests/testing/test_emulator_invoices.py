@@ -10,7 +10,7 @@ import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import DAY, MAY, SECOND, invoice_of, shop, subscribe
-from meterkit.testing import StripeEmulator
+from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -18,31 +18,31 @@ LATEST: Any = ["latest_invoice"]
 RENEWED = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-async def test_invoices_are_listed_newest_first() -> None:
+async def test_invoices_are_listed_newest_first(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """https://docs.stripe.com/api/invoices/list."""
-    emulator, clock = shop()
     emulator.add_customer("cus_2")
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        clock.set(RENEWED)
-        listed = client.v1.invoices.list_async
-        both = [invoice.id for invoice in (await listed()).data]
-        assert both[1:] == [invoice_of(made).id]
-        assert [invoice.id for invoice in (await listed({"status": "draft"})).data] == both[:1]
-        assert [invoice.id for invoice in (await listed({"subscription": made.id})).data] == both
-        assert (await listed({"customer": "cus_2"})).data == []
-        assert [i.id for i in (await listed({"created": {"lt": MAY}})).data] == both[1:]
-        for call in (listed, client.v1.subscriptions.list_async):
-            with pytest.raises(stripe.InvalidRequestError, match="No such customer: 'cus_x'") as caught:
-                await call({"customer": "cus_x"})
-            assert caught.value.error is not None
-            assert (caught.value.http_status, caught.value.error.to_dict()["param"]) == (400, "customer")
-        subscriptions = client.v1.subscriptions.list_async
-        expanded = await subscriptions({"customer": "cus_1", "expand": ["data.latest_invoice"]})
-        assert invoice_of(expanded.data[0]).id == both[0]
-        assert (await subscriptions({"price": "price_20"})).data == []
-        assert len((await subscriptions({"price": "price_10", "status": "active"})).data) == 1
-        assert (await subscriptions({"current_period_start": {"lt": MAY}})).data == []
+    made = await subscribe(client)
+    clock.set(RENEWED)
+    listed = client.v1.invoices.list_async
+    both = [invoice.id for invoice in (await listed()).data]
+    assert both[1:] == [invoice_of(made).id]
+    assert [invoice.id for invoice in (await listed({"status": "draft"})).data] == both[:1]
+    assert [invoice.id for invoice in (await listed({"subscription": made.id})).data] == both
+    assert (await listed({"customer": "cus_2"})).data == []
+    assert [i.id for i in (await listed({"created": {"lt": MAY}})).data] == both[1:]
+    for call in (listed, client.v1.subscriptions.list_async):
+        with pytest.raises(stripe.InvalidRequestError, match="No such customer: 'cus_x'") as caught:
+            await call({"customer": "cus_x"})
+        assert caught.value.error is not None
+        assert (caught.value.http_status, caught.value.error.to_dict()["param"]) == (400, "customer")
+    subscriptions = client.v1.subscriptions.list_async
+    expanded = await subscriptions({"customer": "cus_1", "expand": ["data.latest_invoice"]})
+    assert invoice_of(expanded.data[0]).id == both[0]
+    assert (await subscriptions({"price": "price_20"})).data == []
+    assert len((await subscriptions({"price": "price_10", "status": "active"})).data) == 1
+    assert (await subscriptions({"current_period_start": {"lt": MAY}})).data == []
 
 
 async def test_an_invoice_is_paid_by_hand() -> None:
@@ -65,28 +65,28 @@ async def test_an_invoice_is_paid_by_hand() -> None:
             await client.v1.invoices.pay_async(invoice_of(other).id, {"payment_method": "pm_none"})
 
 
-async def test_invoices_are_voided_or_given_up() -> None:
+async def test_invoices_are_voided_or_given_up(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """https://docs.stripe.com/api/invoices/void; .../mark_uncollectible."""
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, payment_behavior="default_incomplete")
-        void = await client.v1.invoices.void_invoice_async(invoice_of(made).id)
-        assert (void.status, void.status_transitions.voided_at) == ("void", SECOND)
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
-        with pytest.raises(stripe.InvalidRequestError, match="This invoice is void"):
-            await client.v1.invoices.void_invoice_async(void.id)
-        with pytest.raises(stripe.InvalidRequestError, match="cannot be paid"):
-            await client.v1.invoices.pay_async(void.id)
-        other = await subscribe(client)
-        emulator.fail_payments("cus_1")
-        clock.set(RENEWED + timedelta(hours=1))
-        found = await client.v1.subscriptions.retrieve_async(other.id, {"expand": LATEST})
-        given_up = await client.v1.invoices.mark_uncollectible_async(invoice_of(found).id)
-        assert (given_up.status, given_up.next_payment_attempt) == ("uncollectible", None)
-        with pytest.raises(stripe.InvalidRequestError, match="only pass in open invoices"):
-            await client.v1.invoices.mark_uncollectible_async(given_up.id)
-        await client.v1.invoices.void_invoice_async(given_up.id)
-        assert (await client.v1.subscriptions.retrieve_async(other.id)).status == "active"
+    made = await subscribe(client, payment_behavior="default_incomplete")
+    void = await client.v1.invoices.void_invoice_async(invoice_of(made).id)
+    assert (void.status, void.status_transitions.voided_at) == ("void", SECOND)
+    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
+    with pytest.raises(stripe.InvalidRequestError, match="This invoice is void"):
+        await client.v1.invoices.void_invoice_async(void.id)
+    with pytest.raises(stripe.InvalidRequestError, match="cannot be paid"):
+        await client.v1.invoices.pay_async(void.id)
+    other = await subscribe(client)
+    emulator.fail_payments("cus_1")
+    clock.set(RENEWED + timedelta(hours=1))
+    found = await client.v1.subscriptions.retrieve_async(other.id, {"expand": LATEST})
+    given_up = await client.v1.invoices.mark_uncollectible_async(invoice_of(found).id)
+    assert (given_up.status, given_up.next_payment_attempt) == ("uncollectible", None)
+    with pytest.raises(stripe.InvalidRequestError, match="only pass in open invoices"):
+        await client.v1.invoices.mark_uncollectible_async(given_up.id)
+    await client.v1.invoices.void_invoice_async(given_up.id)
+    assert (await client.v1.subscriptions.retrieve_async(other.id)).status == "active"
 
 
 async def test_cards_are_attached_and_chosen() -> None:
@@ -180,10 +180,10 @@ async def test_an_invoice_without_a_way_to_pay_is_refused() -> None:
         assert (paid.status, paid.amount_due, paid.starting_balance < 0) == ("paid", 0, True)
 
 
-async def test_an_abandoned_first_invoice_ends_the_subscription() -> None:
-    emulator, clock = shop()
-    async with account(emulator) as client:
-        made = await subscribe(client, payment_behavior="default_incomplete")
-        await client.v1.invoices.mark_uncollectible_async(invoice_of(made).id)
-        clock.advance(timedelta(hours=23))
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
+async def test_an_abandoned_first_invoice_ends_the_subscription(
+    client: stripe.StripeClient, clock: Clock
+) -> None:
+    made = await subscribe(client, payment_behavior="default_incomplete")
+    await client.v1.invoices.mark_uncollectible_async(invoice_of(made).id)
+    clock.advance(timedelta(hours=23))
+    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"

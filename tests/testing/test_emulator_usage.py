@@ -70,27 +70,27 @@ async def test_late_usage_counts_until_the_draft_is_finalized() -> None:
         assert amounts(await latest(client, made.id)) == [60]
 
 
-async def test_usage_is_charged_at_the_price_of_its_time() -> None:
+async def test_usage_is_charged_at_the_price_of_its_time(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """1000 calls at price A and 500 at price B: 1 and 0.75.
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
     """
-    emulator, clock = shop()
     meter = emulator.add_meter("tokens")
     for price, cents in (("price_a", 10), ("price_b", 15)):
         emulator.add_price(
             cents, price_id=price, meter=meter, transform_quantity={"divide_by": 100, "round": "up"}
         )
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_a")
-        clock.advance(timedelta(days=14))
-        await use(client, 1000, at=SECOND + 4 * DAY)
-        change: Any = {"items": [{"id": items_of(made)[0].id, "price": "price_b"}]}
-        await client.v1.subscriptions.update_async(made.id, change)
-        clock.advance(timedelta(days=10))
-        await use(client, 500, at=SECOND + 19 * DAY)
-        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-        assert amounts(await latest(client, made.id)) == [100, 75]
+    made = await subscribe(client, "price_a")
+    clock.advance(timedelta(days=14))
+    await use(client, 1000, at=SECOND + 4 * DAY)
+    change: Any = {"items": [{"id": items_of(made)[0].id, "price": "price_b"}]}
+    await client.v1.subscriptions.update_async(made.id, change)
+    clock.advance(timedelta(days=10))
+    await use(client, 500, at=SECOND + 19 * DAY)
+    clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+    assert amounts(await latest(client, made.id)) == [100, 75]
 
 
 async def test_a_cancellation_at_once_charges_usage_only_if_told_so() -> None:
@@ -109,9 +109,10 @@ async def test_a_cancellation_at_once_charges_usage_only_if_told_so() -> None:
             assert [amounts(invoice) for invoice in invoices.data] == lines
 
 
-async def test_negative_usage_and_tiers() -> None:
+async def test_negative_usage_and_tiers(
+    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+) -> None:
     """A sum below 0 is billed as 0 (facts/stripe.md 0.7); each graduated tier has a line."""
-    emulator, clock = shop()
     emulator.add_price(
         price_id="price_tiers",
         meter=emulator.add_meter("tokens"),
@@ -119,13 +120,12 @@ async def test_negative_usage_and_tiers() -> None:
         tiers_mode="graduated",
         tiers=[{"up_to": 1000, "unit_amount": 0}, {"up_to": "inf", "unit_amount_decimal": "0.1"}],
     )
-    async with account(emulator) as client:
-        made = await subscribe(client, "price_tiers")
-        clock.advance(timedelta(days=1))
-        await use(client, -5, at=SECOND)
-        shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
-        assert [(line.quantity, line.amount) for line in shown.lines.data] == [(0, 0)]
-        await use(client, 3005, at=SECOND + HOUR)
-        shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
-        assert [(line.quantity, line.amount) for line in shown.lines.data] == [(1000, 0), (2000, 200)]
-        assert shown.lines.data[1].description == "2000 × price_tiers (Tier 2 at 0.001 USD)"  # noqa: RUF001
+    made = await subscribe(client, "price_tiers")
+    clock.advance(timedelta(days=1))
+    await use(client, -5, at=SECOND)
+    shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    assert [(line.quantity, line.amount) for line in shown.lines.data] == [(0, 0)]
+    await use(client, 3005, at=SECOND + HOUR)
+    shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
+    assert [(line.quantity, line.amount) for line in shown.lines.data] == [(1000, 0), (2000, 200)]
+    assert shown.lines.data[1].description == "2000 × price_tiers (Tier 2 at 0.001 USD)"  # noqa: RUF001

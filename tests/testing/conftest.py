@@ -1,0 +1,38 @@
+"""A shop on the emulator, and Stripe's own SDK to ask it with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from drivers.emulated_account import account
+from drivers.emulated_shop import shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import stripe
+
+    from meterkit.testing import Clock, StripeEmulator
+
+
+@pytest.fixture
+def opened() -> tuple[StripeEmulator, Clock]:
+    return shop()
+
+
+@pytest.fixture
+def emulator(opened: tuple[StripeEmulator, Clock]) -> StripeEmulator:
+    return opened[0]
+
+
+@pytest.fixture
+def clock(opened: tuple[StripeEmulator, Clock]) -> Clock:
+    return opened[1]
+
+
+@pytest.fixture
+async def client(emulator: StripeEmulator) -> AsyncIterator[stripe.StripeClient]:
+    async with account(emulator) as client:
+        yield client
