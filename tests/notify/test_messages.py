@@ -24,7 +24,6 @@ from drivers.messages import (
     mailbox,
     pass_over,
     receiver,
-    receiving_server,
 )
 from drivers.process_metrics import told
 from faults.refusals import eventually
@@ -158,19 +157,6 @@ async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(store_url:
             clock.advance(timedelta(seconds=seconds))
             await pass_over(kit, "webhook")
             assert len(hook.posts) == posts
-
-
-async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would look the receiver's name up again, and might find a private address."""
-    async with receiving_server() as proxy, receiving_server() as hook:
-        for name in ("http_proxy", "all_proxy"):
-            monkeypatch.setenv(name, proxy.url.removesuffix("/hook"))
-        monkeypatch.delenv("no_proxy", raising=False)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        async with kit_of("memory://", Clock(NOW), url=hook.url) as kit:
-            await kit.record("acme", "requests", 5)
-            await pass_over(kit, "webhook")
-        assert (len(hook.posts), len(proxy.posts)) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ import pytest
 from drivers import subscribed_customer as subscribed
 from drivers.audit_database import to_ms
 from drivers.messages import PLANS, any_event, kit_of, mailbox, pass_over, receiver
-from meterkit.errors import StoreError
 from meterkit.notify.watches import SummaryWatch
-from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -95,33 +93,6 @@ async def test_each_period_with_usage_is_summed_up_once(store_url: str) -> None:
             in (plain.get_content())
         )
         assert "costs USD 0.24." in plain.get_content()
-
-
-async def test_a_process_that_is_cut_off_goes_on_where_it_was(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(BEGIN)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SUMMARIES) as kit:
-        watch = watch_of(kit)
-        await look(kit, watch)
-        for customer in ("acme", "bolt", "core"):
-            await kit.record(customer, "requests", 8)
-        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
-        asked: list[str] = []
-
-        async def cut(store: Any, customer: str, kind: str, data: Any) -> None:
-            asked.append(customer)
-            await tell(store, customer, kind, data)
-            if asked == ["acme", "bolt"]:
-                raise StoreError("cut off")
-
-        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
-        with pytest.raises(StoreError, match="cut off"):
-            await look(kit, watch)
-        clock.advance(timedelta(hours=2))
-        await look(kit, watch)
-        assert ["acme", "bolt", "bolt", "core"] == asked
-        assert ["acme", "bolt", "core"] == sorted(data["customer"] for data in told(hook))
 
 
 async def test_after_a_week_without_a_look_it_begins_anew(store_url: str) -> None:

@@ -14,7 +14,6 @@ from drivers.delivery import desk
 from drivers.operator_pages import JSON, figures_on, make_snapshot, pages_of, selling
 from drivers.shop import START
 from meterkit.notify.spikes import FoundSpike, SpikesToday
-from meterkit.outbox.closes import Close, Closes
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.testing import Clock
 
@@ -62,20 +61,6 @@ async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_
         (now,) = [row for row in books if row["meter"] == "requests"]
         assert (now["recorded"], now["waiting"], now["delivered"], now["confirmed"]) == (7, 1, 6, 6)
         assert (await client.get("/books?of=a%00")).status_code == 404
-
-
-async def test_periods_that_no_invoice_confirms_are_listed(store_url: str) -> None:
-    async with selling(store_url, None) as kit, pages_of(kit) as client:
-        closes = Closes(kit.store, await kit.store.admin())
-        for customer in ("acme", "zeta"):
-            shard = kit.store.keys.customer(customer).shard
-            await closes.tell(Close(shard=shard, customer=customer, end_ms=to_ms(START)))
-        assert (await client.get("/", headers=JSON)).json()["outbox"]["unconfirmed"] == 2
-        rows = await rows_of(client, "unconfirmed")
-        assert sorted((row["customer"], row["period_end"]) for row in rows) == [
-            ("acme", "2031-06-01T00:00:00Z"),
-            ("zeta", "2031-06-01T00:00:00Z"),
-        ]
 
 
 @pytest.mark.parametrize(("number", "after"), [(100, ""), (101, "100")])

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
-from meterkit.catalog import loads
+from meterkit.catalog import Report, loads
 from meterkit.testing import Clock, StripeEmulator, check_bill
+from meterkit.testing.bill import due_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,6 +39,21 @@ plans:
       tokens: {included: 8_000, overage: {bill: {cap: 5_000}}}
       images: {included: 1, overage: deny}
 """)
+
+
+@pytest.mark.parametrize(
+    ("plan", "meter", "report", "quantity", "due"),
+    [
+        ("free", "requests", "usage", 40, 40),  # reported whole
+        ("free", "requests", "usage", 45, 40),  # overage is never sent where the plan does not bill it
+        ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
+        ("pro", "tokens", "overage", 8_001, 1),
+        ("pro", "tokens", "overage", 20_000, 5_000),  # no more than the cap
+        ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
+    ],
+)
+def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
+    assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
 
 
 @pytest.fixture

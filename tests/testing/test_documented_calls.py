@@ -68,15 +68,6 @@ async def test_lookup_keys(client: stripe.StripeClient) -> None:
     assert (await client.v1.prices.retrieve_async("price_10")).lookup_key is None
 
 
-async def test_coupons_create(client: stripe.StripeClient) -> None:
-    """https://docs.stripe.com/api/coupons/create: `duration` is `once` unless it is given."""
-    made = await client.v1.coupons.create_async({"percent_off": 25.5, "id": "SALE"})
-    assert (made.id, made.percent_off, made.duration, made.valid) == ("SALE", 25.5, "once", True)
-    both: Any = {"percent_off": 10, "amount_off": 100, "currency": "usd"}
-    with pytest.raises(stripe.InvalidRequestError):
-        await client.v1.coupons.create_async(both)
-
-
 async def test_coupons_delete(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/coupons/delete: customers who have it keep it."""
     half = await client.v1.coupons.create_async({"percent_off": 50, "duration": "forever"})
@@ -152,15 +143,6 @@ async def test_invoices_finalize(client: stripe.StripeClient, clock: Clock) -> N
     assert done.status_transitions.finalized_at is not None
     with pytest.raises(stripe.InvalidRequestError):
         await client.v1.invoices.finalize_invoice_async(str(draft.id))
-
-
-async def test_invoices_void(client: stripe.StripeClient, clock: Clock) -> None:
-    """https://docs.stripe.com/api/invoices/void: an open one, not a draft."""
-    found = await _open(client)
-    assert (await client.v1.invoices.void_invoice_async(str(found.id))).status == "void"
-    draft = await _draft(client, clock)
-    with pytest.raises(stripe.InvalidRequestError):
-        await client.v1.invoices.void_invoice_async(str(draft.id))
 
 
 async def test_invoices_mark_uncollectible(client: stripe.StripeClient) -> None:
@@ -308,24 +290,6 @@ async def test_default_tax_rates_of_a_subscription_tax_invoices(
     assert [rate.id for rate in renewal.default_tax_rates] == [within]
 
 
-async def test_the_tax_rates_of_an_item_replace_the_default_ones(
-    client: stripe.StripeClient, clock: Clock
-) -> None:
-    """https://docs.stripe.com/billing/taxes/tax-rates: also on its prorations."""
-    top, own = await _rate(client, 19), await _rate(client, 10)
-    items: Any = [{"price": "price_10", "tax_rates": [own]}, {"price": "price_seat"}]
-    made = await subscribe(client, items=items, default_tax_rates=[top])
-    assert invoice_of(made).total == 1000 + 100 + 900 + 171
-    clock.advance(timedelta(days=15))
-    change: Any = {
-        "items": [{"id": item_of(made).id, "price": "price_20"}],
-        "proration_behavior": "always_invoice",
-        "expand": ["latest_invoice"],
-    }
-    upgrade = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
-    assert (amounts(upgrade), upgrade.total) == ([-500, 1000], 550)
-
-
 async def test_a_discount_of_an_item_is_taken_off_that_item_first(
     client: stripe.StripeClient, clock: Clock
 ) -> None:
@@ -383,18 +347,6 @@ async def test_invoice_line_items_bulk_update(client: stripe.StripeClient, clock
     assert (amounts(changed), changed.total) == ([700], 700)
     assert changed.metadata is not None
     assert changed.metadata.to_dict() == {"by": "hand"}
-
-
-async def test_previews_are_kept_for_a_while(client: stripe.StripeClient) -> None:
-    """https://docs.stripe.com/invoicing/preview: retrieved by their ids, with all lines."""
-    made = await subscribe(client)
-    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-    name = str(preview.id)
-    assert name.startswith("upcoming_in_")
-    assert (await client.v1.invoices.retrieve_async(name)).total == preview.total
-    assert amounts(preview) == [
-        line.amount for line in (await client.v1.invoices.line_items.list_async(name)).data
-    ]
 
 
 async def test_a_setup_intent_that_has_ended_is_not_confirmed_again(

@@ -60,20 +60,6 @@ def mode_of(found: stripe.Subscription | stripe.SubscriptionSchedule) -> str:
     return found.billing_mode.type
 
 
-async def test_a_version_before_billing_modes_knows_none() -> None:
-    """ "Your integration must be on Stripe API version 2025-06-30.basil or later" (the same page)."""
-    emulator, _ = metered()
-    async with account(emulator) as client:
-        wanted: Any = {"customer": "cus_1", "items": [{"price": "price_10"}]}
-        options: Any = {"stripe_version": "2025-05-28.basil"}
-        for mode in ("classic", "flexible"):
-            own: Any = {**wanted, "billing_mode": {"type": mode}}
-            with pytest.raises(stripe.InvalidRequestError) as refused:
-                await client.v1.subscriptions.create_async(own, options)
-            assert refused.value.code == "parameter_unknown"
-        assert mode_of(await client.v1.subscriptions.create_async(wanted, options)) == "classic"
-
-
 async def test_what_is_not_a_mode_is_refused() -> None:
     """https://docs.stripe.com/api/subscriptions/create#create_subscription-billing_mode."""
     emulator, _ = metered()
@@ -133,20 +119,6 @@ async def test_a_phase_in_classic_billing_has_an_invoice_more(at: int, behavior:
 
 
 @pytest.mark.parametrize(("mode", "anchored"), [("classic", True), ("flexible", False)])
-async def test_another_interval_moves_the_anchor_in_classic_billing(mode: str, anchored: bool) -> None:
-    """https://docs.stripe.com/billing/subscriptions/billing-mode/compare: never in flexible billing."""
-    emulator, clock = metered()
-    emulator.add_price(12_000, price_id="price_year", interval="year")
-    async with account(emulator) as client:
-        made = await subscribe(client, billing_mode={"type": mode})
-        clock.set(HALF)
-        changed = await change(client, made, items=[{"id": item_of(made).id, "price": "price_year"}])
-        at = int(HALF.timestamp())
-        assert changed.billing_cycle_anchor == (at if anchored else SECOND)
-        assert amounts(invoice_of(changed)) == ([-500, 12_000] if anchored else [1000])
-
-
-@pytest.mark.parametrize(("mode", "anchored"), [("classic", True), ("flexible", False)])
 async def test_a_first_price_moves_the_anchor_in_classic_billing(mode: str, anchored: bool) -> None:
     """From free to paid (the same page)."""
     emulator, clock = metered()
@@ -158,18 +130,6 @@ async def test_a_first_price_moves_the_anchor_in_classic_billing(mode: str, anch
         assert changed.billing_cycle_anchor == (int(HALF.timestamp()) if anchored else SECOND)
         seat: Any = {"items": [{"price": "price_seat"}]}
         assert (await change(client, changed, **seat)).billing_cycle_anchor == changed.billing_cycle_anchor
-
-
-async def test_the_portal_cancels_a_classic_subscription_later() -> None:
-    """Flexible billing sets `cancel_at` there (the same page)."""
-    emulator, _ = metered()
-    async with account(emulator) as client:
-        made = await subscribe(client, **CLASSIC)
-        portal = await client.v1.billing_portal.sessions.create_async({"customer": "cus_1"})
-        emulator.use_portal(portal.id, "cancel")
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).cancel_at_period_end
-        emulator.use_portal(portal.id, "resume")
-        assert not (await client.v1.subscriptions.retrieve_async(made.id)).cancel_at_period_end
 
 
 async def migrate(

@@ -94,24 +94,6 @@ async def test_a_proration_date_lies_in_the_present_period(client: stripe.Stripe
         assert "Cannot specify a proration date outside" in error.user_message
 
 
-async def test_a_default_incomplete_change_waits_for_the_customer(
-    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
-) -> None:
-    """`default_incomplete`: "transition the subscription to `status=past_due` when payment is required"."""
-    made = await subscribe(client)
-    clock.advance(timedelta(days=15))
-    changed = await switch(
-        client,
-        made,
-        "price_20",
-        proration_behavior="always_invoice",
-        payment_behavior="default_incomplete",
-    )
-    assert (changed.status, invoice_of(changed).status) == ("past_due", "open")
-    emulator.confirm_payment(invoice_of(changed).id)
-    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
-
-
 async def test_an_authenticating_card_is_charged_on_confirmation() -> None:
     """https://docs.stripe.com/testing#regulatory-cards; a void invoice gives the change up."""
     emulator, clock = shop(card="pm_card_authenticationRequired")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import stripe
 
@@ -106,28 +105,6 @@ async def test_a_code_with_a_minimum_is_for_larger_pages() -> None:
         made = await client.v1.checkout.sessions.create_async(offer(allow_promotion_codes=True))
         with pytest.raises(ValueError, match="minimum amount is not reached"):
             emulator.complete_checkout(made.id, promotion_code="SAVE20")
-
-
-async def test_the_page_in_a_browser_asks_for_a_code() -> None:
-    emulator = taxing()
-    async with emulator.serve() as url, httpx.AsyncClient() as browser:
-        headers = {"authorization": "Bearer sk_test_1"}
-        await browser.post(f"{url}/v1/coupons", data={"id": "A", "percent_off": "20"}, headers=headers)
-        code = {"promotion[type]": "coupon", "promotion[coupon]": "A", "code": "SAVE20"}
-        await browser.post(f"{url}/v1/promotion_codes", data=code, headers=headers)
-        form = {
-            "mode": "subscription",
-            "line_items[0][price]": "price_20",
-            "line_items[0][quantity]": "1",
-            "success_url": "https://app.example/done",
-            "allow_promotion_codes": "true",
-        }
-        page = (await browser.post(f"{url}/v1/checkout/sessions", data=form, headers=headers)).json()["url"]
-        assert 'name="promotion_code"' in (await browser.get(page)).text
-        wrong = await browser.post(page, data={"payment": "succeeds", "promotion_code": "NONE"})
-        assert "is no promotion code" in wrong.text
-        paid = await browser.post(page, data={"payment": "succeeds", "promotion_code": "SAVE20"})
-        assert paid.status_code == 303
 
 
 async def test_tax_comes_with_the_address_of_a_new_customer() -> None:

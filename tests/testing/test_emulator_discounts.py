@@ -12,7 +12,6 @@ from drivers.emulated_shop import (
     DAY,
     SECOND,
     invoice_of,
-    items_of,
     refusal,
     subscribe,
 )
@@ -186,19 +185,6 @@ async def test_promotion_codes_have_restrictions(
         await subscribe(client, discounts=[{"promotion_code": made.id}])
 
 
-async def test_restrictions_that_are_kept_redeem_the_coupon(client: stripe.StripeClient) -> None:
-    restrictions = {
-        "first_time_transaction": True,
-        "minimum_amount": 1000,
-        "minimum_amount_currency": "usd",
-    }
-    made = await code(
-        client, await coupon(client, percent_off=20), customer="cus_1", restrictions=restrictions
-    )
-    subscribed = await subscribe(client, discounts=[{"promotion_code": made.id}])
-    assert invoice_of(subscribed).total == 800
-
-
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -216,22 +202,6 @@ async def test_promotion_codes_that_make_no_sense_are_refused(
     await code(client, fifth, code="THERE")
     with pytest.raises(stripe.InvalidRequestError, match=said):
         await code(client, fifth, **params)
-
-
-async def test_a_preview_redeems_nothing(client: stripe.StripeClient) -> None:
-    fifth = await coupon(client, percent_off=20)
-    made = await subscribe(client)
-    wanted: Any = {"subscription": made.id, "discounts": [{"coupon": fifth}], "expand": ["discounts"]}
-    preview = await client.v1.invoices.create_preview_async(wanted)
-    assert (preview.subtotal, preview.total) == (1000, 800)
-    new: Any = {
-        "customer": "cus_1",
-        "subscription_details": {"items": [{"price": "price_20"}]},
-        "discounts": [{"coupon": fifth}],
-    }
-    assert (await client.v1.invoices.create_preview_async(new)).total == 1600
-    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 0
-    assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
 
 
 async def test_a_draft_takes_discounts_of_its_own(client: stripe.StripeClient, clock: Clock) -> None:

@@ -46,17 +46,6 @@ async def test_an_item_is_on_the_next_invoice_of_its_subscription(
     assert (await client.v1.invoice_items.retrieve_async(item.id)).invoice == renewal.id
 
 
-async def test_an_item_of_an_inline_price_has_its_product(client: stripe.StripeClient) -> None:
-    """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-price_data."""
-    price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount_decimal": Decimal("0.5")}
-    item = await client.v1.invoice_items.create_async(
-        {"customer": "cus_1", "price_data": price, "quantity": 7}
-    )
-    assert item.pricing is not None
-    assert item.pricing.price_details is not None
-    assert (item.amount, item.pricing.price_details.product) == (4, "prod_pro")
-
-
 async def test_items_are_listed_until_they_are_deleted(
     client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, MAY, SECOND, invoice_of, shop, subscribe
+from drivers.emulated_shop import MAY, SECOND, invoice_of, shop, subscribe
 from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -124,25 +124,6 @@ async def test_cards_are_attached_and_chosen() -> None:
         await client.v1.customers.update_async(customer.id, none)
 
 
-async def test_a_payment_in_a_browser_leaves_its_card() -> None:
-    """`payment_settings[save_default_payment_method]`: with the subscription, else with the customer."""
-    emulator, _ = shop(card=None)
-    saved: Any = {"save_default_payment_method": "on_subscription"}
-    async with account(emulator) as client:
-        own = await subscribe(client, payment_behavior="default_incomplete", payment_settings=saved)
-        with pytest.raises(ValueError, match="pm_card_chargeDeclined has failed"):
-            emulator.confirm_payment(invoice_of(own).id, card="pm_card_chargeDeclined")
-        emulator.confirm_payment(invoice_of(own).id)
-        paid = await client.v1.subscriptions.retrieve_async(own.id)
-        assert (paid.status, paid.default_payment_method is None) == ("active", False)
-        customer = await client.v1.customers.retrieve_async("cus_1")
-        assert customer.invoice_settings is not None
-        assert customer.invoice_settings.default_payment_method is None
-        wanted: Any = {"default_payment_method": paid.default_payment_method}
-        other = await subscribe(client, "price_20", **wanted)
-        assert other.status == "active"
-
-
 async def test_an_invoice_may_have_a_card_of_its_own() -> None:
     """https://docs.stripe.com/billing/invoices/subscription#collect-payment: the invoice's comes first."""
     emulator, clock = shop(card="pm_card_chargeDeclined")
@@ -159,31 +140,3 @@ async def test_an_invoice_may_have_a_card_of_its_own() -> None:
         await client.v1.payment_methods.detach_async(card.id)
         with pytest.raises(stripe.CardError):
             await client.v1.invoices.pay_async(draft.id)
-
-
-async def test_an_invoice_without_a_way_to_pay_is_refused() -> None:
-    """https://docs.stripe.com/api/invoices/pay; a draft that a balance covers is paid by finalizing it."""
-    emulator, clock = shop(card=None)
-    async with account(emulator) as client:
-        made = await subscribe(client, trial_period_days=1)
-        clock.advance(timedelta(days=1))
-        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-        with pytest.raises(stripe.InvalidRequestError, match="no attached payment source"):
-            await client.v1.invoices.pay_async(invoice_of(renewed).id)
-        await client.v1.customers.update_async("cus_1", {"balance": -5000})
-        clock.advance(timedelta(days=40))
-        assert (await client.v1.invoices.list_async({"status": "draft"})).data == []
-        bought = await subscribe(client, "price_20", trial_end=int(clock()) + DAY)
-        clock.advance(timedelta(days=1))
-        renewed = await client.v1.subscriptions.retrieve_async(bought.id, {"expand": LATEST})
-        paid = await client.v1.invoices.pay_async(invoice_of(renewed).id)
-        assert (paid.status, paid.amount_due, paid.starting_balance < 0) == ("paid", 0, True)
-
-
-async def test_an_abandoned_first_invoice_ends_the_subscription(
-    client: stripe.StripeClient, clock: Clock
-) -> None:
-    made = await subscribe(client, payment_behavior="default_incomplete")
-    await client.v1.invoices.mark_uncollectible_async(invoice_of(made).id)
-    clock.advance(timedelta(hours=23))
-    assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"

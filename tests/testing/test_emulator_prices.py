@@ -148,17 +148,6 @@ async def test_prices_need_what_they_need(params: Any, message: str, param: str 
             assert (await client.v1.products.list_async()).data == []
 
 
-async def test_a_price_has_one_product() -> None:
-    """https://docs.stripe.com/api/prices/create#create_price-product."""
-    emulator = StripeEmulator()
-    async with account(emulator) as client:
-        with pytest.raises(stripe.InvalidRequestError, match="either `product` or `product_data`"):
-            await client.v1.prices.create_async({"currency": "usd", "unit_amount": 1})
-        with pytest.raises(stripe.InvalidRequestError, match="No such product: 'prod_x'") as caught:
-            await client.v1.prices.create_async({"currency": "usd", "unit_amount": 1, "product": "prod_x"})
-        assert caught.value.http_status == 400
-
-
 def test_prices_and_products_of_a_tests_own() -> None:
     emulator = StripeEmulator()
     assert emulator.add_price(2900, price_id="price_pro") == "price_pro"

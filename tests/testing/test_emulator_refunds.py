@@ -100,17 +100,6 @@ async def test_refunds_that_are_refused(
         await client.v1.charges.retrieve_async("ch_none")
 
 
-async def test_what_was_paid_elsewhere_cannot_be_refunded(client: stripe.StripeClient) -> None:
-    made = await subscribe(client, **SENT, expand=["latest_invoice"])
-    draft = str(invoice_of(made).id)
-    await client.v1.invoices.finalize_invoice_async(draft)
-    await client.v1.invoices.pay_async(draft, {"paid_out_of_band": True})
-    (payment,) = (await client.v1.invoice_payments.list_async({"invoice": draft})).data
-    intent = str(payment.payment.payment_intent)
-    with pytest.raises(stripe.InvalidRequestError, match="does not have a successful charge"):
-        await client.v1.refunds.create_async({"payment_intent": intent})
-
-
 async def test_a_credit_note_on_an_open_invoice_takes_off_what_is_due(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/credit_notes/create: pre-payment."""
     made = await subscribe(client, **SENT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import stripe
@@ -37,16 +37,7 @@ async def test_the_first_invoice_is_finalized_and_paid_at_once(
         1,
         "CUS_1-0001",
     )
-    assert invoice.parent is not None
-    assert invoice.parent.subscription_details is not None
-    assert invoice.parent.subscription_details.subscription == made.id
-    assert invoice.parent.subscription_details.metadata is not None
-    assert invoice.parent.subscription_details.metadata["meterkit_customer"] == "ada"
     line = invoice.lines.data[0]
-    assert line.parent is not None
-    assert line.parent.subscription_item_details is not None
-    assert line.parent.subscription_item_details.proration is False
-    assert line.parent.subscription_item_details.subscription_item == item.id
     assert (line.description, line.quantity) == ("1 × Pro (at 10 USD / month)", 1)  # noqa: RUF001
     assert (line.period.start, line.period.end) == (SECOND, MAY)
     assert told(emulator) == [
@@ -227,32 +218,6 @@ async def test_a_cancellation_at_the_periods_end_binds_there(
     with pytest.raises(stripe.InvalidRequestError, match="No such subscription") as caught:
         await client.v1.subscriptions.cancel_async(made.id)
     assert caught.value.http_status == 404
-
-
-async def test_what_a_subscription_says_of_itself_is_changed(client: stripe.StripeClient) -> None:
-    """https://docs.stripe.com/api/subscriptions/update; an ended one takes metadata alone."""
-    made = await subscribe(client, description="first", metadata={"a": "1", "b": "2"})
-    card = await client.v1.payment_methods.attach_async("pm_card_mastercard", {"customer": "cus_1"})
-    changed = await client.v1.subscriptions.update_async(
-        made.id,
-        {
-            "description": "second",
-            "default_payment_method": card.id,
-            "metadata": {"a": "", "c": "3"},
-            "expand": ["default_payment_method"],
-        },
-    )
-    assert (changed.description, changed.metadata.to_dict()) == ("second", {"b": "2", "c": "3"})
-    assert isinstance(changed.default_payment_method, stripe.PaymentMethod)
-    details: Any = {"cancellation_details": {"comment": "not yet"}}
-    said = await client.v1.subscriptions.update_async(made.id, details)
-    assert said.cancellation_details is not None
-    assert said.cancellation_details.comment == "not yet"
-    await client.v1.subscriptions.cancel_async(made.id)
-    late = await client.v1.subscriptions.update_async(made.id, {"metadata": {"d": "4"}})
-    assert late.metadata.to_dict() == {"b": "2", "c": "3", "d": "4"}
-    with pytest.raises(stripe.InvalidRequestError, match="No such subscription: 'sub_none'"):
-        await client.v1.subscriptions.retrieve_async("sub_none")
 
 
 async def test_an_unpaid_one_stays_unpaid_until_it_is_paid() -> None:

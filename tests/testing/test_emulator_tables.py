@@ -10,10 +10,7 @@ from decimal import Decimal
 import httpx
 import pytest
 
-from drivers.emulated_shop import DAY
-from meterkit.catalog import Report, loads
 from meterkit.testing import StripeEmulator
-from meterkit.testing.bill import due_of
 from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
 from meterkit.testing.emulator.selling.prices import Price, Recurring
@@ -21,59 +18,6 @@ from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.revision import Wanted
 
 pytestmark = pytest.mark.anyio
-
-# Amounts, periods and changed fields at the emulator of Stripe: pure tables.
-
-
-CATALOG = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests, report: usage}}
-  tokens: {unit: token, stripe: {event_name: tokens}}
-  images: {unit: image, stripe: {event_name: images}}
-  large_images: {unit: image, from: images, where: {model: "*-large*"}, stripe: {event_name: large_images}}
-  pages: {unit: page}
-credits:
-  ai: {costs: {tokens: 1 per 100}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 40, overage: deny}
-      tokens: {included: 5_000, overage: deny}
-      images: {included: 1, overage: deny}
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: unlimited}
-      tokens: {included: 8_000, overage: {bill: {cap: 5_000}}}
-      images: {included: 1, overage: deny}
-""")
-
-
-@pytest.mark.parametrize(
-    ("plan", "meter", "report", "quantity", "due"),
-    [
-        ("free", "requests", "usage", 40, 40),  # reported whole
-        ("free", "requests", "usage", 45, 40),  # overage is never sent where the plan does not bill it
-        ("free", "tokens", "overage", 6_000, 0),
-        ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
-        ("pro", "tokens", "overage", 8_001, 1),
-        (
-            "pro",
-            "tokens",
-            "overage",
-            20_000,
-            5_000,
-        ),  # units over the cap are counted, and not billed
-        ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
-        ("pro", "tokens", "none", 20_000, 0),
-    ],
-)
-def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
-    assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +36,6 @@ def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: s
         int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) for text in (anchor, at, start, end)
     )
     assert period_at(first, Recurring(interval="month"), instant) == (begin, finish)
-
-
-def test_years_weeks_and_days_too() -> None:
-    anchor = int(datetime(2024, 2, 29, tzinfo=UTC).timestamp())
-    year = int(datetime(2025, 2, 28, tzinfo=UTC).timestamp())
-    assert period_at(anchor, Recurring(interval="year"), year - 1) == (anchor, year)
-    assert period_at(anchor, Recurring(interval="week", interval_count=2), anchor) == (
-        anchor,
-        anchor + 14 * DAY,
-    )
-    assert period_at(anchor, Recurring(interval="day"), anchor - 1) == (anchor - DAY, anchor)
 
 
 def test_what_recurs_not_has_no_cycle() -> None:

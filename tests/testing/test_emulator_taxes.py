@@ -29,27 +29,6 @@ async def settle_down(client: stripe.StripeClient) -> None:
     await client.v1.customers.update_async("cus_1", {"address": {"country": "US", "state": "TX"}})
 
 
-async def test_a_rate_is_put_on_top_of_each_invoice() -> None:
-    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: exclusive."""
-    emulator, clock = taxed_shop()
-    async with account(emulator) as client:
-        await settle_down(client)
-        made = await subscribe(client, "price_10", "price_seat", **TAXED)
-        assert made.automatic_tax.enabled is True
-        invoice = invoice_of(made)
-        assert (invoice.subtotal, invoice.total_excluding_tax, invoice.total) == (1900, 1900, 2057)
-        assert (invoice.amount_paid, invoice.automatic_tax.enabled) == (2057, True)
-        assert (invoice.automatic_tax.status, invoice.automatic_tax.provider) == ("complete", "stripe")
-        assert invoice.total_taxes is not None
-        (tax,) = invoice.total_taxes
-        assert (tax.amount, tax.tax_behavior, tax.taxable_amount) == (157, "exclusive", 1900)
-        of_lines = [each.amount for line in invoice.lines.data for each in line.taxes or ()]
-        assert (of_lines, sum(of_lines)) == ([83, 74], 157)
-        clock.advance(timedelta(days=30, hours=2))
-        renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
-        assert (renewal.total, renewal.status) == (2057, "paid")
-
-
 async def test_tax_can_be_turned_on_and_off() -> None:
     emulator, clock = taxed_shop()
     async with account(emulator) as client:

@@ -349,33 +349,6 @@ async def test_the_end_may_be_any_instant(client: stripe.StripeClient, clock: Cl
     assert invoice_of(ended).status_transitions.finalized_at == SECOND + 15 * DAY + HOUR
 
 
-async def test_a_phase_may_change_only_how_many(client: stripe.StripeClient, clock: Clock) -> None:
-    """The item stays the same one; what is bought from then on is charged with the renewal."""
-    made = await subscribe(client, items=[{"price": "price_10"}, {"price": "price_seat", "quantity": 5}])
-    schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
-    wanted: Any = {
-        "phases": [
-            {
-                "items": [{"price": "price_10"}, {"price": "price_seat", "quantity": 5}],
-                "start_date": SECOND,
-                "end_date": MAY,
-            },
-            {"items": [{"price": "price_10"}, {"price": "price_seat", "quantity": 2}]},
-        ]
-    }
-    wrong: Any = {"phases": [wanted["phases"][0], {**wanted["phases"][1], "start_date": MAY + 1}]}
-    with pytest.raises(stripe.InvalidRequestError, match="where the one before it ends"):
-        await client.v1.subscription_schedules.update_async(schedule.id, wrong)
-    await client.v1.subscription_schedules.update_async(schedule.id, wanted)
-    clock.set(datetime(2026, 5, 1, tzinfo=UTC))
-    fewer = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-    assert [item.id for item in items_of(fewer)] == [item.id for item in items_of(made)]
-    assert ([item.quantity for item in items_of(fewer)], amounts(invoice_of(fewer))) == (
-        [1, 2],
-        [1000, 1800],
-    )
-
-
 async def test_what_cannot_have_a_schedule(client: stripe.StripeClient) -> None:
     """https://docs.stripe.com/api/subscription_schedules/create."""
     create = client.v1.subscription_schedules.create_async

@@ -26,7 +26,6 @@ from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 from tokens.corpus_rows import AT, ROWS, WIRED, Row
 from tokens.recordings import (
-    DONE,
     EVENTSTREAM_TYPE,
     MISSING,
     NDJSON_TYPE,
@@ -34,7 +33,6 @@ from tokens.recordings import (
     SSE_TYPE,
     Recording,
     chat,
-    chat_usage,
     compact,
     event_frame,
     figures,
@@ -367,15 +365,6 @@ def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
     assert 20 * BYTES // 4 == reader.estimated_output_tokens
     (call,) = reader.close(complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
-
-
-def test_text_that_final_figures_cover_is_not_estimated() -> None:
-    reader = open_reader(SSE_TYPE)
-    reader.feed(sse(chat({"content": TEXT})))
-    reader.feed(sse(chat(None, usage=chat_usage(3, 4))))
-    assert (BYTES, 0) == (reader.output_bytes_seen, reader.estimated_output_tokens)
-    reader.feed(DONE + sse({**chat({"content": TEXT}), "id": "c2"}))
-    assert (2 * BYTES, BYTES // 4) == (reader.output_bytes_seen, reader.estimated_output_tokens)
 
 
 def test_the_text_of_a_torn_document_is_estimated() -> None:

@@ -31,7 +31,6 @@ from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     SSE_TYPE,
-    Figures,
     compact,
     figures,
     invoked,
@@ -520,7 +519,6 @@ def test_what_is_no_models_answer_counts_nothing_under_auto(said: dict[str, Any]
 # F-135: shapes of usage that counted nothing, or twice.
 
 
-VECTORS = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
 RANKS = [{"index": 0, "relevance_score": 0.9}]
 INTERACTION: dict[str, Any] = {
     "id": "int_1",
@@ -550,54 +548,6 @@ CONVERSED: dict[str, Any] = {
         "connectors": {"web_search": 1},
     },
 }
-
-
-CASES: dict[str, tuple[str, str, dict[str, Any], Figures]] = {
-    "interaction": ("gemini", "gcp.gemini", INTERACTION, ("reported", 107, 50, 64, None, 30)),
-    "voyage embeddings": (
-        *("openai", "openai"),
-        {"object": "list", "data": VECTORS, "model": "voyage-4", "usage": {"total_tokens": 10}},
-        ("reported", 10, 0, None, None, None),
-    ),
-    "jina ranking": (
-        *("openai", "openai"),
-        {"model": "jina-reranker", "usage": {"total_tokens": 15}, "results": RANKS},
-        ("reported", 15, 0, None, None, None),
-    ),
-    "voyage ranking": (
-        *("openai", "openai"),
-        {"object": "list", "data": RANKS, "model": "rerank-3", "usage": {"total_tokens": 26}},
-        ("reported", 26, 0, None, None, None),
-    ),
-    "cohere embeddings": (
-        *("cohere", "cohere"),
-        {
-            "id": "e1",
-            "embeddings": {"float": [[0.1]]},
-            "texts": ["x"],
-            "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 5.0}},
-        },
-        ("reported", 5, 0, None, None, None),
-    ),
-    "connectors": ("mistral", "mistral_ai", CONVERSED, ("reported", 130, 20, None, None, None)),
-    "run": (
-        "openai",
-        "openai",
-        {**RUN, "status": "completed", "usage": USED},
-        ("reported", 600, 400, None, None, None),
-    ),
-}
-
-
-@pytest.mark.parametrize(("name", "how"), pairs([*CASES], ["declared", "auto", "object"]))
-def test_a_document_amounts_to_its_figures(name: str, how: str) -> None:
-    word, provider, value, expected = CASES[name]
-    calls = (
-        calls_of(value) if how == "object" else read(compact(value), word if how == "declared" else "auto")
-    )
-    assert [figures(call) for call in calls] == [expected]
-    # Mistral answers in OpenAI's shape.
-    assert calls[0].provider == (provider if how == "declared" or provider != "mistral_ai" else "openai")
 
 
 @pytest.mark.parametrize("how", ["openai", "auto"])
@@ -671,3 +621,8 @@ def test_a_header_that_is_no_figure_counts_nothing(bad: bytes) -> None:
     headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]
     (call,) = read(compact(DEEPSEEK), "bedrock", headers=headers)
     assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",))
+
+
+def test_connectors_of_mistral_are_input() -> None:
+    (call,) = calls_of(CONVERSED)
+    assert figures(call) == ("reported", 130, 20, None, None, None)
