@@ -145,3 +145,12 @@ async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     assert 1 == caplog.text.count(
         "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
     )
+
+
+async def test_a_plans_file_that_includes_as_much_makes_no_event(store_url: str) -> None:
+    clock, more = Clock(NOW), PLANS.replace("included: 1000", "included: 1500")
+    async with kit_of(store_url, clock, plans=PLANS) as kit:
+        await kit.gauges.set("acme", "storage", 1_500)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=more) as kit:
+        await look(kit)
+        assert [] == hook.posts

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.messages import NOW, any_event, kit_of
-from meterkit.notify.watches import Lookout, tell_once
+from meterkit.notify.watches import Lookout, SummaryWatch, tell_once
 from meterkit.store.messages import next_notices
 from meterkit.testing import Clock
 
@@ -86,3 +86,18 @@ async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
             """Is never called here."""
 
         assert {EVENT} == wanted(kit)
+
+
+async def test_summaries_are_looked_for_once_an_hour(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, looked = Clock(NOW), list[datetime]()
+
+    async def look() -> None:
+        looked.append(clock.now())
+
+    async with kit_of(store_url, clock) as kit:
+        watch = SummaryWatch(kit.store, any_event)
+        monkeypatch.setattr(watch, "look", look)
+        for minutes in (0, 59, 1, 1):
+            clock.advance(timedelta(minutes=minutes))
+            await watch._look_hourly()
+    assert looked == [NOW, NOW + timedelta(hours=1)]

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audit_database import to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
 from drivers.operator_pages import JSON, figures_on, make_snapshot, pages_of, selling
 from drivers.shop import START
-from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.testing import Clock
 
@@ -61,16 +59,6 @@ async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_
         (now,) = [row for row in books if row["meter"] == "requests"]
         assert (now["recorded"], now["waiting"], now["delivered"], now["confirmed"]) == (7, 1, 6, 6)
         assert (await client.get("/books?of=a%00")).status_code == 404
-
-
-@pytest.mark.parametrize(("number", "after"), [(100, ""), (101, "100")])
-async def test_a_full_page_that_is_the_last_one_leads_to_none(number: int, after: str) -> None:
-    async with selling("memory://", None) as kit, pages_of(kit) as client:
-        spikes = SpikesToday(kit.store)
-        for nth in range(number):
-            await spikes.note(FoundSpike(f"c{nth:03}", "requests", to_ms(START), "hour", 900, 10))
-        first = (await client.get("/spiking", headers=JSON)).json()
-        assert (len(first["rows"]), first["after"]) == (min(number, 100), after)
 
 
 async def test_degraded_minutes_are_sent_once_the_store_is_back(store_url: str) -> None:

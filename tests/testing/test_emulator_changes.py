@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_account import account
 from drivers.emulated_shop import (
     MAY,
     SECOND,
@@ -17,13 +16,10 @@ from drivers.emulated_shop import (
     item_of,
     items_of,
     refusal,
-    shop,
     subscribe,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -92,30 +88,6 @@ async def test_a_proration_date_lies_in_the_present_period(client: stripe.Stripe
         error = await refusal(client, made.id, proration_date=at)
         assert error.user_message is not None
         assert "Cannot specify a proration date outside" in error.user_message
-
-
-async def test_an_authenticating_card_is_charged_on_confirmation() -> None:
-    """https://docs.stripe.com/testing#regulatory-cards; a void invoice gives the change up."""
-    emulator, clock = shop(card="pm_card_authenticationRequired")
-    how: Mapping[str, Any] = {"proration_behavior": "always_invoice"}
-    async with account(emulator) as client:
-        made = await subscribe(client)
-        assert made.status == "incomplete"
-        emulator.confirm_payment(invoice_of(made).id, card="pm_card_authenticationRequired")
-        clock.advance(timedelta(days=15))
-        with pytest.raises(stripe.CardError) as caught:
-            await switch(client, made, "price_20", payment_behavior="error_if_incomplete", **how)
-        assert (caught.value.http_status, caught.value.code) == (
-            402,
-            "subscription_payment_intent_requires_action",
-        )
-        error = await refusal(client, made.id, payment_behavior="pending_if_incomplete", metadata={"a": "b"})
-        assert error.user_message is not None
-        assert "`metadata` cannot be updated" in error.user_message
-        waiting = await switch(client, made, "price_20", payment_behavior="pending_if_incomplete", **how)
-        await client.v1.invoices.void_invoice_async(invoice_of(waiting).id)
-        kept = await client.v1.subscriptions.retrieve_async(made.id)
-        assert (item_of(kept).price.id, kept.pending_update) == ("price_10", None)
 
 
 @pytest.mark.parametrize(

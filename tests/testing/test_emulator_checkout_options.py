@@ -135,37 +135,6 @@ async def test_tax_comes_with_the_address_of_a_new_customer() -> None:
         assert (seen.customer_details.name, seen.customer_details.email) == ("Ada", "ada@example.com")
 
 
-async def test_a_known_customer_changes_as_far_as_customer_update_says() -> None:
-    """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-customer_update."""
-    emulator = taxing()
-    async with account(emulator) as client:
-        never = await client.v1.checkout.sessions.create_async(offer(customer="cus_1"))
-        emulator.complete_checkout(never.id, name="Ada", country="DE", email="ada@example.com")
-        customer = await client.v1.customers.retrieve_async("cus_1")
-        assert (customer.name, customer.address, customer.email) == ("Acme", None, "ada@example.com")
-        auto = await client.v1.checkout.sessions.create_async(
-            offer(
-                customer="cus_1",
-                customer_update={"name": "auto", "address": "auto"},
-                automatic_tax={"enabled": True},
-                tax_id_collection={"enabled": True},
-            )
-        )
-        done = emulator.complete_checkout(auto.id, name="Ada", country="DE", email="other@example.com")
-        assert done["amount_total"] == 2200
-        customer = await client.v1.customers.retrieve_async("cus_1")
-        assert customer.address is not None
-        assert (customer.name, customer.address.country, customer.email) == ("Ada", "DE", "ada@example.com")
-        known = await client.v1.checkout.sessions.create_async(
-            offer(customer="cus_1", automatic_tax={"enabled": True})
-        )
-        assert (known.amount_total, known.automatic_tax.status) == (2200, "complete")
-        emulator.complete_checkout(known.id, country="FR")
-        customer = await client.v1.customers.retrieve_async("cus_1")
-        assert customer.address is not None
-        assert customer.address.country == "DE"
-
-
 async def test_without_a_sum_to_pay_no_card_is_asked_for() -> None:
     """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-payment_method_collection."""
     emulator = taxing()

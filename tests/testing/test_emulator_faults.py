@@ -121,19 +121,6 @@ async def test_faults_choose_their_requests() -> None:
     assert emulator.faults == ()
 
 
-@pytest.mark.anyio
-async def test_a_fault_may_last_and_be_lifted() -> None:
-    emulator, _ = ready()
-    emulator.fail_next("error", times=None, path="*", status=503)
-    async with served(emulator) as sender:
-        assert [await sender.send("i1"), await sender.send("i2")] == ["503", "503"]
-        with pytest.raises(stripe.APIError):
-            await sender.client.v1.customers.list_async()
-        assert len(emulator.faults) == 1
-        emulator.clear_faults()
-        assert await sender.send("i3") == "ok"
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

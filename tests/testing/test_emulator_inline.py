@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import stripe
 
-from drivers.emulated_shop import SECOND, amounts, invoice_of, refusal, subscribe
+from drivers.emulated_account import account
+from drivers.emulated_shop import SECOND, amounts, invoice_of, refusal, shop, subscribe
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock
@@ -95,3 +97,22 @@ async def test_tax_is_refused_wherever_it_is_asked_for(client: stripe.StripeClie
     phases: Any = {"phases": [{"start_date": SECOND, "items": [{"price": "price_10"}], **TAX}]}
     with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
         await client.v1.subscription_schedules.update_async(schedule.id, phases)
+
+
+async def test_tax_can_be_turned_on_and_off() -> None:
+    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: exclusive, on top."""
+    emulator, clock = shop(tax_percent=Decimal("8.25"))
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        assert (invoice_of(made).total, invoice_of(made).total_taxes) == (1000, [])
+        error = await refusal(client, made.id, **TAX)
+        assert (error.code, error.http_status) == ("customer_tax_location_invalid", 400)
+        await client.v1.customers.update_async("cus_1", {"address": {"country": "US", "state": "TX"}})
+        on: Any = TAX
+        assert (await client.v1.subscriptions.update_async(made.id, on)).automatic_tax.enabled is True
+        assert (await client.v1.invoices.create_preview_async({"subscription": made.id})).total == 1083
+        clock.advance(timedelta(days=30, hours=2))
+        assert (await client.v1.invoices.list_async({"limit": 1})).data[0].total == 1083
+        off: Any = {"automatic_tax": {"enabled": False}}
+        await client.v1.subscriptions.update_async(made.id, off)
+        assert (await client.v1.invoices.create_preview_async({"subscription": made.id})).total == 1000

@@ -305,30 +305,6 @@ async def test_phases_that_are_refused(client: stripe.StripeClient, phases: Any,
         )
 
 
-async def test_collection_is_paused_without_a_pause() -> None:
-    """https://docs.stripe.com/billing/subscriptions/pause-payment: drafts, void or uncollectible invoices."""
-    for behavior, status in (
-        ("keep_as_draft", "draft"),
-        ("mark_uncollectible", "uncollectible"),
-    ):
-        emulator, clock = shop()
-        async with account(emulator) as client:
-            made = await subscribe(client)
-            paused: Any = {"pause_collection": {"behavior": behavior, "resumes_at": MAY + DAY}}
-            kept = await client.v1.subscriptions.update_async(made.id, paused)
-            assert kept.pause_collection is not None
-            assert (kept.status, kept.pause_collection.resumes_at) == ("active", MAY + DAY)
-            clock.set(datetime(2026, 5, 1, 2, tzinfo=UTC))
-            found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
-            assert (found.status, invoice_of(found).status) == ("active", status)
-            clock.advance(timedelta(days=1))
-            assert (await client.v1.subscriptions.retrieve_async(made.id)).pause_collection is None
-            again: Any = {"pause_collection": {"behavior": behavior}}
-            await client.v1.subscriptions.update_async(made.id, again)
-            none: Any = {"pause_collection": ""}
-            assert (await client.v1.subscriptions.update_async(made.id, none)).pause_collection is None
-
-
 async def test_the_end_may_be_any_instant(client: stripe.StripeClient, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscriptions/update#update_subscription-cancel_at: credited from there."""
     made = await subscribe(client)

@@ -113,20 +113,6 @@ def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one(provider: str | N
     assert charged(own) == 94
 
 
-def test_an_unknown_provider_is_charged_nothing_and_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    charges = Charges(ProviderPrices(models=OWN))
-    for _ in range(3):
-        assert charges.of(call(model="mine", provider=None, output_tokens=5), AT) == 0
-    assert caplog.messages == [
-        (
-            "nothing is charged for calls of model 'mine': no price of it is known; give its prices in the"
-            " plans file, under `models` of the credit, or name the `provider` of the route"
-        )
-    ]
-
-
 @few_examples(30)
 @given(
     entered=TOKENS,

@@ -26,7 +26,7 @@ from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
 from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
 from meterkit.tokens.framing.sse import Sse, Takers
-from meterkit.tokens.json_values import load, rows
+from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, Place, text_bytes
 from meterkit.tokens.repeated_events import Repeats
 from meterkit.tokens.response import ResponseReader
@@ -334,14 +334,8 @@ def test_items_not_kept_are_measured_as_by_a_parser(
     | st.lists(
         st.sampled_from(
             [
-                *(
-                    '{"text":',
-                    '"content":',
-                    '"message":{',
-                    '"a"',
-                    '"usage":{"a":',
-                    '"tool_calls":[{"function":{',
-                ),
+                *('{"text":', '"content":', '"message":{', '"a"', '"usage":{"a":'),
+                '"tool_calls":[{"function":{',
                 *('"arguments":', "{", "}", "[", "]", ",", ":", '"', "1", "-1.5e3", "tru", "null", "\\", "é"),
                 *("9" * 300, '"' + "x" * 300 + '"', "[" * 9, "]" * 9, "\\ud83d", '"\\ude00"', " "),
             ]
@@ -490,53 +484,17 @@ def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
 
 
 usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+delta = st.fixed_dictionaries({}, optional=dict.fromkeys(("content", "reasoning_content", "refusal"), texts))
+choices = st.lists(st.fixed_dictionaries({"index": st.integers(0, 1), "delta": delta}), max_size=2)
+plain = st.just(False)
 openai_events = (
     st.builds(openai, texts, ascii_only=st.booleans())
-    | st.builds(openai, texts, ascii_only=st.just(False), obfuscation=texts)
-    | st.builds(openai, texts, ascii_only=st.just(False), usage=st.sampled_from([None, usage, {}]))
-    | st.builds(openai, texts, ascii_only=st.just(False), error=texts)
-    | st.builds(
-        openai,
-        texts,
-        ascii_only=st.just(False),
-        choices=st.lists(
-            st.fixed_dictionaries(
-                {
-                    "index": st.integers(0, 1),
-                    "delta": st.fixed_dictionaries(
-                        {},
-                        optional={
-                            "content": texts,
-                            "reasoning_content": texts,
-                            "refusal": texts,
-                            "tool_calls": st.just([{"function": {"arguments": "{}"}}]),
-                        },
-                    ),
-                }
-            ),
-            max_size=2,
-        ),
-    )
+    | st.builds(openai, texts, ascii_only=plain, obfuscation=texts)
+    | st.builds(openai, texts, ascii_only=plain, usage=st.sampled_from([None, usage, {}]))
+    | st.builds(openai, texts, ascii_only=plain, error=texts)
+    | st.builds(openai, texts, ascii_only=plain, choices=choices)
     | st.binary(max_size=9).map(lambda junk: openai("JUNK", ascii_only=False).replace(b"JUNK", junk))
 )
-
-
-def parsing(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Texts that are parsed from now on."""
-    parsed: list[bytes] = []
-
-    def watched(data: bytes) -> Any:
-        parsed.append(data)
-        return load(data)
-
-    monkeypatch.setattr("meterkit.tokens.response.load", watched)
-    return parsed
-
-
-def test_a_repeat_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = parsing(monkeypatch)
-    repeats_read([openai(f" w{n}", ascii_only=False, obfuscation="x" * n) for n in range(40)], plainly=False)
-    assert 1 == len(parsed)
 
 
 @few_examples(30)
