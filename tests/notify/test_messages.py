@@ -24,6 +24,7 @@ from drivers.messages import (
     mailbox,
     pass_over,
     receiver,
+    receiving_server,
 )
 from drivers.process_metrics import told
 from faults.refusals import eventually
@@ -243,8 +244,9 @@ async def test_a_customer_chooses_what_is_mailed_but_for_dunning(store_url: str)
         assert (await kit.notify.preferences("acme"))["usage.threshold"]
         chosen = await kit.notify.preferences("acme", {"usage.threshold": False})
         assert (chosen["usage.threshold"], chosen["credits.low"]) == (False, True)
-        with pytest.raises(MeterkitError, match=r"payment\.failed cannot be switched off"):
-            await kit.notify.preferences("acme", {"payment.failed": False})
+        for dunning in ("payment.failed", "dunning.reminder", "access.changed"):
+            with pytest.raises(MeterkitError, match=f"{dunning} cannot be switched off"):
+                await kit.notify.preferences("acme", {dunning: False})
         with pytest.raises(MeterkitError, match=r"found 'usage'; allowed are usage\.threshold"):
             await kit.notify.preferences("acme", {"usage": False})
         for customer in ("acme", "bolt"):
@@ -409,3 +411,16 @@ async def test_the_background_task_collects_and_sends(store_url: str) -> None:
         # Collected at the start of the task; the event may come before or after that.
         await pass_over(kit, "webhook", "email")
         await eventually(lambda: bool(hook.posts and box.mails))
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look the receiver's name up again, and might find a private address."""
+    async with receiving_server() as proxy, receiving_server() as hook:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/hook"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with kit_of("memory://", Clock(NOW), url=hook.url) as kit:
+            await kit.record("acme", "requests", 5)
+            await pass_over(kit, "webhook")
+        assert (len(hook.posts), len(proxy.posts)) == (1, 0)

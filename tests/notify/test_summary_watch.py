@@ -12,7 +12,10 @@ import pytest
 from drivers import subscribed_customer as subscribed
 from drivers.audit_database import to_ms
 from drivers.messages import PLANS, any_event, kit_of, mailbox, pass_over, receiver
+from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.notify.watches import SummaryWatch
+from meterkit.store.messages import tell
+from meterkit.store.tasks import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -145,3 +148,48 @@ plans:
         await look(kit, watch)
         _, rest = told(hook)
         assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
+
+
+async def test_a_process_without_the_lease_leaves_the_rest(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(BEGIN)
+    async with kit_of(store_url, clock, plans=SUMMARIES) as kit:
+        watch, admin = watch_of(kit), await kit.store.admin()
+        lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")
+        await watch.look()
+        for customer in ("acme", "bolt", "core"):
+            await kit.record(customer, "requests", 8)
+        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+        asked: list[str] = []
+
+        async def pass_on(store: Any, customer: str, kind: str, data: Any) -> None:
+            """Tell one customer so slowly that another process has begun meanwhile."""
+            asked.append(customer)
+            await tell(store, customer, kind, data)
+            await admin.ask(admin.client.delete(lease))
+            assert await TaskLease(store, lease, lasts_ms=60_000).take()
+
+        monkeypatch.setattr("meterkit.notify.watches.tell", pass_on)
+        for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
+            await watch.look()
+            assert asked == told_until_now
+
+
+async def test_a_damaged_customer_keeps_no_other_from_being_told(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(BEGIN)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SUMMARIES) as kit:
+        watch = watch_of(kit)
+        await look(kit, watch)
+        for customer in ("acme", "bolt", "core"):
+            await kit.record(customer, "requests", 8)
+        admin = await kit.store.admin()
+        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, "data", "x"))
+        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+        await look(kit, watch)
+        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    assert (
+        "no period.summary for customer 'bolt': what is kept cannot be read: JSONDecodeError" in caplog.text
+    )

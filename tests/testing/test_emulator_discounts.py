@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_shop import (
-    DAY,
-    SECOND,
-    invoice_of,
-    refusal,
-    subscribe,
-)
+from drivers.emulated_shop import DAY, SECOND, amounts, invoice_of, item_of, refusal, subscribe
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -224,3 +218,20 @@ async def test_a_draft_takes_discounts_of_its_own(client: stripe.StripeClient, c
         await client.v1.invoices.update_async(draft.id, wanted)
     assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
     assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+
+
+async def test_an_amount_is_taken_off_a_proration_whole(client: stripe.StripeClient, clock: Clock) -> None:
+    """https://docs.stripe.com/changelog/clover/2025-09-30/itemize-proration-discount-amounts."""
+    off = await coupon(client, amount_off=200, currency="usd")
+    once = await coupon(client, percent_off=50, duration="once")
+    made = await subscribe(client, discounts=[{"coupon": off}])
+    clock.advance(timedelta(days=15))
+    change: Any = {
+        "items": [{"id": item_of(made).id, "price": "price_20"}],
+        "discounts": [{"discount": made.discounts[0]}, {"coupon": once}],
+        "proration_behavior": "always_invoice",
+        "expand": ["latest_invoice"],
+    }
+    changed = await client.v1.subscriptions.update_async(made.id, change)
+    assert amounts(invoice_of(changed)) == [-400, 800]
+    assert len(changed.discounts) == 2, "the coupon for once waits for the next charge"

@@ -146,10 +146,11 @@ async def test_one_call_at_a_time_for_a_customer_and_meter() -> None:
 
         tasks.start_soon(first)
         await taken(emulator)
+        results.append(await sender.send("i1"))
         results.append(await sender.send("i2"))
         results.append(await sender.send("i3", customer="cus_2"))
         results.append(await sender.send("i4", event_name="tokens"))
-    assert results == ["429 rate_limit", "ok", "ok", "ok"]
+    assert results == ["409 idempotency_key_in_use", "429 rate_limit", "ok", "ok", "ok"]
     assert sorted(event.identifier for event in emulator.events) == ["i1", "i3", "i4"]
 
 

@@ -508,3 +508,9 @@ def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[byt
     chunks = [body[begin:end] for begin, end in pairwise(edges)]
     assert repeats_read(chunks, plainly=False)[0][-1:] == repeats_read(chunks, plainly=True)[0][-1:]
     assert repeats_read(chunks, plainly=False)[1] == repeats_read(chunks, plainly=True)[1]
+
+
+@few_examples(30)
+@given(st.lists(openai_events, max_size=14))
+def test_events_are_measured_as_if_they_were_parsed(events: list[bytes]) -> None:
+    assert repeats_read(events, plainly=True) == repeats_read(events, plainly=False)
