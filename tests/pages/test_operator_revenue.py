@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.operator_pages import JSON, figures_on, make_snapshot, pages_of, selling
+from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of, pages_of, selling
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue import lists as revenue_lists
 from meterkit.insights.revenue.figures import MOVES, Paying, Used
@@ -179,3 +179,19 @@ async def test_before_the_first_day_there_is_no_revenue(store_url: str, tmp_path
         assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
         for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
             assert await rows_of(client, path, of) == []
+
+
+async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
+    async with sold(store_url, tmp_path) as (kit, _):
+        lists = overview_of(kit).lists()
+        first = lists.payments(LAST, "usd", "", after="", most=1)
+        second = lists.payments(LAST, "usd", "", after="bob", most=1)
+        assert [one.customer for one in (*first, *second)] == ["bob", "kim"]
+        begun = date(2031, 5, 28)
+        moves = lists.moves(begun, "usd", "new", after="ada", most=5)
+        assert [one.customer for one in moves] == ["bob"]
+        charged = lists.usage(LAST, "usd", after=("ada", "2031-05-29"), most=2)
+        assert [(one.customer, one.day) for one in charged] == [
+            ("ada", "2031-05-30"),
+            ("bob", "2031-05-28"),
+        ]

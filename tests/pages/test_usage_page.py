@@ -364,3 +364,38 @@ async def test_a_balance_below_zero_is_shown_below_zero(store_url: str) -> None:
     assert figures["usage"]["balance_micros"] == {"usd": -35_400_001}
     assert Tables(html).numbers["balance-usd"] == [-35_400_001]
     assert "USD -35.400001" in html
+
+
+async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START + timedelta(days=5))
+    async with selling(store_url, clock, audit_url=url) as kit, page_of(kit) as client:
+        found: list[object] = []
+        for units in (40, 0, 0):
+            if units:
+                await kit.record("acme", "priced", units)
+                await drain_all(kit, url)
+            found.append((await client.get("/", headers=JSON)).json()["forecast"])
+            clock.advance(timedelta(days=1))
+        first, second, third = found
+        left = (datetime(2031, 7, 1, tzinfo=UTC) - START) / timedelta(days=1) - 6
+        assert first is None
+        assert isinstance(second, dict)
+        assert isinstance(third, dict)
+        assert second["meters"]["priced"][0] == 40 + round(40 * left)
+        assert third["meters"]["priced"][0] == 40 + round(20 * (left - 1))
+
+
+async def test_a_day_before_the_period_is_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    noon = START + timedelta(hours=12)
+    async with shop(store_url, start=noon, audit_url=url) as at, page_of(at.kit) as client:
+        await at.subscribed()
+        for units in (400, 20):
+            await at.kit.record("acme", "tokens", units)
+            at.clock.advance(timedelta(days=1))
+        await drain_all(at.kit, url)
+        figures = (await client.get("/", headers=JSON)).json()
+    start, end = (datetime.fromisoformat(figures["usage"]["period"][name]) for name in ("start", "end"))
+    left = (end - at.clock.now()) / timedelta(days=1)
+    assert (start, figures["days"]["meters"]["tokens"]) == (noon, [400, 20, 0])
+    assert figures["forecast"]["meters"]["tokens"][0] == 420 + round(20 * left)
