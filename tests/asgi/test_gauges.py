@@ -450,6 +450,23 @@ async def test_i3_of_uploads_in_two_processes_one_passes(valkey: Server) -> None
             assert await held_of(http) == (0, 0)
 
 
+async def test_i3_an_upload_keeps_its_bytes_beside_a_refused_one() -> None:
+    """Who holds the bytes of its whole body passes, whatever comes at the same time."""
+    app = Storing(sets=False)
+    async with served(app, plans=PLANS) as http:
+        app.kit = http.kit
+        first = create_task(put(http, pieces(300, 300)))
+        await app.entered.wait()
+        assert await held_of(http) == (600, 600)
+        app.may_set.set()
+        others = [(await put(http, pieces(200, 201), *lengths)).status for lengths in (CHUNKED, LYING)]
+        assert others == [413, 413]
+        assert await held_of(http) == (600, 600)
+        app.may_end.set()
+        assert (await first).status == 200
+        assert await held_of(http) == (0, 0)
+
+
 @pytest.mark.parametrize(("included", "ahead"), [((16 << 20) + (256 << 10) - 1, 700), (17 << 20, 256 << 10)])
 async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, ahead: int) -> None:
     """Else what an upload may never send would refuse another one that fits."""

@@ -26,10 +26,11 @@ from faults.refusals import evalsha_calls, settled, stopped
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
+from meterkit.tokens.json_values import rows
 from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -266,6 +267,61 @@ def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes
 )
 def test_input_cannot_be_hidden_from_its_estimate(hidden: bytes | dict[str, Any]) -> None:
     assert llm_asked_held(hidden)["input_tokens"] >= 100
+
+
+LIMITS = st.sampled_from(
+    ["max_tokens", "max_completion_tokens", "max_output_tokens", "n", "prompt", "a", "messages"]
+)
+
+
+FIGURES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 3_000),
+    st.floats(),
+    st.text(max_size=4),
+    st.integers(1, 2_000).map(str),
+)
+
+
+JSON = st.recursive(
+    FIGURES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(LIMITS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+SPELT = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+
+
+def spelt(members: Iterable[tuple[str, Any]], encoding: str) -> bytes:
+    written = ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members)
+    return f"{{{written}}}".encode(encoding)
+
+
+def lax(value: object) -> int:
+    """What an app makes of a figure that takes what it gets."""
+    try:
+        return int(float(value)) if isinstance(value, int | float | str) else 0
+    except (ValueError, OverflowError):
+        return 0
+
+
+@few_examples(30)
+@given(members=st.lists(st.tuples(LIMITS, JSON), max_size=6), encoding=SPELT)
+def test_no_reading_of_a_body_asks_for_more_than_is_held(
+    members: list[tuple[str, Any]], encoding: str
+) -> None:
+    found = output(spelt(members, encoding))
+    first: dict[str, Any] = dict(reversed(members))
+    for read in (dict(members), first):
+        prompts = rows(read.get("prompt"))
+        texts = len(prompts) if all(isinstance(prompt, str) for prompt in prompts) else 1
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            asked = lax(read.get(name)) * max(1, lax(read.get("n"))) * max(1, texts)
+            assert found >= min(CEILING, asked)
+    if not any(name.startswith("max") and value is not None for name, value in members):
+        assert found >= DEFAULT
 
 
 @few_examples(30)

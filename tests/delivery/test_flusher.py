@@ -16,8 +16,10 @@ from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 
@@ -184,6 +186,28 @@ async def test_one_customers_usage_is_delivered_at_once(
 
 
 RENAMED = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+
+
+@pytest.fixture
+async def renaming(store_url: str) -> AsyncGenerator[tuple[Desk, MeterKit]]:
+    """A desk, and a kit of the plans file in which requests are called calls."""
+    async with desk(store_url) as at:
+        await at.link("acme")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
+            yield at, renamed
+
+
+async def test_i6_usage_of_both_names_has_a_minute_each(renaming: tuple[Desk, MeterKit]) -> None:
+    at, renamed = renaming
+    await at.kit.record("acme", "requests", 6)
+    await renamed.record("acme", "calls", 4)
+    assert (await renamed.flush(everything=True)).is_complete
+    this = NOW.replace(second=0)
+    assert (at.accepted("acme"), sorted(minutes(at.emulator))) == (10, [this, this + timedelta(minutes=1)])
+    # And the next one follows both.
+    await renamed.record("acme", "calls", 1)
+    await renamed.flush(everything=True)
+    assert max(minutes(at.emulator)) == this + timedelta(minutes=2)
 
 
 async def test_i6_both_names_rest_at_a_periods_end_has_own_minutes(store_url: str) -> None:

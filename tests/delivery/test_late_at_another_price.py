@@ -48,6 +48,31 @@ async def use_before_a_switch(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
 
 
+def sell_exactly(emulator: Any, catalog: Any) -> None:
+    """Sell the plans; a price of many units is exact by the unit."""
+    sell(emulator, catalog)
+    price = emulator._account.prices.find("price_third_words")
+    price.pricing = type(price.pricing)(unit_amount=price.pricing.unit_amount / 1_000)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cents"), [("seven", "four", 7), ("third", "two", 0.015), ("four", "none", 4)]
+)
+async def test_i13_pending_units_keep_their_price_on_another_plan(
+    store_url: str, before: str, after: str, cents: float
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_exactly) as at:
+        await begin(at, before)
+        await at.kit.record("acme", "words", 1_000)
+        await switch(at, after)
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        assert (await words(at))["overage_cents"] in {1_000 * cents, None if after == "none" else 0}
+        await renewed(at)
+        assert await items_of(at) == [(1_000, 1_000 * cents)]
+        assert (await metered_lines(at), (await compared(at)).advice) == ([], "")
+
+
 async def words(at: Shop) -> MeterUsage:
     """The counts of the first period."""
     return (await at.kit.usage("acme", period=HALF))["meters"]["words"]
@@ -277,6 +302,19 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
         assert (found.late, found.by_item, found.advice) == (26, 26, "")
         later: Sequence[Reconciled] = await at.kit.reconcile("acme", at=END + timedelta(days=3))
         assert [(one.delivered, one.advice) for one in later] == [(5, "")]
+
+
+async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: str) -> None:
+    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
+        await begin(at)
+        await at.kit.flush(everything=True)
+        at.clock.set(END - timedelta(minutes=2))
+        await at.kit.record("acme", "words", 26)
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        report = await at.kit.flush(everything=True)
+        assert [(one.quantity, one.by_item) for one in report.late] == [(26, False)]
+        assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
 
 
 async def test_i13_late_units_keep_their_price_after_a_downgrade(

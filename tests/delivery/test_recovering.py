@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, have_at_stripe
+from drivers.delivery import NOW, desk, have_at_stripe
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.recovering import Recovered, Recoverer
@@ -111,6 +112,54 @@ async def test_i6_units_corrected_at_stripe_are_not_sent_again(store_url: str) -
         assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
         await at.flush(everything=True)
         assert at.accepted("acme") == 10
+
+
+async def test_i6_uncounted_deliveries_since_hide_nothing(
+    store_url: str,
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        at.clock.advance(timedelta(hours=1))
+        totals = await at.totals("acme")
+        period = next(name for name in totals if name.endswith("k"))[:-1]
+        admin = await at.kit.store.admin()
+        key = at.kit.store.keys.customer("acme").totals
+        await admin.ask(admin.client.hincrby(key, f"{period}d", 500))  # Delivered, and not counted yet.
+        (done,) = await recover(at)
+        assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
+
+
+async def recovered_by_word(at: Desk) -> None:
+    """Have an operator say that a backup was put back, and see that nothing is billed twice."""
+    await at.kit.record("acme", "requests", 30)
+    await have_at_stripe(at, 30, minute=NOW - MINUTE)
+    summaries = StripeSummaries(StripeApi(at.kit.settings))
+    recoverer = Recoverer(at.kit.store, summaries)
+    await recoverer.doubt(NOW - timedelta(hours=1))
+    assert await recoverer.not_compared() == 1
+    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+    assert await recoverer.not_compared() == 1
+    at.clock.advance(LAG)
+    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+    assert await recoverer.not_compared() == 0
+    (done,) = await recoverer.recover()
+    assert replace(done, customer="") == Recovered(
+        customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
+    )
+    await summaries.close()
+    await at.kit.record("acme", "requests", 4)
+    await at.flush(everything=True)
+    assert at.accepted("acme") == 34
+
+
+async def test_i6_an_older_backup_is_compared_on_an_operators_word(
+    store_url: str,
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")  # And nothing was delivered yet.
+        await recovered_by_word(at)
 
 
 async def test_a_customer_whom_stripe_does_not_have_is_for_a_person(store_url: str) -> None:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, desk, have_at_stripe, kit_for
+from drivers.delivery import NOW, PLANS, desk, have_at_stripe, kit_for
 from drivers.restored_store import LAG, begin_anew, come_back, linked, states
 from faults.inner_steps import wrapped
 from faults.proxy import TcpProxy
 from faults.refusals import stats
+from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 
@@ -286,6 +287,129 @@ async def correct_at_stripe(at: Desk, quantity: int, minute: datetime) -> None:
     """Deliver units and take them back, both unknown to the store."""
     await have_at_stripe(at, quantity, minute=minute)
     await have_at_stripe(at, -quantity, minute=minute + MINUTE)
+
+
+async def test_i6_one_unit_the_store_lacks_is_enough(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await have_at_stripe(at, 1)
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
+
+
+async def test_i6_corrected_units_do_not_count_as_delivered(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
+        at.clock.advance(MINUTE)
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 10
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        await have_at_stripe(at, 4)
+        await at.kit.record("acme", "requests", 5)
+        await begin_anew(at)
+        await come_back(at)
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
+
+
+async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True, timeout_s=0)
+        at.emulator.clear_faults()
+        await have_at_stripe(at, 100)
+        await begin_anew(at)
+        await at.flush(everything=True, timeout_s=0)
+        await begin_anew(at, noticed_ms=_ms(NOW - LAG))
+        await at.flush(everything=True, timeout_s=0)
+        for _ in range(2):
+            at.clock.advance(MINUTE)
+            await at.flush(everything=True, timeout_s=0)
+        assert {state for _, state in await states(at)} == {"parked"}
+        assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
+
+
+async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(
+    store_url: str,
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=True)
+        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        async with (
+            kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit,
+            kit.flusher() as flusher,
+        ):
+            at.clock.advance(timedelta(hours=1))
+            await kit.record("acme", "calls", 6)
+            await begin_anew(at)
+            await flusher.flush(everything=True, timeout_s=0)
+            at.clock.advance(LAG)
+            report = await flusher.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
+
+
+@pytest.mark.parametrize("is_former", [True, False])
+async def test_i6_both_names_of_a_meter_are_told_apart_by_minutes(store_url: str, is_former: bool) -> None:
+    async with linked(store_url) as at:
+        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit:
+            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+            await at.kit.record("acme", "requests", 6)
+            await kit.record("acme", "calls", 4)
+            await at.flush(everything=True, timeout_s=0)
+            at.emulator.clear_faults()
+            quantity = 6 if is_former else 4
+            (minute,) = [one.minute for one in await at.kit.outbox.list() if one.quantity == quantity]
+            await have_at_stripe(at, quantity, minute=minute)
+            await begin_anew(at)
+            at.clock.advance(timedelta(minutes=10))
+            await come_back(at)
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (report.delivered, report.parked, at.accepted("acme")) == (2, 0, 10)
+
+
+async def test_i6_a_restart_asks_for_the_minutes_since_only(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        asked = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        assert (await states(at), at.accepted("acme")) == ([], 6)
+        assert len(at.emulator.requests) - asked < 20
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(store_url: str, is_known: bool) -> None:
+    async with linked(store_url) as at:
+        # An intent of the last minute of the gap waits, or is at Stripe.
+        here = at.clock.now()
+        await at.kit.record("acme", "requests", 6)
+        if is_known:
+            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+            await at.flush(everything=True, timeout_s=0)
+            at.emulator.clear_faults()
+        else:
+            await have_at_stripe(at, 5, minute=here)
+            await have_at_stripe(at, -5, minute=here + 3 * MINUTE)
+        await have_at_stripe(at, 30, minute=here + MINUTE)
+        await have_at_stripe(at, -30, minute=here + 2 * MINUTE)
+        at.clock.advance(timedelta(seconds=20))
+        await begin_anew(at, seen_ms=_ms(NOW))
+        await come_back(at, 10 * MINUTE)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
 
 
 @pytest.mark.parametrize(("away", "known"), [(timedelta(minutes=9), True), (timedelta(hours=2), False)])

@@ -304,6 +304,20 @@ async def places(at: Audited, renamed: MeterKit) -> dict[str, tuple[int, int]]:
     return {name: (found[name]["delivered"], found[name]["parked"]) for name in ("tokens", "words")}
 
 
+async def test_i6_units_of_an_intact_name_belong_to_no_other(store_url: str, tmp_path: Path) -> None:
+    async with renaming(store_url, tmp_path) as (at, renamed):
+        await renamed.record("acme", "words", 104)
+        await at.drainer.drain()
+        await lose(at, renamed)
+        await at.kit.record("acme", "tokens", 106)
+        await at.desk.flush(everything=True)
+        (done,) = await rebuild(at)
+        assert (done.meter, done.delivered, done.parked) == ("words", 0, 4)
+        await settle_what_is_parked(at)
+        assert at.desk.accepted("acme", "ai_tokens") == 10
+        assert await places(at, renamed) == {"tokens": (6, 0), "words": (4, 0)}
+
+
 @pytest.mark.parametrize(("tokens", "words", "is_first_delivered"), [(6, 4, True), (4, 6, False)])
 async def test_i6_what_stripe_has_is_counted_for_one_name_alone(
     store_url: str, tmp_path: Path, tokens: int, words: int, is_first_delivered: bool

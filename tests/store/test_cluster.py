@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from time import time
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +19,7 @@ import pytest
 
 from drivers.changing_servers import CUSTOMERS, recorded, under_load
 from drivers.delivery import CATALOG, desk
+from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, loop_clock, open_sockets, stopped
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
@@ -31,7 +32,10 @@ from servers.store_users import NEEDED
 from servers.stores import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from meterkit.redis.cluster_lane import ClusterLane
+    from servers.certificates import Authority
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.dear("nodes of its own")]
@@ -223,6 +227,64 @@ async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
             assert cluster.owner(kit.store.keys.customer(gone[0]).counters) is heir
 
 
+@pytest.mark.whole
+async def test_i3_i5_i11_a_node_joins_and_leaves_under_load() -> None:
+    # Six nodes. All that was served is recorded, but for what the killed master had not replicated.
+    options = ("--cluster-require-full-coverage", "no")
+    with spawn_cluster(*options, replicas=True) as cluster:
+        async with kit_of(cluster.url) as kit:
+            first, second, dead = cluster.masters
+            heir = cluster.replicas[2]
+            names = {shard: kit.store.keys.shard(shard, "x") for shard in range(SHARDS)}
+            taken = {*sorted(shards_of(kit, first, cluster))[:2], min(shards_of(kit, second, cluster))}
+            async with under_load(kit) as load:
+                await load.of_each()
+                with cluster.joined(*options) as new:
+                    for shard in taken:
+                        with cluster.moving(names[shard], new) as move:
+                            while move():
+                                await load.more(10)
+                        await load.more(50)
+                    assert shards_of(kit, new, cluster) == taken
+                    await load.of_each()
+                    assert (load.unknown.total(), load.refused.total()) == (0, 0)
+                    dead.signal(signal.SIGKILL)
+                    dead.process.wait()
+                    # By hand, at once: a short time limit would hit healthy nodes, too.
+                    heir.command("CLUSTER", "FAILOVER", "TAKEOVER")
+                    await load.of_each()
+                    for shard in taken:
+                        with cluster.moving(names[shard], second) as move:
+                            while move():
+                                await load.more(10)
+                    await load.of_each()
+                await load.of_each()
+            found = await recorded(kit)
+            lost = kit.store.lanes[asyncio.get_running_loop()].lost
+            assert sum(found.values()) + lost == load.allowed.total()
+            assert all(found[customer] <= load.allowed[customer] for customer in CUSTOMERS)
+            moved = of_shards(kit, taken)
+            assert moved
+            assert {customer: found[customer] for customer in moved} == {
+                customer: load.allowed[customer] for customer in moved
+            }
+            assert taken <= shards_of(kit, second, cluster)
+
+
+async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
+    # While the masters do not agree that it has failed, it may take over, with what it knew.
+    with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:
+        async with desk(cluster.url, shards=SHARDS, stripe_api_key=LIVE_KEY) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            master = cluster.owner(at.kit.store.keys.customer("acme").counters)
+            with stopped(cluster.replicas[cluster.masters.index(master)]):
+                master.command("CLIENT", "KILL", "TYPE", "replica")
+                with pytest.raises(StoreError, match="has no replica that follows it now"):
+                    await at.flush(everything=True, timeout_s=0)
+                assert at.emulator.requests == ()
+
+
 async def test_with_the_rights_that_are_documented_all_works(cluster: Cluster) -> None:
     rules = acl_rules("mk", (*NEEDED, *OPTIONAL_COMMANDS, *OF_A_CLUSTER)).split()
     try:
@@ -267,6 +329,39 @@ async def test_i7_no_socket_outlives_the_kit(cluster: Cluster) -> None:
         await at.kit.record("acme", "requests", 6)
         await at.flush(everything=True)
     await eventually(lambda: open_sockets() <= before)
+
+
+@asynccontextmanager
+async def encrypted(cluster: Cluster, authority: Authority) -> AsyncGenerator[str]:
+    """A cluster whose nodes are reached through TLS proxies, which they announce; the URL."""
+    async with AsyncExitStack() as stack:
+        ports: list[int] = []
+        for node in cluster.masters:
+            proxy = await stack.enter_async_context(TcpProxy(node.port, tls=authority.serving()))
+            await asyncio.to_thread(node.command, "CONFIG", "SET", "cluster-announce-port", proxy.port)
+            ports.append(proxy.port)
+
+        def all_are_announced() -> bool:
+            said = cluster.each("CLUSTER", "SLOTS")
+            return all({line[2][1] for line in lines} == set(ports) for lines in said)
+
+        await eventually(all_are_announced)
+        yield f"redis+cluster://127.0.0.1:{ports[0]}?ssl_ca_certs={authority.file}"
+
+
+async def test_tls_is_spoken_with_every_node(authority: Authority) -> None:
+    with spawn_cluster() as cluster:
+        async with encrypted(cluster, authority) as url, desk(url, shards=4) as at:
+            await at.link(*CUSTOMERS)
+            for customer in CUSTOMERS:
+                assert (await at.kit.consume(customer, "requests")).allowed
+            assert (await at.flush(everything=True)).delivered == len(CUSTOMERS)
+            assert await recorded(at.kit) == dict.fromkeys(CUSTOMERS, 1)
+        async with encrypted(cluster, authority) as url:
+            plain = url.partition("?")[0]
+            async with kit_of(plain, start_timeout=0.1, store_timeout=0.5) as kit:
+                with pytest.raises(StoreError):
+                    await kit.consume("acme", "requests")
 
 
 # Where sentinels name the master: found by what most of them say, and anew after a failover.
@@ -419,3 +514,18 @@ async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.Log
             with pytest.raises(StoreError, match="WRONGPASS") as caught:
                 await kit.consume("acme", "requests")
         assert "S3CRET" not in f"{caught.value!r}{kit.store.address!r}{caplog.text}"
+
+
+async def test_tls_is_spoken_with_sentinels_and_with_the_master(authority: Authority) -> None:
+    with spawn_watched() as watched:
+        async with AsyncExitStack() as stack:
+            master = await stack.enter_async_context(TcpProxy(watched.master.port, tls=authority.serving()))
+            sentinel = await stack.enter_async_context(
+                TcpProxy(watched.sentinels[0].port, tls=authority.serving())
+            )
+            url = f"redis+sentinel://127.0.0.1:{sentinel.port}/behind?ssl_ca_certs={authority.file}"
+            watched.sentinels[0].command("SENTINEL", "MONITOR", "behind", "127.0.0.1", master.port, 1)
+            async with kit_of(url) as kit:
+                assert (await kit.consume("acme", "requests")).allowed
+                assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+            assert master.accepted > 1

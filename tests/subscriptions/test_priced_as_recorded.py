@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import pytest
@@ -54,6 +54,26 @@ async def test_i13_usage_pending_at_an_upgrade_has_the_old_price(
         await at.kit.flush(everything=True)
         await renewed(at)
         assert await metered_lines(at) == lines
+
+
+DOWN_NOW: Final = loads(
+    PLANS.replace("plans:\n  free:", "billing: {changes: {downgrade: now}}\nplans:\n  free:")
+)
+
+
+async def test_i13_a_downgrade_at_once_bills_earlier_usage_as_before(
+    store_url: str,
+) -> None:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        change = await at.kit.subscriptions.change_plan("acme", "basic")
+        assert (change.confirmed, change.subscription.plan) == (True, "basic")
+        await at.kit.record("acme", "tokens", 70)
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_cheaper_tokens", 1_000, 3), ("price_basic_tokens", 70, 5)]
 
 
 async def test_i13_overage_costs_what_it_cost_when_recorded(at: Shop) -> None:
