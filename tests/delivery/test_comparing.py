@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.delivery import Desk
-    from meterkit import HistoryEntry
-    from meterkit.delivery.report import FlushReport
+    from meterkit import FlushReport, HistoryEntry
 
 pytestmark = pytest.mark.anyio
 

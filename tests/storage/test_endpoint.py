@@ -1,5 +1,7 @@
 """``storage_events``: posts of MinIO, EventBridge and SNS count, and what is not theirs is refused."""
 
+# Internals: which addresses of certificates are fetched, and how much of them.
+
 from __future__ import annotations
 
 import json

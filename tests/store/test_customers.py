@@ -1,5 +1,7 @@
 """Customers: links that are one to one, deletion that loses nothing, changes that do not mix up requests."""
 
+# Internals: a pure table of what a customer's own terms come to, and when they end.
+
 from __future__ import annotations
 
 import asyncio

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import to_ms
 from drivers.delivery import delivered, desk
 from drivers.store_keys import meter_token
 from faults.refusals import kit_at, settled, used
 from meterkit import StoreError
-from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
 from servers.stores import spawn_server
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audit_database import to_ms
 from drivers.store_keys import meter_field, meter_token
 from faults.proxy import TcpProxy
 from faults.refusals import (
@@ -32,7 +33,6 @@ from faults.refusals import (
     settled,
     used,
 )
-from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from servers.stores import spawn_server
@@ -378,7 +378,7 @@ def spoil(server: Server, kit: MeterKit, customer: str) -> None:
     server.command("HSET", kit.store.keys.customer(customer).counters, meter_field("tokens"), "many")
 
 
-async def test_i5_what_the_store_cannot_apply_is_told_and_blocks_no_other(
+async def test_i5_what_the_store_cannot_apply_is_told_and_blocks_none(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with kit_at(valkey.url, shards=1) as kit:

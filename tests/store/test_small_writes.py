@@ -301,7 +301,7 @@ async def test_a_settlement_beyond_what_can_be_counted_is_refused(store: Store) 
     assert (await store.usage("ada"))["meters"]["requests"]["used"] == 9 * most
 
 
-async def test_one_has_a_lease_at_a_time_and_gives_it_back_however_it_ends(store: Store) -> None:
+async def test_one_has_a_lease_and_gives_it_back_however_it_ends(store: Store) -> None:
     one, other = (TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=60_000) for _ in range(2))
     with anyio.CancelScope() as scope:
         async with one.held() as is_held:

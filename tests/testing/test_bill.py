@@ -1,3 +1,5 @@
+# Internals: a pure table of what a line of a bill comes to.
+
 from __future__ import annotations
 
 from datetime import timedelta

@@ -195,7 +195,7 @@ def headed(headers: bytes, total: int | None = None) -> bytes:
     ],
     ids=["checksum", "prelude", "torn header", "unknown header", "length"],
 )
-def test_a_corrupt_frame_is_left_out_and_after_a_wrong_length_all(message: bytes, goes_on: bool) -> None:
+def test_a_corrupt_frame_is_left_out_after_a_wrong_length_all(message: bytes, goes_on: bool) -> None:
     frames = Frames()
     found = frames.feed(frame(b"one", event_type="a"), message, frame(b"two", event_type="b"))
     assert found == [("a", b"one"), ("b", b"two")][: 1 + goes_on]

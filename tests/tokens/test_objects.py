@@ -488,7 +488,7 @@ def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kep
     assert [kept] == [found.source for found in calls]
 
 
-def test_reports_of_a_call_count_once_and_those_without_an_id_each() -> None:
+def test_reports_of_a_call_count_once_without_an_id_each() -> None:
     assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
     assert [6] == [found.output_tokens for found in each_once([call(output=5), call(output=6)])]
     for identity in (None, ""):
