@@ -388,7 +388,7 @@ ROUGH = BARE + "billing: {sources: [estimated]}\n"
 
 
 def sent(status: int) -> Response:
-    answer = {"id": "c1", "object": "chat.completion", "model": "a-mini", "choices": []}
+    answer: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "a-mini", "choices": []}
     return JSONResponse(answer | {"usage": chat_usage(3, 4)}, status)
 
 

@@ -142,7 +142,10 @@ async def test_what_fails_in_the_midst_of_its_answer_is_raised() -> None:
         yield b"half"
         raise LookupError("the rest is gone")
 
-    async with served(hello, on_denied=lambda *_: StreamingResponse(halves(), status_code=429)) as at:
+    def denied(_decision: object, _scope: object) -> StreamingResponse:
+        return StreamingResponse(halves(), status_code=429)
+
+    async with served(hello, on_denied=denied) as at:
         with pytest.raises(LookupError, match="the rest is gone"):
             await at.client.get("/full")
 

@@ -268,7 +268,7 @@ def misnamed(every: Mapping[str, Error], found: Mapping[str, Mapping[Command, st
         missing = {
             command: words for command, words in error.named_by.items() if words not in said.get(command, "")
         }
-        alarms = {} if error.named_by else said
+        alarms: Mapping[Command, str] = {} if error.named_by else said
         if missing or alarms:
             wrong[name] = (missing, said)
     return wrong

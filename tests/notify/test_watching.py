@@ -1,5 +1,6 @@
 """Watches: one process looks, where its event is wanted, and an event is told once in two days."""
 # Internals: a watch looks when the test says so.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 

@@ -142,7 +142,11 @@ def test_i3_no_unit_is_used_when_its_window_is_over(valkey: Server) -> None:
 
 @pytest.fixture(scope="module")
 async def racing(valkey: Server) -> AsyncIterator[list[Worker]]:
-    async with workers(PROCESSES, store=valkey.url, plans=PLANS, now=NOW.isoformat()) as started:
+    # On a busy machine an answer in time is nothing that this is about: a late one holds units for a while.
+    settings = {"store_timeout": 60.0}
+    async with workers(
+        PROCESSES, store=valkey.url, plans=PLANS, now=NOW.isoformat(), settings=settings
+    ) as started:
         yield started
 
 
@@ -179,7 +183,7 @@ async def race(racing: list[Worker], path: str) -> int:
     for answer in answers:
         total.update(answer)
     assert total["200"] <= ADMITTED
-    assert set(total) <= {"200", "402", "429", "503"}
+    assert set(total) <= {"200", "402", "429"}
     granted = int(sum([(await racer.ask("allotted"))[0] for racer in racing]) - before)
     # Units that others hold unused may have refused some: they are given back when their term ends.
     await all_given_back(racing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.redis.connection import pack
 from store import audit_driver, delivery_checks, script_top_ups, script_wires
@@ -21,7 +21,7 @@ from store.script_top_ups import TopUps
 from store.script_world import MismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.redis.scripts import Dialect
     from store.script_mutants import Mutant, Swaps
@@ -64,7 +64,8 @@ def live(
     Give a slack to stores that tell lives by a clock that goes on while a script runs.
     """
     options = {"slack_ms": slack_ms} if issubclass(kind, delivery_checks.Checks) else {}
-    world = kind(wire, texts_of(kind, dialect) if texts is None else texts, life(seed), **options)
+    make = cast("Callable[..., Any]", kind)
+    world = make(wire, texts_of(kind, dialect) if texts is None else texts, life(seed), **options)
     for _ in range(steps):
         world.step()
     if ends:

@@ -40,7 +40,8 @@ class ScriptWorld:
     catalog: Catalog
 
     def __init__(self, wire: Wire, texts: Mapping[str, str]) -> None:
-        self.wire, self.wall = wire, START_MS
+        self.wire = wire
+        self.wall: int = START_MS
         self.wire(pack("FLUSHALL"))
         self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
@@ -84,7 +85,7 @@ class ScriptWorld:
             if isinstance(reply, Exception) or reply[0] != 4:
                 break
             settlement.on_stale(reply)
-        found: list[Any] = reply if isinstance(reply, list) else [reply]
+        found: list[Any] = [reply] if isinstance(reply, int | bytes | str | Exception) else reply
         self.compare(f"settled {settlement.used} {settlement.occurred_ms}", 0, found[0])
         return found
 

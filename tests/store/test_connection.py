@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -242,7 +243,7 @@ async def test_a_start_waits_for_a_connection_that_lasts() -> None:
         made.append(cast("AnyConnection", line))
         if len(made) == 1:  # It ends once it is used, before those who wait for it have their turn.
             line.open = False
-            asyncio.get_running_loop().call_soon(on_end, line, "it has ended", [])
+            asyncio.get_running_loop().call_soon(partial(on_end, made[0], "it has ended", []))
         return made[-1]
 
     reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)

@@ -15,7 +15,7 @@ from meterkit.errors import CustomerError, MeterkitError, QuantityError, Unknown
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def kit(any_store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+async def kit(any_store_url: str, clock: Clock) -> AsyncGenerator[MeterKit]:
     async with MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, flush=False, shards=4) as kit:
         yield kit
 
@@ -148,7 +148,7 @@ DAY = timedelta(days=1)
 
 
 @asynccontextmanager
-async def changing(url: str, clock: Clock, over_limit: str = "block_growth") -> AsyncIterator[MeterKit]:
+async def changing(url: str, clock: Clock, over_limit: str = "block_growth") -> AsyncGenerator[MeterKit]:
     plans = loads(CHANGING.replace("LIMIT", over_limit))
     async with MeterKit(plans, clock=clock, redis_url=url, flush=False, shards=4) as kit:
         yield kit

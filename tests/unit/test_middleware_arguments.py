@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.app import PLANS, hello
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ORIGIN = "allowed is an origin as browsers send it, in small letters and without a path"
 KIT = MeterKit(loads(PLANS), redis_url="memory://", flush=False)
@@ -44,7 +47,11 @@ def test_what_it_cannot_work_with_is_refused_with_words(given: dict[str, Any], s
 
 @pytest.mark.parametrize("name", [None, b"x-customer", "", "x customer", "x-customer:", "kunde-nr-ß", "a\n"])
 def test_an_impossible_header_name_is_refused_at_the_start(name: Any) -> None:
-    for made in (identify.header, lambda name: identify.api_key(str, header=name)):
+    makers: list[Callable[[Any], object]] = [
+        identify.header,
+        lambda name: identify.api_key(str, header=name),
+    ]
+    for made in makers:
         with pytest.raises(MeterkitError, match=r"^header: found .*; allowed is a header's name, such as"):
             made(name)
 

@@ -34,7 +34,8 @@ OF_OTHERS = (
 
 
 def tcp(**given: Any) -> Address:
-    return Address(**{"kind": "tcp", "host": "host", "port": 6379, **given})
+    usual: dict[str, Any] = {"kind": "tcp", "host": "host", "port": 6379}
+    return Address(**usual | given)
 
 
 def only(*packages: str) -> Callable[[str], bool]:
