@@ -37,8 +37,8 @@ TESTS: Final = (
     *(
         f"tests/store/test_{name}.py"
         for name in (
-            *("corrections", "corrections_at_stripe", "customers", "gauges", "grants", "grants_ledger"),
-            *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rate_usage", "rates_table"),
+            *("corrections", "customers", "gauges", "grants"),
+            *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rates_table"),
             *(
                 "replay",
                 "reservations",
@@ -48,7 +48,6 @@ TESTS: Final = (
                 "spool_file",
                 "state_changes",
             ),
-            "timed_overrides",
         )
     ),
     ("tests/store/test_server_durability.py::test_an_apps_flusher_says_at_its_start_it_delivers_nothing"),
