@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from drivers.audit_database import Row, insert_rows
 from drivers.audited_kit import row_of, rows_in, sqlite_in
 from meterkit.insights.audit import chaining, verifying
 from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.chain import Root
-from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.verifying import verify
 from meterkit.outbox.journal import JournalRow
 
@@ -166,6 +166,20 @@ async def test_a_row_is_kept_once_and_found_by_its_key(audit_url: str) -> None:
     assert await journal.read("acme", "api_requests", back.delivered_at_ms) == [back]
     assert await journal.read("acme", "ai_tokens", 0) == []
     assert await journal.begun_ms() == ROW.delivered_at_ms
+
+
+async def test_rows_of_two_who_make_the_journal_at_once_are_kept(audit_url: str) -> None:
+    journal, other = AuditDatabase(audit_url), Database(audit_url)
+    others = ROW._replace(identifier="intent-2")
+
+    def made_by_another(*_: object, **__: object) -> None:
+        """Between the look whether the table is there and its making."""
+        other.insert_deliveries([others])
+
+    event.listen(DELIVERIES, "before_create", made_by_another, once=True)
+    await journal.write([ROW])
+    rows = await journal.read("acme", "api_requests", 0)
+    assert {row.identifier for row in rows} == {"intent-1", "intent-2"}
 
 
 async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url: str) -> None:

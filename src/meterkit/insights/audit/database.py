@@ -31,7 +31,7 @@ try:
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
     from meterkit.insights.audit.chaining import append, head_of, heads_table
-    from meterkit.insights.audit.upgrade import upgrade
+    from meterkit.insights.audit.upgrade import make, upgrade
 except ImportError as error:
     raise ImportError(
         "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"
@@ -362,7 +362,7 @@ class Database:
         with self._words_kept():
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:
-                table.metadata.create_all(self._engine)
+                make(self._engine, table)
                 if table is TABLE:
                     upgrade(self._engine, table)
                 self._made.add(table.name)

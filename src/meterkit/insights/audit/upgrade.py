@@ -1,15 +1,31 @@
-"""Schema migration: add the columns and indexes that a table of an earlier release lacks; calls block."""
+"""Make tables, and add the columns and indexes that one of an earlier release lacks; calls block."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.schema import CreateIndex
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
+
+
+def make(engine: Engine, table: Table) -> None:
+    """Make a table that is not there, and those beside it. Several processes and threads may do so at once.
+
+    Raises:
+        SQLAlchemyError: the user may not make tables, or the database does not answer.
+    """
+    while lacking := _lacking(engine, table):
+        try:
+            table.metadata.create_all(engine)
+        except DBAPIError:
+            if _lacking(engine, table) == lacking:
+                raise
+        else:
+            return
 
 
 def upgrade(engine: Engine, table: Table) -> None:
@@ -35,6 +51,11 @@ def upgrade(engine: Engine, table: Table) -> None:
             for index in table.indexes:
                 if index.unique:
                     connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _lacking(engine: Engine, table: Table) -> set[str]:
+    found = inspect(engine)
+    return {name for name in table.metadata.tables if not found.has_table(name)}
 
 
 def _columns_of(engine: Engine, table: Table) -> set[str]:
