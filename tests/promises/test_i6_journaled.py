@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW
+from drivers.delivery import NOW, until
 from drivers.emulated_account import unpaced
 from drivers.recovery import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
 from drivers.restorable_kit import linked
@@ -39,10 +39,22 @@ def lose_journal(tmp_path: Path) -> None:
         database.commit()
 
 
+def rows_in_journal(tmp_path: Path) -> int:
+    """How many rows there are; none before the first write makes the table."""
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meterkit_deliveries'").fetchone():
+            return 0
+        found: tuple[int] = database.execute("SELECT count(*) FROM meterkit_deliveries").fetchone()
+        return found[0]
+
+
 async def flushed(house: House, kit: MeterKit) -> None:
-    """Deliver what is due, some minutes later."""
+    """Deliver what is due, some minutes later, and wait for its row, which the end of a flush may not."""
+    tmp_path = house.data.parent
+    before = rows_in_journal(tmp_path)
     house.clock.advance(timedelta(minutes=5))
     assert (await kit.flush(everything=True)).delivered == 1
+    await until(lambda: rows_in_journal(tmp_path) > before)
 
 
 @pytest.mark.dear("a store is restored, and a day of deliveries compared")
