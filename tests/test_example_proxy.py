@@ -26,6 +26,7 @@ from genai_prices import Usage, calc_price
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from drivers.delivery import STRIPE_KEY
+from drivers.sampled import whole
 from faults.refusals import eventually
 from meterkit import MeterKit, identify
 from meterkit.testing import StripeEmulator
@@ -457,8 +458,8 @@ async def test_a_stream_is_passed_on_word_by_word(call: Call, buyer: Buyer, prov
     ("verb", "stream"),
     [
         pytest.param("think", False, id="whole"),
-        pytest.param("think", True, id="stream before its beginning", marks=pytest.mark.whole),
-        pytest.param("ponder", True, id="stream before its first word", marks=pytest.mark.whole),
+        whole("think", True, id="stream before its beginning"),
+        whole("ponder", True, id="stream before its first word"),
         pytest.param("hang", True, id="stream"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from drivers.foreign_suites import Fetched, Suite, differences
+from drivers.sampled import whole
 
 SUITE = Suite(
     project="starlette",
@@ -20,7 +21,7 @@ SAMPLE: Final = tuple(
     f"tests/{name}.py" for name in (*("test_exceptions", "test_responses", "test_websockets"),)
 )
 TRANSPARENT = [
-    pytest.param("wrappers:metered", marks=pytest.mark.whole),
+    whole("wrappers:metered"),
     pytest.param(
         "wrappers:metered_with_fields",
         marks=pytest.mark.dear("each run of the suite is a process of its own"),

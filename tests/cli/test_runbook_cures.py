@@ -20,6 +20,7 @@ from drivers.command_line import TIMEOUT_S, InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
 from drivers.plans import plans_text
+from drivers.sampled import whole
 from drivers.spools import spool_with
 from drivers.upkeep import is_upkeep_seen
 from faults.refusals import eventually
@@ -77,7 +78,7 @@ BOTH: Final = pytest.mark.parametrize(
     "plans",
     [
         pytest.param(PLANS, id="meters for Stripe"),
-        pytest.param(WITHOUT_STRIPE, id="none", marks=pytest.mark.whole),
+        whole(WITHOUT_STRIPE, id="none"),
     ],
 )
 

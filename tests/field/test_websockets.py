@@ -8,6 +8,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from drivers.sampled import whole
 from faults.refusals import eventually
 from field.deployments import Deployment, running
 from field.test_servers import LEFT_BEHIND, office
@@ -31,7 +32,7 @@ OTHERS: Final = (
     "deployment",
     [
         Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"),
-        *(pytest.param(one, marks=pytest.mark.whole) for one in OTHERS),
+        *(whole(one) for one in OTHERS),
     ],
     ids=str,
 )

@@ -18,6 +18,7 @@ from drivers.audit_database import Row, to_ms
 from drivers.audited_kit import audited, rebuild, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS
 from drivers.process_metrics import told
+from drivers.sampled import whole
 from meterkit import Finding, MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
@@ -320,7 +321,7 @@ class Life:
         self.at.desk.clock.advance(timedelta(days=self.random.choice((1, 1, 9))))
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("seed", [1, whole(2)])
 async def test_sums_are_the_counters_after_any_life(store_url: str, tmp_path: Path, seed: int) -> None:
     async with audited(store_url, sqlite_in(tmp_path), catalog=LIFE) as at:
         await at.desk.link("acme", "umbrella")

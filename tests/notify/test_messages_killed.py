@@ -11,6 +11,7 @@ import pytest
 from drivers.forked_command import forks
 from drivers.messages import NOW, kit_of, mailbox, pass_over, receiving_server
 from drivers.messages_process import STEPS, Life, deliver
+from drivers.sampled import whole
 from faults.crash_process import SharedClock
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ OF_BOTH: Final = ("take an event", "queue", "acknowledge", "take a message", "fi
     ("channel", "step"),
     [
         # Steps that both channels share are sampled for one.
-        pytest.param(channel, step, marks=[pytest.mark.whole] if is_repeated else [])
+        whole(channel, step) if is_repeated else (channel, step)
         for channel in STEPS
         for step in STEPS[channel]
         for is_repeated in [channel == "email" and step in OF_BOTH]

@@ -19,6 +19,7 @@ from drivers.audited_kit import sqlite_in
 from drivers.browser import chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
 from drivers.plans import plans_text
+from drivers.sampled import whole
 from drivers.shop import START
 from drivers.usage_figures import Tables, numbers_of
 from meterkit import MeterKit
@@ -172,9 +173,7 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(
-    "customers", [1, *(pytest.param(number, marks=pytest.mark.whole) for number in (0, 100_000))]
-)
+@pytest.mark.parametrize("customers", [1, *(whole(number) for number in (0, 100_000))])
 @pytest.mark.dear("a browser")
 async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with address(store_url, tmp_path, customers) as url, chromium() as browser:

@@ -15,6 +15,7 @@ from drivers.browser import check, chromium, faultless, found, needs_chromium
 from drivers.llm_apps import listening
 from drivers.operator_pages import JSON, flat, selling, write_snapshot
 from drivers.redrives import kill_message, redrives
+from drivers.sampled import whole
 from meterkit.pages import operator_pages
 
 if TYPE_CHECKING:
@@ -119,9 +120,7 @@ async def redrive_by_keyboard(browser: Browser, url: str) -> None:
         assert await page.locator("h1").inner_text() == "Redriven: 1"
 
 
-@pytest.mark.parametrize(
-    "customers", [1, *(pytest.param(number, marks=pytest.mark.whole) for number in (0, 101, 100_000))]
-)
+@pytest.mark.parametrize("customers", [1, *(whole(number) for number in (0, 101, 100_000))])
 async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with served(store_url, tmp_path, customers) as (_, url), chromium() as browser:
         await look(browser, url, ("light", 1024), ("dark", 360))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.sampled import whole
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, loop_clock, used
@@ -95,7 +96,7 @@ async def recorded_until_it_dies(worker: Worker) -> int:
     "crash",
     [
         *("half a record written", "written, and nobody told"),
-        pytest.param("header written", marks=pytest.mark.whole),
+        whole("header written"),
     ],
 )
 async def test_i11_recorded_usage_survives_a_kill_at_any_step(house: House, crash: str) -> None:

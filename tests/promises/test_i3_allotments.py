@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import NOW
+from drivers.sampled import some, whole
 from drivers.workers import workers
 from faults.refusals import eventually, kit_at, used
 from meterkit.catalog import loads
@@ -83,7 +84,7 @@ SHARED: Final = 10_000
 """A minute."""
 ROUTES: Final = (
     *("bucket", "several"),
-    *(pytest.param(meter, marks=pytest.mark.whole) for meter in ("included", "capped", "sliding", "fixed")),
+    *(whole(meter) for meter in ("included", "capped", "sliding", "fixed")),
 )
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
@@ -102,9 +103,7 @@ LIFE_US: Final = 300 * 86_400_000_000
 @pytest.mark.dear("a thousand steps, each compared with the store")
 @pytest.mark.timeout(36_000)
 @pytest.mark.parametrize("of", [Processes, PaidProcesses])
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.whole) for seed in range(1, SEEDS))]
-)
+@pytest.mark.parametrize("seed", some(range(SEEDS), {0}))
 def test_i3_the_store_counts_at_least_what_allotments_admit(
     valkey: Server, of: type[Processes], seed: int
 ) -> None:
@@ -163,7 +162,7 @@ async def test_i3_eight_allotting_processes_admit_exactly_the_limit(
 
 @pytest.mark.dear("eight processes send 2,400 requests")
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["paid", pytest.param("billed", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("path", ["paid", whole("billed")])
 async def test_i3_eight_allotting_processes_admit_what_is_paid(
     store_url: str, racing: list[Worker], path: str
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.reservations import KINDS, METERS, STREAMS, body, purse, reservers, worth
+from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 
@@ -74,8 +75,8 @@ async def stream_until_killed(port: int, begun: asyncio.Semaphore) -> bytes:
     [
         ("budget", "by kit.reserve"),
         ("credit", "by uvicorn"),
-        pytest.param("budget", "by uvicorn", marks=pytest.mark.whole),
-        pytest.param("credit", "by kit.reserve", marks=pytest.mark.whole),
+        whole("budget", "by uvicorn"),
+        whole("credit", "by kit.reserve"),
     ],
 )
 async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, plan: Plan, served: str) -> None:
@@ -118,7 +119,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, pla
 
 
 @pytest.mark.parametrize("moment", ["decided", "captured", "never captured", "captured late"])
-@pytest.mark.parametrize("plan", ["credit", pytest.param("budget", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("plan", ["credit", whole("budget")])
 async def test_i3_a_kill_before_the_captures_reply_bills_once_at_most(
     store_url: str, valkey: Server, plan: Plan, moment: Moment
 ) -> None:

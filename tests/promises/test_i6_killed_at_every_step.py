@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.sampled import some
 from faults.crash_process import SharedClock
 from faults.crashes import Drawn, start_of
 from meterkit.testing import StripeEmulator
@@ -44,7 +45,7 @@ async def born(seed: int, server: Server, directory: Path) -> AsyncGenerator[Dra
 @pytest.mark.dear("the matrix of crashes: each life kills several processes")
 @pytest.mark.parametrize(
     "share",
-    [pytest.param(share, marks=[pytest.mark.whole] if share >= SAMPLE else []) for share in range(SHARES)],
+    some(range(SHARES), range(SAMPLE)),
 )
 async def test_i6_what_is_billed_is_what_was_recorded(valkey: Server, tmp_path: Path, share: int) -> None:
     seeds = SEEDS[share::SHARES] if ALONE is None else [int(ALONE)][: share == 0]

@@ -13,6 +13,7 @@ from drivers.delivery import NOW, kit_for
 from drivers.emulated_account import unpaced
 from drivers.recovery import Told, drained, hours_later, house_at, recover, settings_of
 from drivers.restorable_kit import linked
+from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import StoreError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 with_and_without = pytest.mark.parametrize("audited", [False, True])
-audited_or_whole = pytest.mark.parametrize("audited", [True, pytest.param(False, marks=pytest.mark.whole)])
+audited_or_whole = pytest.mark.parametrize("audited", [True, whole(False)])
 
 
 @pytest.fixture(autouse=True)

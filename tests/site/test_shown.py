@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from drivers.command_line import Shell
+from drivers.sampled import whole
 from drivers.shown_blocks import keys_page
 from meterkit import MeterKit, MeterMiddleware, errors, identify
 from meterkit.catalog import loads
@@ -146,8 +147,8 @@ def test_drawings_match_their_script_and_have_descriptions(tmp_path: Path) -> No
     ("name", "words"),
     [
         ("flush", "delivered 1, retried 0"),
-        pytest.param("check", "did you mean 'deny'?", marks=pytest.mark.whole),
-        pytest.param("usage", "meterkit customers link CUSTOMER STRIPE_CUSTOMER", marks=pytest.mark.whole),
+        whole("check", "did you mean 'deny'?"),
+        whole("usage", "meterkit customers link CUSTOMER STRIPE_CUSTOMER"),
     ],
 )
 @pytest.mark.dear("processes whose output is a screen")

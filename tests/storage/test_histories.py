@@ -10,6 +10,7 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.plans import plans_text
+from drivers.sampled import some
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -116,9 +117,7 @@ async def one_history(kit: MeterKit, bucket: Bucket, form: Format) -> None:
     await check(kit, bucket)
 
 
-@pytest.mark.parametrize(
-    "share", [0, *(pytest.param(share, marks=pytest.mark.whole) for share in range(1, SHARES))]
-)
+@pytest.mark.parametrize("share", some(range(SHARES), {0}))
 async def test_a_history_that_is_told_badly_is_counted_to_the_byte(valkey: Server, share: int) -> None:
     catalog = loads(PLANS)
     for seed in range(share, HISTORIES, SHARES):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import CATALOG, desk
+from drivers.sampled import whole
 from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.redis.server import commands_to_try
@@ -29,11 +30,7 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
     "command",
     [
         *SAMPLE,
-        *(
-            pytest.param(name, marks=pytest.mark.whole)
-            for name in NEEDED
-            if name not in {"CLIENT|SETNAME", *SAMPLE}
-        ),
+        *(whole(name) for name in NEEDED if name not in {"CLIENT|SETNAME", *SAMPLE}),
     ],
 )
 async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, command: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from drivers.counters import paid_by
 from drivers.delivery import NOW
+from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, killing, lane_of, left_in_doubt, settled
 from meterkit import MeterKit
@@ -152,7 +153,7 @@ async def books_on(url: str, direct: str, *, timeout_s: float = 10.0) -> AsyncGe
 
 @pytest.mark.parametrize(
     "mode",
-    ["drop_reply", "cut", *(pytest.param(mode, marks=pytest.mark.whole) for mode in ("reset", "refuse"))],
+    ["drop_reply", "cut", *(whole(mode) for mode in ("reset", "refuse"))],
 )
 async def test_i3_captures_whose_replies_are_lost_are_paid_once(
     proxy: TcpProxy, valkey: Server, mode: Any

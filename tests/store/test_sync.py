@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.sampled import whole
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
 
@@ -187,7 +188,7 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
 @pytest.mark.parametrize(
     ("before", "end"),
     [
-        pytest.param("kit.start()", "sys.exit()", marks=pytest.mark.whole),
+        whole("kit.start()", "sys.exit()"),
         ("kit.record('ada', 'requests', 1)", "os._exit(0)"),
     ],
 )

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costs.edge_instructions import counted
-from drivers.sampled import few_examples
+from drivers.sampled import few_examples, whole
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.catalog.units import UNITS
 from meterkit.tokens.call_usage import CallUsage
@@ -316,7 +316,7 @@ MEASURED: Final = {
     [
         (),
         *(
-            pytest.param((one,), marks=pytest.mark.whole)
+            whole((one,))
             for one in (("service_tier", "priority"), ("processing", "batch"), ("speed", "fast"))
         ),
     ],
