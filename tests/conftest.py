@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from drivers.lua_runtime import compile_once
+from drivers.near_store import leave_servers_to_field
 from meterkit.redis import memory
 from servers.certificates import Authority
 from servers.clusters import spawn_cluster, spawn_watched
@@ -79,6 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_servers_to_field(items)
     if config.getoption("--whole"):
         return
     left = [item for item in items if item.get_closest_marker("whole")]

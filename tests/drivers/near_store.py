@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["leave_servers_to_field", "store_url"]
 
-__all__ = ["leave_servers_to_field", "near_store_url"]
-
+_FOLDERS: Final = {Path(__file__).parents[1] / name for name in ("delivery", "insights", "subscriptions")}
 _SERVERS: Final = {"valkey": "valkey", "cluster": "cluster", "sentinel": "watched"}
 
 
-def near_store_url(request: pytest.FixtureRequest) -> str:
+@pytest.fixture
+def store_url(request: pytest.FixtureRequest) -> str:
     """``memory://``, or a server: with ``--store``, for ``each_store``, and where a test takes ``valkey``."""
     kind: str | None = getattr(request, "param", None) or request.config.getoption("--store")
     if kind is None and "valkey" in request.fixturenames:
@@ -25,9 +25,9 @@ def near_store_url(request: pytest.FixtureRequest) -> str:
     return str(server.url)
 
 
-def leave_servers_to_field(items: list[pytest.Item], folder: Path) -> None:
-    """Mark ``whole`` what tests of a folder that take any store run on a server once more."""
+def leave_servers_to_field(items: list[pytest.Item]) -> None:
+    """Mark ``whole`` what tests of these folders that take any store run on a server once more."""
     for item in items:
         params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        if params.get("any_store_url", "memory") != "memory" and folder in item.path.parents:
+        if params.get("any_store_url", "memory") != "memory" and not _FOLDERS.isdisjoint(item.path.parents):
             item.add_marker(pytest.mark.whole)

@@ -6,7 +6,6 @@ import shutil
 import warnings
 from importlib import import_module
 from itertools import count
-from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,23 +13,15 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from drivers.audited_kit import sqlite_in
-from drivers.near_store import leave_servers_to_field, near_store_url
+from drivers.near_store import store_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["store_url"]
 
 _NUMBERS: Final = count(1)
-
-
-@pytest.fixture
-def store_url(request: pytest.FixtureRequest) -> str:
-    """An empty store within the process, or the server that ``--store`` names."""
-    return near_store_url(request)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    leave_servers_to_field(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.emulated_account import unpaced
-from drivers.near_store import leave_servers_to_field, near_store_url
+from drivers.near_store import store_url
 from drivers.shop import shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.shop import Shop
+
+__all__ = ["store_url"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +26,6 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store_url(request: pytest.FixtureRequest) -> str:
-    """An empty store within the process, or the server that ``--store`` names."""
-    return near_store_url(request)
-
-
-@pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
     async with shop(store_url) as opened:
         yield opened
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    leave_servers_to_field(items, Path(__file__).parent)
