@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import meterkit
-from drivers.app import http_scope
+from drivers.app import http_scope, staying
 from drivers.llm_apps import (
     PLANS,
     PROMPT,
@@ -647,16 +647,10 @@ async def test_f20e_an_ended_call_gives_its_result_or_error(store_url: str) -> N
 
 async def test_f20e_a_server_that_cancels_stops_the_call(store_url: str) -> None:
     provider, client = Provider(), LeavingClient()
-    said = iter([{"type": "http.request", "body": PROMPT, "more_body": False}])
-
-    async def receive() -> Message:
-        for message in said:
-            return message
-        await asyncio.Event().wait()
-        raise AssertionError
-
     async with metered(asking(provider), store_url, plans=LEFT) as at:
-        task = asyncio.ensure_future(at.app(http_scope("/openai", method="POST"), receive, client.send))
+        task = asyncio.ensure_future(
+            at.app(http_scope("/openai", method="POST"), staying(PROMPT), client.send)
+        )
         await provider.begun.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -16,7 +15,7 @@ from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from drivers.app import served
+from drivers.app import served, staying
 from faults.refusals import http_scope
 
 if TYPE_CHECKING:
@@ -144,21 +143,13 @@ async def answer(app: ASGIApp, target: str, *, method: str = "GET", customer: st
     """Ask an app directly: clients and servers would tidy the path."""
     sent: list[Message] = []
 
-    bodies: list[Message] = [{"type": "http.request", "body": b""}]
-
-    async def receive() -> Message:
-        if bodies:
-            return bodies.pop()
-        await asyncio.Event().wait()  # A client that stays.
-        raise AssertionError
-
     async def send(message: Message) -> None:
         sent.append(message)
 
     scope = http_scope(customer, unquote(target))
     scope.update(method=method, raw_path=target.encode(), headers=[*scope["headers"], (b"host", b"a")])
     try:
-        await app(scope, receive, send)
+        await app(scope, staying(), send)
     except HTTPException as error:  # A router without an app around it.
         return error.status_code, b""
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])

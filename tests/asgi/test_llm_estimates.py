@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.app import http_scope, no_more
+from drivers.app import http_scope, no_more, staying
 from drivers.llm_apps import (
     METERS,
     PLANS,
@@ -60,18 +60,10 @@ WRITTEN = 600
 
 
 async def ask(at: Served, path: str, *, method: str = "POST", body: bytes = PROMPT) -> None:
-    said = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> Message:
-        for message in said:
-            return message
-        await asyncio.Event().wait()
-        raise AssertionError
-
     async def take(message: Message) -> None:
         del message
 
-    await at.app(http_scope(path, method=method), receive, take)
+    await at.app(http_scope(path, method=method), staying(body), take)
 
 
 # Larger than what a reader keeps, and customers choose the size: F-30.

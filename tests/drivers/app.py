@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -150,3 +151,16 @@ def http_scope(path: str = "/v1/x", *, method: str = "GET", customer: str = "acm
 async def no_more() -> Message:
     """A client that has sent all it will."""
     return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def staying(body: bytes = b"") -> Receive:
+    """A client that sends one message, and stays."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    return receive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from contextlib import suppress
@@ -15,7 +14,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from drivers.app import served
+from drivers.app import served, staying
 from drivers.sampled import some
 from faults.refusals import http_scope
 from field.path_apps import NAMES, LooseApp, RandomApps, is_canonical
@@ -57,13 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def ask(app: ASGIApp, target: str, ran: list[str]) -> Sequence[str]:
     """The canonical paths of what runs for a target."""
     ran.clear()
-    bodies: list[Message] = [{"type": "http.request", "body": b""}]
-
-    async def receive() -> Message:
-        if bodies:
-            return bodies.pop()
-        await asyncio.Event().wait()  # A client that stays.
-        raise AssertionError
 
     async def send(message: Message) -> None:
         del message
@@ -71,7 +63,7 @@ async def ask(app: ASGIApp, target: str, ran: list[str]) -> Sequence[str]:
     scope = http_scope("acme", unquote(target))
     scope.update(raw_path=target.encode(), headers=[*scope["headers"], (b"host", b"a")])
     with suppress(HTTPException, OSError, ValueError):  # No route, a name that is too long, a NUL.
-        await app(scope, receive, send)
+        await app(scope, staying(), send)
     return tuple(ran)
 
 
