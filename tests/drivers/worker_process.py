@@ -14,7 +14,7 @@ import signal
 import sys
 from collections import Counter
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
@@ -127,10 +127,13 @@ class Commands:
         return dict(statuses)
 
     async def allotted(self) -> list[int]:
-        """Units of allotments that were granted so far, and those that are unused or not given back yet."""
+        """Units of allotments that were granted so far, and how many lines and settlements are not done with.
+
+        A line whose units are used up may ask for more; one that has none and asks for none is forgotten.
+        """
         lanes = self.kit.store.lanes.values()
         found = [lane.allotments for lane in lanes if lane.allotments is not None]
-        left = sum(one.unused for one in found) + sum(lane.unsettled for lane in lanes)
+        left = sum(len(cast("Any", one)._lines) for one in found) + sum(lane.unsettled for lane in lanes)
         return [sum(one.granted for one in found), left]
 
     async def record(self, customer: str, meter: str, quantity: int) -> str:
