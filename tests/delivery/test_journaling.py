@@ -74,14 +74,18 @@ class Answers:
 class Pages:
     """A journal that keeps its pages, may hang, and fails to say since when it is kept."""
 
-    def __init__(self, fails: int = 0) -> None:
+    def __init__(self, fails: int = 0, failing_writes: int = 0) -> None:
         self.pages: list[Sequence[JournalRow]] = []
         self.fails = fails
+        self.failing_writes = failing_writes
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
     async def write(self, rows: Sequence[JournalRow]) -> None:
         await self.goes_on.wait()
+        if self.failing_writes:
+            self.failing_writes -= 1
+            raise MeterkitError("the database is locked")
         self.pages.append(rows)
 
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
@@ -120,7 +124,7 @@ async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: i
 
 
 async def test_a_hanging_journal_delays_neither_delivery_nor_end(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
     monkeypatch.setattr("meterkit.delivery.journaling._WAITING_MOST", 3)
@@ -132,6 +136,17 @@ async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     assert len(vars(transport)["_waiting"]) == 3
     await transport.close()
     assert journal.pages == []
+    dropped, left = caplog.messages
+    assert "lacks 1 that Stripe has" in dropped
+    assert "lacks 3 that Stripe has" in left
+
+
+async def test_a_process_that_ends_writes_again_what_failed() -> None:
+    journal = Pages(failing_writes=1)
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    await transport.send(sealed(0))
+    await transport.close()
+    assert [row.identifier for page in journal.pages for row in page] == ["intent-0"]
 
 
 def row(number: int, value: int, *, delivered_at_ms: int = NOW_MS) -> JournalRow:
