@@ -1,0 +1,463 @@
+"""Invoices of a period: which lines are its own, how long drafts are held, what is missing. Pure tables."""
+
+# Internals: pure tables of periods, drafts and invoice lines.
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from drivers.delivery import NOW
+from drivers.kept_intents import NOW_MS, PERIOD_MS, kit_alone, subscription
+from drivers.stripe_objects import ObjectsAtStripe
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.delivery.closing import _held_in_words
+from meterkit.delivery.draft_hold import HELD, DraftHold
+from meterkit.delivery.first_look import WAITED_MS, FirstLook
+from meterkit.delivery.invoice_advice import advice_on_invoices
+from meterkit.delivery.invoices import (
+    MADE_WITHIN_MS,
+    Invoiced,
+    Invoices,
+    Invoicing,
+    invoicing_of,
+    is_renewal_of,
+)
+from meterkit.delivery.report import LateUsage
+from meterkit.errors import StripeUnavailableError
+from meterkit.outbox.invoice_ends import InvoiceEnd
+from meterkit.stripe.request import ENDED_HERE
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit import MeterKit
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
+def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
+    end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
+    assert bool(_held_in_words(end, PERIOD_MS)) == is_said
+
+
+END_S: Final = 1_900_000_020  # A whole minute.
+
+
+HOUR_S: Final = 3_600
+
+
+HOLD_S: Final = 24 * HOUR_S
+
+
+ALONE: Final[dict[str, Any]] = {"auto_advance": False, "automatically_finalizes_at": None}
+
+
+def draft(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": "in_1",
+        "status": "draft",
+        "billing_reason": "subscription_cycle",
+        "period_end": END_S,
+        "subscription": "sub_1",
+        "auto_advance": True,
+        "automatically_finalizes_at": END_S + HOUR_S,
+        "created": END_S,
+        **fields,
+    }
+
+
+async def settled(
+    *invoices: dict[str, Any],
+    now_s: int,
+    is_counted: bool = False,
+    is_last: bool = False,
+    hold_s: int = HOLD_S,
+) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
+    stripe = ObjectsAtStripe({
+        "/v1/invoices/in_1/finalize": {
+            "status": "open", "status_transitions": {"finalized_at": now_s}
+        },
+        "/v1/subscriptions/sub_1": {"cancellation_details": {"comment": ENDED_HERE}},
+    })  # fmt: skip
+    hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
+    return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
+
+
+@pytest.mark.parametrize(
+    ("hold_s", "is_asked"), [(HOUR_S - 1, False), (HOUR_S, False), (HOUR_S + 1, True), (HOLD_S, True)]
+)
+async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier(hold_s: int, *, is_asked: bool) -> None:
+    end, stripe = await settled(draft(), now_s=END_S + 60, hold_s=hold_s)
+    until_s = END_S + (hold_s if is_asked else HOUR_S)
+    assert end is not None
+    assert (end.held_ms, len(stripe.written)) == (until_s * 1000, int(is_asked))
+    if is_asked:
+        (asked,) = stripe.written
+        assert asked.params == {
+            "automatically_finalizes_at": until_s, "metadata": {HELD: str(END_S + HOUR_S)}
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("left_s", "is_asked"), [(60, False), (61, True)])
+async def test_stripe_is_asked_for_no_instant_within_a_minute(left_s: int, *, is_asked: bool) -> None:
+    soon = draft(automatically_finalizes_at=END_S + HOLD_S - left_s - 1)
+    end, stripe = await settled(soon, now_s=END_S + HOLD_S - left_s)
+    assert end is not None
+    assert (end.held_ms == (END_S + HOLD_S) * 1000, len(stripe.written)) == (is_asked, int(is_asked))
+
+
+@pytest.mark.parametrize(("left_s", "path"), [(61, "in_1"), (60, "in_1/finalize"), (-1, "in_1/finalize")])
+async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: int, path: str) -> None:
+    held = draft(automatically_finalizes_at=END_S + HOLD_S, metadata={HELD: str(END_S + HOUR_S)})
+    now_s = END_S + HOUR_S - left_s
+    end, stripe = await settled(held, now_s=now_s, is_counted=True)
+    (asked,) = stripe.written
+    assert asked.path == f"/v1/invoices/{path}"
+    expected = InvoiceEnd(held_ms=(END_S + HOUR_S) * 1000)
+    assert end == (InvoiceEnd(final_ms=now_s * 1000) if path.endswith("finalize") else expected)
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "is_counted", "hold_s", "held_s"),
+    [
+        (HOUR_S - 1, True, HOLD_S, HOLD_S),
+        (HOUR_S, True, HOLD_S, None),
+        (HOUR_S, False, HOLD_S, HOLD_S),
+        (HOLD_S, False, HOLD_S, None),
+        # An hour at least, as Stripe's own.
+        (600, False, 600, HOUR_S),
+        (HOUR_S, False, 600, None),
+    ],
+)
+async def test_the_last_invoice_of_an_ended_subscription_is_final(
+    passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
+) -> None:
+    now_s = END_S + passed_s
+    end, stripe = await settled(
+        draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True, hold_s=hold_s
+    )
+    if held_s is None:
+        assert end == InvoiceEnd(final_ms=now_s * 1000)
+        assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
+    else:
+        assert end == InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True)
+        assert stripe.written == []
+
+
+SOLD: Final = subscription(metered="requests=price_1")
+
+
+STATES: Final = {
+    "sold": CustomerState(subscription=SOLD).dump(),
+    "flat": CustomerState(subscription=replace(SOLD, metered="")).dump(),
+    "ended": CustomerState(subscription=replace(SOLD, status="canceled", ended_at_ms=PERIOD_MS)).dump(),
+    "damaged": "{",
+    "odd": '"no object"',
+}
+
+
+@asynccontextmanager
+async def a_store(clock: Clock) -> AsyncGenerator[Store]:
+    async with kit_alone(clock=clock) as kit:
+        admin = await kit.store.admin()
+        for name, data in STATES.items():
+            state = kit.store.keys.customer(name).state
+            await admin.ask(admin.client.hset(state, mapping={"data": data}))
+        yield kit.store
+
+
+async def test_metered_customers_are_checked_each_two_minutes() -> None:
+    clock, looked = Clock(NOW), list[str]()
+
+    async def look(customer: str) -> None:
+        looked.append(customer)
+
+    async with a_store(clock) as store:
+        first, names = FirstLook(store, look), [*STATES, "nobody"]
+        assert first.unseen_of(names) == names
+        assert (await first.look(names), looked) == (set(), ["sold"])
+        assert first.unseen_of([*names, "another"]) == ["another"]
+        clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
+        assert first.unseen_of(names) == []
+        clock.set(NOW + timedelta(milliseconds=WAITED_MS))
+        assert first.unseen_of(names) == names
+
+
+async def test_whom_stripe_does_not_answer_for_stays_unseen() -> None:
+    async def look(_: str) -> None:
+        raise StripeUnavailableError("no answer")
+
+    async with a_store(Clock(NOW)) as store:
+        first = FirstLook(store, look)
+        assert await first.look(["sold", "flat"]) == {"sold"}
+        assert first.unseen_of(["sold", "flat"]) == ["sold"]
+        assert FirstLook(store, None).unseen_of(["sold"]) == []  # There is no way to look.
+
+
+HOUR_MS: Final = 3_600_000
+
+
+RECONCILED_DAY_MS: Final = 24 * HOUR_MS
+
+
+JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+RECONCILED_JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+subscribed: Final = partial(subscription, id="sub_new")
+
+
+async def invoicing(
+    kit: MeterKit, stripe: ObjectsAtStripe, known: SubscriptionState | None, at_ms: int
+) -> Invoicing | None:
+    (usage,) = await kit.store.usage_of_many(["acme"], at_ms=at_ms)
+    state = CustomerState(stripe_customer="cus_acme", subscription=known)
+    return await invoicing_of(kit.store, stripe, usage, state)
+
+
+async def formerly(kit: MeterKit, *subscriptions: str) -> None:
+    """Have acme have had subscriptions before."""
+    admin, key = await kit.store.admin(), kit.store.keys.customer("acme").history
+    for name in subscriptions:
+        entry = json.dumps(["subscription", f"{NOW_MS - HOUR_MS}", name, "another one", "api"])
+        await admin.ask(admin.client.rpush(key, entry))
+
+
+NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ({}, (RECONCILED_JULY_MS, False)),
+        ({"start_date": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({"start_date": JUNE_MS // 1000 + 1}, None),
+        ({"ended_at": NOW_MS // 1000}, (NOW_MS // 1000 * 1000, True)),
+        ({"ended_at": RECONCILED_JULY_MS // 1000}, (RECONCILED_JULY_MS, True)),
+        ({"ended_at": RECONCILED_JULY_MS // 1000 + 1}, (RECONCILED_JULY_MS, False)),
+        ({"ended_at": JUNE_MS // 1000}, None),
+        ({"trial_end": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({"trial_end": JUNE_MS // 1000 + 1}, None),
+    ],
+)
+async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
+    shown: dict[str, int], expected: tuple[int, bool] | None
+) -> None:
+    async with kit_alone() as kit:
+        await formerly(kit, "sub_old")
+        stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
+        found = await invoicing(kit, stripe, NEW, NOW_MS)
+        assert found == (expected and Invoicing("sub_old", "pro", *expected))
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (None, None),
+        (subscribed(), None),  # Its invoice is not made yet.
+        (
+            subscribed(start_ms=JUNE_MS - 30 * RECONCILED_DAY_MS, end_ms=JUNE_MS + RECONCILED_DAY_MS),
+            (JUNE_MS + RECONCILED_DAY_MS, False),
+        ),
+        (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
+        (
+            subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS, status="canceled", ended_at_ms=NOW_MS),
+            (NOW_MS, True),
+        ),
+    ],
+)
+async def test_the_invoice_of_the_subscription_of_now(
+    known: SubscriptionState | None, expected: tuple[int, bool] | None
+) -> None:
+    async with kit_alone() as kit:
+        found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - RECONCILED_DAY_MS)
+        assert found == (expected and Invoicing("sub_new", "pro", *expected))
+
+
+async def test_the_invoice_of_an_earlier_period_of_a_subscription() -> None:
+    async with kit_alone() as kit:
+        known = subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS)
+        found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - RECONCILED_DAY_MS)
+        assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
+
+
+DAY_S: Final = 86_400
+
+
+START_S: Final = 1_900_000_000
+
+
+INVOICE_LINES_END_S: Final = START_S + 30 * DAY_S
+
+
+LINES: Final = "/v1/invoices/in_1/lines"
+
+
+def line(first_s: int = START_S, last_s: int = INVOICE_LINES_END_S, **fields: Any) -> dict[str, Any]:
+    pricing = {"price_details": {"price": "price_1"}, "unit_amount_decimal": "5"}
+    return {
+        "period": {"start": first_s, "end": last_s}, "quantity": 7, "currency": "usd", "pricing": pricing
+    } | fields  # fmt: skip
+
+
+async def invoiced(stripe: ObjectsAtStripe) -> Invoiced:
+    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, INVOICE_LINES_END_S)
+
+
+def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
+    shown = {"id": "in_1", "status": "paid", "lines": {"data": lines}, **invoice}
+    return ObjectsAtStripe({"/v1/invoices": [shown], "/v1/prices/price_1": {"recurring": {"meter": "mtr_1"}}})
+
+
+@pytest.mark.parametrize(
+    ("first_s", "last_s", "state"),
+    [
+        (START_S, INVOICE_LINES_END_S, "final"),
+        # Half of it or more.
+        (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
+        (START_S - 15 * DAY_S - 2, START_S + 15 * DAY_S, "none"),
+        (INVOICE_LINES_END_S - 15 * DAY_S - 2, INVOICE_LINES_END_S + 15 * DAY_S, "final"),
+        (INVOICE_LINES_END_S - 15 * DAY_S, INVOICE_LINES_END_S + 15 * DAY_S, "none"),
+        # Of this period still, or of several.
+        (START_S, INVOICE_LINES_END_S + DAY_S, "final"),
+        (START_S, INVOICE_LINES_END_S + DAY_S + 1, "unknown"),
+        (INVOICE_LINES_END_S - 1, INVOICE_LINES_END_S + 40 * DAY_S, "unknown"),
+        (INVOICE_LINES_END_S, INVOICE_LINES_END_S + 40 * DAY_S, "none"),
+        (START_S - 40 * DAY_S, START_S + 1, "unknown"),
+        (START_S - 40 * DAY_S, START_S, "none"),
+    ],
+)
+async def test_a_line_is_of_the_period_that_its_middle_is_in(first_s: int, last_s: int, state: str) -> None:
+    found = await invoiced(stripe_with(line(first_s, last_s)))
+    assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "prices"),
+    [
+        ({}, {Fraction(5): Decimal(7)}),
+        ({"currency": "eur"}, None),
+        ({"pricing": {"price_details": {"price": "price_1"}, "unit_amount_decimal": None}}, None),
+        ({"pricing": {"price_details": {"price": "price_1"}}, "quantity": 0}, {}),
+    ],
+)
+async def test_what_a_unit_costs_is_known_where_each_line_shows_it(
+    fields: dict[str, Any], prices: dict[Fraction, Decimal] | None
+) -> None:
+    found = await invoiced(stripe_with(line(**fields)))
+    assert (found.prices, found.invoices) == (prices, ["in_1"])
+
+
+@pytest.mark.parametrize(
+    ("invoice", "is_asked"),
+    [
+        ({}, False),
+        ({"status": "draft"}, True),
+        ({"lines": {"data": [line(quantity=1)], "has_more": True}}, True),
+    ],
+)
+async def test_missing_lines_of_drafts_and_lists_are_fetched(
+    invoice: dict[str, Any], *, is_asked: bool
+) -> None:
+    stripe = stripe_with(line(), **invoice)
+    stripe.shown[LINES] = [line(quantity=9)]
+    found = await invoiced(stripe)
+    assert (int(found.quantity), LINES in stripe.asked) == (9 if is_asked else 7, is_asked)
+    assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
+    assert found.state == ("draft" if "status" in invoice else "final")
+
+
+MADE_MS: Final = 1_800_000_000_000
+
+
+FINAL: Final = Invoiced(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
+
+
+def advice(
+    invoiced: Invoiced, counted: int, *, late: int = 0, after_ms: int = MADE_WITHIN_MS, price: str = ""
+) -> str:
+    return advice_on_invoices(
+        invoiced, counted, late=late, price=price, made_ms=MADE_MS, now_ms=MADE_MS + after_ms
+    )
+
+
+@pytest.mark.parametrize(
+    ("invoiced", "counted", "late"),
+    [
+        (FINAL, 100, 0),
+        (FINAL, 120, 20),
+        (FINAL, 110, 20),  # Some of what is late has reached the invoice.
+        (replace(FINAL, quantity=Decimal(0)), -5, 0),
+        (replace(FINAL, state="unknown"), 70, 0),
+        (Invoiced(state="none"), 0, 0),
+    ],
+)
+def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
+    invoiced: Invoiced, counted: int, late: int
+) -> None:
+    assert advice(invoiced, counted, late=late) == ""
+
+
+def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
+    assert advice(FINAL, 107, price=" at USD 0.05 each") == (
+        "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
+        " see whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
+        " invoice item"
+    )
+    assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
+    assert advice(FINAL, 101).startswith("1 of 101 units")
+
+
+RENEWAL: Final = {
+    "billing_reason": "subscription_cycle",
+    "period_end": 7,
+    "parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"billing_reason": "subscription_update"}, False),
+        ({"period_end": 8}, False),
+        ({"parent": None}, False),
+        ({"parent": None, "subscription": "sub_1"}, True),
+        (
+            {"parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_2"}}},
+            False,
+        ),
+    ],
+)
+def test_the_invoice_of_a_renewal(changed: dict[str, Any], *, expected: bool) -> None:
+    assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected
+
+
+def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
+    return LateUsage(
+        customer="ada", meter=meter, quantity=quantity, period="2031-05-01T00:00:00Z", is_billed=is_billed
+    )
+
+
+def test_a_surplus_is_credited_at_its_own_amount() -> None:
+    words = advice_on_invoices(
+        FINAL, 90, late=0, price=" at USD 0.05 each", surplus="USD 0.40", made_ms=MADE_MS, now_ms=MADE_MS
+    )
+    assert words == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"
