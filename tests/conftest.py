@@ -92,8 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "whole: one of the many alike that `make field` runs all of.")
     config.addinivalue_line(
-        "markers",
-        "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked.",
+        "markers", "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked."
     )
     config.addinivalue_line(
         "markers",

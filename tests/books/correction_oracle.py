@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from books.price_oracle import Ledger, Recorded
     from meterkit import Corrected
 
-__all__ = ["Correction", "Corrections"]
-
 _MARK = "meterkit_correction"
 
 

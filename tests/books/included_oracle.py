@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from drivers.world import World
     from meterkit.catalog import Catalog
 
-__all__ = ["PlanTimes", "usage_terms"]
-
 _FIRST_MINUTE_S = 60
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from drivers.world import World
 
-__all__ = ["Terms", "read_terms"]
-
 _SUBSCRIPTION: Final = (
     *("application_fee_percent", "collection_method", "days_until_due", "default_payment_method"),
     *("description", "on_behalf_of", "pause_collection", "transfer_data"),
@@ -107,9 +105,7 @@ async def read_terms(world: World, customer: str) -> Terms | None:
     if found is None:
         return None
     shown = await world.ask(
-        "GET",
-        f"/v1/subscriptions/{found['id']}",
-        **{"expand[0]": "discounts", "expand[1]": "schedule"},
+        "GET", f"/v1/subscriptions/{found['id']}", **{"expand[0]": "discounts", "expand[1]": "schedule"}
     )
     own = {name: shown.get(name) for name in _SUBSCRIPTION} | _shared(shown)
     discounts = {one["id"]: one["source"]["coupon"] for one in shown["discounts"] if one.get("end") is None}

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit import CustomerUsage
     from meterkit.catalog import Catalog, Plan
 
-__all__ = ["Ledger", "Line", "Recorded"]
-
 _Place: TypeAlias = tuple[str, str, datetime]
 _STAMPED_WITHIN: Final = timedelta(minutes=15)
 """Usage is stamped when it is sealed: an item of the same price that a person puts in by then may bill it."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from drivers.webhooks import Hooked
 
-__all__ = ["CATALOG", "MICRO", "MOVEMENTS", "YEARLY", "Books", "books", "on"]
-
 MOVEMENTS: Final = ("mrr", "new", "expansion", "contraction", "churn", "reactivation", "customers")
 MICRO: Final = 1_000_000
 CATALOG: Final = loads("""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from drivers.delivery import Desk
 
-__all__ = ["JULY", "Closing", "closing_of"]
-
 JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
 
 

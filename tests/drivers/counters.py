@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from servers.stores import Server
 
-__all__ = [
-    "Flat",
-    "flat_of",
-    "pack_field",
-    "packed_of",
-    "paid_by",
-    "put_head",
-]
-
 Flat = dict[str, str]
 
 _COUNTED: Final = "iogcpmzj"

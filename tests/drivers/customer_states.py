@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.decisions.customer_state import CustomerState
 
-__all__ = [
-    "closed_period_cents",
-    "forget_prices",
-    "state_of",
-    "store_overrides",
-]
-
 
 async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:
     """The state that the store has of a customer."""

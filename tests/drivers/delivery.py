@@ -171,13 +171,7 @@ def kit_for(
     """A kit that delivers to an emulator; its flusher runs when it is told to."""
     given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "stripe_api_key": STRIPE_KEY}
     given |= settings
-    return MeterKit(
-        catalog,
-        clock=clock,
-        redis_url=store_url,
-        stripe_api_base=stripe_url,
-        **given,
-    )
+    return MeterKit(catalog, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given)
 
 
 def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:

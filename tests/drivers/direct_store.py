@@ -7,8 +7,6 @@ from typing import Any
 import fakeredis
 from redis.exceptions import RedisError
 
-__all__ = ["DirectClient", "DirectConnection"]
-
 
 class DirectConnection:
     """A connection to a server of fakeredis, without requests and replies in bytes."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["account", "reached", "stripe_api", "unpaced"]
-
 
 def unpaced(patched: pytest.MonkeyPatch) -> None:
     """Ask Stripe without pauses, for its limits or between two tries: these have tests of their own."""

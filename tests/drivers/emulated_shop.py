@@ -13,22 +13,6 @@ from meterkit.testing import Clock, StripeEmulator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "DAY",
-    "HOUR",
-    "MAY",
-    "NOW",
-    "SECOND",
-    "amounts",
-    "invoice_of",
-    "item_of",
-    "items_of",
-    "refusal",
-    "shop",
-    "subscribe",
-    "told",
-]
-
 NOW: Final = datetime(2026, 4, 1, tzinfo=UTC)
 SECOND: Final = int(NOW.timestamp())
 MAY: Final = int(datetime(2026, 5, 1, tzinfo=UTC).timestamp())

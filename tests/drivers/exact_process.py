@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 def said(model: str, entered: int, left: int) -> dict[str, Any]:
     """What a provider answers."""
-    usage = {
-        "prompt_tokens": entered,
-        "completion_tokens": left,
-        "total_tokens": entered + left,
-    }
+    usage = {"prompt_tokens": entered, "completion_tokens": left, "total_tokens": entered + left}
     return {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
 
 

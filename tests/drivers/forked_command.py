@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
     from pathlib import Path
 
-__all__ = ["IMPORTED_BEFORE", "RunningCommand", "fork_command", "forks", "run_forked"]
-
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
     *("meterkit.cli.app", "meterkit.kit", "meterkit.health.examination", "meterkit.sync"),

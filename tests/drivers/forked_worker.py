@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
 
-__all__ = ["ForkedWorker", "fork_worker"]
-
 
 class ForkedWorker:
     """A forked process with pipes to its standard input and output, as of :mod:`asyncio.subprocess`."""
@@ -97,11 +95,7 @@ def _taken(pipe: Connection) -> int:
 
 
 def _become(
-    words: list[str],
-    directory: str,
-    environment: Mapping[str, str],
-    stdin: Connection,
-    stdout: Connection,
+    words: list[str], directory: str, environment: Mapping[str, str], stdin: Connection, stdout: Connection
 ) -> None:
     """Be the program; exits with its code."""
     os.chdir(directory)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
 
-__all__ = ["METERS", "PLANS", "ShopFile"]
-
 PLANS: Final = ("basic", "pro", "tried", "max")
 METERS: Final = ("tokens", "pages", "calls")
 _AMOUNTS: Final[Mapping[str, int]] = {

@@ -9,8 +9,6 @@ import fakeredis
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["compile_once"]
-
 _COLLECT_EVERY: Final = 500
 
 

@@ -10,13 +10,7 @@ import httpx2
 import pytest
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Elicit, Resolve
-from mcp.types import (
-    ElicitRequest,
-    ElicitRequestFormParams,
-    ElicitResult,
-    InputRequests,
-    InputRequiredResult,
-)
+from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequests, InputRequiredResult
 from pydantic import BaseModel
 
 from drivers.app import served
@@ -26,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.app import Served
-
-__all__ = ["PLANS", "SERVERS", "Ran", "agent", "mcp_app", "serving"]
 
 Ran = list[str]
 

@@ -5,21 +5,6 @@ from __future__ import annotations
 import json
 from typing import Final
 
-__all__ = [
-    "COMPLETE",
-    "FAILED",
-    "HOSTILE",
-    "INTERIM",
-    "JSON",
-    "LARGE",
-    "LOG",
-    "PING",
-    "SEARCH",
-    "SSE",
-    "event",
-    "pretty",
-]
-
 SEARCH: Final = (
     b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search_web","arguments":{"q":"x"}}}'
 )

@@ -7,8 +7,6 @@ from typing import Any, Final
 
 import pytest
 
-__all__ = ["leave_servers_to_field", "store_url"]
-
 _FOLDERS: Final = {Path(__file__).parents[1] / name for name in ("delivery", "insights", "subscriptions")}
 _SERVERS: Final = {"valkey": "valkey", "cluster": "cluster", "sentinel": "watched"}
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["answer_of", "served", "stripe_scope"]
-
 _apps: Final[dict[str, ASGIApp]] = {}
 
 

@@ -11,8 +11,6 @@ from meterkit.catalog import loads
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
 
-__all__ = ["plans_text", "routed"]
-
 _FOLDER: Final = Path(__file__).parents[1] / "plans"
 
 

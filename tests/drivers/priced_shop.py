@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
 
-__all__ = ["CATALOG", "PLANS", "item_lines", "metered_lines", "renewed", "sell"]
-
 PLANS: Final = plans_text("priced_shop")
 CATALOG: Final = loads(PLANS)
 

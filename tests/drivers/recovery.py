@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from meterkit.delivery.recovering import Recovered
     from meterkit.insights.audit.rebuilt import Rebuilt
 
-__all__ = ["Told", "drained", "elsewhere_sent", "hours_later", "house_at", "recover", "settings_of"]
-
 
 class Told(NamedTuple):
     """What recovering has said."""

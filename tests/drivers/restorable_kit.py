@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
     from servers.stores import Server
 
-__all__ = ["CUSTOMERS", "House", "linked"]
-
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")
 CUSTOMERS: Final = ("acme", "zeta")
 

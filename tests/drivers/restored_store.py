@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from drivers.delivery import Desk
 
-__all__ = ["LAG", "begin_anew", "come_back", "linked", "parked_by_a_restore", "states"]
-
 LAG: Final = timedelta(minutes=2)
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from _pytest.mark import ParameterSet
 
-__all__ = ["few_examples", "pairs", "some", "whole"]
-
 _USUAL_EXAMPLES = 100
 
 

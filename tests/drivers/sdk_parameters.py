@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_ty
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["fields", "sample"]
-
 # A field of this list is not sampled; each with the reason.
 LEFT_OUT: Final[Mapping[str, str]] = {
     "expand": "of the call",

@@ -31,20 +31,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.simulation import Simulation
     from servers.stores import Server
 
-__all__ = [
-    "CUSTOMERS",
-    "START",
-    "TODAY",
-    "Call",
-    "agree",
-    "charged",
-    "drain",
-    "served",
-    "simulated",
-    "simulated_at",
-    "traffic",
-]
-
 START: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
 CUSTOMERS: Final = ("ada", "bob", "cyd", "dan", 'e,"f')
 TODAY: Final = """

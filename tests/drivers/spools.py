@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-__all__ = ["spool_with"]
-
 
 def spool_with(kit: MeterKit, directory: Path, meter: str, quantity: int, *, days: float = 0) -> SpoolFile:
     """A spool with what acme has used, begun so many days ago; it is held until it is closed."""

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.stripe.request import Parameter
 
-__all__ = ["prepare_change"]
-
 
 async def prepare_change(
     kit: MeterKit, subscription: str, price: str, what: Literal["items", "schedule"]

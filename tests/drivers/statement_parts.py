@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-__all__ = ["statement_parts"]
-
 
 def statement_parts(kit: MeterKit, customer: str) -> AsyncIterator[str]:
     """The parts of the open period's statement."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import Objects
     from meterkit.stripe.request import Parameter
 
-__all__ = ["Counted", "ObjectsAtStripe", "Rows", "Written"]
-
 
 class Written(NamedTuple):
     """A call that changes something."""

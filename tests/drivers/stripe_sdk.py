@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from meterkit.outbox.intents import Sealed
 
-__all__ = ["HttpxClient", "StripeSession", "tls"]
-
 CONNECTIONS_MAX: Final = 100
 
 # What httpx raises before it has written anything; all else may have reached Stripe.
@@ -101,12 +99,7 @@ class StripeSession:
     """
 
     def __init__(
-        self,
-        api_key: str,
-        *,
-        api_base: str | None = None,
-        events_base: str | None = None,
-        timeout_s: float,
+        self, api_key: str, *, api_base: str | None = None, events_base: str | None = None, timeout_s: float
     ) -> None:
         # On, it has the SDK write a file into the user's configuration folder. There is no other switch.
         stripe.enable_telemetry = False

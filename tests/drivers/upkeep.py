@@ -9,8 +9,6 @@ from meterkit.store.tasks import Upkeep
 if TYPE_CHECKING:
     from meterkit import MeterKit
 
-__all__ = ["is_upkeep_seen", "note_upkeep"]
-
 
 async def note_upkeep(kit: MeterKit) -> None:
     """Mark that buckets were listed and a queue was read."""

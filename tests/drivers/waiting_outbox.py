@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from drivers.command_line import Shell
 
-__all__ = ["recorded"]
-
 
 @asynccontextmanager
 async def recorded(

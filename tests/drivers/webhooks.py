@@ -110,10 +110,7 @@ async def hooked(
     """A kit that takes the webhooks of an emulated account, both by one clock."""
     clock = clock or Clock(NOW)
     emulator = emulator or shop(clock)
-    async with (
-        served(emulator) as url,
-        hooked_kit(store_url, url, clock, **settings) as kit,
-    ):
+    async with served(emulator) as url, hooked_kit(store_url, url, clock, **settings) as kit:
         emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
         async with reached(url, key=STRIPE_KEY, timeout_s=300.0) as client:
             yield Hooked(kit=kit, emulator=emulator, clock=clock, client=client, url=url)

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
 
-__all__ = ["Killed", "Process", "Refused", "World", "run"]
-
 _T = TypeVar("_T")
 
 SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"

@@ -13,8 +13,6 @@ from meterkit.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-__all__ = ["Step", "failing", "replaced", "wrapped"]
-
 Step = Literal[
     "a flush lists its work",
     "a late item is noted",

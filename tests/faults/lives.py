@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from drivers.world import World
     from meterkit import Corrected
 
-__all__ = ["Event", "Life", "drawn", "lived"]
-
 _T = TypeVar("_T")
 
 START: Final = datetime(2031, 1, 5, 9, 20, 30, tzinfo=UTC)

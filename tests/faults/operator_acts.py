@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from drivers.world import World
 
-__all__ = ["ACTS", "Desk", "Nothing"]
-
 _DAY_S: Final = 86_400
 _CREDIT: Final = 100
 
@@ -175,11 +173,9 @@ async def _collection_goes_on(desk: Desk) -> None:
 async def _pause(desk: Desk) -> None:
     """Pause the subscription: its usage is charged with the next invoice, at once, or not at all."""
     found = await desk.subscription()
-    params = (
-        {},
-        {"invoicing_behavior": "invoice"},
-        {"bill_for[outstanding_usage_through][type]": "none"},
-    )[desk.number % 3]
+    params = ({}, {"invoicing_behavior": "invoice"}, {"bill_for[outstanding_usage_through][type]": "none"})[
+        desk.number % 3
+    ]
     await desk.world.ask("POST", f"/v1/subscriptions/{found['id']}/pause", **params)
 
 

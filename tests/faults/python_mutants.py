@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["SOURCE", "Mutant", "apply", "look", "mutants", "survivors_known"]
-
 SOURCE: Final = Path(__file__).parents[2] / "src" / "meterkit"
 
 COMPARED: Final[Mapping[type[ast.cmpop], tuple[type[ast.cmpop], ...]]] = {

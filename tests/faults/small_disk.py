@@ -12,8 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FILL", "run_on_a_small_disk"]
-
 MOUNT: Final = 'mount -t tmpfs -o size=512k tmpfs "$0" && cd "$0" && exec "$@"'
 IN_A_NAMESPACE: Final = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", MOUNT)
 FILL: Final = """

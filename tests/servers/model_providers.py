@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from starlette.websockets import WebSocket
 
-__all__ = ["ANTHROPIC_KEY", "OPENAI_KEY", "WORDS", "FakeProviders"]
-
 OPENAI_KEY: Final = "sk-upstream-of-openai"
 ANTHROPIC_KEY: Final = "sk-upstream-of-anthropic"
 WORDS: Final = ("the ", "sea ", "was ", "calm")
