@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import aiosmtplib
 
+from drivers.dying import die_at
 from drivers.messages import kit_of, pass_over
 from faults.crash_process import SharedClock
 from meterkit.notify import courier as steps
@@ -19,20 +18,16 @@ from meterkit.store.messages import MessageQueue
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
+    "take an event": (steps, "next_notices"),
+    "queue": (MessageQueue, "add"),
+    "acknowledge": (steps, "acknowledge"),
+    "take a message": (MessageQueue, "take"),
+}
 STEPS: Final[Mapping[str, Mapping[str, tuple[Any, str]]]] = {
-    "webhook": {
-        "take an event": (steps, "next_notices"),
-        "queue": (MessageQueue, "add"),
-        "acknowledge": (steps, "acknowledge"),
-        "take a message": (MessageQueue, "take"),
-        "send": (WebhookSender, "_post"),
-        "finish": (MessageQueue, "done"),
-    },
+    "webhook": {**_TAKEN, "send": (WebhookSender, "_post"), "finish": (MessageQueue, "done")},
     "email": {
-        "take an event": (steps, "next_notices"),
-        "queue": (MessageQueue, "add"),
-        "acknowledge": (steps, "acknowledge"),
-        "take a message": (MessageQueue, "take"),
+        **_TAKEN,
         "write": (MailSender, "_mail"),
         "connect": (aiosmtplib.SMTP, "connect"),
         "name the recipient": (aiosmtplib.SMTP, "rcpt"),
@@ -57,15 +52,7 @@ class Life(TypedDict):
 
 def deliver(life: Life) -> None:
     """What the process does: one pass, until it is killed."""
-    owner, name = STEPS[life["channel"]][life["step"]]
-    step = getattr(owner, name)
-
-    async def killed(*args: Any, **kwargs: Any) -> Any:
-        if life["when"] == "after":
-            await step(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(owner, name, killed)
+    die_at(*STEPS[life["channel"]][life["step"]], life["when"])
     asyncio.run(_deliver(life))
 
 

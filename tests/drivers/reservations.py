@@ -1,25 +1,18 @@
-"""Processes that set tokens aside and capture them, off the request or behind the middleware.
-
-Run as a program it is one of them: reads commands as ``worker_process.py`` does, and has further ones.
-"""
+"""Processes that set tokens aside and capture them, off the request or behind the middleware."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-import sys
 from collections import Counter
-from contextlib import asynccontextmanager
-from datetime import datetime
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
-
-import httpx
 
 from drivers.delivery import NOW, until
 from drivers.llm_apps import listening, read_all
-from drivers.worker_process import Commands
-from drivers.workers import Worker, obey, start
+from drivers.worker_process import Commands, client_of
+from drivers.workers import Worker, started
 from faults.refusals import renew_holds
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -106,12 +99,11 @@ class Chat:
 class Reserving(Commands):
     """What the process can do besides; ``way`` is ``kit`` or ``route``, ``case`` what a stream comes to."""
 
-    def __init__(self, kit: MeterKit, clock: Clock | None) -> None:
-        super().__init__(kit, clock)
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__({"plans": PLANS, **options})
         self.chat = Chat()
-        self.app = MeterMiddleware(self.chat, kit=kit, identify=identify.header("x-customer-id"))
-        transport = httpx.ASGITransport(app=self.app)
-        self.caller = httpx.AsyncClient(transport=transport, base_url="http://app")
+        self.app = MeterMiddleware(self.chat, kit=self.kit, identify=identify.header("x-customer-id"))
+        self.caller = client_of(self.app)
         self.dice = random.Random(0)  # noqa: S311 - repeatable, not secret
         self.told: Counter[str] = Counter()
         self.holding = 0
@@ -198,11 +190,6 @@ class Reserving(Commands):
         port: int = await found
         return port
 
-    async def settled(self) -> None:
-        """Wait until the store has acknowledged everything."""
-        lane = await self.kit.store.start()
-        await until(lambda: lane.unsettled == 0)
-
     async def _stay(self) -> None:
         self.holding += 1
         await self.turn.wait()
@@ -287,27 +274,6 @@ def worth(quantities: Mapping[str, int]) -> int:
     return sum(quantity * CREDIT_MICRO[meter] for meter, quantity in quantities.items())
 
 
-@asynccontextmanager
-async def reservers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
-    """Start processes, connected and ready; ``options`` are those of ``worker_process.py``."""
-    started = await asyncio.gather(*(start({"plans": PLANS, **options}, __file__) for _ in range(count)))
-    try:
-        yield started
-    finally:
-        # They hold nothing that is worth an orderly end, and some are to be killed in any case.
-        for worker in started:
-            if worker.process.returncode is None:
-                worker.process.kill()
-        await asyncio.gather(*(worker.process.wait() for worker in started))
-
-
-async def main(options: dict[str, Any]) -> None:
-    clock = Clock(datetime.fromisoformat(options["now"]))
-    settings = {"flush": False, "shards": 4, "store_timeout": 60.0} | options.get("settings", {})
-    async with MeterKit(loads(options["plans"]), redis_url=options["store"], clock=clock, **settings) as kit:
-        commands = Reserving(kit, clock)
-        await obey(commands)
-
-
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+def reservers(count: int, **options: Any) -> AbstractAsyncContextManager[list[Worker]]:
+    """Start processes, connected and ready; they hold nothing that is worth an orderly end."""
+    return started(count, Reserving, options, kill=True)

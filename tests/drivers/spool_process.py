@@ -1,28 +1,21 @@
-"""A kit in a process of its own that spools: reads commands as JSON lines, answers each with one.
-
-Its argument is a JSON object: ``store`` is a URL, ``spools`` a directory, ``crash`` names where the process
-kills itself with SIGKILL, or is empty.
-"""
+"""A program of a worker process: a kit that spools."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
-import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from drivers.workers import obey
+from drivers.dying import die
+from drivers.worker_process import Commands
 from faults.refusals import Client, kit_at, metered
 from meterkit.redis import producer
 from meterkit.spool.spool_file import SpoolFile
 from meterkit.store.replay import Replay
 
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def crash_at(point: str) -> None:
@@ -54,16 +47,15 @@ def crash_at(point: str) -> None:
         setattr(Replay if name == "send" else SpoolFile, name, replaced)
 
 
-class Commands:
-    """What the process can be asked for."""
+class Spooling(Commands):
+    """A kit that spools in the directory ``spools``; the process dies at ``crash``, if that is not empty."""
 
-    def __init__(self, kit: Any) -> None:
-        self.kit = kit
-        self.app = metered(kit)
-
-    async def nothing(self) -> str:
-        """Say that it is ready."""
-        return "ready"
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        setattr(producer, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
+        crash_at(options["crash"])
+        spools = Path(options["spools"])
+        self.kit = kit_at(options["store"], spool_dir=spools, store_timeout=0.2, start_timeout=0.5)
+        self.app = metered(self.kit)
 
     async def serve(self, customer: str, times: int) -> list[int]:
         """Serve requests; their statuses."""
@@ -79,20 +71,3 @@ class Commands:
         unwritten = cast("list[object]", vars(lane.spool)["_unwritten"])
         unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
         return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}
-
-    async def stop(self) -> None:
-        """Stop the kit; the next command ends the process."""
-        await self.kit.stop()
-
-
-async def main() -> None:
-    options = json.loads(sys.argv[1])
-    setattr(producer, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
-    crash_at(options.get("crash", ""))
-    kit = kit_at(options["store"], spool_dir=Path(options["spools"]), store_timeout=0.2, start_timeout=0.5)
-    await kit.start()
-    await obey(Commands(kit))
-
-
-if __name__ == "__main__":
-    asyncio.run(main())

@@ -1,61 +1,43 @@
-"""A kit in a process of its own: reads commands as JSON lines, answers each with one.
+"""Programs of worker processes: kits in processes of their own, and what they can be asked for.
 
-Its argument is a JSON object: ``store`` and ``stripe`` are URLs, ``plans`` is the text of a plans file,
-``now`` an instant at which the clock stands, ``settings`` are those of the kit; ``crash`` names where the
-process kills itself with SIGKILL while it delivers.
+Their options: ``store`` is a URL, ``plans`` the text of a plans file, ``now`` an instant at which the clock
+stands, ``settings`` are those of the kit. ``stripe`` is a URL. :class:`Serving` dies at
+``crash`` while it delivers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import sys
 from collections import Counter
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx
 
-from drivers.delivery import PLANS, STRIPE_KEY
-from drivers.workers import obey
+from drivers.delivery import PLANS, STRIPE_KEY, until
+from drivers.dying import die_at
+from drivers.llm_apps import read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
+from tokens.recordings import compact
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from collections.abc import Mapping
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from meterkit import Decision
+    from meterkit.catalog import Catalog
+    from meterkit.store.holds import Reservation
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def crash_at(point: str, *, streams: bool) -> None:
-    """Have the process die at a point between two steps of a delivery."""
-    transport = StripeStreamTransport if streams else StripeV1Transport
-    sent, settled = transport.send, Outbox.settle
-
-    async def send(self: Any, *intents: Any) -> Any:
-        if point == "leased":
-            die()
-        outcome = await sent(self, *intents)
-        if point == "sent":
-            die()
-        return outcome
-
-    async def settle(self: Any, *args: Any, **kwargs: Any) -> Any:
-        done = await settled(self, *args, **kwargs)
-        if point == "acknowledged":
-            die()
-        return done
-
-    setattr(transport, "send", send)  # noqa: B010 - a method is replaced, knowingly
-    setattr(Outbox, "settle", settle)  # noqa: B010 - a method is replaced, knowingly
+def client_of(app: ASGIApp) -> httpx.AsyncClient:
+    """A client of an app in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
 
 
 class Door:
@@ -74,24 +56,51 @@ class Door:
 
 
 class Commands:
-    """What the process can do; each method takes the arguments of its command."""
+    """What any process can do; each method takes the arguments of its command."""
 
-    def __init__(self, kit: MeterKit, clock: Clock | None) -> None:
-        self.kit = kit
-        self.clock = clock
-        self.door = Door()
-        middleware = MeterMiddleware(self.door, kit=kit, identify=identify.header("x-customer-id"))
-        transport = httpx.ASGITransport(app=middleware)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://app")
-        self.requests: list[asyncio.Task[httpx.Response]] = []
+    def __init__(self, options: Mapping[str, Any], catalog: Catalog | None = None) -> None:
+        given = {"flush": False, "shards": 4, "store_timeout": 60.0} | options.get("settings", {})
+        if "stripe" in options:
+            given |= {"stripe_api_key": STRIPE_KEY, "stripe_api_base": options["stripe"]}
+        if "now" in options:
+            given["clock"] = self.clock = Clock(datetime.fromisoformat(options["now"]))
+        catalog = catalog or loads(options.get("plans", PLANS))
+        self.kit = MeterKit(catalog, redis_url=options["store"], **given)
 
-    async def nothing(self) -> str:
-        return "ready"
+    async def __aenter__(self) -> Self:
+        await self.kit.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kit.stop()
 
     async def now(self, at: str) -> str:
-        assert self.clock is not None
         self.clock.set(datetime.fromisoformat(at))
         return at
+
+    async def settled(self) -> None:
+        """Wait until the store has acknowledged everything."""
+        await until(lambda: not any(lane.unsettled for lane in self.kit.store.lanes.values()))
+
+
+class Serving(Commands):
+    """A kit that consumes, serves requests and delivers."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        if "crash" in options:
+            streams = self.kit.settings.stripe_transport == "v2-stream"
+            transport = StripeStreamTransport if streams else StripeV1Transport
+            steps: dict[str, tuple[type, str, str]] = {
+                "leased": (transport, "send", "before"),
+                "sent": (transport, "send", "after"),
+                "acknowledged": (Outbox, "settle", "after"),
+            }
+            die_at(*steps[options["crash"]])
+        self.door = Door()
+        who = identify.header("x-customer-id")
+        self.client = client_of(MeterMiddleware(self.door, kit=self.kit, identify=who))
+        self.requests: list[asyncio.Task[httpx.Response]] = []
 
     async def consume(
         self, customer: str, meter: str, *, quantity: int = 1, times: int = 1
@@ -105,8 +114,7 @@ class Commands:
         self.door.inside, self.door.open = 0, asyncio.Event()
         headers = {"x-customer-id": customer}
         self.requests = [asyncio.create_task(self.client.get(path, headers=headers)) for _ in range(times)]
-        while self.door.inside + sum(request.done() for request in self.requests) < times:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)  # Either may come next, and nobody tells.
+        await until(lambda: self.door.inside + sum(request.done() for request in self.requests) >= times)
         return self.door.inside
 
     async def leave(self) -> dict[int, int]:
@@ -145,20 +153,110 @@ class Commands:
         return {"sealed": report.sealed, "delivered": report.delivered, "left": report.left}
 
 
-async def main(options: dict[str, Any]) -> None:
-    clock = Clock(datetime.fromisoformat(options["now"])) if "now" in options else None
-    settings = {"flush": False, "shards": 4, "store_timeout": 60.0} | options.get("settings", {})
-    if "crash" in options:
-        crash_at(options["crash"], streams=settings.get("stripe_transport") == "v2-stream")
-    if "stripe" in options:
-        settings |= {"stripe_api_key": STRIPE_KEY, "stripe_api_base": options["stripe"]}
-    if clock is not None:
-        settings["clock"] = clock
-    async with MeterKit(loads(options.get("plans", PLANS)), redis_url=options["store"], **settings) as kit:
-        commands = Commands(kit, clock)
-        await obey(commands)
-        await commands.client.aclose()
+class Holding(Commands):
+    """A kit that holds and consumes for users of acme."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self.held: list[Reservation] = []
+
+    async def consume(self, calls: list[tuple[str, int]], meter: str) -> list[int]:
+        """Consume at once for users of acme; what was admitted of each call."""
+        decisions = await asyncio.gather(
+            *(self.kit.consume("acme", meter, units, subjects={"user": user}) for user, units in calls)
+        )
+        return [
+            units if decision.allowed else 0 for (_, units), decision in zip(calls, decisions, strict=True)
+        ]
+
+    async def hold(self, user: str, meter: str, quantity: int) -> bool:
+        """Reserve, and keep that; whether it was allowed."""
+        reservation = self.kit.reserve("acme", {meter: quantity}, subjects={"user": user})
+        await reservation.__aenter__()
+        self.held.append(reservation)
+        return reservation.decision.allowed
+
+    async def release(self) -> str:
+        """Release all that is held."""
+        while self.held:
+            await self.held.pop().release()
+        return "released"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release()
+        await super().__aexit__()
 
 
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+def said(model: str, entered: int, left: int) -> dict[str, Any]:
+    """What a provider answers."""
+    usage = {"prompt_tokens": entered, "completion_tokens": left, "total_tokens": entered + left}
+    return {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+class Calling(Commands):
+    """A kit behind whose middleware calls of a model stay open until they are ended."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self.answers: dict[str, asyncio.Future[bytes]] = {}
+        self.requests: dict[str, asyncio.Task[httpx.Response]] = {}
+        self.inside: set[str] = set()
+        self.refused: dict[str, Decision] = {}
+        who = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
+        self.client = client_of(
+            MeterMiddleware(self._provider, kit=self.kit, identify=who, on_denied=self._on_denied)
+        )
+
+    async def _provider(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        call = dict(scope["headers"])[b"x-call"].decode()
+        self.inside.add(call)
+        body = await self.answers[call]
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _on_denied(self, scope: Scope, decision: Decision) -> None:
+        self.refused[dict(scope["headers"])[b"x-call"].decode()] = decision
+
+    async def begin(
+        self, customer: str, call: str, model: str, at_most: int, subjects: Mapping[str, str]
+    ) -> list[str]:
+        """Ask a model for so many tokens at most; the policies that refuse it, none where it is admitted."""
+        self.answers[call] = asyncio.get_running_loop().create_future()
+        asked = compact({"model": model, "max_tokens": at_most, "messages": []})
+        headers = {"x-customer-id": customer, "x-call": call}
+        headers |= {f"x-{kind}-id": subject for kind, subject in subjects.items()}
+        request = asyncio.create_task(self.client.post("/chat", content=asked, headers=headers))
+        await until(lambda: call in self.inside or request.done())
+        if not request.done():
+            self.requests[call] = request
+            return []
+        await request
+        return [*self.refused.pop(call).violated]
+
+    async def end(self, call: str, model: str, entered: int, left: int) -> int:
+        """Have the model answer; the status."""
+        self.answers.pop(call).set_result(compact(said(model, entered, left)))
+        found = await self.requests.pop(call)
+        await self.settled()
+        return found.status_code
+
+    async def record(
+        self, customer: str, model: str, entered: int, left: int, subjects: Mapping[str, str]
+    ) -> str:
+        await self.kit.record_usage(customer, said(model, entered, left), subjects=subjects)
+        await self.settled()
+        return "recorded"
+
+    async def record_words(self, customer: str, quantity: int, subjects: Mapping[str, str]) -> str:
+        """Record output tokens of no model."""
+        await self.kit.record(customer, "output_tokens", quantity, subjects=subjects)
+        await self.settled()
+        return "recorded"
+
+    async def consume(self, customer: str, quantity: int, subjects: Mapping[str, str]) -> list[str]:
+        """Consume images; the policies that refuse it, none where they are admitted."""
+        decision = await self.kit.consume(customer, "images", quantity, subjects=subjects)
+        await self.settled()
+        return [*decision.violated]

@@ -1,72 +1,127 @@
-"""Kits in processes of their own, told over a pipe what to do."""
+"""Kits in processes of their own, told over a pipe what to do.
+
+They are forked from a process that has imported their modules already: to start Python and import all of it
+anew takes most of the CPU time of a process that answers a few commands.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+import os
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from drivers.forked_worker import fork_worker
+import anyio
+
+from drivers.forked_command import forks
+from drivers.worker_process import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerProcess
 
-    from drivers.forked_worker import ForkedWorker
+Program: TypeAlias = "Callable[[dict[str, Any]], AbstractAsyncContextManager[object]]"
+"""Makes of options an object, whose methods the process is asked for."""
+_PATIENCE_S: Final = 240.0
 
-PROGRAM: Final = Path(__file__).with_name("worker_process.py")
+
+class Forked:
+    """A forked process."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process, self._lock = process, Lock()
+        assert process.pid is not None
+        self.pid, self.kill = process.pid, process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    async def wait(self) -> int:
+        """Wait until it has ended; its exit code."""
+        await asyncio.to_thread(self._join)
+        code = self._process.exitcode
+        assert code is not None
+        return code
+
+    def _join(self) -> None:
+        with self._lock:
+            self._process.join()
 
 
 class Worker:
-    """A process with a kit; see ``worker_process.py`` for what it can do."""
+    """A process with a kit; its program says what it can do."""
 
-    def __init__(self, process: ForkedWorker) -> None:
-        self.process = process
+    def __init__(self, process: ForkServerProcess, pipe: Connection) -> None:
+        self.process, self._pipe = Forked(process), pipe
 
     async def ask(self, do: str, **arguments: Any) -> Any:
         """Have it do something; its answer. EOFError where it has died of it."""
-        self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        await self.process.stdin.drain()
-        line = await self.process.stdout.readline()
-        if not line:
-            raise EOFError(f"the worker ended with {await self.process.wait()}")
-        return json.loads(line)
+        with suppress(ConnectionError):
+            self._pipe.send_bytes(json.dumps({"do": do, **arguments}).encode())
+        await anyio.wait_readable(self._pipe)
+        try:
+            return json.loads(self._pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise EOFError(f"the worker ended with {await self.process.wait()}") from None
+
+    async def kill(self) -> None:
+        """Kill it, if it has not ended, and wait for that."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def end(self) -> None:
+        """Ask for nothing any more, and wait until it has ended."""
+        self._pipe.close()
+        with anyio.move_on_after(_PATIENCE_S):
+            await self.process.wait()
+        await self.kill()
 
 
-@asynccontextmanager
-async def workers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
-    """Start processes, connected and ready; ``options`` are those of ``worker_process.py``."""
-    started = await asyncio.gather(*(start(options) for _ in range(count)))
-    try:
-        yield started
-    finally:
-        await asyncio.gather(*(_end(worker) for worker in started))
-
-
-async def start(options: dict[str, Any], program: str | Path = PROGRAM) -> Worker:
+async def start(options: dict[str, Any], program: Program) -> Worker:
     """Start one process; connected and ready."""
-    worker = Worker(await fork_worker(str(program), json.dumps(options)))
-    assert await worker.ask("nothing") == "ready"
+    ours, its = forks().Pipe()
+    process = forks().Process(target=_be, args=(program, options, dict(os.environ), its))
+    process.start()
+    its.close()
+    worker = Worker(process, ours)
+    assert await worker.ask("") == "ready"
     return worker
 
 
-async def obey(commands: object) -> None:
-    """What such a process does: the methods that it is asked for, until nobody asks any more."""
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        command = json.loads(line)
-        answer = await getattr(commands, command.pop("do"))(**command)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-async def _end(worker: Worker) -> None:
-    process = worker.process
-    process.stdin.close()
+@asynccontextmanager
+async def started(
+    count: int, program: Program, options: dict[str, Any], *, kill: bool = False
+) -> AsyncGenerator[list[Worker]]:
+    """Start processes; at the end they are killed, or end by themselves."""
+    found = await asyncio.gather(*(start(options, program) for _ in range(count)))
     try:
-        async with asyncio.timeout(240):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        yield found
+    finally:
+        for worker in found if kill else ():
+            worker.process.kill()
+        await asyncio.gather(*(worker.end() for worker in found))
+
+
+def workers(count: int, **options: Any) -> AbstractAsyncContextManager[list[Worker]]:
+    """Start processes that consume, serve requests and deliver."""
+    return started(count, Serving, options)
+
+
+def _be(program: Program, options: dict[str, Any], environment: Mapping[str, str], pipe: Connection) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    asyncio.run(_obey(program, options, pipe))
+
+
+async def _obey(program: Program, options: dict[str, Any], pipe: Connection) -> None:
+    async with program(options) as commands:
+        with suppress(EOFError):
+            while command := json.loads(await asyncio.to_thread(pipe.recv_bytes)):
+                do = command.pop("do")
+                answer = await getattr(commands, do)(**command) if do else "ready"
+                pipe.send_bytes(json.dumps(answer).encode())

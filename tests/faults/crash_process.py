@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
 import signal
 import struct
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from drivers.delivery import aclosing_transport, kit_for
+from drivers.dying import die_at
 from meterkit.catalog import loads
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
@@ -26,10 +25,7 @@ STEPS: Final = ("lease", "seal", "due", "attempt", "send", "settle")
 """All that a flusher does, from taking a shard to acknowledging what Stripe has."""
 
 WHENS: Final = ("before", "during", "after")
-"""In mid-step: what it asks has left, and the answer is not looked at."""
-
 TIMEOUT_S: Final = 0.3
-_DURING_S: Final = 0.002
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -85,7 +81,11 @@ class SharedClock:
 def flush(life: Life) -> None:
     """What the process does: one flush."""
     if life["crash"] is not None:
-        _crash_at(life["crash"], streams=life["transport"] == "v2-stream")
+        crash: Crash = life["crash"]
+        owner: Any = Outbox
+        if crash["step"] == "send":
+            owner = StripeStreamTransport if life["transport"] == "v2-stream" else StripeV1Transport
+        die_at(owner, crash["step"], crash["when"], nth=crash["nth"], by=_SIGNALS[crash["how"]])
     asyncio.run(_flush(life))
 
 
@@ -105,25 +105,3 @@ async def _flush(life: Life) -> None:
             await flusher.flush(everything=life["everything"], timeout_s=0)
         finally:
             await summaries.close()
-
-
-def _crash_at(crash: Crash, *, streams: bool) -> None:
-    owner: Any = Outbox
-    if crash["step"] == "send":
-        owner = StripeStreamTransport if streams else StripeV1Transport
-    step, calls, number = getattr(owner, crash["step"]), count(1), _SIGNALS[crash["how"]]
-
-    async def broken_off(self: Any, *args: Any, **kwargs: Any) -> Any:
-        when = crash["when"] if next(calls) == crash["nth"] else ""
-        if when == "before":
-            os.kill(os.getpid(), number)
-        work = asyncio.ensure_future(step(self, *args, **kwargs))
-        if when == "during":
-            await asyncio.wait({work}, timeout=_DURING_S)
-            os.kill(os.getpid(), number)
-        done = await work
-        if when == "after":
-            os.kill(os.getpid(), number)
-        return done
-
-    setattr(owner, crash["step"], broken_off)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.sampled import whole
+from drivers.spool_process import Spooling
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, loop_clock, used
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
-
-PROGRAM = Path(__file__).parent.parent / "drivers/spool_process.py"
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ class House:
 
     async def start(self, crash: str = "") -> Worker:
         options = {"store": self.proxy.url, "spools": str(self.directory), "crash": crash}
-        self.processes.append(await start(options, PROGRAM))
+        self.processes.append(await start(options, Spooling))
         return self.processes[-1]
 
     async def begins(self, *workers: Worker) -> None:
@@ -66,9 +65,7 @@ async def house(proxy: TcpProxy, tmp_path: Path) -> AsyncIterator[House]:
     house = House(proxy, tmp_path)
     yield house
     for worker in house.processes:
-        if worker.process.returncode is None:
-            worker.process.kill()
-        await worker.process.wait()
+        await worker.kill()
 
 
 async def until(worker: Worker, **expected: Any) -> None:

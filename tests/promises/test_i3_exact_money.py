@@ -11,13 +11,13 @@ import asyncio
 import os
 from bisect import bisect_left
 from datetime import timedelta
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
 from drivers.delivery import NOW
+from drivers.worker_process import Calling
 from drivers.workers import start
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DECISIONS: Final = int(os.environ.get("METERKIT_DECISIONS", "350"))
-PROGRAM: Final = Path(__file__).parents[1] / "drivers/exact_process.py"
 CUSTOMERS: Final = 16
 STEPS: Final = 40
 PROCESSES: Final = 4
@@ -185,7 +184,7 @@ class Customer:
 @pytest.mark.dear("four processes decide 350 times, each against rational numbers")
 async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
-    started = await asyncio.gather(*(start(options, PROGRAM) for _ in range(PROCESSES)))
+    started = await asyncio.gather(*(start(options, Calling) for _ in range(PROCESSES)))
     racers = [(worker, asyncio.Lock()) for worker in started]
     clock, now, chance = Clock(NOW), NOW, Random(1)  # noqa: S311 - repeatable
     settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "clock": clock}
@@ -207,8 +206,7 @@ async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
                     customer.account.begins(span)
     finally:
         for worker in started:
-            worker.process.stdin.close()
-            await worker.process.wait()
+            await worker.end()
     seen = set[str]().union(*(customer.seen for customer in customers))
     refused = {"usd_charged-period", "spend-period", "user:spend-period", "team:spend-1d"}
     assert seen >= refused | {"served", "images", "images spend-period", "images team:images-period"}

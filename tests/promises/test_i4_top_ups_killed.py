@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from drivers.payment_process import Paying
 from drivers.top_ups import AUTO, BACK, DOLLAR, balance, bought, dying, night, opened, sold, with_card
 from drivers.webhooks import NOW, hooked
 from drivers.workers import start
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PROGRAM: Final = Path(__file__).parents[1] / "drivers/top_up_process.py"
 POSTS: Final = ("post 1", "post 2", "post 3", "post 4")
 GRANTING: Final = ("read", "granted", "noted")
 
@@ -35,17 +34,15 @@ def steps(*names: str, chosen: tuple[str, ...]) -> pytest.MarkDecorator:
 
 
 @asynccontextmanager
-async def doomed(store_url: str, at: Hooked, step: str, *, auto: bool = False) -> AsyncGenerator[Worker]:
+async def doomed(store_url: str, at: Hooked, step: str, *, sells: str = "packs") -> AsyncGenerator[Worker]:
     """A process that dies at a step; that it did is checked."""
-    options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "auto": auto, "dies": step}
-    worker = await start(options, PROGRAM)
+    options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "sells": sells, "crash": step}
+    worker = await start(options, Paying)
     try:
         yield worker
         assert await worker.process.wait() == -9
     finally:
-        if worker.process.returncode is None:
-            worker.process.kill()
-        await worker.process.wait()
+        await worker.kill()
 
 
 async def paid_once(at: Hooked) -> None:
@@ -103,7 +100,7 @@ async def test_i4_an_auto_top_up_of_a_killed_process_is_granted_once(store_url: 
         await with_card(at)
         await bought(at)
         await at.kit.record("acme", "usd_charged", 6 * DOLLAR)
-        async with doomed(store_url, at, step, auto=True) as worker:
+        async with doomed(store_url, at, step, sells="auto") as worker:
             with pytest.raises((EOFError, ConnectionError)):
                 await worker.ask("low", event="1")
         api, _, auto = dying(at)

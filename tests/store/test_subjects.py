@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.delivery import NOW
+from drivers.worker_process import Holding
 from drivers.workers import start
 from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, lane_of, renew_holds, settled
@@ -29,6 +29,7 @@ from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from drivers.workers import Worker
     from servers.stores import Server
@@ -61,7 +62,6 @@ plans:
       team:
         calls:  {included: 100}
 """
-PROGRAM: Final = Path(__file__).parent.parent / "drivers/subject_process.py"
 USER: Final = {"user": "u_7"}
 BUDGET: Final = 2_000_000
 WORD: Final = 30
@@ -75,7 +75,7 @@ def kit_of(url: str, clock: Any = None, plans: str = PLANS, **settings: Any) -> 
 
 
 async def process(url: str, plans: str = PLANS, at: datetime = NOW) -> Worker:
-    return await start({"store": url, "plans": plans, "now": at.isoformat()}, PROGRAM)
+    return await start({"store": url, "plans": plans, "now": at.isoformat()}, Holding)
 
 
 async def figures(kit: MeterKit, meter: str, kind: str = "user") -> dict[str, tuple[int, int]]:
@@ -104,8 +104,7 @@ async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: 
         )
     finally:
         for racer in racers:
-            racer.process.stdin.close()
-            await racer.process.wait()
+            await racer.end()
     admitted: dict[str, int] = {}
     refused: dict[str, list[int]] = {}
     for n, answer in enumerate(answers):

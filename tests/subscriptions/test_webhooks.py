@@ -14,8 +14,8 @@ import httpx
 import pytest
 import stripe
 
-from drivers import hook_process
 from drivers.kit_parts import BackgroundTasks
+from drivers.payment_process import Paying
 from drivers.sampled import whole
 from drivers.sync_queue import FORGERIES, LEASE_MS
 from drivers.webhooks import DAY, HOOK, NOW, SECRET, hooked, hooked_kit, shop
@@ -464,7 +464,7 @@ async def test_what_a_killed_worker_had_is_finished_by_the_next(valkey: Server, 
         await at.subscribe()
         await at.bring()
         options = {"store": valkey.url, "stripe": at.url, "now": at.clock.now().isoformat()}
-        doomed = await start({**options, "crash": point}, hook_process.__file__)
+        doomed = await start({**options, "crash": point, "sells": "plans"}, Paying)
         with pytest.raises(EOFError, match="-9"):
             await doomed.ask("work_off")
         await at.kit.webhooks.work_off()  # It is still the other's.

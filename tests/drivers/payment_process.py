@@ -1,0 +1,56 @@
+"""A program of a worker process that works off webhooks and sells top-ups, and dies at a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from drivers import webhooks
+from drivers.dying import die_at
+from drivers.top_ups import AUTO, CATALOG, parts_of
+from drivers.worker_process import Commands
+from meterkit.customers.states import States
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions import top_up_payments
+from meterkit.subscriptions.service import auto_top_ups
+from meterkit.subscriptions.webhooks.queue import HookQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOLD: Final = {"plans": webhooks.CATALOG, "packs": CATALOG, "auto": AUTO}
+STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
+    "taken": (HookQueue, "take", "after"),
+    "fetched": (StripeApi, "list", "after"),
+    "linked": (States, "change", "after"),
+    "told": (HookQueue, "done", "before"),
+    "post": (StripeApi, "post", "after"),
+    "read": (top_up_payments, "put", "before"),
+    "granted": (top_up_payments, "put", "after"),
+    "noted": (top_up_payments, "step", "after"),
+    "begun": (auto_top_ups, "step", "after"),
+}
+"""Of a look at a Stripe customer, and of a top-up.
+
+A number behind a name says at which time. The first note about a paid invoice is made before its grant, the
+second one after it; the second step of an automatic top-up ends it.
+"""
+
+
+class Paying(Commands):
+    """A kit that sells what the option ``sells`` names; its process dies at ``crash``."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options, SOLD[options["sells"]])
+        step, _, nth = options["crash"].partition(" ")
+        die_at(*STEPS[step], nth=int(nth or 1))
+
+    async def buy(self, key: str) -> str:
+        return (await self.kit.credits.buy("acme", 1000, idempotency_key=key)).status
+
+    async def low(self, event: str) -> None:
+        """The balance is low: an automatic top-up is bought."""
+        await parts_of(self.kit)[2].on_low("acme", "usd", event)
+
+    async def work_off(self) -> str:
+        await self.kit.webhooks.work_off()
+        return "done"
