@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
 import os
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from drivers.lua_runtime import compile_once
-from drivers.near_store import leave_servers_to_field
+from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.redis import memory
 from servers.certificates import Authority
 from servers.clusters import spawn_cluster, spawn_watched
@@ -55,6 +54,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _PATIENCE_S: Final = 240.0
 _running: list[Server] = []
 _STORES = ("valkey", "cluster", "sentinel")
+# The point of these tests is not the server: they have one with ``--store``, ``each_store`` or ``valkey``.
+_IN_MEMORY = {Path(__file__).parent / name for name in ("delivery", "insights", "subscriptions")}
 _KEYS_WITHOUT_TTL = """
 local left = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -72,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--store",
-        choices=["valkey", "cluster", "sentinel"],
+        choices=_STORES,
         help="run every test that takes any server on this kind of store; default: one server, and those"
         " marked each_store on all three",
     )
@@ -80,29 +81,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    leave_servers_to_field(items)
-    if config.getoption("--whole"):
-        return
-    left = [item for item in items if item.get_closest_marker("whole")]
-    if left:
-        config.hook.pytest_deselected(items=left)
+    for item in items:
+        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("any_store_url", "memory") != "memory" and not _IN_MEMORY.isdisjoint(item.path.parents):
+            item.add_marker(pytest.mark.whole)
+    if not config.getoption("--whole"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("whole")])
         items[:] = [item for item in items if not item.get_closest_marker("whole")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "whole: one of the many alike that `make field` runs all of.")
-    config.addinivalue_line(
-        "markers", "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked."
-    )
-    config.addinivalue_line(
-        "markers",
+    for line in (
+        "whole: one of the many alike that `make field` runs all of.",
+        "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked.",
         "each_loop: what the test shows may depend on the event loop: it runs on asyncio and uvloop.",
-    )
-    config.addinivalue_line(
-        "markers",
-        "each_store(sampled=False): what the test shows may depend on who has the keys: it also runs on a"
-        " cluster, and on a master that sentinels name; if sampled, there only with --whole.",
-    )
+        "each_store(sampled=False): also runs on a cluster and behind sentinels; if sampled, with --whole.",
+    ):
+        config.addinivalue_line("markers", line)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -152,8 +147,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_scripts() -> None:
     """``memory://`` compiles each script once for a whole run."""
-    own: Any = memory
-    compile_once(own._server)
+    compile_once(vars(memory)["_server"])
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +194,14 @@ def watched() -> Iterator[Watched]:
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest) -> str:
     """An empty store."""
-    return _url_of(getattr(request, "param", None), request)
+    kind = getattr(request, "param", None) or request.config.getoption("--store")
+    if (
+        kind is None
+        and "valkey" not in request.fixturenames
+        and not _IN_MEMORY.isdisjoint(request.path.parents)
+    ):
+        kind = "memory"
+    return _url_of(kind or "valkey", request)
 
 
 @pytest.fixture
@@ -209,14 +210,12 @@ def any_store_url(request: pytest.FixtureRequest) -> str:
     return _url_of(request.param, request)
 
 
-def _url_of(store: str | None, request: pytest.FixtureRequest) -> str:
+def _url_of(store: str, request: pytest.FixtureRequest) -> str:
     if store == "memory":
         return "memory://"
-    if store in {None, "valkey"}:
+    if store == "valkey":
         store = request.config.getoption("--store") or "valkey"
-    servers: Server | Cluster | Watched = request.getfixturevalue(
-        {"valkey": "valkey", "cluster": "cluster", "sentinel": "watched"}[str(store)]
-    )
+    servers: Server | Cluster | Watched = request.getfixturevalue("watched" if store == "sentinel" else store)
     return servers.url
 
 
@@ -295,24 +294,10 @@ def _keys_without_ttl(server: Server) -> list[str]:
 
 
 def _in_memory_without_ttl() -> list[str]:
-    own: Any = memory
-    databases = own._server.dbs.values()
-    return _not_allowed(
-        key.decode()
-        for database in databases
-        for key, item in database._dict.items()
-        if item.expireat is None
-    )
+    databases: Iterable[Any] = vars(memory)["_server"].dbs.values()
+    items = (item for database in databases for item in database._dict.items())
+    return _not_allowed(key.decode() for key, item in items if item.expireat is None)
 
 
 def _not_allowed(keys: Iterable[str]) -> list[str]:
-    allowed = [re.compile(pattern) for pattern in _without_ttl()]
-    return sorted(key for key in keys if not any(pattern.match(key) for pattern in allowed))
-
-
-def _without_ttl() -> tuple[str, ...]:
-    try:
-        keys: Any = importlib.import_module("meterkit.decisions.keys")
-    except ModuleNotFoundError:
-        return ()
-    return tuple(keys.WITHOUT_TTL)
+    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in WITHOUT_TTL))

@@ -13,13 +13,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from drivers.audited_kit import sqlite_in
-from drivers.near_store import store_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["store_url"]
 
 _NUMBERS: Final = count(1)
 

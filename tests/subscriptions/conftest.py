@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.emulated_account import unpaced
-from drivers.near_store import store_url
 from drivers.shop import shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.shop import Shop
-
-__all__ = ["store_url"]
 
 
 @pytest.fixture(autouse=True)
