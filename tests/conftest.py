@@ -112,7 +112,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _stores_of(metafunc: pytest.Metafunc) -> list[object]:
-    """The servers that a test runs on."""
     first, *others = _STORES
     mark = metafunc.definition.get_closest_marker("each_store")
     if mark is None or metafunc.config.getoption("--store"):
@@ -171,7 +170,6 @@ def redis_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Who certifies what serves TLS."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -206,7 +204,6 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def any_store_url(request: pytest.FixtureRequest) -> str:
-    """An empty store: a server's, and the one within the process."""
     return _url_of(request.param, request)
 
 
@@ -221,7 +218,6 @@ def _url_of(store: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def redis_url(redis_server: Server) -> str:
-    """An empty store of the second make."""
     return redis_server.url
 
 

@@ -93,7 +93,7 @@ def run(directory: Path, places: str, tests: Iterable[str], lines: Sequence[str]
     }
     plain = ("-q", "-p", "no:cacheprovider", "--tb", "native", "--timeout", "0")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "faults.python_mutants_run", *plain, *tests],
+        [sys.executable, "-m", "pytest", "-p", "faults.python_mutants", *plain, *tests],
         cwd=ROOT,
         env=os.environ | more,
         capture_output=True,

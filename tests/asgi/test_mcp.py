@@ -11,8 +11,7 @@ import pytest
 from mcp import MCPError
 
 from drivers.app import answering, served
-from drivers.mcp_apps import PLANS, SERVERS, Ran, agent, serving
-from drivers.mcp_messages import HOSTILE, PING, SEARCH
+from drivers.mcp_apps import HOSTILE, PING, PLANS, SEARCH, SERVERS, Ran, agent, serving
 from drivers.sampled import pairs
 from faults.refusals import settled
 from meterkit import Caller

@@ -11,14 +11,14 @@ from weakref import WeakSet
 import pytest
 
 from drivers.app import http_scope
-from drivers.mcp_apps import PLANS
-from drivers.mcp_messages import (
+from drivers.mcp_apps import (
     COMPLETE,
     FAILED,
     INTERIM,
     JSON,
     LARGE,
     LOG,
+    PLANS,
     SSE,
     event,
     pretty,

@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.app import http_scope, served
-from drivers.mcp_apps import PLANS, Ran, agent, serving
-from drivers.mcp_messages import COMPLETE, FAILED, INTERIM, JSON, LARGE, LOG, SSE, event, pretty
+from drivers.mcp_apps import (
+    COMPLETE,
+    FAILED,
+    INTERIM,
+    JSON,
+    LARGE,
+    LOG,
+    PLANS,
+    SSE,
+    Ran,
+    agent,
+    event,
+    pretty,
+    serving,
+)
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

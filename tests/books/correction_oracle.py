@@ -28,8 +28,6 @@ class Correction(NamedTuple):
 
 @dataclass(kw_only=True)
 class Corrections:
-    """The corrections of a customer."""
-
     ledger: Ledger
     customer: str
     asked: dict[str, Correction] = field(default_factory=dict[str, Correction])

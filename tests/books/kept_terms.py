@@ -143,7 +143,6 @@ async def read_terms(world: World, customer: str) -> Terms | None:
 
 
 def _differ(phases: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether they have other terms, metadata apart."""
     return len({repr([of[name] for name in _BOTH if name != "metadata"]) for of in phases}) > 1
 
 

@@ -86,7 +86,6 @@ class Books:
             return database.execute(asked).fetchall()
 
     def tables(self) -> list[Any]:
-        """The names of all that are there."""
         if not self.path.exists():
             return []
         return self.rows("select name from sqlite_master where type = 'table' and name like '%revenue%'")

@@ -9,7 +9,7 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
-from drivers.schema_values import json_of
+from drivers.plans import json_of
 from meterkit.catalog import json_schema, loads
 from meterkit.errors import PlansError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.schema_values import json_of
+from drivers.plans import json_of
 from meterkit.catalog import json_schema
 
 jsonschema = pytest.importorskip("jsonschema")

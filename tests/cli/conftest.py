@@ -31,14 +31,12 @@ def _imported() -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A directory with a right plans file."""
     (tmp_path / "plans.yaml").write_text(PLANS)
     return tmp_path
 
 
 @pytest.fixture
 def shell(directory: Path) -> Shell:
-    """A shell that has no store."""
     return InProcessShell(directory)
 
 

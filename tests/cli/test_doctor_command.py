@@ -10,8 +10,7 @@ import pytest
 
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from servers.store_users import DOCUMENTED, NEEDED, url_of_user
-from servers.stores import Server, spawn_server
+from servers.stores import DOCUMENTED, NEEDED, Server, spawn_server, url_of_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator

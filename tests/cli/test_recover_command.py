@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.waiting_outbox import recorded
+from drivers.redrives import recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -19,10 +19,10 @@ from drivers.audited_kit import sqlite_in
 from drivers.command_line import TIMEOUT_S, InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
+from drivers.kit_parts import is_upkeep_seen
 from drivers.plans import plans_text
 from drivers.sampled import whole
 from drivers.spools import spool_with
-from drivers.upkeep import is_upkeep_seen
 from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.catalog import loads

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from drivers.closing_looks import JULY, closing_of
 from drivers.delivery import NOW, STRIPE_KEY, desk, until
+from drivers.period_ends import AFTER_JUNE, closing_of
 from drivers.store_keys import meter_token
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ async def test_a_close_that_stripe_confirms_is_silent(
         await used_in_june(at, "acme", "zeta")
         await at.flush(everything=True)
         assert await closing.closer.look() == (0, 0, [])
-        at.clock.set(JULY - MINUTE)
+        at.clock.set(AFTER_JUNE - MINUTE)
         await at.kit.record("acme", "requests", 5)
-        at.clock.set(JULY + 2 * MINUTE)
+        at.clock.set(AFTER_JUNE + 2 * MINUTE)
         await at.kit.record("acme", "requests", 1)
         await at.flush(everything=True)
         assert await closing.at(9) == (0, 0, 0)
@@ -64,7 +64,7 @@ async def test_a_close_waits_for_what_adds_up_to_nothing_too(
         await used_in_june(at, "acme")
         await at.flush(everything=True)
         at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
-        at.clock.set(JULY - 2 * MINUTE)
+        at.clock.set(AFTER_JUNE - 2 * MINUTE)
         await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
         await at.kit.record("acme", "requests", 7)
         assert not await at.deliver("acme", timeout_s=0)
@@ -113,7 +113,7 @@ async def test_units_stripe_did_not_count_are_reported_once(
 async def sent_by_hand(at: Desk, value: int) -> None:
     fields: dict[str, Any] = {
         "event_name": "api_requests",
-        "timestamp": int((JULY - timedelta(hours=1)).timestamp()),
+        "timestamp": int((AFTER_JUNE - timedelta(hours=1)).timestamp()),
         "payload[stripe_customer_id]": "cus_acme",
         "payload[value]": value,
     }
@@ -127,7 +127,7 @@ async def test_usage_that_misses_its_invoice_is_reported(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with desk(store_url) as at, closing_of(at) as closing:
-        at.clock.set(JULY - 30 * MINUTE)
+        at.clock.set(AFTER_JUNE - 30 * MINUTE)
         await used_in_june(at, *(f"c{number}" for number in range(7)))
         at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
         await at.flush(everything=True, timeout_s=0)
@@ -166,7 +166,7 @@ async def test_a_moved_close_is_looked_at_when_the_period_is_over(store_url: str
         key = at.kit.store.keys.shard(at.kit.store.keys.customer("acme").shard, "closes")
         admin = await at.kit.store.admin()
         early = int(datetime(2031, 6, 20, tzinfo=UTC).timestamp() * 1000)
-        july = int(JULY.timestamp() * 1000)
+        july = int(AFTER_JUNE.timestamp() * 1000)
         await admin.ask(admin.client.zrem(key, f"{july}:acme"))
         await admin.ask(admin.client.zadd(key, {f"{early}:acme": early + 600_000}))
         at.clock.set(datetime(2031, 6, 20, 0, 11, tzinfo=UTC))
@@ -209,11 +209,11 @@ async def test_processes_that_deliver_look_by_themselves(
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.closing._EVERY_S", 0.02)
     async with desk(store_url, flush=True, flush_interval=0.05) as at:
-        at.clock.set(JULY - 30 * MINUTE)
+        at.clock.set(AFTER_JUNE - 30 * MINUTE)
         at.emulator.fail_next("lose")
         await used_in_june(at, "acme")
         at.clock.advance(timedelta(minutes=2))
         await until(lambda: any(one.path == "/v1/billing/meter_events" for one in at.emulator.requests))
-        at.clock.set(JULY + 46 * MINUTE)
+        at.clock.set(AFTER_JUNE + 46 * MINUTE)
         await until(lambda: len(errors(caplog)) == 1)
     assert len(errors(caplog)) == 1

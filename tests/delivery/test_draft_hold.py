@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from books.period_books import assert_books
-from drivers.audit_chain import ROOT, ROWS, root_in
+from drivers.audit_database import ROOT, ROWS, root_in
 from drivers.audited_kit import rows_in, sqlite_in
-from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, ending
+from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MINUTE, UNHELD, assert_books, ending
 
 if TYPE_CHECKING:
     from pathlib import Path

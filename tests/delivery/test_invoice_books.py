@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from books.period_books import assert_books
-from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, ending, paying
+from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, assert_books, ending, paying
 
 if TYPE_CHECKING:
     from drivers.period_ends import Ending

@@ -12,9 +12,10 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for, said_late
-from drivers.priced_shop import item_lines, metered_lines, renewed, sell
+from drivers.priced_shop import SWITCHED as CATALOG
+from drivers.priced_shop import SWITCHED_PLANS as PLANS
+from drivers.priced_shop import Pricing, Tier, begin, item_lines, metered_lines, renewed, sell, switch
 from drivers.shop import END, HALF, shop
-from drivers.switched_shop import CATALOG, PLANS, Pricing, Tier, begin, switch
 from faults.inner_steps import failing
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from books.period_books import assert_books
 from drivers.delivery import lines_of
-from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, paying
+from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, assert_books, paying
 from drivers.plans import plans_text
 from drivers.store_keys import meter_token
 

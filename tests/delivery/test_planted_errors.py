@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.audit_chain import Head, link_hash
+from drivers.audit_database import Head, link_hash
 from drivers.period_ends import JUNE, MAY, MINUTE
 from drivers.planted_month import Error, Planted, misnamed, month, reports
 from drivers.store_keys import meter_token

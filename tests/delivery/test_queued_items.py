@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.operator_pages import JSON, pages_of
-from drivers.priced_shop import item_lines, metered_lines, renewed, sell
+from drivers.priced_shop import SWITCHED as CATALOG
+from drivers.priced_shop import begin, item_lines, metered_lines, renewed, sell, switch
 from drivers.shop import HALF, shop
-from drivers.switched_shop import CATALOG, begin, switch
 from faults.inner_steps import failing
 from meterkit.errors import MeterkitError
 

@@ -13,8 +13,7 @@ import pytest
 
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
-from drivers.kept_intents import kit_alone
-from drivers.stripe_objects import ObjectsAtStripe
+from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.error_reports import BATCH, blamed, identifiers_of, read_report, take_refusals

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import anyio
 import pytest
 
-from drivers.stripe_sdk import StripeSession
+from drivers.emulated_account import StripeSession
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport

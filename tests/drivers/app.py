@@ -118,15 +118,12 @@ async def served(
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 200."""
     del scope, receive
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
     await send({"type": "http.response.body", "body": b"hello"})
 
 
 def answering(status: int) -> ASGIApp:
-    """An app that answers with a status."""
-
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -136,7 +133,6 @@ def answering(status: int) -> ASGIApp:
 
 
 def http_scope(path: str = "/v1/x", *, method: str = "GET", customer: str = "acme", **more: Any) -> Scope:
-    """The scope of a request, as a server makes it."""
     return {
         **request(customer, path),
         "asgi": {"version": "3.0", "spec_version": "2.4"},

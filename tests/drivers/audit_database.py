@@ -1,13 +1,16 @@
-"""The database of the audit log: rows that stand in it, and the drain of a kit into it."""
+"""The database of the audit log, its chain, and its roots on invoices."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import to_ms
+from meterkit.delivery.audit_root import ROOT, ROWS, root_in
+from meterkit.insights.audit.chain import Head, Root, link_hash
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer, drainer_of
 from meterkit.insights.audit.entries import Row
+from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,5 +31,7 @@ async def drain(kit: MeterKit) -> int:
 
 
 async def drain_all(kit: MeterKit, url: str) -> None:
-    """Drain all that was counted."""
     assert await Drainer(kit.store, Database(url), least_age_ms=0).drain() == 0
+
+
+__all__ = ["ROOT", "ROWS", "Database", "Head", "Root", "link_hash", "root_in", "verify"]

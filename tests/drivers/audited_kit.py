@@ -29,7 +29,6 @@ COUNTED: Final = ("recorded", "summed", "corrected")
 
 
 def rows_in(url: str) -> list[dict[str, Any]]:
-    """All rows of the audit log, in the order in which they were recorded."""
     engine = create_engine(url)
     try:
         TABLE.metadata.create_all(engine)
@@ -58,14 +57,11 @@ async def drain_audit_log(kit: MeterKit) -> int:
 
 
 def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:
-    """A row of three units of overage."""
     return Row(f"0/p/{nth}", "tokens", "recorded", customer, 0, nth, 3, overage=3)._replace(**more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """A desk with an audit log."""
-
     desk: Desk
     url: str
     drainer: Drainer
@@ -84,7 +80,6 @@ class Audited:
         await self.drainer.fold(await waiting_shards(self.kit.store), most)
 
     async def move(self, period_start_ms: int) -> None:
-        """Have all rows in another period."""
         await asyncio.to_thread(_move, self.url, period_start_ms)
 
 
@@ -96,7 +91,6 @@ def _move(url: str, period_start_ms: int) -> None:
 
 
 def sqlite_in(directory: Path) -> str:
-    """The URL of a database in a directory."""
     return f"sqlite:///{directory}/audit.db"
 
 

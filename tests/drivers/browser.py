@@ -30,7 +30,6 @@ needs_chromium: Final = pytest.mark.skipif(
 
 
 async def new_context(browser: Browser, **options: Any) -> BrowserContext:
-    """A context whose pages are patient."""
     context = await browser.new_context(**options)
     context.set_default_timeout(_PATIENCE_MS)
     return context

@@ -40,7 +40,6 @@ class Load:
         await eventually(lambda: self.allowed.total() >= enough)
 
     async def of_each(self, customers: tuple[str, ...] = CUSTOMERS, count: int = 3) -> None:
-        """Wait until each has been allowed so many more."""
         enough = {customer: self.allowed[customer] + count for customer in customers}
         await eventually(lambda: all(self.allowed[customer] >= most for customer, most in enough.items()))
 

@@ -36,8 +36,6 @@ _WITH_SIGNALS: Final = (("worker",), ("demo",))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A command that has ended."""
-
     code: int
     out: str
     err: str
@@ -184,5 +182,4 @@ def _logging_of_its_own() -> Generator[None]:
 
 
 def first_line(process: RunningCommand) -> str:
-    """The next line that a running command prints."""
     return process.stdout.readline().strip()

@@ -84,7 +84,6 @@ class Desk:
     transport: StripeTransport
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 20.0) -> FlushReport:
-        """Deliver what is due, or everything."""
         return await self.flusher.flush(everything=everything, timeout_s=timeout_s)
 
     async def deliver(self, customer: str, *, timeout_s: float) -> bool:
@@ -98,11 +97,9 @@ class Desk:
             await self.kit.customers.link(customer, f"cus_{customer}", force=True)
 
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
-        """What Stripe has counted for a customer."""
         return int(self.emulator.accepted(f"cus_{customer}", event_name))
 
     async def seal(self, shard: int = 0) -> int:
-        """Make intents of what is pending in a shard; how many."""
         outbox = Outbox(self.kit.store, await self.kit.store.admin())
         return (await outbox.seal(shard, due_ms=None, most=50)).made
 
@@ -148,7 +145,6 @@ async def desk(
 async def aclosing_transport(
     stripe_url: str, *, timeout_s: float = 10.0, kind: str = "v1", clock: Callable[[], float] = time
 ) -> AsyncGenerator[StripeTransport]:
-    """A transport to an emulator."""
     transport: StripeTransport
     if kind == "v1":
         transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url, timeout_s=timeout_s)
@@ -180,7 +176,6 @@ def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:
 
 
 def lines_of(report: FlushReport, what: Literal["late", "undelivered"]) -> list[str]:
-    """The lines in which ``meterkit flush`` shows a part of its report."""
     return list(late_lines(report) if what == "late" else undelivered_lines(report))
 
 
@@ -226,7 +221,6 @@ def said_late(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 120.0) -> None:
-    """Wait until something that happens by itself has happened."""
     with anyio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110 - what is waited for is in another process or thread
             await anyio.sleep(0.005)

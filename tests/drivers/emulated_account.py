@@ -1,21 +1,25 @@
-"""The emulated account, reached by the official Stripe SDK over HTTP."""
+"""The emulated account, and the official Stripe SDK, which also says how a request must look."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import stripe
 
-from drivers.stripe_sdk import StripeSession
 from meterkit import Settings
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.request import API_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    import ssl
+    from collections.abc import AsyncGenerator, Mapping
 
     import pytest
 
+    from meterkit.outbox.intents import Sealed
     from meterkit.testing import StripeEmulator
 
 
@@ -30,14 +34,12 @@ def unpaced(patched: pytest.MonkeyPatch) -> None:
 async def account(
     emulator: StripeEmulator, *, key: str = "sk_test_1", timeout_s: float = 60.0
 ) -> AsyncGenerator[stripe.StripeClient]:
-    """Serve the emulator and yield a client of it."""
     async with emulator.serve() as url, reached(url, key=key, timeout_s=timeout_s) as client:
         yield client
 
 
 @asynccontextmanager
 async def reached(url: str, *, key: str, timeout_s: float) -> AsyncGenerator[stripe.StripeClient]:
-    """Yield a client of an emulator that is served."""
     session = StripeSession(key, api_base=url, events_base=url, timeout_s=timeout_s)
     try:
         yield session.client
@@ -54,3 +56,64 @@ async def stripe_api(url: str, key: str) -> AsyncGenerator[StripeApi]:
         yield api
     finally:
         await api.close()
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """For clients of httpx; to read all certificates anew for each of them takes longer than most tests."""
+    return httpx.create_ssl_context()
+
+
+class HttpxClient(stripe.HTTPClient):
+    """The SDK's way to the network. Its own one for httpx hands on bodies in a way that httpx warns of."""
+
+    name = "httpx"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._client = httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=tls())
+
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        try:
+            response = await self._client.request(method, url, headers=dict(headers), content=post_data)
+        except httpx.HTTPError as error:
+            refused: Any = stripe.APIConnectionError
+            raise refused(f"no answer from Stripe: {type(error).__name__}") from error
+        return response.content, response.status_code, response.headers
+
+    async def close_async(self) -> None:
+        await self._client.aclose()
+
+
+class StripeSession:
+    """An SDK client with a connection pool of its own. It never tries twice by itself."""
+
+    def __init__(
+        self, api_key: str, *, api_base: str, events_base: str | None = None, timeout_s: float
+    ) -> None:
+        # On, it has the SDK write a file into the user's configuration folder. There is no other switch.
+        stripe.enable_telemetry = False
+        self._http_client = HttpxClient(timeout_s)
+        self.client = stripe.StripeClient(
+            api_key,
+            stripe_version=API_VERSION,
+            base_addresses={"api": api_base, "meter_events": events_base or api_base},
+            max_network_retries=0,
+            http_client=self._http_client,
+        )
+
+    async def close(self) -> None:
+        await self._http_client.close_async()
+
+    async def create_meter_event(self, intent: Sealed) -> None:
+        await self.client.v1.billing.meter_events.create_async(
+            {
+                "event_name": intent.event_name,
+                "identifier": intent.identifier,
+                "payload": {"stripe_customer_id": intent.stripe_customer, "value": f"{intent.value:d}"},
+                "timestamp": intent.timestamp,
+            },
+            {"idempotency_key": intent.key},
+        )

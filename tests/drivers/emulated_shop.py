@@ -53,7 +53,6 @@ def told(emulator: StripeEmulator, *, since: int = 0) -> list[str]:
 
 
 def invoice_of(subscription: stripe.Subscription) -> stripe.Invoice:
-    """The latest invoice, which was expanded."""
     assert isinstance(subscription.latest_invoice, stripe.Invoice)
     return subscription.latest_invoice
 
@@ -65,7 +64,6 @@ def items_of(subscription: stripe.Subscription) -> Sequence[stripe.SubscriptionI
 
 
 def item_of(subscription: stripe.Subscription) -> stripe.SubscriptionItem:
-    """The first item."""
     return items_of(subscription)[0]
 
 
@@ -75,7 +73,6 @@ def amounts(invoice: stripe.Invoice) -> list[int]:
 
 
 async def refusal(client: stripe.StripeClient, subscription: str, **params: Any) -> stripe.StripeError:
-    """What Stripe says of a change that it refuses."""
     wanted: Any = params
     with pytest.raises(stripe.StripeError) as caught:
         await client.v1.subscriptions.update_async(subscription, wanted)

@@ -86,8 +86,6 @@ class Suite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A suite that can be run."""
-
     source: Path
     packages: Path
 

@@ -1,24 +1,30 @@
-"""Runs ``python -m meterkit`` in a process that is forked from one that has imported it already.
+"""Processes that are forked from one that has imported meterkit already: commands, and workers that die.
 
 To start Python and import all of it anew takes most of the time that a command takes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
+import json
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
+from contextlib import contextmanager
 from functools import cache
-from typing import IO, TYPE_CHECKING, Final
+from itertools import count
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from multiprocessing.connection import Connection
+    from collections.abc import Generator, Mapping, Sequence
     from multiprocessing.context import ForkServerContext, ForkServerProcess
-    from pathlib import Path
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
@@ -42,21 +48,15 @@ def run_forked(
     arguments: Sequence[str],
     directory: Path,
     environment: Mapping[str, str],
-    streams: tuple[Path, Path, Path],
+    streams: Sequence[Path],
     *,
     timeout_s: float,
 ) -> int | None:
-    """Run a command to its end; its exit code, None where it did not end in time.
+    """Run ``meterkit`` to its end; its exit code, None where it did not end in time.
 
-    Args:
-        arguments: behind ``meterkit``.
-        directory: where it runs.
-        environment: all of its variables.
-        streams: the files of its standard input, output and errors.
-        timeout_s: after that it is aborted.
+    ``streams`` are the files of its standard input, output and errors.
     """
-    process = forks().Process(target=_command, args=(list(arguments), directory, dict(environment), streams))
-    process.start()
+    process = _start(arguments, directory, environment, streams)
     process.join(timeout_s)
     code = process.exitcode
     if code is None and process.pid is not None:
@@ -64,6 +64,12 @@ def run_forked(
         process.join()
     process.close()
     return code
+
+
+def _start(*command: Any) -> ForkServerProcess:
+    process = forks().Process(target=_command, args=command)
+    process.start()
+    return process
 
 
 class RunningCommand:
@@ -77,7 +83,6 @@ class RunningCommand:
         self._process = process
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout_s: float) -> int:
@@ -88,12 +93,10 @@ class RunningCommand:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal."""
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         self._process.kill()
 
     def close(self) -> None:
@@ -106,47 +109,23 @@ class RunningCommand:
 
 
 def fork_command(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> RunningCommand:
-    """Start a command; the arguments are those of :func:`run_forked`."""
-    pipes = [forks().Pipe(duplex=False) for _ in range(2)]
-    ends = [its for _, its in pipes]
-    process = forks().Process(
-        target=_command_with_pipes, args=(list(arguments), directory, dict(environment), ends)
-    )
-    process.start()
-    ours = list[IO[str]]()
-    for mine, its in pipes:
-        its.close()
-        ours.append(os.fdopen(os.dup(mine.fileno()), encoding="utf-8"))
-        mine.close()
-    return RunningCommand(process, *ours)
-
-
-def _command_with_pipes(
-    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], pipes: Sequence[Connection]
-) -> None:
-    """Become ``python -m meterkit``, which reads nothing and writes to the pipes."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    for fd, pipe in enumerate(pipes, start=1):
-        os.dup2(pipe.fileno(), fd)
-        pipe.close()
-    _become(arguments, directory, environment)
+    """Start a command that reads nothing."""
+    with TemporaryDirectory() as folder:
+        ends = [Path(folder) / name for name in ("stdout", "stderr")]
+        for end in ends:
+            os.mkfifo(end)
+        process = _start(arguments, directory, environment, (Path(os.devnull), *ends))
+        return RunningCommand(process, *(end.open(encoding="utf-8") for end in ends))
 
 
 def _command(
     arguments: Sequence[str], directory: Path, environment: Mapping[str, str], streams: Sequence[Path]
 ) -> None:
-    """Become ``python -m meterkit``, with files as its streams."""
+    """Become ``python -m meterkit``; exits with its code."""
     for fd, path in enumerate(streams):
         opened = os.open(path, os.O_RDONLY if fd == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, fd)
         os.close(opened)
-    _become(arguments, directory, environment)
-
-
-def _become(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
-    """Be the command; exits with its code."""
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
@@ -155,3 +134,77 @@ def _become(arguments: Sequence[str], directory: Path, environment: Mapping[str,
     sys.path.insert(0, str(directory))
     sys.argv[1:] = arguments
     runpy.run_module("meterkit", run_name="__main__", alter_sys=True)
+
+
+# Without what Python looks for when it starts: most of the time that is left.
+_PROGRAM: Final = """\
+#!{python} -IS
+import json, os, socket, sys
+
+with socket.socket(socket.AF_UNIX) as there:
+    there.connect({address!r})
+    told = {{"pid": os.getpid(), "arguments": sys.argv[1:]}}
+    told |= {{"at": os.getcwd(), "environment": dict(os.environ)}}
+    there.sendall(json.dumps(told).encode() + b"\\n")
+    code = int(there.makefile().readline())
+sys.exit(code)
+"""
+
+
+@contextmanager
+def forked_program(directory: Path, *, timeout_s: float) -> Generator[Path]:
+    """Yield a folder, below ``directory``, with the program; its commands end within the timeout."""
+    folder = directory / "bin"
+    folder.mkdir()
+    address = folder / "socket"
+    program = folder / "meterkit"
+    program.write_text(_PROGRAM.format(python=sys.executable, address=str(address)))
+    program.chmod(0o755)
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            told = json.loads(self.rfile.readline())
+            streams = [Path(f"/proc/{told['pid']}/fd/{fd}") for fd in range(3)]
+            at, environment = Path(told["at"]), told["environment"]
+            code = run_forked(told["arguments"], at, environment, streams, timeout_s=timeout_s)
+            self.wfile.write(b"%d\n" % (1 if code is None else code))
+
+    # With threads: one command may read what another one writes.
+    with ThreadingUnixStreamServer(str(address), Handler) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield folder
+        finally:
+            server.shutdown()
+
+
+_DURING_S: Final = 0.002
+
+
+def die(by: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), by)
+
+
+def die_at(
+    owner: Any, name: str, when: str = "after", *, nth: int = 1, by: signal.Signals = signal.SIGKILL
+) -> None:
+    """Have this process die ``before``, ``during`` or ``after`` the nth call of an asynchronous function.
+
+    During: what the step asks has left, and the answer is not looked at.
+    """
+    step, calls = getattr(owner, name), count(1)
+
+    async def dying(*args: Any, **options: Any) -> Any:
+        now = when if next(calls) == nth else ""
+        if now == "before":
+            die(by)
+        work = asyncio.ensure_future(step(*args, **options))
+        if now == "during":
+            await asyncio.wait({work}, timeout=_DURING_S)
+            die(by)
+        done = await work
+        if now == "after":
+            die(by)
+        return done
+
+    setattr(owner, name, dying)

@@ -1,10 +1,11 @@
-"""The parts of a kit, for tests of what is made of them."""
+"""The parts of a kit, and marks of what a worker does from time to time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from meterkit.background import BackgroundTasks
+from meterkit.store.tasks import Upkeep
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
@@ -14,6 +15,16 @@ __all__ = ["BackgroundTasks", "parts_of"]
 
 
 def parts_of(kit: MeterKit) -> Parts:
-    """The parts of a kit."""
     parts: Parts = vars(kit)["_parts"]
     return parts
+
+
+async def note_upkeep(kit: MeterKit) -> None:
+    """Mark that buckets were listed and a queue was read."""
+    await Upkeep(kit.store).listed({})
+    await Upkeep(kit.store).read("https://sqs.example/queue")
+
+
+async def is_upkeep_seen(kit: MeterKit) -> bool:
+    found = await Upkeep(kit.store).seen()
+    return None not in (found.read_ms, found.listed_ms)

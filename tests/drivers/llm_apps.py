@@ -118,7 +118,6 @@ def replaying(recording: Recording) -> ASGIApp:
 
 
 def openai_stream(*texts: str) -> list[bytes]:
-    """Chunks of an answer, without the usage at its end."""
     return [sse(chat({"content": text})) for text in texts]
 
 
@@ -128,8 +127,6 @@ async def stream_of(items: Sequence[Any]) -> AsyncIterator[Any]:
 
 
 class QuietServer(uvicorn.Server):
-    """A server that leaves signals to the tests."""
-
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield

@@ -26,7 +26,6 @@ class _CompiledScripts:
         return getattr(self._runtime, name)
 
     def execute(self, script: bytes | str) -> Any:
-        """Run a script."""
         if isinstance(script, str):  # fakeredis collects garbage after each script.
             self._uses += 1
             return None if self._uses % _COLLECT_EVERY else self._runtime.execute(script)

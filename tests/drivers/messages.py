@@ -8,16 +8,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
+import aiosmtplib
 import httpx
 import respx
 from aiosmtpd.smtp import SMTP
 
+from drivers.forked_command import die_at
+from faults.crashes import SharedClock
 from meterkit import Contact, MeterKit
 from meterkit.catalog import loads
+from meterkit.notify import courier as steps
 from meterkit.notify.courier import Courier
+from meterkit.notify.mail import MailSender
 from meterkit.notify.watches import StorageWatch
+from meterkit.notify.webhook import WebhookSender
+from meterkit.store.messages import MessageQueue
 
 if TYPE_CHECKING:
     import ssl
@@ -64,11 +71,9 @@ class Receiver:
 
     @property
     def ids(self) -> list[str]:
-        """``webhook-id`` of each post."""
         return [headers["webhook-id"] for headers, _ in self.posts]
 
     def respond(self, request: httpx.Request) -> httpx.Response:
-        """Keep a post of httpx."""
         self.posts.append((dict(request.headers), request.content.decode()))
         return httpx.Response(self.status, headers=dict(self.headers))
 
@@ -135,7 +140,6 @@ class Mailbox:
 
 @asynccontextmanager
 async def mailbox(port: int = 0) -> AsyncGenerator[Mailbox]:
-    """An SMTP server on 127.0.0.1."""
     box = Mailbox()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: SMTP(box, loop=loop), "127.0.0.1", port)
@@ -168,7 +172,6 @@ async def kit_of(
 
 
 def any_event(_event: str) -> bool:
-    """For watches: every event is wanted."""
     return True
 
 
@@ -185,5 +188,48 @@ async def pass_over(kit: MeterKit, *channels: str) -> None:
 
 
 async def look_at_storage(kit: MeterKit) -> None:
-    """Look for customers who store too much, as a task does."""
     await StorageWatch(kit.store, any_event).look()
+
+
+_TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
+    "take an event": (steps, "next_notices"),
+    "queue": (MessageQueue, "add"),
+    "acknowledge": (steps, "acknowledge"),
+    "take a message": (MessageQueue, "take"),
+}
+STEPS: Final[Mapping[str, Mapping[str, tuple[Any, str]]]] = {
+    "webhook": {**_TAKEN, "send": (WebhookSender, "_post"), "finish": (MessageQueue, "done")},
+    "email": {
+        **_TAKEN,
+        "write": (MailSender, "_mail"),
+        "connect": (aiosmtplib.SMTP, "connect"),
+        "name the recipient": (aiosmtplib.SMTP, "rcpt"),
+        "send": (aiosmtplib.SMTP, "data"),
+        "finish": (MessageQueue, "done"),
+    },
+}
+"""By channel, what is done from an event to a message that was sent."""
+
+
+class Life(TypedDict):
+    """What the process is told: addresses, the file of the clock, and where it is killed."""
+
+    store: str
+    url: str
+    smtp_url: str
+    clock: str
+    channel: str
+    step: str
+    when: Literal["before", "after"]
+
+
+def deliver(life: Life) -> None:
+    """What the process does: one pass, until it is killed."""
+    die_at(*STEPS[life["channel"]][life["step"]], life["when"])
+    asyncio.run(_deliver(life))
+
+
+async def _deliver(life: Life) -> None:
+    clock = SharedClock(life["clock"])
+    async with kit_of(life["store"], clock, url=life["url"], smtp_url=life["smtp_url"]) as kit:
+        await pass_over(kit, life["channel"])

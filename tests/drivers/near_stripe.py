@@ -45,8 +45,6 @@ def _client_of(base: str, *, timeout_s: float) -> Any:
 
 
 class _NearClient:
-    """Stands in for :class:`meterkit.stripe.http.HttpClient`."""
-
     def __init__(self, app: ASGIApp, base: str, timeout_s: float) -> None:
         self._app, self._timeout_s, self._is_closed = app, timeout_s, False
         self._host = base.rstrip("/").partition("://")[2]
@@ -54,7 +52,6 @@ class _NearClient:
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Answer | Result:
-        """Send one request; its answer, or why there is none."""
         if self._is_closed:
             return Result(failure="not_sent", message="RuntimeError")
         return await keep_cancellation(self._ask(method, path, headers, body))
@@ -62,28 +59,13 @@ class _NearClient:
     async def _ask(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer | Result:
-        sent: list[Message] = []
-        received: list[Message] = [{"type": "http.request", "body": body or b"", "more_body": False}]
         gone = asyncio.Event()
-
-        async def receive() -> Message:
-            if received:
-                return received.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def answer() -> None:
-            with suppress(ConnectionError):  # The emulator drops the connection.
-                await self._app(stripe_scope(self._host, method, target, headers), receive, send)
-
         # A server goes on with a request whose client has gone.
-        task = asyncio.ensure_future(answer())
+        scope = stripe_scope(self._host, method, target, headers)
+        task = asyncio.ensure_future(ask_app(self._app, scope, body, gone))
         try:
             async with asyncio.timeout(self._timeout_s):
-                await asyncio.shield(task)
+                sent = await asyncio.shield(task)
         except TimeoutError:
             return Result(failure="no_reply", message="TimeoutError")
         finally:
@@ -93,8 +75,26 @@ class _NearClient:
         return answer_of(sent)
 
     async def close(self) -> None:
-        """Send nothing any more."""
         self._is_closed = True
+
+
+async def ask_app(app: ASGIApp, scope: Scope, body: bytes | None, gone: asyncio.Event) -> list[Message]:
+    """Ask an app, for as long as the client has not gone; what it sends."""
+    sent: list[Message] = []
+    received: list[Message] = [{"type": "http.request", "body": body or b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if received:
+            return received.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    with suppress(ConnectionError):  # The emulator drops the connection.
+        await app(scope, receive, send)
+    return sent
 
 
 def stripe_scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> Scope:

@@ -121,12 +121,10 @@ def flat(figures: Any, name: str = "") -> dict[str, Any]:
 
 
 def overview_of(kit: MeterKit) -> Overview:
-    """The task that makes the snapshots of a kit."""
     return Overview(kit.store, kit.settings)
 
 
 async def make_snapshot(kit: MeterKit) -> None:
-    """Make a snapshot of all customers now."""
     await overview_of(kit).snapshot()
 
 

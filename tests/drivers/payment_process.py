@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from drivers import webhooks
-from drivers.dying import die_at
+from drivers.forked_command import die_at
 from drivers.top_ups import AUTO, CATALOG, parts_of
 from drivers.worker_process import Commands
 from meterkit.customers.states import States

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.store_readings import read_deliveries
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from drivers.delivery import Desk
     from drivers.webhooks import Hooked
     from meterkit import FlushReport, MeterKit, MeterUsage
     from meterkit.catalog import Catalog
@@ -87,7 +90,6 @@ class Ending:
         return await self.kit.flush(everything=everything, timeout_s=0)
 
     async def look(self) -> Looked:
-        """Look at the closes that are due."""
         return await self.closer.look()
 
     async def hourly(self, first: datetime, hours: int, *, is_flushing: bool = True) -> list[FlushReport]:
@@ -101,7 +103,6 @@ class Ending:
         return reports
 
     async def counts(self, at: datetime, meter: str = "requests") -> MeterUsage:
-        """The counts of a meter in the period of an instant."""
         (usage,) = await self.kit.store.usage_of_many(["acme"], at_ms=int(at.timestamp() * 1000), former=True)
         return usage["meters"][meter]
 
@@ -112,7 +113,6 @@ class Ending:
         return [invoice for invoice in found if invoice["billing_reason"] == "subscription_cycle"]
 
     def billed(self, price: str = "price_pro_requests") -> list[int]:
-        """How many units of a price each invoice of a renewal has."""
         return [
             sum(
                 line["quantity"]
@@ -124,7 +124,6 @@ class Ending:
 
 
 async def look_at_closes(kit: MeterKit, root_of: Any = None) -> Looked:
-    """Look once at the closes of periods that are due."""
     api = StripeApi(kit.settings)
     try:
         return await Closer(kit.store, lambda: api, root_of).look()
@@ -176,3 +175,53 @@ async def ending(
     async with paying(store_url, plans, emulated=emulated, **more) as at:
         at.go(JUNE - HOUR)
         yield at
+
+
+AFTER_JUNE: Final = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+class Closing:
+    """Looks at the closes of a desk, as a process does that delivers."""
+
+    def __init__(self, at: Desk) -> None:
+        self._at = at
+        self.api = StripeApi(at.kit.settings)
+        self.closer = Closer(at.kit.store, lambda: self.api)
+
+    async def at(self, minutes: int) -> tuple[int, int, int]:
+        """Look so many minutes after June; how many are confirmed, open and late now."""
+        self._at.clock.set(AFTER_JUNE + timedelta(minutes=minutes))
+        confirmed, left, late = await self.closer.look()
+        return confirmed, left, len(late)
+
+    async def unconfirmed(self) -> tuple[int, float]:
+        """How many closes the metrics count, and for how long the oldest period is over."""
+        found = (await read_deliveries(self._at.kit.store))["unconfirmed"]
+        return found.items, found.age_s
+
+
+@asynccontextmanager
+async def closing_of(at: Desk) -> AsyncGenerator[Closing]:
+    closing = Closing(at)
+    try:
+        yield closing
+    finally:
+        await closing.api.close()
+
+
+_PLACES = "pqlkdxztaf"
+
+
+async def assert_books(at: Ending) -> None:
+    """See that the reportable part of each closed period is somewhere, once."""
+    admin = await at.kit.store.admin()
+    found = await admin.ask(admin.client.hgetall(at.kit.store.keys.customer("acme").totals))
+    totals = {name.decode(): int(value) for name, value in found.items() if value.isdigit()}
+    for period in {name.partition("|")[0] for name in totals if name.endswith("|e")}:
+        for meter in ("requests", "tokens"):
+            counts = {
+                name[-1]: value
+                for name, value in totals.items()
+                if name.startswith(f"{period}|{meter_token(meter)}")
+            }
+            assert counts.get("o", 0) == sum(counts.get(place, 0) for place in _PLACES), (period, counts)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from drivers.audit_chain import Database, Root, root_in, verify
+from drivers.audit_database import Database, Root, root_in, verify
 from drivers.audited_kit import sqlite_in
 from drivers.period_ends import HOUR, JUNE, MINUTE, paying
 from drivers.plans import plans_text
@@ -49,7 +49,6 @@ class World:
         return datetime.fromtimestamp(self.at.clock(), tz=UTC)
 
     async def subscription(self, customer: str) -> Any:
-        """The customer's subscription at Stripe."""
         found = await self.stripe.subscriptions.list_async({"customer": f"cus_{customer}", "status": "all"})
         return found.data[-1]
 
@@ -59,17 +58,14 @@ class World:
         await self.stripe.subscriptions.update_async(found.id, params)
 
     async def item(self, customer: str, price: str) -> Any:
-        """The customer's item of a price."""
         items = (await self.subscription(customer))["items"]["data"]
         return next(one for one in items if one["price"]["id"] == price)
 
     async def change_item(self, customer: str, price: str, params: dict[str, Any]) -> None:
-        """Change an item at Stripe."""
         item = await self.item(customer, price)
         await self.stripe.subscription_items.update_async(item["id"], params)
 
     async def add_item(self, customer: str, price: str) -> None:
-        """Add an item at Stripe."""
         found = await self.subscription(customer)
         await self.stripe.subscription_items.create_async({"subscription": found.id, "price": price})
 
@@ -82,7 +78,6 @@ class World:
         await self.change_item(customer, f"price_pro_{meter}", {"price": new.id})
 
     async def invoice(self, customer: str) -> Any:
-        """The customer's last invoice at Stripe."""
         return (await self.stripe.invoices.list_async({"customer": f"cus_{customer}"})).data[0]
 
     def change_line(self, customer: str, change: Callable[[list[Any]], None]) -> None:
@@ -98,14 +93,12 @@ class World:
         await self.stripe.billing.meter_events.create_async(fields)
 
     async def cancel(self, customer: str, event: str = "requests") -> None:
-        """Cancel the customer's last event at Stripe."""
         sent = [one for one in self.at.stripe.events if one.customer == f"cus_{customer}"]
         last = [one for one in sent if one.event_name == event][-1]
         fields = {"event_name": event, "type": "cancel", "cancel": {"identifier": last.identifier}}
         await self.stripe.billing.meter_event_adjustments.create_async(fields)
 
     def rows(self, statement: str, *values: Any) -> None:
-        """Run a statement in the audit database."""
         with closing(connect(self.database)) as connection, connection:
             connection.execute(statement, values)
 
@@ -142,7 +135,6 @@ class Planted(NamedTuple):
 
     @property
     def every(self) -> dict[str, Error]:
-        """Each error, by the customer that it is planted at."""
         return customers_of([one for errors in self for one in errors])
 
 

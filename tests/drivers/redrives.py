@@ -1,17 +1,24 @@
-"""Entries that were given up, and what a ledger says of their redrive."""
+"""Entries that wait or were given up, and what a ledger says of their redrive."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from meterkit import MeterKit
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
 from meterkit.subscriptions.webhooks.hint_scripts import Entry
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint
+from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
-    from meterkit import HistoryEntry, MeterKit
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from drivers.command_line import Shell
+    from meterkit import HistoryEntry
 
 
 async def kill_message(
@@ -27,7 +34,6 @@ async def kill_message(
 
 
 async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:
-    """Have a Stripe customer whose sync waits."""
     await HookQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
 
 
@@ -46,5 +52,23 @@ async def _taken_webhook(kit: MeterKit, stripe_customer: str) -> tuple[HookQueue
 
 
 async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:
-    """What the ledger of a customer says of redrives."""
     return [one for one in await kit.customers.history(customer) if one.cause == "operator ada"]
+
+
+@asynccontextmanager
+async def recorded(
+    stored: Shell, directory: Path, store_url: str
+) -> AsyncGenerator[tuple[MeterKit, StripeEmulator]]:
+    """A kit that has 25 tokens of acme's to deliver, to a Stripe that does not know acme yet."""
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    with emulator.running() as url:
+        key = "sk_test_1"
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
+        plans = directory / "plans.yaml"
+        async with MeterKit(
+            plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
+        ) as kit:
+            await kit.customers.link("acme", "cus_acme", force=True)
+            await kit.record("acme", "tokens", 25)
+            yield kit, emulator

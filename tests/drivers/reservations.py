@@ -270,7 +270,6 @@ async def purse(url: str, plan: Plan) -> AsyncGenerator[Purse]:
 
 
 def worth(quantities: Mapping[str, int]) -> int:
-    """What quantities cost, in micro-credits."""
     return sum(quantity * CREDIT_MICRO[meter] for meter, quantity in quantities.items())
 
 

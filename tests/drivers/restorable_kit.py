@@ -7,18 +7,28 @@ import shutil
 import signal
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from drivers.delivery import kit_for
+from drivers.delivery import aclosing_transport, kit_for
+from meterkit.delivery.recovering import Recoverer
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.insights.audit.calls import audit_database_of
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.outbox.intents import Sealed
+from meterkit.stripe.api import StripeApi
+from meterkit.testing import Clock, StripeEmulator
 from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from meterkit import MeterKit
+    from meterkit.delivery.recovering import Recovered
     from meterkit.delivery.report import FlushReport
-    from meterkit.testing import Clock, StripeEmulator
+    from meterkit.insights.audit.rebuilt import Rebuilt
     from servers.stores import Server
 
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")
@@ -48,15 +58,12 @@ class House:
         return max(self.data.glob("appendonlydir/*.incr.aof"))
 
     def written(self) -> int:
-        """How long the append-only file is."""
         return self._file().stat().st_size
 
     def cut(self, length: int) -> None:
-        """Have the append-only file end there."""
         os.truncate(self._file(), length)
 
     def back_up(self) -> None:
-        """Copy the files of a server that runs."""
         shutil.copytree(self.data, self.backup)
 
     def restore(self) -> None:
@@ -76,7 +83,73 @@ class House:
 
 
 async def linked(kit: MeterKit) -> None:
-    """Link all customers, and have the store be delivered from."""
     for customer in CUSTOMERS:
         await kit.customers.link(customer, f"cus_{customer}", force=True)
     await kit.flush()
+
+
+class Told(NamedTuple):
+    recovered: Sequence[Recovered]
+    rebuilt: Sequence[Rebuilt]
+
+
+@asynccontextmanager
+async def house_at(tmp_path: Path, start: datetime) -> AsyncGenerator[House]:
+    clock = Clock(start)
+    emulator = StripeEmulator(clock=clock, summary_lag_s=60)
+    for customer in CUSTOMERS:
+        emulator.add_customer(f"cus_{customer}")
+    async with emulator.serve() as url:
+        yield House(tmp_path, url, emulator, clock)
+
+
+def settings_of(tmp_path: Path, *, audited: bool) -> dict[str, Any]:
+    return {"audit_url": f"sqlite:///{tmp_path}/audit.db"} if audited else {}
+
+
+async def drained(kit: MeterKit) -> None:
+    """Have what waits for the audit database written to it, as happens every two seconds."""
+    if kit.settings.audit_url is not None:
+        await drainer_of(kit.store, kit.settings).drain()
+
+
+async def recover(kit: MeterKit) -> Told:
+    """What ``meterkit recover`` does."""
+    summaries = StripeSummaries(StripeApi(kit.settings))
+    try:
+        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
+        assert await recoverer.not_compared() == 0
+        recovered = await recoverer.recover()
+        if kit.settings.audit_url is None:
+            return Told(recovered, ())
+        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        return Told(recovered, await rebuilder.rebuild())
+    finally:
+        await summaries.close()
+
+
+async def hours_later(house: House, kit: MeterKit) -> None:
+    """Have what may be at Stripe compared, twice, and all that waits delivered."""
+    for _ in range(2):
+        house.clock.advance(timedelta(hours=2, minutes=10))
+        await house.settle(kit)
+
+
+async def elsewhere_sent(house: House, units: int) -> None:
+    """Have another system send an event for the same customer and meter."""
+    timestamp = int(house.clock()) // 60 * 60
+    event = Sealed(
+        identifier="elsewhere",
+        customer="acme",
+        stripe_customer="cus_acme",
+        period="0",
+        meter_token="",
+        event_name="api_requests",
+        value=units,
+        timestamp=timestamp,
+        key="elsewhere",
+        sealed_ms=0,
+        due_ms=0,
+    )
+    async with aclosing_transport(house.stripe, clock=house.clock) as transport:
+        assert (await transport.send(event)).delivered

@@ -48,5 +48,4 @@ async def parked_by_a_restore(at: Desk) -> int:
 
 
 async def states(at: Desk) -> list[tuple[int, str]]:
-    """What is not delivered: quantities and states."""
     return sorted((one.quantity, one.state) for one in await at.kit.outbox.list())

@@ -63,7 +63,6 @@ BY_PLACE: Final[Mapping[tuple[str, str], Any]] = {
 
 
 def fields(kind: object) -> dict[str, Any]:
-    """The fields of a type of the SDK, and their types."""
     module = sys.modules[str(getattr(kind, "__module__", ""))]
     hints = get_type_hints(kind, globalns=vars(module), localns=_Names(vars(module)))
     own: Mapping[str, object] = getattr(kind, "__annotations__", {})
@@ -119,5 +118,4 @@ def _is_object(hint: object) -> bool:
 
 
 def _discount(every: dict[str, Any]) -> dict[str, Any]:
-    """One of the three names of a discount."""
     return {"coupon": every["coupon"]}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.emulated_account import tls
 from drivers.near_stripe import served
 from drivers.plans import plans_text
-from drivers.stripe_sdk import tls
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
@@ -33,15 +33,12 @@ CATALOG: Final = loads(PLANS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shop:
-    """All that a test of subscriptions looks at."""
-
     kit: MeterKit
     emulator: StripeEmulator
     clock: Clock
     url: str
 
     async def subscribed(self, customer: str = "acme", plan: str = "team", seats: int = 1) -> Subscription:
-        """Begin a subscription and pay for it."""
         made = await self.kit.subscriptions.create(customer, plan, seats)
         if made.client_secret is not None and made.subscription.status == "incomplete":
             self.emulator.confirm_payment(made.client_secret)
@@ -61,12 +58,12 @@ class Shop:
         ]
 
     async def stripe_subscription(self, subscription: str) -> dict[str, Any]:
-        """A subscription as Stripe shows it."""
-        return await self._asked(f"/v1/subscriptions/{subscription}")
+        return await self._ask("GET", f"/v1/subscriptions/{subscription}")
 
     async def stripe_list(self, path: str, **query: str) -> list[dict[str, Any]]:
         """What Stripe lists, the youngest first."""
-        found: list[dict[str, Any]] = (await self._asked(path, limit="100", **query))["data"]
+        answer = await self._ask("GET", path, params={"limit": "100", **query})
+        found: list[dict[str, Any]] = answer["data"]
         return found
 
     async def items(self, subscription: str) -> dict[str, int | None]:
@@ -80,9 +77,10 @@ class Shop:
 
     async def stripe_change(self, path: str, **params: str) -> None:
         """Change something at Stripe past the kit, as a person does in its Dashboard."""
-        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
-            (await client.post(path, data=params)).raise_for_status()
+        await self._ask("POST", path, data=params)
+
+    async def stripe_delete(self, path: str) -> None:
+        await self._ask("DELETE", path)
 
     async def post(self, path: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Post something to Stripe past the kit, with nested parameters; its answer."""
@@ -92,17 +90,10 @@ class Shop:
         finally:
             await api.close()
 
-    async def stripe_delete(self, path: str) -> None:
-        """Delete something at Stripe past the kit."""
+    async def _ask(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
-            (await client.delete(path)).raise_for_status()
-
-    async def _asked(self, path: str, **query: str) -> dict[str, Any]:
-        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
-            answer = await client.get(path, params=query)
-            found: dict[str, Any] = answer.raise_for_status().json()
+            found: dict[str, Any] = (await client.request(method, path, **how)).raise_for_status().json()
             return found
 
 

@@ -33,7 +33,6 @@ class Shown:
 
 
 def shown() -> list[Shown]:
-    """Every block that a test should run."""
     found: list[Shown] = []
     for path in PAGES:
         page = path.relative_to(ROOT).as_posix()
@@ -44,7 +43,6 @@ def shown() -> list[Shown]:
 
 
 def keys_page() -> list[tuple[re.Pattern[str], str, str]]:
-    """Each key of the page on Redis: its pattern, its type and its TTL."""
     rows = re.findall(
         r"^\| (`mk:[^|]+`) \| (\w+) \| [^|]+ \| ([^|]+) \|$",
         (ROOT / "docs/redis-keys.md").read_text("utf-8"),
@@ -59,7 +57,6 @@ def keys_page() -> list[tuple[re.Pattern[str], str, str]]:
 
 
 def main() -> None:
-    """Say how many blocks are run, and how many are not and why."""
     blocks = shown()
     reasons = Counter(block.reason for block in blocks if block.reason)
     told = "; ".join(f"{number} as {reason}" for reason, number in reasons.items())

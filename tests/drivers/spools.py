@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from drivers.forked_command import die
+from drivers.worker_process import Commands
+from faults.refusals import Client, kit_at, metered
+from meterkit.redis import producer
 from meterkit.spool.spool_file import Header, SpoolFile, frame
 from meterkit.store.hold import Used
-from meterkit.store.replay import write
+from meterkit.store.replay import Replay, write
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from meterkit import MeterKit
 
@@ -25,3 +32,55 @@ def spool_with(kit: MeterKit, directory: Path, meter: str, quantity: int, *, day
     settlement = Settlement(store.cache.get("acme"), used=Used(recorded={meter: quantity}))
     file.append(frame(write(settlement, 1, made_ms, None)))
     return file
+
+
+def crash_at(point: str) -> None:
+    """Have the process die at a point between two steps of a spool."""
+    append, send = SpoolFile.append, Replay.send
+
+    def appending(self: SpoolFile, data: bytes) -> None:
+        is_header = not self.begins
+        if point == "half a record written" and not is_header:
+            lock: Any = vars(self)["_lock"]
+            os.pwrite(lock.fileno(), data[: len(data) // 2], self.end)
+            die()
+        append(self, data)
+        if is_header == (point == "header written"):
+            die()
+
+    async def sending(self: Replay, records: Any) -> None:
+        await send(self, records[: len(records) // 2])
+        die()
+
+    def removing(_: SpoolFile) -> None:
+        die()
+
+    name, replaced = {
+        "half of it sent": ("send", sending),
+        "sent, and not removed": ("remove", removing),
+    }.get(point, ("append", appending))
+    if point:
+        setattr(Replay if name == "send" else SpoolFile, name, replaced)
+
+
+class Spooling(Commands):
+    """A kit that spools in the directory ``spools``; the process dies at ``crash``, if that is not empty."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        setattr(producer, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
+        crash_at(options["crash"])
+        spools = Path(options["spools"])
+        self.kit = kit_at(options["store"], spool_dir=spools, store_timeout=0.2, start_timeout=0.5)
+        self.app = metered(self.kit)
+
+    async def serve(self, customer: str, times: int) -> list[int]:
+        return [await Client(self.app).get(customer) for _ in range(times)]
+
+    async def record(self, customer: str, quantity: int) -> None:
+        await self.kit.record(customer, "tokens", quantity)
+
+    async def state(self) -> dict[str, Any]:
+        lane: Any = self.kit.store.lanes[asyncio.get_running_loop()]
+        unwritten = cast("list[object]", vars(lane.spool)["_unwritten"])
+        unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
+        return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}

@@ -71,7 +71,6 @@ async def erase(kit: MeterKit, customer: str) -> Deleted:
 
 
 async def tell(kit: MeterKit, customer: str, event: str, data: dict[str, Any]) -> None:
-    """Have the store keep a message for handlers."""
     await messages.tell(kit.store, customer, event, data)
 
 

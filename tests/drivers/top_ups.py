@@ -41,7 +41,6 @@ def sold(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Hooked]
 
 
 async def opened(at: Hooked) -> None:
-    """The packs are at Stripe."""
     await at.kit.stripe.sync()
 
 

@@ -6,8 +6,12 @@ from html.parser import HTMLParser
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.pages.statement_csv import csv_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
+
+    from meterkit import MeterKit
 
 GAUGES: Final = frozenset({"storage", "seats"})
 
@@ -90,3 +94,7 @@ def _rows(table: str, rows: Iterable[Any], key: str, *columns: str) -> dict[str,
 def _counted(*numbers: int | str) -> list[int]:
     """All of the numbers that are one: none is shown where something is unlimited."""
     return [number for number in numbers if not isinstance(number, str)]
+
+
+def statement_parts(kit: MeterKit, customer: str) -> AsyncIterator[str]:
+    return csv_of(kit.statement, customer)

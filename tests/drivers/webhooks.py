@@ -37,8 +37,6 @@ CATALOG: Final = loads(PLANS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooked:
-    """All that a test of webhooks looks at."""
-
     kit: MeterKit
     emulator: StripeEmulator
     clock: Clock
@@ -76,12 +74,10 @@ class Hooked:
         return (await States(self.kit.store).read(customer))[1]
 
     def asked(self, path: str = "/v1/subscriptions", method: str = "GET") -> int:
-        """How often Stripe was asked for something."""
         return sum(asked.path == path and asked.method == method for asked in self.emulator.requests)
 
 
 def shop(clock: Clock, **options: Any) -> StripeEmulator:
-    """An emulated account that sells the plans."""
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False, **options)
     product = emulator.add_product("Pro", product_id="prod_pro")
     for price, cents in (("price_pro", 1000), ("price_max", 2000), ("price_seat", 900), ("price_other", 500)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import httpx
 
 from drivers.delivery import PLANS, STRIPE_KEY, until
-from drivers.dying import die_at
+from drivers.forked_command import die_at
 from drivers.llm_apps import read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 
 def client_of(app: ASGIApp) -> httpx.AsyncClient:
-    """A client of an app in this process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
 
 
@@ -177,7 +176,6 @@ class Holding(Commands):
         return reservation.decision.allowed
 
     async def release(self) -> str:
-        """Release all that is held."""
         while self.held:
             await self.held.pop().release()
         return "released"
@@ -188,7 +186,6 @@ class Holding(Commands):
 
 
 def said(model: str, entered: int, left: int) -> dict[str, Any]:
-    """What a provider answers."""
     usage = {"prompt_tokens": entered, "completion_tokens": left, "total_tokens": entered + left}
     return {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
 

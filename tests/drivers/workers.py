@@ -29,8 +29,6 @@ _PATIENCE_S: Final = 240.0
 
 
 class Forked:
-    """A forked process."""
-
     def __init__(self, process: ForkServerProcess) -> None:
         self._process, self._lock = process, Lock()
         assert process.pid is not None
@@ -42,7 +40,6 @@ class Forked:
         return self._process.exitcode
 
     async def wait(self) -> int:
-        """Wait until it has ended; its exit code."""
         await asyncio.to_thread(self._join)
         code = self._process.exitcode
         assert code is not None
@@ -70,7 +67,6 @@ class Worker:
             raise EOFError(f"the worker ended with {await self.process.wait()}") from None
 
     async def kill(self) -> None:
-        """Kill it, if it has not ended, and wait for that."""
         self.process.kill()
         await self.process.wait()
 

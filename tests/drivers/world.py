@@ -8,6 +8,7 @@ store nor Stripe any more, whatever its tasks still try.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
@@ -17,12 +18,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from weakref import WeakSet
 
+import fakeredis
 import looptime
+from redis.exceptions import RedisError
 
 from drivers.delivery import STRIPE_KEY
-from drivers.direct_store import DirectClient, DirectConnection
 from drivers.emulated_account import unpaced
-from drivers.near_stripe import answer_of, stripe_scope
+from drivers.near_stripe import answer_of, ask_app, stripe_scope
 from meterkit import MeterKit
 from meterkit.delivery.closing import Closer
 from meterkit.starlette import stripe_webhook
@@ -96,7 +98,6 @@ class Process:
         return self.is_alive
 
     def kill(self) -> None:
-        """Kill it."""
         self.is_alive = False
         if not self._dead.done():
             self._dead.set_result(None)
@@ -140,7 +141,6 @@ class Process:
         await self._sweeper.turn()
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a webhook."""
         if not self.is_alive:
             raise Killed
         await self.run(_awaited(self._app(scope, receive, send)))
@@ -174,12 +174,10 @@ class World:
 
     @property
     def kit(self) -> MeterKit:
-        """The kit of the process that is alive now."""
         return self.process.kit
 
     @property
     def now(self) -> datetime:
-        """The instant."""
         return datetime.fromtimestamp(self.clock(), UTC)
 
     async def begin(self) -> Process:
@@ -221,7 +219,6 @@ class World:
             self.process, self.elder = self.elder, self.process
 
     async def do(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Have the process that is alive do something."""
         return await self.process.run(work)
 
     async def sleep(self, **span: float) -> None:
@@ -229,7 +226,6 @@ class World:
         await asyncio.sleep(timedelta(**span).total_seconds())
 
     async def until(self, instant: datetime) -> None:
-        """Let time pass until an instant."""
         await asyncio.sleep(max(0.0, instant.timestamp() - self.clock()))
 
     async def tell(self, *, twice: bool = False) -> None:
@@ -257,13 +253,12 @@ class World:
         answer = await _http(
             self.emulator.app, method, path + query, headers, form if method == "POST" else None
         )
-        found: dict[str, Any] = import_module("json").loads(answer.body)
+        found: dict[str, Any] = json.loads(answer.body)
         if answer.status != 200:
             raise Refused(f"{method} {path} {params}: {found['error']['message']}")
         return found
 
     async def list(self, path: str, **params: str) -> list[dict[str, Any]]:
-        """All that Stripe lists."""
         found: list[dict[str, Any]] = []
         more: dict[str, str] = {}
         while True:
@@ -302,7 +297,6 @@ class _InProcess:
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Answer | Result:
-        """Send one request."""
         process, what = _process.get(), f"{method} {path.partition('?')[0]}"
         await _survive(process, f"before {what}")
         if self._world.stripe_is_away:
@@ -318,39 +312,73 @@ class _InProcess:
 async def _http(
     app: ASGIApp, method: str, target: str, headers: Mapping[str, str], body: bytes | None
 ) -> Answer:
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body or b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(stripe_scope("stripe.emulated", method, target, headers), receive, send)
-    return answer_of(sent)
+    scope = stripe_scope("stripe.emulated", method, target, headers)
+    return answer_of(await ask_app(app, scope, body, asyncio.Event()))
 
 
-class _Client(DirectClient):
-    """A client of ``memory://`` whose commands are steps of the process."""
+class _DirectConnection:
+    """A connection to a server of fakeredis, without requests and replies in bytes."""
+
+    def __init__(self, server: Any) -> None:
+        client: Any = fakeredis.FakeRedis(server=server, version=(7, 0))
+        self._connection = client.connection_pool.get_connection()
+        self._socket: Any = self._connection._sock
+
+    def execute_command(self, *parts: Any) -> Any:
+        self._socket._process_command([_encoded(part) for part in parts])
+        reply = self._socket.responses.get_nowait()
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class _Client(fakeredis.FakeAsyncRedis):
+    """A client of ``memory://`` whose commands are executed at once; they are steps of the process."""
+
+    def __init__(self, *, server: Any) -> None:
+        inherited: Any = super()
+        inherited.__init__(server=server, version=(7, 0))
+        self._direct = _DirectConnection(server)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Execute one command."""
         await _survive(_process.get(), str(args[0]))
-        inherited: Any = super()
-        return await inherited.execute_command(*args, **options)
+        return self._execute(args, options)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """Several commands, which are one step."""
         inherited: Any = super()
         pipeline = inherited.pipeline(*args, **options)
-        execute = pipeline.execute
 
-        async def stepping(*args: Any, **options: Any) -> Any:
+        async def execute(*, raise_on_error: bool = True) -> list[Any]:
             await _survive(_process.get(), "pipeline")
-            return await execute(*args, **options)
+            stack, pipeline.command_stack = pipeline.command_stack, []
+            replies = [self._reply(*command) for command in stack]
+            if raise_on_error and (errors := [reply for reply in replies if isinstance(reply, RedisError)]):
+                raise errors[0]
+            return replies
 
-        pipeline.execute = stepping
+        pipeline.execute = execute
         return pipeline
+
+    def _reply(self, parts: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return self._execute(parts, options)
+        except RedisError as error:
+            return error
+
+    def _execute(self, parts: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        name = parts[0]
+        reply = self._direct.execute_command(*name.split(), *parts[1:])
+        options.pop("keys", None)
+        callback: Any = self.response_callbacks.get(name)
+        return reply if callback is None else callback(reply, **options)
+
+
+def _encoded(part: Any) -> bytes:
+    return part if isinstance(part, bytes) else str(part).encode()
 
 
 async def _survive(process: Process | None, name: str) -> None:
@@ -400,7 +428,7 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
 
     def begin(connection: Any, now: Callable[[], float]) -> None:
         made(connection, now)
-        connection._client = DirectConnection(memory._server)
+        connection._client = _DirectConnection(memory._server)
 
     def flush(connection: Any) -> None:
         process = _process.get()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
+import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,13 +14,18 @@ from itertools import product
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
-from drivers.delivery import FAULTS, NOW, kit_for
-from drivers.forked_command import forks
-from faults.crash_process import STEPS, WHENS, Crash, Life, SharedClock, flush
+from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
+from drivers.forked_command import die_at, forks
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
+from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.stripe_stream import StripeStreamTransport
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.outbox.outbox import Outbox
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -27,6 +34,89 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.testing import StripeEmulator
     from servers.stores import Server
+
+STEPS: Final = ("lease", "seal", "due", "attempt", "send", "settle")
+"""All that a flusher does, from taking a shard to acknowledging what Stripe has."""
+
+WHENS: Final = ("before", "during", "after")
+TIMEOUT_S: Final = 0.3
+_SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+class Crash(TypedDict):
+    """Where a process is ended, or stopped until somebody has it go on: at which time that it gets there."""
+
+    how: Literal["kill", "stop"]
+    step: str
+    when: str
+    nth: int
+
+
+class Life(TypedDict):
+    """What a process is told: addresses, the file of the clock, and where it crashes, if anywhere."""
+
+    store: str
+    stripe: str
+    plans: str
+    clock: str
+    transport: Literal["v1", "v2-stream"]
+    shards: int
+    everything: bool
+    crash: Crash | None
+
+
+class SharedClock:
+    """A clock of several processes, in a file: it stands still until one of them moves it.
+
+    Calling it gives Unix seconds.
+    """
+
+    def __init__(self, file: Path | str, start_s: float | None = None) -> None:
+        if start_s is not None:
+            with open(file, "wb") as made:  # noqa: PTH123 - a text in one process, a path in another
+                made.write(struct.pack("d", start_s))
+        with open(file, "r+b") as opened:  # noqa: PTH123 - as above
+            self._map = mmap.mmap(opened.fileno(), 8)
+
+    def __call__(self) -> float:
+        found: float = struct.unpack_from("d", self._map)[0]
+        return found
+
+    @property
+    def now_ms(self) -> int:
+        return int(self() * 1000)
+
+    def advance(self, by_s: float) -> None:
+        self._map[:] = struct.pack("d", self() + by_s)
+
+
+def flush(life: Life) -> None:
+    if life["crash"] is not None:
+        crash: Crash = life["crash"]
+        owner: Any = Outbox
+        if crash["step"] == "send":
+            owner = StripeStreamTransport if life["transport"] == "v2-stream" else StripeV1Transport
+        die_at(owner, crash["step"], crash["when"], nth=crash["nth"], by=_SIGNALS[crash["how"]])
+    asyncio.run(_flush(life))
+
+
+async def _flush(life: Life) -> None:
+    clock = SharedClock(life["clock"])
+    async with (
+        kit_for(
+            life["store"], life["stripe"], clock=clock, catalog=loads(life["plans"]), shards=life["shards"]
+        ) as kit,
+        aclosing_transport(
+            life["stripe"], timeout_s=TIMEOUT_S, kind=life["transport"], clock=clock
+        ) as transport,
+    ):
+        summaries = StripeSummaries(StripeApi(kit.settings))
+        try:
+            flusher = Flusher(kit.store, transport, timeout_s=TIMEOUT_S, summaries=summaries)
+            await flusher.flush(everything=life["everything"], timeout_s=0)
+        finally:
+            await summaries.close()
+
 
 PLANS: Final = """
 schema: 1
@@ -225,7 +315,6 @@ class Drawn:
         return "ended"
 
     async def go_on(self, process: ForkServerProcess) -> None:
-        """Have a process that stands go on, to its end."""
         assert process.pid is not None
         os.kill(process.pid, signal.SIGCONT)
         assert await self.ends(process) == "ended"
@@ -270,7 +359,6 @@ class Drawn:
 
 
 def _state(pid: int | None) -> str:
-    """The letter of a process's state; empty where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][0]
     except (FileNotFoundError, ProcessLookupError):

@@ -46,7 +46,6 @@ def failing(step: Step, error: Exception | None = None) -> Generator[None]:
 
 
 def replaced(patched: pytest.MonkeyPatch, step: Step, by: Callable[..., Any]) -> None:
-    """Have a method stand in for a step."""
     patched.setattr(_PLACES[step], by)
 
 

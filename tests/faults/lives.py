@@ -1,12 +1,9 @@
-"""Lives of a customer: a year of what people, Stripe, networks and processes may do, drawn by a seed.
-
-A life is a list of events, so that one that finds a fault can be shortened until each event is needed.
-"""
+"""What the shop of a life sells: a plans file whose amounts, allowance and currency are a seed's."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -14,19 +11,114 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from books.correction_oracle import Correction, Corrections
 from books.kept_terms import Terms, read_terms
 from books.price_oracle import Ledger
-from drivers.life_shop import METERS, PLANS, ShopFile
 from drivers.world import Killed, Refused, run
 from faults.operator_acts import ACTS, Desk, Nothing
+from meterkit.catalog import loads
 from meterkit.errors import MeterkitError, QuantityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Any
 
     import pytest
 
     from drivers.world import World
     from meterkit import Corrected
+    from meterkit.catalog import Catalog
+
+PLANS: Final = ("basic", "pro", "tried", "max")
+METERS: Final = ("tokens", "pages", "calls")
+_AMOUNTS: Final[Mapping[str, int]] = {
+    "basic_tokens": 5,
+    "basic_calls": 2,
+    "pro_tokens": 3,
+    "pro_pages": 7,
+    "pro_calls": 2,
+    "tried_tokens": 4,
+    "tried_pages": 6,
+    "max_pages": 7,
+    "max_calls": 1,
+}
+_FILE: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {{unit: token, stripe: {{event_name: ai_tokens}}}}
+  pages:  {{unit: page, stripe: {{event_name: pdf_pages}}}}
+  calls:  {{unit: call, stripe: {{event_name: api_calls}}}}
+  seats:  {{unit: seat, kind: gauge}}
+routes: [{{match: "*", exempt: true}}]
+billing: {{changes: {{allowance: {allowance}, downgrade: {downgrade}}}}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters:
+      tokens: {{included: 5, overage: deny}}
+      pages:  {{included: 5, overage: deny}}
+      calls:  {{included: 5, overage: deny}}
+  basic:
+    rank: 1
+    price: {{amount_cents: 1500, interval: month, stripe_price: price_basic}}
+    seat_price: {{amount_cents: 300, stripe_price: price_basic_seat}}
+    meters:
+      tokens: {{included: 10, overage: {{bill: {{per: 1, amount_cents: {basic_tokens}}}}}}}
+      pages:  {{included: 10, overage: deny}}
+      calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {basic_calls}}}}}}}
+      seats:  {{included: 1, overage: deny}}
+  pro:
+    rank: 2
+    price: {{amount_cents: 2900, interval: month, stripe_price: price_pro}}
+    seat_price: {{amount_cents: 200, stripe_price: price_pro_seat}}
+    meters:
+      tokens: {{included: 20, overage: {{bill: {{per: 1, amount_cents: {pro_tokens}}}}}}}
+      pages:  {{included: 10, overage: {{bill: {{per: 1, amount_cents: {pro_pages}}}}}}}
+      calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {pro_calls}}}}}}}
+      seats:  {{included: 3, overage: deny}}
+  tried:
+    rank: 3
+    price: {{amount_cents: 3300, interval: month, stripe_price: price_tried}}
+    trial: 14d
+    meters:
+      tokens: {{included: 0, overage: {{bill: {{per: 1, amount_cents: {tried_tokens}}}}}}}
+      pages:  {{included: 0, overage: {{bill: {{per: 1, amount_cents: {tried_pages}}}}}}}
+      calls:  {{included: unlimited}}
+  max:
+    rank: 4
+    price: {{amount_cents: 9900, interval: month, stripe_price: price_max}}
+    seat_price: {{amount_cents: 100, stripe_price: price_max_seat}}
+    meters:
+      tokens: {{included: unlimited}}
+      pages:  {{included: 30, overage: {{bill: {{per: 1, amount_cents: {max_pages}}}}}}}
+      calls:  {{included: 50, overage: {{bill: {{per: 1, amount_cents: {max_calls}}}}}}}
+      seats:  {{included: 5, overage: deny}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShopFile:
+    """A plans file.
+
+    Attributes:
+        amounts: cents for a unit beyond what is included, by plan and meter.
+    """
+
+    allowance: str = "prorated"
+    downgrade: str = "period_end"
+    amounts: Mapping[str, int] = field(default_factory=lambda: _AMOUNTS)
+
+    @property
+    def catalog(self) -> Catalog:
+        return loads(_FILE.format(allowance=self.allowance, downgrade=self.downgrade, **self.amounts))
+
+    def with_prices(self, plan: str, more: int) -> ShopFile:
+        """The file after the seller has changed all usage prices of a plan."""
+        changed = {
+            name: (cents + more) % 9 + 1 if name.startswith(f"{plan}_") else cents
+            for name, cents in self.amounts.items()
+        }
+        return replace(self, amounts=changed)
+
 
 _T = TypeVar("_T")
 
@@ -57,7 +149,7 @@ KINDS: Final = {
     "new_prices": 4,
     "correct": 8,
 }
-_CHOICES: Final = {"use": METERS, "correct": METERS, "by_hand": tuple(ACTS)}
+_CHOICES: Final = {"use": METERS, "correct": METERS, "by_hand": ACTS}
 ALLOWANCES: Final = ("prorated", "whole")
 DOWNGRADES: Final = ("period_end", "now")
 IDLE: Final = timedelta(days=7)
@@ -67,8 +159,6 @@ AROUND: Final = (-7, 2, 13, 40, 70, 180)
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happens: when, of what kind, and what it depends on."""
-
     at: timedelta
     kind: str
     what: str = ""
@@ -79,7 +169,6 @@ class Event:
 
 
 def drawn(seed: int) -> list[Event]:
-    """The events of a life."""
     random = Random(seed)  # noqa: S311 - a story, not a secret
     events = [
         Event(at=timedelta(), kind="open_shop", what=ALLOWANCES[seed % 2], number=seed // 2 % 2),
@@ -156,7 +245,6 @@ class Life:
         return "" if came is None else str(came)
 
     async def _open_shop(self, event: Event) -> None:
-        """Write the plans file."""
         self._file = ShopFile(allowance=event.what, downgrade=DOWNGRADES[event.number])
         await self._deploy()
 
@@ -214,7 +302,6 @@ class Life:
         return f"{asked.id} {found}"
 
     async def _corrected(self, asked: Correction) -> Corrected:
-        """Have units taken back, and again where the process was killed."""
         while True:
             try:
                 return await self.corrections.correct(asked)
@@ -310,13 +397,12 @@ class Life:
             await self.ledger.change_at_stripe(found, event.what, proration_behavior=behavior)
 
     async def _by_hand(self, event: Event) -> str:
-        """An operator does something in the Dashboard."""
         self._acted_at = self.world.now
-        desk, names = Desk(world=self.world, customer=STRIPE_CUSTOMER, number=event.number), [*ACTS]
-        first = names.index(event.what)
-        for name in names[first:] + names[:first]:
+        desk = Desk(world=self.world, customer=STRIPE_CUSTOMER, number=event.number)
+        first = ACTS.index(event.what)
+        for name in ACTS[first:] + ACTS[:first]:
             with suppress(Nothing, Refused):
-                await ACTS[name](desk)
+                await getattr(desk, name)()
                 return name
         return "nothing"
 
@@ -340,7 +426,6 @@ class Life:
         await self.world.tell(twice=True)
 
     async def _kill(self, event: Event) -> None:
-        """Have the process die at one of its next steps."""
         self.world.process.dies_at = self.world.process.steps + event.number
 
     async def _until(self, instant: datetime) -> None:
@@ -391,7 +476,6 @@ class Life:
         return max(now, min(times))
 
     async def _bounds(self) -> list[datetime]:
-        """When the periods of subscriptions begin and end."""
         bounds = {
             item[bound]
             for found in await self.world.list("/v1/subscriptions", customer=STRIPE_CUSTOMER, status="all")

@@ -110,7 +110,6 @@ async def loop_clock() -> AsyncGenerator[Callable[[], float]]:
 
 
 def lane_of(kit: MeterKit) -> Lane:
-    """This event loop's way to the store."""
     return kit.store.lanes[asyncio.get_running_loop()]
 
 
@@ -178,13 +177,11 @@ def counters(server: Server, customer: str) -> dict[str, str]:
 
 
 def in_flight(server: Server, customer: str) -> int:
-    """What a customer's concurrency limits hold."""
     fields = counters(server, customer).items()
     return sum(int(value) for name, value in fields if re.fullmatch(r".{4}[nN]", name))
 
 
 def open_sockets() -> int:
-    """Sockets of this process."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -203,7 +200,6 @@ def stats(server: Server, command: str) -> dict[str, int]:
 
 
 async def answer_ok(scope: Scope, receive: Any, send: Any) -> None:
-    """An app that answers at once."""
     del receive
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -222,12 +218,10 @@ class Client:
     messages: list[Message] = field(default_factory=list["Message"])
 
     async def get(self, customer: str, path: str = "/") -> int:
-        """Ask once; the status."""
         self.messages = []
         return await self.ask(http_scope(customer, path))
 
     async def ask(self, scope: Scope) -> int:
-        """Ask once; the status."""
         await self.app(scope, _hang, self._take)
         return self.status
 
@@ -344,8 +338,6 @@ def like_redis(*, evalsha: Callable[[list[bytes]], bytes]) -> Callable[[list[byt
 
 @contextlib.contextmanager
 def stopped(server: Server) -> Generator[None]:
-    """A server that hangs."""
-
     server.signal(signal.SIGSTOP)
     os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # A busy machine may let it run on for a while.
     try:

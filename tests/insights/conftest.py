@@ -42,7 +42,6 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
     if request.param == "sqlite":
         return sqlite_in(tmp_path)
     url: str = request.getfixturevalue("postgres")

@@ -16,10 +16,10 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
+from drivers.kit_parts import note_upkeep
 from drivers.operator_pages import write_revenue
 from drivers.plans import plans_text
 from drivers.process_metrics import said_by, told
-from drivers.upkeep import note_upkeep
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app

@@ -16,9 +16,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from drivers.delivery import CATALOG
-from drivers.kit_parts import parts_of
-from drivers.promql import names_in, problems_in
-from drivers.upkeep import note_upkeep
+from drivers.kit_parts import note_upkeep, parts_of
+from drivers.process_metrics import names_in, problems_in
 from faults.refusals import PLANS, kit_at
 from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads

@@ -12,7 +12,7 @@ import pytest
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, paying
 from drivers.plans import plans_text
-from drivers.statement_parts import statement_parts
+from drivers.usage_figures import statement_parts
 from meterkit import MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.statement.lines import invoice_lines

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 import pytest
 
 from drivers.forked_command import forks
-from drivers.messages import NOW, kit_of, mailbox, pass_over, receiving_server
-from drivers.messages_process import STEPS, Life, deliver
+from drivers.messages import NOW, STEPS, Life, deliver, kit_of, mailbox, pass_over, receiving_server
 from drivers.sampled import whole
-from faults.crash_process import SharedClock
+from faults.crashes import SharedClock
 
 if TYPE_CHECKING:
     from pathlib import Path

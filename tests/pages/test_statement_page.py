@@ -22,7 +22,7 @@ from drivers.browser import chromium, faultless, needs_chromium
 from drivers.llm_apps import listening
 from drivers.plans import plans_text
 from drivers.shop import START
-from drivers.statement_parts import statement_parts
+from drivers.usage_figures import statement_parts
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.pages import usage_page

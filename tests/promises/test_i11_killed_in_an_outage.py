@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.sampled import whole
-from drivers.spool_process import Spooling
+from drivers.spools import Spooling
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, loop_clock, used

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.sampled import some
-from faults.crash_process import SharedClock
-from faults.crashes import Drawn, start_of
+from faults.crashes import Drawn, SharedClock, start_of
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:

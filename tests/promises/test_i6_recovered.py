@@ -11,8 +11,7 @@ import pytest
 
 from drivers.delivery import NOW, kit_for
 from drivers.emulated_account import unpaced
-from drivers.recovery import Told, drained, hours_later, house_at, recover, settings_of
-from drivers.restorable_kit import linked
+from drivers.restorable_kit import Told, drained, hours_later, house_at, linked, recover, settings_of
 from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually

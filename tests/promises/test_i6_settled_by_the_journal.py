@@ -12,8 +12,15 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.emulated_account import unpaced
-from drivers.recovery import drained, elsewhere_sent, hours_later, house_at, recover, settings_of
-from drivers.restorable_kit import linked
+from drivers.restorable_kit import (
+    drained,
+    elsewhere_sent,
+    hours_later,
+    house_at,
+    linked,
+    recover,
+    settings_of,
+)
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:

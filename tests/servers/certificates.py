@@ -40,7 +40,6 @@ class Authority:
         context.verify_mode = ssl.CERT_REQUIRED
 
     def client(self) -> tuple[str, str]:
-        """The files of a client's certificate and its key."""
         certificate: Any = self._authority.issue_cert("client.test")
         cert, key = str(self._folder / "client.pem"), str(self._folder / "client.key")
         certificate.cert_chain_pems[0].write_to_path(cert)

@@ -42,7 +42,6 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.masters)
 
     def owner(self, key: str) -> Server:
-        """The node that has a key now."""
         asked = next(node for node in self.nodes if node.process.poll() is None)
         port = _owner_port(asked, slot_of(key))
         return next(node for node in self.nodes if node.port == port)
@@ -53,11 +52,9 @@ class Cluster:
         return all(_owner_port(node, slot) == owner.port for node in living)
 
     def each(self, *words: str | int) -> list[Any]:
-        """The replies of all masters that live."""
         return [node.command(*words) for node in self.masters if node.process.poll() is None]
 
     def empty(self) -> None:
-        """Forget all that is kept."""
         for node in self.nodes:
             if node.process.poll() is None and node.command("ROLE")[0] == "master":
                 node.command("FLUSHALL")
@@ -116,7 +113,6 @@ class Cluster:
                         other.command("CLUSTER", "FORGET", name)
 
     def move(self, key: str, to: Server) -> None:
-        """Move a key's slot to another node."""
         with self.moving(key, to):
             pass
 
@@ -185,7 +181,6 @@ class Watched:
         return next(server for server in self.servers if server.port == port)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something that happens by itself has happened."""
         _wait(condition)
 
 
@@ -234,7 +229,6 @@ def _wait(condition: Callable[[], bool]) -> None:
 
 
 def _owner_port(node: Server, slot: int) -> int | None:
-    """The port of the slot's owner, as far as a node knows."""
     for first, last, (_, port, *_), *_ in node.command("CLUSTER", "SLOTS"):
         if first <= slot <= last:
             return int(port)

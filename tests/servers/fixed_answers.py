@@ -68,7 +68,6 @@ def answer(status: int, body: object = "", **headers: str) -> bytes:
 async def answering(
     reply: bytes | Callable[[Asked], bytes], *, closes: bool = False
 ) -> AsyncGenerator[Answering]:
-    """Serve on a free port of the loopback."""
     stand_in = Answering(answer=reply if callable(reply) else lambda _: reply, closes=closes)
     server = await asyncio.start_server(stand_in.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()[:2]

@@ -134,7 +134,6 @@ class FakeProviders:
                 self._loop.close()
 
     def proceed(self) -> None:
-        """Let the stream that waits go on."""
         self._loop.call_soon_threadsafe(self._gate.set)
 
     def _openai_app(self) -> ASGIApp:
@@ -321,7 +320,6 @@ class FakeProviders:
         yield {"type": "response.completed", "sequence_number": number, "response": done}
 
     async def _retrieve(self, request: Request) -> Response:
-        """Answer with a job that has ended."""
         name = request.path_params["id"]
         return JSONResponse(self._response(self._model_of_job, response_id=name, background=True))
 

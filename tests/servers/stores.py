@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from random import randrange
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import hiredis
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from meterkit.redis.connection import pack
+from meterkit.redis.server import COMMANDS, OPTIONAL_COMMANDS, acl_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _START_TIMEOUT_S: Final = 120.0
 _ATTEMPTS: Final = 5
@@ -41,7 +46,6 @@ def valkey_binary() -> Path:
 
 
 def redis_binary() -> Path | None:
-    """The distribution's Redis, if it is on PATH."""
     on_path = shutil.which("redis-server")
     return Path(on_path) if on_path else None
 
@@ -88,7 +92,6 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self, *, decode_responses: bool = False) -> redis.Redis:
-        """A new sync client; close it, or let it go out of scope."""
         return redis.Redis(
             host="127.0.0.1", port=self.port, decode_responses=decode_responses, retry=Retry(NoBackoff(), 0)
         )
@@ -111,7 +114,6 @@ class Server:
         return reply
 
     def signal(self, number: int) -> None:
-        """Send a signal, for example ``SIGSTOP`` for a server that hangs or ``SIGKILL`` for one that died."""
         self.process.send_signal(number)
 
     def stop(self) -> None:
@@ -238,3 +240,22 @@ def _answers(server: Server) -> bool:
         except redis.ConnectionError:
             time.sleep(0.005)
     return False
+
+
+NEEDED = tuple(command for command, *_ in COMMANDS)
+DOCUMENTED = (*NEEDED, *OPTIONAL_COMMANDS)
+
+
+def url_of_user(
+    server: Server, commands: Iterable[str] = DOCUMENTED, *, rules: str | None = None, prefix: str = "mk"
+) -> str:
+    """A URL for a user that may run these commands on meterkit's keys, or what the rules say, and no more."""
+    given = acl_rules(prefix, commands) if rules is None else rules
+    server.command("ACL", "SETUSER", "app", "reset", "on", ">secret")
+    for rule in given.split():
+        try:
+            server.command("ACL", "SETUSER", "app", rule)
+        except ResponseError:
+            # Redis 7.0 has no such command.
+            assert rule == "+waitaof"
+    return server.url.replace("redis://", "redis://app:secret@")

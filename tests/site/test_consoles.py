@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S
-from drivers.forked_program import forked_program
+from drivers.forked_command import forked_program
 from drivers.shown_blocks import ROOT, Shown, shown
 from meterkit import MeterKit
 from meterkit.catalog import loads

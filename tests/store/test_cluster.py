@@ -28,8 +28,7 @@ from meterkit.redis.discovery import Slots, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import Place, parse_redis_url
 from servers.clusters import SERVICE, Cluster, Watched, spawn_cluster, spawn_watched
-from servers.store_users import NEEDED
-from servers.stores import free_port
+from servers.stores import NEEDED, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -32,8 +32,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock, StripeEmulator
-from servers.store_users import url_of_user
-from servers.stores import spawn_server
+from servers.stores import spawn_server, url_of_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping

@@ -15,8 +15,7 @@ from drivers.sampled import whole
 from faults.refusals import eventually
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.redis.server import commands_to_try
-from servers.store_users import DOCUMENTED, NEEDED, url_of_user
-from servers.stores import spawn_server
+from servers.stores import DOCUMENTED, NEEDED, spawn_server, url_of_user
 
 if TYPE_CHECKING:
     from servers.stores import Server

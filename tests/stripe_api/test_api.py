@@ -15,8 +15,7 @@ from urllib.parse import parse_qsl
 import pytest
 import stripe
 
-from drivers.emulated_account import unpaced
-from drivers.stripe_sdk import StripeSession
+from drivers.emulated_account import StripeSession, unpaced
 from meterkit import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.price_shop import buyer
+from drivers.priced_shop import buyer
 from drivers.sampled import whole
 from drivers.shop import END, HALF, shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from drivers.price_shop import Buyer
+    from drivers.priced_shop import Buyer
     from drivers.shop import Shop
     from meterkit import Proration
 

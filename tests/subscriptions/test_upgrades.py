@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from drivers.shop import END, HALF, PLANS, shop
-from drivers.stale_changes import prepare_change
+from drivers.sync_queue import prepare_change
 from meterkit.catalog import loads
 from meterkit.errors import (
     PaymentAuthenticationError,
