@@ -24,14 +24,9 @@ _OURS: Final = "meterkit"
 class Terms:
     """What a subscription and its schedule say beside plan, seats and dates.
 
-    Attributes:
-        own: of the subscription.
-        items: of its items, by id.
-        once: the coupons of its discounts for one invoice, by the discount's id.
-        spent: the discounts that invoices have made use of.
-        now_s: when they were read.
-        phases: of phases that are not over: first second, terms.
-        is_by_hand: whether an operator has given the phases ahead terms of their own: they are not dropped.
+    ``once`` has the coupons of discounts for one invoice by the discount's id, ``spent`` the discounts that
+    invoices have made use of, ``phases`` those that are not over. ``is_by_hand``: an operator has given the
+    phases ahead terms of their own; they are not dropped.
     """
 
     subscription: str
@@ -44,12 +39,7 @@ class Terms:
     is_by_hand: bool = False
 
     def lost(self, after: Terms | None, *, phases: bool = True) -> list[str]:
-        """What differs afterwards, in words.
-
-        Args:
-            after: the terms then.
-            phases: whether they are compared, too.
-        """
+        """What differs afterwards, in words; ``phases``: whether they are compared, too."""
         if after is None or after.subscription != self.subscription:
             return []
         spent = [coupon for discount, coupon in self.once.items() if discount in after.spent]

@@ -68,11 +68,7 @@ class PlanTimes:
     ) -> int | None:
         """Included quantity of a meter in a period by now; None: the rule does not cover it.
 
-        Args:
-            subscription: as Stripe shows it.
-            meter: its name.
-            catalog: the plans file.
-            heard_of: until when the kit has heard of what happened.
+        ``heard_of``: until when the kit has heard of what happened.
         """
         seen = self._seen.get(subscription["id"], [])
         start_s, end_s = _period(subscription)
@@ -136,13 +132,10 @@ _FREE: Final = frozenset({"trialing", "paused"})
 class Recorded:
     """Usage that was recorded.
 
-    Attributes:
-        beyond: how much of it is beyond what is included.
-        overage: how much of that goes to Stripe: on a plan that bills it.
-        period: the first instant of its billing period.
-        prices: what a unit may cost, in cents: by the plan that decided, and by the one that Stripe charged
-            for then, where somebody has just changed it there. Empty: nothing, it was on trial.
-        is_behind_the_end: whether Stripe had no subscription any more: the last invoice may have it.
+    ``beyond`` is how much of it is beyond what is included, ``overage`` what of that goes to Stripe.
+    ``prices`` are what a unit may cost, in cents: by the plan that decided, and by the one that Stripe
+    charged for then, where somebody has just changed it there; none: it was on trial. ``is_behind_the_end``:
+    Stripe had no subscription any more, and the last invoice may have it.
     """
 
     customer: str

@@ -69,12 +69,7 @@ HEADERS = {"x-customer-id": "acme"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """An app that is served.
-
-    Attributes:
-        app: with the middleware around it.
-        client: a customer's, who is called acme.
-    """
+    """An app behind the middleware, and a client of a customer who is called acme."""
 
     app: ASGIApp
     kit: MeterKit

@@ -21,11 +21,8 @@ CUSTOMERS = tuple(f"c{number}" for number in range(24))
 class Load:
     """What became of it, by customer.
 
-    Attributes:
-        allowed: requests that were counted by the store's own word.
-        unknown: requests that were sent and not answered.
-        refused: requests that nobody executed.
-        slowest_s: how long a request took at most, by :func:`faults.loop_clock`.
+    ``allowed`` requests were counted by the store's own word, ``unknown`` ones were sent and not answered,
+    ``refused`` ones nobody executed.
     """
 
     def __init__(self) -> None:

@@ -67,12 +67,9 @@ class RunningClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """All that a test of delivery looks at.
+    """All that a test of delivery looks at. ``url`` is the emulator's.
 
-    Attributes:
-        url: of the emulator.
-        store_url: of the store.
-        flusher: keeps its connections from one flush to the next, which ``kit.flush`` does not.
+    ``flusher`` keeps its connections from one flush to the next, which ``kit.flush`` does not.
     """
 
     kit: MeterKit

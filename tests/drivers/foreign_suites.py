@@ -24,11 +24,8 @@ PLUGIN: Final = Path(__file__).parents[1] / "suites"
 class Suite:
     """The tests of a project, of the release that is installed here or the one that is named.
 
-    Attributes:
-        project: its name in the package index.
-        needed: what its tests import beside the packages that meterkit's tests need anyway.
-        release: default: the installed one.
-        additions: files that its source distribution lacks, by their path.
+    ``needed`` is what they import beside the packages that our tests need anyway, ``additions`` are files
+    that its source distribution lacks, by their path.
     """
 
     project: str
@@ -92,9 +89,7 @@ class Fetched:
     def outcomes(self, wrapper: str, *arguments: str) -> dict[str, str]:
         """The outcome of each test, by its id; on asyncio, the only backend of meterkit.
 
-        Args:
-            wrapper: ``module:name`` of a factory in ``tests/suites``; empty: nothing is wrapped.
-            arguments: of pytest.
+        ``wrapper`` is ``module:name`` of a factory in ``tests/suites``; empty: nothing is wrapped.
         """
         with tempfile.TemporaryDirectory() as folder:
             found = Path(folder) / "outcomes.json"

@@ -30,12 +30,7 @@ _STEPS: Final = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 class Gainer:
     """A customer ``acme`` who uses every request that it can get.
 
-    Attributes:
-        at: the shop.
-        taken: requests that it got in all.
-        changes: acts that may round up.
-        months: calendar months in which it was on the default plan.
-        payg: seconds of a subscription without a price, to the end of each period that was not cut short.
+    It got ``taken`` requests in all; ``changes`` counts acts that may round up.
     """
 
     at: Shop

@@ -149,11 +149,7 @@ async def listening(
 
 
 class RaisingServer:
-    """As servers of ASGI spec 2.4: once the client is gone, sending raises; nobody is cancelled.
-
-    Attributes:
-        gone: set when the client is.
-    """
+    """As servers of ASGI spec 2.4: once the client is gone, sending raises; nobody is cancelled."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

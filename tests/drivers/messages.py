@@ -56,13 +56,7 @@ plans:
 
 @dataclass
 class Receiver:
-    """A receiver of webhooks that keeps what is posted to it.
-
-    Attributes:
-        status: of its responses.
-        headers: of its responses.
-        posts: headers and body of each post.
-    """
+    """A receiver of webhooks that keeps headers and body of what is posted to it."""
 
     url: str = HOOK
     status: int = 200
@@ -109,12 +103,7 @@ async def receiving_server(port: int = 0, *, tls: ssl.SSLContext | None = None) 
 
 
 class Mailbox:
-    """A handler of aiosmtpd that keeps what is sent.
-
-    Attributes:
-        refusal: what RCPT is answered with; empty: it is taken.
-        mails: as they came.
-    """
+    """A handler of aiosmtpd that keeps what is sent; ``refusal`` is what RCPT is answered with."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -40,10 +40,7 @@ UNHELD: Final = PLANS + "billing: {hold_invoice: 0}\n"
 
 @dataclass(kw_only=True)
 class Ending:
-    """A kit, an emulated account, and a customer ``acme`` who pays for ``pro`` since 10 May.
-
-    ``drainer``: of the audit log; None: there is none.
-    """
+    """A kit, an emulated account, and a customer ``acme`` who pays for ``pro`` since 10 May."""
 
     found: Hooked
     closer: Closer
@@ -143,11 +140,7 @@ async def paying(
     card: str | None = "pm_card_visa",
     **settings: Any,
 ) -> AsyncGenerator[Ending]:
-    """Acme pays for ``pro`` since now; default: 10 May 2031, noon.
-
-    ``emulated``: options of the emulator; ``begun``: further terms of the subscription; ``card``: the
-    customer's.
-    """
+    """Acme pays for ``pro`` since now, with terms ``begun``; default: 10 May 2031, noon."""
     catalog: Catalog = loads(plans)
     clock = clock or Clock(MAY)
     stripe = StripeEmulator(clock=clock, automatic_webhooks=False, **emulated or {})

@@ -26,12 +26,7 @@ PLANS: Final = plans_text("planted_month")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A month of many customers, one for each error.
-
-    Attributes:
-        at: the kit, Stripe and the clock.
-        database: the file of the audit database.
-    """
+    """A month of many customers, one for each error."""
 
     at: Ending
     database: str
@@ -107,12 +102,10 @@ Command = Literal["reconcile", "check", "statement", "verify"]
 
 
 class Error(NamedTuple):
-    """An error, or, with no words, what is none.
+    """An error; with no words, what is none.
 
-    Attributes:
-        plant: plants it.
-        named_by: words that each command must have.
-        later: plants the rest when the invoice is a draft.
+    ``named_by`` has the words that each command must have, ``later`` plants the rest when the invoice is a
+    draft.
     """
 
     plant: Callable[[World, str], Awaitable[None]]
@@ -121,12 +114,9 @@ class Error(NamedTuple):
 
 
 class Planted(NamedTuple):
-    """Errors by when they are planted.
+    """Errors by when they are planted: amid the period, or when the invoice is final.
 
-    Attributes:
-        when_used: amid the period, after usage was delivered.
-        before_the_webhook: then, and no webhook tells of it until more was used.
-        when_final: when it is final.
+    Of those ``before_the_webhook`` no webhook tells until more was used.
     """
 
     when_used: Sequence[Error]

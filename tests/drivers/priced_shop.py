@@ -152,17 +152,9 @@ async def buyer(
 ) -> AsyncGenerator[Buyer]:
     """A customer on ``plan`` with five seats, amid its period.
 
-    Args:
-        store_url: of the store.
-        plan: the key of the plan.
-        interval: of the plans ``team`` and ``pro``.
-        tax: ``no tax``, ``tax on top`` or ``tax within``.
-        item: whether tax and coupon are of the first item, rather than of the subscription.
-        coupon: parameters of a coupon.
-        keeps: whether the plans file has other prices by now.
-        scheduled: the key of a plan that a change is scheduled to, before the prices change.
-        more: further changes of the plans file, each a text and what replaces it.
-        settings: of the kit with the changed plans file.
+    ``tax`` is ``no tax``, ``tax on top`` or ``tax within``; ``item``: tax and coupon are of the first item,
+    rather than of the subscription; ``keeps``: the plans file has other prices by now, and what ``more``
+    replaces; ``scheduled`` is a plan that a change is scheduled to before that.
     """
     before = plans_text("price_shop").replace("INTERVAL", interval)
     after = before

@@ -86,8 +86,7 @@ class _Names(dict[str, Any]):
 def sample(kind: object, *, without: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A value for every field of a type but those of ``LEFT_OUT`` and ``without``.
 
-    Raises:
-        KeyError: the SDK has a field that there is no value for.
+    KeyError: the SDK has a field that there is no value for.
     """
     skipped = {**LEFT_OUT, **(without or {})}
     return {

@@ -17,14 +17,7 @@ _BLOCK: Final = re.compile(r"(?:^<!-- not run: (.+?) -->\n+)?^```(\w*)\n(.*?)^``
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A block of a page.
-
-    Attributes:
-        page: the page, from the top of the repository.
-        language: as its fence says.
-        text: what is in it.
-        reason: why no test runs it; None where one does.
-    """
+    """A block of a page, with the language of its fence; ``reason``: why no test runs it."""
 
     page: str
     language: str

@@ -67,11 +67,7 @@ class Refused(Exception):  # noqa: N818 - not an error: a person meets it, too
 class Process:
     """A process: a kit, and all that it does in a context of its own.
 
-    It dies at a step on purpose: before or after a call to Stripe, or before a command to the store.
-
-    Attributes:
-        steps: how many steps it has made.
-        dies_at: the number of the step that is its last; 0: none.
+    It dies at the step ``dies_at``: before or after a call to Stripe, or before a command to the store.
     """
 
     def __init__(self, kit: MeterKit) -> None:
@@ -152,13 +148,8 @@ _process: ContextVar[Process | None] = ContextVar("_process", default=None)
 class World:
     """Processes of one service, its store, Stripe, and a clock for all.
 
-    Attributes:
-        emulator: Stripe.
-        process: the one that is alive now.
-        elder: one more, which still has the plans file of before; None: all have the same.
-        stripe_is_away: whether calls to Stripe do not get there.
-        hooks_are_away: whether Stripe cannot deliver webhooks, and tries again later.
-        hooks_are_lost: whether they are answered with 200 and forgotten.
+    ``process`` is alive now, and ``elder`` one more that still has the plans file of before. Lost webhooks
+    are answered with 200 and forgotten; those that are away Stripe delivers later.
     """
 
     def __init__(self, catalog: Catalog, start: datetime, **settings: Any) -> None:
@@ -242,11 +233,7 @@ class World:
         await self.process.turn()
 
     async def ask(self, method: str, path: str, **params: str) -> dict[str, Any]:
-        """Ask Stripe as a person does in its Dashboard, past the kit.
-
-        Raises:
-            Refused: Stripe refuses it.
-        """
+        """Ask Stripe as a person does in its Dashboard, past the kit. Raises :class:`Refused`."""
         form = "&".join(f"{name}={value}" for name, value in params.items()).encode()
         query = "" if method == "POST" else f"?{form.decode()}"
         headers = {"Authorization": f"Bearer {STRIPE_KEY}"}

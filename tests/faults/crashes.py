@@ -66,10 +66,7 @@ class Life(TypedDict):
 
 
 class SharedClock:
-    """A clock of several processes, in a file: it stands still until one of them moves it.
-
-    Calling it gives Unix seconds.
-    """
+    """A clock of several processes, in a file; it gives Unix seconds until one of them moves it."""
 
     def __init__(self, file: Path | str, start_s: float | None = None) -> None:
         if start_s is not None:
@@ -158,13 +155,7 @@ Place = tuple[str, str, int]
 
 @dataclass(slots=True, kw_only=True)
 class Ended:
-    """What came of a seed.
-
-    Attributes:
-        recorded: units, as they were recorded.
-        billed: as Stripe has counted them.
-        left: what is not delivered, in words.
-    """
+    """What came of a seed: units as recorded, units as Stripe counted them, and what is not delivered."""
 
     recorded: dict[Place, int]
     billed: dict[Place, int]
@@ -173,16 +164,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Drawn:
-    """A life, step by step.
-
-    Args:
-        seed: says all that is drawn.
-        server: the store, emptied.
-        stripe: the address of the emulator.
-        emulator: emptied, by the same clock.
-        clock: of all of them.
-        file: where the clock is.
-    """
+    """A life, step by step. ``seed`` says all that is drawn; store and emulator are empty."""
 
     seed: int
     server: Server

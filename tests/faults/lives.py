@@ -97,11 +97,7 @@ plans:
 
 @dataclass(frozen=True, kw_only=True)
 class ShopFile:
-    """A plans file.
-
-    Attributes:
-        amounts: cents for a unit beyond what is included, by plan and meter.
-    """
+    """A plans file; ``amounts`` are cents for a unit beyond what is included, by plan and meter."""
 
     allowance: str = "prorated"
     downgrade: str = "period_end"
@@ -188,11 +184,7 @@ def drawn(seed: int) -> list[Event]:
 
 @dataclass(kw_only=True)
 class Life:
-    """A life that is being lived.
-
-    Attributes:
-        told: what has happened, in words.
-    """
+    """A life that is being lived; ``told`` has what has happened."""
 
     world: World
     ledger: Ledger

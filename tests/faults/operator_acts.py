@@ -20,12 +20,7 @@ class Nothing(Exception):  # noqa: N818 - not an error: there is nothing to do i
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """Where an operator sits.
-
-    Attributes:
-        customer: the Stripe customer that the acts are about.
-        number: what an act depends on.
-    """
+    """Where an operator sits, with one Stripe customer; acts depend on the number."""
 
     world: World
     customer: str

@@ -24,7 +24,6 @@ class TcpProxy:
 
     Modes, changed by :meth:`set` at any time:
 
-    - ``pass``: everything goes through.
     - ``refuse``: nobody listens; open connections are closed.
     - ``blackhole``: connections open, nothing moves. What was sent arrives when the mode changes.
     - ``drop_reply``: requests go through and are executed; replies are lost. So are all later ones of that
@@ -33,13 +32,7 @@ class TcpProxy:
     - ``delay``: each chunk of replies waits ``delay_s``.
     - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
 
-    Args:
-        target_port: where it forwards to, always without TLS.
-        tls: the server's side of TLS for its clients; None: they come without.
-
-    Attributes:
-        accepted: connections so far.
-        requests: bytes forwarded to the server so far.
+    ``requests`` counts the bytes that were forwarded. With ``tls``, its own clients come with TLS.
     """
 
     def __init__(self, target_port: int, *, tls: ssl.SSLContext | None = None) -> None:

@@ -75,13 +75,8 @@ class _Scope(NamedTuple):
 class Mutant:
     """One file with one place wrong.
 
-    Attributes:
-        file: below ``src/meterkit``.
-        scope: the function, by its qualified name; for a constant its name.
-        lines: of the expression and of its statement: tests that run either may notice.
-        nth: which node of the file, in the order of :func:`ast.walk`.
-        change: which of the ways to make it wrong.
-        name: file, scope, before and after, and which of those alike in the scope it is.
+    ``scope`` is the function, or the constant. ``lines`` are those of the expression and of its statement:
+    tests that run either may notice. ``nth`` is a node in the order of :func:`ast.walk`.
     """
 
     file: str

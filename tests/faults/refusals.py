@@ -271,11 +271,7 @@ class Echo:
 
 @dataclass
 class FakeRedis:
-    """Listens like Redis and answers each request with what ``answer`` makes of its words.
-
-    Attributes:
-        asked: the commands so far, in capitals.
-    """
+    """Listens like Redis and answers each request with what ``answer`` makes of its words."""
 
     answer: Callable[[list[bytes]], bytes]
     asked: list[str] = field(default_factory=list[str])

@@ -141,19 +141,12 @@ _SETTLED_S: Final = 30.0
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
-    """What came of it.
+    """What came of it, in units.
 
-    Attributes:
-        told: events that were told as recorded, in units.
-        served: calls that were answered.
-        bursts: of each hot customer, the answered calls, and the calls without a known end.
-        hot: what the store has recorded of these.
-        spared: hot customers whose calls were all settled before an app was killed, or begun after it.
-        recorded, billed: units by meter, as the store and as Stripe have them.
-        faults: by kind.
-        keys: that the store keeps, by kind, but for those that a life of their own ends.
-        grown_kib: how much the memory of an app that nobody killed grew since a third of the time.
-        left: what is not delivered.
+    ``told`` events were told as recorded. Of each hot customer ``bursts`` has the answered calls, and those
+    without a known end; ``spared`` are hot customers whose calls were all settled before an app was killed,
+    or begun after it. ``keys`` are those that the store keeps, by kind. ``grown_kib``: by how much the memory
+    of an app that nobody killed grew since a third of the time.
     """
 
     told: int = 0
@@ -170,12 +163,7 @@ class Figures:
 
 
 class Soak:
-    """It for a while.
-
-    Args:
-        directory: empty.
-        seed: of what fails.
-    """
+    """It for a while, with a seed of what fails."""
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.random = Random(seed)  # noqa: S311 - a schedule, not a secret

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """An authority that nobody knows but who is given its file.
-
-    Attributes:
-        file: its certificate, as ``ssl_ca_certs`` takes it.
-    """
+    """An authority that nobody knows but who is given its file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -23,12 +23,7 @@ SERVICE: Final = "mk"
 
 @dataclass(slots=True, kw_only=True)
 class Cluster:
-    """Nodes of a cluster.
-
-    Attributes:
-        masters: each has an equal part of the slots at first.
-        replicas: of the masters, in their order.
-    """
+    """Nodes of a cluster; each master has an equal part of the slots at first."""
 
     masters: list[Server]
     replicas: list[Server]
@@ -89,9 +84,6 @@ class Cluster:
         """A further master without slots, for as long as the block runs; at the end all others forget it.
 
         Its slots must be elsewhere by then.
-
-        Args:
-            args: further options of it.
         """
         # Else it would follow the node that takes its last slot.
         options = ("--cluster-enabled", "yes", "--cluster-allow-replica-migration", "no", *args)
@@ -123,12 +115,8 @@ def spawn_cluster(
 ) -> Generator[Cluster]:
     """Start a cluster, and wait until it takes writes: two seconds.
 
-    Args:
-        args: further options of each node.
-        masters: how many.
-        replicas: whether each master has one.
-        node_timeout_ms: after how long a node counts as failed; short where one is to fail, as a busy machine
-            may keep a healthy one silent for a second.
+    ``node_timeout_ms``: after how long a node counts as failed; short where one is to fail, as a busy machine
+    may keep a healthy one silent for a second.
     """
     with ExitStack() as stack:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms), *args)
@@ -156,11 +144,7 @@ def spawn_cluster(
 
 @dataclass(slots=True, kw_only=True)
 class Watched:
-    """A master and its replica, and the sentinels that watch them.
-
-    Attributes:
-        servers: the first is the master at first.
-    """
+    """A master and its replica, in this order at first, and the sentinels that watch them."""
 
     servers: list[Server]
     sentinels: list[Server]
@@ -190,11 +174,7 @@ def spawn_watched(
 ) -> Generator[Watched]:
     """Start a master, a replica and sentinels that know each other: two seconds.
 
-    Args:
-        args: further options of master and replica.
-        sentinels: how many.
-        password: what sentinels ask of their clients.
-        down_after_ms: after how long a silent master counts as failed; see :func:`spawn_cluster`.
+    ``password`` is what sentinels ask of their clients.
     """
     with TemporaryDirectory(prefix="mk-") as folder, ExitStack() as stack:
         master = stack.enter_context(spawn_server(*args))

@@ -87,15 +87,8 @@ class FakeProviders:
     """Both providers, in a thread of their own.
 
     A word in the last message steers them: ``wait`` holds a stream after its first word until `proceed`,
-    ``hang`` for ever, ``ponder`` before its first word; ``think`` gives no answer at all; ``cut`` breaks
-    off; ``fail 429`` fails with a status.
-
-    Attributes:
-        openai: the URL of OpenAI's.
-        anthropic: the URL of Anthropic's.
-        asked: method, path and headers of each request.
-        bodies: of requests with JSON, in their order.
-        stopped: how many answers were given up because the client left.
+    ``hang`` for ever, ``ponder`` before its first word; ``think`` gives no answer at all; ``cut`` breaks off;
+    ``fail 429`` fails with a status. ``stopped`` counts answers that were given up because the client left.
     """
 
     def __init__(self) -> None:

@@ -71,12 +71,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A running Redis or Valkey server.
-
-    Attributes:
-        port: on 127.0.0.1.
-        directory: its working directory, removed by :meth:`stop` if :func:`spawn_server` made it.
-    """
+    """A running Redis or Valkey server on 127.0.0.1."""
 
     port: int
     directory: Path
@@ -136,11 +131,7 @@ def spawn_server(
 ) -> Server:
     """Start a server without persistence and wait until it answers.
 
-    Args:
-        args: further options as on the command line: ``"--appendonly", "yes"``; they win over ours.
-        binary: default: :func:`valkey_binary`.
-        port: default: a free one.
-        directory: working directory; default: a new one that :meth:`Server.stop` removes.
+    ``args`` are as on the command line, and win over ours. A directory of its own is removed at its end.
     """
     program = binary or valkey_binary()
     folder = directory or Path(tempfile.mkdtemp(prefix="mk-"))
@@ -169,16 +160,7 @@ def spawn_sentinel(
     down_after_ms: int,
     password: str | None = None,
 ) -> Server:
-    """Start a sentinel that watches a master, and wait until it answers.
-
-    Args:
-        master_port: of 127.0.0.1.
-        folder: where its file may be; it is written by the sentinel.
-        service: what it calls the master.
-        quorum: how many sentinels must agree that the master is down.
-        down_after_ms: after how long without an answer one of them thinks so.
-        password: what it asks of clients.
-    """
+    """Start a sentinel that watches a master, and wait until it answers."""
     port = free_port()
     file = folder / f"{port}.conf"
     lines = [
