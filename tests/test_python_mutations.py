@@ -29,36 +29,22 @@ SAMPLE: Final = 2
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
 """Of each room one in so many mutants is tried, and one of each module."""
+_NAMES: Final = {
+    "asgi": "gauges llm_outliving repeats budgets llm_model_prices",
+    "catalog": "overrides",
+    "cli": "usage_all",
+    "notify": "spike_watch",
+    "promises": "i6_basic i6_recovered i6_restored",
+    "storage": "presigning",
+    "store": "corrections customers gauges grants grants_of_plans outbox_by_hand packed_fields policies"
+    " rates_table replay reservations small_writes spend_limits scripts_model spool_file state_changes",
+    "subscriptions": "deletion linking nothing_for_nothing priced_as_recorded prices_by_model"
+    " prices_changed_by_others",
+}
 TESTS: Final = (
-    *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
-    *("tests/asgi/test_gauges.py", "tests/asgi/test_llm_outliving.py", "tests/asgi/test_repeats.py"),
-    *("tests/asgi/test_budgets.py", "tests/asgi/test_llm_model_prices.py", "tests/cli/test_usage_all.py"),
-    *("tests/notify/test_spike_watch.py", "tests/storage/test_presigning.py"),
-    *(
-        f"tests/store/test_{name}.py"
-        for name in (
-            *("corrections", "customers", "gauges", "grants"),
-            *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rates_table"),
-            *(
-                "replay",
-                "reservations",
-                "small_writes",
-                "spend_limits",
-                "scripts_model",
-                "spool_file",
-                "state_changes",
-            ),
-        )
-    ),
-    ("tests/store/test_server_durability.py::test_an_apps_flusher_says_at_its_start_it_delivers_nothing"),
-    *(f"tests/promises/test_i6_{name}.py" for name in ("basic", "recovered", "restored")),
-    *(
-        f"tests/subscriptions/test_{name}.py"
-        for name in (
-            *("deletion", "linking", "nothing_for_nothing", "priced_as_recorded"),
-            *("prices_by_model", "prices_changed_by_others"),
-        )
-    ),
+    *("tests/unit", "tests/delivery"),
+    "tests/store/test_server_durability.py::test_an_apps_flusher_says_at_its_start_it_delivers_nothing",
+    *(f"tests/{room}/test_{name}.py" for room, names in _NAMES.items() for name in names.split()),
 )
 """The tests that are tried on mutants, those that execute a mutant's line."""
 

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, select, update
 from drivers.delivery import Desk, desk
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.database import TABLE, Database
-from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
+from meterkit.insights.audit.draining import Drainer, waiting_shards
 from meterkit.insights.audit.entries import CLASSES, Row
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.store.event_names import remember_meters
@@ -49,11 +49,6 @@ def sums_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[s
             for name in sums:
                 sums[name] += row[name]
     return found
-
-
-async def drain_audit_log(kit: MeterKit) -> int:
-    """Write all that is recorded to the audit log; how many rows are left."""
-    return await drainer_of(kit.store, kit.settings).drain()
 
 
 def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:

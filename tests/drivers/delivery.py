@@ -185,9 +185,21 @@ async def have_at_stripe(
     event_name: str = "api_requests",
 ) -> None:
     """Deliver what the store does not know of, such as what it has forgotten."""
+    await send_past(at.transport, quantity, minute, customer, event_name)
+
+
+async def send_past(
+    transport: StripeTransport,
+    quantity: int,
+    minute: datetime,
+    customer: str = "cus_acme",
+    event_name: str = "api_requests",
+) -> None:
+    """Send an event past the kit, as another system does."""
     second = int(minute.replace(second=0).timestamp())
+    name = f"forgotten-{second}-{quantity}"
     sealed = Sealed(
-        identifier=f"forgotten-{second}-{quantity}",
+        identifier=name,
         customer="acme",
         stripe_customer=customer,
         period="0",
@@ -195,11 +207,11 @@ async def have_at_stripe(
         event_name=event_name,
         value=quantity,
         timestamp=second,
-        key=f"forgotten-{second}-{quantity}",
+        key=name,
         sealed_ms=0,
         due_ms=0,
     )
-    assert (await at.transport.send(sealed)).delivered
+    assert (await transport.send(sealed)).delivered
 
 
 def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:

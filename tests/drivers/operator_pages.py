@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from meterkit import CustomerUsage, MeterUsage
+    from meterkit import CustomerUsage
     from meterkit.decisions.subscription import Status
 
 JSON = {"accept": "application/json"}
@@ -58,25 +58,11 @@ plans:
 WRITTEN_AT_ONCE: Final = 2_000
 PERIOD: Final[Any] = {"id": "", "start": START, "end": START, "provisional": False}
 STATUSES: Final[tuple[Status | None, ...]] = ("active", "past_due", None)
-NOTHING: Final[MeterUsage] = {
-    "used": 0,
-    "included": 0,
-    "granted": 0,
-    "over_cap": 0,
-    "held": 0,
-    "remaining": 0,
-    "overage": 0,
-    "overage_cents": None,
-    "recorded": 0,
-    "pending": 0,
-    "unlinked": 0,
-    "queued": 0,
-    "leased": 0,
-    "parked": 0,
-    "delivered": 0,
-    "late": 0,
-    "dead": 0,
-}
+_COUNTS: Final = (
+    *("used", "included", "granted", "over_cap", "held", "remaining", "overage", "recorded", "pending"),
+    *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+)
+NOTHING: Final[Any] = {**dict.fromkeys(_COUNTS, 0), "overage_cents": None}
 
 
 def who(scope: Scope) -> str | None:
@@ -161,6 +147,11 @@ def _usage(nth: int) -> CustomerUsage:
     """What customer number ``nth`` has used: from nothing to all, and every third one waits for a link."""
     plan, included, waiting = ("pro", 1_000, 0) if nth % 3 else ("free", 10, 5)
     used = included * (nth % 21) // 20
+    tokens = {"remaining": "unlimited", "recorded": 9, "unlinked": waiting, "delivered": 9 - waiting}
+    meters: Any = {
+        "requests": NOTHING | {"used": used, "included": included, "remaining": included - used},
+        "tokens": NOTHING | tokens,
+    }
     return {
         "customer": customer_name(nth),
         "plan": plan,
@@ -170,14 +161,5 @@ def _usage(nth: int) -> CustomerUsage:
         "features": [],
         "balance": {},
         "balance_micros": {},
-        "meters": {
-            "requests": {**NOTHING, "used": used, "included": included, "remaining": included - used},
-            "tokens": {
-                **NOTHING,
-                "remaining": "unlimited",
-                "recorded": 9,
-                "unlinked": waiting,
-                "delivered": 9 - waiting,
-            },
-        },
+        "meters": meters,
     }

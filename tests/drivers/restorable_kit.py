@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from drivers.delivery import aclosing_transport, kit_for
+from drivers.delivery import aclosing_transport, kit_for, send_past
 from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
-from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import free_port, spawn_server
@@ -137,19 +136,5 @@ async def hours_later(house: House, kit: MeterKit) -> None:
 
 async def elsewhere_sent(house: House, units: int) -> None:
     """Have another system send an event for the same customer and meter."""
-    timestamp = int(house.clock()) // 60 * 60
-    event = Sealed(
-        identifier="elsewhere",
-        customer="acme",
-        stripe_customer="cus_acme",
-        period="0",
-        meter_token="",
-        event_name="api_requests",
-        value=units,
-        timestamp=timestamp,
-        key="elsewhere",
-        sealed_ms=0,
-        due_ms=0,
-    )
     async with aclosing_transport(house.stripe, clock=house.clock) as transport:
-        assert (await transport.send(event)).delivered
+        await send_past(transport, units, house.clock.now())

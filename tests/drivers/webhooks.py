@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from drivers.delivery import STRIPE_KEY
+from drivers.delivery import STRIPE_KEY, kit_for
 from drivers.emulated_account import reached
 from drivers.near_stripe import served
 from drivers.plans import plans_text
-from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.states import States
 from meterkit.starlette import stripe_webhook
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     import stripe
 
-    from meterkit.catalog import Catalog
+    from meterkit import MeterKit
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.testing.emulator.webhooks.deliveries import Delivery
 
@@ -85,18 +84,10 @@ def shop(clock: Clock, **options: Any) -> StripeEmulator:
     return emulator
 
 
-def hooked_kit(
-    store_url: str, stripe_url: str, clock: Clock, *, catalog: Catalog = CATALOG, **settings: Any
-) -> MeterKit:
+def hooked_kit(store_url: str, stripe_url: str, clock: Clock, **settings: Any) -> MeterKit:
     """A kit whose Stripe is an emulator; what works off webhooks runs when it is told to."""
-    given: dict[str, Any] = {
-        "flush": False,
-        "shards": 4,
-        "store_timeout": 60.0,
-        "stripe_api_key": STRIPE_KEY,
-        "stripe_webhook_secret": SECRET,
-    }
-    return MeterKit(catalog, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given | settings)
+    given: dict[str, Any] = {"catalog": CATALOG, "stripe_webhook_secret": SECRET} | settings
+    return kit_for(store_url, stripe_url, clock=clock, **given)
 
 
 @asynccontextmanager

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from drivers.audited_kit import drain_audit_log, sqlite_in
+from drivers.audit_database import drain
+from drivers.audited_kit import sqlite_in
 from drivers.llm_apps import read_all
 from drivers.plans import plans_text
 from drivers.sync_queue import queue_sync
@@ -327,5 +328,5 @@ async def test_three_months_match_a_calculation_by_hand(store_url: str, tmp_path
             await check_ada(months)
             await check_bob(months)
             await check_eve(months)
-            assert await drain_audit_log(at.kit) == 0
+            assert await drain(at.kit) == 0
             await check_margins(months)
