@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine, select, update
 
-from drivers.delivery import Desk, desk
-from meterkit.delivery.summaries import StripeSummaries
+from drivers.delivery import Desk, desk, summaries_of
 from meterkit.insights.audit.database import TABLE, Database
 from meterkit.insights.audit.draining import Drainer, waiting_shards
 from meterkit.insights.audit.entries import CLASSES, Row
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.store.event_names import remember_meters
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -109,12 +107,9 @@ async def restart_meters(kit: MeterKit) -> None:
 
 async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:
     """Rebuild counters, with what Stripe says or without."""
-    summaries = StripeSummaries(StripeApi(log.kit.settings)) if asks_stripe else None
-    try:
-        return await Rebuilder(log.kit.store, log.drainer, summaries).rebuild(**more)
-    finally:
-        if summaries is not None:
-            await summaries.close()
+    async with summaries_of(log.kit) as summaries:
+        asked = summaries if asks_stripe else None
+        return await Rebuilder(log.kit.store, log.drainer, asked).rebuild(**more)
 
 
 async def lose_all(at: Audited) -> None:

@@ -121,21 +121,17 @@ async def desk(
         served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
         aclosing_transport(url, kind=kit.settings.stripe_transport, clock=clock) as transport,
+        summaries_of(kit) as summaries,
     ):
-        summaries = StripeSummaries(StripeApi(kit.settings))
-        try:
-            flusher = Flusher(kit.store, transport, summaries=summaries)
-            yield Desk(
-                kit=kit,
-                emulator=emulator,
-                clock=clock,
-                url=url,
-                store_url=store_url,
-                flusher=flusher,
-                transport=transport,
-            )
-        finally:
-            await summaries.close()
+        yield Desk(
+            kit=kit,
+            emulator=emulator,
+            clock=clock,
+            url=url,
+            store_url=store_url,
+            flusher=Flusher(kit.store, transport, summaries=summaries),
+            transport=transport,
+        )
 
 
 @asynccontextmanager
@@ -165,6 +161,26 @@ def kit_for(
     given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0, "stripe_api_key": STRIPE_KEY}
     given |= settings
     return MeterKit(catalog, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given)
+
+
+@asynccontextmanager
+async def api_of(kit: MeterKit) -> AsyncGenerator[StripeApi]:
+    """The kit's way to Stripe, of its own."""
+    api = StripeApi(kit.settings)
+    try:
+        yield api
+    finally:
+        await api.close()
+
+
+@asynccontextmanager
+async def summaries_of(kit: MeterKit) -> AsyncGenerator[StripeSummaries]:
+    """What the kit reads of Stripe's summaries."""
+    summaries = StripeSummaries(StripeApi(kit.settings))
+    try:
+        yield summaries
+    finally:
+        await summaries.close()
 
 
 def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:

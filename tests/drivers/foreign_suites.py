@@ -61,14 +61,8 @@ class Suite:
         installed = folder / "constraints.txt"
         lines = (f"{found.name}=={found.version}\n" for found in distributions() if found.name != "meterkit")
         installed.write_text("".join(lines), encoding="utf-8")
-        packages = [
-            "install",
-            "--quiet",
-            "--target",
-            str(folder / "packages"),
-            "--constraint",
-            str(installed),
-        ]
+        target = ["--target", str(folder / "packages"), "--constraint", str(installed)]
+        packages = ["install", "--quiet", *target]
         source = ["download", "--quiet", "--no-deps", "--no-binary", self.project, "--dest", str(folder)]
         subprocess.run([*pip, *packages, *self.needed], check=True, capture_output=True)
         subprocess.run([*pip, *source, f"{self.project}=={release}"], check=True, capture_output=True)

@@ -25,6 +25,7 @@ from meterkit.notify.mail import MailSender
 from meterkit.notify.watches import StorageWatch
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.messages import MessageQueue
+from servers.fixed_answers import Asked, answer, answering
 
 if TYPE_CHECKING:
     import ssl
@@ -71,16 +72,6 @@ class Receiver:
         self.posts.append((dict(request.headers), request.content.decode()))
         return httpx.Response(self.status, headers=dict(self.headers))
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        lines = [line.partition(": ") for line in head.splitlines()[1:] if line]
-        headers = {name.lower(): value for name, _, value in lines}
-        body = await reader.readexactly(int(headers["content-length"]))
-        self.posts.append((headers, body.decode()))
-        writer.write(f"HTTP/1.1 {self.status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
-        await writer.drain()
-        writer.close()
-
 
 @asynccontextmanager
 async def receiver() -> AsyncGenerator[Receiver]:
@@ -95,10 +86,13 @@ async def receiver() -> AsyncGenerator[Receiver]:
 async def receiving_server(port: int = 0, *, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Receiver]:
     """A receiver of webhooks that serves on 127.0.0.1; with TLS its URL names localhost."""
     found = Receiver()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", port, ssl=tls)
-    async with server:
-        origin = "http://127.0.0.1" if tls is None else "https://localhost"
-        found.url = f"{origin}:{server.sockets[0].getsockname()[1]}/hook"
+
+    def keep(asked: Asked) -> bytes:
+        found.posts.append((asked.headers, asked.body))
+        return answer(found.status)
+
+    async with answering(keep, closes=True, port=port, tls=tls) as server:
+        found.url = f"{server.url}/hook"
         yield found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from drivers.delivery import api_of
 from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
@@ -15,7 +16,6 @@ from meterkit.delivery.closing import Closer
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.store_readings import read_deliveries
-from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meterkit import FlushReport, MeterKit, MeterUsage
     from meterkit.catalog import Catalog
     from meterkit.delivery.closing import Looked
+    from meterkit.stripe.api import StripeApi
 
 HOUR: Final = timedelta(hours=1)
 MINUTE: Final = timedelta(minutes=1)
@@ -121,11 +122,8 @@ class Ending:
 
 
 async def look_at_closes(kit: MeterKit, root_of: Any = None) -> Looked:
-    api = StripeApi(kit.settings)
-    try:
+    async with api_of(kit) as api:
         return await Closer(kit.store, lambda: api, root_of).look()
-    finally:
-        await api.close()
 
 
 @asynccontextmanager
@@ -149,14 +147,12 @@ async def paying(
         found.customer(card=card)
         await found.subscribe(items=[{"price": price} for price in prices], **begun or {})
         await found.settle()
-        api, drainer = StripeApi(found.kit.settings), None
+        drainer = None
         if "audit_url" in settings:
             drainer = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0)
-        closer = Closer(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
-        try:
+        async with api_of(found.kit) as api:
+            closer = Closer(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
             yield Ending(found=found, closer=closer, drainer=drainer)
-        finally:
-            await api.close()
 
 
 @asynccontextmanager
@@ -176,10 +172,9 @@ AFTER_JUNE: Final = datetime(2031, 7, 1, tzinfo=UTC)
 class Closing:
     """Looks at the closes of a desk, as a process does that delivers."""
 
-    def __init__(self, at: Desk) -> None:
+    def __init__(self, at: Desk, api: StripeApi) -> None:
         self._at = at
-        self.api = StripeApi(at.kit.settings)
-        self.closer = Closer(at.kit.store, lambda: self.api)
+        self.closer = Closer(at.kit.store, lambda: api)
 
     async def at(self, minutes: int) -> tuple[int, int, int]:
         """Look so many minutes after June; how many are confirmed, open and late now."""
@@ -195,11 +190,8 @@ class Closing:
 
 @asynccontextmanager
 async def closing_of(at: Desk) -> AsyncGenerator[Closing]:
-    closing = Closing(at)
-    try:
-        yield closing
-    finally:
-        await closing.api.close()
+    async with api_of(at.kit) as api:
+        yield Closing(at, api)
 
 
 _PLACES = "pqlkdxztaf"

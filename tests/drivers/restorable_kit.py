@@ -9,13 +9,11 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from drivers.delivery import aclosing_transport, kit_for, send_past
+from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
 from meterkit.delivery.recovering import Recoverer
-from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
-from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import free_port, spawn_server
 
@@ -114,8 +112,7 @@ async def drained(kit: MeterKit) -> None:
 
 async def recover(kit: MeterKit) -> Told:
     """What ``meterkit recover`` does."""
-    summaries = StripeSummaries(StripeApi(kit.settings))
-    try:
+    async with summaries_of(kit) as summaries:
         recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
         assert await recoverer.not_compared() == 0
         recovered = await recoverer.recover()
@@ -123,8 +120,6 @@ async def recover(kit: MeterKit) -> Told:
             return Told(recovered, ())
         rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
         return Told(recovered, await rebuilder.rebuild())
-    finally:
-        await summaries.close()
 
 
 async def hours_later(house: House, kit: MeterKit) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.delivery import STRIPE_KEY, api_of, kit_for
 from drivers.emulated_account import tls
 from drivers.near_stripe import served
 from drivers.plans import plans_text
 from meterkit.catalog import loads
-from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -84,11 +83,8 @@ class Shop:
 
     async def post(self, path: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Post something to Stripe past the kit, with nested parameters; its answer."""
-        api = StripeApi(self.kit.settings)
-        try:
+        async with api_of(self.kit) as api:
             return await api.post(path, params)
-        finally:
-            await api.close()
 
     async def _ask(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}

@@ -16,16 +16,14 @@ from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
-from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
+from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for, summaries_of
 from drivers.forked_command import die_at, forks
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.outbox import Outbox
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -61,7 +59,6 @@ class Life(TypedDict):
     clock: str
     transport: Literal["v1", "v2-stream"]
     shards: int
-    everything: bool
     crash: Crash | None
 
 
@@ -70,9 +67,8 @@ class SharedClock:
 
     def __init__(self, file: Path | str, start_s: float | None = None) -> None:
         if start_s is not None:
-            with open(file, "wb") as made:  # noqa: PTH123 - a text in one process, a path in another
-                made.write(struct.pack("d", start_s))
-        with open(file, "r+b") as opened:  # noqa: PTH123 - as above
+            Path(file).write_bytes(struct.pack("d", start_s))
+        with Path(file).open("r+b") as opened:
             self._map = mmap.mmap(opened.fileno(), 8)
 
     def __call__(self) -> float:
@@ -106,13 +102,10 @@ async def _flush(life: Life) -> None:
         aclosing_transport(
             life["stripe"], timeout_s=TIMEOUT_S, kind=life["transport"], clock=clock
         ) as transport,
+        summaries_of(kit) as summaries,
     ):
-        summaries = StripeSummaries(StripeApi(kit.settings))
-        try:
-            flusher = Flusher(kit.store, transport, timeout_s=TIMEOUT_S, summaries=summaries)
-            await flusher.flush(everything=life["everything"], timeout_s=0)
-        finally:
-            await summaries.close()
+        flusher = Flusher(kit.store, transport, timeout_s=TIMEOUT_S, summaries=summaries)
+        await flusher.flush(everything=True, timeout_s=0)
 
 
 PLANS: Final = """
@@ -189,7 +182,6 @@ class Drawn:
             "clock": str(self.file),
             "transport": random.choice(("v1", "v2-stream")),
             "shards": random.choice((1, 1, 3)),
-            "everything": True,
             "crash": None,
         }
 

@@ -59,6 +59,10 @@ class Dashboard:
         found = await self.invoice(status)
         await self.world.ask("POST", f"/v1/invoices/{found['id']}{act}", **params)
 
+    async def _coupon(self, **terms: str) -> dict[str, str]:
+        coupon = await self.world.ask("POST", "/v1/coupons", **terms)
+        return {"discounts[0][coupon]": coupon["id"]}
+
     @property
     def in_days(self) -> str:
         return str(int(self.world.clock()) + (self.number % 20 + 1) * _DAY_S)
@@ -68,24 +72,17 @@ class Desk(Dashboard):
     """The acts: each method is one."""
 
     async def percent_off(self) -> None:
-        coupon = await self.world.ask(
-            "POST", "/v1/coupons", percent_off=str(self.number % 50 + 1), duration="forever"
-        )
-        await self.update(**{"discounts[0][coupon]": coupon["id"]})
+        await self.update(**await self._coupon(percent_off=str(self.number % 50 + 1), duration="forever"))
 
     async def amount_off_once(self) -> None:
-        coupon = await self.world.ask(
-            "POST", "/v1/coupons", amount_off="300", currency="usd", duration="once"
-        )
-        await self.update(**{"discounts[0][coupon]": coupon["id"]})
+        await self.update(**await self._coupon(amount_off="300", currency="usd", duration="once"))
 
     async def no_discount(self) -> None:
         await self.update(discounts="")
 
     async def discount_on_item(self) -> None:
-        coupon = await self.world.ask("POST", "/v1/coupons", percent_off="10", duration="forever")
-        item = await self.item(metered=self.number % 2 == 0)
-        await self.change_item(item, **{"discounts[0][coupon]": coupon["id"]})
+        discount = await self._coupon(percent_off="10", duration="forever")
+        await self.change_item(await self.item(metered=self.number % 2 == 0), **discount)
 
     async def tax_rate(self) -> None:
         await self.update(**{"default_tax_rates[0]": "txr_operator"})
@@ -105,18 +102,11 @@ class Desk(Dashboard):
     async def own_price(self) -> None:
         """Give the customer a price of its own for a meter: dearer or cheaper."""
         item = await self.item(metered=True)
-        price = item["price"]
+        terms = {name: item["price"][name] for name in ("currency", "product")}
+        recurring = {f"recurring[{name}]": item["price"]["recurring"][name] for name in ("interval", "meter")}
+        recurring["recurring[usage_type]"] = "metered"
         made = await self.world.ask(
-            "POST",
-            "/v1/prices",
-            **{
-                "currency": price["currency"],
-                "product": price["product"],
-                "unit_amount": str(self.number % 9 + 1),
-                "recurring[interval]": price["recurring"]["interval"],
-                "recurring[meter]": price["recurring"]["meter"],
-                "recurring[usage_type]": "metered",
-            },
+            "POST", "/v1/prices", unit_amount=str(self.number % 9 + 1), **terms, **recurring
         )
         await self.change_item(item, price=made["id"])
 
@@ -178,16 +168,10 @@ class Desk(Dashboard):
     async def line_on_draft(self) -> None:
         draft = await self.invoice("draft")
         product = (await self.item(metered=False))["price"]["product"]
+        price = {"currency": "usd", "product": product, "unit_amount": "500"}
+        params = {f"price_data[{name}]": value for name, value in price.items()}
         await self.world.ask(
-            "POST",
-            "/v1/invoiceitems",
-            **{
-                "customer": self.customer,
-                "invoice": draft["id"],
-                "price_data[currency]": "usd",
-                "price_data[product]": product,
-                "price_data[unit_amount]": "500",
-            },
+            "POST", "/v1/invoiceitems", customer=self.customer, invoice=draft["id"], **params
         )
 
     async def void(self) -> None:

@@ -11,7 +11,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from drivers.counters import flat_of
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -63,13 +63,9 @@ _DEADLINE_S: Final = 120.0
 _TICK_S: Final = 0.01
 
 
-def catalog(text: str = PLANS) -> Catalog:
-    return loads(text)
-
-
 def kit_at(url: str, **settings: Any) -> MeterKit:
     """A kit of :data:`PLANS`, with few shards so that customers share streams."""
-    plans: Catalog = settings.pop("plans", None) or catalog()
+    plans: Catalog = settings.pop("plans", None) or loads(PLANS)
     settings.setdefault("shards", 4)
     return MeterKit(plans, redis_url=url, **settings)
 
@@ -359,15 +355,7 @@ def killing(server: Server) -> Generator[None]:
             killer.sendall(b"CLIENT KILL TYPE normal\r\n")
 
 
-class Numbered(Protocol):
-    """A producer, as :func:`left_in_doubt` looks at it."""
-
-    key: str
-    sequence: int
-    acknowledged: int
-
-
-def left_in_doubt(server: Server, producers: Iterable[Numbered]) -> tuple[int, int]:
+def left_in_doubt(server: Server, producers: Iterable[Any]) -> tuple[int, int]:
     """What producers whose connection was killed had sent: applied without an answer, and not applied."""
     unanswered = unapplied = 0
     for producer in producers:

@@ -33,25 +33,27 @@ class Cluster:
         return [*self.masters, *self.replicas]
 
     @property
+    def living(self) -> list[Server]:
+        return [node for node in self.nodes if node.process.poll() is None]
+
+    @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.masters)
 
     def owner(self, key: str) -> Server:
-        asked = next(node for node in self.nodes if node.process.poll() is None)
-        port = _owner_port(asked, slot_of(key))
+        port = _owner_port(self.living[0], slot_of(key))
         return next(node for node in self.nodes if node.port == port)
 
     def _agrees_on(self, slot: int, owner: Server) -> bool:
         """Whether all nodes that live know the owner of a slot; for a while after a move some do not."""
-        living = (node for node in self.nodes if node.process.poll() is None)
-        return all(_owner_port(node, slot) == owner.port for node in living)
+        return all(_owner_port(node, slot) == owner.port for node in self.living)
 
     def each(self, *words: str | int) -> list[Any]:
         return [node.command(*words) for node in self.masters if node.process.poll() is None]
 
     def empty(self) -> None:
-        for node in self.nodes:
-            if node.process.poll() is None and node.command("ROLE")[0] == "master":
+        for node in self.living:
+            if node.command("ROLE")[0] == "master":
                 node.command("FLUSHALL")
 
     @contextmanager
@@ -92,17 +94,15 @@ class Cluster:
             bus = node.command("CONFIG", "GET", "cluster-port")["cluster-port"]
             first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
             name = node.command("CLUSTER", "MYID")
-            living = [other for other in self.nodes if other.process.poll() is None]
-            _wait(lambda: all(name in str(other.command("CLUSTER", "NODES")) for other in living))
+            _wait(lambda: all(name in str(other.command("CLUSTER", "NODES")) for other in self.living))
             _wait(lambda: _info(node)["cluster_state"] == "ok")
             self.masters.append(node)
             try:
                 yield node
             finally:
                 self.masters.remove(node)
-                for other in self.nodes:
-                    if other.process.poll() is None:
-                        other.command("CLUSTER", "FORGET", name)
+                for other in self.living:
+                    other.command("CLUSTER", "FORGET", name)
 
     def move(self, key: str, to: Server) -> None:
         with self.moving(key, to):
@@ -181,17 +181,9 @@ def spawn_watched(
         following = ("--replicaof", f"127.0.0.1 {master.port}")
         replica = stack.enter_context(spawn_server(*args, *following))
         _wait(lambda: _follows(replica))
+        options: dict[str, Any] = {"service": SERVICE, "password": password, "down_after_ms": down_after_ms}
         watching = [
-            stack.enter_context(
-                spawn_sentinel(
-                    master.port,
-                    Path(folder),
-                    service=SERVICE,
-                    quorum=2,
-                    password=password,
-                    down_after_ms=down_after_ms,
-                )
-            )
+            stack.enter_context(spawn_sentinel(master.port, Path(folder), **options))
             for _ in range(sentinels)
         ]
         watched = Watched(servers=[master, replica], sentinels=watching)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, Callable, Mapping
 
 REASONS: Final = {200: "OK", 302: "Found", 400: "Bad Request"}
@@ -66,12 +67,17 @@ def answer(status: int, body: object = "", **headers: str) -> bytes:
 
 @asynccontextmanager
 async def answering(
-    reply: bytes | Callable[[Asked], bytes], *, closes: bool = False
+    reply: bytes | Callable[[Asked], bytes],
+    *,
+    closes: bool = False,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Answering]:
+    """Serve on 127.0.0.1; with TLS the URL names localhost."""
     stand_in = Answering(answer=reply if callable(reply) else lambda _: reply, closes=closes)
-    server = await asyncio.start_server(stand_in.serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    stand_in.url = f"http://{host}:{port}"
+    server = await asyncio.start_server(stand_in.serve, "127.0.0.1", port, ssl=tls)
+    origin = "http://127.0.0.1" if tls is None else "https://localhost"
+    stand_in.url = f"{origin}:{server.sockets[0].getsockname()[1]}"
     try:
         yield stand_in
     finally:

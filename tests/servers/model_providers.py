@@ -12,6 +12,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
+import yaml
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
@@ -27,55 +28,52 @@ OPENAI_KEY: Final = "sk-upstream-of-openai"
 ANTHROPIC_KEY: Final = "sk-upstream-of-anthropic"
 WORDS: Final = ("the ", "sea ", "was ", "calm")
 
-CHAT: Final = {
-    "prompt_tokens": 1_200,
-    "completion_tokens": 340,
-    "total_tokens": 1_540,
-    "prompt_tokens_details": {"cached_tokens": 1_000, "audio_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 64, "audio_tokens": 0},
-}
-RESPONSE: Final = {
-    "input_tokens": 2_000,
-    "input_tokens_details": {"cached_tokens": 1_500, "cache_write_tokens": 0},
-    "output_tokens": 500,
-    "output_tokens_details": {"reasoning_tokens": 200},
-    "total_tokens": 2_500,
-}
-EMBEDDED: Final = {"prompt_tokens": 50_000, "total_tokens": 50_000}
-IMAGE: Final = {
-    "input_tokens": 400,
-    "input_tokens_details": {"image_tokens": 300, "text_tokens": 100},
-    "output_tokens": 1_056,
-    "total_tokens": 1_456,
-}
-TRANSCRIBED: Final = {
-    "type": "tokens",
-    "input_tokens": 600,
-    "input_token_details": {"audio_tokens": 580, "text_tokens": 20},
-    "output_tokens": 150,
-    "total_tokens": 750,
-}
-REALTIME: Final = {
-    "input_tokens": 900,
-    "input_token_details": {
-        "audio_tokens": 600,
-        "text_tokens": 300,
-        "image_tokens": 0,
-        "cached_tokens": 500,
-        "cached_tokens_details": {"audio_tokens": 400, "text_tokens": 100, "image_tokens": 0},
-    },
-    "output_tokens": 260,
-    "output_token_details": {"audio_tokens": 200, "text_tokens": 60},
-    "total_tokens": 1_160,
-}
-MESSAGE: Final = {
-    "input_tokens": 100,
-    "cache_read_input_tokens": 5_000,
-    "cache_creation_input_tokens": 1_000,
-    "cache_creation": {"ephemeral_5m_input_tokens": 400, "ephemeral_1h_input_tokens": 600},
-    "output_tokens": 250,
-    "service_tier": "standard",
-}
+USAGE: Final[dict[str, Any]] = yaml.safe_load("""
+chat:
+  prompt_tokens: 1200
+  completion_tokens: 340
+  total_tokens: 1540
+  prompt_tokens_details: {cached_tokens: 1000, audio_tokens: 0}
+  completion_tokens_details: {reasoning_tokens: 64, audio_tokens: 0}
+response:
+  input_tokens: 2000
+  input_tokens_details: {cached_tokens: 1500, cache_write_tokens: 0}
+  output_tokens: 500
+  output_tokens_details: {reasoning_tokens: 200}
+  total_tokens: 2500
+embedded: {prompt_tokens: 50000, total_tokens: 50000}
+image:
+  input_tokens: 400
+  input_tokens_details: {image_tokens: 300, text_tokens: 100}
+  output_tokens: 1056
+  total_tokens: 1456
+transcribed:
+  type: tokens
+  input_tokens: 600
+  input_token_details: {audio_tokens: 580, text_tokens: 20}
+  output_tokens: 150
+  total_tokens: 750
+realtime:
+  input_tokens: 900
+  input_token_details:
+    {audio_tokens: 600, text_tokens: 300, image_tokens: 0, cached_tokens: 500,
+     cached_tokens_details: {audio_tokens: 400, text_tokens: 100, image_tokens: 0}}
+  output_tokens: 260
+  output_token_details: {audio_tokens: 200, text_tokens: 60}
+  total_tokens: 1160
+message:
+  input_tokens: 100
+  cache_read_input_tokens: 5000
+  cache_creation_input_tokens: 1000
+  cache_creation: {ephemeral_5m_input_tokens: 400, ephemeral_1h_input_tokens: 600}
+  output_tokens: 250
+  service_tier: standard
+""")
+# What each answer of the responses API has.
+RESPONSE: Final[dict[str, Any]] = yaml.safe_load("""
+{object: response, created_at: 1, parallel_tool_calls: true, tool_choice: auto, tools: [], error: null,
+ incomplete_details: null, background: false}
+""")
 
 
 def sse(event: dict[str, Any], *, named: bool = False) -> str:
@@ -235,7 +233,9 @@ class FakeProviders:
                 {"index": index, "message": message, "finish_reason": "stop", "logprobs": None}
                 for index in answers
             ]
-            return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": CHAT})
+            return JSONResponse(
+                head | {"object": "chat.completion", "choices": choices, "usage": USAGE["chat"]}
+            )
         reports = bool(asked.get("stream_options", {}).get("include_usage"))
         head |= {"object": "chat.completion.chunk"} | ({"usage": None} if reports else {})
 
@@ -247,7 +247,7 @@ class FakeProviders:
             for index in answers:
                 yield sse(head | {"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]})
             if reports:
-                yield sse(head | {"choices": [], "usage": CHAT})
+                yield sse(head | {"choices": [], "usage": USAGE["chat"]})
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(stream(), media_type="text/event-stream")
@@ -255,31 +255,11 @@ class FakeProviders:
     def _response(
         self, model: str, *, response_id: str, status: str = "completed", **more: Any
     ) -> dict[str, Any]:
-        part: dict[str, Any] = {"type": "output_text", "text": "".join(WORDS), "annotations": []}
-        message: dict[str, Any] = {
-            "id": "msg_1",
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [part],
-        }
+        part = {"type": "output_text", "text": "".join(WORDS), "annotations": []}
+        message = {"id": "msg_1", "type": "message", "role": "assistant", "status": status, "content": [part]}
         is_done = status == "completed"
-        return {
-            "id": response_id,
-            "object": "response",
-            "created_at": 1,
-            "status": status,
-            "model": model,
-            "output": [message] if is_done else [],
-            "usage": RESPONSE if is_done else None,
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
-            "error": None,
-            "incomplete_details": None,
-            "background": False,
-            **more,
-        }
+        output = {"output": [message] if is_done else [], "usage": USAGE["response"] if is_done else None}
+        return {**RESPONSE, "id": response_id, "status": status, "model": model, **output, **more}
 
     async def _respond(self, request: Request) -> Response:
         asked = await self._read(request)
@@ -319,19 +299,21 @@ class FakeProviders:
     async def _embed(self, request: Request) -> Response:
         asked = await self._read(request)
         vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
-        return JSONResponse({"object": "list", "data": [vector], "model": asked["model"], "usage": EMBEDDED})
+        return JSONResponse(
+            {"object": "list", "data": [vector], "model": asked["model"], "usage": USAGE["embedded"]}
+        )
 
     async def _draw(self, request: Request) -> Response:
         """An answer of the images API names no model."""
         del request
-        return JSONResponse({"created": 1, "data": [{"b64_json": "aGk="}], "usage": IMAGE})
+        return JSONResponse({"created": 1, "data": [{"b64_json": "aGk="}], "usage": USAGE["image"]})
 
     async def _transcribe(self, request: Request) -> Response:
         """Nor does one of the audio API."""
         async with request.form() as form:
             assert form["file"]
             by_second = form["model"] == "whisper-1"
-        usage = {"type": "duration", "seconds": 90} if by_second else TRANSCRIBED
+        usage = {"type": "duration", "seconds": 90} if by_second else USAGE["transcribed"]
         return JSONResponse({"text": "".join(WORDS), "usage": usage})
 
     async def _list_models(self, request: Request) -> Response:
@@ -371,7 +353,11 @@ class FakeProviders:
                 "output": [],
             }
             await live.send_json(
-                {"type": "response.done", "event_id": "event_3", "response": done | {"usage": REALTIME}}
+                {
+                    "type": "response.done",
+                    "event_id": "event_3",
+                    "response": done | {"usage": USAGE["realtime"]},
+                }
             )
         self.stopped["talk"] += 1
 
@@ -388,7 +374,7 @@ class FakeProviders:
             "content": [{"type": "text", "text": "".join(WORDS)}],
             "stop_reason": "end_turn",
             "stop_sequence": None,
-            "usage": MESSAGE,
+            "usage": USAGE["message"],
         }
         if not asked.get("stream"):
             return JSONResponse(message)
@@ -397,7 +383,7 @@ class FakeProviders:
             begun: dict[str, Any] = message | {
                 "content": [],
                 "stop_reason": None,
-                "usage": MESSAGE | {"output_tokens": 1},
+                "usage": USAGE["message"] | {"output_tokens": 1},
             }
             block: Any = {"type": "text", "text": ""}
             yield sse({"type": "message_start", "message": begun}, named=True)
@@ -407,7 +393,7 @@ class FakeProviders:
                 yield sse({"type": "content_block_delta", "index": 0, "delta": delta}, named=True)
             yield sse({"type": "content_block_stop", "index": 0}, named=True)
             end = {"stop_reason": "end_turn", "stop_sequence": None}
-            usage = {"output_tokens": MESSAGE["output_tokens"]}
+            usage = {"output_tokens": USAGE["message"]["output_tokens"]}
             yield sse({"type": "message_delta", "delta": end, "usage": usage}, named=True)
             yield sse({"type": "message_stop"}, named=True)
 

@@ -156,7 +156,6 @@ def spawn_sentinel(
     folder: Path,
     *,
     service: str,
-    quorum: int,
     down_after_ms: int,
     password: str | None = None,
 ) -> Server:
@@ -167,7 +166,7 @@ def spawn_sentinel(
         f"port {port}",
         "bind 127.0.0.1",
         f"dir {folder}",
-        f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
+        f"sentinel monitor {service} 127.0.0.1 {master_port} 2",
         f"sentinel down-after-milliseconds {service} {down_after_ms}",
         f"sentinel failover-timeout {service} 2000",
     ]

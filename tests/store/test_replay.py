@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from faults.refusals import catalog, kit_at, used
+from faults.refusals import PLANS, kit_at, used
+from meterkit.catalog import loads
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import meter_field
 from meterkit.redis.settling import NEVER_SENT, Sent
@@ -115,7 +116,7 @@ SENT = Sent("mk:{3}:w:abc", 7, 5)
 
 @pytest.fixture
 def cache() -> CustomerCache:
-    return Store(parse_redis_url("redis://127.0.0.1:6379/0"), catalog()).cache
+    return Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(PLANS)).cache
 
 
 def said(settlement: Settlement) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples, some
-from faults.refusals import catalog
 from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
 from meterkit.catalog import Rate, loads
@@ -621,7 +620,7 @@ ORIGIN = [(b"host", b"a"), (b"origin", b"https://b")]
 def call_of(rate: str, needed: int = 1) -> PreparedDecision:
     """The decision about a request that takes so much of one meter with one rate."""
     kit = MeterKit(
-        catalog(f"""
+        loads(f"""
 schema: 1
 currency: usd
 default_plan: free
