@@ -275,14 +275,11 @@ async def tasks_end_with_the_test() -> AsyncIterator[None]:
     yield
     # A task that was just cancelled or set free needs one turn of the loop to end.
     await asyncio.sleep(0)
-    left = [task for task in asyncio.all_tasks() - before if not _is_of_the_runner(task)]
+    names = {task: getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() - before}
+    # Anyio's plugin runs tests and fixtures in a task of its own.
+    left = [task for task, name in names.items() if not name.startswith("TestRunner.")]
     if left:
         pytest.fail(f"tasks left behind: {sorted(map(str, left))}")
-
-
-def _is_of_the_runner(task: asyncio.Task[Any]) -> bool:
-    """Whether anyio's pytest plugin made the task, to run tests and fixtures in."""
-    return getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
 
 
 def _keys_without_ttl(server: Server) -> list[str]:

@@ -171,7 +171,7 @@ class Corrections:
         world, stripe_customer = self.ledger.world, f"cus_{self.customer}"
         notes = await world.list("/v1/credit_notes", customer=stripe_customer)
         entries = await world.list(f"/v1/customers/{stripe_customer}/balance_transactions")
-        issued = {one["id"] for one in [*notes, *entries] if _is_marked(one)}
+        issued = {one["id"] for one in [*notes, *entries] if _MARK in (one.get("metadata") or {})}
         said = {credit.id: credit for found in self._done.values() for credit in found.credits}
         if issued != said.keys():
             self._complain(f"Stripe has the credits {sorted(issued)}, corrections name {sorted(said)}")
@@ -196,8 +196,3 @@ class Corrections:
 
     def _complain(self, wrong: str) -> None:
         self.ledger.wrong.append(f"{self.ledger.world.now:%m-%d %H:%M} {wrong}")
-
-
-def _is_marked(credit: Mapping[str, Any]) -> bool:
-    metadata: Mapping[str, str] = credit.get("metadata") or {}
-    return _MARK in metadata

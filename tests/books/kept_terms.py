@@ -119,7 +119,11 @@ async def read_terms(world: World, customer: str) -> Terms | None:
             item["id"]: {name: _plain(name, item.get(name)) for name in _OF_ITEM}
             for item in shown["items"]["data"]
         },
-        once={discount: coupon for discount, coupon in discounts.items() if await _is_once(world, coupon)},
+        once={
+            discount: coupon
+            for discount, coupon in discounts.items()
+            if (await world.ask("GET", f"/v1/coupons/{coupon}"))["duration"] == "once"
+        },
         spent=frozenset(
             off["discount"]
             for invoice in invoices
@@ -136,11 +140,6 @@ def _differ(phases: Iterable[Mapping[str, Any]]) -> bool:
     return len({repr([of[name] for name in _BOTH if name != "metadata"]) for of in phases}) > 1
 
 
-async def _is_once(world: World, coupon: str) -> bool:
-    shown = await world.ask("GET", f"/v1/coupons/{coupon}")
-    return bool(shown["duration"] == "once")
-
-
 def _shared(shown: Mapping[str, Any]) -> dict[str, Any]:
     """The terms that subscriptions and phases have both."""
     return {name: _plain(name, shown.get(name)) for name in _BOTH}
@@ -155,12 +154,8 @@ def _plain(name: str, value: Any) -> Any:
         return bool(tax.get("enabled"))
     if name in _LISTS:
         listed: list[Any] = value or []
-        return sorted(_id(one) for one in listed)
+        return sorted(one if isinstance(one, str) else str(one["id"]) for one in listed)
     return value or None
-
-
-def _id(one: str | Mapping[str, Any]) -> str:
-    return one if isinstance(one, str) else str(one["id"])
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> list[str]:

@@ -287,8 +287,8 @@ class Ledger:
 
     async def prices_now(self, customer: str) -> Mapping[str, Decimal] | None:
         """What the customer's subscription charges for usage; None: there is none."""
-        found = await self._at_stripe(customer)
-        return None if found is None else found.prices
+        found = await self.subscription(customer)
+        return None if found is None else await self._prices_of(found)
 
     async def expect_sold(self, subscription: str, plan: str) -> None:
         wanted = {name: self._price(self.catalog.plans[plan], name) for name in self.catalog.meters}
@@ -303,11 +303,6 @@ class Ledger:
         return next(
             (plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None
         )
-
-    async def _at_stripe(self, customer: str) -> _AtStripe | None:
-        """What Stripe charges for usage by the items of the customer's subscription; None: there is none."""
-        found = await self.subscription(customer)
-        return None if found is None else await self._terms_of(found)
 
     async def _terms_of(self, subscription: Mapping[str, Any]) -> _AtStripe:
         return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import httpx2
 import pytest
+from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.server.mcpserver import Elicit, Resolve
+from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequests, InputRequiredResult
 from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from drivers.app import served
 from drivers.llm_apps import listening
@@ -128,8 +131,7 @@ async def say_yes(context: object, params: object) -> ElicitResult:
 
 
 def mcp_app(ran: Ran, *, path: str = "/mcp", **options: Any) -> Any:
-    module: Any = pytest.importorskip("mcp.server.mcpserver")
-    server = module.MCPServer("shop")
+    server = MCPServer("shop")
     _tools(server, ran)
     _asking_tool_of_mcp(server, ran)
     return server.streamable_http_app(streamable_http_path=path, **options)
@@ -138,13 +140,11 @@ def mcp_app(ran: Ran, *, path: str = "/mcp", **options: Any) -> Any:
 def fastmcp_app(ran: Ran, **options: Any) -> Any:
     """FastMCP, mounted in Starlette: https://gofastmcp.com/deployment/http"""
     module: Any = pytest.importorskip("fastmcp")
-    routing: Any = pytest.importorskip("starlette.routing")
-    applications: Any = pytest.importorskip("starlette.applications")
     server = module.FastMCP("shop")
     _tools(server, ran)
     _asking_tool_of_fastmcp(server, ran)
     inner = server.http_app(path="/mcp", **options)
-    return applications.Starlette(routes=[routing.Mount("/api", inner)], lifespan=inner.lifespan)
+    return Starlette(routes=[Mount("/api", inner)], lifespan=inner.lifespan)
 
 
 SERVERS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
@@ -177,10 +177,9 @@ async def serving(
 
 @asynccontextmanager
 async def agent(url: str, mode: str = "auto", customer: str = "acme") -> AsyncGenerator[Any]:
-    module: Any = pytest.importorskip("mcp")
     async with httpx2.AsyncClient(headers={"x-customer-id": customer}, timeout=30) as http:
         transport = streamable_http_client(url, http_client=http)
-        async with module.Client(transport, mode=mode, elicitation_callback=say_yes) as client:
+        async with Client(transport, mode=mode, elicitation_callback=say_yes) as client:
             yield client
 
 

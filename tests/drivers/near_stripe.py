@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from faults.refusals import http_scope
 from meterkit.cancellation import keep_cancellation
 from meterkit.stripe.http import HttpClient
 from meterkit.stripe.result import Answer, Result
@@ -100,21 +101,12 @@ async def ask_app(app: ASGIApp, scope: Scope, body: bytes | None, gone: asyncio.
 def stripe_scope(host: str, method: str, target: str, headers: Mapping[str, str]) -> Scope:
     """The scope of a request to Stripe, as a server makes it."""
     path, _, query = target.partition("?")
+    named = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
+        **http_scope("", path),
         "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
         "query_string": query.encode(),
-        "root_path": "",
-        "headers": [
-            (b"host", host.encode()),
-            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
-        ],
-        "client": None,
+        "headers": [(b"host", host.encode()), *named],
         "server": (host.partition(":")[0], 80),
     }
 

@@ -18,7 +18,6 @@ from meterkit import Caller, MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.simulation.simulation import simulate
 from meterkit.testing import Clock
 
@@ -142,16 +141,7 @@ async def served(
 
 
 async def simulated(kit: MeterKit, url: str, plans: str, calls: Sequence[Call]) -> Simulation:
-    return await simulated_at(kit, url, plans, calls[-1].at)
-
-
-async def simulated_at(kit: MeterKit, url: str, plans: str, at: datetime) -> Simulation:
-    return await simulate(kit.store, Database(url), loads(plans), to_ms(at))
-
-
-async def drain(kit: MeterKit, url: str) -> None:
-    """Have all that was served in the log."""
-    await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+    return await simulate(kit.store, Database(url), loads(plans), to_ms(calls[-1].at))
 
 
 async def agree(found: Simulation, then: MeterKit, refused: Mapping[str, Sequence[Call]], name: str) -> None:

@@ -385,10 +385,6 @@ async def _awaited(work: Awaitable[_T]) -> _T:
     return await work
 
 
-def _middle(least: float, most: float) -> float:
-    return (least + most) / 2
-
-
 def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     """Have all go by the loop's clock, and reach Stripe within the process."""
     memory, loop = import_module("meterkit.redis.memory"), asyncio.get_running_loop()
@@ -400,7 +396,7 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
                 patched.setattr(module, "monotonic", loop.time)
             for jitter in _JITTERS:
                 if hasattr(module, jitter):
-                    patched.setattr(module, jitter, _middle)
+                    patched.setattr(module, jitter, lambda least, most: (least + most) / 2)
     patched.setattr("meterkit.stripe.http.HttpClient", _InProcess)
     unpaced(patched)
     import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.

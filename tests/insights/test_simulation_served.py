@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.served_traffic import (
-    START,
-    TODAY,
-    Call,
-    agree,
-    charged,
-    drain,
-    served,
-    simulated,
-    traffic,
-)
+from drivers.audit_database import drain_all
+from drivers.served_traffic import START, TODAY, Call, agree, charged, served, simulated, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +73,7 @@ async def test_changed_files_are_tried_as_they_serve(valkey: Server, tmp_path: P
     checked = 0
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, none):
         assert not none
-        await drain(kit, url)
+        await drain_all(kit, url)
         for nth, (name, plans) in enumerate(CHANGED.items()):
             found = await simulated(kit, url, plans, calls)
             checked += found.checked
@@ -97,7 +88,7 @@ async def test_calls_of_one_instant_are_tried_in_their_order(valkey: Server, tmp
     calls = [Call(START, "ada", "/chat", (1, 500 if nth == TENTH else 1)) for nth in range(1, 13)]
     url, plans = f"sqlite:///{tmp_path}/audit.db", CEILING_OF_TOKENS
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain(kit, url)
+        await drain_all(kit, url)
         found = await simulated(kit, url, plans.replace("900", "5"), calls)
     (ada,) = (one for one in found.customers if one.customer == "ada")
     assert ada.refused == {"requests": 7, "input_tokens": 7, "output_tokens": 506}
@@ -107,7 +98,7 @@ async def test_only_the_last_call_straddles_a_ceiling(valkey: Server, tmp_path: 
     calls, url = [Call(START, "ada", "/pages", (0, 0))] * 7, f"sqlite:///{tmp_path}/audit.db"
     plans = CHANGED["a ceiling of pages that a request of three may straddle"]
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain(kit, url)
+        await drain_all(kit, url)
         found = await simulated(kit, url, plans, calls)
     assert [one.refused for one in found.customers if one.customer == "ada"] == [{"requests": 1, "pages": 3}]
 
@@ -133,7 +124,7 @@ async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path:
     more: Any = {"budget": {"amount_cents": 50}, "requests": {"rate": "7/minute"}}
     async with served(valkey, USERS, "today", calls, audit_url=url) as (kit, none):
         assert not none
-        await drain(kit, url)
+        await drain_all(kit, url)
         await kit.customers.subject("cyd", user="ann").override(more)
         found = await simulated(kit, url, plans, calls)
         assert (found.left_out, found.checked) == ([], 0)  # Each was served again.
@@ -150,7 +141,7 @@ async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path:
 async def test_users_that_the_log_lacks_are_reported_as_left_out(valkey: Server, tmp_path: Path) -> None:
     calls, url = [Call(START, "ada", "/pages", (0, 0), "ann")] * 3, f"sqlite:///{tmp_path}/audit.db"
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain(kit, url)
+        await drain_all(kit, url)
         found = await simulated(kit, url, USERS.replace("40/minute", "1/minute"), calls)
     (said,) = found.left_out
     assert said.startswith("limits of each user are not tried for 1 customers")

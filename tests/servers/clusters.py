@@ -134,7 +134,7 @@ def spawn_cluster(
         for node in servers[1:]:
             bus = node.command("CONFIG", "GET", "cluster-port")["cluster-port"]
             first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-        _wait(lambda: all(_knows(node, len(servers)) for node in servers))
+        _wait(lambda: all(_info(node)["cluster_known_nodes"] == str(len(servers)) for node in servers))
         for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
             replica.command("CLUSTER", "REPLICATE", master.command("CLUSTER", "MYID"))
         _wait(lambda: all(_info(node)["cluster_state"] == "ok" for node in servers))
@@ -210,10 +210,6 @@ def _owner_port(node: Server, slot: int) -> int | None:
 def _info(node: Server) -> dict[str, str]:
     lines = str(node.command("CLUSTER", "INFO")).split()
     return dict(line.split(":", 1) for line in lines)
-
-
-def _knows(node: Server, count: int) -> bool:
-    return _info(node)["cluster_known_nodes"] == str(count)
 
 
 def _follows(replica: Server) -> bool:

@@ -137,12 +137,13 @@ def spawn_server(
     folder = directory or Path(tempfile.mkdtemp(prefix="mk-"))
     for _ in range(1 if port else _ATTEMPTS):
         chosen = port or free_port()
-        server = Server(
-            port=chosen,
-            directory=folder,
-            process=_launch(program, args, port=chosen, directory=folder),
-            owns_directory=directory is None,
-        )
+        command = [
+            *(*_die_with_the_tests(), str(program), "--port", str(chosen), "--bind", "127.0.0.1"),
+            *("--dir", str(folder), "--save", "", "--appendonly", "no", "--enable-debug-command", "local"),
+            *("--repl-diskless-sync-delay", "0", *args),
+        ]
+        process = _launch(command, folder / "server.log")
+        server = Server(port=chosen, directory=folder, process=process, owns_directory=directory is None)
         if _answers(server):
             return server
         server.process.kill()
@@ -174,8 +175,7 @@ def spawn_sentinel(
         lines.append(f"requirepass {password}")
     file.write_text("\n".join(lines) + "\n")
     command = [*_die_with_the_tests(), str(valkey_binary()), str(file), "--sentinel"]
-    with (folder / f"{port}.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    process = _launch(command, folder / f"{port}.log")
     server = Server(port=port, directory=folder, process=process, owns_directory=False)
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
@@ -188,16 +188,8 @@ def spawn_sentinel(
     raise RuntimeError(f"the sentinel did not start:\n{(folder / f'{port}.log').read_text()[-2000:]}")
 
 
-def _launch(program: Path, args: tuple[str, ...], *, port: int, directory: Path) -> subprocess.Popen[bytes]:
-    command = [
-        *_die_with_the_tests(),
-        str(program),
-        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
-        *("--save", "", "--appendonly", "no", "--enable-debug-command", "local"),
-        *("--repl-diskless-sync-delay", "0"),
-        *args,
-    ]
-    with (directory / "server.log").open("ab") as log:
+def _launch(command: list[str], path: Path) -> subprocess.Popen[bytes]:
+    with path.open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 

@@ -12,13 +12,13 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.priced_shop import buyer, renewed
 from drivers.sampled import whole
-from drivers.served_traffic import drain
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.sync_queue import closed_period_cents, forget_prices, state_of
 from drivers.usage_figures import Tables
@@ -486,7 +486,7 @@ async def test_a_forecast_has_the_kept_price_of_usage_and_of_the_plan(store_url:
         for _ in range(4):
             clock.advance(timedelta(days=1))
             await kit.record("acme", "words", 10)
-        await drain(kit, url)
+        await drain_all(kit, url)
         async with page_of(kit) as client:
             figures = (await client.get("/", headers=JSON)).json()
         (expected, *_), (cents, *_) = (
