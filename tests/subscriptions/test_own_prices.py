@@ -14,13 +14,13 @@ from starlette.routing import Mount
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
+from drivers.customer_states import closed_period_cents, forget_prices, state_of
 from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.priced_shop import buyer, renewed
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.sync_queue import closed_period_cents, forget_prices, state_of
 from drivers.usage_figures import Tables
 from meterkit.catalog import loads
 from meterkit.pages import usage_page

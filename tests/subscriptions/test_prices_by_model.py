@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed
 from drivers.sampled import whole
 from drivers.shop import HALF, sell_nothing, shop
-from drivers.sync_queue import store_overrides
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from subscriptions.looks import synced

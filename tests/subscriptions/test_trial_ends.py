@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.customer_states import closed_period_cents
 from drivers.plans import plans_text
 from drivers.sampled import whole
 from drivers.shop import PLANS, START, shop
-from drivers.sync_queue import closed_period_cents
 from drivers.webhooks import DAY
 from meterkit.catalog import loads
 from subscriptions.looks import synced

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from drivers.customer_states import prepare_change
 from drivers.shop import END, HALF, PLANS, shop
-from drivers.sync_queue import prepare_change
 from meterkit.catalog import loads
 from meterkit.errors import (
     PaymentAuthenticationError,

@@ -1,0 +1,66 @@
+"""The stored state of a customer: read, changed as an earlier release would have, and its costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from meterkit.customers.states import States
+from meterkit.customers.usage import overage_charge
+from meterkit.decisions.customer_overrides import with_overrides
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.live_subscription import LiveSubscription
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from meterkit import MeterKit
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.stripe.request import Parameter
+
+
+async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:
+    return (await States(kit.store).find(customer)).state
+
+
+async def closed_period_cents(kit: MeterKit, usage: Any, customer: str = "acme") -> int:
+    """The overage of a period that is over, as its invoice rounds it."""
+    return await overage_charge(kit.store, usage, await state_of(kit, customer))
+
+
+async def store_overrides(kit: MeterKit, overrides: Any, customer: str = "acme") -> None:
+    """Store overrides without the checks of today, as an earlier release did."""
+    kept = with_overrides({}, overrides, {}, until_ms=None, now_ms=0)
+    await States(kit.store).change(customer, lambda state: replace(state, overrides=kept))
+
+
+async def forget_prices(kit: MeterKit, customer: str) -> None:
+    """Store a state as a release wrote it that did not read the prices of subscription items."""
+    found = await States(kit.store).find(customer)
+    assert found.state.subscription is not None
+    older = replace(found.state, subscription=replace(found.state.subscription, prices=()))
+    admin, key = await kit.store.admin(), kit.store.keys.customer(customer).state
+    await admin.client.hset(key, "data", older.dump())
+    await admin.client.hset(key, "rev", f"{found.rev}-")
+
+
+async def prepare_change(
+    kit: MeterKit, subscription: str, price: str, what: Literal["items", "schedule"]
+) -> Callable[[], Awaitable[object]]:
+    """Read a subscription now; what is returned sends a change of its item or its schedule."""
+    api = StripeApi(kit.settings)
+    live = await LiveSubscription.fetch(api, subscription)
+    assert live is not None
+    item = next(item.id for item in live.items if item.price == price)
+
+    async def send() -> None:
+        try:
+            if what == "items":
+                await live.update({"items": [{"id": item, "quantity": 1}]})
+            else:
+                items: list[dict[str, Parameter]] = [{"price": "price_team", "quantity": 1}]
+                await live.send_phases(live.schedule or {}, [{"items": items}])
+        finally:
+            await api.close()
+
+    return send
