@@ -13,7 +13,7 @@ import runpy
 import sys
 import traceback
 import warnings
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,27 +123,23 @@ class InProcessShell(Shell):
 
 def _run_here(arguments: Sequence[str], directory: Path, environment: Mapping[str, str], stdin: str) -> Done:
     """Be the command; all that it changes of the process is restored."""
-    out, err = io.StringIO(), io.StringIO()
-    before = Path.cwd()
-    with ExitStack() as stack:
-        for changed in (
-            *(mock.patch.dict(os.environ, environment, clear=True), _modules_forgotten(directory)),
-            *(
-                mock.patch.object(sys, "stdin", io.StringIO(stdin)),
-                redirect_stdout(out),
-                redirect_stderr(err),
-            ),
-            *(mock.patch.object(sys, "argv", ["meterkit", *arguments]), _logging_of_its_own()),
-            *(mock.patch.object(sys, "path", [str(directory), *sys.path]), warnings.catch_warnings()),
-        ):
-            stack.enter_context(changed)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, environment, clear=True),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.object(sys, "argv", ["meterkit", *arguments]),
+        mock.patch.object(sys, "path", [str(directory), *sys.path]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        chdir(directory),
+        warnings.catch_warnings(),
+        _modules_forgotten(directory),
+        _logging_of_its_own(),
+    ):
         warnings.resetwarnings()
         warnings.simplefilter("ignore", ResourceWarning)
-        os.chdir(directory)
-        stack.callback(os.chdir, before)
         try:
             runpy.run_module("meterkit", run_name="__main__", alter_sys=False)
-            code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except Exception:  # noqa: BLE001 - as Python itself ends a program
