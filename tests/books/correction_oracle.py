@@ -70,7 +70,7 @@ class Corrections:
     def _check_parts(self, found: Corrected, period: datetime) -> None:
         parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
         if found.asked != sum(parts) or min(parts) < 0:
-            self._complain(f"{found} has parts that do not add up")
+            self.ledger.complain(f"{found} has parts that do not add up")
         recorded = sum(entry.quantity for entry in self._entries(found.meter, period))
         earlier = sum(
             one.asked - one.taken_back - one.beyond
@@ -78,14 +78,14 @@ class Corrections:
             if one is not found and one.meter == found.meter
         )
         if found.asked - found.beyond < min(found.asked, recorded - earlier):
-            self._complain(
+            self.ledger.complain(
                 f"{found.beyond} of {found.asked} {found.meter} are beyond {recorded} recorded ones"
             )
 
     def _check_repeated(self, known: Corrected, found: Corrected) -> None:
         names = ("taken_back", "overage", "included", "granted_next", "by_hand", "never_billed", "beyond")
         if any(getattr(known, name) != getattr(found, name) for name in names):
-            self._complain(f"a repeat of {known} was {found}")
+            self.ledger.complain(f"a repeat of {known} was {found}")
 
     def _take(
         self, found: Corrected, at: datetime, period: datetime, charged: Mapping[str, Decimal] | None
@@ -110,7 +110,7 @@ class Corrections:
             )
             self._taken[place] += min(beyond, entry.overage)
         if left.total():
-            self._complain(f"{found} took back {dict(left)} more than was recorded at the price of now")
+            self.ledger.complain(f"{found} took back {dict(left)} more than was recorded at the price of now")
 
     async def _put_back(self) -> None:
         """Put back into the log what is recorded again, as the customer's ledger says.
@@ -146,7 +146,7 @@ class Corrections:
                     overage=entry.overage + back,
                 )
         if left:
-            self._complain(f"{left} of {units} {meter} are recorded again, and were never taken back")
+            self.ledger.complain(f"{left} of {units} {meter} are recorded again, and were never taken back")
 
     def _entries(self, meter: str, period: datetime) -> list[Recorded]:
         return [
@@ -163,7 +163,7 @@ class Corrections:
             lines = await self.ledger.world.list(f"/v1/invoices/{line.invoice}/lines")
             billed = next((one for one in lines if one["id"] == line.line), None)
             if billed is None or line.units > billed["quantity"] or line.cents > billed["amount"]:
-                self._complain(f"{line} is not on its invoice: {billed}")
+                self.ledger.complain(f"{line} is not on its invoice: {billed}")
 
     async def audit(self) -> None:
         """Compare all credits with what corrections say of them, and with the lines that they credit."""
@@ -174,7 +174,7 @@ class Corrections:
         issued = {one["id"] for one in [*notes, *entries] if _MARK in (one.get("metadata") or {})}
         said = {credit.id: credit for found in self._done.values() for credit in found.credits}
         if issued != said.keys():
-            self._complain(f"Stripe has the credits {sorted(issued)}, corrections name {sorted(said)}")
+            self.ledger.complain(f"Stripe has the credits {sorted(issued)}, corrections name {sorted(said)}")
         for line, cents in self._by_line("credits").items():
             await self._check_credited(*line, cents)
         for line, cents in self._by_line("by_hand_lines").items():
@@ -192,7 +192,4 @@ class Corrections:
         lines = await self.ledger.world.list(f"/v1/invoices/{invoice}/lines")
         (billed,) = [one for one in lines if one["id"] == line]
         if cents > billed["amount"]:
-            self._complain(f"{cents} cents of {billed['amount']} on {line} are given back")
-
-    def _complain(self, wrong: str) -> None:
-        self.ledger.wrong.append(f"{self.ledger.world.now:%m-%d %H:%M} {wrong}")
+            self.ledger.complain(f"{cents} cents of {billed['amount']} on {line} are given back")

@@ -192,6 +192,9 @@ class Ledger:
     def __post_init__(self) -> None:
         self.plan_times = PlanTimes(world=self.world)
 
+    def complain(self, wrong: str) -> None:
+        self.wrong.append(f"{self.world.now:%m-%d %H:%M} {wrong}")
+
     async def record(self, customer: str, meter: str, quantity: int) -> None:
         world, kit = self.world, self.world.kit
         before = await world.do(kit.usage(customer))
@@ -238,16 +241,12 @@ class Ledger:
         included = shown["included"]
         is_less = self.plan_times.was_cut and isinstance(included, int) and included <= (wanted or 0)
         if wanted is not None and included != wanted and not is_less:
-            self.wrong.append(
-                f"{self.world.now:%m-%d %H:%M} {shown['included']} {meter} are included, not {wanted}"
-            )
+            self.complain(f"{included} {meter} are included, not {wanted}")
         price, charged = shown.get("price"), (await self._prices_of(found)).get(meter)
         if wanted is not None and price is not None and charged is not None:
             cents = Decimal(price["amount_cents"]) / price["per"]
             if cents != charged and not price.get("estimated"):
-                self.wrong.append(
-                    f"{self.world.now:%m-%d %H:%M} {meter} are shown at {cents}, and charged at {charged}"
-                )
+                self.complain(f"{meter} are shown at {cents}, and charged at {charged}")
 
     def _check_classified(
         self, customer: str, meter: str, usage: CustomerUsage, quantity: int, beyond: int
@@ -261,9 +260,8 @@ class Ledger:
         )
         left = max(0, included - paid) if isinstance(included, int) else quantity
         if usage["meters"][meter]["granted"] == 0 and beyond != max(0, quantity - left):
-            self.wrong.append(
-                f"{self.world.now:%m-%d %H:%M} of {quantity} {meter} {beyond} are overage, of {included}"
-                f" included {paid} are used"
+            self.complain(
+                f"of {quantity} {meter} {beyond} are overage, of {included} included {paid} are used"
             )
 
     async def subscription(self, customer: str) -> dict[str, Any] | None:
@@ -294,7 +292,7 @@ class Ledger:
         wanted = {name: self._price(self.catalog.plans[plan], name) for name in self.catalog.meters}
         found = await self._prices_of(await self.world.ask("GET", f"/v1/subscriptions/{subscription}"))
         if found != {name: price for name, price in wanted.items() if price is not None}:
-            self.wrong.append(f"{plan} was sold with the prices {found}, the plans file has {wanted}")
+            self.complain(f"{plan} was sold with the prices {found}, the plans file has {wanted}")
 
     async def plan_at_stripe(self) -> str | None:
         """The plan whose base price the subscription has."""

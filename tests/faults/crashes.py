@@ -213,7 +213,16 @@ class Drawn:
 
     async def end(self, kit: MeterKit) -> Ended:
         """Have all delivered; what came of it."""
-        left = await self._finish(kit)
+        self.emulator.clear_faults()
+        left: list[str] = []
+        for span_s in _REST_S:
+            self.expire_leases()
+            report = await kit.flush(everything=True, timeout_s=0)
+            left = [f"{one.quantity} of {one.customer} {one.state}: {one.why}" for one in report.undelivered]
+            left += [f"{report.left} left: {report.why}"] * bool(report.left)
+            if not left:
+                break
+            await self.wait(span_s)
         return Ended(recorded=self.recorded, billed=self._billed(), left=left)
 
     async def record(self, kit: MeterKit) -> None:
@@ -309,19 +318,6 @@ class Drawn:
         ahead_s = end_s - self.random.choice((90, 30, 0, -1)) - self.clock()
         if 0 < ahead_s < MONTH_S:
             await self.wait(ahead_s)
-
-    async def _finish(self, kit: MeterKit) -> list[str]:
-        self.emulator.clear_faults()
-        left: list[str] = []
-        for span_s in _REST_S:
-            self.expire_leases()
-            report = await kit.flush(everything=True, timeout_s=0)
-            left = [f"{one.quantity} of {one.customer} {one.state}: {one.why}" for one in report.undelivered]
-            left += [f"{report.left} left: {report.why}"] * bool(report.left)
-            if not left:
-                break
-            await self.wait(span_s)
-        return left
 
     def _billed(self) -> dict[Place, int]:
         meters, found = {event: meter for meter, event in EVENTS.items()}, dict[Place, int]()

@@ -359,8 +359,8 @@ class Life:
         return made
 
     def _complain(self, before: Terms | None, after: Terms | None, name: str, *, phases: bool = True) -> None:
-        lost = [] if before is None else before.lost(after, phases=phases)
-        self.ledger.wrong += [f"{self.world.now:%m-%d %H:%M} {name}: {one}" for one in lost]
+        for one in [] if before is None else before.lost(after, phases=phases):
+            self.ledger.complain(f"{name}: {one}")
 
     async def _check_later(self) -> None:
         """Expect the terms of before a scheduled change to hold behind it, unless an operator was at work."""

@@ -11,7 +11,6 @@ from weakref import WeakSet
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
 
 Mode = Literal["pass", "refuse", "blackhole", "drop_reply", "reset", "delay", "cut"]
 
@@ -121,8 +120,8 @@ class TcpProxy:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
         pumps = [
-            asyncio.create_task(self._pump(reader, to_server, self._pass_request)),
-            asyncio.create_task(self._pump(upstream, writer, self._pass_reply)),
+            asyncio.create_task(self._pump(reader, to_server, is_reply=False)),
+            asyncio.create_task(self._pump(upstream, writer, is_reply=True)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -134,37 +133,22 @@ class TcpProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        forward: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_reply: bool
     ) -> None:
         while chunk := await reader.read(_CHUNK):
             await self._moving.wait()
-            if not await forward(chunk, writer):
+            if not is_reply:
+                self.requests += len(chunk)
+            elif self._mode == "drop_reply" or writer in self._mute:
+                self._mute.add(writer)
+                continue
+            elif self._mode == "cut":
+                writer.write(chunk[: self._cut_after])
                 return
-            await writer.drain()
-
-    async def _pass_request(self, chunk: bytes, to_server: asyncio.StreamWriter) -> bool:
-        self.requests += len(chunk)
-        to_server.write(chunk)
-        return True
-
-    async def _pass_reply(self, chunk: bytes, to_client: asyncio.StreamWriter) -> bool:
-        if self._mode == "drop_reply":
-            self._mute.add(to_client)
-        if to_client in self._mute:
-            return True
-        match self._mode:
-            case "cut":
-                to_client.write(chunk[: self._cut_after])
-                return False
-            case "delay":
+            elif self._mode == "delay":
                 await asyncio.sleep(self._delay_s)
-            case _:
-                pass
-        to_client.write(chunk)
-        return True
+            writer.write(chunk)
+            await writer.drain()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
