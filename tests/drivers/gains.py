@@ -94,12 +94,7 @@ class Gainer:
                 path, billing_cycle_anchor="now", proration_behavior="create_prorations"
             )
         else:
-            changes: dict[str, str] = {}
-            for nth, item in enumerate(live[0]["items"]["data"]):
-                metered = "_ai_tokens" * item["price"]["id"].endswith("_ai_tokens")
-                changes[f"items[{nth}][id]"] = item["id"]
-                changes[f"items[{nth}][price]"] = f"price_{how}{metered}"
-            await self.at.stripe_change(path, **changes, proration_behavior="always_invoice")
+            await self.at.switch(live[0], how, "_ai_tokens")
 
     async def late(self, how: str) -> None:
         """The same, and the webhook comes six hours later."""

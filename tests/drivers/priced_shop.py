@@ -12,7 +12,6 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit.catalog import loads
-from meterkit.stripe.api import StripeApi
 from meterkit.testing.emulator.selling.amounts import Pricing, Tier
 
 if TYPE_CHECKING:
@@ -108,7 +107,6 @@ class Buyer:
     """A shop with a customer on a plan with seats, half of whose period is left."""
 
     shop: Shop
-    api: StripeApi
     subscription: str
 
     async def preview(self, **change: Any) -> Proration:
@@ -167,7 +165,6 @@ async def buyer(
         begun = await at.subscribed(plan=plan, seats=5)
         if scheduled:
             await at.kit.subscriptions.change_plan("acme", scheduled)
-        api = StripeApi(at.kit.settings)
         terms: dict[str, Parameter] = {}
         target = f"/v1/subscriptions/{begun.id}"
         if item:
@@ -176,17 +173,16 @@ async def buyer(
         if tax != "no tax":
             rate: dict[str, Parameter] = {"display_name": "VAT", "inclusive": tax == "tax within"}
             rate["percentage"] = "19.5"
-            made = await api.post("/v1/tax_rates", rate)
+            made = await at.post("/v1/tax_rates", rate)
             terms["tax_rates" if item else "default_tax_rates"] = [made["id"]]
         if coupon:
-            terms["discounts"] = [{"coupon": (await api.post("/v1/coupons", coupon))["id"]}]
+            terms["discounts"] = [{"coupon": (await at.post("/v1/coupons", coupon))["id"]}]
         if terms:
-            await api.post(target, terms)
+            await at.post(target, terms)
         at.clock.set(HALF)
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after), **settings) as kit:
             await kit.stripe.sync()
-            yield Buyer(shop=replace(at, kit=kit), api=api, subscription=begun.id)
-        await api.close()
+            yield Buyer(shop=replace(at, kit=kit), subscription=begun.id)
 
 
 SWITCHED_PLANS: Final = plans_text("switched_shop")
@@ -203,12 +199,4 @@ async def begin(at: Shop, plan: str = "four") -> None:
 async def switch(at: Shop, plan: str) -> None:
     """Change all prices of the subscription at Stripe, as a customer does in the portal."""
     (begun,) = await at.stripe_list("/v1/subscriptions")
-    changed: dict[str, str] = {}
-    for place, item in enumerate(begun["items"]["data"]):
-        metered = item["price"]["id"].endswith("_words")
-        changed[f"items[{place}][id]"] = item["id"]
-        if metered and plan == "none":
-            changed[f"items[{place}][deleted]"] = "true"
-        else:
-            changed[f"items[{place}][price]"] = f"price_{plan}{'_words' * metered}"
-    await at.stripe_change(f"/v1/subscriptions/{begun['id']}", **changed, proration_behavior="always_invoice")
+    await at.switch(begun, plan, "_words")

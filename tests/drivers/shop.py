@@ -78,6 +78,18 @@ class Shop:
         """Change something at Stripe past the kit, as a person does in its Dashboard."""
         await self._ask("POST", path, data=params)
 
+    async def switch(self, subscription: Mapping[str, Any], plan: str, metered: str) -> None:
+        """Change all prices at Stripe to those of a plan, or without its metered one to those of ``none``."""
+        changed: dict[str, str] = {"proration_behavior": "always_invoice"}
+        for place, item in enumerate(subscription["items"]["data"]):
+            suffix = metered * item["price"]["id"].endswith(metered)
+            changed[f"items[{place}][id]"] = item["id"]
+            if suffix and plan == "none":
+                changed[f"items[{place}][deleted]"] = "true"
+            else:
+                changed[f"items[{place}][price]"] = f"price_{plan}{suffix}"
+        await self.stripe_change(f"/v1/subscriptions/{subscription['id']}", **changed)
+
     async def stripe_delete(self, path: str) -> None:
         await self._ask("DELETE", path)
 

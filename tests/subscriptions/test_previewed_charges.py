@@ -107,7 +107,7 @@ async def test_charges_already_waiting_are_no_part_of_a_preview(store_url: str) 
             preview = await found.preview(seats=seats)
             assert await found.change(seats=seats) == preview
             waiting += preview.net_cents
-            pending = await found.api.list("/v1/invoiceitems", {"pending": True})
+            pending = await found.shop.stripe_list("/v1/invoiceitems", pending="true")
             assert sum(item["amount"] for item in pending) == waiting
         preview = await found.preview(plan="pro")
         assert await found.change(plan="pro") == preview
