@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-__all__ = ["Row", "drain", "drain_all", "insert_rows", "to_ms"]
+# What is not its own.
+__all__ = ["ROOT", "ROWS", "Database", "Head", "Root", "Row", "link_hash", "root_in", "to_ms", "verify"]
 
 
 def insert_rows(url: str, rows: Sequence[Row]) -> Sequence[Row]:
@@ -32,6 +33,3 @@ async def drain(kit: MeterKit) -> int:
 
 async def drain_all(kit: MeterKit, url: str) -> None:
     assert await Drainer(kit.store, Database(url), least_age_ms=0).drain() == 0
-
-
-__all__ = ["ROOT", "ROWS", "Database", "Head", "Root", "link_hash", "root_in", "verify"]

@@ -70,7 +70,8 @@ class HttpxClient(stripe.HTTPClient):
     name = "httpx"
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__()
+        inherited: Any = super()
+        inherited.__init__()
         self._client = httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=tls())
 
     async def request_async(

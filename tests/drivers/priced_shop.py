@@ -24,22 +24,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.testing import StripeEmulator
 
-__all__ = [
-    "CATALOG",
-    "PLANS",
-    "SWITCHED",
-    "SWITCHED_PLANS",
-    "Buyer",
-    "Pricing",
-    "Tier",
-    "begin",
-    "buyer",
-    "item_lines",
-    "metered_lines",
-    "renewed",
-    "sell",
-    "switch",
-]
+# What is not its own.
+__all__ = ["Pricing", "Tier"]
 
 PLANS: Final = plans_text("priced_shop")
 CATALOG: Final = loads(PLANS)

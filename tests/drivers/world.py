@@ -48,8 +48,6 @@ SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
 HOOK: Final = "http://app/webhooks/stripe"
 _CANCEL_AGAIN_S: Final = 0.1
 STRIPE: Final = "http://stripe.emulated"
-# What draws a pause at random draws its middle here: a story goes the same way each time.
-_JITTERS: Final = ("_jitter",)
 _LOADED: Final = (
     *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.sdk"),
     *("subscriptions.webhooks.worker", "delivery.summaries", "delivery.stripe_v1"),
@@ -385,6 +383,10 @@ async def _awaited(work: Awaitable[_T]) -> _T:
     return await work
 
 
+def _middle(least: float, most: float) -> float:
+    return (least + most) / 2
+
+
 def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     """Have all go by the loop's clock, and reach Stripe within the process."""
     memory, loop = import_module("meterkit.redis.memory"), asyncio.get_running_loop()
@@ -394,9 +396,9 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
         if name.partition(".")[0] == "meterkit":
             if getattr(module, "monotonic", None) is time.monotonic:
                 patched.setattr(module, "monotonic", loop.time)
-            for jitter in _JITTERS:
-                if hasattr(module, jitter):
-                    patched.setattr(module, jitter, lambda least, most: (least + most) / 2)
+            if hasattr(module, "_jitter"):
+                # What draws a pause at random draws its middle here: a story goes the same way each time.
+                patched.setattr(module, "_jitter", _middle)
     patched.setattr("meterkit.stripe.http.HttpClient", _InProcess)
     unpaced(patched)
     import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.

@@ -255,10 +255,14 @@ class FakeProviders:
     def _response(
         self, model: str, *, response_id: str, status: str = "completed", **more: Any
     ) -> dict[str, Any]:
-        part = {"type": "output_text", "text": "".join(WORDS), "annotations": []}
-        message = {"id": "msg_1", "type": "message", "role": "assistant", "status": status, "content": [part]}
+        part: dict[str, Any] = {"type": "output_text", "text": "".join(WORDS), "annotations": []}
+        message: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "status": status}
+        message["content"] = [part]
         is_done = status == "completed"
-        output = {"output": [message] if is_done else [], "usage": USAGE["response"] if is_done else None}
+        output: dict[str, Any] = {
+            "output": [message] if is_done else [],
+            "usage": USAGE["response"] if is_done else None,
+        }
         return {**RESPONSE, "id": response_id, "status": status, "model": model, **output, **more}
 
     async def _respond(self, request: Request) -> Response:
