@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import struct
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+import yaml
+
+from meterkit.tokens.response import ResponseReader
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meterkit.tokens.call_usage import CallUsage
 
@@ -32,19 +37,17 @@ class Recording:
         name: for the test's id.
         usage: the word that a route would declare.
         events: the pieces of the body, one to an event.
-        expected: what the whole of it amounts to.
-        aborted: what it amounts to when it breaks off after as many events as the place in the list says.
+        after: what it amounts to when it breaks off after each event; the last one: the whole.
     """
 
     name: str
     usage: str
-    content_type: str
+    content_type: str = SSE_TYPE
     events: Sequence[bytes]
-    expected: list[Figures]
-    aborted: list[list[Figures]] = field(default_factory=list[list[Figures]])
+    after: Sequence[Figures]
     provider: str
     model: str | None = None
-    response_ids: tuple[str | None, ...] = (None,)
+    response_id: str | None = None
     auto: bool = True
 
     @property
@@ -52,8 +55,8 @@ class Recording:
         return b"".join(self.events)
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"Content-Type", self.content_type.encode())]
+    def expected(self) -> list[Figures]:
+        return [self.after[-1]]
 
 
 def figures(call: CallUsage) -> Figures:
@@ -65,6 +68,41 @@ def figures(call: CallUsage) -> Figures:
         call.cache_write_tokens,
         call.reasoning_tokens,
     )
+
+
+def open_reader(
+    usage: str = "auto",
+    kind: str | None = JSON_TYPE,
+    *,
+    coding: bytes = b"",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> ResponseReader:
+    of_kind = [] if kind is None else [(b"Content-Type", kind.encode())]
+    given = [(b"X-Other", b"1"), *of_kind, (b"content-encoding", coding), *headers]
+    reader = ResponseReader.open(usage, status=200, headers=given)
+    assert reader is not None
+    return reader
+
+
+def read(*chunks: bytes, usage: str = "auto", complete: bool = True, **opened: Any) -> tuple[CallUsage, ...]:
+    """The calls that a response amounts to."""
+    reader = open_reader(usage, **opened)
+    for chunk in chunks:
+        reader.feed(chunk)
+    calls = reader.close(complete=complete)
+    assert {call.source for call in calls} != {"reported"} or reader.estimated_output_tokens == 0
+    return calls
+
+
+def cut(body: bytes, size: int) -> list[bytes]:
+    """Pieces of a body of a size each."""
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+def cut_at(body: bytes, places: Iterable[int]) -> list[bytes]:
+    """Pieces of a body, cut at any places."""
+    edges = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
+    return [body[begin:end] for begin, end in pairwise(edges)]
 
 
 def compact(value: object) -> bytes:
@@ -123,270 +161,195 @@ DONE = b"data: [DONE]\n\n"
 LIE = 'He said "usage":{"prompt_tokens":9,"completion_tokens":9,"total_tokens":18} and data: [DONE]'
 
 
-def _openai_chat() -> Recording:
-    events = [
-        sse(chat({"role": "assistant", "content": ""}, usage=None)),
-        sse(chat({"content": LIE}, usage=None)),
-        sse(chat({"content": "grüß"}, usage=None, obfuscation="xyz")),
-        sse(chat({}, finish="stop", usage=None)),
-        sse(chat(None, usage=DETAILED)),
-        DONE,
-    ]
-    return Recording(
+def from_yaml(text: str) -> list[dict[str, Any]]:
+    """Events, of which ``LIE`` is the text that misleads."""
+    events: list[dict[str, Any]] = yaml.safe_load(text.replace("LIE", json.dumps(LIE)))
+    return events
+
+
+CHAT: dict[str, Any] = {"provider": "openai", "model": "gpt-5.6", "response_id": "chatcmpl-1"}
+VLLM_LAST: Figures = ("reported", 7, 3, None, None, None)
+HEARD = chat_usage(11, 4, prompt_audio_seconds=None)
+MISTRAL_LAST: Figures = ("reported", 11, 4, None, None, None)
+CHATS = [
+    Recording(
         name="openai-chat-stream",
         usage="openai",
-        content_type=SSE_TYPE,
-        events=events,
-        expected=[DETAILED_FIGURES],
-        aborted=[[], [MISSING], [MISSING], [MISSING], [MISSING], [DETAILED_FIGURES], [DETAILED_FIGURES]],
-        provider="openai",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-    )
-
-
-def _vllm() -> Recording:
-    """Cumulative figures in every chunk: the last value counts."""
-    events = [
-        sse(chat({"role": "assistant"}, usage=chat_usage(7, 0))),
-        sse(chat({"content": "a"}, usage=chat_usage(7, 1, prompt_tokens_details=None))),
-        sse(chat({"content": "b"}, usage=chat_usage(7, 2))),
-        sse(chat({}, finish="stop", usage=chat_usage(7, 3))),
-        sse(chat(None, usage=chat_usage(7, 3))),
-        DONE,
-    ]
-    last: Figures = ("reported", 7, 3, None, None, None)
-    return Recording(
+        events=[
+            sse(chat({"role": "assistant", "content": ""}, usage=None)),
+            sse(chat({"content": LIE}, usage=None)),
+            sse(chat({"content": "grüß"}, usage=None, obfuscation="xyz")),
+            sse(chat({}, finish="stop", usage=None)),
+            sse(chat(None, usage=DETAILED)),
+            DONE,
+        ],
+        after=[*[MISSING] * 4, DETAILED_FIGURES, DETAILED_FIGURES],
+        **CHAT,
+    ),
+    # Cumulative figures in every chunk: the last value counts.
+    Recording(
         name="vllm-continuous",
         usage="openai",
-        content_type=SSE_TYPE,
-        events=events,
-        expected=[last],
-        aborted=[
-            [],
-            [("partial", 7, 0, None, None, None)],
-            [("partial", 7, 1, None, None, None)],
-            [("partial", 7, 2, None, None, None)],
-            [last],
-            [last],
-            [last],
+        events=[
+            sse(chat({"role": "assistant"}, usage=chat_usage(7, 0))),
+            sse(chat({"content": "a"}, usage=chat_usage(7, 1, prompt_tokens_details=None))),
+            sse(chat({"content": "b"}, usage=chat_usage(7, 2))),
+            sse(chat({}, finish="stop", usage=chat_usage(7, 3))),
+            sse(chat(None, usage=chat_usage(7, 3))),
+            DONE,
         ],
-        provider="openai",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-    )
-
-
-def _mistral() -> Recording:
-    events = [
-        sse(chat({"role": "assistant", "content": ""})),
-        sse(chat({"content": "Bonjour"}, finish="stop", usage=chat_usage(11, 4, prompt_audio_seconds=None))),
-        DONE,
-    ]
-    last: Figures = ("reported", 11, 4, None, None, None)
-    return Recording(
+        after=[*(("partial", 7, count, None, None, None) for count in range(3)), *[VLLM_LAST] * 3],
+        **CHAT,
+    ),
+    Recording(
         name="mistral",
         usage="mistral",
-        content_type=SSE_TYPE,
-        events=events,
-        expected=[last],
-        aborted=[[], [MISSING], [last], [last]],
-        provider="mistral_ai",
-        model="gpt-5.6",
-        response_ids=("chatcmpl-1",),
-        auto=False,
-    )
-
-
-def _responses() -> Recording:
-    def event(kind: str, usage: object) -> bytes:
-        response = {"id": "resp_1", "object": "response", "model": "gpt-5.6", "error": None, "usage": usage}
-        return sse({"type": kind, "sequence_number": 1, "response": response}, event=kind)
-
-    usage = {
-        "input_tokens": 36,
-        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
-        "output_tokens": 87,
-        "output_tokens_details": {"reasoning_tokens": 20},
-        "total_tokens": 123,
-    }
-    delta = {"type": "response.output_text.delta", "item_id": "m", "delta": "Hi", "obfuscation": "aaa"}
-    last: Figures = ("reported", 36, 87, 4, 2, 20)
-    return Recording(
-        name="openai-responses-stream",
-        usage="openai",
-        content_type=SSE_TYPE,
         events=[
-            event("response.created", None),
-            event("response.in_progress", None),
-            sse(delta, event="response.output_text.delta"),
-            event("response.completed", usage),
+            sse(chat({"role": "assistant", "content": ""})),
+            sse(chat({"content": "Bonjour"}, finish="stop", usage=HEARD)),
+            DONE,
         ],
-        expected=[last],
-        aborted=[[], [MISSING], [MISSING], [MISSING], [last]],
-        provider="openai",
-        model="gpt-5.6",
-        response_ids=("resp_1",),
-    )
+        after=[MISSING, MISTRAL_LAST, MISTRAL_LAST],
+        auto=False,
+        **CHAT | {"provider": "mistral_ai"},
+    ),
+]
+
+
+def named(events: Iterable[dict[str, Any]]) -> list[bytes]:
+    return [sse(event, event=event["type"]) for event in events]
+
+
+RESPONSES = Recording(
+    name="openai-responses-stream",
+    usage="openai",
+    events=named(
+        from_yaml("""
+- type: response.created
+  sequence_number: 1
+  response: &made {id: resp_1, object: response, model: gpt-5.6, error: null, usage: null}
+- {type: response.in_progress, sequence_number: 1, response: *made}
+- {type: response.output_text.delta, item_id: m, delta: Hi, obfuscation: aaa}
+- type: response.completed
+  sequence_number: 1
+  response:
+    {id: resp_1, object: response, model: gpt-5.6, error: null, usage: {
+      input_tokens: 36, input_tokens_details: {cached_tokens: 4, cache_write_tokens: 2},
+      output_tokens: 87, output_tokens_details: {reasoning_tokens: 20}, total_tokens: 123}}
+""")
+    ),
+    after=[*[MISSING] * 3, ("reported", 36, 87, 4, 2, 20)],
+    provider="openai",
+    model="gpt-5.6",
+    response_id="resp_1",
+)
 
 
 def document(
     name: str,
-    value: object,
+    value: dict[str, Any],
     expected: Figures,
     *,
     provider: str,
     usage: str | None = None,
-    model: str | None = None,
-    response_id: str | None = None,
-    auto: bool = True,
+    model: str = "model",
+    response_id: str = "id",
 ) -> Recording:
+    """A document that names its model and itself in these members."""
     return Recording(
         name=name,
         usage=usage or provider,
         content_type=JSON_TYPE,
         events=[json.dumps(value, indent=1).encode()],
-        expected=[expected],
-        aborted=[[], [expected]],
+        after=[expected],
         provider=provider,
-        model=model,
-        response_ids=(response_id,),
-        auto=auto,
+        model=value.get(model),
+        response_id=value.get(response_id),
     )
 
 
-def _openai_documents() -> list[Recording]:
+def completion(name: str, usage: dict[str, Any], expected: Figures) -> Recording:
     message = {"index": 0, "message": {"role": "assistant", "content": LIE}, "finish_reason": "stop"}
-    completion = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [message]}
-    xai = chat_usage(10, 5, 35, completion_tokens_details={"reasoning_tokens": 20})
-    hidden = chat_usage(3, 7, 298)
-    below = chat_usage(100, 9, 50)
+    value = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [message], "usage": usage}
+    return document(f"openai-{name}", value, expected, provider="openai")
 
-    def doc(name: str, value: dict[str, Any], expected: Figures) -> Recording:
-        return document(
-            f"openai-{name}",
-            value,
-            expected,
-            provider="openai",
-            model=value.get("model"),
-            response_id=value.get("id"),
-        )
 
-    return [
-        doc("chat", {**completion, "usage": DETAILED}, DETAILED_FIGURES),
-        doc("xai-residual", {**completion, "usage": xai}, ("reported", 10, 25, None, None, 20)),
-        doc("hidden-thinking", {**completion, "usage": hidden}, ("reported", 3, 295, None, None, 288)),
-        doc("total-below", {**completion, "usage": below}, ("reported", 100, 9, None, None, None)),
-    ]
+REASONED = chat_usage(10, 5, 35, completion_tokens_details={"reasoning_tokens": 20})
+COMPLETIONS = [
+    completion("chat", DETAILED, DETAILED_FIGURES),
+    completion("xai-residual", REASONED, ("reported", 10, 25, None, None, 20)),
+    completion("hidden-thinking", chat_usage(3, 7, 298), ("reported", 3, 295, None, None, 288)),
+    completion("total-below", chat_usage(100, 9, 50), ("reported", 100, 9, None, None, None)),
+]
+
+MESSAGE_EVENTS = from_yaml("""
+- type: message_start
+  message:
+    id: msg_1
+    type: message
+    role: assistant
+    model: claude-5
+    content: []
+    stop_reason: null
+    usage: {input_tokens: 9, cache_creation_input_tokens: 3, cache_read_input_tokens: 1, output_tokens: 1,
+            service_tier: standard}
+- {type: content_block_start, index: 0, content_block: {type: text, text: ""}}
+- {type: ping}
+- {type: content_block_delta, index: 0, delta: {type: text_delta, text: LIE}}
+- {type: message_delta, delta: {stop_reason: null}, usage: {output_tokens: 10, cache_read_input_tokens: null}}
+- type: message_delta
+  delta: {stop_reason: end_turn, stop_sequence: null}
+  usage: {input_tokens: 12, output_tokens: 16, output_tokens_details: {thinking_tokens: 5}}
+""")
+MESSAGES = from_yaml("""
+- id: msg_2
+  type: message
+  model: claude-5
+  content: [{type: text}]
+  usage: {input_tokens: 2095, cache_creation_input_tokens: null, cache_read_input_tokens: 0,
+          output_tokens: 503}
+- id: msg_2
+  type: message
+  model: claude-5
+  content: [{type: text}]
+  usage:
+    cache_creation_input_tokens: 0
+    cache_read_input_tokens: 0
+    input_tokens: 23000
+    output_tokens: 1000
+    iterations:
+      - {type: compaction, input_tokens: 180000, output_tokens: 3500,
+         cache_creation_input_tokens: 0, cache_read_input_tokens: 0}
+      - {type: message, input_tokens: 23000, output_tokens: 1000,
+         cache_creation_input_tokens: 0, cache_read_input_tokens: 0}
+""")
 
 
 def anthropic_events(wrap: Callable[[dict[str, Any]], bytes]) -> list[bytes]:
-    start: dict[str, Any] = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-5",
-        "content": [],
-        "stop_reason": None,
-        "usage": {
-            "input_tokens": 9,
-            "cache_creation_input_tokens": 3,
-            "cache_read_input_tokens": 1,
-            "output_tokens": 1,
-            "service_tier": "standard",
-        },
-    }
-    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": LIE}}
-    return [
-        wrap({"type": "message_start", "message": start}),
-        wrap({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-        wrap({"type": "ping"}),
-        wrap(text),
-        wrap(
-            {
-                "type": "message_delta",
-                "delta": {"stop_reason": None},
-                "usage": {"output_tokens": 10, "cache_read_input_tokens": None},
-            }
-        ),
-        wrap(
-            {
-                "type": "message_delta",
-                "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-                "usage": {
-                    "input_tokens": 12,
-                    "output_tokens": 16,
-                    "output_tokens_details": {"thinking_tokens": 5},
-                },
-            }
-        ),
-    ]
+    return [*map(wrap, MESSAGE_EVENTS)]
 
 
-ANTHROPIC_FIRST: Figures = ("partial", 13, 1, 1, 3, None)
-ANTHROPIC_SECOND: Figures = ("partial", 13, 10, 1, 3, None)
 ANTHROPIC_LAST: Figures = ("reported", 16, 16, 1, 3, 5)
-ANTHROPIC_ABORTED: list[list[Figures]] = [
-    [],
-    [ANTHROPIC_FIRST],
-    [ANTHROPIC_FIRST],
-    [ANTHROPIC_FIRST],
-    [ANTHROPIC_FIRST],
-    [ANTHROPIC_SECOND],
-    [ANTHROPIC_LAST],
-    [ANTHROPIC_LAST],
+ANTHROPIC_AFTER: list[Figures] = [
+    *[("partial", 13, 1, 1, 3, None)] * 4,
+    ("partial", 13, 10, 1, 3, None),
+    *[ANTHROPIC_LAST] * 2,
 ]
-
-
-def _anthropic() -> list[Recording]:
-    events = anthropic_events(lambda value: sse(value, event=value["type"]))
-    stream = Recording(
+ANTHROPIC = [
+    Recording(
         name="anthropic-stream",
         usage="anthropic",
-        content_type=SSE_TYPE,
-        events=[*events, sse({"type": "message_stop"}, event="message_stop")],
-        expected=[ANTHROPIC_LAST],
-        aborted=ANTHROPIC_ABORTED,
+        events=named([*MESSAGE_EVENTS, {"type": "message_stop"}]),
+        after=ANTHROPIC_AFTER,
         provider="anthropic",
         model="claude-5",
-        response_ids=("msg_1",),
-    )
-    message = {"id": "msg_2", "type": "message", "model": "claude-5", "content": [{"type": "text"}]}
-    usage = {
-        "input_tokens": 2095,
-        "cache_creation_input_tokens": None,
-        "cache_read_input_tokens": 0,
-        "output_tokens": 503,
-    }
-    part = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    compacted = {
-        **part,
-        "input_tokens": 23_000,
-        "output_tokens": 1_000,
-        "iterations": [
-            {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3_500, **part},
-            {"type": "message", "input_tokens": 23_000, "output_tokens": 1_000, **part},
-        ],
-    }
-    return [
-        stream,
-        document(
-            "anthropic-message",
-            {**message, "usage": usage},
-            ("reported", 2095, 503, 0, None, None),
-            provider="anthropic",
-            model="claude-5",
-            response_id="msg_2",
-        ),
-        document(
-            "anthropic-compaction",
-            {**message, "usage": compacted},
-            ("reported", 203_000, 4_500, 0, 0, None),
-            provider="anthropic",
-            model="claude-5",
-            response_id="msg_2",
-        ),
-    ]
+        response_id="msg_1",
+    ),
+    document("anthropic-message", MESSAGES[0], ("reported", 2095, 503, 0, None, None), provider="anthropic"),
+    document(
+        "anthropic-compaction", MESSAGES[1], ("reported", 203_000, 4_500, 0, 0, None), provider="anthropic"
+    ),
+]
 
 
 def gemini_chunk(text: str, finish: str | None = None, **usage: int) -> dict[str, Any]:
@@ -401,218 +364,181 @@ def gemini_chunk(text: str, finish: str | None = None, **usage: int) -> dict[str
     }
 
 
-def _gemini() -> list[Recording]:
-    chunks = [
-        gemini_chunk('"[{usageMetadata', promptTokenCount=2, totalTokenCount=12, thoughtsTokenCount=10),
-        gemini_chunk(
-            "b\\", promptTokenCount=2, candidatesTokenCount=4, totalTokenCount=16, thoughtsTokenCount=10
-        ),
-        gemini_chunk(
-            "]}",
-            "STOP",
-            promptTokenCount=1,
-            candidatesTokenCount=9,
-            totalTokenCount=20,
-            thoughtsTokenCount=10,
-            cachedContentTokenCount=1,
-        ),
-    ]
-    first: Figures = ("partial", 2, 10, None, None, 10)
-    second: Figures = ("partial", 2, 14, None, None, 10)
-    last: Figures = ("reported", 1, 19, 1, None, 10)
-    aborted: list[list[Figures]] = [[], [first], [second], [last]]
-    shared: dict[str, Any] = {
-        "usage": "gemini",
-        "expected": [last],
-        "provider": "gcp.gemini",
-        "model": "gemini-3",
-        "response_ids": ("r1",),
-    }
-    opened = [
-        b"[" + compact(chunks[0]),
-        b"\n,\r\n" + compact(chunks[1]),
-        b",\n" + compact(chunks[2]),
-        b"\n]\n",
-    ]
-    within = gemini_chunk(
-        "a", "STOP", promptTokenCount=5, candidatesTokenCount=30, thoughtsTokenCount=20, totalTokenCount=35
+def gemini_used(text: str, finish: str | None = None, **counts: int) -> dict[str, Any]:
+    return gemini_chunk(text, finish, **{f"{name}TokenCount": count for name, count in counts.items()})
+
+
+def gemini_document(name: str, value: dict[str, Any], expected: Figures) -> Recording:
+    return document(
+        f"gemini-{name}",
+        value,
+        expected,
+        usage="gemini",
+        provider="gcp.gemini",
+        model="modelVersion",
+        response_id="responseId",
     )
-    tools = gemini_chunk(
-        "a", "STOP", promptTokenCount=5, toolUsePromptTokenCount=7, candidatesTokenCount=3, totalTokenCount=15
-    )
-    thinking = gemini_chunk("", "MAX_TOKENS", promptTokenCount=5, thoughtsTokenCount=60, totalTokenCount=65)
-
-    def doc(name: str, value: object, expected: Figures) -> Recording:
-        return document(
-            f"gemini-{name}",
-            value,
-            expected,
-            usage="gemini",
-            provider="gcp.gemini",
-            model="gemini-3",
-            response_id="r1",
-        )
-
-    return [
-        Recording(
-            name="gemini-sse",
-            content_type=SSE_TYPE,
-            events=[sse(chunk, end=b"\r\n") for chunk in chunks],
-            aborted=aborted,
-            **shared,
-        ),
-        Recording(
-            name="gemini-array",
-            content_type="application/json; charset=UTF-8",
-            events=opened,
-            aborted=[*aborted, [last]],
-            **shared,
-        ),
-        doc("thoughts-within", within, ("reported", 5, 30, None, None, 20)),
-        doc("tool-prompt", tools, ("reported", 12, 3, None, None, None)),
-        doc("only-thoughts", thinking, ("reported", 5, 60, None, None, 60)),
-    ]
 
 
-def _bedrock() -> list[Recording]:
-    usage = {
-        "inputTokens": 10,
-        "outputTokens": 20,
-        "totalTokens": 330,
-        "cacheReadInputTokens": 100,
-        "cacheWriteInputTokens": 200,
-    }
-    last: Figures = ("reported", 310, 20, 100, 200, None)
-    converse = {
-        "output": {"message": {"role": "assistant", "content": [{"text": LIE}]}},
-        "stopReason": "end_turn",
-        "usage": usage,
-        "metrics": {"latencyMs": 551},
-    }
-    streamed = [
-        event_frame("messageStart", {"role": "assistant", "p": "ab"}),
-        event_frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": LIE}}),
-        event_frame("messageStop", {"stopReason": "end_turn"}),
-        event_frame("metadata", {"usage": usage, "metrics": {"latencyMs": 551}}),
-    ]
-    metrics = {"inputTokenCount": 12, "outputTokenCount": 16, "invocationLatency": 1}
-    stop = {"type": "message_stop", "amazon-bedrock-invocationMetrics": metrics}
-    llama = {"generation": "a", "stop_reason": None}
-    llama_end = {**llama, "stop_reason": "stop", "amazon-bedrock-invocationMetrics": metrics}
-    shared: dict[str, Any] = {
-        "usage": "bedrock",
-        "content_type": EVENTSTREAM_TYPE,
-        "provider": "aws.bedrock",
-    }
-    metered: Figures = ("reported", 12, 16, None, None, None)
-    return [
-        document("bedrock-converse", converse, last, provider="aws.bedrock", usage="bedrock"),
-        Recording(
-            name="bedrock-converse-stream",
-            events=streamed,
-            expected=[last],
-            aborted=[[], [MISSING], [MISSING], [MISSING], [last]],
-            **shared,
-        ),
-        Recording(
-            name="bedrock-invoke-anthropic",
-            events=[*anthropic_events(invoked), invoked(stop)],
-            expected=[ANTHROPIC_LAST],
-            aborted=ANTHROPIC_ABORTED,
-            model="claude-5",
-            response_ids=("msg_1",),
-            **shared,
-        ),
-        Recording(
-            name="bedrock-invoke-llama",
-            events=[invoked(llama), invoked(llama_end)],
-            expected=[metered],
-            aborted=[[], [MISSING], [metered]],
-            **shared,
-        ),
-    ]
-
-
-def _cohere() -> list[Recording]:
-    usage = {
-        "billed_units": {"input_tokens": 5.0, "output_tokens": 28.0},
-        "tokens": {"input_tokens": 71.0, "output_tokens": 30.0},
-        "cached_tokens": 64,
-    }
-    last: Figures = ("reported", 71, 30, 64, None, None)
-    delta = {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": LIE}}}}
-    events = [
-        sse({"type": "message-start", "id": "co1", "delta": {"message": {"role": "assistant"}}}),
-        sse(delta, event="content-delta"),
-        sse({"type": "message-end", "id": "co1", "delta": {"finish_reason": "COMPLETE", "usage": usage}}),
-    ]
-    whole = {
-        "id": "co1",
-        "finish_reason": "COMPLETE",
-        "message": {"role": "assistant", "content": [{"type": "text", "text": LIE}]},
-        "usage": usage,
-    }
-    return [
-        Recording(
-            name="cohere-stream",
-            usage="cohere",
-            content_type=SSE_TYPE,
-            events=events,
-            expected=[last],
-            aborted=[[], [MISSING], [MISSING], [last]],
-            provider="cohere",
-            response_ids=("co1",),
-        ),
-        document("cohere-chat", whole, last, provider="cohere", response_id="co1"),
-    ]
-
-
-def _ollama() -> list[Recording]:
-    def line(**extra: Any) -> dict[str, Any]:
-        return {"model": "llama4", "created_at": "2026-11-20T08:00:00Z", **extra}
-
-    end = line(message={"role": "assistant", "content": ""}, done=True, prompt_eval_count=26, eval_count=298)
-    last: Figures = ("reported", 26, 298, None, None, None)
-    unknown = line(response="x", done=True, eval_count=12)
-    embed = line(embeddings=[[0.1]], prompt_eval_count=8)
-    return [
-        Recording(
-            name="ollama-stream",
-            usage="ollama",
-            content_type=NDJSON_TYPE,
-            events=[
-                compact(line(message={"role": "assistant", "content": LIE}, done=False)) + b"\n",
-                compact(line(message={"role": "assistant", "content": "x"}, done=False)) + b"\r\n",
-                compact(end) + b"\n",
-            ],
-            expected=[last],
-            aborted=[[], [MISSING], [MISSING], [last]],
-            provider="ollama",
-            model="llama4",
-        ),
-        document("ollama-chat", end, last, provider="ollama", model="llama4"),
-        document(
-            "ollama-prompt-unknown",
-            unknown,
-            ("reported", None, 12, None, None, None),
-            provider="ollama",
-            model="llama4",
-        ),
-        document(
-            "ollama-embed", embed, ("reported", 8, 0, None, None, None), provider="ollama", model="llama4"
-        ),
-    ]
-
-
-RECORDINGS: list[Recording] = [
-    _openai_chat(),
-    _vllm(),
-    _mistral(),
-    _responses(),
-    *_openai_documents(),
-    *_anthropic(),
-    *_gemini(),
-    *_bedrock(),
-    *_cohere(),
-    *_ollama(),
+GEMINI_CHUNKS = [
+    gemini_used('"[{usageMetadata', prompt=2, total=12, thoughts=10),
+    gemini_used("b\\", prompt=2, candidates=4, total=16, thoughts=10),
+    gemini_used("]}", "STOP", prompt=1, candidates=9, total=20, thoughts=10, cachedContent=1),
 ]
+GEMINI_AFTER: list[Figures] = [
+    ("partial", 2, 10, None, None, 10),
+    ("partial", 2, 14, None, None, 10),
+    ("reported", 1, 19, 1, None, 10),
+]
+GEMINI_STREAM: dict[str, Any] = {
+    "usage": "gemini",
+    "provider": "gcp.gemini",
+    "model": "gemini-3",
+    "response_id": "r1",
+}
+GEMINI = [
+    Recording(
+        name="gemini-sse",
+        events=[sse(chunk, end=b"\r\n") for chunk in GEMINI_CHUNKS],
+        after=GEMINI_AFTER,
+        **GEMINI_STREAM,
+    ),
+    Recording(
+        name="gemini-array",
+        content_type="application/json; charset=UTF-8",
+        events=[
+            b"[" + compact(GEMINI_CHUNKS[0]),
+            b"\n,\r\n" + compact(GEMINI_CHUNKS[1]),
+            b",\n" + compact(GEMINI_CHUNKS[2]),
+            b"\n]\n",
+        ],
+        after=[*GEMINI_AFTER, GEMINI_AFTER[-1]],
+        **GEMINI_STREAM,
+    ),
+    gemini_document(
+        "thoughts-within",
+        gemini_used("a", "STOP", prompt=5, candidates=30, thoughts=20, total=35),
+        ("reported", 5, 30, None, None, 20),
+    ),
+    gemini_document(
+        "tool-prompt",
+        gemini_used("a", "STOP", prompt=5, toolUsePrompt=7, candidates=3, total=15),
+        ("reported", 12, 3, None, None, None),
+    ),
+    gemini_document(
+        "only-thoughts",
+        gemini_used("", "MAX_TOKENS", prompt=5, thoughts=60, total=65),
+        ("reported", 5, 60, None, None, 60),
+    ),
+]
+
+CONVERSED, CONVERSED_END = from_yaml("""
+- output: {message: {role: assistant, content: [{text: LIE}]}}
+  stopReason: end_turn
+  usage: &used {inputTokens: 10, outputTokens: 20, totalTokens: 330, cacheReadInputTokens: 100,
+                cacheWriteInputTokens: 200}
+  metrics: &took {latencyMs: 551}
+- {usage: *used, metrics: *took}
+""")
+INVOCATION = {"inputTokenCount": 12, "outputTokenCount": 16, "invocationLatency": 1}
+METRICS = {"amazon-bedrock-invocationMetrics": INVOCATION}
+CONVERSED_FIGURES: Figures = ("reported", 310, 20, 100, 200, None)
+FRAMED: dict[str, Any] = {"usage": "bedrock", "content_type": EVENTSTREAM_TYPE, "provider": "aws.bedrock"}
+BEDROCK = [
+    document("bedrock-converse", CONVERSED, CONVERSED_FIGURES, provider="aws.bedrock", usage="bedrock"),
+    Recording(
+        name="bedrock-converse-stream",
+        events=[
+            event_frame("messageStart", {"role": "assistant", "p": "ab"}),
+            event_frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": LIE}}),
+            event_frame("messageStop", {"stopReason": "end_turn"}),
+            event_frame("metadata", CONVERSED_END),
+        ],
+        after=[*[MISSING] * 3, CONVERSED_FIGURES],
+        **FRAMED,
+    ),
+    Recording(
+        name="bedrock-invoke-anthropic",
+        events=[*map(invoked, [*MESSAGE_EVENTS, {"type": "message_stop", **METRICS}])],
+        after=ANTHROPIC_AFTER,
+        model="claude-5",
+        response_id="msg_1",
+        **FRAMED,
+    ),
+    Recording(
+        name="bedrock-invoke-llama",
+        events=[
+            invoked({"generation": "a", "stop_reason": None}),
+            invoked({"generation": "a", "stop_reason": "stop", **METRICS}),
+        ],
+        after=[MISSING, ("reported", 12, 16, None, None, None)],
+        **FRAMED,
+    ),
+]
+
+*COHERE_EVENTS, COHERE_DOCUMENT = from_yaml("""
+- {type: message-start, id: co1, delta: {message: {role: assistant}}}
+- {type: content-delta, index: 0, delta: {message: {content: {text: LIE}}}}
+- type: message-end
+  id: co1
+  delta:
+    finish_reason: COMPLETE
+    usage: &used {billed_units: {input_tokens: 5.0, output_tokens: 28.0},
+                  tokens: {input_tokens: 71.0, output_tokens: 30.0}, cached_tokens: 64}
+- id: co1
+  finish_reason: COMPLETE
+  message: {role: assistant, content: [{type: text, text: LIE}]}
+  usage: *used
+""")
+COHERE_FIGURES: Figures = ("reported", 71, 30, 64, None, None)
+COHERE = [
+    Recording(
+        name="cohere-stream",
+        usage="cohere",
+        events=[sse(COHERE_EVENTS[0]), *named(COHERE_EVENTS[1:2]), sse(COHERE_EVENTS[2])],
+        after=[MISSING, MISSING, COHERE_FIGURES],
+        provider="cohere",
+        response_id="co1",
+    ),
+    document("cohere-chat", COHERE_DOCUMENT, COHERE_FIGURES, provider="cohere"),
+]
+
+
+def ollama(**extra: Any) -> dict[str, Any]:
+    return {"model": "llama4", "created_at": "2026-11-20T08:00:00Z", **extra}
+
+
+OLLAMA_END = ollama(
+    message={"role": "assistant", "content": ""}, done=True, prompt_eval_count=26, eval_count=298
+)
+OLLAMA_FIGURES: Figures = ("reported", 26, 298, None, None, None)
+OLLAMA = [
+    Recording(
+        name="ollama-stream",
+        usage="ollama",
+        content_type=NDJSON_TYPE,
+        events=[
+            compact(ollama(message={"role": "assistant", "content": LIE}, done=False)) + b"\n",
+            compact(ollama(message={"role": "assistant", "content": "x"}, done=False)) + b"\r\n",
+            compact(OLLAMA_END) + b"\n",
+        ],
+        after=[MISSING, MISSING, OLLAMA_FIGURES],
+        provider="ollama",
+        model="llama4",
+    ),
+    document("ollama-chat", OLLAMA_END, OLLAMA_FIGURES, provider="ollama"),
+    document(
+        "ollama-prompt-unknown",
+        ollama(response="x", done=True, eval_count=12),
+        ("reported", None, 12, None, None, None),
+        provider="ollama",
+    ),
+    document(
+        "ollama-embed",
+        ollama(embeddings=[[0.1]], prompt_eval_count=8),
+        ("reported", 8, 0, None, None, None),
+        provider="ollama",
+    ),
+]
+
+RECORDINGS = [*CHATS, RESPONSES, *COMPLETIONS, *ANTHROPIC, *GEMINI, *BEDROCK, *COHERE, *OLLAMA]

@@ -8,9 +8,7 @@ import json
 import re
 import struct
 import tracemalloc
-from functools import partial
 from importlib import import_module
-from itertools import pairwise
 from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
@@ -29,21 +27,23 @@ from meterkit.tokens.framing.sse import Sse, Takers
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, Place, text_bytes
 from meterkit.tokens.repeated_events import Repeats
-from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     LIE,
+    SSE_TYPE,
     compact,
+    cut,
+    cut_at,
     figures,
     frame,
     invoked,
+    open_reader,
+    read,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from meterkit.tokens.call_usage import CallUsage
 
 
 class Pieces:
@@ -91,9 +91,9 @@ def sse_events(*chunks: bytes, wanted: Callable[[bytes], bool] = any_of_them) ->
     ],
 )
 def test_events_are_found_whatever_the_line_ends_and_cuts(stream: bytes, expected: list[bytes]) -> None:
-    for cut in range(len(stream) + 1):
-        assert expected == sse_events(stream[:cut], stream[cut:]), cut
-    assert expected == sse_events(*(stream[at : at + 1] for at in range(len(stream))))
+    for at in range(len(stream) + 1):
+        assert expected == sse_events(stream[:at], stream[at:]), at
+    assert expected == sse_events(*cut(stream, 1))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_event_beyond_the_bound_is_read_as_is_the_next(size: int, step: int) 
     large = b"data: ".ljust(size // 2, b"x") + b"\nevent: noise\n:\ndata:" + b"y" * (size // 2)
     stream = b"data: a\n\n" + large + b"\n\ndata: b\n\n"
     expected = b"x" * (size // 2 - 6) + b"\n" + b"y" * (size // 2)
-    found = sse_events(*(stream[at : at + step] for at in range(0, len(stream), step)))
+    found = sse_events(*cut(stream, step))
     if len(large) > EVENT_BYTES_MAX:
         found[1] = found[1].replace(b"\n\n\n", b"\n")  # Blanks between two lines say nothing.
     assert [b"a", expected, b"b"] == found
@@ -120,8 +120,8 @@ def test_an_event_beyond_the_bound_is_read_as_is_the_next(size: int, step: int) 
 )
 def test_events_that_one_line_end_parts_are_told_apart(stream: bytes, expected: list[bytes]) -> None:
     """F-40: some servers leave the blank line out; no JSON value goes on behind such an end."""
-    for cut in range(len(stream) + 1):
-        assert expected == sse_events(stream[:cut], stream[cut:]), cut
+    for at in range(len(stream) + 1):
+        assert expected == sse_events(stream[:at], stream[at:]), at
 
 
 def items(*chunks: bytes) -> list[bytes]:
@@ -142,9 +142,9 @@ def items(*chunks: bytes) -> list[bytes]:
     ],
 )
 def test_items_of_an_array_are_found_whatever_the_cuts(array: bytes, expected: list[bytes]) -> None:
-    for cut in range(len(array) + 1):
-        assert expected == items(array[:cut], array[cut:]), cut
-    assert expected == items(*(array[at : at + 1] for at in range(len(array))))
+    for at in range(len(array) + 1):
+        assert expected == items(array[:at], array[at:]), at
+    assert expected == items(*cut(array, 1))
 
 
 class Frames:
@@ -165,9 +165,9 @@ class Frames:
 
 def test_frames_are_found_whatever_the_cuts() -> None:
     stream = frame(b"one", event_type="a") + frame(b"") + frame(b"two", event_type="b", message_type="event")
-    for cut in range(len(stream) + 1):
+    for at in range(len(stream) + 1):
         frames = Frames()
-        assert [("a", b"one"), ("", b""), ("b", b"two")] == frames.feed(stream[:cut], stream[cut:]), cut
+        assert [("a", b"one"), ("", b""), ("b", b"two")] == frames.feed(stream[:at], stream[at:]), at
         assert not frames.parser.corrupt
 
 
@@ -209,7 +209,7 @@ def test_a_frame_beyond_the_bound_is_read_as_is_the_next(step: int, corrupt: boo
     large[-6] ^= corrupt
     stream = bytes(large) + frame(b"two", event_type="b")
     frames = Frames()
-    assert [("b", b"two")] == frames.feed(*(stream[at : at + step] for at in range(0, len(stream), step)))
+    assert [("b", b"two")] == frames.feed(*cut(stream, step))
     assert corrupt == frames.parser.corrupt
     assert corrupt or frames.large == [b"x" * 500_000]
 
@@ -254,10 +254,9 @@ def kept(value: Any, place: Place = ROOT) -> Any:
 def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]:
     """The kept part of a body, the bytes of text in it, and whether it came to its end."""
     found: list[tuple[Any, int]] = []
-    reader = LargeJson(partial(taking, found), nothing)
-    places = [0, *sorted(cut % (len(body) + 1) for cut in cuts or ()), len(body)]
-    for begin, end in pairwise(places):
-        drain(reader.feed(body[begin:end]))
+    reader = LargeJson(lambda said, measured: found.append((said, measured)), lambda: None)
+    for piece in cut_at(body, cuts or ()):
+        drain(reader.feed(piece))
     ended = bool(found)
     measured = reader.text_bytes
     reader.end()
@@ -350,31 +349,14 @@ def test_cuts_change_nothing_however_malformed_the_rest_is(body: str, cuts: list
     assert skimmed(whole) == skimmed(whole, [*range(len(whole))])
 
 
-def taking(taken: list[Any], said: Any, measured: int) -> None:
-    taken.append((said, measured))
-
-
-def nothing() -> None:
-    """Ignore the end."""
-
-
-def read(body: bytes, step: int) -> tuple[CallUsage, ...]:
-    headers = [(b"content-type", EVENTSTREAM_TYPE.encode())]
-    reader = ResponseReader.open("bedrock", status=200, headers=headers)
-    assert reader is not None
-    for at in range(0, len(body), step):
-        reader.feed(body[at : at + step])
-    return reader.close(complete=True)
-
-
 @pytest.mark.parametrize("step", [1 << 30, 5_003])
 def test_frames_with_encoded_answers_of_any_size_are_read(step: int) -> None:
     usage = {"input_tokens": 3, "output_tokens": 4}
     body = invoked({"type": "message", "content": [], "padding": HUGE, "usage": usage})
-    (call,) = read(body, step)
+    (call,) = read(*cut(body, step), usage="bedrock", kind=EVENTSTREAM_TYPE)
     assert ("reported", 3, 4) == figures(call)[:3]
     junk = frame(b'{"bytes": "' + b"!" * 90_000 + b'"}', event_type="chunk", message_type="event")
-    (call,) = read(junk + body, step)
+    (call,) = read(*cut(junk + body, step), usage="bedrock", kind=EVENTSTREAM_TYPE)
     assert ("reported", 3, 4) == figures(call)[:3]
 
 
@@ -407,14 +389,12 @@ def test_a_reader_keeps_no_more_than_64_kib(name: str, kind: str) -> None:
     """F-30: of one that goes on for megabytes, whatever it says."""
     pieces = ENDLESS[name]
     begin = b"data: " if kind == "text/event-stream" else b""
-    headers = [(b"content-type", kind.encode())]
-    readers = [ResponseReader.open("openai", status=200, headers=headers) for _ in range(2)]
+    readers = [open_reader("openai", kind) for _ in range(2)]
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for piece in [begin, *pieces]:
             for reader in readers:
-                assert reader is not None
                 reader.feed(piece)
         assert (tracemalloc.get_traced_memory()[0] - before) / len(readers) <= STREAM_BYTES_MAX
     finally:
@@ -434,7 +414,6 @@ def test_no_expression_has_a_possessive_group() -> None:
 # Events that repeat one another are measured without being parsed, to the byte as if they were.
 
 
-SSE = [(b"content-type", b"text/event-stream")]
 texts = st.text(max_size=12) | st.sampled_from(
     ["", " a", "é", "日本", '"', "\\", "\n", "\x7f", "\u2028", "x" * 40]
 )
@@ -466,16 +445,11 @@ def dumped(body: Any, *, ascii_only: bool) -> bytes:
     return b"data: " + said.encode("utf-8", "surrogatepass") + b"\n\n"
 
 
-def repeats_nothing(_repeats: Repeats, _event: bytes) -> None:
-    """Never a repeat."""
-
-
 def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(Repeats, "measure", repeats_nothing)
-        reader = ResponseReader.open("auto", status=200, headers=SSE)
-        assert reader is not None
+            patch.setattr(Repeats, "measure", lambda _repeats, _event: None)
+        reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []
         for event in events:
             reader.feed(event)
@@ -504,10 +478,9 @@ openai_events = (
 )
 def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[bytes], cuts: list[int]) -> None:
     body = b"".join(events)
-    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
-    chunks = [body[begin:end] for begin, end in pairwise(edges)]
-    assert repeats_read(chunks, plainly=False)[0][-1:] == repeats_read(chunks, plainly=True)[0][-1:]
-    assert repeats_read(chunks, plainly=False)[1] == repeats_read(chunks, plainly=True)[1]
+    chunks = cut_at(body, cuts)
+    (quick, quick_calls), (plain, plain_calls) = (repeats_read(chunks, plainly=how) for how in (False, True))
+    assert (quick[-1:], quick_calls) == (plain[-1:], plain_calls)
 
 
 @few_examples(30)

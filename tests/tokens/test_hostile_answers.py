@@ -8,7 +8,6 @@ import gzip
 import json
 import sys
 import tracemalloc
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +34,11 @@ from tokens.recordings import (
     SSE_TYPE,
     chat,
     chat_usage,
+    cut,
+    cut_at,
     figures,
+    open_reader,
+    read,
     sse,
 )
 
@@ -45,8 +48,8 @@ if TYPE_CHECKING:
 # Content codings: what comes out of them, how much at most, and what is made of those that stay closed.
 
 
-BY_NAME = {recording.name: recording for recording in RECORDINGS}
 NAMES = ("openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat")
+BY_NAME = {recording.name: recording for recording in RECORDINGS}
 
 
 def opened(coding: bytes) -> Decoding:
@@ -55,17 +58,11 @@ def opened(coding: bytes) -> Decoding:
     return decoding
 
 
-def read(
-    *chunks: bytes,
-    usage: str = "openai",
-    kind: str = JSON_TYPE,
-    coding: bytes = b"",
-    complete: bool = True,
-    asked: bool = True,
+def estimated(
+    *chunks: bytes, usage: str = "openai", complete: bool = True, asked: bool = True, **opened: Any
 ) -> tuple[tuple[CallUsage, ...], int]:
-    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
-    reader = ResponseReader.open(usage, status=200, headers=headers)
-    assert reader is not None
+    """Calls, and the tokens that the text is taken for."""
+    reader = open_reader(usage, **opened)
     for chunk in chunks:
         reader.feed(chunk)
     return reader.close(complete=complete, asked=lambda: asked), reader.estimated_output_tokens
@@ -80,11 +77,10 @@ def test_compressed_and_cut_anywhere_it_amounts_to_the_same(
         hide(monkeypatch, *HIDDEN.get(coding, ()))
     recording = BY_NAME[name]
     body, header = pack(recording.body, coding)
-    for cut in range(0, len(body) + 1, 3):
-        calls, _ = read(
-            body[:cut], body[cut:], usage=recording.usage, kind=recording.content_type, coding=header
-        )
-        assert recording.expected == [figures(call) for call in calls], cut
+    opened: Any = {"usage": recording.usage, "kind": recording.content_type, "coding": header}
+    for at in range(0, len(body) + 1, 3):
+        calls = read(body[:at], body[at:], **opened)
+        assert recording.expected == [figures(call) for call in calls], at
 
 
 @pytest.mark.parametrize(("fallback", "coding", "step"), pairs([False, True], [*PACKERS], [1 << 20, 1_000]))
@@ -98,8 +94,8 @@ def test_no_more_than_the_bound_is_decoded_in_small_pieces(
     seen = 0
     tracemalloc.start()
     try:
-        for at in range(0, len(bomb), max(step, len(bomb) // 1_000)):
-            for piece in decoding.feed(bomb[at : at + max(step, len(bomb) // 1_000)]):
+        for chunk in cut(bomb, max(step, len(bomb) // 1_000)):
+            for piece in decoding.feed(chunk):
                 seen += len(piece)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -111,7 +107,7 @@ def test_no_more_than_the_bound_is_decoded_in_small_pieces(
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 def test_damage_is_said(coding: str) -> None:
-    (call,), _ = read(b"\x28\xb5\x1f\x8bno such data, whatever it says", coding=coding.encode())
+    (call,) = read(b"\x28\xb5\x1f\x8bno such data, whatever it says", usage="openai", coding=coding.encode())
     assert ("missing", ("corrupt",)) == (call.source, call.notes)
 
 
@@ -120,11 +116,12 @@ def test_a_cut_compressed_stream_is_read_as_far_as_it_came(coding: str) -> None:
     """F-36: a client that hangs up in the middle of a compressed stream."""
     events = [sse(chat({"content": f"{n} {n * n} words, "})) for n in range(2_000)]
     body, header = pack(b"".join(events), coding)
-    (call,), estimated = read(body[: len(body) * 3 // 4], kind=SSE_TYPE, coding=header, complete=False)
+    torn = body[: len(body) * 3 // 4]
+    (call,), found = estimated(torn, kind=SSE_TYPE, coding=header, complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
     written = sum(len(f"{n} {n * n} words, ") for n in range(2_000)) // 4
     # br is packed here in blocks of many KiB: each is all or nothing.
-    assert (0 if coding == "br" else written // 3) < estimated <= written
+    assert (0 if coding == "br" else written // 3) < found <= written
 
 
 @pytest.mark.parametrize(
@@ -141,12 +138,12 @@ def test_a_coding_that_stays_closed_is_estimated_by_its_bytes(
 ) -> None:
     """F-36."""
     hide(monkeypatch, *BR, *ZSTD)
-    (call,), estimated = read(b"\x8b" * size, kind=kind, coding=coding.encode())
-    assert ("missing", ("encoding",), expected) == (call.source, call.notes, estimated)
+    opened: Any = {"kind": kind, "coding": coding.encode()}
+    (call,), found = estimated(b"\x8b" * size, **opened)
+    assert ("missing", ("encoding",), expected) == (call.source, call.notes, found)
     # Where anything may come, the request has to tell.
-    (call,), estimated = read(b"\x8b" * size, usage="auto", kind=kind, coding=coding.encode())
-    assert expected == estimated
-    assert () == read(b"\x8b" * size, usage="auto", kind=kind, coding=coding.encode(), asked=False)[0]
+    assert expected == estimated(b"\x8b" * size, usage="auto", **opened)[1]
+    assert () == estimated(b"\x8b" * size, usage="auto", asked=False, **opened)[0]
 
 
 @pytest.mark.parametrize(("coding", "fallback"), pairs([*PACKERS], [False, True]))
@@ -193,31 +190,6 @@ def test_packages_that_are_absent_are_looked_for_once(coding: bytes, monkeypatch
     assert asked == absent.asked
 
 
-def open_reader(
-    usage: str = "auto", kind: str | None = JSON_TYPE, coding: str | None = None, status: int = 200
-) -> ResponseReader | None:
-    headers: list[tuple[bytes, bytes]] = [(b"X-Other", b"1")]
-    if kind is not None:
-        headers.append((b"Content-Type", kind.encode()))
-    if coding is not None:
-        headers.append((b"content-encoding", coding.encode()))
-    return ResponseReader.open(usage, status=status, headers=headers)
-
-
-def lies_read(
-    *chunks: bytes,
-    usage: str = "auto",
-    kind: str | None = JSON_TYPE,
-    coding: str | None = None,
-    complete: bool = True,
-) -> list[CallUsage]:
-    reader = open_reader(usage, kind, coding)
-    assert reader is not None
-    for chunk in chunks:
-        reader.feed(chunk)
-    return list(reader.close(complete=complete))
-
-
 def document(usage: object) -> bytes:
     return json.dumps({"id": "c", "object": "chat.completion", "choices": [], "usage": usage}).encode()
 
@@ -243,40 +215,35 @@ FOREIGN: list[Any] = [
 @pytest.mark.parametrize("value", FOREIGN)
 def test_what_only_looks_like_usage_counts_nothing(value: Any) -> None:
     body = json.dumps(value).encode()
-    assert [] == lies_read(body)
-    assert [] == lies_read((b"data: " + body + b"\n\n") * 12, kind=SSE_TYPE)
-    assert [] == lies_read((body + b"\n") * 12, kind=NDJSON_TYPE)
+    assert () == read(body)
+    assert () == read((b"data: " + body + b"\n\n") * 12, kind=SSE_TYPE)
+    assert () == read((body + b"\n") * 12, kind=NDJSON_TYPE)
 
 
 @pytest.mark.parametrize("name", ["openai", "gemini", "ollama"])
 def test_a_declared_api_that_says_nothing_is_missing(name: str) -> None:
-    (call,) = lies_read(b'{"answer": 42}', usage=name)
+    (call,) = read(b'{"answer": 42}', usage=name)
     assert ("missing", ("no_usage",)) == (call.source, call.notes)
-    (call,) = lies_read(b'{"answer": ', usage=name, complete=False)
+    (call,) = read(b'{"answer": ', usage=name, complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
-    (call,) = lies_read(b"<html>", usage=name)
+    (call,) = read(b"<html>", usage=name)
     assert ("missing", ("unreadable",)) == (call.source, call.notes)
 
 
 def test_an_empty_answer_is_not_missing() -> None:
-    assert [] == lies_read(usage="openai")
-    assert [] == lies_read(b"", usage="openai", complete=False)
+    assert () == read(usage="openai")
+    assert () == read(b"", usage="openai", complete=False)
 
 
 def test_a_stream_of_a_language_model_without_usage_is_missing() -> None:
-    (call,) = lies_read(sse(chat({"content": "x"})), sse(chat({}, finish="stop")), kind=SSE_TYPE)
-    assert ("missing", ("not_asked",), "openai", "gpt-5.6", "chatcmpl-1") == (
-        call.source,
-        call.notes,
-        call.provider,
-        call.model,
-        call.response_id,
-    )
+    (call,) = read(sse(chat({"content": "x"})), sse(chat({}, finish="stop")), kind=SSE_TYPE)
+    assert (call.source, call.notes, call.response_id) == ("missing", ("not_asked",), "chatcmpl-1")
+    assert (call.provider, call.model) == ("openai", "gpt-5.6")
 
 
 def test_several_members_of_gzip_are_one_body() -> None:
     body = document(chat_usage(3, 4))
-    (call,) = lies_read(gzip.compress(body[:30]) + gzip.compress(body[30:]) + b"\0\0", coding="gzip")
+    (call,) = read(gzip.compress(body[:30]) + gzip.compress(body[30:]) + b"\0\0", coding=b"gzip")
     assert ("reported", 3, 4) == figures(call)[:3]
 
 
@@ -298,7 +265,8 @@ def test_several_members_of_gzip_are_one_body() -> None:
 def test_only_what_can_be_read_has_a_reader(
     usage: str, kind: str | None, status: int, readable: bool
 ) -> None:
-    assert readable == (open_reader(usage, kind, status=status) is not None)
+    headers = [(b"X-Other", b"1"), *([(b"Content-Type", kind.encode())] if kind else [])]
+    assert readable == (ResponseReader.open(usage, status=status, headers=headers) is not None)
 
 
 @pytest.mark.parametrize(
@@ -311,9 +279,9 @@ def test_only_what_can_be_read_has_a_reader(
     ],
 )
 def test_without_a_content_type_the_first_byte_decides(body: bytes) -> None:
-    for cut in range(len(body) + 1):
-        (call,) = lies_read(body[:cut], body[cut:], usage="openai", kind=None)
-        assert ("reported", 3, 4) == figures(call)[:3], cut
+    for at in range(len(body) + 1):
+        (call,) = read(body[:at], body[at:], usage="openai", kind=None)
+        assert ("reported", 3, 4) == figures(call)[:3], at
 
 
 quietly = few_examples(30)
@@ -362,17 +330,14 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 EVENTS = st.dictionaries(st.sampled_from(FUZZ_NAMES), VALUES, max_size=6)
 
 
-def chunks_of(body: bytes, cuts: list[int]) -> list[bytes]:
-    places = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
-    return [body[begin:end] for begin, end in pairwise(places)]
-
-
-def fuzz_read(usage: str, kind: str, chunks: list[bytes], *, complete: bool, coding: bytes = b"") -> Any:
+def fuzz_read(
+    usage: str, kind: str, body: bytes, cuts: list[int], *, complete: bool, coding: bytes = b""
+) -> Any:
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reader = ResponseReader.open(usage, status=200, headers=headers)
     if reader is None:
         return None
-    for chunk in chunks:
+    for chunk in cut_at(body, cuts):
         reader.feed(chunk)
     return reader.close(complete=complete), reader.output_bytes_seen, reader.estimated_output_tokens
 
@@ -409,8 +374,8 @@ def body_of(kind: str, events: list[Any]) -> bytes:
 def test_no_bytes_make_it_raise_nor_do_cuts_matter(
     usage: str, kind: str, body: bytes, cuts: list[int], coding: bytes, complete: bool
 ) -> None:
-    whole = fuzz_read(usage, kind, [body], complete=complete, coding=coding)
-    pieces = fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete, coding=coding)
+    whole = fuzz_read(usage, kind, body, [], complete=complete, coding=coding)
+    pieces = fuzz_read(usage, kind, body, cuts, complete=complete, coding=coding)
     if whole is not None and any("corrupt" in call.notes for call in whole[0]) and coding:
         # How much of it comes out before a coding breaks is up to the decompressor; what follows the end of
         # br in a piece of its own is not looked at.
@@ -433,9 +398,9 @@ def test_of_dense_and_large_events_neither_do_cuts_matter(
     usage: str, kind: str, event: Any, items: list[Any], number: int, cuts: list[int], complete: bool
 ) -> None:
     body = body_of(kind, [{**event, "choices": items * number}, event])
-    whole = fuzz_read(usage, kind, [body], complete=complete)
+    whole = fuzz_read(usage, kind, body, [], complete=complete)
     check(whole[0])
-    assert whole == fuzz_read(usage, kind, chunks_of(body, cuts), complete=complete)
+    assert whole == fuzz_read(usage, kind, body, cuts, complete=complete)
 
 
 @quietly
@@ -459,10 +424,9 @@ def test_no_request_makes_the_estimates_raise(value: Any, field: str) -> None:
         assert 1 <= asked.answers() <= QUANTITY_MAX
 
 
-def read_fields(kind: str, chunks: list[bytes], coding: bytes = b"") -> dict[str, int]:
-    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+def read_fields(kind: str, chunks: list[bytes]) -> dict[str, int]:
     fields = {"words": ("usage.input_tokens", "model"), "more": ("tokens",)}
-    reader = FieldsReader.open(fields, status=200, headers=headers)
+    reader = FieldsReader.open(fields, status=200, headers=[(b"content-type", kind.encode())])
     assert reader is not None
     for chunk in chunks:
         drain(reader.read(chunk))
@@ -484,4 +448,4 @@ def test_line_ends_and_cuts_do_not_change_fields(
 ) -> None:
     body = body_of(kind, events)
     other = body.replace(b"\n", end) if kind == SSE_TYPE else body
-    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(other, cuts))
+    assert read_fields(kind, [body]) == read_fields(kind, cut_at(other, cuts))

@@ -22,7 +22,6 @@ from meterkit.tokens.charging import Charges
 from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
 from meterkit.tokens.json_values import table
 from meterkit.tokens.objects import calls_of
-from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 from tokens.corpus_rows import AT, ROWS, WIRED, Row
 from tokens.recordings import (
@@ -34,10 +33,13 @@ from tokens.recordings import (
     Recording,
     chat,
     compact,
+    cut,
     event_frame,
     figures,
     gemini_chunk,
     invoked,
+    open_reader,
+    read,
     sse,
 )
 
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
-STREAMS = [recording for recording in RECORDINGS if recording.aborted]
 WORDS = ("declared", "auto")
 
 
@@ -56,74 +57,52 @@ def word(recording: Recording, how: str) -> str:
     return recording.usage if how == "declared" else "auto"
 
 
-def read(
-    recording: Recording,
-    *chunks: bytes,
-    usage: str,
-    complete: bool = True,
-    coding: bytes | None = None,
-) -> tuple[CallUsage, ...]:
-    headers = list(recording.headers)
-    if coding is not None:
-        headers.append((b"content-encoding", coding))
-    reader = ResponseReader.open(usage, status=200, headers=headers)
-    assert reader is not None
-    for chunk in chunks:
-        reader.feed(chunk)
-    return reader.close(complete=complete)
-
-
 @pytest.mark.parametrize(("name", "how"), pairs([*BY_NAME], [*WORDS]))
 def test_a_whole_response_amounts_to_its_figures(name: str, how: str) -> None:
     recording = BY_NAME[name]
-    calls = read(recording, recording.body, usage=word(recording, how))
-    assert recording.expected == [figures(call) for call in calls]
-    assert [recording.provider] * len(calls) == [call.provider for call in calls]
-    assert [recording.model] * len(calls) == [call.model for call in calls]
-    assert recording.response_ids == tuple(call.response_id for call in calls)
+    (call,) = read(recording.body, usage=word(recording, how), kind=recording.content_type)
+    assert figures(call) == recording.after[-1]
+    assert (call.provider, call.model) == (recording.provider, recording.model)
+    assert call.response_id == recording.response_id
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_byte_by_byte_it_amounts_to_the_same(name: str) -> None:
-    recording = BY_NAME[name]
-    body = recording.body
-    pieces = [body[at : at + 1] for at in range(len(body))]
-    assert read(recording, body, usage="auto") == read(recording, *pieces, usage="auto")
+    body, kind = BY_NAME[name].body, BY_NAME[name].content_type
+    assert read(body, kind=kind) == read(*cut(body, 1), kind=kind)
 
 
-@pytest.mark.parametrize(("name", "how"), pairs([recording.name for recording in STREAMS], [*WORDS]))
+@pytest.mark.parametrize(("name", "how"), pairs([*BY_NAME], [*WORDS]))
 def test_broken_off_after_an_event_it_amounts_to_that(name: str, how: str) -> None:
     recording = BY_NAME[name]
-    usage = word(recording, how)
-    assert len(recording.events) + 1 == len(recording.aborted)
-    for count, expected in enumerate(recording.aborted):
-        calls = read(recording, *recording.events[:count], usage=usage, complete=False)
-        assert expected == [figures(call) for call in calls], count
+    opened: Any = {"usage": word(recording, how), "kind": recording.content_type, "complete": False}
+    assert read(**opened) == ()
+    for count, expected in enumerate(recording.after, 1):
+        (call,) = read(*recording.events[:count], **opened)
+        assert figures(call) == expected, count
+    assert count == len(recording.events)
 
 
-@pytest.mark.parametrize("name", [recording.name for recording in STREAMS])
+@pytest.mark.parametrize("name", BY_NAME)
 def test_broken_off_within_an_event_the_one_before_counts(name: str) -> None:
     recording = BY_NAME[name]
     for count, event in enumerate(recording.events):
         torn = event[: len(event) // 2]
-        calls = read(recording, *recording.events[:count], torn, usage=recording.usage, complete=False)
+        opened: Any = {"usage": recording.usage, "kind": recording.content_type, "complete": False}
+        (call,) = read(*recording.events[:count], torn, **opened)
         # With nothing but a torn event, it is certain only that there was an answer.
-        expected = recording.aborted[count] or [MISSING]
-        assert expected == [figures(call) for call in calls], count
+        assert figures(call) == (recording.after[count - 1] if count else MISSING), count
 
 
 def test_a_residual_is_remarked_on() -> None:
-    noted = {
-        name: call.notes
-        for name in ("openai-xai-residual", "openai-hidden-thinking", "openai-total-below", "openai-chat")
-        for call in read(BY_NAME[name], BY_NAME[name].body, usage="openai")
-    }
-    assert {
-        "openai-xai-residual": ("residual",),
-        "openai-hidden-thinking": ("residual",),
-        "openai-total-below": (),
-        "openai-chat": (),
-    } == noted
+    for name, notes in (
+        ("xai-residual", ("residual",)),
+        ("hidden-thinking", ("residual",)),
+        ("total-below", ()),
+        ("chat", ()),
+    ):
+        (call,) = read(BY_NAME[f"openai-{name}"].body, usage="openai")
+        assert call.notes == notes
 
 
 # F-210 to F-218: each payload of the corpus is read in units and priced, however it comes.
@@ -140,8 +119,7 @@ def named(kind: str) -> list[str]:
 def corpus_read(
     row: Row, *chunks: bytes, word: str | None = None, complete: bool = True
 ) -> Sequence[CallUsage]:
-    reader = ResponseReader.open(word or row.usage, status=200, headers=row.response_headers)
-    assert reader is not None
+    reader = open_reader(word or row.usage, row.content_type, headers=row.response_headers[1:])
     for chunk in chunks:
         reader.feed(chunk)
     return reader.close(complete=complete)
@@ -262,6 +240,8 @@ def test_messages_of_a_websocket_amount_to_units_and_price(name: str, how: str) 
 TEXT = "Grüße, 世界"
 BYTES = len(TEXT.encode())
 IMAGE = "A" * 9_000
+URL = {"type": "image_url", "image_url": {"url": f"data:{IMAGE}"}}
+WAV = {"inlineData": {"mimeType": "audio/wav", "data": IMAGE}}
 
 
 @pytest.mark.parametrize(
@@ -274,20 +254,8 @@ IMAGE = "A" * 9_000
         ({"input": TEXT, "instructions": TEXT}, 2, 0),
         ({"contents": [{"role": "user", "parts": [{"text": TEXT}]}]}, 1, 0),
         ({"messages": [{"content": [{"type": "tool_result", "content": TEXT, "tool_use_id": "t"}]}]}, 1, 0),
-        (
-            {"messages": [{"content": [{"type": "image_url", "image_url": {"url": f"data:{IMAGE}"}}]}]},
-            0,
-            MEDIA_PART_TOKENS,
-        ),
-        (
-            {
-                "contents": [
-                    {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": IMAGE}}, {"text": TEXT}]}
-                ]
-            },
-            1,
-            MEDIA_PART_TOKENS,
-        ),
+        ({"messages": [{"content": [URL]}]}, 0, MEDIA_PART_TOKENS),
+        ({"contents": [{"parts": [WAV, {"text": TEXT}]}]}, 1, MEDIA_PART_TOKENS),
         ({"messages": [{"content": TEXT, "images": [IMAGE, IMAGE]}]}, 1, 2 * MEDIA_PART_TOKENS),
         ({"model": TEXT, "user": TEXT, "metadata": {"a": TEXT}}, 0, 0),
         ({}, 0, 0),
@@ -308,57 +276,37 @@ def test_a_body_beyond_the_bound_is_taken_for_media() -> None:
     assert 9 * MEDIA_PART_TOKENS == estimate_input(b"x" * (BODY_BYTES_MAX + 1))
 
 
-ESTIMATE_STREAMS = {
+TEXT_DELTA = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}}
+JSON_DELTA = {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}
+OUTPUT_DELTA = {"type": "response.output_text.delta", "delta": TEXT, "obfuscation": IMAGE}
+COHERE_DELTA = {"type": "content-delta", "delta": {"message": {"content": {"text": TEXT}}}}
+TOOL_CALL = {"tool_calls": [{"index": 0, "function": {"arguments": TEXT}}]}
+CANDIDATES = {"candidates": gemini_chunk(TEXT)["candidates"]}
+OLLAMA = {"model": "m", "created_at": "t", "done": False}
+OLLAMA_EVENTS = [{**OLLAMA, "message": {"content": TEXT}}, {**OLLAMA, "response": TEXT}]
+ESTIMATE_STREAMS: dict[str, tuple[str, list[bytes]]] = {
     "openai": (SSE_TYPE, [sse(chat({"content": TEXT})), sse(chat({"reasoning_content": TEXT}))]),
-    "openai tools": (
-        SSE_TYPE,
-        [
-            sse(chat({"tool_calls": [{"index": 0, "function": {"arguments": TEXT}}]})),
-            sse(chat({"content": TEXT}, obfuscation=IMAGE)),
-        ],
-    ),
-    "responses": (
-        SSE_TYPE,
-        [sse({"type": "response.output_text.delta", "delta": TEXT, "obfuscation": IMAGE})] * 2,
-    ),
-    "anthropic": (
-        SSE_TYPE,
-        [
-            sse({"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}}),
-            sse({"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}),
-        ],
-    ),
-    "gemini": (SSE_TYPE, [sse({k: v}) for k, v in gemini_chunk(TEXT).items() if k == "candidates"] * 2),
+    "openai tools": (SSE_TYPE, [sse(chat(TOOL_CALL)), sse(chat({"content": TEXT}, obfuscation=IMAGE))]),
+    "responses": (SSE_TYPE, [sse(OUTPUT_DELTA)] * 2),
+    "anthropic": (SSE_TYPE, [sse(TEXT_DELTA), sse(JSON_DELTA)]),
+    "gemini": (SSE_TYPE, [sse(CANDIDATES)] * 2),
     "bedrock": (EVENTSTREAM_TYPE, [event_frame("contentBlockDelta", {"delta": {"text": TEXT}})] * 2),
-    "bedrock invoke": (
-        EVENTSTREAM_TYPE,
-        [invoked({"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}})] * 2,
-    ),
-    "cohere": (
-        SSE_TYPE,
-        [sse({"type": "content-delta", "delta": {"message": {"content": {"text": TEXT}}}})] * 2,
-    ),
+    "bedrock invoke": (EVENTSTREAM_TYPE, [invoked(TEXT_DELTA)] * 2),
+    "cohere": (SSE_TYPE, [sse(COHERE_DELTA)] * 2),
     "ollama": (
         NDJSON_TYPE,
         [
-            compact({"model": "m", "created_at": "t", "done": False, "message": {"content": TEXT}}) + b"\n",
-            compact({"model": "m", "created_at": "t", "done": False, "response": TEXT}) + b"\n",
+            compact({**OLLAMA, **said}) + b"\n"
+            for said in ({"message": {"content": TEXT}}, {"response": TEXT})
         ],
     ),
 }
 
 
-def open_reader(kind: str, *, usage: str = "auto") -> ResponseReader:
-    headers = [(b"content-type", kind.encode())]
-    reader = ResponseReader.open(usage, status=200, headers=headers)
-    assert reader is not None
-    return reader
-
-
 @pytest.mark.parametrize("name", ESTIMATE_STREAMS)
 def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
     kind, events = ESTIMATE_STREAMS[name]
-    reader = open_reader(kind)
+    reader = open_reader(kind=kind)
     for event in events * 10:
         reader.feed(event)
     assert 20 * BYTES == reader.output_bytes_seen
@@ -368,16 +316,14 @@ def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
 
 
 def test_the_text_of_a_torn_document_is_estimated() -> None:
-    reader = open_reader("application/json")
+    reader = open_reader()
     reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh i')
     (call,) = reader.close(complete=False)
     assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
 
 
 def test_a_torn_document_that_may_be_anything_is_nothing() -> None:
-    reader = open_reader("application/json")
-    reader.feed(b'{"items": [{"text": "abc')
-    assert () == reader.close(complete=False)
+    assert read(b'{"items": [{"text": "abc', complete=False) == ()
 
 
 TOLD = CallUsage(source="reported", input_tokens=5, output_tokens=6, model="m", response_id="1")
@@ -399,8 +345,8 @@ NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
 def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
     calls: tuple[CallUsage, ...], output_tokens: int, expected: list[tuple[str, int, int]]
 ) -> None:
-    cut = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
-    assert expected == [figures(call)[:3] for call in cut]
+    whole = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
+    assert expected == [figures(call)[:3] for call in whole]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +368,7 @@ def test_a_request_is_estimated_by_what_is_known_of_it(head: bytes, size: int | 
 
 
 def test_the_text_of_a_foreign_stream_is_not_estimated() -> None:
-    reader = open_reader(SSE_TYPE)
+    reader = open_reader(kind=SSE_TYPE)
     for _ in range(20):
         reader.feed(sse({"message": {"content": TEXT}}))
     assert 0 == reader.estimated_output_tokens

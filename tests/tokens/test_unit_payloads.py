@@ -12,37 +12,22 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+import yaml
 
 from drivers.sampled import pairs
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.charging import Charges
 from meterkit.tokens.objects import calls_of
-from meterkit.tokens.response import ResponseReader
-from tokens.openai_payloads import (
-    PAINTED,
-    TRANSCRIBED,
-    answer,
-    response,
-)
-from tokens.openai_payloads import (
-    PAYLOADS as OPENAI_PAYLOADS,
-)
-from tokens.recordings import (
-    EVENTSTREAM_TYPE,
-    JSON_TYPE,
-    SSE_TYPE,
-    compact,
-    figures,
-    invoked,
-    sse,
-)
+from tokens import openai_payloads
+from tokens.corpus_rows import amount
+from tokens.openai_payloads import PAINTED, TRANSCRIBED, answer, response
+from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, SSE_TYPE, compact, cut, figures, invoked, read, sse
 from tokens.unit_payloads import FLASH, HAIKU, OPUS, PAYLOADS, generated, iteration, message, split, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.tokens.call_usage import CallUsage
-    from tokens.unit_payloads import Payload
 
 # Each unit of the price table that a provider reports is read, and priced as the provider charges it.
 
@@ -51,46 +36,29 @@ AT = datetime(2026, 11, 24, tzinfo=UTC)
 BLOCK = {"type": "text", "text": "x" * 200}
 
 
-def read(
-    body: bytes,
-    usage: str = "auto",
-    kind: str = JSON_TYPE,
-    *,
-    size: int = 1 << 20,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-    complete: bool = True,
-) -> tuple[CallUsage, ...]:
-    all_headers = [(b"content-type", kind.encode()), *headers]
-    reader = ResponseReader.open(usage, status=200, headers=all_headers)
-    assert reader is not None
-    for at in range(0, len(body), size):
-        reader.feed(body[at : at + size])
-    calls = reader.close(complete=complete)
-    assert not any(call.source == "reported" for call in calls) or reader.estimated_output_tokens == 0
-    return calls
-
-
-def check(calls: tuple[CallUsage, ...], payload: Payload) -> None:
-    assert len(calls) == len(payload.calls)
-    for call, expected in zip(calls, payload.calls, strict=True):
-        assert call.units == expected.units
-        assert dict(call.context) == expected.context
-        assert (call.model, call.provider) == (expected.model, payload.provider)
+def check(calls: Sequence[CallUsage], payload: dict[str, Any]) -> None:
+    assert len(calls) == len(payload["calls"])
+    for call, expected in zip(calls, payload["calls"], strict=True):
+        assert (call.units, dict(call.context)) == (expected["units"], expected.get("context", {}))
+        assert (call.model, call.provider) == (expected.get("model"), payload["provider"])
         assert call.source == "reported"
-        priced = replace(call, model=expected.model or expected.priced_as)
-        assert priced.cost(AT) == expected.micros
+        priced = replace(call, model=call.model or expected["priced_as"])
+        assert priced.cost(AT) == amount(expected["price"])
 
 
-payloads = pytest.mark.parametrize("payload", PAYLOADS, ids=[payload.name for payload in PAYLOADS])
+def declared(word: str, how: str) -> str:
+    return word if how == "declared" else "auto"
 
 
-@payloads
 @pytest.mark.parametrize("how", ["declared", "auto", "object"])
-def test_a_document_amounts_to_its_units_and_their_price(payload: Payload, how: str) -> None:
-    if how == "object":
-        check(calls_of(payload.value), payload)
-    else:
-        check(read(compact(payload.value), payload.usage if how == "declared" else "auto"), payload)
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_a_document_amounts_to_its_units_and_their_price(name: str, how: str) -> None:
+    payload = PAYLOADS[name]
+    value = payload["value"]
+    check(
+        calls_of(value) if how == "object" else read(compact(value), usage=declared(payload["usage"], how)),
+        payload,
+    )
 
 
 def large(value: dict[str, Any]) -> dict[str, Any]:
@@ -103,19 +71,15 @@ def large(value: dict[str, Any]) -> dict[str, Any]:
         (candidate,) = value["candidates"]
         parts = {"parts": [{"text": "x" * 200}] * 400}
         padded["candidates"] = [{**candidate, "content": parts}]
-    return {"id": None, "padding": [{"n": [n]} for n in range(10_000)], **padded} | value_of_id(value)
+    return {"id": None, "padding": [{"n": [n]} for n in range(10_000)], **padded}
 
 
-def value_of_id(value: dict[str, Any]) -> dict[str, Any]:
-    return {"id": value["id"]} if "id" in value else {}
-
-
-@pytest.mark.parametrize(("nth", "how"), pairs(range(len(PAYLOADS)), ["declared", "auto"]))
-def test_a_large_document_amounts_to_the_same(nth: int, how: str) -> None:
-    payload = PAYLOADS[nth]
-    body = compact(large(payload.value))
+@pytest.mark.parametrize(("name", "how"), pairs([*PAYLOADS], ["declared", "auto"]))
+def test_a_large_document_amounts_to_the_same(name: str, how: str) -> None:
+    payload = PAYLOADS[name]
+    body = compact(large(payload["value"]))
     assert len(body) > 1 << 16
-    check(read(body, payload.usage if how == "declared" else "auto", size=16_000), payload)
+    check(read(*cut(body, 16_000), usage=declared(payload["usage"], how)), payload)
 
 
 def event(value: Any) -> bytes:
@@ -138,7 +102,7 @@ def streamed(
     *events: dict[str, Any], kind: str, complete: bool = True
 ) -> list[tuple[str | None, dict[str, int]]]:
     body = b"".join(map(invoked if kind == EVENTSTREAM_TYPE else event, events))
-    calls = read(body, "auto", kind, complete=complete)
+    calls = read(body, kind=kind, complete=complete)
     provider = "aws.bedrock" if kind == EVENTSTREAM_TYPE else "anthropic"
     assert {(call.source, call.provider) for call in calls} == {("reported", provider)}
     return [(call.model, call.units) for call in calls]
@@ -180,67 +144,45 @@ def test_an_advisor_in_a_stream_is_a_call_of_its_own_once(kind: str, complete: b
 
 
 METRICS = {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 10, "outputTokenCount": 3}}
-LLAMA: list[dict[str, Any]] = [
-    {"generation": "a", "prompt_token_count": 10, "generation_token_count": 1, "stop_reason": None},
-    {"generation": "b", "prompt_token_count": None, "generation_token_count": 2, "stop_reason": None},
-    {"generation": "", "prompt_token_count": None, "generation_token_count": 3, "stop_reason": "stop"},
-]
-TITAN: list[dict[str, Any]] = [
-    {"outputText": "a", "index": 0, "completionReason": None, "inputTextTokenCount": 10},
-    {
-        "outputText": "b",
-        "totalOutputTextTokenCount": 3,
-        "completionReason": "FINISH",
-        "inputTextTokenCount": None,
-    },
-]
-SPOKEN: list[dict[str, Any]] = [
-    {"type": "transcription.text.delta", "text": "Four."},
-    {
-        "type": "transcription.done",
-        "model": "voxtral-mini-2602",
-        "text": "Four.",
-        "usage": {"prompt_audio_seconds": 4, "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
-    },
-]
-CHATTED = [
-    {"event_type": "text-generation", "text": "Four."},
-    {
-        "event_type": "stream-end",
-        "response": {
-            "generation_id": "g1",
-            "text": "Four.",
-            "meta": {"billed_units": {"input_tokens": 10.0, "output_tokens": 3.0}},
-        },
-    },
-]
+LLAMA, TITAN, SPOKEN, CHATTED = yaml.safe_load_all("""
+- {generation: a, prompt_token_count: 10, generation_token_count: 1, stop_reason: null}
+- {generation: b, prompt_token_count: null, generation_token_count: 2, stop_reason: null}
+- {generation: "", prompt_token_count: null, generation_token_count: 3, stop_reason: stop}
+---
+- {outputText: a, index: 0, completionReason: null, inputTextTokenCount: 10}
+- {outputText: b, totalOutputTextTokenCount: 3, completionReason: FINISH, inputTextTokenCount: null}
+---
+- {type: transcription.text.delta, text: Four.}
+- type: transcription.done
+  model: voxtral-mini-2602
+  text: Four.
+  usage: {prompt_audio_seconds: 4, prompt_tokens: 10, completion_tokens: 3, total_tokens: 13}
+---
+- {event_type: text-generation, text: Four.}
+- event_type: stream-end
+  response: {generation_id: g1, text: Four., meta: {billed_units: {input_tokens: 10.0, output_tokens: 3.0}}}
+""")
+
+
+def framed(*values: dict[str, Any]) -> bytes:
+    return b"".join(map(invoked, [*values[:-1], {**values[-1], **METRICS}]))
+
+
+SOUND = {"audio_seconds": 4, "input_audio_seconds": 4}
 STREAMS: dict[str, tuple[str, str, bytes, dict[str, int]]] = {
     "Llama": ("bedrock", SSE_TYPE, b"".join(map(sse, LLAMA)), {}),
-    "Llama in frames": (
-        *("bedrock", EVENTSTREAM_TYPE),
-        b"".join(map(invoked, [*LLAMA[:-1], {**LLAMA[-1], **METRICS}])),
-        {},
-    ),
+    "Llama in frames": ("bedrock", EVENTSTREAM_TYPE, framed(*LLAMA), {}),
     "Titan": ("bedrock", SSE_TYPE, b"".join(map(sse, TITAN)), {}),
-    "Titan in frames": (
-        *("bedrock", EVENTSTREAM_TYPE),
-        b"".join(map(invoked, [TITAN[0], {**TITAN[1], **METRICS}])),
-        {},
-    ),
+    "Titan in frames": ("bedrock", EVENTSTREAM_TYPE, framed(*TITAN), {}),
     "Chat v1 of Cohere": ("cohere", "application/stream+json", b"\n".join(map(compact, CHATTED)), {}),
-    "a transcription of Mistral's": (
-        "mistral",
-        SSE_TYPE,
-        b"".join(map(event, SPOKEN)),
-        {"audio_seconds": 4, "input_audio_seconds": 4},
-    ),
+    "a transcription of Mistral's": ("mistral", SSE_TYPE, b"".join(map(event, SPOKEN)), SOUND),
 }
 
 
 @pytest.mark.parametrize(("name", "how"), pairs([*STREAMS], ["declared", "auto"]))
 def test_a_stream_of_another_shape_amounts_to_its_last_figures(name: str, how: str) -> None:
     usage, kind, body, more = STREAMS[name]
-    (call,) = read(body, usage if how == "declared" else "auto", kind, size=40)
+    (call,) = read(*cut(body, 40), usage=declared(usage, how), kind=kind)
     assert (call.source, call.units) == ("reported", {"input_tokens": 10, "output_tokens": 3, **more})
 
 
@@ -258,7 +200,7 @@ COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("name", "how"), pairs([*COUNTED], ["declared", "auto"]))
 def test_an_endpoint_that_only_counts_tokens_misses_nothing(name: str, how: str) -> None:
     usage, value = COUNTED[name]
-    assert read(compact(value), usage if how == "declared" else "auto") == ()
+    assert read(compact(value), usage=declared(usage, how)) == ()
 
 
 BAD: list[Any] = [-1, "5", 1.5, 10**15, True, {}]
@@ -267,36 +209,22 @@ BAD: list[Any] = [-1, "5", 1.5, 10**15, True, {}]
 @pytest.mark.parametrize("bad", BAD, ids=map(repr, BAD))
 def test_figures_that_cannot_be_right_leave_the_others_alone(bad: Any) -> None:
     wrote = {"cache_creation": {"ephemeral_1h_input_tokens": bad, "ephemeral_5m_input_tokens": 3}}
-    said = message(
-        HAIKU,
-        {
-            "input_tokens": 10,
-            "output_tokens": 5,
-            **wrote,
-            "server_tool_use": {"web_search_requests": bad},
-            "iterations": [iteration("advisor_message", bad, 2, model=OPUS), bad],
-            "speed": bad,
-        },
-    )
-    call, advisor = read(compact(said), "auto")
-    assert {unit: call.units[unit] for unit in ("input_tokens", "output_tokens")} == {
-        "input_tokens": 13,
-        "output_tokens": 5,
-    }
+    advised = {"iterations": [iteration("advisor_message", bad, 2, model=OPUS), bad], "speed": bad}
+    usage = {"input_tokens": 10, "output_tokens": 5, "server_tool_use": {"web_search_requests": bad}}
+    call, advisor = read(compact(message(HAIKU, {**usage, **wrote, **advised})))
+    assert (call.units["input_tokens"], call.units["output_tokens"]) == (13, 5)
     assert "refused" in call.notes
     assert (advisor.units["output_tokens"], "refused" in advisor.notes) == (2, True)
     details = [{"modality": "AUDIO", "tokenCount": bad}, {"modality": bad, "tokenCount": 1}, bad]
     usage = {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 12}
-    (call,) = read(compact(generated(FLASH, {**usage, "promptTokensDetails": details})), "auto")
+    (call,) = read(compact(generated(FLASH, {**usage, "promptTokensDetails": details})))
     assert call.units == {"input_tokens": 10, "output_tokens": 2}
     assert call.notes == ("refused",)
 
 
 def test_parts_of_a_whole_that_is_too_large_are_left_out_with_it() -> None:
-    said = message(
-        HAIKU, {"input_tokens": 1, "output_tokens": 5, "cache_creation": written(10**15 - 1, 10**15 - 1)}
-    )
-    (call,) = read(compact(said), "auto")
+    wrote = {"cache_creation": written(10**15 - 1, 10**15 - 1)}
+    (call,) = read(compact(message(HAIKU, {"input_tokens": 1, "output_tokens": 5, **wrote})))
     assert (call.units, call.notes) == ({"output_tokens": 5}, ("refused",))
 
 
@@ -309,7 +237,7 @@ def test_a_hundred_thousand_details_take_no_figures_away(how: str) -> None:
         "totalTokenCount": 100_002,
     }
     value = generated(FLASH, usage)
-    (call,) = read(compact(value), "auto") if how == "wire" else calls_of(value)
+    (call,) = read(compact(value)) if how == "wire" else calls_of(value)
     assert (call.input_tokens, call.output_tokens) == (100_000, 2)
 
 
@@ -322,26 +250,20 @@ def answers(*prompts: int) -> list[dict[str, Any]]:
 
 
 INLINED = [*answers(100, 300), {"error": {"code": 13, "message": "no"}}]
+HOLDER = {"inlinedResponses": {"inlinedResponses": INLINED}}
 BATCHES: dict[str, dict[str, Any]] = {
-    "operation": {
-        "name": "batches/b1",
-        "done": True,
-        "metadata": {"state": "BATCH_STATE_SUCCEEDED"},
-        "response": {"inlinedResponses": {"inlinedResponses": INLINED}},
-    },
-    "batch": {"name": "batches/b1", "output": {"inlinedResponses": {"inlinedResponses": INLINED}}},
-    "SDK": {"name": "batches/b1", "state": "JOB_STATE_SUCCEEDED", "dest": {"inlined_responses": INLINED}},
+    "operation": {"done": True, "metadata": {"state": "BATCH_STATE_SUCCEEDED"}, "response": HOLDER},
+    "batch": {"output": HOLDER},
+    "SDK": {"state": "JOB_STATE_SUCCEEDED", "dest": {"inlined_responses": INLINED}},
 }
 
 
 @pytest.mark.parametrize(("name", "how"), pairs([*BATCHES], ["gemini", "auto", "object"]))
 def test_each_response_of_a_batch_is_a_call_at_batch_price(name: str, how: str) -> None:
-    value = BATCHES[name]
-    calls = calls_of(value) if how == "object" else read(compact(value), how)
-    assert [(call.response_id, call.outlives) for call in calls] == [
-        ("batches/b1/0", True),
-        ("batches/b1/1", True),
-    ]
+    value = {"name": "batches/b1", **BATCHES[name]}
+    calls = calls_of(value) if how == "object" else read(compact(value), usage=how)
+    assert [call.response_id for call in calls] == ["batches/b1/0", "batches/b1/1"]
+    assert all(call.outlives for call in calls)
     assert {call.context for call in calls} == {(("processing", "batch"),)}
     # 100 and 300 of 0.15, and 10 of 1.25: half of 0.3 and 2.5.
     assert [call.cost(AT) for call in calls] == [Fraction(275, 10), Fraction(575, 10)]
@@ -350,16 +272,10 @@ def test_each_response_of_a_batch_is_a_call_at_batch_price(name: str, how: str) 
 def test_a_batch_of_embeddings_counts_their_tokens() -> None:
     found = [{"response": {"embedding": {"values": [0.1]}, "token_count": count}} for count in (3, 4)]
     calls = calls_of({"name": "batches/b1", "dest": {"inlined_embed_content_responses": found}})
-    assert [call.units for call in calls] == [
-        {"input_tokens": 3, "output_tokens": 0},
-        {"input_tokens": 4, "output_tokens": 0},
-    ]
+    assert [call.units for call in calls] == [{"input_tokens": n, "output_tokens": 0} for n in (3, 4)]
 
 
 # F-210, F-212, F-213, F-215, F-216: OpenAI-shaped answers are read whole, in the price table's units.
-
-
-WORDS: Final = ("auto", "openai", "mistral")
 
 
 def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
@@ -368,17 +284,16 @@ def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
     return sum((charges.of(replace(call, model=call.model or asked), AT) for call in calls), Fraction(0))
 
 
-@pytest.mark.parametrize(("name", "word"), pairs([*OPENAI_PAYLOADS], WORDS))
+@pytest.mark.parametrize(("name", "word"), pairs([*openai_payloads.PAYLOADS], ["auto", "openai", "mistral"]))
 def test_an_answer_costs_by_units_what_its_provider_asks(name: str, word: str) -> None:
-    payload = OPENAI_PAYLOADS[name]
-    calls = read(payload.body, word, SSE_TYPE if payload.is_stream else JSON_TYPE, size=300)
+    payload = openai_payloads.PAYLOADS[name]
+    calls = read(*cut(payload.body, 300), usage=word, kind=SSE_TYPE if payload.is_stream else JSON_TYPE)
     assert [dict(call.details) for call in calls] == payload.units
     assert tuple(call.model for call in calls) == payload.models
     of_shape = "mistral_ai" if word == "mistral" and payload.provider == "openai" else payload.provider
     assert {call.provider for call in calls} == {of_shape}
     assert all(call.source == "reported" for call in calls)
-    if payload.micros is not None:
-        assert charged(calls, payload.asked) == payload.micros
+    assert charged(calls, payload.asked) == payload.micros
 
 
 def test_what_an_image_tool_used_is_a_call_of_its_own() -> None:
@@ -423,13 +338,11 @@ def test_a_transcription_amid_an_answer_is_a_call_of_its_own() -> None:
         {"type": "response.done", "response": done},
         {**TRANSCRIBED, "item_id": "item_2", "usage": {"type": "duration", "seconds": 2}},
     ]
-    calls = read(b"".join(map(sse, events)), "auto", SSE_TYPE)
-    assert [(call.response_id, call.model) for call in calls] == [
-        ("item_1", None),
-        ("resp_1", None),
-        ("item_2", None),
+    calls = read(*map(sse, events), kind=SSE_TYPE)
+    assert [(call.response_id, call.output_tokens) for call in calls] == [
+        *(("item_1", 20), ("resp_1", 5), ("item_2", None)),
     ]
-    assert [call.output_tokens for call in calls] == [20, 5, None]
+    assert {call.model for call in calls} == {None}
     assert calls[2].details == {"audio_seconds": 2, "input_audio_seconds": 2}
 
 
@@ -442,10 +355,7 @@ def test_parts_larger_than_their_wholes_are_cut_and_noted() -> None:
     assert charged([call], "") == 40 + 240
 
 
-@pytest.mark.parametrize(
-    "cost",
-    [-0.01, "0.1", True, math.nan, 10**9 + 1, 10**400, {"total_cost": -1}],
-)
+@pytest.mark.parametrize("cost", [-0.01, "0.1", True, math.nan, 10**9 + 1, 10**400, {"total_cost": -1}])
 def test_an_amount_that_cannot_be_one_is_refused(cost: object) -> None:
     body = json.dumps({**answer("gpt-5", 10, 5, cost=cost), "provider": "Google"}).encode()
     (call,) = read(body)
@@ -479,39 +389,40 @@ def test_the_amount_of_a_gateway_covers_tools_too(reports: dict[str, Any], micro
 @pytest.mark.parametrize("seconds", [-1, "5", math.nan, 10**16])
 def test_a_duration_that_cannot_be_one_is_refused(seconds: object) -> None:
     body = json.dumps({"text": "x", "usage": {"type": "duration", "seconds": seconds}}).encode()
-    (call,) = read(body, "openai")
+    (call,) = read(body, usage="openai")
     assert (call.source, call.notes, dict(call.details)) == ("missing", ("refused",), {})
 
 
 @pytest.mark.parametrize(
     ("holder", "context"),
     [
-        ({"service_tier": "flex"}, (("service_tier", "flex"),)),
+        ({"service_tier": "flex"}, {"service_tier": "flex"}),
         (
             {"service_tier": "priority", "object": "batch", "id": "b"},
-            (("processing", "batch"), ("service_tier", "priority")),
+            {"processing": "batch", "service_tier": "priority"},
         ),
-        ({"service_tier": "default"}, ()),
-        ({"service_tier": ["flex"]}, ()),
+        ({"service_tier": "default"}, {}),
+        ({"service_tier": ["flex"]}, {}),
     ],
 )
-def test_a_call_was_processed_as_its_answer_says(
-    holder: dict[str, Any], context: tuple[tuple[str, str], ...]
-) -> None:
+def test_a_call_was_processed_as_its_answer_says(holder: dict[str, Any], context: dict[str, str]) -> None:
     (call,) = read(compact({**response(), **holder}))
-    assert call.context == context
+    assert call.context == (*context.items(),)
 
 
-NO_ANSWERS: Final[list[dict[str, Any]]] = [
-    {"success": True, "result": {"usage": {"input_tokens": 10, "output_tokens": 5}}},
-    {"answers": [{"type": "essay"}], "usage": {"input_tokens": 10, "output_tokens": 5}},
-    {"pages": [{}], "usage": {"input_tokens": 10, "output_tokens": 5}},
-    {"text": 5, "usage": {"type": "duration", "seconds": 4}},
-    {"tool_usage": {"image_gen": {"input_tokens": 10, "output_tokens": 5}}},
-]
+USED_SMALL: Final = {"input_tokens": 10, "output_tokens": 5}
 
 
-@pytest.mark.parametrize("said", NO_ANSWERS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"success": True, "result": {"usage": USED_SMALL}},
+        {"answers": [{"type": "essay"}], "usage": USED_SMALL},
+        {"pages": [{}], "usage": USED_SMALL},
+        {"text": 5, "usage": {"type": "duration", "seconds": 4}},
+        {"tool_usage": {"image_gen": USED_SMALL}},
+    ],
+)
 def test_what_is_no_models_answer_counts_nothing_under_auto(said: dict[str, Any]) -> None:
     assert read(compact(said)) == ()
 
@@ -519,44 +430,29 @@ def test_what_is_no_models_answer_counts_nothing_under_auto(said: dict[str, Any]
 # F-135: shapes of usage that counted nothing, or twice.
 
 
-RANKS = [{"index": 0, "relevance_score": 0.9}]
-INTERACTION: dict[str, Any] = {
-    "id": "int_1",
-    "status": "completed",
-    "model": "gemini-3",
-    "outputs": [{"type": "text", "text": "ok"}],
-    "usage": {
-        "total_input_tokens": 100,
-        "total_output_tokens": 20,
-        "total_thought_tokens": 30,
-        "total_cached_tokens": 64,
-        "total_tool_use_tokens": 7,
-        "total_tokens": 157,
-    },
-}
+INTERACTION, CONVERSED = yaml.safe_load_all("""
+id: int_1
+status: completed
+model: gemini-3
+outputs: [{type: text, text: ok}]
+usage: {total_input_tokens: 100, total_output_tokens: 20, total_thought_tokens: 30, total_cached_tokens: 64,
+        total_tool_use_tokens: 7, total_tokens: 157}
+---
+object: conversation.response
+conversation_id: conv_1
+outputs: [{type: message.output, content: ok}]
+usage: {prompt_tokens: 100, completion_tokens: 20, total_tokens: 150, connector_tokens: 30,
+        connectors: {web_search: 1}}
+""")
 RUN: dict[str, Any] = {"id": "run_1", "object": "thread.run", "model": "gpt-5.6"}
 USED = {"prompt_tokens": 600, "completion_tokens": 400, "total_tokens": 1000}
-CONVERSED: dict[str, Any] = {
-    "object": "conversation.response",
-    "conversation_id": "conv_1",
-    "outputs": [{"type": "message.output", "content": "ok"}],
-    "usage": {
-        "prompt_tokens": 100,
-        "completion_tokens": 20,
-        "total_tokens": 150,
-        "connector_tokens": 30,
-        "connectors": {"web_search": 1},
-    },
-}
 
 
 @pytest.mark.parametrize("how", ["openai", "auto"])
 def test_a_stream_of_a_run_counts_the_run_and_not_its_steps(how: str) -> None:
     step = {"id": "step_1", "object": "thread.run.step", "run_id": "run_1"}
-    delta = {
-        "object": "thread.message.delta",
-        "delta": {"content": [{"type": "text", "text": {"value": "x" * 40}}]},
-    }
+    text = {"type": "text", "text": {"value": "x" * 40}}
+    delta = {"object": "thread.message.delta", "delta": {"content": [text]}}
     events = [
         sse({"id": "thread_1", "object": "thread"}, event="thread.created"),
         sse({**RUN, "status": "queued", "usage": None}, event="thread.run.created"),
@@ -566,7 +462,7 @@ def test_a_stream_of_a_run_counts_the_run_and_not_its_steps(how: str) -> None:
         sse({**RUN, "status": "completed", "usage": USED}, event="thread.run.completed"),
         b"event: done\ndata: [DONE]\n\n",
     ]
-    (call,) = read(b"".join(events), how, SSE_TYPE)
+    (call,) = read(*events, usage=how, kind=SSE_TYPE)
     assert figures(call)[:3] == ("reported", 600, 400)
     assert (call.response_id, call.outlives) == ("run_1", True)
     # Its steps are calls of their own, and a price by input length is for one call.
@@ -578,25 +474,23 @@ def test_a_stream_of_an_interaction_counts_what_its_end_says(how: str) -> None:
     begun = {"event_type": "interaction.start", "interaction": {"id": "int_1", "status": "in_progress"}}
     text = {"event_type": "content.delta", "index": 0, "delta": {"type": "text", "text": "x" * 40}}
     ended = {"event_type": "interaction.completed", "interaction": INTERACTION}
-    (call,) = read(b"".join(map(sse, (begun, text, ended))), how, SSE_TYPE)
+    (call,) = read(*map(sse, (begun, text, ended)), usage=how, kind=SSE_TYPE)
     assert figures(call) == ("reported", 107, 50, 64, None, 30)
     assert (call.response_id, call.outlives) == ("int_1", True)
 
 
 def test_a_ranking_counts_searches_and_misses_no_tokens() -> None:
-    ranking = {"id": "r1", "results": RANKS, "meta": {"billed_units": {"search_units": 1}}}
+    ranks = [{"index": 0, "relevance_score": 0.9}]
+    ranking = {"id": "r1", "results": ranks, "meta": {"billed_units": {"search_units": 1}}}
     for word in ("cohere", "auto"):
-        (call,) = read(compact(ranking), word)
+        (call,) = read(compact(ranking), usage=word)
         assert (call.source, call.units) == ("reported", {"rerank_searches": 1})
 
 
 # Figures in the headers of Bedrock's InvokeModel.
 
 
-HEADERS = [
-    (b"X-Amzn-Bedrock-Input-Token-Count", b"12"),
-    (b"x-amzn-bedrock-output-token-count", b"5"),
-]
+HEADERS = [(b"X-Amzn-Bedrock-Input-Token-Count", b"12"), (b"x-amzn-bedrock-output-token-count", b"5")]
 DEEPSEEK = {"choices": [{"text": "Four.", "stop_reason": "stop"}]}
 OF_MISTRAL = {"outputs": [{"text": "Four.", "stop_reason": "stop"}]}
 
@@ -605,21 +499,22 @@ OF_MISTRAL = {"outputs": [{"text": "Four.", "stop_reason": "stop"}]}
     ("value", "usage"), pairs([DEEPSEEK, OF_MISTRAL, {"embeddings": [[0.1]]}], ["bedrock", "auto"])
 )
 def test_invoke_model_headers_count_where_the_body_is_silent(value: object, usage: str) -> None:
-    (call,) = read(compact(value), usage, headers=HEADERS)
+    (call,) = read(compact(value), usage=usage, headers=HEADERS)
     assert (call.source, call.provider) == ("reported", "aws.bedrock")
     assert call.units == {"input_tokens": 12, "output_tokens": 5}
 
 
 @pytest.mark.parametrize("usage", ["bedrock", "auto"])
 def test_figures_of_the_body_count_before_those_of_headers(usage: str) -> None:
-    (call,) = read(compact(message(HAIKU, {"input_tokens": 12, "output_tokens": 7})), usage, headers=HEADERS)
+    said = message(HAIKU, {"input_tokens": 12, "output_tokens": 7})
+    (call,) = read(compact(said), usage=usage, headers=HEADERS)
     assert call.units == {"input_tokens": 12, "output_tokens": 7}
 
 
 @pytest.mark.parametrize("bad", [b"-1", b"1.5", b"", b"1" * 16])
 def test_a_header_that_is_no_figure_counts_nothing(bad: bytes) -> None:
     headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]
-    (call,) = read(compact(DEEPSEEK), "bedrock", headers=headers)
+    (call,) = read(compact(DEEPSEEK), usage="bedrock", headers=headers)
     assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",))
 
 
