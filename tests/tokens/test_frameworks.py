@@ -21,24 +21,16 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
 
 AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
-LONG: Final = (
-    "gemini-2.5-pro"  # 1.25 and 10 dollars a million up to 200,000 tokens of input, 2.50 and 15 beyond.
-)
+# 1.25 and 10 dollars a million up to 200,000 tokens of input, 2.50 and 15 beyond.
+LONG: Final = "gemini-2.5-pro"
 
 
 def chunk(
     at: str = "lc_run--1", usage: Any = None, *, position: str | None = None, **told: Any
 ) -> dict[str, Any]:
     """A chunk of LangChain."""
-    return {
-        "type": "AIMessageChunk",
-        "id": at,
-        "content": "x",
-        "additional_kwargs": {},
-        "response_metadata": told,
-        "usage_metadata": usage,
-        "chunk_position": position,
-    }
+    members = {"content": "x", "additional_kwargs": {}, "response_metadata": told, "usage_metadata": usage}
+    return {"type": "AIMessageChunk", "id": at, **members, "chunk_position": position}
 
 
 def counted(entered: int = 10, left: int = 6, **details: Any) -> dict[str, Any]:
@@ -69,6 +61,9 @@ LAST: Final = [
     chunk(position="last"),
 ]
 
+NODE: Final = {"langgraph_node": "n"}
+AZURE: Final = {**NODE, "ls_model_name": "gpt-4o", "ls_provider": "azure"}
+
 
 @pytest.mark.parametrize(
     ("chunks", "model", "provider"),
@@ -77,20 +72,9 @@ LAST: Final = [
         (LAST, "gpt-4o", "openai"),
         ([chunk(usage=counted()), chunk(model="grok-4", model_provider="xai")], "grok-4", "x_ai"),
         ([{**chunk(usage=counted()), "additional_kwargs": {"model_id": "m"}}], "m", None),
-        (
-            [
-                (
-                    chunk(usage=counted()),
-                    {"langgraph_node": "n", "ls_model_name": "gpt-4o", "ls_provider": "azure"},
-                )
-            ],
-            *("gpt-4o", "azure.ai.openai"),
-        ),
-        ([("messages", (part, {"langgraph_node": "n"})) for part in LAST], "gpt-4o", "openai"),
-        (
-            [(("outer:1",), "messages", (part, {"langgraph_node": "n"})) for part in FIRST],
-            *("claude-5", "anthropic"),
-        ),
+        ([(chunk(usage=counted()), AZURE)], "gpt-4o", "azure.ai.openai"),
+        ([("messages", (part, NODE)) for part in LAST], "gpt-4o", "openai"),
+        ([(("outer:1",), "messages", (part, NODE)) for part in FIRST], "claude-5", "anthropic"),
     ],
 )
 def test_the_model_of_a_stream_is_found_in_any_chunk(
@@ -125,13 +109,7 @@ def test_events_of_a_run_count_a_message_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "micros"),
-    [
-        (2, 2_000_000),
-        ("1e9999999", None),
-        ("nan", None),
-        (True, None),
-    ],
+    ("said", "micros"), [(2, 2_000_000), ("1e9999999", None), ("nan", None), (True, None)]
 )
 def test_any_number_of_a_gateway_is_read_in_a_short_time(said: object, micros: int | None) -> None:
     (call,) = calls_of(message(counted(), model_name="m", model_provider="openrouter", cost=said))
@@ -183,12 +161,11 @@ class AgentRunResult:
     """As the first releases had it, ``usage`` is a method."""
 
     __module__ = "pydantic_ai.run"
+    run_id = "run-1"
 
-    def __init__(self, responses: list[ModelResponse], total: RequestUsage, earlier: int = 0) -> None:
+    def __init__(self, responses: list[ModelResponse], total: RequestUsage) -> None:
         self._messages: list[object] = [SimpleNamespace(kind="request"), *responses]
         self._total = total
-        self._earlier = earlier
-        self.run_id = "run-1"
 
     @property
     def response(self) -> object:
@@ -200,8 +177,7 @@ class AgentRunResult:
     def all_messages(self) -> list[object]:
         return self._messages
 
-    def new_messages(self) -> list[object]:
-        return self._messages[self._earlier :]
+    new_messages = all_messages
 
 
 EACH: Final = RequestUsage(150_000, 1000)
@@ -210,16 +186,13 @@ EACH: Final = RequestUsage(150_000, 1000)
 def test_calls_of_a_run_have_the_tiers_of_their_own_length() -> None:
     """F-214"""
     for ids in ((None, None), ("r1", "r2")):
-        result = AgentRunResult(
-            [ModelResponse(EACH, provider_response_id=one) for one in ids],
-            RequestUsage(300_000, 2000, requests=2),
-        )
+        responses = [ModelResponse(EACH, provider_response_id=one) for one in ids]
+        result = AgentRunResult(responses, RequestUsage(300_000, 2000, requests=2))
         for calls in (calls_of(result), tapped([SimpleNamespace(kind="other"), result])):
             assert named(calls) == [(LONG, "gcp.gemini", 150_000, 1000)] * 2
             assert [call.cost(AT) for call in calls] == [Fraction(197_500)] * 2
-            assert [call.response_id for call in calls] == [
-                one or f"run-1/{at}" for at, one in enumerate(ids)
-            ]
+            expected = [one or f"run-1/{at}" for at, one in enumerate(ids)]
+            assert [call.response_id for call in calls] == expected
     assert usage_of(result).cost(AT) == 2 * 197_500  # type: ignore[union-attr]  # it has usage
 
 
@@ -256,19 +229,8 @@ def test_all_counters_of_a_response_are_read() -> None:
 
 
 def agents_usage(entered: int, left: int, requests: int = 1, **more: Any) -> dict[str, Any]:
-    return {
-        **counted(entered, left),
-        "requests": requests,
-        "input_tokens_details": {"cached_tokens": 4},
-        **more,
-    }
-
-
-class Client:
-    """A model that is given as an object has its name in there."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
+    cached = {"input_tokens_details": {"cached_tokens": 4}}
+    return {**counted(entered, left), "requests": requests, **cached, **more}
 
 
 def run_of_agents(*models: object, shown: bool = True) -> SimpleNamespace:
@@ -285,7 +247,8 @@ def run_of_agents(*models: object, shown: bool = True) -> SimpleNamespace:
 
 def test_a_run_of_agents_has_the_models_of_its_agents() -> None:
     """F-211"""
-    calls = calls_of(run_of_agents("gpt-4o", Client("gpt-4o-mini"), "litellm/anthropic/claude-5", None))
+    given = SimpleNamespace(model="gpt-4o-mini")  # A model that is given as an object has its name in there.
+    calls = calls_of(run_of_agents("gpt-4o", given, "litellm/anthropic/claude-5", None))
     assert named(calls) == [
         ("gpt-4o", "openai", 10, 6),
         ("gpt-4o-mini", "openai", 11, 6),
@@ -294,9 +257,8 @@ def test_a_run_of_agents_has_the_models_of_its_agents() -> None:
     ]
     assert [call.response_id for call in calls] == ["r0", "r1", "r2", "r3"]
     # Without its items the last agent is known.
-    assert [call.model for call in calls_of(run_of_agents("gpt-4o", "gpt-4o-mini", shown=False))] == [
-        "gpt-4o-mini"
-    ] * 2
+    hidden = calls_of(run_of_agents("gpt-4o", "gpt-4o-mini", shown=False))
+    assert [call.model for call in hidden] == ["gpt-4o-mini"] * 2
 
 
 def test_a_counter_of_agents_is_read_request_by_request() -> None:
@@ -316,22 +278,18 @@ class RoutedResponse:
 
     def __init__(self, provider: str, **members: Any) -> None:
         self.__dict__.update(members)
-        self.__pydantic_private__ = {
-            "_hidden_params": {"custom_llm_provider": provider, "response_cost": 1.0}
-        }
+        hidden = {"custom_llm_provider": provider, "response_cost": 1.0}
+        self.__pydantic_private__ = {"_hidden_params": hidden}
 
 
-@pytest.mark.parametrize(
-    ("routed", "provider"),
-    [("vertex_ai", "gcp.vertex_ai"), ("hosted_vllm", None)],
-)
+@pytest.mark.parametrize(("routed", "provider"), [("vertex_ai", "gcp.vertex_ai"), ("hosted_vllm", None)])
 def test_litellm_knows_which_provider_it_has_asked(routed: str, provider: str | None) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}
-    whole = RoutedResponse(routed, id="c1", object="chat.completion", model="m", choices=[], usage=usage)
-    assert named(calls_of(whole)) == [("m", provider, 10, 6)]
-    piece = RoutedResponse(
-        routed, id="c1", object="chat.completion.chunk", model="m", choices=[], usage=usage
+    whole, piece = (
+        RoutedResponse(routed, id="c1", object=name, model="m", choices=[], usage=usage)
+        for name in ("chat.completion", "chat.completion.chunk")
     )
+    assert named(calls_of(whole)) == [("m", provider, 10, 6)]
     assert named(tapped([piece])) == [("m", provider, 10, 6)]
 
 
@@ -370,23 +328,14 @@ class SamplingUsage:
     DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.SamplingUsage")
 
 
-@dataclass
-class GetChatCompletionResponse:
-    usage: SamplingUsage
-    id: str = "x1"
-    model: str = "grok-4"
-
-    DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.GetChatCompletionResponse")
+def of_grok(kind: str, usage: SamplingUsage, **members: Any) -> Any:
+    """A message of the SDK's protocol."""
+    made = type(kind, (SimpleNamespace,), {"DESCRIPTOR": SimpleNamespace(full_name=f"xai_api.{kind}")})
+    return made(usage=usage, id="x1", model="grok-4", **members)
 
 
-@dataclass
-class GetChatCompletionChunk:
-    usage: SamplingUsage
-    outputs: tuple[Any, ...] = (SimpleNamespace(delta=SimpleNamespace(content="Four.")),)
-    id: str = "x1"
-    model: str = "grok-4"
-
-    DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.GetChatCompletionChunk")
+def whole_of_grok(usage: SamplingUsage) -> Any:
+    return of_grok("GetChatCompletionResponse", usage)
 
 
 GROK: Final = SamplingUsage(100, 20, 30, 150, 90, 10, 40)
@@ -394,7 +343,7 @@ GROK: Final = SamplingUsage(100, 20, 30, 150, 90, 10, 40)
 
 def test_the_sdk_of_xai_is_read() -> None:
     """F-215"""
-    whole = GetChatCompletionResponse(GROK)
+    whole = whole_of_grok(GROK)
     for obj in (whole, SimpleNamespace(_proto=whole, _index=0)):
         (call,) = calls_of(obj)
         assert named([call]) == [("grok-4", "x_ai", 100, 50)]
@@ -413,13 +362,15 @@ def test_the_sdk_of_xai_is_read() -> None:
     assert call.output_tokens == 50
     (call,) = calls_of(SamplingUsage(100, 50, 30))
     assert call.output_tokens == 80
-    (call,) = calls_of(GetChatCompletionResponse(SamplingUsage(100, 50, cost_in_usd_ticks=12_345)))
+    (call,) = calls_of(whole_of_grok(SamplingUsage(100, 50, cost_in_usd_ticks=12_345)))
     assert call.reported_cost_micros == Fraction(12_345, 10_000)
 
 
 def test_streams_of_the_sdk_of_xai_are_read() -> None:
-    pieces = [GetChatCompletionChunk(usage) for usage in (SamplingUsage(), SamplingUsage(100, 10), GROK)]
-    so_far = SimpleNamespace(_proto=GetChatCompletionResponse(GROK))
+    said = (SimpleNamespace(delta=SimpleNamespace(content="Four.")),)
+    usages = (SamplingUsage(), SamplingUsage(100, 10), GROK)
+    pieces = [of_grok("GetChatCompletionChunk", usage, outputs=said) for usage in usages]
+    so_far = SimpleNamespace(_proto=whole_of_grok(GROK))
     chunks = [(so_far, SimpleNamespace(_proto=piece)) for piece in pieces]
     assert named(tapped(chunks)) == [("grok-4", "x_ai", 100, 50)]
     (call,) = calls_of(chunks[1])

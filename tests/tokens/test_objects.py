@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import httpx
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from meterkit import CallUsage, usage_of
@@ -25,13 +26,13 @@ from meterkit.tokens.jobs import batch_line
 from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
-from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
     DETAILED,
     DETAILED_FIGURES,
     DONE,
     EVENTSTREAM_TYPE,
+    MISSING,
     SSE_TYPE,
     Figures,
     anthropic_events,
@@ -41,6 +42,7 @@ from tokens.recordings import (
     figures,
     frame,
     invoked,
+    read,
     sse,
 )
 
@@ -54,10 +56,6 @@ class Model(BaseModel):
     """As the SDKs' models are: unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-
-def model(**members: Any) -> Model:
-    return Model.model_validate(members)
 
 
 class Dumped:
@@ -83,29 +81,35 @@ class Plain:
     usage: dict[str, Any]
 
 
-OPENAI_USAGE = model(
-    prompt_tokens=1420,
-    completion_tokens=310,
-    total_tokens=1730,
-    prompt_tokens_details=model(cached_tokens=1280, cache_write_tokens=0),
-    completion_tokens_details=model(reasoning_tokens=256),
-)
-COMPLETION = model(
-    id="c1",
-    object="chat.completion",
-    model="m",
-    choices=[model(index=0, finish_reason="stop")],
-    usage=OPENAI_USAGE,
-)
-GEMINI_USAGE = model(
-    prompt_token_count=5, candidates_token_count=3, thoughts_token_count=2, total_token_count=10
-)
-GEMINI = model(candidates=[model(finish_reason="STOP")], usage_metadata=GEMINI_USAGE, model_version="g")
-MESSAGE = model(
-    id="msg",
-    type="message",
-    model="c",
-    usage=model(input_tokens=9, output_tokens=16, cache_read_input_tokens=1),
+def models(value: Any) -> Any:
+    """Objects of an SDK, as a document has them."""
+    if isinstance(value, list):
+        return [models(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    members = {name: models(inner) for name, inner in cast("dict[str, Any]", value).items()}
+    return Model.model_validate(members)
+
+
+COMPLETION, GEMINI, MESSAGE = map(
+    models,
+    yaml.safe_load_all("""
+id: c1
+object: chat.completion
+model: m
+choices: [{index: 0, finish_reason: stop}]
+usage: {prompt_tokens: 1420, completion_tokens: 310, total_tokens: 1730,
+        prompt_tokens_details: {cached_tokens: 1280, cache_write_tokens: 0},
+        completion_tokens_details: {reasoning_tokens: 256}}
+---
+candidates: [{finish_reason: STOP}]
+usage_metadata: {prompt_token_count: 5, candidates_token_count: 3, thoughts_token_count: 2,
+                 total_token_count: 10}
+model_version: g
+---
+{id: msg, type: message, model: c,
+ usage: {input_tokens: 9, output_tokens: 16, cache_read_input_tokens: 1}}
+"""),
 )
 CONVERSE: dict[str, Any] = {
     "ResponseMetadata": {"HTTPStatusCode": 200},
@@ -119,16 +123,16 @@ CONVERSE: dict[str, Any] = {
     ("obj", "expected"),
     [
         (COMPLETION, DETAILED_FIGURES),
-        (OPENAI_USAGE, DETAILED_FIGURES),
+        (COMPLETION.usage, DETAILED_FIGURES),
         (DETAILED, DETAILED_FIGURES),
         (Dumped(COMPLETION.model_dump()), DETAILED_FIGURES),
         (Plain(choices=[], usage=chat_usage(3, 4)), ("reported", 3, 4, None, None, None)),
-        (SimpleNamespace(choices=[], usage=OPENAI_USAGE), DETAILED_FIGURES),
+        (SimpleNamespace(choices=[], usage=COMPLETION.usage), DETAILED_FIGURES),
         (SimpleNamespace(data=COMPLETION), DETAILED_FIGURES),
         (chat({"content": "a"}, usage=chat_usage(3, 1)), ("partial", 3, 1, None, None, None)),
         ({"input_tokens": 3, "output_tokens": 4, "total_tokens": 9}, ("reported", 3, 6, None, None, 2)),
         (GEMINI, ("reported", 5, 5, None, None, 2)),
-        (GEMINI_USAGE, ("reported", 5, 5, None, None, 2)),
+        (GEMINI.usage_metadata, ("reported", 5, 5, None, None, 2)),
         (MESSAGE, ("reported", 10, 16, 1, None, None)),
         (CONVERSE, ("reported", 5, 6, None, None, None)),
         ({"metadata": {"usage": CONVERSE["usage"]}}, ("reported", 5, 6, None, None, None)),
@@ -139,19 +143,10 @@ def test_usage_is_found_in_objects_and_dicts_of_the_sdks(obj: object, expected: 
     assert [expected] == [figures(call) for call in calls_of(obj)]
 
 
-@pytest.mark.parametrize(
-    "obj",
-    [
-        None,
-        "usage",
-        object(),
-        Broken(),
-        Dumped(5),
-        {"usage": {"cpu": 1}},
-        {"input_tokens": 2095},
-        {"chunk": {"bytes": b"{"}},
-    ],
-)
+WITHOUT: list[Any] = [None, "usage", object(), Broken(), Dumped(5), {"usage": {"cpu": 1}}]
+
+
+@pytest.mark.parametrize("obj", [*WITHOUT, {"input_tokens": 2095}, {"chunk": {"bytes": b"{"}}])
 def test_objects_without_usage_have_none(obj: object) -> None:
     assert usage_of(obj) is None
 
@@ -164,17 +159,6 @@ CHUNKS = [
 ]
 
 
-class HeardCalls:
-    def __init__(self) -> None:
-        self.found: list[tuple[CallUsage, ...]] = []
-
-    def __call__(self, calls: tuple[CallUsage, ...]) -> None:
-        self.found.append(calls)
-
-    def figures(self) -> list[list[tuple[str, int | None, int | None]]]:
-        return [[figures(call)[:3] for call in calls] for calls in self.found]
-
-
 async def stream_of(chunks: list[Any], fail_at: int | None = None) -> AsyncIterator[Any]:
     for at, chunk in enumerate(chunks):
         if at == fail_at:
@@ -183,23 +167,24 @@ async def stream_of(chunks: list[Any], fail_at: int | None = None) -> AsyncItera
 
 
 async def test_a_tap_passes_on_the_very_same_chunks_and_reports_once() -> None:
-    reports = HeardCalls()
-    tap = StreamTap(stream_of(CHUNKS), report=reports)
+    reports = list[tuple[CallUsage, ...]]()
+    tap = StreamTap(stream_of(CHUNKS), report=reports.append)
     passed = [chunk async for chunk in tap]
     assert all(given is taken for given, taken in zip(CHUNKS, passed, strict=True))
     await tap.aclose()
     del tap
     gc.collect()
-    assert [[("reported", 3, 4)]] == reports.figures()
+    ((call,),) = reports
+    assert figures(call)[:3] == ("reported", 3, 4)
 
 
 async def test_a_raising_stream_is_reported_before_its_error() -> None:
-    reports = HeardCalls()
-    tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports)
+    reports = list[tuple[CallUsage, ...]]()
+    tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports.append)
     with pytest.raises(ConnectionResetError):
         _ = [chunk async for chunk in tap]
-    assert [[("missing", None, None)]] == reports.figures()
-    assert ("ended_early",) == reports.found[0][0].notes
+    ((call,),) = reports
+    assert (figures(call), call.notes) == (MISSING, ("ended_early",))
     assert len("Hello, wörld".encode()) // 4 == tap.estimated_output_tokens
 
 
@@ -213,14 +198,14 @@ async def test_closing_a_tap_closes_its_stream() -> None:
         async def close(self) -> None:
             closed.append("stream")
 
-    reports = HeardCalls()
-    tap = StreamTap(Stream(), report=reports)
+    reports = list[tuple[CallUsage, ...]]()
+    tap = StreamTap(Stream(), report=reports.append)
     await anext(tap)
     await tap.aclose()
     assert ["stream"] == closed
-    assert 1 == len(reports.found)
-    await StreamTap([1, 2], report=reports).aclose()
-    assert 2 == len(reports.found)
+    assert 1 == len(reports)
+    await StreamTap([1, 2], report=reports.append).aclose()
+    assert 2 == len(reports)
 
 
 # Foreign objects: read at a bounded cost, and without running code of theirs.
@@ -346,21 +331,14 @@ def test_two_reports_of_a_call_have_all_that_either_knows() -> None:
 
 
 def test_of_what_both_know_the_better_report_counts() -> None:
-    better = replace(
-        RICH, output_tokens=60, details={"input_audio_tokens": 9}, reported_cost_micros=Fraction(4)
-    )
-    worse = replace(
-        RICH,
-        details={"input_audio_tokens": 7, "web_searches": 1},
-        context=(("service_tier", "priority"), ("speed", "fast")),
-    )
-    assert each_once([worse, better]) == [
-        replace(
-            better,
-            details={"input_audio_tokens": 9, "web_searches": 1},
-            context=(("service_tier", "flex"), ("speed", "fast")),
-        )
-    ]
+    sound = {"input_audio_tokens": 9}
+    better = replace(RICH, output_tokens=60, details=sound, reported_cost_micros=Fraction(4))
+    fast = (("service_tier", "priority"), ("speed", "fast"))
+    worse = replace(RICH, details={"input_audio_tokens": 7, "web_searches": 1}, context=fast)
+    (joined,) = each_once([worse, better])
+    assert joined.details == {"input_audio_tokens": 9, "web_searches": 1}
+    assert joined.context == (("service_tier", "flex"), ("speed", "fast"))
+    assert joined == replace(better, details=joined.details, context=joined.context)
     estimated = replace(RICH, source="estimated", details={"input_image_tokens": 5})
     (joined,) = each_once([estimated, PLAIN])
     # Figures of an estimate are not mixed with reported ones.
@@ -410,16 +388,8 @@ def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
     assert sum_of(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
 
 
-def read(*events: bytes, usage: str = "auto", kind: str = SSE_TYPE, complete: bool = True) -> list[CallUsage]:
-    reader = ResponseReader.open(usage, status=200, headers=[(b"content-type", kind.encode())])
-    assert reader is not None
-    for event in events:
-        reader.feed(event)
-    return list(reader.close(complete=complete))
-
-
-def pairs(calls: list[CallUsage]) -> list[tuple[str, int | None, int | None]]:
-    return [figures(call)[:3] for call in calls]
+def stream(*events: bytes, kind: str = SSE_TYPE) -> list[tuple[str, int | None, int | None]]:
+    return [figures(call)[:3] for call in read(*events, kind=kind)]
 
 
 def completion(identity: str, prompt: int, tokens: int, *, alone: bool = True) -> bytes:
@@ -428,45 +398,44 @@ def completion(identity: str, prompt: int, tokens: int, *, alone: bool = True) -
 
 
 def test_a_call_that_comes_back_by_its_id_is_not_another_call() -> None:
-    calls = read(completion("a", 10, 1), completion("b", 20, 2), completion("a", 10, 5))
-    assert [("reported", 10, 5), ("reported", 20, 2)] == pairs(calls)
+    found = stream(completion("a", 10, 1), completion("b", 20, 2), completion("a", 10, 5))
+    assert found == [("reported", 10, 5), ("reported", 20, 2)]
 
 
 def test_chunks_that_each_have_an_id_of_their_own_are_one_call() -> None:
     chunks = [sse({**chat({"content": "x"}, usage=chat_usage(7, at)), "id": f"id-{at}"}) for at in range(5)]
     last = sse({**chat({}, finish="stop", usage=chat_usage(7, 5)), "id": "id-5"})
     repeated = sse({**chat(None, usage=chat_usage(7, 5)), "id": "id-6"})
-    assert [("reported", 7, 5)] == pairs(read(*chunks, last, repeated, DONE))
+    assert [("reported", 7, 5)] == stream(*chunks, last, repeated, DONE)
 
 
 def test_another_id_and_figures_at_the_end_are_another_call() -> None:
-    calls = read(completion("a", 7, 5, alone=False), completion("b", 8, 2, alone=False))
-    assert [("reported", 7, 5), ("reported", 8, 2)] == pairs(calls)
+    found = stream(completion("a", 7, 5, alone=False), completion("b", 8, 2, alone=False))
+    assert found == [("reported", 7, 5), ("reported", 8, 2)]
 
 
 def test_what_follows_the_end_of_a_stream_is_another_call() -> None:
     nameless = {**chat(None, usage=chat_usage(1, 2)), "id": None}
-    assert [("reported", 1, 2), ("reported", 1, 2)] == pairs(read(sse(nameless), DONE, sse(nameless), DONE))
-    assert [("reported", 1, 2)] == pairs(read(sse(nameless), sse(nameless), DONE))
+    assert [("reported", 1, 2), ("reported", 1, 2)] == stream(sse(nameless), DONE, sse(nameless), DONE)
+    assert [("reported", 1, 2)] == stream(sse(nameless), sse(nameless), DONE)
 
 
 def test_an_error_in_the_middle_leaves_the_call_partial() -> None:
     events = anthropic_events(lambda value: sse(value, event=value["type"]))[:5]
-    error = sse(
-        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, event="error"
-    )
-    assert [("reported", 13, 10)] == pairs(read(*events))
-    assert [("partial", 13, 10)] == pairs(read(*events, error))
+    overloaded = {"type": "overloaded_error", "message": "Overloaded"}
+    error = sse({"type": "error", "error": overloaded}, event="error")
+    assert [("reported", 13, 10)] == stream(*events)
+    assert [("partial", 13, 10)] == stream(*events, error)
 
 
 def test_an_exception_in_the_middle_leaves_the_call_partial() -> None:
     events = anthropic_events(invoked)[:5]
     broken = frame(b'{"message":"slow down"}', exception_type="throttlingException", message_type="exception")
-    assert [("partial", 13, 10)] == pairs(read(*events, broken, kind=EVENTSTREAM_TYPE))
+    assert [("partial", 13, 10)] == stream(*events, broken, kind=EVENTSTREAM_TYPE)
 
 
 def test_calls_beyond_the_bound_are_not_counted_and_that_is_said() -> None:
-    calls = read(*(completion(f"c{at}", 1, 1) for at in range(CALLS_MAX + 5)))
+    calls = read(*(completion(f"c{at}", 1, 1) for at in range(CALLS_MAX + 5)), kind=SSE_TYPE)
     assert CALLS_MAX == len(calls)
     assert ("too_many_calls",) == calls[0].notes
 
@@ -478,8 +447,7 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
     [
-        ("missing", "reported", "reported"),
-        ("estimated", "partial", "partial"),
+        *(("missing", "reported", "reported"), ("estimated", "partial", "partial")),
         ("reported", "partial", "reported"),
     ],
 )

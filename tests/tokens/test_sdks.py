@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
-from drivers.llm_apps import listening
+from drivers.llm_apps import listening, read_all
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
 from tokens.openai_payloads import PAYLOADS
@@ -17,9 +18,12 @@ from tokens.recordings import (
     DETAILED,
     DETAILED_FIGURES,
     DONE,
+    MISSING,
+    Figures,
     anthropic_events,
     chat,
     compact,
+    figures,
     sse,
 )
 
@@ -27,22 +31,15 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
 
 
-def figures(calls: tuple[CallUsage, ...] | None) -> list[tuple[Any, ...]]:
-    """Source, input, output, cached, written, reasoning of each call."""
-    return [
-        (
-            *(call.source, call.input_tokens, call.output_tokens, call.cached_input_tokens),
-            *(call.cache_write_tokens, call.reasoning_tokens),
-        )
-        for call in calls or ()
-    ]
+def amounts(calls: tuple[CallUsage, ...] | None) -> list[Figures]:
+    return [figures(call) for call in calls or ()]
 
 
-def tapped(chunks: list[Any]) -> list[tuple[Any, ...]]:
+def tapped(chunks: list[Any]) -> list[Figures]:
     seen: list[tuple[CallUsage, ...]] = []
     assert list(StreamTap(chunks, report=seen.append)) == chunks
     assert len(seen) == 1
-    return figures(seen[0])
+    return amounts(seen[0])
 
 
 @pytest.mark.parametrize(
@@ -56,8 +53,7 @@ def tapped(chunks: list[Any]) -> list[tuple[Any, ...]]:
         ("openai.types.chat", "ChatCompletion", "chat with sound"),
         ("openai.types", "Batch", "batch"),
         (
-            "openai.types.realtime",
-            "ConversationItemInputAudioTranscriptionCompletedEvent",
+            *("openai.types.realtime", "ConversationItemInputAudioTranscriptionCompletedEvent"),
             "what a user has said",
         ),
     ],
@@ -74,21 +70,15 @@ def test_openai_units(module: str, kind: str, name: str) -> None:
 
 def test_google_genai() -> None:
     types: Any = pytest.importorskip("google.genai.types")
-    response = types.GenerateContentResponse.model_validate(
-        {
-            "response_id": "g1",
-            "model_version": "gemini",
-            "candidates": [{"content": {"parts": [{"text": "hi"}]}, "finish_reason": "STOP"}],
-            "usage_metadata": {
-                "prompt_token_count": 10,
-                "candidates_token_count": 5,
-                "thoughts_token_count": 7,
-                "cached_content_token_count": 2,
-                "total_token_count": 22,
-            },
-        }
-    )
-    assert figures(calls_of(response)) == [("reported", 10, 12, 2, None, 7)]
+    value = yaml.safe_load("""
+response_id: g1
+model_version: gemini
+candidates: [{content: {parts: [{text: hi}]}, finish_reason: STOP}]
+usage_metadata: {prompt_token_count: 10, candidates_token_count: 5, thoughts_token_count: 7,
+                 cached_content_token_count: 2, total_token_count: 22}
+""")
+    response = types.GenerateContentResponse.model_validate(value)
+    assert amounts(calls_of(response)) == [("reported", 10, 12, 2, None, 7)]
 
 
 def test_xai() -> None:
@@ -96,21 +86,16 @@ def test_xai() -> None:
     chat_pb2: Any = pytest.importorskip("xai_sdk.proto").chat_pb2
     usage_pb2: Any = pytest.importorskip("xai_sdk.proto").usage_pb2
     sdk: Any = pytest.importorskip("xai_sdk.chat")
-    usage = usage_pb2.SamplingUsage(
-        prompt_tokens=100,
-        completion_tokens=20,
-        reasoning_tokens=30,
-        total_tokens=150,
-        cached_prompt_text_tokens=40,
-    )
+    counts = {"prompt_tokens": 100, "completion_tokens": 20, "reasoning_tokens": 30, "total_tokens": 150}
+    usage = usage_pb2.SamplingUsage(**counts, cached_prompt_text_tokens=40)
     whole = sdk.Response(chat_pb2.GetChatCompletionResponse(id="x1", model="grok-4", usage=usage), 0)
     (call,) = calls_of(whole)
-    assert figures((call,)) == [("reported", 100, 50, 40, None, 30)]
+    assert amounts((call,)) == [("reported", 100, 50, 40, None, 30)]
     assert (call.model, call.provider, call.response_id) == ("grok-4", "x_ai", "x1")
-    assert figures(calls_of(whole.usage)) == figures((call,))
+    assert amounts(calls_of(whole.usage)) == amounts((call,))
     output = chat_pb2.CompletionOutputChunk(delta=chat_pb2.Delta(content="Four."))
     chunk = chat_pb2.GetChatCompletionChunk(id="x1", model="grok-4", usage=usage, outputs=[output])
-    assert tapped([(whole, sdk.Chunk(chunk, 0))]) == figures((call,))
+    assert tapped([(whole, sdk.Chunk(chunk, 0))]) == amounts((call,))
 
 
 # Frameworks around the SDKs.
@@ -119,39 +104,29 @@ def test_xai() -> None:
 def test_langchain() -> None:
     """F-34"""
     messages: Any = pytest.importorskip("langchain_core.messages")
-    usage = {
-        "input_tokens": 10,
-        "output_tokens": 6,
-        "total_tokens": 16,
-        "input_token_details": {"cache_read": 4, "cache_creation": 1},
-        "output_token_details": {"reasoning": 2},
-    }
+    usage, *parts = yaml.safe_load("""
+- {input_tokens: 10, output_tokens: 6, total_tokens: 16,
+   input_token_details: {cache_read: 4, cache_creation: 1}, output_token_details: {reasoning: 2}}
+# Anthropic's input comes with the first chunk, its output with the last one: chunks add up.
+- {input_tokens: 10, output_tokens: 0, total_tokens: 10, input_token_details: {cache_read: 4}}
+- null
+- {input_tokens: 0, output_tokens: 6, total_tokens: 6}
+""")
     told = {"model_name": "gpt", "model_provider": "openai"}
     whole = messages.AIMessage("hi", id="lc_1", usage_metadata=usage, response_metadata=told)
     expected = [("reported", 10, 6, 4, 1, 2)]
-    assert figures(calls_of(whole)) == expected
-    assert figures(calls_of(whole.usage_metadata)) == expected
+    assert amounts(calls_of(whole)) == expected
+    assert amounts(calls_of(whole.usage_metadata)) == expected
     (call,) = calls_of(whole)
     assert (call.model, call.provider, call.response_id) == ("gpt", "openai", "lc_1")
     assert calls_of(messages.AIMessage("hi")) == ()
-    # Anthropic's input comes with the first chunk, its output with the last one: chunks add up.
-    parts = [
-        {
-            "input_tokens": 10,
-            "output_tokens": 0,
-            "total_tokens": 10,
-            "input_token_details": {"cache_read": 4},
-        },
-        None,
-        {"input_tokens": 0, "output_tokens": 6, "total_tokens": 6},
-    ]
     chunks = [messages.AIMessageChunk("he", id="lc_2", usage_metadata=part) for part in parts]
     summed = chunks[0] + chunks[1] + chunks[2]
     assert tapped(chunks) == [("reported", 10, 6, 4, None, None)]
-    assert figures(calls_of(summed)) == [("partial", 10, 6, 4, None, None)]
+    assert amounts(calls_of(summed)) == [("partial", 10, 6, 4, None, None)]
     with_notes = [(chunk, {"langgraph_node": "model"}) for chunk in chunks]
     assert tapped(with_notes) == [("reported", 10, 6, 4, None, None)]
-    assert tapped(chunks[1:2]) == [("missing", None, None, None, None, None)]
+    assert tapped(chunks[1:2]) == [MISSING]
 
 
 @pytest.mark.anyio
@@ -163,13 +138,13 @@ async def test_pydantic_ai() -> None:
     usage = usages.RequestUsage(
         input_tokens=10, output_tokens=6, cache_read_tokens=4, cache_write_tokens=1, output_reasoning_tokens=2
     )
-    assert figures(calls_of(usage)) == [("reported", 10, 6, 4, 1, 2)]
+    assert amounts(calls_of(usage)) == [("reported", 10, 6, 4, 1, 2)]
     agent = pydantic_ai.Agent(models.TestModel())
     result = await agent.run("hello")
     expected = [("reported", result.usage.input_tokens, result.usage.output_tokens, 0, 0, 0)]
     assert expected[0][1] > 0
-    assert figures(calls_of(result)) == expected
-    assert figures(calls_of(result.usage)) == expected
+    assert amounts(calls_of(result)) == expected
+    assert amounts(calls_of(result.usage)) == expected
     calling: Any = pydantic_ai.Agent(models.TestModel())
 
     @calling.tool_plain  # type: ignore[untyped-decorator]  # it is known where it is installed
@@ -188,11 +163,11 @@ async def test_pydantic_ai() -> None:
         tap = StreamTap(streamed.stream_text(), report=lambda _: None, unread=told.append)
         assert [text async for text in tap]
         assert told == ["str"]
-        assert figures(calls_of(streamed)) == expected
+        assert amounts(calls_of(streamed)) == expected
     async with agent.run_stream_events("hello") as events:
         seen: list[tuple[CallUsage, ...]] = []
         assert [event async for event in StreamTap(events, report=seen.append)]
-    assert figures(seen[0]) == expected
+    assert amounts(seen[0]) == expected
 
 
 def test_openai_agents() -> None:
@@ -208,23 +183,21 @@ def test_openai_agents() -> None:
         output_tokens_details=details.OutputTokensDetails(reasoning_tokens=2),
     )
     expected = ("reported", 10, 6, 4, 0, 2)
-    assert figures(calls_of(usage)) == [expected]
+    assert amounts(calls_of(usage)) == [expected]
     response = agents.ModelResponse(output=[], usage=usage, response_id="r1")
-    assert figures(calls_of(response)) == [expected]
+    assert amounts(calls_of(response)) == [expected]
     other = agents.ModelResponse(output=[], usage=usage, response_id="r2")
+    guards = ("input_guardrail", "output_guardrail", "tool_input_guardrail", "tool_output_guardrail")
     result = agents.RunResult(
         input="hi",
         new_items=[],
         raw_responses=[response, other],
         final_output="x",
-        input_guardrail_results=[],
-        output_guardrail_results=[],
-        tool_input_guardrail_results=[],
-        tool_output_guardrail_results=[],
         context_wrapper=agents.RunContextWrapper(context=None, usage=usage),
         _last_agent=agents.Agent(name="a"),
+        **{f"{guard}_results": [] for guard in guards},
     )
-    assert figures(calls_of(result)) == [expected, expected]
+    assert amounts(calls_of(result)) == [expected, expected]
 
 
 # Helpers of the SDKs around their own streams, on real connections.
@@ -232,31 +205,18 @@ def test_openai_agents() -> None:
 
 async def speak(scope: Any, receive: Any, send: Any) -> None:
     """A server with the wire of OpenAI and of Anthropic."""
-    path = scope["path"]
-    body = b""
-    more = True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
+    path, body = scope["path"], await read_all(receive)
     if path.endswith("/messages"):
         events = anthropic_events(lambda value: sse(value, event=value["type"]))
     else:
-        said = [chat({"role": "assistant", "content": "grüß"}), chat({}, finish="stop")]
-        events = [*map(sse, said), sse(chat(None, usage=DETAILED)), DONE]
+        chunks = [chat({"role": "assistant", "content": "grüß"}), chat({}, finish="stop")]
+        events = [*map(sse, chunks), sse(chat(None, usage=DETAILED)), DONE]
     streams = b'"stream":true' in body.replace(b" ", b"")
     if not streams:
         message = {"role": "assistant", "content": "hi"}
-        events = [
-            compact(
-                {
-                    **chat({}, finish="stop"),
-                    "object": "chat.completion",
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                    "usage": DETAILED,
-                }
-            )
-        ]
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        said = {**chat({}), "object": "chat.completion", "choices": choices, "usage": DETAILED}
+        events = [compact(said)]
     kind = b"text/event-stream" if streams else b"application/json"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
     for event in events:
@@ -269,7 +229,7 @@ async def taps(stream: Any) -> tuple[Any, list[str]]:
     seen: list[tuple[CallUsage, ...]] = []
     told: list[str] = []
     _ = [item async for item in StreamTap(stream, report=seen.append, unread=told.append)]
-    return figures(seen[0]), told
+    return amounts(seen[0]), told
 
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -286,12 +246,12 @@ async def test_openai_helpers_and_raw_responses() -> None:
             async with completions.stream(**ASKED) as stream:
                 assert await taps(stream) == ([DETAILED_FIGURES], [])
             raw = await completions.with_raw_response.create(**ASKED)
-            assert figures(calls_of(raw)) == [DETAILED_FIGURES]
-            assert figures(calls_of(raw.parse())) == [DETAILED_FIGURES]
+            assert amounts(calls_of(raw)) == [DETAILED_FIGURES]
+            assert amounts(calls_of(raw.parse())) == [DETAILED_FIGURES]
             async with completions.with_streaming_response.create(**ASKED) as unread:
                 assert calls_of(unread) == ()
-                assert figures(calls_of(await unread.parse())) == [DETAILED_FIGURES]
-                assert figures(calls_of(unread)) == [DETAILED_FIGURES]
+                assert amounts(calls_of(await unread.parse())) == [DETAILED_FIGURES]
+                assert amounts(calls_of(unread)) == [DETAILED_FIGURES]
             raw = await completions.with_raw_response.create(**ASKED, stream=True)
             assert calls_of(raw) == ()
             assert await taps(raw.parse()) == ([DETAILED_FIGURES], [])
@@ -310,4 +270,4 @@ async def test_anthropic_helpers_and_raw_responses() -> None:
                 assert await taps(stream) == (expected, [])
             async with client.messages.stream(**asked) as stream:
                 assert await taps(stream.text_stream) == ([], ["str"])
-                assert figures(calls_of(await stream.get_final_message())) == expected
+                assert amounts(calls_of(await stream.get_final_message())) == expected
