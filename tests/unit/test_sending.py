@@ -6,26 +6,16 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, kit_for
-from drivers.kept_intents import (
-    HERE_S,
-    NOW_MS,
-    PERIOD_MS,
-    STAMP_S,
-    Counted,
-    ObjectsAtStripe,
-    Rows,
-    keep,
-    kit_alone,
-    subscription,
-)
+from drivers.delivery import NOW
+from drivers.kept_intents import HERE_S, NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from drivers.stripe_objects import Counted, ObjectsAtStripe, Rows
 from meterkit import FlushReport
 from meterkit.customers.links import Delivered
 from meterkit.customers.states import States
@@ -68,19 +58,9 @@ def attempt(
     name: str, value: int = 5, *, event: str = "api_requests", first_ms: int = 0, attempts: int = 1
 ) -> Attempt:
     """One whose customer is the first letter of its name."""
-    sealed = Sealed(
-        identifier=name,
-        customer=name[0],
-        stripe_customer=f"cus_{name[0]}",
-        period="0",
-        meter_token="requ",
-        event_name=event,
-        value=value,
-        timestamp=0,
-        key=name,
-        sealed_ms=0,
-        due_ms=0,
-    )
+    given: dict[str, Any] = {"customer": name[0], "stripe_customer": f"cus_{name[0]}", "period": "0"}
+    given |= {"identifier": name, "key": name, "meter_token": "requ", "event_name": event, "value": value}
+    sealed = Sealed(**given, timestamp=0, sealed_ms=0, due_ms=0)
     return Attempt(intent=sealed, now_ms=NOW_MS, first_ms=first_ms, attempts=attempts)
 
 
@@ -107,14 +87,14 @@ class Answers:
 class Desk:
     """A sender with a real lease."""
 
-    def __init__(self, store: Store, sender: Sender, lease: Lease, answers: Answers, clock: Clock) -> None:
-        self.store, self.sender, self.lease, self.answers, self.clock = store, sender, lease, answers, clock
+    def __init__(self, outbox: Outbox, store: Store, clock: Clock) -> None:
+        self.answers, self.clock = Answers(), clock
+        self.sender = Sender(store, self.answers, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
+        self.lease = Lease(outbox, 0, clock=clock)
 
-    async def send(
-        self, *attempts: Attempt, answer: Outcome = DONE, alone: bool = True, passed_s: float = 0.0
-    ) -> list[Move]:
+    async def send(self, *attempts: Attempt, answer: Outcome = DONE, passed_s: float = 0.0) -> list[Move]:
         self.answers.next.append(answer)
-        moves = await self.sender.send(self.lease, attempts, lambda: passed_s, alone=alone)
+        moves = await self.sender.send(self.lease, attempts, lambda: passed_s, alone=True)
         self.answers.next.clear()
         return moves
 
@@ -123,21 +103,27 @@ class Desk:
         self.clock.advance(timedelta(seconds=seconds))
         self.lease = Lease(self.lease.outbox, 0, clock=self.clock)
 
-    async def calls(self, *attempts: Attempt, alone: bool = True) -> list[list[str]]:
+    async def calls(self, *attempts: Attempt) -> list[list[str]]:
         """The calls that are made for some intents."""
         self.answers.calls.clear()
-        await self.sender.send(self.lease, attempts, lambda: 0.0, alone=alone)
+        await self.sender.send(self.lease, attempts, lambda: 0.0, alone=True)
         return list(self.answers.calls)
 
 
-@asynccontextmanager
-async def desk() -> AsyncGenerator[Desk]:
-    clock, answers = Clock(NOW), Answers()
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock) as kit:
-        store = kit.store
-        sender = Sender(store, answers, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
-        lease = Lease(Outbox(store, await store.admin()), 0, clock=store.clock)
-        yield Desk(store, sender, lease, answers, clock)
+@pytest.fixture
+async def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(clock: Clock) -> AsyncGenerator[MeterKit]:
+    async with kit_alone(clock=clock) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def desk(kit: MeterKit, clock: Clock) -> Desk:
+    return Desk(Outbox(kit.store, await kit.store.admin()), kit.store, clock)
 
 
 COMPARED: Final = "refused (tried before: it is compared with Stripe's summary of its minute)"
@@ -153,97 +139,88 @@ COMPARED: Final = "refused (tried before: it is compared with Stripe's summary o
         (TOO_OLD, 0, {"state": "parked", "why": "t", "untried": True}),
     ],
 )
-async def test_what_is_not_tried_again(answer: Outcome, first_ms: int, expected: dict[str, Any]) -> None:
-    async with desk() as at:
-        one = attempt("a1", first_ms=first_ms)
-        assert await at.send(one, answer=answer) == [Move(intent=one.intent, **expected)]
+async def test_what_is_not_tried_again(
+    answer: Outcome, first_ms: int, expected: dict[str, Any], desk: Desk
+) -> None:
+    one = attempt("a1", first_ms=first_ms)
+    assert await desk.send(one, answer=answer) == [Move(intent=one.intent, **expected)]
 
 
 @pytest.mark.parametrize(("attempts", "most_ms"), [(1, 1_000), (4, 8_000), (99, 600_000)])
-async def test_what_is_tried_again_waits_twice_as_long_each_time(attempts: int, most_ms: int) -> None:
-    async with desk() as at:
-        (move,) = await at.send(attempt("a1", attempts=attempts), answer=UNANSWERED)
-        assert move.state == "queued"
-        assert most_ms // 2 <= move.delay_ms <= most_ms
+async def test_what_is_tried_again_waits_twice_as_long_each_time(
+    attempts: int, most_ms: int, desk: Desk
+) -> None:
+    (move,) = await desk.send(attempt("a1", attempts=attempts), answer=UNANSWERED)
+    assert move.state == "queued"
+    assert most_ms // 2 <= move.delay_ms <= most_ms
 
 
-async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch() -> None:
-    async with desk() as at:
-        answer = replace(UNANSWERED, new_key=True, batch="b")
-        (move,) = await at.send(attempt("a1"), answer=answer)
-        assert move.key.startswith("a1-")
-        assert move.batch == "b"
-        (move,) = await at.send(attempt("a1"), answer=replace(answer, refused=True))
-        assert move.batch == ""
+async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch(desk: Desk) -> None:
+    answer = replace(UNANSWERED, new_key=True, batch="b")
+    (move,) = await desk.send(attempt("a1"), answer=answer)
+    assert move.key.startswith("a1-")
+    assert move.batch == "b"
+    (move,) = await desk.send(attempt("a1"), answer=replace(answer, refused=True))
+    assert move.batch == ""
 
 
 @pytest.mark.parametrize(("apart_s", "state", "later"), [(61, "queued", "none"), (-60, "parked", "all")])
-async def test_a_timestamp_is_to_blame_if_clocks_agree(apart_s: int, state: str, later: str) -> None:
-    async with desk() as at:
-        server_s = int(at.clock()) + apart_s
-        answer = replace(TOO_OLD, server_time_s=server_s)
-        at.clock.set(NOW.replace(second=int(at.clock()) % 60, microsecond=0))
-        (move,) = await at.send(attempt("a1"), answer=answer)
-        assert (move.state, at.sender.breaker.admits(NOW_MS)) == (state, later)
+async def test_a_timestamp_is_to_blame_if_clocks_agree(
+    apart_s: int, state: str, later: str, desk: Desk
+) -> None:
+    server_s = int(desk.clock()) + apart_s
+    answer = replace(TOO_OLD, server_time_s=server_s)
+    desk.clock.set(NOW.replace(second=int(desk.clock()) % 60, microsecond=0))
+    (move,) = await desk.send(attempt("a1"), answer=answer)
+    assert (move.state, desk.sender.breaker.admits(NOW_MS)) == (state, later)
 
 
 @pytest.mark.parametrize(
     ("ago_ms", "passed_s", "is_sent"),
-    [
-        (SURE_MS + 1, 0.0, False),
-        (SURE_MS - 500, 0.5, True),
-        (SURE_MS - 500, 0.6, False),
-    ],
+    [(SURE_MS + 1, 0.0, False), (SURE_MS - 500, 0.5, True), (SURE_MS - 500, 0.6, False)],
 )
 async def test_what_stripe_may_have_forgotten_is_compared(
-    ago_ms: int, passed_s: float, *, is_sent: bool
+    ago_ms: int, passed_s: float, desk: Desk, *, is_sent: bool
 ) -> None:
-    async with desk() as at:
-        old, new = attempt("a1", first_ms=NOW_MS - ago_ms), attempt("b1")
-        moves = {move.intent.identifier: move for move in await at.send(old, new, passed_s=passed_s)}
-        assert at.answers.calls == ([["a1", "b1"]] if is_sent else [["b1"]])
-        assert moves["b1"].state == "delivered"
-        assert moves["a1"].state == ("delivered" if is_sent else "parked")
-        left_ms = COMPARED_MS - ago_ms - round(passed_s * 1_000)
-        assert moves["a1"].delay_ms == (0 if is_sent else left_ms)
-        assert is_sent or moves["a1"].why.startswith("first tried more than 23 hours ago")
+    old, new = attempt("a1", first_ms=NOW_MS - ago_ms), attempt("b1")
+    moves = {move.intent.identifier: move for move in await desk.send(old, new, passed_s=passed_s)}
+    assert desk.answers.calls == ([["a1", "b1"]] if is_sent else [["b1"]])
+    assert moves["b1"].state == "delivered"
+    assert moves["a1"].state == ("delivered" if is_sent else "parked")
+    left_ms = COMPARED_MS - ago_ms - round(passed_s * 1_000)
+    assert moves["a1"].delay_ms == (0 if is_sent else left_ms)
+    assert is_sent or moves["a1"].why.startswith("first tried more than 23 hours ago")
 
 
-async def test_each_half_of_a_refused_call_is_sent() -> None:
-    async with desk() as at:
-        three = [attempt(name) for name in ("a1", "b1", "c1")]
-        at.answers.next.extend((DEAD, DONE, DEAD, DONE, DEAD))
-        moves = await at.sender.send(at.lease, three, lambda: 0.0, alone=True)
-        assert at.answers.calls == [["a1", "b1", "c1"], ["a1"], ["b1", "c1"], ["b1"], ["c1"]]
-        assert [(move.intent.identifier, move.state) for move in moves] == [
-            ("a1", "delivered"),
-            ("b1", "delivered"),
-            ("c1", "dead"),
-        ]
+async def test_each_half_of_a_refused_call_is_sent(desk: Desk) -> None:
+    three = [attempt(name) for name in ("a1", "b1", "c1")]
+    desk.answers.next.extend((DEAD, DONE, DEAD, DONE, DEAD))
+    moves = await desk.sender.send(desk.lease, three, lambda: 0.0, alone=True)
+    assert desk.answers.calls == [["a1", "b1", "c1"], ["a1"], ["b1", "c1"], ["b1"], ["c1"]]
+    assert [move.intent.identifier for move in moves] == ["a1", "b1", "c1"]
+    assert [move.state for move in moves] == ["delivered", "delivered", "dead"]
 
 
 @pytest.mark.parametrize(("asked_ms", "is_renewed"), [(48_999, False), (49_000, True)])
-async def test_a_lease_is_renewed_a_second_early(asked_ms: int, *, is_renewed: bool) -> None:
-    async with desk() as at:
-        assert await at.lease.outlives(10)
-        at.clock.advance(timedelta(milliseconds=asked_ms))
-        assert await at.lease.outlives(10)
-        at.clock.advance(timedelta(milliseconds=60_000 - asked_ms))
-        assert await at.lease.outlives(0) == is_renewed
+async def test_a_lease_is_renewed_a_second_early(asked_ms: int, desk: Desk, *, is_renewed: bool) -> None:
+    assert await desk.lease.outlives(10)
+    desk.clock.advance(timedelta(milliseconds=asked_ms))
+    assert await desk.lease.outlives(10)
+    desk.clock.advance(timedelta(milliseconds=60_000 - asked_ms))
+    assert await desk.lease.outlives(0) == is_renewed
 
 
-async def test_a_refusal_of_a_meter_stops_that_meter_alone() -> None:
-    async with desk() as at:
-        await at.send(attempt("a1"), answer=NO_METER)
-        assert set(at.sender.closed_meters()) == {"api_requests"}
-        assert await at.calls(attempt("b1"), attempt("c1", event="tokens")) == [["c1"]]
-        at.advance(60)
-        assert set(at.sender.closed_meters()) == set()
-        at.answers.next.append(NO_METER)
-        assert await at.calls(attempt("b1"), attempt("c1")) == [["b1"]]
-        at.advance(120)
-        assert await at.calls(attempt("b1"), attempt("c1"), attempt("d1")) == [["b1"], ["c1"], ["d1"]]
-        assert await at.calls(attempt("b1"), attempt("c1")) == [["b1", "c1"]]
+async def test_a_refusal_of_a_meter_stops_that_meter_alone(desk: Desk) -> None:
+    await desk.send(attempt("a1"), answer=NO_METER)
+    assert set(desk.sender.closed_meters()) == {"api_requests"}
+    assert await desk.calls(attempt("b1"), attempt("c1", event="tokens")) == [["c1"]]
+    desk.advance(60)
+    assert set(desk.sender.closed_meters()) == set()
+    desk.answers.next.append(NO_METER)
+    assert await desk.calls(attempt("b1"), attempt("c1")) == [["b1"]]
+    desk.advance(120)
+    assert await desk.calls(attempt("b1"), attempt("c1"), attempt("d1")) == [["b1"], ["c1"], ["d1"]]
+    assert await desk.calls(attempt("b1"), attempt("c1")) == [["b1", "c1"]]
 
 
 @pytest.mark.parametrize(
@@ -255,25 +232,23 @@ async def test_a_refusal_of_a_meter_stops_that_meter_alone() -> None:
     ],
 )
 async def test_a_line_is_suspect_where_nobody_knows_what_came_of_it(
-    answer: Outcome, *, is_suspect: bool
+    answer: Outcome, desk: Desk, *, is_suspect: bool
 ) -> None:
-    async with desk() as at:
-        await at.send(attempt("a1"))
-        await at.send(attempt("a1"), answer=answer)
-        assert (("a", "api_requests") in at.sender.suspects) == is_suspect
-        await at.send(attempt("a2"))
-        assert ("a", "api_requests") not in at.sender.suspects
+    await desk.send(attempt("a1"))
+    await desk.send(attempt("a1"), answer=answer)
+    assert (("a", "api_requests") in desk.sender.suspects) == is_suspect
+    await desk.send(attempt("a2"))
+    assert ("a", "api_requests") not in desk.sender.suspects
 
 
-async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second() -> None:
-    async with desk() as at:
-        await at.send(attempt("a1"))
-        for _ in range(9):
-            await at.send(attempt("a1"), answer=UNANSWERED)
-        assert at.sender.breaker.admits(NOW_MS) == "all"
-        await at.send(attempt("a1"), answer=UNANSWERED)
-        assert at.sender.breaker.admits(NOW_MS + 999) == "none"
-        assert at.sender.breaker.admits(NOW_MS + 1_000) == "one"
+async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second(desk: Desk) -> None:
+    await desk.send(attempt("a1"))
+    for _ in range(9):
+        await desk.send(attempt("a1"), answer=UNANSWERED)
+    assert desk.sender.breaker.admits(NOW_MS) == "all"
+    await desk.send(attempt("a1"), answer=UNANSWERED)
+    assert desk.sender.breaker.admits(NOW_MS + 999) == "none"
+    assert desk.sender.breaker.admits(NOW_MS + 1_000) == "one"
 
 
 # One call to Stripe: a customer and meter stay in turn, negative units are alone.
@@ -302,6 +277,7 @@ def test_what_goes_in_one_call(given: dict[str, int], calls: list[list[list[str]
 HOUR_MS = 3_600_000
 FIRST_MS = 1_900_000_000_000
 LATER_MS = FIRST_MS + 26 * HOUR_MS
+ASKED: Final[dict[str, Any]] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
 
 
 def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
@@ -330,33 +306,26 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
 def test_two_looks_that_agree_decide(
     value: int, before: str | None, now: str | None, verdict: Verdict, words: str
 ) -> None:
-    judged = judge(
-        value=value,
-        minute_ms=FIRST_MS,
-        first_attempt_ms=FIRST_MS,
-        before=None if before is None else look(before),
-        now=look(now, LATER_MS + 600_000),
-    )
+    earlier = None if before is None else look(before)
+    judged = judge(**ASKED | {"value": value}, before=earlier, now=look(now, LATER_MS + 600_000))
     assert judged.verdict == verdict
     assert words in judged.why
 
 
 def test_comparisons_are_ten_minutes_apart_from_26_hours_on() -> None:
-    asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
-    early = judge(**asked, before=None, now=look("6", LATER_MS - 1))
+    early = judge(**ASKED, before=None, now=look("6", LATER_MS - 1))
     assert (early.verdict, early.wait_ms, early.keep) == ("again", 1, None)
-    first = judge(**asked, before=None, now=look("6"))
+    first = judge(**ASKED, before=None, now=look("6"))
     assert (first.verdict, first.wait_ms, first.keep) == ("again", 600_000, look("6"))
-    soon = judge(**asked, before=first.keep, now=look("6", LATER_MS + 599_999))
+    soon = judge(**ASKED, before=first.keep, now=look("6", LATER_MS + 599_999))
     assert (soon.verdict, soon.wait_ms, soon.keep) == ("again", 1, look("6"))
-    assert judge(**asked, before=soon.keep, now=look("6", LATER_MS + 600_000)).verdict == "delivered"
+    assert judge(**ASKED, before=soon.keep, now=look("6", LATER_MS + 600_000)).verdict == "delivered"
 
 
 def test_what_stripe_does_not_take_any_more_is_not_sent_again() -> None:
     for hours, verdict in ((35 * 24 - 1, "replace"), (35 * 24, "person")):
         now_ms = FIRST_MS + hours * HOUR_MS
-        asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
-        judged = judge(**asked, before=look("0", now_ms - 600_000), now=look("0", now_ms))
+        judged = judge(**ASKED, before=look("0", now_ms - 600_000), now=look("0", now_ms))
         assert (judged.verdict, "older than 35 days" in judged.why) == (verdict, verdict == "person")
 
 
@@ -377,11 +346,9 @@ HELD_MS: Final = 90_000
 class Cut:
     """A cutter of a kit whose flusher does what a test says."""
 
-    def __init__(self, kit: MeterKit, clock: Clock, stripe: ObjectsAtStripe) -> None:
+    def __init__(self, kit: MeterKit) -> None:
         self.kit = kit
-        self.clock = clock
-        self.stripe = stripe
-        self.cutter = Cutter(kit.store, self._flusher, lambda: stripe)
+        self.cutter = Cutter(kit.store, self._flusher, lambda: ObjectsAtStripe({}))
         self.flush: Callable[[], Awaitable[None]] = self._nothing
 
     @asynccontextmanager
@@ -399,28 +366,25 @@ class Cut:
         return till_ms and till_ms - NOW_MS, from_ms and from_ms - NOW_MS
 
 
-@asynccontextmanager
-async def cutting() -> AsyncGenerator[Cut]:
-    clock = Clock(NOW)
-    async with kit_alone(clock=clock) as kit:
-        await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
-        yield Cut(kit, clock, ObjectsAtStripe({}))
+@pytest.fixture
+async def cut(kit: MeterKit) -> Cut:
+    await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
+    return Cut(kit)
 
 
-async def test_usage_is_held_back_for_longer_than_stripe_may_take() -> None:
-    async with cutting() as at:
-        seen = list[tuple[int, int]]()
+async def test_usage_is_held_back_for_longer_than_stripe_may_take(cut: Cut, clock: Clock) -> None:
+    seen = list[tuple[int, int]]()
 
-        async def flush() -> None:
-            seen.append(await at.marks())
-            at.clock.advance(timedelta(seconds=7))
+    async def flush() -> None:
+        seen.append(await cut.marks())
+        clock.advance(timedelta(seconds=7))
 
-        at.flush = flush
-        async with at.cutter.cut("acme", {}):
-            seen.append(await at.marks())
-        assert seen == [(HELD_MS, 0), (7000 + HELD_MS, 0)]
-        # The next whole minute: it is half past.
-        assert await at.marks() == (0, 30_000)
+    cut.flush = flush
+    async with cut.cutter.cut("acme", {}):
+        seen.append(await cut.marks())
+    assert seen == [(HELD_MS, 0), (7000 + HELD_MS, 0)]
+    # The next whole minute: it is half past.
+    assert await cut.marks() == (0, 30_000)
 
 
 @pytest.mark.parametrize(
@@ -431,116 +395,97 @@ async def test_usage_is_held_back_for_longer_than_stripe_may_take() -> None:
         (RuntimeError("the app's own"), HELD_MS),
     ],
 )
-async def test_a_possible_change_holds_usage_until_it_is_decided(error: Exception, held_ms: int) -> None:
-    async with cutting() as at:
-        with pytest.raises(type(error)):
-            async with at.cutter.cut("acme", {}):
-                raise error
-        assert (await at.marks())[0] == held_ms
+async def test_a_possible_change_holds_usage_until_it_is_decided(
+    error: Exception, held_ms: int, cut: Cut
+) -> None:
+    with pytest.raises(type(error)):
+        async with cut.cutter.cut("acme", {}):
+            raise error
+    assert (await cut.marks())[0] == held_ms
 
 
-async def test_what_was_not_delivered_holds_nothing_back() -> None:
-    async with cutting() as at:
+async def test_what_was_not_delivered_holds_nothing_back(cut: Cut) -> None:
 
-        async def flush() -> None:
-            assert (await at.marks())[0] == HELD_MS
-            raise StripeUnavailableError("no answer")
+    async def flush() -> None:
+        assert (await cut.marks())[0] == HELD_MS
+        raise StripeUnavailableError("no answer")
 
-        at.flush = flush
-        with pytest.raises(StripeUnavailableError):
-            async with at.cutter.cut("acme", {}):
-                pytest.fail("nothing is to be changed")
-        assert (await at.marks())[0] == 0
-
-
-async def test_intents_that_wait_for_another_try_are_tried_at_once() -> None:
-    async with cutting() as at:
-        await keep(at.kit, "waiting", 5, state="queued", attempts=3)
-        admin, outbox = await at.kit.store.admin(), at.kit.store.keys.shard(0, "outbox")
-        await admin.ask(admin.client.zadd(outbox, {"waiting": NOW_MS + 3_600_000}))
-
-        async def flush() -> None:
-            assert await admin.ask(admin.client.zscore(outbox, "waiting")) == NOW_MS
-            raise StripeUnavailableError("no answer")
-
-        at.flush = flush
-        with pytest.raises(StripeUnavailableError):
-            async with at.cutter.cut("acme", {}):
-                pytest.fail("nothing is to be changed")
+    cut.flush = flush
+    with pytest.raises(StripeUnavailableError):
+        async with cut.cutter.cut("acme", {}):
+            pytest.fail("nothing is to be changed")
+    assert (await cut.marks())[0] == 0
 
 
-async def test_an_intent_that_was_not_tried_now_is_waited_for() -> None:
-    async with cutting() as at:
-        await keep(at.kit, "waiting", 5, state="queued", attempts=3)
-        admin, keys = await at.kit.store.admin(), at.kit.store.keys
-        passes = 0
+async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: Cut) -> None:
+    await keep(cut.kit, "waiting", 5, state="queued", attempts=3)
+    admin, outbox = await cut.kit.store.admin(), cut.kit.store.keys.shard(0, "outbox")
+    await admin.ask(admin.client.zadd(outbox, {"waiting": NOW_MS + 3_600_000}))
 
-        async def flush() -> None:
-            nonlocal passes
-            passes += 1
-            if passes == 2:  # Another flusher has delivered it.
-                await admin.ask(admin.client.hdel(keys.shard(0, "intents"), "waiting"))
-                await admin.ask(admin.client.zrem(keys.shard(0, "outbox"), "waiting"))
-                await admin.ask(admin.client.delete(keys.customer("acme").totals))
+    async def flush() -> None:
+        assert await admin.ask(admin.client.zscore(outbox, "waiting")) == NOW_MS
+        raise StripeUnavailableError("no answer")
 
-        at.flush = flush
-        async with at.cutter.cut("acme", {}):
-            assert passes == 2
+    cut.flush = flush
+    with pytest.raises(StripeUnavailableError):
+        async with cut.cutter.cut("acme", {}):
+            pytest.fail("nothing is to be changed")
+
+
+async def test_an_intent_that_was_not_tried_now_is_waited_for(cut: Cut) -> None:
+    await keep(cut.kit, "waiting", 5, state="queued", attempts=3)
+    admin, keys = await cut.kit.store.admin(), cut.kit.store.keys
+    passes = 0
+
+    async def flush() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 2:  # Another flusher has delivered it.
+            await admin.ask(admin.client.hdel(keys.shard(0, "intents"), "waiting"))
+            await admin.ask(admin.client.zrem(keys.shard(0, "outbox"), "waiting"))
+            await admin.ask(admin.client.delete(keys.customer("acme").totals))
+
+    cut.flush = flush
+    async with cut.cutter.cut("acme", {}):
+        assert passes == 2
 
 
 # What a flush counts, and when a flusher in the background flushes and compares.
 
 
-class Takes:
-    """A transport by which Stripe takes everything."""
-
-    most = 1
-
-    async def ready(self) -> Outcome | None:
-        return None
-
-    async def send(self, *intents: Sealed) -> Outcome:
-        assert intents
-        return Outcome(kind="delivered", detail="")
-
-    async def close(self) -> None:
-        pass
-
-
-SUBSCRIBED: Final = subscription(plan=None, metered="mtr_1=price_1")
+async def subscribe(kit: MeterKit, **fields: Any) -> None:
+    linked = CustomerState(stripe_customer="cus_acme", subscription=subscription(**fields))
+    await States(kit.store).change("acme", lambda _: linked)
 
 
 @pytest.mark.parametrize(("waited_s", "looks"), [(119, []), (120, ["acme"]), (3600, ["acme"])])
-async def test_usage_two_minutes_old_is_sent_after_a_check(waited_s: int, looks: list[str]) -> None:
-    clock, looked = Clock(NOW), list[str]()
+async def test_usage_two_minutes_old_is_sent_after_a_check(
+    kit: MeterKit, clock: Clock, waited_s: int, looks: list[str]
+) -> None:
+    looked = list[str]()
 
     async def look(customer: str) -> None:
         looked.append(customer)
         for intent in await kit.outbox.list():
             await kit.outbox.park(intent.identifier, reason="the price has changed")
 
-    async with kit_alone(clock=clock) as kit:
-        linked = CustomerState(stripe_customer="cus_acme", subscription=SUBSCRIBED)
-        await States(kit.store).change("acme", lambda _: linked)
-        await keep(kit, "one", 5, state="queued")
-        clock.advance(timedelta(seconds=waited_s))
-        report = await Flusher(kit.store, Takes(), summaries=Counted({}), look=look).flush()
-        assert (looked, report.delivered) == (looks, 0 if looks else 1)
+    await subscribe(kit, plan=None, metered="mtr_1=price_1")
+    await keep(kit, "one", 5, state="queued")
+    clock.advance(timedelta(seconds=waited_s))
+    report = await Flusher(kit.store, Answers(), summaries=Counted({}), look=look).flush()
+    assert (looked, report.delivered) == (looks, 0 if looks else 1)
 
 
 async def test_what_follows_a_page_of_late_intents_is_sent_too(
-    monkeypatch: pytest.MonkeyPatch,
+    kit: MeterKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
-    since_may = subscription(metered="mtr_1=price_1", created_ms=PERIOD_MS - 31 * 86_400_000)
-    async with kit_alone() as kit:
-        linked = CustomerState(stripe_customer="cus_acme", subscription=since_may)
-        await States(kit.store).change("acme", lambda _: linked)
-        may_s = PERIOD_MS // 1000 - 86_400
-        await keep(kit, "1 of May", 5, state="queued", time=may_s, first=NOW_MS - 60_000, attempts=1)
-        await keep(kit, "2 of June", 7, state="queued")
-        report = await Flusher(kit.store, Takes()).flush()
-        assert (report.parked, report.delivered) == (1, 1)
+    await subscribe(kit, metered="mtr_1=price_1", created_ms=PERIOD_MS - 31 * 86_400_000)
+    may_s = PERIOD_MS // 1000 - 86_400
+    await keep(kit, "1 of May", 5, state="queued", time=may_s, first=NOW_MS - 60_000, attempts=1)
+    await keep(kit, "2 of June", 7, state="queued")
+    report = await Flusher(kit.store, Answers()).flush()
+    assert (report.parked, report.delivered) == (1, 1)
 
 
 # What becomes of single intents that Stripe may have: recovered, compared, or too late for their invoice.
@@ -556,83 +501,76 @@ async def parked_intents_left(kit: MeterKit) -> dict[str, tuple[str, int]]:
     return {one.identifier: (one.state, one.quantity) for one in await kit.outbox.list()}
 
 
-async def test_i6_the_one_unit_at_stripe_is_that_of_its_minute() -> None:
-    async with kit_alone() as kit:
-        await keep(kit, "one", 1, restored=GAP)
-        await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
-        (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
-        assert (done.parked, done.billed, done.sent) == (2, 1, 1)
-        assert await parked_intents_left(kit) == {"one": ("queued", 1)}
+async def test_i6_the_one_unit_at_stripe_is_that_of_its_minute(kit: MeterKit) -> None:
+    await keep(kit, "one", 1, restored=GAP)
+    await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
+    (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
+    assert (done.parked, done.billed, done.sent) == (2, 1, 1)
+    assert await parked_intents_left(kit) == {"one": ("queued", 1)}
 
 
-async def test_i6_a_cut_off_rest_counts_with_its_whole() -> None:
-    async with kit_alone() as kit:
+async def test_i6_a_cut_off_rest_counts_with_its_whole(kit: MeterKit) -> None:
+    await keep(kit, "one", 5, restored=GAP)
+    await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
+    (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
+    assert (done.parked, done.billed, done.sent) == (10, 5, 5)
+    assert await parked_intents_left(kit) == {"one": ("queued", 5)}
+
+
+async def test_i6_the_gap_of_a_line_is_that_of_all_its_intents(kit: MeterKit) -> None:
+    later = f"{(AT_S + 3_600) * 1000}-{(AT_S + 7_200) * 1000}"
+    await keep(kit, "one", 5, restored=GAP)
+    await keep(kit, "two", 5, restored=later)
+    for minute_s in (AT_S, AT_S + 7_200):
+        counted = Counted({minute_s: 4, AT_S - 7_200: -4})
+        (done,) = await Recoverer(kit.store, counted).recover(dry_run=True)
+        assert (done.unknown, done.billed) == (4, 4)
+
+
+async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(
+    monkeypatch: pytest.MonkeyPatch, kit: MeterKit
+) -> None:
+    await keep(kit, "one", 5, restored=GAP)
+    recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
+    settle = vars(Recoverer)["_settle_intent"]
+
+    async def once(self: Recoverer, kept: Kept, billed: int, by: str, why: str = "") -> None:
+        if not billed:
+            raise StoreError("the store is away")
+        await settle(self, kept, billed, by, why)
+
+    monkeypatch.setattr(Recoverer, "_settle_intent", once)
+    with pytest.raises(StoreError, match="away"):
+        await recoverer.recover()
+    monkeypatch.undo()
+    (done,) = await recoverer.recover()
+    assert (done.parked, done.billed, done.sent) == (5, 3, 2)
+    assert [one.quantity for one in await kit.outbox.list()] == [2]
+
+
+async def test_units_missing_in_the_journal_are_named_if_billed(kit: MeterKit) -> None:
+    old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
+    for at_stripe, says in ((0, False), (3, True)):
         await keep(kit, "one", 5, restored=GAP)
-        await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
-        (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
-        assert (done.parked, done.billed, done.sent) == (10, 5, 5)
-        assert await parked_intents_left(kit) == {"one": ("queued", 5)}
-
-
-async def test_i6_the_gap_of_a_line_is_that_of_all_its_intents() -> None:
-    async with kit_alone() as kit:
-        later = f"{(AT_S + 3_600) * 1000}-{(AT_S + 7_200) * 1000}"
-        await keep(kit, "one", 5, restored=GAP)
-        await keep(kit, "two", 5, restored=later)
-        for minute_s in (AT_S, AT_S + 7_200):
-            counted = Counted({minute_s: 4, AT_S - 7_200: -4})
-            (done,) = await Recoverer(kit.store, counted).recover(dry_run=True)
-            assert (done.unknown, done.billed) == (4, 4)
-
-
-async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def gone(*_: object, **__: object) -> bool:
-        raise StoreError("the store is away")
-
-    async with kit_alone() as kit:
-        await keep(kit, "one", 5, restored=GAP)
-        recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
-        settle = vars(Recoverer)["_settle_intent"]
-
-        async def once(self: Recoverer, kept: Kept, billed: int, by: str, why: str = "") -> None:
-            if not billed:
-                await gone()
-            await settle(self, kept, billed, by, why)
-
-        monkeypatch.setattr(Recoverer, "_settle_intent", once)
-        with pytest.raises(StoreError, match="away"):
-            await recoverer.recover()
-        monkeypatch.undo()
-        (done,) = await recoverer.recover()
-        assert (done.parked, done.billed, done.sent) == (5, 3, 2)
-        assert [one.quantity for one in await kit.outbox.list()] == [2]
-
-
-async def test_units_missing_in_the_journal_are_named_if_billed() -> None:
-    async with kit_alone() as kit:
-        old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
-        for at_stripe, says in ((0, False), (3, True)):
-            await keep(kit, "one", 5, restored=GAP)
-            recoverer = Recoverer(kit.store, Counted({AT_S: at_stripe}), Rows(old))
-            (done,) = await recoverer.recover(dry_run=True)
-            assert (done.billed, "3 of the billed units" in done.advice) == (at_stripe, says)
-        with pytest.raises(CustomerError):
-            await recoverer.recover("")
+        recoverer = Recoverer(kit.store, Counted({AT_S: at_stripe}), Rows(old))
+        (done,) = await recoverer.recover(dry_run=True)
+        assert (done.billed, "3 of the billed units" in done.advice) == (at_stripe, says)
+    with pytest.raises(CustomerError):
+        await recoverer.recover("")
 
 
 @pytest.mark.parametrize(
     ("at_stripe", "verdict", "state"), [(0, "replace", "queued"), (4, "person", "parked")]
 )
 async def test_i6_restored_usage_is_sent_if_stripe_has_no_more(
-    at_stripe: int, verdict: str, state: str
+    at_stripe: int, verdict: str, state: str, kit: MeterKit
 ) -> None:
-    async with kit_alone() as kit:
-        kept = await keep(kit, "one", 5, restored=GAP)
-        comparer = Comparer(kit.store, Counted({AT_S: at_stripe}))
-        assert await comparer.compare(kept) == verdict
-        assert await parked_intents_left(kit) == {"one": (state, 5)}
-        # An intent that changed meanwhile waits for the next comparison.
-        assert await comparer.compare(replace(kept, text="as it was before")) == "again"
+    kept = await keep(kit, "one", 5, restored=GAP)
+    comparer = Comparer(kit.store, Counted({AT_S: at_stripe}))
+    assert await comparer.compare(kept) == verdict
+    assert await parked_intents_left(kit) == {"one": (state, 5)}
+    # An intent that changed meanwhile waits for the next comparison.
+    assert await comparer.compare(replace(kept, text="as it was before")) == "again"
 
 
 FIRST: Final[dict[str, Any]] = {"first": NOW_MS - COMPARED_MS - 3_600_000, "looked": NOW_MS - APART_MS}
@@ -648,42 +586,34 @@ def other(value: int) -> Rows:
     ("at_stripe", "elsewhere", "look", "verdict"),
     [
         # 29 with the base of 20: all nine are there; none; some.
-        (29, 0, 9, "delivered"),
-        (20, 0, 0, "replace"),
-        (24, 0, 4, "person"),
+        *((29, 0, 9, "delivered"), (20, 0, 0, "replace"), (24, 0, 4, "person")),
         # Of the base, six went to another Stripe customer.
-        (23, 6, 9, "delivered"),
-        (14, 6, 0, "replace"),
+        *((23, 6, 9, "delivered"), (14, 6, 0, "replace")),
     ],
 )
 async def test_i6_rebuilt_usage_is_compared_without_older_usage(
-    at_stripe: int, elsewhere: int, look: int, verdict: str
+    at_stripe: int, elsewhere: int, look: int, verdict: str, kit: MeterKit
 ) -> None:
-    async with kit_alone() as kit:
-        kept = await keep(kit, "one", 9, look=look, **FIRST, **REBUILT)
-        counted = Counted({AT_S + 3 * MINUTE_S: at_stripe, AT_S + 4 * MINUTE_S: 100})
-        assert await Comparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
-        expected = {"delivered": [], "replace": [("queued", 9)], "person": [("parked", 9)]}
-        assert list((await parked_intents_left(kit)).values()) == expected[verdict]
+    kept = await keep(kit, "one", 9, look=look, **FIRST, **REBUILT)
+    counted = Counted({AT_S + 3 * MINUTE_S: at_stripe, AT_S + 4 * MINUTE_S: 100})
+    assert await Comparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
+    expected = {"delivered": [], "replace": [("queued", 9)], "person": [("parked", 9)]}
+    assert list((await parked_intents_left(kit)).values()) == expected[verdict]
 
 
-async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts() -> None:
-    async with kit_alone() as kit:
-        kept = await keep(kit, "one", 9, look=9, **FIRST)
-        assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
-        assert await parked_intents_left(kit) == {}
+async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts(kit: MeterKit) -> None:
+    kept = await keep(kit, "one", 9, look=9, **FIRST)
+    assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
+    assert await parked_intents_left(kit) == {}
 
 
 # A shard whose store may have forgotten deliveries, step by step.
 
 
-@dataclass(frozen=True, kw_only=True)
 class Shard:
-    kit: MeterKit
-    clock: Clock
-    restarts: Restarts
-    outbox: Outbox
-    report: FlushReport
+    def __init__(self, kit: MeterKit, at_stripe: dict[int, int], outbox: Outbox) -> None:
+        self.kit, self.outbox, self.report = kit, outbox, FlushReport()
+        self.restarts = Restarts(kit.store, Counted(at_stripe))
 
     async def life(self, **fields: Any) -> dict[str, str]:
         """What the shard says of its life; the fields that are given are set first."""
@@ -693,72 +623,68 @@ class Shard:
         kept = await admin.ask(admin.client.hgetall(key))
         return {name.decode(): value.decode() for name, value in kept.items()}
 
-    async def begun_anew(self, **fields: Any) -> None:
-        """Have another life be known, and this one be met."""
-        # By the word of an operator: a store in this process has no life of its own to tell.
-        await self.life(known="doubted", noticed="a third life")
-        assert not await self.are_over()
-        await self.life(**fields)
-
     async def are_over(self) -> bool:
         return await self.restarts.are_over(self.outbox, 0, self.report)
 
 
-@asynccontextmanager
-async def a_shard(
-    at_stripe: dict[int, int] | None = None, *, store_url: str = "memory://"
-) -> AsyncGenerator[Shard]:
-    clock = Clock(NOW)
-    async with kit_alone(store_url, clock=clock) as kit:
-        restarts = Restarts(kit.store, Counted(at_stripe or {}))
-        outbox = Outbox(kit.store, await kit.store.admin())
-        yield Shard(kit=kit, clock=clock, restarts=restarts, outbox=outbox, report=FlushReport())
+async def begun_anew(kit: MeterKit, at_stripe: dict[int, int] | None = None, **fields: Any) -> Shard:
+    """A shard of which another life was known, and that has met this one."""
+    shard = Shard(kit, at_stripe or {}, Outbox(kit.store, await kit.store.admin()))
+    # By the word of an operator: a store in this process has no life of its own to tell.
+    await shard.life(known="doubted", noticed="a third life")
+    assert not await shard.are_over()
+    await shard.life(**fields)
+    return shard
 
 
-async def test_i6_a_shard_that_meets_another_life_waits_2_minutes() -> None:
-    async with a_shard() as at:
-        await at.begun_anew()
-        life = await at.life()
-        assert (life["noticed"], life["noticed_ms"]) == ("", f"{NOW_MS}")
-        for seconds, is_over in ((119.999, False), (120, True)):
-            at.clock.set(NOW + timedelta(seconds=seconds))
-            assert await at.are_over() == is_over
-        assert (await at.life())["known"] == ""
+async def test_i6_a_shard_that_meets_another_life_waits_2_minutes(kit: MeterKit, clock: Clock) -> None:
+    shard = await begun_anew(kit)
+    life = await shard.life()
+    assert (life["noticed"], life["noticed_ms"]) == ("", f"{NOW_MS}")
+    for seconds, is_over in ((119.999, False), (120, True)):
+        clock.set(NOW + timedelta(seconds=seconds))
+        assert await shard.are_over() == is_over
+    assert (await shard.life())["known"] == ""
 
 
 @pytest.mark.parametrize("both", [True, False])
-async def test_i6_one_intent_that_was_tried_is_waited_for_an_hour(*, both: bool) -> None:
-    async with a_shard() as at:
-        await keep(at.kit, "tried", 5, state="queued", first=NOW_MS - 60_000)
-        if both:
-            await keep(at.kit, "new", 5, state="queued")
-        await at.begun_anew()
-        for minutes, is_over in ((10, False), (59.99, False), (60, True)):
-            at.clock.set(NOW + timedelta(minutes=minutes))
-            assert await at.are_over() == is_over
+async def test_i6_one_intent_that_was_tried_is_waited_for_an_hour(
+    kit: MeterKit, clock: Clock, *, both: bool
+) -> None:
+    await keep(kit, "tried", 5, state="queued", first=NOW_MS - 60_000)
+    if both:
+        await keep(kit, "new", 5, state="queued")
+    shard = await begun_anew(kit)
+    for minutes, is_over in ((10, False), (59.99, False), (60, True)):
+        clock.set(NOW + timedelta(minutes=minutes))
+        assert await shard.are_over() == is_over
+
+
+# Negative units hide sent units in the sum, and none in the minutes.
+HIDING: Final = {HERE_S - 10 * HOUR_MS // 1000: -5}
 
 
 @pytest.mark.parametrize(("minutes", "parked"), [(59, 1), (60, 1), (62, 0), (90, 0)])
-async def test_i6_an_unknown_last_delivery_may_be_within_the_hour(minutes: int, parked: int) -> None:
-    # Negative units hide sent units in the sum, and none in the minutes.
-    there_s = HERE_S - minutes * MINUTE_S
-    async with a_shard({there_s: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
-        await keep(at.kit, "new", 5, state="queued", at=NOW_MS - 1)
-        await at.begun_anew(seen_ms="0")
-        at.clock.advance(timedelta(minutes=2))
-        assert await at.are_over()
-        assert at.report.parked == parked
+async def test_i6_an_unknown_last_delivery_may_be_within_the_hour(
+    kit: MeterKit, clock: Clock, minutes: int, parked: int
+) -> None:
+    await keep(kit, "new", 5, state="queued", at=NOW_MS - 1)
+    shard = await begun_anew(kit, {HERE_S - minutes * MINUTE_S: 5, **HIDING}, seen_ms="0")
+    clock.advance(timedelta(minutes=2))
+    assert await shard.are_over()
+    assert shard.report.parked == parked
 
 
 @pytest.mark.parametrize(("sealed_after_ms", "parked"), [(-1, 1), (0, 0)])
-async def test_i6_later_minutes_are_asked_for_where_one_is_taken(sealed_after_ms: int, parked: int) -> None:
-    async with a_shard({HERE_S + 3 * MINUTE_S: 5, HERE_S - 10 * HOUR_MS // 1000: -5}) as at:
-        for name, state in (("queued", "queued"), ("parked", "parked")):
-            await keep(at.kit, name, 5, state=state, time=HERE_S, at=NOW_MS + sealed_after_ms)
-        await at.begun_anew(seen_ms=f"{NOW_MS - 60_000}")
-        at.clock.advance(timedelta(minutes=10))
-        assert await at.are_over()
-        assert at.report.parked == parked
+async def test_i6_later_minutes_are_asked_for_where_one_is_taken(
+    kit: MeterKit, clock: Clock, sealed_after_ms: int, parked: int
+) -> None:
+    for state in ("queued", "parked"):
+        await keep(kit, state, 5, state=state, time=HERE_S, at=NOW_MS + sealed_after_ms)
+    shard = await begun_anew(kit, {HERE_S + 3 * MINUTE_S: 5, **HIDING}, seen_ms=f"{NOW_MS - 60_000}")
+    clock.advance(timedelta(minutes=10))
+    assert await shard.are_over()
+    assert shard.report.parked == parked
 
 
 # What Stripe has that a store has forgotten: by sums, by the minutes of the gap, and by the journal.
@@ -782,38 +708,19 @@ def made(identifier: str, minute_s: int, value: int) -> Delivered:
 
 
 def row(
-    identifier: str,
-    value: int,
-    *,
-    delivered_s: int = FORGOTTEN_AT_S,
-    minute_s: int = FORGOTTEN_AT_S,
-    customer: str = "cus_acme",
+    identifier: str, value: int, *, delivered_s: int = FORGOTTEN_AT_S, customer: str = "cus_acme"
 ) -> JournalRow:
-    return JournalRow(
-        identifier=identifier,
-        customer="acme",
-        event_name="api_requests",
-        stripe_customer=customer,
-        minute_s=minute_s,
-        value=value,
-        delivered_at_ms=delivered_s * 1000,
-    )
-
-
-@asynccontextmanager
-async def a_store() -> AsyncGenerator[Store]:
-    async with kit_alone() as kit:
-        yield kit.store
+    at_ms = delivered_s * 1000
+    return JournalRow(identifier, "acme", "api_requests", customer, FORGOTTEN_AT_S, value, at_ms)
 
 
 async def unknown(
-    store: Store, counted: Counted, *known: Delivered, journal: Rows | None = None, **asked: Any
+    kit: MeterKit, counted: Counted, *known: Delivered, journal: Rows | None = None, **asked: Any
 ) -> int:
-    given: dict[str, Any] = {
-        "since_ms": SINCE_MS, "gap": gap(), "names": {}, "taken_s": (), "deliveries": {LINE: known}
-    }  # fmt: skip
+    given: dict[str, Any] = {"since_ms": SINCE_MS, "gap": gap(), "deliveries": {LINE: known}}
+    given |= {"names": {}, "taken_s": ()}
     names = (LINE[0], LINE[2], LINE[1])
-    return await Forgotten(store, counted, journal).unknown(*names, **given | asked)
+    return await Forgotten(kit.store, counted, journal).unknown(*names, **given | asked)
 
 
 @pytest.mark.parametrize(
@@ -827,93 +734,88 @@ async def unknown(
     ],
 )
 async def test_i6_minutes_tell_apart_what_hours_do_not(
-    lasts_s: int, *, is_exact: bool, is_by_minutes: bool
+    lasts_s: int, kit: MeterKit, *, is_exact: bool, is_by_minutes: bool
 ) -> None:
-    async with a_store() as store:
-        # With the minute before it, and the five behind it.
-        span = gap(lasts_s - 5 * MINUTE_S)
-        hidden = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + MINUTE_S: -5})
-        assert await unknown(store, hidden, gap=span, is_exact=is_exact) == (5 if is_by_minutes else 0)
-        apart = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + 2 * HOUR_S: -5})
-        assert await unknown(store, apart, gap=span, is_exact=is_exact) == 5
+    # With the minute before it, and the five behind it.
+    span = gap(lasts_s - 5 * MINUTE_S)
+    hidden = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + MINUTE_S: -5})
+    assert await unknown(kit, hidden, gap=span, is_exact=is_exact) == (5 if is_by_minutes else 0)
+    apart = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + 2 * HOUR_S: -5})
+    assert await unknown(kit, apart, gap=span, is_exact=is_exact) == 5
 
 
 @pytest.mark.parametrize(
     ("minutes", "expected"), [(-2, 0), (-1, 5), (0, 5), (10, 5), (11, 0), (13, 0), (14, 0)]
 )
-async def test_i6_minutes_reach_from_before_the_gap_to_its_last(minutes: int, expected: int) -> None:
-    async with a_store() as store:
-        counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
-        assert await unknown(store, counted) == expected
+async def test_i6_minutes_reach_from_before_the_gap_to_its_last(
+    minutes: int, expected: int, kit: MeterKit
+) -> None:
+    counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
+    assert await unknown(kit, counted) == expected
+
+
+LAST_S: Final = FORGOTTEN_AT_S + 10 * MINUTE_S
 
 
 @pytest.mark.parametrize(
-    "why", ["taken by an intent", "taken by a delivery", "taken at stripe", "not known", "exact", "a rest"]
+    ("units", "is_known", "asked"),
+    [
+        pytest.param({}, False, {"taken_s": {LAST_S}}, id="taken by an intent"),
+        pytest.param({LAST_S: 0}, True, {}, id="taken by a delivery"),
+        pytest.param({LAST_S: -2, FAR_S: -10}, False, {}, id="taken at stripe"),
+        pytest.param({}, False, {"taken_s": None}, id="not known"),
+        pytest.param({}, False, {"is_exact": True}, id="exact"),
+        pytest.param({FAR_S: -13}, False, {}, id="a rest"),
+    ],
 )
-async def test_i6_where_the_last_minute_is_taken_3_more_are_asked(why: str) -> None:
-    async with a_store() as store:
-        last_s = FORGOTTEN_AT_S + 10 * MINUTE_S
-        units = {last_s + 3 * MINUTE_S: 5, last_s + 4 * MINUTE_S: 7, FAR_S: -12}
-        known, asked = list[Delivered](), dict[str, Any]()
-        if why == "taken by an intent":
-            asked["taken_s"] = {last_s}
-        elif why == "taken by a delivery":
-            known, units[last_s] = [made("one", last_s, 0)], 0
-        elif why == "taken at stripe":
-            units |= {last_s: -2, FAR_S: -10}
-        elif why == "not known":
-            asked["taken_s"] = None
-        elif why == "exact":
-            asked["is_exact"] = True
-        else:
-            units[FAR_S] = -13
-        counted = Counted(units)
-        assert await unknown(store, counted, *known, **asked) == 5
-        assert max(counted.asked) == last_s + 3 * MINUTE_S
+async def test_i6_where_the_last_minute_is_taken_3_more_are_asked(
+    kit: MeterKit, units: dict[int, int], asked: dict[str, Any], *, is_known: bool
+) -> None:
+    known = [made("one", LAST_S, 0)] if is_known else []
+    counted = Counted({LAST_S + 3 * MINUTE_S: 5, LAST_S + 4 * MINUTE_S: 7, FAR_S: -12} | units)
+    assert await unknown(kit, counted, *known, **asked) == 5
+    assert max(counted.asked) == LAST_S + 3 * MINUTE_S
 
 
-async def test_i6_totals_of_an_event_name_since_the_period_are_known() -> None:
-    async with a_store() as store:
-        admin = await store.admin()
-        tokens = [meter_token(name) for name in ("requests", "calls", "tokens")]
-        totals = {
-            f"{SINCE_MS}|{tokens[0]}d": 40,
-            f"{SINCE_MS + 1}|{tokens[1]}d": 20,
-            f"{SINCE_MS}|{tokens[0]}D": 10,
-            f"{SINCE_MS - 1}|{tokens[0]}d": 300,
-            f"{SINCE_MS}|{tokens[2]}d": 500,
-            f"{SINCE_MS}|{tokens[0]}p": 700,
-            f"{SINCE_MS}|label": "none",
-        }
-        key = store.keys.customer("acme").totals
-        await admin.ask(admin.client.hset(key, mapping=totals))
-        await admin.ask(admin.client.expire(key, 86_400))
-        names = dict(zip(tokens, ("api_requests", "api_requests", "ai_tokens"), strict=True))
-        assert await unknown(store, Counted({FAR_S: 56}), names=names) == 6
-        assert await unknown(store, Counted({FAR_S: 49}), names=names, is_exact=True) == 0
-        # By the minutes there are more than by the sum, which usage that was taken back hides.
-        counted = Counted({FORGOTTEN_AT_S: 5, FAR_S: 47})
-        assert await unknown(store, counted, names=names, is_exact=True) == 5
+async def test_i6_totals_of_an_event_name_since_the_period_are_known(kit: MeterKit) -> None:
+    admin = await kit.store.admin()
+    tokens = [meter_token(name) for name in ("requests", "calls", "tokens")]
+    totals = {
+        f"{SINCE_MS}|{tokens[0]}d": 40,
+        f"{SINCE_MS + 1}|{tokens[1]}d": 20,
+        f"{SINCE_MS}|{tokens[0]}D": 10,
+        f"{SINCE_MS - 1}|{tokens[0]}d": 300,
+        f"{SINCE_MS}|{tokens[2]}d": 500,
+        f"{SINCE_MS}|{tokens[0]}p": 700,
+        f"{SINCE_MS}|label": "none",
+    }
+    key = kit.store.keys.customer("acme").totals
+    await admin.ask(admin.client.hset(key, mapping=totals))
+    await admin.ask(admin.client.expire(key, 86_400))
+    names = dict(zip(tokens, ("api_requests", "api_requests", "ai_tokens"), strict=True))
+    assert await unknown(kit, Counted({FAR_S: 56}), names=names) == 6
+    assert await unknown(kit, Counted({FAR_S: 49}), names=names, is_exact=True) == 0
+    # By the minutes there are more than by the sum, which usage that was taken back hides.
+    counted = Counted({FORGOTTEN_AT_S: 5, FAR_S: 47})
+    assert await unknown(kit, counted, names=names, is_exact=True) == 5
 
 
-async def test_i6_deliveries_of_one_minute_are_known_together() -> None:
-    async with a_store() as store:
-        known = [made("one", FORGOTTEN_AT_S, 3), made("two", FORGOTTEN_AT_S, 4)]
-        assert await unknown(store, Counted({FORGOTTEN_AT_S: 12, FAR_S: -12}), *known) == 5
-        assert await unknown(store, Counted({FORGOTTEN_AT_S: 7, FAR_S: -12}), *known) == 0
+async def test_i6_deliveries_of_one_minute_are_known_together(kit: MeterKit) -> None:
+    known = [made("one", FORGOTTEN_AT_S, 3), made("two", FORGOTTEN_AT_S, 4)]
+    assert await unknown(kit, Counted({FORGOTTEN_AT_S: 12, FAR_S: -12}), *known) == 5
+    assert await unknown(kit, Counted({FORGOTTEN_AT_S: 7, FAR_S: -12}), *known) == 0
 
 
-async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes() -> None:
-    async with a_store() as store:
-        counted = Counted({FAR_S: 1})
-        assert (await unknown(store, counted), len(counted.asked)) == (1, 1)
-        counted = Counted({FAR_S: 9})
-        journal = Rows(row("one", 1))
-        assert (await unknown(store, counted, journal=journal), counted.asked) == (1, [])
-        # Where the number matters, the largest one is it.
-        assert await unknown(store, counted, journal=journal, is_exact=True) == 9
-        journal = Rows(row("one", 20))
-        assert await unknown(store, counted, journal=journal, is_exact=True) == 20
+async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes(kit: MeterKit) -> None:
+    counted = Counted({FAR_S: 1})
+    assert (await unknown(kit, counted), len(counted.asked)) == (1, 1)
+    counted = Counted({FAR_S: 9})
+    journal = Rows(row("one", 1))
+    assert (await unknown(kit, counted, journal=journal), counted.asked) == (1, [])
+    # Where the number matters, the largest one is it.
+    assert await unknown(kit, counted, journal=journal, is_exact=True) == 9
+    journal = Rows(row("one", 20))
+    assert await unknown(kit, counted, journal=journal, is_exact=True) == 20
 
 
 @pytest.mark.parametrize(
@@ -939,7 +841,6 @@ async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes() -> None:
     ],
 )
 async def test_i6_units_that_only_the_journal_has_are_forgotten(
-    written: list[JournalRow], known: list[Delivered], expected: int
+    written: list[JournalRow], known: list[Delivered], expected: int, kit: MeterKit
 ) -> None:
-    async with a_store() as store:
-        assert await unknown(store, Counted({}), *known, journal=Rows(*written)) == expected
+    assert await unknown(kit, Counted({}), *known, journal=Rows(*written)) == expected
