@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from drivers.plans import free_plan
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
@@ -49,17 +50,9 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from servers.stores import Server
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  tokens: {unit: token, stripe: {event_name: tokens}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
+PLANS = free_plan(
+    "{requests: {unit: request, stripe: {event_name: r}}, tokens: {unit: token, stripe: {event_name: t}}}",
+    """
       requests:
         rate:
           - 10/second
@@ -68,8 +61,8 @@ plans:
         included: 100
         overage: deny
         concurrency: 2
-      tokens: {rate: 1000/26 hours, included: 100, overage: {bill: {cap: 50}}}
-"""  # fmt: skip
+      tokens: {rate: 1000/26 hours, included: 100, overage: {bill: {cap: 50}}}""",
+)
 CATALOG = loads(PLANS)
 ENTITLEMENTS = CATALOG.plans["free"].entitlements
 NOW_MS = 1_800_000_000_250
@@ -86,14 +79,10 @@ def program(quantity: int = 1, meter: str = "requests") -> Program:
 
 
 def refusal(
-    used: dict[int, tuple[int, int, int]],
-    *,
-    quantity: int = 1,
-    now_ms: int = NOW_MS,
-    end_ms: int = PERIOD_END_MS,
+    used: dict[int, tuple[int, int, int]], *, quantity: int = 1, end_ms: int = PERIOD_END_MS
 ) -> Decision:
     numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
-    return verdict.refused(program(quantity), [1, now_ms, end_ms, *numbers], 0)
+    return verdict.refused(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +110,8 @@ def test_a_refusal_by_one_policy(
 ) -> None:
     found = refusal({nth: numbers}, quantity=quantity)
     wait = timedelta(milliseconds=wait_ms)
-    assert (policy, remaining, wait, wait) == (
-        found.limit,
-        found.remaining,
-        found.retry_after,
-        found.reset_after,
-    ), sentence
-    assert (policy,) == found.violated
-    assert not found.allowed
+    assert (found.limit, found.remaining, found.violated) == (policy, remaining, (policy,)), sentence
+    assert (found.retry_after, found.reset_after, found.allowed) == (wait, wait, False), sentence
 
 
 def test_a_period_that_ends_before_holds_do_leaves_them() -> None:
@@ -248,19 +231,13 @@ def test_a_refusal_tells_the_time_at_which_the_same_is_admitted(valkey: Server, 
     assert patient.hopeless > 5
 
 
-PROGRAM_PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
+PROGRAM_PLANS = free_plan(
+    """
   requests: {unit: request, stripe: {event_name: requests}}
   tokens: {unit: token, stripe: {event_name: tokens, report: usage}}
   silent: {unit: token, stripe: {event_name: silent, report: none}}
-  plain: {unit: item}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
+  plain: {unit: item}""",
+    """
       requests:
         rate: [100/minute, {limit: 20/second, algorithm: token-bucket, burst: 40}]
         included: 1000
@@ -268,19 +245,10 @@ plans:
         concurrency: 4
       tokens: {included: 500, overage: {bill: {cap: 100}}}
       silent: {included: 500, overage: bill}
-      plain: {rate: 10/second}
-"""
+      plain: {rate: 10/second}""",
+)
 PROGRAM_CATALOG = loads(PROGRAM_PLANS)
 PROGRAM_ENTITLEMENTS = PROGRAM_CATALOG.plans["free"].entitlements
-PROGRAM_MINUTE, PROGRAM_SECOND = (
-    rate_field("requests", 60_000, "sliding-window"),
-    rate_field("requests", 1000, "token-bucket"),
-)
-PLAIN_RATE = rate_field("plain", 1000, "sliding-window")
-
-
-def bucket(limit: int, window_ms: int, burst: int) -> Rate:
-    return Rate(limit=limit, window_ms=window_ms, algorithm="token-bucket", burst=burst, window="1s")
 
 
 def compiled(demands: Mapping[str, Demand], **flags: Any) -> Program:
@@ -294,7 +262,8 @@ def one(needed: int, taken: int | None = None) -> Demand:
 def test_rates_precede_ceilings_concurrency_and_recording() -> None:
     found = compiled({"requests": one(2), "plain": one(3)}, billed_always=True)
     assert found.fields == (
-        *(PROGRAM_MINUTE, PROGRAM_SECOND, PLAIN_RATE),
+        *(rate_field("requests", 60_000, "sliding-window"), rate_field("requests", 1000, "token-bucket")),
+        rate_field("plain", 1000, "sliding-window"),
         *(meter_field("requests"), concurrency_field("requests"), meter_field("plain")),
     )
     assert found.numbers == (
@@ -306,13 +275,8 @@ def test_rates_precede_ceilings_concurrency_and_recording() -> None:
         *(4, -1, 1, 1),
         3,
     )
-    assert [measure.policy.name for measure in found.measures] == [
-        "requests-1m",
-        "requests-1s",
-        "plain-1s",
-        "requests-period",
-        "requests-concurrency",
-    ]
+    names = ["requests-1m", "requests-1s", "plain-1s", "requests-period", "requests-concurrency"]
+    assert [measure.policy.name for measure in found.measures] == names
     assert (found.held, found.concurrency, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
     assert found.settles
 
@@ -328,8 +292,7 @@ def test_a_cap_is_told_apart_from_included() -> None:
 
 def test_overage_without_a_cap_has_no_ceiling_and_is_settled() -> None:
     found = compiled({"silent": one(7)}, billed_always=True)
-    assert found.numbers == (0, 0, 0, 0)
-    assert found.fields == ()
+    assert (found.numbers, found.fields) == ((0, 0, 0, 0), ())
     assert (found.held, found.settled) == ({}, {"silent": 7})
 
 
@@ -354,10 +317,14 @@ def test_which_classes_go_to_stripe(meter: str, expected: tuple[int, int]) -> No
 
 
 def test_a_refill_of_a_million_parts_is_the_least() -> None:
-    assert rate_numbers(bucket(2_000_001, 2 * 10**9, 8_999_998), "requests") == (3, 10**9, 8_999_998, 10**6)
-    for inexact in (bucket(1_999_999, 2 * 10**9, 8_999_998), bucket(1, 30 * 86_400_000, QUANTITY_MAX)):
+    def numbers(limit: int, window_ms: int, burst: int) -> tuple[int, ...]:
+        rate = Rate(limit=limit, window_ms=window_ms, algorithm="token-bucket", burst=burst, window="1s")
+        return tuple(rate_numbers(rate, "requests"))
+
+    assert numbers(2_000_001, 2 * 10**9, 8_999_998) == (3, 10**9, 8_999_998, 10**6)
+    for inexact in ((1_999_999, 2 * 10**9, 8_999_998), (1, 30 * 86_400_000, QUANTITY_MAX)):
         with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
-            rate_numbers(inexact, "requests")
+            numbers(*inexact)
 
 
 def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
@@ -407,17 +374,11 @@ def test_what_credit_pays_is_held_without_a_ceiling() -> None:
 
 
 def test_an_unknown_number_of_tokens_needs_something_left() -> None:
-    catalog = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters: {requests: {unit: request}, input_tokens: {unit: token}, output_tokens: {unit: token}}
-routes:
+    meters = "{requests: {unit: request}, input_tokens: {unit: token}, output_tokens: {unit: token}}"
+    routes = """routes:
   - {match: "POST /ask", consume: {requests: 2}, usage: openai}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-""")
+  - {match: "*", consume: {requests: 1}}"""
+    catalog = loads(free_plan(meters, top=routes))
     asked, rest = (demands_of(route, catalog) for route in catalog.routes)
     assert asked == {"requests": one(2), "input_tokens": one(1, 0), "output_tokens": one(1, 0)}
     assert rest == {"requests": one(1)}
@@ -426,18 +387,9 @@ plans:
 # Rates counted in this process: clocks that go back, rates that change, and what is left.
 
 
-IN_PROCESS_PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {unit: token}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      tokens: {included: 100, overage: deny, rate: 10/minute}
-"""
+IN_PROCESS_PLANS = free_plan(
+    "{tokens: {unit: token}}", "{tokens: {included: 100, overage: deny, rate: 10/minute}}"
+)
 IN_PROCESS_CATALOG = loads(IN_PROCESS_PLANS)
 TWO_RATES = loads(IN_PROCESS_PLANS.replace("10/minute", "[10/minute, 10/hour], concurrency: 3"))
 IN_PROCESS_BUCKET = loads(
@@ -479,19 +431,13 @@ def test_asking_for_nothing_is_refused_if_nothing_is_left() -> None:
 )
 def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str, now_ms: int, counted: int) -> None:
     catalog = loads(IN_PROCESS_PLANS.replace("10/minute", f"{{limit: 10/minute, algorithm: {algorithm}}}"))
-    entitlements = catalog.plans["free"].entitlements
-
-    def asked(quantity: int) -> Program:
-        demands = {"tokens": Demand.of(quantity)}
-        return compile_program(entitlements, catalog, demands, in_flight=False)
-
-    ((field, kind, window_ms, _, refill, _, _),) = asked(1).rate_terms
+    ((field, kind, window_ms, _, refill, _, _),) = asking(1, catalog).rate_terms
     known = {field: (1, 2, 9)}
-    reply, counts = weigh(asked(10 - counted), known, {}, now_ms)
+    reply, counts = weigh(asking(10 - counted, catalog), known, {}, now_ms)
     assert (reply[0], reply[3]) == (0, 0)
     (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
     assert counts == {field: (slot, before + 10 - counted, earlier)}
-    assert weigh(asked(11 - counted), known, {}, now_ms)[0][0] == 1
+    assert weigh(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
 
 
 @pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])
@@ -513,9 +459,8 @@ def test_a_refusal_holds_until_this_or_the_next_period_ends(ends_ms: int, until_
 
 def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
     left = Left(0, is_backed=False, until_ms=9_000)
-    assert left_where_allowed({"tokens-period": left, "pages-period": left}, asking(1)) == {
-        "pages-period": left
-    }
+    both = {"tokens-period": left, "pages-period": left}
+    assert left_where_allowed(both, asking(1)) == {"pages-period": left}
     assert left_where_allowed({"tokens-period": left}, asking(1)) is NOTHING_LEFT
 
 
@@ -552,17 +497,6 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
 
 KEYS = Keys("mk", 128)
 DAY_MS = 86_400_000
-KEYS_CATALOG = loads("""
-schema: 1
-currency: usd
-default_plan: free
-meters: {requests: {unit: request}, tokens: {unit: token}}
-routes:
-  - {match: "POST /ask", consume: {requests: 1}, rate: 5/minute}
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/hour}}}
-""")
 
 
 def test_keys_of_a_shard() -> None:
@@ -605,7 +539,10 @@ def test_keys_of_a_customer() -> None:
 
 
 def test_a_route_stands_for_its_method_and_path() -> None:
-    asked, rest = KEYS_CATALOG.routes
+    routes = """routes:
+  - {match: "POST /ask", consume: {requests: 1}, rate: 5/minute}
+  - {match: "*", consume: {requests: 1}}"""
+    asked, rest = loads(free_plan("{requests: {unit: request}}", top=routes)).routes
     assert route_name(asked) == "route POST /ask"
     assert route_name(rest).startswith("route * ")
 
@@ -619,18 +556,9 @@ ORIGIN = [(b"host", b"a"), (b"origin", b"https://b")]
 
 def call_of(rate: str, needed: int = 1) -> PreparedDecision:
     """The decision about a request that takes so much of one meter with one rate."""
-    kit = MeterKit(
-        loads(f"""
-schema: 1
-currency: usd
-default_plan: free
-meters: {{pages: {{unit: page}}}}
-routes: [{{match: "*", consume: {{pages: {needed}}}}}]
-plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{pages: {{rate: [{rate}]}}}}}}}}
-"""),
-        redis_url="memory://",
-        flush=False,
-    )
+    routes = f'routes: [{{match: "*", consume: {{pages: {needed}}}}}]'
+    plans = free_plan("{pages: {unit: page}}", f"{{pages: {{rate: [{rate}]}}}}", routes)
+    kit = MeterKit(loads(plans), redis_url="memory://", flush=False)
     return kit.store.cache.get("acme").prepare(kit.catalog.routes[0])
 
 
