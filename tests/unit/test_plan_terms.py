@@ -8,10 +8,11 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
+from drivers.plans import free_plan
 from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
@@ -34,16 +35,8 @@ from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_history import with_plan_changes
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
-from meterkit.decisions.price_segments import (
-    Segment,
-    ended_labels,
-    overage_cents,
-    segments_of,
-)
+from meterkit.decisions.price_segments import Segment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.spending import UnitPrice, price_of
-
-if TYPE_CHECKING:
-    from meterkit.decisions.allowance import Allowance
 
 # F-223: what each plan of a period gives by its share of it.
 
@@ -95,10 +88,6 @@ def calls_of(state: CustomerState, at: datetime) -> int | None:
     return entitlements_of(effective_terms(state, CATALOG, to_ms(at)), CATALOG)["calls"].included
 
 
-def allowance_of(state: CustomerState, at: datetime) -> Allowance | None:
-    return effective_terms(state, CATALOG, to_ms(at)).allowance
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -130,25 +119,23 @@ def test_changes_that_are_forgotten_give_nothing() -> None:
 
 
 def test_grants_are_whole_credits_within_the_rounded_sum() -> None:
-    found = allowance_of(moved(paid("a"), "b", START + 10 * DAY), HALF)
-    assert found is not None
-    assert found.grants is not None
+    changed = moved(paid("a"), "b", START + 10 * DAY)
+    allowance = effective_terms(changed, CATALOG, to_ms(HALF)).allowance
+    assert allowance is not None
+    assert allowance.grants is not None
     # A third of 7 is 2.33, two thirds of 70 are 46.67, together 49; a third of 3 units is 1.
-    assert {name: quantity for name, _, quantity, _, _ in found.grants.lines} == {
-        "p m:calls 1-period": 1,
-        "p c:ai 50-period": 3_000_000,
-        "p c:ai 9-period": 47_000_000,
-    }
-    assert dict(found.grants.limits) == {"c:ai": 49_000_000, "m:calls": 1}
+    lines = {name: quantity for name, _, quantity, _, _ in allowance.grants.lines}
+    credit = {"p c:ai 50-period": 3_000_000, "p c:ai 9-period": 47_000_000}
+    assert lines == {"p m:calls 1-period": 1, **credit}
+    assert dict(allowance.grants.limits) == {"c:ai": 49_000_000, "m:calls": 1}
 
 
 def test_a_scheduled_change_counts_from_its_millisecond() -> None:
     state = paid("a", pending_plan="b", pending_at_ms=HALF)
     assert calls_of(state, HALF - timedelta(milliseconds=1)) == 100
     assert calls_of(state, HALF) == 550
-    assert (
-        calls_of(moved(state, "b", HALF + 5 * DAY, pending_plan=None, pending_at_ms=None), END - DAY) == 550
-    )
+    done = moved(state, "b", HALF + 5 * DAY, pending_plan=None, pending_at_ms=None)
+    assert calls_of(done, END - DAY) == 550
 
 
 NOW_MS: Final = 1_800_000_000_000
@@ -237,55 +224,37 @@ START_MS: Final = 1_800_000_000_000
 END_MS: Final = START_MS + 30 * DAY_MS
 BOUNDS: Final = Bounds(start_ms=START_MS, end_ms=END_MS, next_end_ms=END_MS + 31 * DAY_MS)
 BALANCE_NOW_MS: Final = START_MS + DAY_MS
-BALANCE_CATALOG: Final = loads("""
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  asked:    {unit: token}
-  answered: {unit: token}
-  pages:    {unit: page}
-credits: {ai: {costs: {asked: 1 per 1000, answered: 4 per 1000}}}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
+BALANCE_CATALOG: Final = loads(
+    free_plan(
+        "{asked: {unit: token}, answered: {unit: token}, pages: {unit: page}}",
+        """
       asked:    {included: 100, overage: deny}
       answered: {included: 50, overage: deny}
       pages:    {included: 10, overage: deny}
     grants:
       - {credit: ai, quantity: 500, every: period, priority: 10}
-      - {meter: pages, quantity: 20, every: period, priority: 5, expires: 90d}
-""")
-BALANCE_PRO: Final = BALANCE_CATALOG.plans["pro"]
+      - {meter: pages, quantity: 20, every: period, priority: 5, expires: 90d}""",
+        "credits: {ai: {costs: {asked: 1 per 1000, answered: 4 per 1000}}}",
+    )
+)
+BALANCE_PRO: Final = BALANCE_CATALOG.plans["free"]
 PREPAID: Final = Prepaid.of(BALANCE_PRO, BALANCE_CATALOG)
 NAMES: Final = {target: name for name, target, *_ in PREPAID.recurring}
 
 
 def holding(name: str, target: str, quantity: int, *, used: int = 0, expires_ms: int = END_MS) -> Holding:
-    return Holding(
-        name=name,
-        target=target,
-        quantity=quantity,
-        used=used,
-        priority=50,
-        effective_ms=START_MS,
-        expires_ms=expires_ms,
-        created_ms=START_MS,
-        until_ms=expires_ms,
-    )
+    begun = {"priority": 50, "effective_ms": START_MS, "created_ms": START_MS}
+    ends = {"expires_ms": expires_ms, "until_ms": expires_ms}
+    return Holding(name=name, target=target, quantity=quantity, used=used, **begun, **ends)
 
 
-def fields(*holdings: Holding) -> dict[str, str]:
-    return {
+def given(*on_file: Holding, prepaid: Prepaid = PREPAID) -> list[Holding]:
+    fields = {
         one.name: f"{one.target} {one.quantity} {one.used} {one.priority} {one.effective_ms}"
         f" {one.expires_ms} {one.created_ms} {one.until_ms}"
-        for one in holdings
+        for one in on_file
     }
-
-
-def given(*on_file: Holding, now_ms: int = BALANCE_NOW_MS, prepaid: Prepaid = PREPAID) -> list[Holding]:
-    return holdings_of(fields(*on_file), prepaid, BOUNDS, now_ms)
+    return holdings_of(fields, prepaid, BOUNDS, BALANCE_NOW_MS)
 
 
 def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
@@ -365,11 +334,9 @@ def test_grants_of_a_meter_come_before_credit() -> None:
 
 def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
     told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)], {}))
-    assert told["paying"] == [
-        ["asked", "m:asked", "c:ai", 1_000],
-        ["pages", "m:pages", "", 0],
-        ["answered", "", "", 0],
-    ]
+    asked, pages, answered = told["paying"]
+    assert (asked, pages) == (["asked", "m:asked", "c:ai", 1_000], ["pages", "m:pages", "", 0])
+    assert answered == ["answered", "", "", 0]
 
 
 def test_processes_of_two_releases_name_the_same_grants_alike() -> None:
@@ -384,31 +351,20 @@ MORE: Final = {"requests": {"included": 50}}
 def test_an_override_ends_at_its_millisecond(now_ms: int, *, holds: bool) -> None:
     stored = with_overrides({}, MORE, {"chat": True}, until_ms=LATER_MS, now_ms=NOW_MS)
     found = overrides_at(stored, now_ms)
-    assert found.meters == (MORE if holds else {})
-    assert found.features == ({"chat": True} if holds else {})
-    assert found.ends == ({"requests": LATER_MS, "feature chat": LATER_MS} if holds else {})
+    ends = {"requests": LATER_MS, "feature chat": LATER_MS}
+    assert (found.meters, found.features, found.ends) == (
+        (MORE, {"chat": True}, ends) if holds else ({}, {}, {})
+    )
 
 
 # What units cost beyond what is included, and the budgets that bound it.
 
 
-SPENDING_PLANS = """
-schema: 1
-currency: CURRENCY
-default_plan: pro
-meters:
-  words: {unit: word, stripe: {event_name: words}}
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters: {words: {included: 5, overage: {bill: {per: N, amount_cents: M}}}}
-"""
-
-
 def price(per: int, amount_cents: int, currency: str = "usd") -> UnitPrice | None:
-    text = SPENDING_PLANS.replace("CURRENCY", currency)
-    catalog = loads(text.replace("N,", f"{per},").replace("M}", f"{amount_cents}}}"))
-    return price_of("words", catalog.plans["pro"].entitlements, catalog)
+    bill = f"{{included: 5, overage: {{bill: {{per: {per}, amount_cents: {amount_cents}}}}}}}"
+    text = free_plan("{words: {unit: word, stripe: {event_name: words}}}", f"{{words: {bill}}}")
+    catalog = loads(text.replace("usd", currency))
+    return price_of("words", catalog.plans["free"].entitlements, catalog)
 
 
 def test_a_price_is_in_millionths_of_the_currency() -> None:
@@ -432,40 +388,33 @@ def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer() -> None:
 # Seats, gauges, derived meters, rates, differences and reminders: each follows from its arguments alone.
 
 
-TEXT: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
+TEXT: Final = free_plan(
+    """
   requests:     {unit: request}
   tokens:       {unit: token, stripe: {event_name: t}}
   large_tokens:
     {unit: token, from: tokens, where: {model: "*-large*", provider: acme}, stripe: {event_name: l}}
   any_tokens:   {unit: token, from: tokens, where: {model: "*"}, stripe: {event_name: a}}
   storage:      {unit: byte, kind: gauge}
-  members:      {unit: seat, kind: gauge}
-plans:
-  pro:
-    price: {amount_cents: 2900, interval: month}
-    meters:
+  members:      {unit: seat, kind: gauge}""",
+    """
       requests:
         rate: [100/hour, {limit: 20/second, algorithm: token-bucket, burst: 40}]
         included: 10
         overage: deny
       tokens:   {included: 10, overage: {bill: {cap: 5}}}
       storage:  {included: 101, overage: {percent: 5, grace: 7d}}
-      members:  {included: 3, overage: deny}
-"""
+      members:  {included: 3, overage: deny}""",
+)
 GAUGES_CATALOG: Final = loads(TEXT)
-GIVEN: Final = GAUGES_CATALOG.plans["pro"].entitlements
+GIVEN: Final = GAUGES_CATALOG.plans["free"].entitlements
 
 
 def test_a_derived_meter_counts_what_matches_in_each_dimension() -> None:
     cases: tuple[tuple[dict[str, str], list[str]], ...] = (
         ({"model": "m-large-2", "provider": "acme"}, ["large_tokens", "any_tokens"]),
         ({"model": "m-large-2", "provider": "other"}, ["any_tokens"]),
-        ({"model": "m-large-2"}, ["any_tokens"]),
-        ({"provider": "acme"}, []),
+        *(({"model": "m-large-2"}, ["any_tokens"]), ({"provider": "acme"}, [])),
     )
     for dimensions, expected in cases:
         found = derived_from(GAUGES_CATALOG.meters, "tokens", dimensions)
