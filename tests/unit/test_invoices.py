@@ -1,4 +1,4 @@
-"""Invoices of a period: which lines are its own, how long drafts are held, what is missing. Pure tables."""
+"""The close of a period and its invoices: their lines, drafts that are held, what is missing. Pure tables."""
 
 # Internals: pure tables of periods, drafts and invoice lines.
 
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import NOW_MS, PERIOD_MS, kit_alone, subscription
+from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
 from drivers.stripe_objects import ObjectsAtStripe
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.closing import _held_in_words
+from meterkit.delivery.closing import Closer, _held_in_words
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.invoice_advice import advice_on_invoices
@@ -33,9 +32,12 @@ from meterkit.delivery.invoices import (
     invoicing_of,
     is_renewal_of,
 )
+from meterkit.delivery.late_usage import late_in_words
+from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.report import LateUsage
-from meterkit.errors import StripeUnavailableError
-from meterkit.outbox.invoice_ends import InvoiceEnd
+from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.outbox.closes import Close, Closes
+from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.testing import Clock
 
@@ -48,6 +50,61 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+JUNE_MS: Final = PERIOD_MS
+JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
+JULY_MS: Final = int(JULY.timestamp() * 1000)
+MINUTE: Final = timedelta(minutes=1)
+SECOND: Final = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(clock: Clock) -> AsyncGenerator[MeterKit]:
+    async with kit_alone(clock=clock) as kit:
+        yield kit
+
+
+# When the closer looks at a close again, and when it reports one: by the second.
+
+
+async def unconfirmed(kit: MeterKit) -> Closer:
+    """The closer of acme's June, which Stripe does not confirm."""
+    await kit.record("acme", "requests", 2)
+    closes = Closes(kit.store, await kit.store.admin())
+    await closes.note(0, {Close(shard=0, customer="acme", end_ms=JULY_MS).member: JULY_MS})
+    return Closer(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401}))
+
+
+async def test_a_close_is_checked_each_5_minutes_told_after_45(kit: MeterKit, clock: Clock) -> None:
+    closer = await unconfirmed(kit)
+    for after, found in (
+        (11 * MINUTE, (1, 0)),
+        (16 * MINUTE - SECOND, (0, 0)),
+        (16 * MINUTE, (1, 0)),
+        (45 * MINUTE - SECOND, (1, 0)),
+        (50 * MINUTE - SECOND, (0, 1)),
+        (110 * MINUTE - 2 * SECOND, (0, 0)),
+        (110 * MINUTE - SECOND, (1, 0)),
+    ):
+        clock.set(JULY + after)
+        looked = await closer.look()
+        assert (looked.confirmed, looked.open, len(looked.late)) == (0, *found)
+
+
+async def test_at_45_minutes_it_is_late(kit: MeterKit, clock: Clock) -> None:
+    closer = await unconfirmed(kit)
+    clock.set(JULY + 45 * MINUTE)
+    assert len((await closer.look()).late) == 1
+
+
+# How long a draft is held.
+
 
 @pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
 def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
@@ -56,29 +113,15 @@ def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: b
 
 
 END_S: Final = 1_900_000_020  # A whole minute.
-
-
 HOUR_S: Final = 3_600
-
-
 HOLD_S: Final = 24 * HOUR_S
-
-
 ALONE: Final[dict[str, Any]] = {"auto_advance": False, "automatically_finalizes_at": None}
 
 
 def draft(**fields: Any) -> dict[str, Any]:
-    return {
-        "id": "in_1",
-        "status": "draft",
-        "billing_reason": "subscription_cycle",
-        "period_end": END_S,
-        "subscription": "sub_1",
-        "auto_advance": True,
-        "automatically_finalizes_at": END_S + HOUR_S,
-        "created": END_S,
-        **fields,
-    }
+    made = {"id": "in_1", "status": "draft", "billing_reason": "subscription_cycle", "created": END_S}
+    ends = {"period_end": END_S, "auto_advance": True, "automatically_finalizes_at": END_S + HOUR_S}
+    return {**made, "subscription": "sub_1", **ends, **fields}
 
 
 async def settled(
@@ -88,12 +131,9 @@ async def settled(
     is_last: bool = False,
     hold_s: int = HOLD_S,
 ) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
-    stripe = ObjectsAtStripe({
-        "/v1/invoices/in_1/finalize": {
-            "status": "open", "status_transitions": {"finalized_at": now_s}
-        },
-        "/v1/subscriptions/sub_1": {"cancellation_details": {"comment": ENDED_HERE}},
-    })  # fmt: skip
+    final = {"status": "open", "status_transitions": {"finalized_at": now_s}}
+    ended = {"cancellation_details": {"comment": ENDED_HERE}}
+    stripe = ObjectsAtStripe({"/v1/invoices/in_1/finalize": final, "/v1/subscriptions/sub_1": ended})
     hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
     return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
 
@@ -108,9 +148,8 @@ async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier(hold_s: in
     assert (end.held_ms, len(stripe.written)) == (until_s * 1000, int(is_asked))
     if is_asked:
         (asked,) = stripe.written
-        assert asked.params == {
-            "automatically_finalizes_at": until_s, "metadata": {HELD: str(END_S + HOUR_S)}
-        }  # fmt: skip
+        metadata = {HELD: str(END_S + HOUR_S)}
+        assert asked.params == {"automatically_finalizes_at": until_s, "metadata": metadata}
 
 
 @pytest.mark.parametrize(("left_s", "is_asked"), [(60, False), (61, True)])
@@ -148,9 +187,8 @@ async def test_the_last_invoice_of_an_ended_subscription_is_final(
     passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
 ) -> None:
     now_s = END_S + passed_s
-    end, stripe = await settled(
-        draft(**ALONE), now_s=now_s, is_counted=is_counted, is_last=True, hold_s=hold_s
-    )
+    how: dict[str, Any] = {"is_counted": is_counted, "is_last": True, "hold_s": hold_s}
+    end, stripe = await settled(draft(**ALONE), now_s=now_s, **how)
     if held_s is None:
         assert end == InvoiceEnd(final_ms=now_s * 1000)
         assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
@@ -171,57 +209,56 @@ STATES: Final = {
 }
 
 
-@asynccontextmanager
-async def a_store(clock: Clock) -> AsyncGenerator[Store]:
-    async with kit_alone(clock=clock) as kit:
-        admin = await kit.store.admin()
-        for name, data in STATES.items():
-            state = kit.store.keys.customer(name).state
-            await admin.ask(admin.client.hset(state, mapping={"data": data}))
-        yield kit.store
+@pytest.fixture
+async def store(kit: MeterKit) -> Store:
+    admin = await kit.store.admin()
+    for name, data in STATES.items():
+        await admin.ask(admin.client.hset(kit.store.keys.customer(name).state, mapping={"data": data}))
+    return kit.store
 
 
-async def test_metered_customers_are_checked_each_two_minutes() -> None:
-    clock, looked = Clock(NOW), list[str]()
+async def test_metered_customers_are_checked_each_two_minutes(store: Store, clock: Clock) -> None:
+    looked = list[str]()
 
     async def look(customer: str) -> None:
         looked.append(customer)
 
-    async with a_store(clock) as store:
-        first, names = FirstLook(store, look), [*STATES, "nobody"]
-        assert first.unseen_of(names) == names
-        assert (await first.look(names), looked) == (set(), ["sold"])
-        assert first.unseen_of([*names, "another"]) == ["another"]
-        clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
-        assert first.unseen_of(names) == []
-        clock.set(NOW + timedelta(milliseconds=WAITED_MS))
-        assert first.unseen_of(names) == names
+    first, names = FirstLook(store, look), [*STATES, "nobody"]
+    assert first.unseen_of(names) == names
+    assert (await first.look(names), looked) == (set(), ["sold"])
+    assert first.unseen_of([*names, "another"]) == ["another"]
+    clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
+    assert first.unseen_of(names) == []
+    clock.set(NOW + timedelta(milliseconds=WAITED_MS))
+    assert first.unseen_of(names) == names
 
 
-async def test_whom_stripe_does_not_answer_for_stays_unseen() -> None:
+async def test_whom_stripe_does_not_answer_for_stays_unseen(store: Store) -> None:
     async def look(_: str) -> None:
         raise StripeUnavailableError("no answer")
 
-    async with a_store(Clock(NOW)) as store:
-        first = FirstLook(store, look)
-        assert await first.look(["sold", "flat"]) == {"sold"}
-        assert first.unseen_of(["sold", "flat"]) == ["sold"]
-        assert FirstLook(store, None).unseen_of(["sold"]) == []  # There is no way to look.
+    first = FirstLook(store, look)
+    assert await first.look(["sold", "flat"]) == {"sold"}
+    assert first.unseen_of(["sold", "flat"]) == ["sold"]
+    assert FirstLook(store, None).unseen_of(["sold"]) == []  # There is no way to look.
 
 
-HOUR_MS: Final = 3_600_000
-
-
-RECONCILED_DAY_MS: Final = 24 * HOUR_MS
-
-
-JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
-
-
-RECONCILED_JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
+# Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
 
 
 subscribed: Final = partial(subscription, id="sub_new")
+NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
+"""It began within the compared period."""
+
+
+async def test_what_is_parked_is_compared_where_a_repair_is_asked_for(kit: MeterKit) -> None:
+    await keep(kit, "one", 5, first=NOW_MS - 30 * HOUR_MS)
+    reconciler = Reconciler(kit.store, lambda: ObjectsAtStripe({}))
+    for repair in (False, True):
+        await reconciler.reconcile("acme", repair=repair)
+        (intent,) = await kit.outbox.list()
+        # Stripe has no such meter: the comparison will say so.
+        assert (intent.state, "no meter with its event name" in intent.why) == ("parked", repair)
 
 
 async def invoicing(
@@ -240,31 +277,39 @@ async def formerly(kit: MeterKit, *subscriptions: str) -> None:
         await admin.ask(admin.client.rpush(key, entry))
 
 
-NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
+async def test_the_latest_begun_subscription_at_stripe_has_it(kit: MeterKit) -> None:
+    await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
+    shown = {f"/v1/subscriptions/{name}": {"id": name} for name in ("sub_1", "sub_2", "sub_3")}
+    shown["/v1/subscriptions/sub_3"]["start_date"] = NOW_MS // 1000 - 7_200
+    stripe = ObjectsAtStripe(shown)
+    found = await invoicing(kit, stripe, NEW, NOW_MS)
+    assert (found and found.subscription, len(stripe.asked)) == ("sub_2", 3)
+    stripe.shown["/v1/subscriptions/sub_gone"] = 500
+    with pytest.raises(StripeError):
+        await invoicing(kit, stripe, NEW, NOW_MS)
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        ({}, (RECONCILED_JULY_MS, False)),
-        ({"start_date": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({}, (JULY_MS, False)),
+        ({"start_date": JUNE_MS // 1000}, (JULY_MS, False)),
         ({"start_date": JUNE_MS // 1000 + 1}, None),
         ({"ended_at": NOW_MS // 1000}, (NOW_MS // 1000 * 1000, True)),
-        ({"ended_at": RECONCILED_JULY_MS // 1000}, (RECONCILED_JULY_MS, True)),
-        ({"ended_at": RECONCILED_JULY_MS // 1000 + 1}, (RECONCILED_JULY_MS, False)),
+        ({"ended_at": JULY_MS // 1000}, (JULY_MS, True)),
+        ({"ended_at": JULY_MS // 1000 + 1}, (JULY_MS, False)),
         ({"ended_at": JUNE_MS // 1000}, None),
-        ({"trial_end": JUNE_MS // 1000}, (RECONCILED_JULY_MS, False)),
+        ({"trial_end": JUNE_MS // 1000}, (JULY_MS, False)),
         ({"trial_end": JUNE_MS // 1000 + 1}, None),
     ],
 )
 async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
-    shown: dict[str, int], expected: tuple[int, bool] | None
+    kit: MeterKit, shown: dict[str, int], expected: tuple[int, bool] | None
 ) -> None:
-    async with kit_alone() as kit:
-        await formerly(kit, "sub_old")
-        stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
-        found = await invoicing(kit, stripe, NEW, NOW_MS)
-        assert found == (expected and Invoicing("sub_old", "pro", *expected))
+    await formerly(kit, "sub_old")
+    stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
+    found = await invoicing(kit, stripe, NEW, NOW_MS)
+    assert found == (expected and Invoicing("sub_old", "pro", *expected))
 
 
 @pytest.mark.parametrize(
@@ -272,53 +317,41 @@ async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
     [
         (None, None),
         (subscribed(), None),  # Its invoice is not made yet.
-        (
-            subscribed(start_ms=JUNE_MS - 30 * RECONCILED_DAY_MS, end_ms=JUNE_MS + RECONCILED_DAY_MS),
-            (JUNE_MS + RECONCILED_DAY_MS, False),
-        ),
+        (subscribed(start_ms=JUNE_MS - 30 * DAY_MS, end_ms=JUNE_MS + DAY_MS), (JUNE_MS + DAY_MS, False)),
         (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
         (
-            subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS, status="canceled", ended_at_ms=NOW_MS),
+            subscribed(created_ms=JUNE_MS - 90 * DAY_MS, status="canceled", ended_at_ms=NOW_MS),
             (NOW_MS, True),
         ),
     ],
 )
 async def test_the_invoice_of_the_subscription_of_now(
-    known: SubscriptionState | None, expected: tuple[int, bool] | None
+    kit: MeterKit, known: SubscriptionState | None, expected: tuple[int, bool] | None
 ) -> None:
-    async with kit_alone() as kit:
-        found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - RECONCILED_DAY_MS)
-        assert found == (expected and Invoicing("sub_new", "pro", *expected))
+    found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - DAY_MS)
+    assert found == (expected and Invoicing("sub_new", "pro", *expected))
 
 
-async def test_the_invoice_of_an_earlier_period_of_a_subscription() -> None:
-    async with kit_alone() as kit:
-        known = subscribed(created_ms=JUNE_MS - 90 * RECONCILED_DAY_MS)
-        found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - RECONCILED_DAY_MS)
-        assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
+async def test_the_invoice_of_an_earlier_period_of_a_subscription(kit: MeterKit) -> None:
+    known = subscribed(created_ms=JUNE_MS - 90 * DAY_MS)
+    found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - DAY_MS)
+    assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
 
 
 DAY_S: Final = 86_400
-
-
 START_S: Final = 1_900_000_000
-
-
-INVOICE_LINES_END_S: Final = START_S + 30 * DAY_S
-
-
+LINES_END_S: Final = START_S + 30 * DAY_S
 LINES: Final = "/v1/invoices/in_1/lines"
 
 
-def line(first_s: int = START_S, last_s: int = INVOICE_LINES_END_S, **fields: Any) -> dict[str, Any]:
+def line(first_s: int = START_S, last_s: int = LINES_END_S, **fields: Any) -> dict[str, Any]:
     pricing = {"price_details": {"price": "price_1"}, "unit_amount_decimal": "5"}
-    return {
-        "period": {"start": first_s, "end": last_s}, "quantity": 7, "currency": "usd", "pricing": pricing
-    } | fields  # fmt: skip
+    span = {"start": first_s, "end": last_s}
+    return {"period": span, "quantity": 7, "currency": "usd", "pricing": pricing} | fields
 
 
 async def invoiced(stripe: ObjectsAtStripe) -> Invoiced:
-    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, INVOICE_LINES_END_S)
+    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, LINES_END_S)
 
 
 def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
@@ -329,17 +362,17 @@ def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
 @pytest.mark.parametrize(
     ("first_s", "last_s", "state"),
     [
-        (START_S, INVOICE_LINES_END_S, "final"),
+        (START_S, LINES_END_S, "final"),
         # Half of it or more.
         (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
         (START_S - 15 * DAY_S - 2, START_S + 15 * DAY_S, "none"),
-        (INVOICE_LINES_END_S - 15 * DAY_S - 2, INVOICE_LINES_END_S + 15 * DAY_S, "final"),
-        (INVOICE_LINES_END_S - 15 * DAY_S, INVOICE_LINES_END_S + 15 * DAY_S, "none"),
+        (LINES_END_S - 15 * DAY_S - 2, LINES_END_S + 15 * DAY_S, "final"),
+        (LINES_END_S - 15 * DAY_S, LINES_END_S + 15 * DAY_S, "none"),
         # Of this period still, or of several.
-        (START_S, INVOICE_LINES_END_S + DAY_S, "final"),
-        (START_S, INVOICE_LINES_END_S + DAY_S + 1, "unknown"),
-        (INVOICE_LINES_END_S - 1, INVOICE_LINES_END_S + 40 * DAY_S, "unknown"),
-        (INVOICE_LINES_END_S, INVOICE_LINES_END_S + 40 * DAY_S, "none"),
+        (START_S, LINES_END_S + DAY_S, "final"),
+        (START_S, LINES_END_S + DAY_S + 1, "unknown"),
+        (LINES_END_S - 1, LINES_END_S + 40 * DAY_S, "unknown"),
+        (LINES_END_S, LINES_END_S + 40 * DAY_S, "none"),
         (START_S - 40 * DAY_S, START_S + 1, "unknown"),
         (START_S - 40 * DAY_S, START_S, "none"),
     ],
@@ -384,9 +417,10 @@ async def test_missing_lines_of_drafts_and_lists_are_fetched(
     assert found.state == ("draft" if "status" in invoice else "final")
 
 
+# What a person must do about an invoice, when it became final, and what becomes of late usage.
+
+
 MADE_MS: Final = 1_800_000_000_000
-
-
 FINAL: Final = Invoiced(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
 
 
@@ -425,11 +459,71 @@ def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
     assert advice(FINAL, 101).startswith("1 of 101 units")
 
 
-RENEWAL: Final = {
-    "billing_reason": "subscription_cycle",
-    "period_end": 7,
-    "parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}},
-}
+def test_a_draft_is_waited_for() -> None:
+    assert advice(replace(FINAL, state="draft"), 120) == (
+        "the draft in_1 has 100 of 120: Stripe brings it up to date when it becomes final"
+    )
+
+
+def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
+    none = Invoiced(state="none")
+    assert advice(none, 7, after_ms=MADE_WITHIN_MS - 1) == (
+        "7 are on no invoice yet: Stripe makes it within an hour or two"
+    )
+    assert "(no invoice line has them)" in advice(none, 7, after_ms=MADE_WITHIN_MS)
+    assert advice(FINAL, 107, after_ms=0).startswith("7 of 107 units")
+
+
+def test_what_is_too_much_is_credited() -> None:
+    assert advice(FINAL, 93) == "in_1 has 100, and Stripe has counted 93: credit 7 units"
+    assert advice(FINAL, -3).endswith("counted 0: credit 100 units")
+    twice = replace(FINAL, subscriptions=["sub_1", "sub_2"], invoices=["in_1", "in_2"])
+    assert advice(twice, 50) == (
+        "billed twice: in_1, in_2 have 100, and Stripe has counted 50: the subscriptions sub_1, sub_2 bill"
+        " the same meter; end one, and credit 50 units"
+    )
+
+
+@pytest.mark.parametrize(
+    ("invoice", "expected"),
+    [
+        ({"status": "draft", "created": 5, "status_transitions": {"finalized_at": 7}}, 0),
+        ({"status": "open", "created": 5, "status_transitions": {"finalized_at": 7}}, 7_000),
+        ({"status": "void", "status_transitions": {"voided_at": 9}}, 9_000),
+        ({"status": "uncollectible", "status_transitions": {"marked_uncollectible_at": 8}}, 8_000),
+        ({"status": "void", "status_transitions": {"marked_uncollectible_at": 8, "voided_at": 9}}, 8_000),
+        ({"status": "open", "created": 5}, 5_000),
+    ],
+)
+def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) -> None:
+    assert finalized_ms(invoice) == expected
+
+
+def test_units_of_a_void_invoice_are_named_by_it() -> None:
+    found = Invoiced(voided={"in_2": Decimal(7)})
+    assert advice(found, 7, after_ms=0) == (
+        "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
+        " void): see who voided it, and why"
+    )
+
+
+def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
+    period = "2031-05-01T00:00:00Z"
+    return LateUsage(customer="ada", meter=meter, quantity=quantity, period=period, is_billed=is_billed)
+
+
+def test_what_becomes_of_late_usage_in_words() -> None:
+    billed, lost = late("tokens", 5, is_billed=True), late("pages", 7, is_billed=False)
+    assert late_in_words([billed]) == "5 of tokens: the invoice of the open period bills it"
+    assert late_in_words([lost]) == "7 of pages: no invoice bills it"
+    assert late_in_words([lost, billed, late("rows", 1, is_billed=False)]) == (
+        "5 of tokens: the invoice of the open period bills it; 7 of pages, 1 of rows: no invoice bills it"
+    )
+
+
+PARENT: Final = {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}}
+OTHER: Final = PARENT | {"subscription_details": {"subscription": "sub_2"}}
+RENEWAL: Final = {"billing_reason": "subscription_cycle", "period_end": 7, "parent": PARENT}
 
 
 @pytest.mark.parametrize(
@@ -440,20 +534,11 @@ RENEWAL: Final = {
         ({"period_end": 8}, False),
         ({"parent": None}, False),
         ({"parent": None, "subscription": "sub_1"}, True),
-        (
-            {"parent": {"type": "subscription_details", "subscription_details": {"subscription": "sub_2"}}},
-            False,
-        ),
+        ({"parent": OTHER}, False),
     ],
 )
 def test_the_invoice_of_a_renewal(changed: dict[str, Any], *, expected: bool) -> None:
     assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected
-
-
-def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
-    return LateUsage(
-        customer="ada", meter=meter, quantity=quantity, period="2031-05-01T00:00:00Z", is_billed=is_billed
-    )
 
 
 def test_a_surplus_is_credited_at_its_own_amount() -> None:
