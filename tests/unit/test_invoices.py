@@ -279,9 +279,8 @@ async def formerly(kit: MeterKit, *subscriptions: str) -> None:
 
 async def test_the_latest_begun_subscription_at_stripe_has_it(kit: MeterKit) -> None:
     await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
-    shown = {f"/v1/subscriptions/{name}": {"id": name} for name in ("sub_1", "sub_2", "sub_3")}
-    shown["/v1/subscriptions/sub_3"]["start_date"] = NOW_MS // 1000 - 7_200
-    stripe = ObjectsAtStripe(shown)
+    stripe = ObjectsAtStripe({f"/v1/subscriptions/{name}": {"id": name} for name in ("sub_1", "sub_2")})
+    stripe.shown["/v1/subscriptions/sub_3"] = {"id": "sub_3", "start_date": NOW_MS // 1000 - 7_200}
     found = await invoicing(kit, stripe, NEW, NOW_MS)
     assert (found and found.subscription, len(stripe.asked)) == ("sub_2", 3)
     stripe.shown["/v1/subscriptions/sub_gone"] = 500

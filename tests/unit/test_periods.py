@@ -45,13 +45,13 @@ def ms(text: str) -> int:
     return to_ms(datetime.fromisoformat(text).replace(tzinfo=UTC))
 
 
+def written(at_ms: int) -> str:
+    return from_ms(at_ms).strftime("%Y-%m-%dT%H:%M:%S").removesuffix("T00:00:00").removesuffix(":00")
+
+
 def bounds(now: str, anchor: str | None = None, interval: Interval = "month") -> tuple[str, str, str]:
     found = bounds_at(ms(now), anchor_ms=None if anchor is None else ms(anchor), interval=interval)
-    edges = (found.start_ms, found.end_ms, found.next_end_ms)
-    start, end, after = (
-        from_ms(edge).strftime("%Y-%m-%dT%H:%M:%S").removesuffix("T00:00:00") for edge in edges
-    )
-    return start, end, after
+    return written(found.start_ms), written(found.end_ms), written(found.next_end_ms)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def bounds(now: str, anchor: str | None = None, interval: Interval = "month") ->
         ("2100 is no leap year", "2100-02-28T01:00:00", "2096-02-29", "year",
          ("2100-02-28", "2101-02-28", "2102-02-28")),
         ("the time of day is the anchor's", "2026-05-15T10:29:59", "2026-01-15T10:30:00", "month",
-         ("2026-04-15T10:30:00", "2026-05-15T10:30:00", "2026-06-15T10:30:00")),
+         ("2026-04-15T10:30", "2026-05-15T10:30", "2026-06-15T10:30")),
         ("an anchor may lie ahead", "2026-01-20", "2026-03-31", "month",
          ("2025-12-31", "2026-01-31", "2026-02-28")),
     ],
@@ -156,38 +156,26 @@ plans:
 
 
 def subscription(start: str, end: str, *, anchor: str | None = None, **changed: Any) -> SubscriptionState:
-    given: dict[str, Any] = {"status": "active", "plan": "pro", "created_ms": ms(start)}
-    given |= {name: ms(value) if name.endswith("_ms") else value for name, value in changed.items()}
-    return SubscriptionState(
-        id="sub_1",
-        start_ms=ms(start),
-        end_ms=ms(end),
-        anchor_ms=ms(anchor or start),
-        **given,
-    )
+    given = {"status": "active", "plan": "pro", "created_ms": start, "start_ms": start, "end_ms": end}
+    given |= {"anchor_ms": anchor or start} | changed
+    fields: Any = {name: ms(value) if name.endswith("_ms") else value for name, value in given.items()}
+    return SubscriptionState(id="sub_1", **fields)
 
 
-def period(found: SubscriptionState, now: str, **by_hand: Any) -> tuple[str, str]:
-    state = CustomerState(subscription=found, **by_hand)
-    bounds = effective_plan(state, CATALOG, ms(now)).bounds
-    first, last = (
-        from_ms(edge).strftime("%Y-%m-%dT%H:%M").removesuffix("T00:00")
-        for edge in (bounds.start_ms, bounds.end_ms)
-    )
-    return first, last
+def period(known: SubscriptionState, now: str) -> tuple[str, str]:
+    state = CustomerState(subscription=known)
+    found = effective_plan(state, CATALOG, ms(now)).bounds
+    return written(found.start_ms), written(found.end_ms)
 
 
 JANUARY: Final = subscription("2026-01-31T10:00", "2026-02-28T10:00")
-TRIAL: Final = subscription(
-    "2026-01-20", "2026-02-03", anchor="2026-02-03", status="trialing", trial_end_ms="2026-02-03"
+TRIAL, LONG_TRIAL = (
+    subscription("2026-01-20", end, anchor=end, status="trialing", trial_end_ms=end)
+    for end in ("2026-02-03", "2026-03-21")
 )
-LONG_TRIAL: Final = subscription(
-    "2026-01-20", "2026-03-21", anchor="2026-03-21", status="trialing", trial_end_ms="2026-03-21"
-)
-TURNED_YEARLY: Final = subscription(
-    "2026-05-01", "2027-02-14", anchor="2026-02-14", plan="yearly", created_ms="2026-01-31"
-)
-TURNED_MONTHLY: Final = subscription("2026-05-01", "2026-05-14", anchor="2026-02-14", created_ms="2026-01-31")
+TURNED: Final[dict[str, str]] = {"anchor": "2026-02-14", "created_ms": "2026-01-31"}
+TURNED_YEARLY: Final = subscription("2026-05-01", "2027-02-14", plan="yearly", **TURNED)
+TURNED_MONTHLY: Final = subscription("2026-05-01", "2026-05-14", **TURNED)
 YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
 
 
@@ -246,15 +234,14 @@ def test_a_period_is_provisional_until_its_renewal_is_known() -> None:
     assert not is_provisional(replace(JANUARY, status="canceled", ended_at_ms=end_ms), end_ms)
 
 
-SUBSCRIPTION_PERIODS_MOMENTS: Final = st.integers(ms("2023-06-01") // 1000, ms("2029-06-01") // 1000).map(
-    lambda s: s * 1000
-)
+SECONDS: Final = st.integers(ms("2023-06-01") // 1000, ms("2029-06-01") // 1000)
+MOMENTS: Final = SECONDS.map(lambda s: s * 1000)
 
 
 @st.composite
 def subscriptions(draw: st.DrawFn) -> SubscriptionState:
     """Any that Stripe may tell of: renewed often or never, in trial, ending soon, before its anchor."""
-    made_ms = draw(SUBSCRIPTION_PERIODS_MOMENTS)
+    made_ms = draw(MOMENTS)
     trial_ms = draw(st.sampled_from((0, 0, DAY_MS, 14 * DAY_MS, 60 * DAY_MS)))
     anchor_ms = made_ms + (trial_ms or draw(st.sampled_from((0, 0, 0, 5 * DAY_MS))))
     interval: Interval = draw(INTERVALS)
@@ -267,10 +254,9 @@ def subscriptions(draw: st.DrawFn) -> SubscriptionState:
         end_ms = bounds_at(start_ms, anchor_ms=anchor_ms, interval=interval).end_ms
     is_trial = trial_ms > 0 and start_ms < anchor_ms
     ends = draw(st.sampled_from((None, None, end_ms, end_ms - DAY_MS // 3, end_ms + 400 * DAY_MS)))
-    return SubscriptionState(
-        id="sub_1",
+    return replace(
+        JANUARY,
         status="trialing" if is_trial else draw(st.sampled_from(("active", "past_due", "canceled"))),
-        plan="pro",
         start_ms=start_ms,
         end_ms=end_ms,
         anchor_ms=anchor_ms,
@@ -282,7 +268,7 @@ def subscriptions(draw: st.DrawFn) -> SubscriptionState:
 
 
 @few_examples(30)
-@given(found=subscriptions(), per=INTERVALS, moment=SUBSCRIPTION_PERIODS_MOMENTS)
+@given(found=subscriptions(), per=INTERVALS, moment=MOMENTS)
 def test_periods_follow_each_other_without_gap_or_overlap(
     found: SubscriptionState, per: Interval, moment: int
 ) -> None:
@@ -309,49 +295,38 @@ def day(month: int, day: int, *, year: int = 2031) -> int:
 
 
 HOUR_MS: Final = 3_600_000
-MONTHLY: Final = SubscriptionState(
-    id="sub_1",
-    status="active",
-    plan="pro",
-    start_ms=day(5, 1),
-    end_ms=day(6, 1),
-    anchor_ms=day(2, 1),
-    created_ms=day(2, 1),
-)
+MONTHLY: Final = subscription("2031-05-01", "2031-06-01", anchor="2031-02-01", created_ms="2031-02-01")
+
+
+YEARLY: Final[dict[str, Any]] = {
+    "start_ms": day(5, 1, year=2030),
+    "end_ms": day(5, 1),
+    **dict.fromkeys(("anchor_ms", "created_ms"), day(5, 1, year=2029)),
+}
+USAGE_BY_MONTH: Final[dict[str, Any]] = {
+    "start_ms": day(4, 10),
+    "end_ms": day(2, 1, year=2032),
+    "usage_start_ms": day(5, 1),
+    "usage_end_ms": day(6, 1),
+}
 
 
 @pytest.mark.parametrize(
-    ("changed", "now_ms", "expected"),
+    ("sentence", "changed", "now_ms", "expected"),
     [
-        pytest.param({}, day(5, 20), (day(2, 1), day(4, 1), day(5, 1)), id="within its period"),
-        pytest.param({}, day(6, 1), (day(2, 1), day(5, 1), day(6, 1)), id="renewed by the clock"),
-        pytest.param(
-            {"created_ms": day(4, 10)}, day(5, 20), (day(4, 10), day(4, 10), day(5, 1)), id="its first"
-        ),
-        pytest.param({"created_ms": day(5, 1)}, day(5, 20), None, id="none yet"),
-        pytest.param(
-            {"cancel_at_ms": day(5, 15)}, day(5, 15), (day(2, 1), day(5, 1), day(5, 15)), id="it ends"
-        ),
-        pytest.param(
-            {"start_ms": day(5, 1, year=2030), "end_ms": day(5, 1), "anchor_ms": day(5, 1, year=2029)}
-            | {"created_ms": day(5, 1, year=2029)},
-            day(3, 1),
-            (day(5, 1, year=2029), day(5, 1, year=2029), day(5, 1, year=2030)),
-            id="a year",
-        ),
-        pytest.param(
-            {"start_ms": day(4, 10), "end_ms": day(2, 1, year=2032)}
-            | {"usage_start_ms": day(5, 1), "usage_end_ms": day(6, 1)},
-            day(5, 20),
-            (day(2, 1), day(4, 1), day(5, 1)),
-            id="a yearly base price, and usage by the month",
-        ),
+        ("within its period", {}, day(5, 20), (day(2, 1), day(4, 1), day(5, 1))),
+        ("renewed by the clock", {}, day(6, 1), (day(2, 1), day(5, 1), day(6, 1))),
+        ("its first", {"created_ms": day(4, 10)}, day(5, 20), (day(4, 10), day(4, 10), day(5, 1))),
+        ("none yet", {"created_ms": day(5, 1)}, day(5, 20), None),
+        ("it ends", {"cancel_at_ms": day(5, 15)}, day(5, 15), (day(2, 1), day(5, 1), day(5, 15))),
+        ("a year", YEARLY, day(3, 1), (*[day(5, 1, year=2029)] * 2, day(5, 1, year=2030))),
+        ("a yearly base price", USAGE_BY_MONTH, day(5, 20), (day(2, 1), day(4, 1), day(5, 1))),
     ],
 )
 def test_the_latest_two_renewals(
-    changed: dict[str, Any], now_ms: int, expected: tuple[int, int, int] | None
+    sentence: str, changed: dict[str, Any], now_ms: int, expected: tuple[int, int, int] | None
 ) -> None:
-    assert renewals_of(replace(MONTHLY, **changed), now_ms) == expected
+    assert renewals_of(replace(MONTHLY, **changed), now_ms) == expected, sentence
 
 
 def test_a_draft_takes_usage_until_five_minutes_before_its_end() -> None:

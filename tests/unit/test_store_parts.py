@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import Mock
 
 import pytest
 
+from drivers.kept_intents import subscription
 from meterkit.catalog import loads
 from meterkit.customers.grant_ledger import ledger_of
 from meterkit.customers.links import owner_of
@@ -29,7 +31,6 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.outbox.closes import Close, ends_to_close
 from meterkit.outbox.intents import RESTORED, Kept
@@ -157,15 +158,8 @@ def test_a_grant_is_over_at_the_instant_at_which_it_expires() -> None:
 def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
     start_ms, end_ms = (to_ms(datetime(2031, month, 15, tzinfo=UTC)) for month in (3, 4))
     totals = [f"{start_ms}|e".encode(), str(end_ms).encode()]
-    reply = (
-        NOW_MS,
-        b"",
-        CustomerState().dump().encode(),
-        list[bytes](),
-        totals,
-        list[bytes](),
-        list[bytes](),
-    )
+    nothing = list[bytes]()
+    reply = (NOW_MS, b"", CustomerState().dump().encode(), nothing, totals, nothing, nothing)
     for at_ms in (start_ms, end_ms - 1):
         period = usage_of("ada", CATALOG, reply, at_ms=at_ms)["period"]
         assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)
@@ -223,29 +217,17 @@ def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_star
 
 @pytest.mark.parametrize(("passed_ms", "plan"), [(0, "pro"), (999, "pro"), (1_000, "free")])
 def test_without_the_store_a_plan_change_holds_from_its_time(passed_ms: int, plan: str) -> None:
-    subscription = SubscriptionState(
-        id="sub_1",
-        status="active",
-        plan="pro",
-        start_ms=NOW_MS - 24 * HOUR_MS,
-        end_ms=NOW_MS + 24 * HOUR_MS,
-        anchor_ms=NOW_MS - 24 * HOUR_MS,
-        created_ms=NOW_MS - 24 * HOUR_MS,
-        pending_plan="free",
-        pending_at_ms=NOW_MS + 1_000,
-    )
-    view = Known().view(CustomerState(stripe_customer="cus_1", subscription=subscription))
+    changes = {"pending_plan": "free", "pending_at_ms": NOW_MS + 1_000}
+    subscribed = CustomerState(stripe_customer="cus_1", subscription=subscription(**changes))
+    view = Known().view(subscribed)
     decided = Fallback(lambda: NOW_MS + passed_ms).decide(view, CATALOG.routes[0], None)
     assert decided.plan == plan
 
 
 @pytest.mark.parametrize(
     ("enforcement", "reply", "given_back"),
-    [
-        ("on", [7, NOW_MS], 0),  # It is refused, and holds nothing.
-        ("shadow", [7, NOW_MS], 1),
-        ("shadow", ReplyError("ERR no"), 0),
-    ],
+    # Where it is refused, it holds nothing.
+    [("on", [7, NOW_MS], 0), ("shadow", [7, NOW_MS], 1), ("shadow", ReplyError("ERR no"), 0)],
 )
 def test_a_cancelled_marked_request_returns_its_hold(enforcement: str, reply: Any, given_back: int) -> None:
     known = Known(TEXT.replace("on\n", f"{enforcement}\n"))
@@ -296,10 +278,6 @@ def test_the_log_of_a_server_begins_anew_once_it_is_large(tmp_path: Path) -> Non
 # Pieces of the store's client that need no server.
 
 
-def ignore(*_: object) -> None:
-    """Nothing is done."""
-
-
 def test_a_thread_gives_its_result_or_its_error() -> None:
     assert in_daemon_thread(lambda: 7, name="seven").result(10) == 7
     assert isinstance(in_daemon_thread(lambda: 1 // 0, name="none").exception(10), ZeroDivisionError)
@@ -335,18 +313,10 @@ def test_a_server_of_this_user_is_used(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_another_error_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(number: int) -> None:
-        def acquire(*_: object, **__: object) -> bool:
-            raise OSError(number, "so it is")
-
-        monkeypatch.setattr(FileLock, "acquire", acquire)
-
-    fail(errno.ENOSPC)
-    with pytest.raises(StoreError):
-        EmbeddedServer(tmp_path / "store").start()
-    fail(errno.EIO)
-    with pytest.raises(OSError, match="so it is"):
-        EmbeddedServer(tmp_path / "store").start()
+    for number, error in ((errno.ENOSPC, StoreError), (errno.EIO, OSError)):
+        monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=OSError(number, "so it is")))
+        with pytest.raises(error, match=r"so it is|disk"):
+            EmbeddedServer(tmp_path / "store").start()
 
 
 def test_a_server_that_may_throw_keys_away_is_warned_of() -> None:
@@ -399,7 +369,7 @@ async def test_a_cluster_that_cannot_be_reached_says_why() -> None:
 
 
 async def test_renewal_that_begins_again_renews_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    renewal = Renewal(ignore, lambda: 0)
+    renewal = Renewal(lambda *_: None, lambda: 0)
     timers = list[asyncio.TimerHandle]()
     loop = asyncio.get_running_loop()
     later = loop.call_later
@@ -433,27 +403,21 @@ async def test_a_warning_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixt
 
 
 async def test_scripts_are_loaded_once_a_tick() -> None:
-    found, asked = lane(), list[tuple[Any, ...]]()
-
-    class Line:
-        def ask(self, *parts: Any) -> None:
-            asked.append(parts)
-
-    line: Any = Line()
+    found, line = lane(), Mock()
     found.load(None)
     found.load(line)
     found.load(line)
-    assert [parts[:2] for parts in asked] == [("SCRIPT", "LOAD")]
+    assert [asked.args[:2] for asked in line.ask.mock_calls] == [("SCRIPT", "LOAD")]
     await asyncio.sleep(0)
     found.load(line)
-    assert len(asked) == 2
+    assert len(line.ask.mock_calls) == 2
 
 
 async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
     async def refuse(_: OnEnd) -> AnyConnection:
         raise SettingsError("redis_url", "redis_url: it is another's")
 
-    reconnector = Reconnector(refuse, timeout_s=1, on_change=ignore)
+    reconnector = Reconnector(refuse, timeout_s=1, on_change=lambda *_: None)
     with pytest.raises(SettingsError, match="it is another's"):
         await reconnector.reach(5)
     await reconnector.stop()
