@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from drivers.plans import plans_text, routed
+from drivers.plans import free_plan, plans_text, routed
+from meterkit import MeterKit
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
@@ -355,3 +356,19 @@ def test_f_224_plans_whose_changes_wait_are_named(more: str, expected: int) -> N
     assert len(messages) == expected
     for message in messages:
         assert message.startswith("team, pro bill requests with `report: usage`: a change between them takes")
+
+
+@pytest.mark.anyio
+async def test_a_kit_that_starts_logs_its_notes_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """F-60, F-26."""
+    plans = free_plan("{requests: {unit: request, stripe: {event_name: r}}}", top=f"routes: [{{{ALL}}}]")
+    kit = MeterKit(loads(plans), redis_url="memory://")
+    assert caplog.messages == []
+    for _ in range(2):
+        async with kit:
+            pass
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "meterkit.plans"]
+    assert line == (
+        "plans.yaml: billed from the first unit, as nothing is included: plans.free (line 7);"
+        " `meterkit check` says more"
+    )

@@ -43,4 +43,7 @@ plans:
 
 def routed(*lines: str) -> Catalog:
     written = "".join(f'  - {{match: "{line}"}}\n' for line in lines)
-    return loads(free_plan("{requests: {unit: request}}", top=f"routes:\n{written}"))
+    return loads(
+        "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {requests: {unit: request}}\n"
+        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}\nroutes:\n{written}"
+    )

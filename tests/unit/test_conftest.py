@@ -1,11 +1,15 @@
-"""The nets in ``conftest.py`` catch what they are for."""
+"""The nets in ``conftest.py`` catch what they are for, and the clock of upper bounds waits for the loop."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from faults.refusals import loop_clock
 
 if TYPE_CHECKING:
     from servers.stores import Server
@@ -67,3 +71,14 @@ def test_tasks_and_keys_left_behind_fail_their_tests(run: pytest.Pytester) -> No
 def test_the_servers_are_of_two_makes(valkey: Server, redis_server: Server) -> None:
     assert "valkey_version" in valkey.command("INFO", "server")
     assert "valkey_version" not in redis_server.command("INFO", "server")
+
+
+@pytest.mark.anyio
+async def test_the_clock_stands_still_while_the_loop_does() -> None:
+    async with loop_clock() as passed_s:
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - as if the machine had run something else
+        await asyncio.sleep(0)
+        assert passed_s() < 0.05
+        while passed_s() < 0.05:  # noqa: ASYNC110 - the clock has no event
+            await asyncio.sleep(0.01)

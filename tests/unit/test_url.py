@@ -38,6 +38,19 @@ def tcp(**given: Any) -> Address:
     return Address(**usual | given)
 
 
+def several(kind: Any, *places: tuple[str, int], **given: Any) -> Address:
+    return Address(kind=kind, places=tuple(Place(*place) for place in places), **given)
+
+
+OF_SENTINEL: dict[str, Any] = {
+    "username": "me",
+    "password": "p@,w",
+    "tls": Tls(ca_certs="/ca"),
+    "sentinel_username": "s",
+    "sentinel_password": "q&",
+}
+
+
 def only(*packages: str) -> Callable[[str], bool]:
     return packages.__contains__
 
@@ -57,29 +70,15 @@ def only(*packages: str) -> Callable[[str], bool]:
         ("memory://", Address(kind="memory")),
         (
             "redis+sentinel://a:1,b,[::1]:3/my%2Fmaster",
-            Address(
-                kind="sentinel",
-                places=(Place("a", 1), Place("b", 26379), Place("::1", 3)),
-                service="my/master",
-            ),
+            several("sentinel", ("a", 1), ("b", 26379), ("::1", 3), service="my/master"),
         ),
         (
             "REDIS+SENTINEL://me:p%40,w@a:1/mk/2?sentinel_username=s&sentinel_password=q%26&ssl_ca_certs=/ca",
-            Address(
-                kind="sentinel",
-                places=(Place("a", 1),),
-                service="mk",
-                db=2,
-                username="me",
-                password="p@,w",
-                tls=Tls(ca_certs="/ca"),
-                sentinel_username="s",
-                sentinel_password="q&",
-            ),
+            several("sentinel", ("a", 1), service="mk", db=2, **OF_SENTINEL),
         ),
         (
             "redis+cluster://:pw@a:1,b:2/0?ssl_cert_reqs=required",
-            Address(kind="cluster", places=(Place("a", 1), Place("b", 2)), password="pw", tls=Tls()),
+            several("cluster", ("a", 1), ("b", 2), password="pw", tls=Tls()),
         ),
     ],
 )
@@ -132,7 +131,7 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
         ("rediss://host?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=a+b", tcp(tls=Tls(ca_certs="a b"))),
         ("rediss://host?ssl_cert_reqs=none&socket_timeout=5", tcp(tls=Tls(is_verified=False))),
         ("rediss://host?ssl_cert_reqs=CERT_OPTIONAL", tcp(tls=Tls(is_verified=False))),
-        ("redis+cluster://a:1", Address(kind="cluster", places=(Place("a", 1),))),
+        ("redis+cluster://a:1", several("cluster", ("a", 1))),
     ],
 )
 def test_a_shared_url_may_have_other_clients_parameters(redis_url: str, expected: Address) -> None:
