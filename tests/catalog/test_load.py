@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from drivers.plans import free_plan
 from meterkit.catalog import (
     BILLED_ON_SUCCESS,
     Anonymous,
@@ -36,9 +38,8 @@ def sliding(limit: int, window_ms: int, window: str) -> Rate:
 
 
 def entitlement(meter: str, *, included: int | None = None, overage: Overage = DENY) -> Entitlement:
-    return Entitlement(
-        meter=meter, rates=(), concurrency=None, included=included, overage=overage, warn_at=()
-    )
+    nothing: Any = {"rates": (), "concurrency": None, "warn_at": ()}
+    return Entitlement(meter=meter, included=included, overage=overage, **nothing)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,8 @@ def everything() -> Catalog:
 
 
 def test_meters(everything: Catalog) -> None:
-    assert list(everything.meters) == [
-        "requests",
-        "input_tokens",
-        "output_tokens",
-        "large_output",
-        "storage",
-        "seats",
-    ]
+    names = ["requests", "input_tokens", "output_tokens", "large_output", "storage", "seats"]
+    assert list(everything.meters) == names
     assert everything.meters["large_output"] == Meter(
         name="large_output",
         title="Large output",
@@ -74,9 +69,8 @@ def test_a_plan_that_extends_another(everything: Catalog) -> None:
     assert (enterprise.name, enterprise.rank) == ("enterprise", 20)
     assert (enterprise.price, enterprise.trial_ms, enterprise.grants) == (pro.price, pro.trial_ms, pro.grants)
     assert enterprise.features == everything.features
-    assert enterprise.entitlements["requests"] == replace(
-        entitlement("requests", overage=BILL), is_unlimited=True
-    )
+    unlimited = replace(entitlement("requests", overage=BILL), is_unlimited=True)
+    assert enterprise.entitlements["requests"] == unlimited
     assert enterprise.entitlements["output_tokens"] == pro.entitlements["output_tokens"]
 
 
@@ -140,11 +134,8 @@ def test_a_route_says_otherwise_than_the_file() -> None:
 def test_several_rates_in_one_text_and_a_map_form() -> None:
     catalog = load(GOOD / "rates_only.yaml")
     entitlements = catalog.plans["standard"].entitlements
-    assert [(rate.limit, rate.window) for rate in entitlements["requests"].rates] == [
-        (10, "1s"),
-        (100, "5m"),
-        (1000, "1d"),
-    ]
+    rates = [(rate.limit, rate.window) for rate in entitlements["requests"].rates]
+    assert rates == [(10, "1s"), (100, "5m"), (1000, "1d")]
     egress = entitlements["egress"].rates[0]
     assert (egress.limit, egress.algorithm) == (1_500_000_000, "fixed-window")
     proxies = ("10.0.0.0/8", "fd00::/8", "192.0.2.7", "unix")
@@ -163,44 +154,36 @@ def test_maps_merge_by_key_and_lists_and_scalars_replace() -> None:
     assert top.entitlements["requests"].included is None
     assert top.entitlements["requests"].overage == Overage(mode="bill", cap=10, per=10, amount_cents=3)
     assert middle.entitlements["seats"] == entitlement("seats", included=5)
-    assert base.grants == (
-        PlanGrant(kind="meter", name="requests", quantity=100, priority=50, expires_ms=90 * DAY_MS),
-    )
-    assert middle.grants == ()
+    grant = PlanGrant(kind="meter", name="requests", quantity=100, priority=50, expires_ms=90 * DAY_MS)
+    assert (base.grants, middle.grants) == ((grant,), ())
     assert top.features == {"export", "sso", "audit"}
 
 
 @pytest.mark.parametrize(
     ("written", "included", "overage"),
     [
-        ("{}", 0, BILL),
-        ("{overage: bill}", 0, BILL),
+        *(("{}", 0, BILL), ("{overage: bill}", 0, BILL)),
         ("{overage: {bill: {cap: 7}}}", 0, Overage(mode="bill", cap=7)),
-        ("{included: 5}", 5, DENY),
-        ("{included: 5, overage: bill}", 5, BILL),
-        ("{included: unlimited}", None, DENY),
-        ("{included: unlimited, overage: bill}", None, BILL),
+        *(("{included: 5}", 5, DENY), ("{included: 5, overage: bill}", 5, BILL)),
+        *(("{included: unlimited}", None, DENY), ("{included: unlimited, overage: bill}", None, BILL)),
     ],
 )
 def test_defaults_of_an_entitlement_of_a_billed_meter(
     written: str, included: int | None, overage: Overage
 ) -> None:
-    meters = "meters: {requests: {unit: request, stripe: {event_name: requests}}}\n"
-    plans = (
-        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{requests: {written}}}}}}}\n"
-    )
-    built = loads(HEAD + meters + plans).plans["free"].entitlements["requests"]
+    built = built_of("{unit: request, stripe: {event_name: requests}}", written)
     assert (included, overage) == (built.included, built.overage)
 
 
 @pytest.mark.parametrize(("written", "included"), [("{}", None), ("{included: 5}", 5)])
 def test_defaults_of_an_entitlement_of_a_meter_without_an_event(written: str, included: int | None) -> None:
-    meters = "meters: {requests: {unit: request}}\n"
-    plans = (
-        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{requests: {written}}}}}}}\n"
-    )
-    built = loads(HEAD + meters + plans).plans["free"].entitlements["requests"]
+    built = built_of("{unit: request}", written)
     assert (included, DENY) == (built.included, built.overage)
+
+
+def built_of(meter: str, written: str) -> Entitlement:
+    plans = free_plan(f"{{requests: {meter}}}", f"{{requests: {written}}}")
+    return loads(plans).plans["free"].entitlements["requests"]
 
 
 def test_meaning_changes_the_content_hash_spelling_does_not() -> None:
@@ -226,9 +209,8 @@ def test_a_missing_file() -> None:
     why = f"No such file or directory; looked for in {Path.cwd()}; --plans or METERKIT_PLANS names another"
     with pytest.raises(PlansError) as caught:
         load("nowhere/plans.yaml")
-    assert caught.value.problems == (
-        Problem("nowhere/plans.yaml", 0, 0, "", f"the plans file cannot be read: {why}"),
-    )
+    problem = Problem("nowhere/plans.yaml", 0, 0, "", f"the plans file cannot be read: {why}")
+    assert caught.value.problems == (problem,)
     assert str(caught.value) == f"nowhere/plans.yaml: the plans file cannot be read: {why}"
 
 

@@ -79,14 +79,13 @@ def test_a_problem_that_settles_is_the_last_word_on_its_place() -> None:
     assert [problem.message for problem in problems.error().problems] == ["first", "last", "elsewhere"]
 
 
+SEGMENTS = ["a", "{id}", "{id:int}", "{path:path}", "{", "}", "{x:bad}", ":id", "*", "<a>", "é", ""]
+
+
 @few_examples(30)
 @given(
     st.sampled_from([*METHODS, ""]),
-    st.lists(
-        st.sampled_from(
-            ["a", "{id}", "{id:int}", "{path:path}", "{", "}", "{x:bad}", ":id", "*", "<a>", "é", ""]
-        )
-    ),
+    st.lists(st.sampled_from(SEGMENTS)),
 )
 def test_what_is_accepted_compiles_in_starlette(method: str, segments: list[str]) -> None:
     try:
@@ -134,12 +133,8 @@ def test_what_is_no_integer(text: str) -> None:
 
 
 def test_what_was_probably_meant() -> None:
-    for text, meant in (
-        ("1,000,000", "1_000_000"),
-        ("1.000", "1_000"),
-        ("2k", "2_000"),
-        ("1e6", "1_000_000"),
-    ):
+    million = "1_000_000"
+    for text, meant in (("1,000,000", million), ("1.000", "1_000"), ("2k", "2_000"), ("1e6", million)):
         with pytest.raises(RefusedError) as caught:
             parse_integer(text)
         assert meant == caught.value.meant
@@ -193,12 +188,8 @@ def test_rates_round_trip(limit: int, per: str, count: int, unit: str, plural: s
             parse_rate(text)
         return
     rate = parse_rate(text)
-    assert (limit, window_ms, limit, "sliding-window") == (
-        rate.limit,
-        rate.window_ms,
-        rate.burst,
-        rate.algorithm,
-    )
+    assert (rate.limit, rate.window_ms, rate.burst) == (limit, window_ms, limit)
+    assert rate.algorithm == "sliding-window"
     assert rate == parse_rate(f"{rate.limit}/{count} {unit}")
 
 
@@ -215,10 +206,7 @@ def test_what_limits_reads_is_read_in_the_same_way(limit: int, per: str, count: 
     assert (theirs.amount, theirs.get_expiry() * 1000) == (ours.limit, ours.window_ms)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "5", "5 hour", "0/hour", "5.5/hour", "5/ho ur"],
-)
+@pytest.mark.parametrize("text", ["", "5", "5 hour", "0/hour", "5.5/hour", "5/ho ur"])
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(RefusedError):
         parse_rate(text)
@@ -235,27 +223,6 @@ def test_flags() -> None:
     for text in ("yes", "True", "1", "", "on"):
         with pytest.raises(RefusedError, match=r"^allowed: true or false"):
             parse_flag(text)
-
-
-PIECES = {
-    "/": ["/"],
-    "a": ["a"],
-    "7": ["7"],
-    "{%s}": ["a", "7", "a7", "\n"],
-    "{%s:path}": ["", "/", "a/7", "a"],
-    "{%s:int}": ["7", "77"],
-    "{%s:float}": ["7", "7.7"],
-    "{%s:uuid}": ["12345678123412341234123456789abc"],
-}
-
-
-@st.composite
-def lines(draw: st.DrawFn) -> tuple[str, str]:
-    """A path template, and a path that it matches."""
-    pieces = draw(st.lists(st.sampled_from(sorted(PIECES)), max_size=5))
-    template = "".join(piece.replace("%s", f"p{nth}") for nth, piece in enumerate(pieces))
-    path = "".join(draw(st.sampled_from(PIECES[piece])) for piece in pieces)
-    return f"/{template}", f"/{path}"
 
 
 @pytest.mark.parametrize(
