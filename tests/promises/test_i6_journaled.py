@@ -1,54 +1,186 @@
-"""I6: what a journal of deliveries decides after a restore, and what Stripe's sums decide without it."""
+"""I6: after a restore the journal of deliveries settles parked usage without a person, and nothing twice."""
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW, until
-from drivers.emulated_account import unpaced
-from drivers.restorable_kit import (
-    drained,
-    elsewhere_sent,
-    hours_later,
-    house_at,
-    linked,
-    recover,
-    settings_of,
-)
+from drivers.delivery import until
+from drivers.recovery import drained, elsewhere_sent, hours_later, recover, settings_of
+from drivers.restorable_kit import linked
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import AsyncGenerator
 
     from drivers.restorable_kit import House
     from meterkit import MeterKit
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.parametrize("has_journal", [True, False]),
-]
+pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the emulator as fast as it answers, not 20 times in a second."""
-    unpaced(monkeypatch)
+@asynccontextmanager
+async def audited(house: House) -> AsyncGenerator[MeterKit]:
+    """A kit whose journal of deliveries is in the audit database beside the store."""
+    async with house.open(**settings_of(house.data.parent, audited=True)) as (kit, _):
+        yield kit
 
 
-def lose_journal(tmp_path: Path) -> None:
-    """Have no row in the journal, as where the database was away."""
-    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
-        database.execute("DELETE FROM meterkit_deliveries")
+EMPTY = "DELETE FROM meterkit_deliveries"
+with_and_without = pytest.mark.parametrize("has_journal", [True, False])
+
+
+def change_journal(house: House, statement: str) -> None:
+    with closing(sqlite3.connect(house.data.parent / "audit.db")) as database:
+        database.execute(statement)
         database.commit()
 
 
-def rows_in_journal(tmp_path: Path) -> int:
+async def back_up(house: House) -> None:
+    """Have a backup in which 100 units of acme are pending, in the middle of a life with deliveries."""
+    async with audited(house) as kit:
+        await linked(kit)
+        await kit.record("acme", "requests", 10)
+        assert (await kit.flush(everything=True)).delivered == 1
+        house.clock.advance(timedelta(minutes=5))
+        await kit.flush()  # It notes when it delivers.
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+
+
+async def deliver_after_backup(house: House) -> None:
+    async with audited(house) as kit:
+        assert (await kit.flush(everything=True, timeout_s=0)).delivered == 0
+        house.clock.advance(timedelta(minutes=10))
+        assert (await kit.flush(everything=True)).delivered == 1
+    assert house.billed("acme") == 110
+    house.clock.advance(timedelta(minutes=5))
+
+
+@pytest.mark.dear("twenty customers, as the finding has them")
+async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    customers = [f"customer{number}" for number in range(20)]
+    async with audited(house) as kit:
+        for customer in customers:
+            house.emulator.add_customer(f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
+        await kit.flush()
+        for customer in customers:
+            await kit.record(customer, "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        for customer in customers:
+            await kit.record(customer, "requests", 50)
+        assert (await kit.flush(everything=True)).delivered == 20
+        await drained(kit)
+        house.clock.advance(timedelta(minutes=50))
+    house.restore()
+    async with audited(house) as kit:
+        report = await house.settle(kit)
+        assert (report.undelivered, await kit.outbox.list()) == ([], [])
+        assert {house.billed(customer) for customer in customers} == {150}
+        # The log names what only the counters lack, with the command that mends it.
+        assert caplog.text.count("Stripe has 100, and 0 are sent; the counters lack 50 units more") == 20
+        assert caplog.text.count("`meterkit recover` takes them from the audit log") == 20
+        recovered, rebuilt = await recover(kit)
+        assert (recovered, [(one.raised, one.delivered) for one in rebuilt]) == ([], [(50, 50)] * 20)
+        await hours_later(house, kit)
+        assert {house.billed(customer) for customer in customers} == {150}
+
+
+async def test_i6_units_missing_in_a_journal_and_at_stripe_are_sent(house: House) -> None:
+    # Of 100 pending units Stripe got 40 after the backup, as the customer's other units were corrected.
+    async with audited(house) as kit:
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        await kit.correct("acme", {"requests": 60}, reason="counted twice", correction_id="one")
+        assert (await kit.flush(everything=True)).delivered == 1
+        assert house.billed("acme") == 40
+        house.clock.advance(timedelta(minutes=5))
+    house.restore()
+    async with audited(house) as kit:
+        assert (await house.settle(kit)).undelivered == []
+        # The correction is younger than the backup: correct again with the same id.
+        assert house.billed("acme") == 100
+        await kit.correct("acme", {"requests": 60}, reason="counted twice", correction_id="one")
+        house.clock.advance(timedelta(minutes=5))
+        await house.settle(kit)
+        assert house.billed("acme") == 40
+
+
+async def test_i6_units_of_another_sender_are_left_to_an_operator(house: House) -> None:
+    await back_up(house)
+    await elsewhere_sent(house, 40)
+    house.clock.advance(timedelta(minutes=30))
+    house.restore()
+    async with audited(house) as kit:
+        report = await house.settle(kit)
+        (kept,) = report.undelivered
+        assert (kept.quantity, kept.state, house.billed("acme")) == (40, "parked", 10 + 40 + 60)
+        assert "Stripe has 40 more of api_requests than the store knows of" in kept.why
+        assert "`meterkit recover` settles" in kept.why
+        (one,) = (await recover(kit)).recovered
+        assert (one.parked, one.billed, one.sent) == (40, 40, 0)
+        assert one.advice.startswith("40 of the billed units are not in the journal")
+        await hours_later(house, kit)
+        assert (house.billed("acme"), await kit.outbox.list()) == (110, [])
+
+
+@pytest.mark.parametrize("statement", [EMPTY, "DROP TABLE meterkit_deliveries"])
+async def test_i6_a_journal_younger_than_the_backup_proves_nothing(house: House, statement: str) -> None:
+    await back_up(house)
+    change_journal(house, statement)
+    await elsewhere_sent(house, 40)
+    house.restore()
+    async with audited(house) as kit:
+        (kept,) = (await house.settle(kit)).undelivered
+        assert (kept.quantity, kept.state, house.billed("acme")) == (100, "parked", 50)
+
+
+async def test_i6_a_database_down_at_the_restore_settles_later(house: House) -> None:
+    await back_up(house)
+    await deliver_after_backup(house)
+    house.restore()
+    database = house.data.parent / "audit.db"
+    database.rename(aside := database.with_suffix(".aside"))
+    database.mkdir()
+    async with audited(house) as kit:
+        (kept,) = (await house.settle(kit)).undelivered
+        assert (kept.quantity, kept.state) == (100, "parked")
+        database.rmdir()
+        aside.rename(database)
+        house.clock.advance(timedelta(minutes=10))
+        assert (await house.settle(kit)).undelivered == []
+    assert house.billed("acme") == 110
+
+
+async def test_i6_recovery_by_hand_and_a_flusher_take_turns(house: House) -> None:
+    await back_up(house)
+    await deliver_after_backup(house)
+    house.restore()
+    async with audited(house) as kit:
+        key, admin = kit.store.keys.shard(0, "recover:lease"), await kit.store.admin()
+        await admin.client.set(key, "a command's", px=60_000)
+        assert [kept.state for kept in (await house.settle(kit)).undelivered] == ["parked"]
+        await admin.client.delete(key)
+        assert (await house.settle(kit)).undelivered == []
+    assert house.billed("acme") == 110
+
+
+# What Stripe's sums decide without a journal.
+
+
+def rows_in_journal(house: House) -> int:
     """How many rows there are; none before the first write makes the table."""
-    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+    with closing(sqlite3.connect(house.data.parent / "audit.db")) as database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meterkit_deliveries'").fetchone():
             return 0
         found: tuple[int] = database.execute("SELECT count(*) FROM meterkit_deliveries").fetchone()
@@ -57,50 +189,43 @@ def rows_in_journal(tmp_path: Path) -> int:
 
 async def flushed(house: House, kit: MeterKit) -> None:
     """Deliver what is due, some minutes later, and wait for its row, which the end of a flush may not."""
-    tmp_path = house.data.parent
-    before = rows_in_journal(tmp_path)
+    before = rows_in_journal(house)
     house.clock.advance(timedelta(minutes=5))
     assert (await kit.flush(everything=True)).delivered == 1
-    await until(lambda: rows_in_journal(tmp_path) > before)
+    await until(lambda: rows_in_journal(house) > before)
 
 
 @pytest.mark.dear("a store is restored, and a day of deliveries compared")
-async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(tmp_path: Path, has_journal: bool) -> None:
-    settings = settings_of(tmp_path, audited=True)
-    async with house_at(tmp_path, NOW) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            await flushed(house, kit)
-            await kit.record("acme", "requests", 30)
-            house.back_up()
-            await flushed(house, kit)
-            await kit.correct("acme", {"requests": 30}, reason="counted twice", correction_id="one")
-            await flushed(house, kit)
-            await drained(kit)
-            assert house.billed("acme") == 100
-        if not has_journal:
-            lose_journal(tmp_path)
-        house.clock.advance(timedelta(hours=10))
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await house.settle(kit)
-            # Over hours, +30 and -30 are nothing: the 30 of the backup are sent again.
-            assert house.billed("acme") == (100 if has_journal else 130)
-            await recover(kit)
-            await hours_later(house, kit)
-            assert house.billed("acme") == (100 if has_journal else 130)
-            assert await kit.outbox.list() == []
+@with_and_without
+async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(house: House, has_journal: bool) -> None:
+    async with audited(house) as kit:
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        await flushed(house, kit)
+        await kit.record("acme", "requests", 30)
+        house.back_up()
+        await flushed(house, kit)
+        await kit.correct("acme", {"requests": 30}, reason="counted twice", correction_id="one")
+        await flushed(house, kit)
+        await drained(kit)
+        assert house.billed("acme") == 100
+    if not has_journal:  # As where the database was away.
+        change_journal(house, EMPTY)
+    house.clock.advance(timedelta(hours=10))
+    house.restore()
+    async with audited(house) as kit:
+        await house.settle(kit)
+        # Over hours, +30 and -30 are nothing: the 30 of the backup are sent again.
+        assert house.billed("acme") == (100 if has_journal else 130)
+        await recover(kit)
+        await hours_later(house, kit)
+        assert house.billed("acme") == (100 if has_journal else 130)
+        assert await kit.outbox.list() == []
 
 
-async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
-    tmp_path: Path, has_journal: bool
-) -> None:
-    settings = settings_of(tmp_path, audited=True)
-    async with (
-        house_at(tmp_path, NOW) as house,
-        house.open(**settings) as (kit, server),
-    ):
+@with_and_without
+async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(house: House, has_journal: bool) -> None:
+    async with house.open(**settings_of(house.data.parent, audited=True)) as (kit, server):
         await linked(kit)
         await kit.record("acme", "requests", 100)
         await flushed(house, kit)
@@ -111,8 +236,8 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
         await flushed(house, kit)
         await kit.record("acme", "requests", 3)
         await drained(kit)
-        if not has_journal:
-            lose_journal(tmp_path)
+        if not has_journal:  # As where the database was away.
+            change_journal(house, EMPTY)
         server.ask("FLUSHALL")
         house.clock.advance(timedelta(minutes=5))
         await kit.customers.link("acme", "cus_new", force=True)
@@ -123,27 +248,26 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
         assert house.billed("new") == (23 if has_journal else 123)
 
 
-async def test_i6_units_that_something_else_has_sent(tmp_path: Path, has_journal: bool) -> None:
-    settings = settings_of(tmp_path, audited=True)
-    async with house_at(tmp_path, NOW) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            await flushed(house, kit)
-            await kit.flush()  # It notes when it delivers.
-            await kit.record("acme", "requests", 30)
-            house.back_up()
-            house.clock.advance(timedelta(minutes=5))
-            await elsewhere_sent(house, 40)
-        if not has_journal:
-            lose_journal(tmp_path)
-        house.clock.advance(timedelta(minutes=30))
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await house.settle(kit)
-            (one,) = (await recover(kit)).recovered
-            # By sums, Stripe may have the 30. The advice names what to bill where another system has sent.
-            assert (one.parked, one.unknown, one.billed, one.sent) == (30, 40, 30, 0)
-            assert one.advice.startswith("30 of the billed units are not in the journal") == has_journal
-            await hours_later(house, kit)
-            assert house.billed("acme") == 140
+@with_and_without
+async def test_i6_units_that_something_else_has_sent(house: House, has_journal: bool) -> None:
+    async with audited(house) as kit:
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        await flushed(house, kit)
+        await kit.flush()  # It notes when it delivers.
+        await kit.record("acme", "requests", 30)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        await elsewhere_sent(house, 40)
+    if not has_journal:  # As where the database was away.
+        change_journal(house, EMPTY)
+    house.clock.advance(timedelta(minutes=30))
+    house.restore()
+    async with audited(house) as kit:
+        await house.settle(kit)
+        (one,) = (await recover(kit)).recovered
+        # By sums, Stripe may have the 30. The advice names what to bill where another system has sent.
+        assert (one.parked, one.unknown, one.billed, one.sent) == (30, 40, 30, 0)
+        assert one.advice.startswith("30 of the billed units are not in the journal") == has_journal
+        await hours_later(house, kit)
+        assert house.billed("acme") == 140

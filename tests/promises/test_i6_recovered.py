@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW, kit_for
-from drivers.emulated_account import unpaced
-from drivers.restorable_kit import Told, drained, hours_later, house_at, linked, recover, settings_of
+from drivers.delivery import kit_for
+from drivers.recovery import Told, drained, hours_later, recover, settings_of
+from drivers.restorable_kit import linked
 from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
@@ -19,17 +19,11 @@ from meterkit import StoreError
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from drivers.restorable_kit import House
 
 pytestmark = pytest.mark.anyio
 with_and_without = pytest.mark.parametrize("audited", [False, True])
 audited_or_whole = pytest.mark.parametrize("audited", [True, whole(False)])
-
-
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the emulator as fast as it answers, not 20 times in a second."""
-    unpaced(monkeypatch)
 
 
 def settled(told: Told) -> list[tuple[int, int | None, int, int, int]]:
@@ -38,95 +32,87 @@ def settled(told: Told) -> list[tuple[int, int | None, int, int, int]]:
 
 
 @with_and_without
-async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with house_at(tmp_path, NOW) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            house.back_up()
-            house.clock.advance(timedelta(minutes=5))
-            await kit.record("acme", "requests", 50)
-            assert (await kit.flush(everything=True)).delivered == 1
-            await kit.correct("acme", {"requests": 20}, reason="counted twice", correction_id="one")
-            house.clock.advance(timedelta(minutes=5))
-            assert (await kit.flush(everything=True)).delivered == 1
-            await kit.record("acme", "requests", 7)
-            await drained(kit)
-            house.clock.advance(timedelta(minutes=50))
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await kit.record("zeta", "requests", 9)
-            await house.settle(kit)
-            assert (house.billed("acme"), house.billed("zeta")) == (130, 9)
-            told = await recover(kit)
-            # 100 of the 150 that Stripe has had were pending in the backup, and 50 came after it.
-            assert settled(told) == [(100, 150, 100, 0, 50)] * (not audited)
-            await hours_later(house, kit)
-            assert house.billed("acme") == (137 if audited else 130)
-            assert [(one.delivered, one.parked) for one in told.rebuilt] == [(30, 7)] * audited
-            assert (await kit.outbox.list(), await recover(kit)) == (
-                [],
-                ([], ()) if not audited else ([], []),
-            )
+async def test_i6_i11_a_backup_one_hour_old(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    async with house.open(**settings) as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        await kit.record("acme", "requests", 50)
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.correct("acme", {"requests": 20}, reason="counted twice", correction_id="one")
+        house.clock.advance(timedelta(minutes=5))
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.record("acme", "requests", 7)
+        await drained(kit)
+        house.clock.advance(timedelta(minutes=50))
+    house.restore()
+    async with house.open(**settings) as (kit, _):
+        await kit.record("zeta", "requests", 9)
+        await house.settle(kit)
+        assert (house.billed("acme"), house.billed("zeta")) == (130, 9)
+        told = await recover(kit)
+        # 100 of the 150 that Stripe has had were pending in the backup, and 50 came after it.
+        assert settled(told) == [(100, 150, 100, 0, 50)] * (not audited)
+        await hours_later(house, kit)
+        assert house.billed("acme") == (137 if audited else 130)
+        assert [(one.delivered, one.parked) for one in told.rebuilt] == [(30, 7)] * audited
+        assert await kit.outbox.list() == []
+        assert await recover(kit) == (([], []) if audited else ([], ()))
 
 
 @audited_or_whole
-async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with house_at(tmp_path, NOW) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            house.back_up()
-            house.clock.advance(timedelta(minutes=5))
-            # Another 60 units are delivered, and what was pending with them is: 160 in one intent.
-            await kit.record("acme", "requests", 60)
-            assert (await kit.flush(everything=True)).delivered == 1
-            house.clock.advance(timedelta(minutes=55))
-            await drained(kit)
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await house.settle(kit)
-            await kit.record("acme", "requests", 30)
-            told = await recover(kit)
-            assert settled(told) == [(100, 160, 100, 0, 60)] * (not audited)
-            await hours_later(house, kit)
-            # What came after the restore is sent with no person's help, whatever was parked.
-            assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
+async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    async with house.open(**settings) as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        # Another 60 units are delivered, and what was pending with them is: 160 in one intent.
+        await kit.record("acme", "requests", 60)
+        assert (await kit.flush(everything=True)).delivered == 1
+        house.clock.advance(timedelta(minutes=55))
+        await drained(kit)
+    house.restore()
+    async with house.open(**settings) as (kit, _):
+        await house.settle(kit)
+        await kit.record("acme", "requests", 30)
+        told = await recover(kit)
+        assert settled(told) == [(100, 160, 100, 0, 60)] * (not audited)
+        await hours_later(house, kit)
+        # What came after the restore is sent with no person's help, whatever was parked.
+        assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
 
 
 @audited_or_whole
-async def test_i6_i11_usage_between_restart_and_first_flush(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with house_at(tmp_path, NOW) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            house.back_up()
-            house.clock.advance(timedelta(minutes=5))
-            await kit.record("acme", "requests", 50)
-            assert (await kit.flush(everything=True)).delivered == 1
-            await kit.record("acme", "requests", 7)
-            await drained(kit)
-            house.clock.advance(timedelta(minutes=50))
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await kit.record("acme", "requests", 9)  # It is sealed with the 100 of the backup.
-            await house.settle(kit)
-            assert settled(await recover(kit)) == [(109, 150, 109, 0, 41)] * (not audited)
-            await hours_later(house, kit)
-            assert house.billed("acme") == (166 if audited else 150)
-            assert await kit.outbox.list() == []
+async def test_i6_i11_usage_between_restart_and_first_flush(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    async with house.open(**settings) as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        await kit.record("acme", "requests", 50)
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.record("acme", "requests", 7)
+        await drained(kit)
+        house.clock.advance(timedelta(minutes=50))
+    house.restore()
+    async with house.open(**settings) as (kit, _):
+        await kit.record("acme", "requests", 9)  # It is sealed with the 100 of the backup.
+        await house.settle(kit)
+        assert settled(await recover(kit)) == [(109, 150, 109, 0, 41)] * (not audited)
+        await hours_later(house, kit)
+        assert house.billed("acme") == (166 if audited else 150)
+        assert await kit.outbox.list() == []
 
 
 @audited_or_whole
-async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with (
-        house_at(tmp_path, NOW) as house,
-        house.open(**settings) as (kit, server),
-    ):
+async def test_i6_i11_a_store_that_is_emptied(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    async with house.open(**settings) as (kit, server):
         await linked(kit)
         await kit.record("acme", "requests", 100)
         assert (await kit.flush(everything=True)).delivered == 1
@@ -144,66 +130,65 @@ async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> 
 
 
 @with_and_without
-async def test_i6_i11_a_backup_across_a_periods_end(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with house_at(tmp_path, datetime(2031, 6, 30, 23, 0, 30, tzinfo=UTC)) as house:
-        async with house.open(**settings) as (kit, _):
-            await linked(kit)
-            await kit.record("acme", "requests", 100)
-            house.back_up()
-            house.clock.advance(timedelta(minutes=30))
-            await kit.record("acme", "requests", 10)
-            assert (await kit.flush(everything=True)).delivered == 1
-            house.clock.set(datetime(2031, 7, 1, 1, 0, 30, tzinfo=UTC))
-            await kit.record("acme", "requests", 50)
-            assert (await kit.flush(everything=True)).delivered == 1
-            await kit.record("acme", "requests", 5)
-            await drained(kit)
-            house.clock.advance(timedelta(hours=1))
-        house.restore()
-        async with house.open(**settings) as (kit, _):
-            await kit.flush()  # As each process that delivers does when it starts.
-            house.clock.advance(timedelta(seconds=1))
-            await kit.record("acme", "requests", 3)
-            await house.settle(kit)
-            assert house.billed("acme") <= 168
-            told = await recover(kit)
-            assert sum(one.sent for one in told.recovered) == 0
-            await hours_later(house, kit)
-            assert house.billed("acme") == (168 if audited else 163)
-            assert await kit.outbox.list() == []
+async def test_i6_i11_a_backup_across_a_periods_end(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    house.clock.set(datetime(2031, 6, 30, 23, 0, 30, tzinfo=UTC))
+    async with house.open(**settings) as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=30))
+        await kit.record("acme", "requests", 10)
+        assert (await kit.flush(everything=True)).delivered == 1
+        house.clock.set(datetime(2031, 7, 1, 1, 0, 30, tzinfo=UTC))
+        await kit.record("acme", "requests", 50)
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.record("acme", "requests", 5)
+        await drained(kit)
+        house.clock.advance(timedelta(hours=1))
+    house.restore()
+    async with house.open(**settings) as (kit, _):
+        await kit.flush()  # As each process that delivers does when it starts.
+        house.clock.advance(timedelta(seconds=1))
+        await kit.record("acme", "requests", 3)
+        await house.settle(kit)
+        assert house.billed("acme") <= 168
+        told = await recover(kit)
+        assert sum(one.sent for one in told.recovered) == 0
+        await hours_later(house, kit)
+        assert house.billed("acme") == (168 if audited else 163)
+        assert await kit.outbox.list() == []
 
 
 @audited_or_whole
-async def test_i6_i11_a_stale_replica_that_is_promoted(tmp_path: Path, audited: bool) -> None:
-    settings = settings_of(tmp_path, audited=audited)
-    async with house_at(tmp_path, NOW) as house:
-        with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
-            await eventually(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
-            async with (
-                TcpProxy(master.port) as address,
-                kit_for(address.url, house.stripe, clock=house.clock, **settings) as kit,
-            ):
-                await linked(kit)
-                await kit.record("acme", "requests", 100)
-                assert master.command("WAIT", 1, 5_000) == 1
-                replica.command("REPLICAOF", "NO", "ONE")
-                await kit.record("acme", "requests", 20)
-                assert (await kit.flush(everything=True)).delivered == 1
-                await kit.record("acme", "requests", 7)
-                await drained(kit)
-                vars(address)["_target_port"] = replica.port
-                await address.set("reset")
-                await address.set("pass")
-                lane = kit.store.lanes[asyncio.get_running_loop()]
-                await eventually(lambda: lane.connected and lane.lost == 2)  # Nothing was recorded since.
-                with suppress(StoreError):  # By a connection that was reset.
-                    await kit.flush()
-                await house.settle(kit)
-                assert house.billed("acme") == 120
-                told = await recover(kit)
-                assert settled(told) == [(100, 120, 100, 0, 20)] * (not audited)
-                await hours_later(house, kit)
-                assert [(one.delivered, one.parked) for one in told.rebuilt] == [(20, 7)] * audited
-                assert house.billed("acme") == (127 if audited else 120)
-                assert await kit.outbox.list() == []
+async def test_i6_i11_a_stale_replica_that_is_promoted(house: House, audited: bool) -> None:
+    settings = settings_of(house.data.parent, audited=audited)
+    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+        await eventually(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+        async with (
+            TcpProxy(master.port) as address,
+            kit_for(address.url, house.stripe, clock=house.clock, **settings) as kit,
+        ):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            assert master.command("WAIT", 1, 5_000) == 1
+            replica.command("REPLICAOF", "NO", "ONE")
+            await kit.record("acme", "requests", 20)
+            assert (await kit.flush(everything=True)).delivered == 1
+            await kit.record("acme", "requests", 7)
+            await drained(kit)
+            vars(address)["_target_port"] = replica.port
+            await address.set("reset")
+            await address.set("pass")
+            lane = kit.store.lanes[asyncio.get_running_loop()]
+            await eventually(lambda: lane.connected and lane.lost == 2)  # Nothing was recorded since.
+            with suppress(StoreError):  # By a connection that was reset.
+                await kit.flush()
+            await house.settle(kit)
+            assert house.billed("acme") == 120
+            told = await recover(kit)
+            assert settled(told) == [(100, 120, 100, 0, 20)] * (not audited)
+            await hours_later(house, kit)
+            assert [(one.delivered, one.parked) for one in told.rebuilt] == [(20, 7)] * audited
+            assert house.billed("acme") == (127 if audited else 120)
+            assert await kit.outbox.list() == []

@@ -9,30 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.delivery import NOW, kit_for
-from drivers.restorable_kit import CUSTOMERS, House, linked
+from drivers.delivery import kit_for
+from drivers.restorable_kit import CUSTOMERS, linked
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import StoreError
-from meterkit.testing import Clock, StripeEmulator
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
+    from drivers.restorable_kit import House
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncGenerator[House]:
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock, summary_lag_s=60)
-    for customer in CUSTOMERS:
-        emulator.add_customer(f"cus_{customer}")
-    async with emulator.serve() as url:
-        yield House(tmp_path, url, emulator, clock)
 
 
 async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
