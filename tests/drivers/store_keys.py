@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from meterkit.decisions.keys import FORMAT, HOOKS_SHARD, job_digest, meter_field, meter_token, shard_of
+from meterkit.decisions.keys import (
+    FORMAT,
+    HOOKS_SHARD,
+    WITHOUT_TTL,
+    job_digest,
+    meter_field,
+    meter_token,
+    shard_of,
+)
 
-__all__ = ["FORMAT", "HOOKS_SHARD", "job_digest", "meter_field", "meter_token", "shard_of"]
+__all__ = ["FORMAT", "HOOKS_SHARD", "WITHOUT_TTL", "job_digest", "meter_field", "meter_token", "shard_of"]

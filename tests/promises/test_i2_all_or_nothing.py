@@ -1,5 +1,4 @@
 """I2 and I7 off the request, on a server and within the process: nothing by halves, nothing for ever."""
-# Internals: the list of keys that may be without a TTL.
 
 from __future__ import annotations
 
@@ -10,35 +9,29 @@ from typing import Any
 import pytest
 
 from drivers.delivery import NOW
+from drivers.plans import free_plan
+from drivers.store_keys import WITHOUT_TTL
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.testing import Clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
+PLANS = free_plan(
+    """
   requests:      {unit: request}
   input_tokens:  {unit: token}
-  output_tokens: {unit: token, stripe: {event_name: out}}
-credits:
-  ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}""",
+    """
       requests:      {rate: 3/hour}
       input_tokens:
         rate: {limit: 100/minute, algorithm: token-bucket, burst: 2000}
         included: 1000
         overage: deny
       output_tokens: {rate: {limit: 5000/hour, algorithm: fixed-window}, included: 100, overage: deny}
-    grants: [{credit: ai, quantity: 1, every: period}]
-"""
+    grants: [{credit: ai, quantity: 1, every: period}]""",
+    "credits: {ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}}}",
+)
 
 
 def kit_on(url: str) -> MeterKit:

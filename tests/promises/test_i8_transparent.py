@@ -85,39 +85,44 @@ async def test_i8_each_chunk_is_sent_before_the_next_is_made() -> None:
     assert order == [f"{what} {n}" for n in range(4) for what in ("made", "sent")]
 
 
+def start(status: int = 200, *headers: tuple[bytes, bytes], **more: Any) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": [*headers], **more}
+
+
+def part(kind: str = "body", **members: Any) -> Message:
+    return {"type": f"http.response.{kind}", **members}
+
+
+UNHEARD: dict[str, Any] = {"unheard-of": 1}
+
+
 @pytest.mark.parametrize("path", ["/v1/x", "/quiet"])
 @pytest.mark.parametrize(
     "sent",
     [
-        [{"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body"}],
+        [start(), part()],
+        [start(204, (b"x-one", b"1"), (b"x-one", b"2")), part(body=b"", more_body=False)],
         [
-            {"type": "http.response.start", "status": 204, "headers": [(b"x-one", b"1"), (b"x-one", b"2")]},
-            {"type": "http.response.body", "body": b"", "more_body": False},
+            start(trailers=True),
+            part(body=b"a", more_body=True),
+            part(body=b"b", more_body=False),
+            part("trailers", headers=[(b"x-t", b"1")], more_trailers=True),
+            part("trailers", headers=[(b"x-u", b"2")], more_trailers=False),
+        ],
+        [start(), part("pathsend", path="/tmp/file")],  # noqa: S108 - a name, not a file
+        [
+            start(),
+            part("zerocopysend", file=7, count=3, more_body=True),
+            part("zerocopysend", file=7, more_body=False),
         ],
         [
-            {"type": "http.response.start", "status": 200, "headers": [], "trailers": True},
-            {"type": "http.response.body", "body": b"a", "more_body": True},
-            {"type": "http.response.body", "body": b"b", "more_body": False},
-            {"type": "http.response.trailers", "headers": [(b"x-t", b"1")], "more_trailers": True},
-            {"type": "http.response.trailers", "headers": [(b"x-u", b"2")], "more_trailers": False},
-        ],
-        [
-            {"type": "http.response.start", "status": 200, "headers": []},
-            {"type": "http.response.pathsend", "path": "/tmp/file"},  # noqa: S108 - a name, not a file
-        ],
-        [
-            {"type": "http.response.start", "status": 200, "headers": []},
-            {"type": "http.response.zerocopysend", "file": 7, "count": 3, "more_body": True},
-            {"type": "http.response.zerocopysend", "file": 7, "more_body": False},
-        ],
-        [
-            {"type": "http.response.debug", "info": {"template": "x"}},
-            {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload; as=style"]},
-            {"type": "http.response.push", "path": "/style.css", "headers": []},
-            {"type": "http.response.start", "status": 500, "headers": [], "unheard-of": 1},
-            {"type": "http.response.body", "body": b"", "more_body": True},
-            {"type": "http.response.body", "body": b"x", "more_body": True, "unheard-of": 2},
-            {"type": "http.response.body", "body": b"", "more_body": False},
+            part("debug", info={"template": "x"}),
+            part("early_hint", links=[b"</style.css>; rel=preload; as=style"]),
+            part("push", path="/style.css", headers=[]),
+            start(500, **UNHEARD),
+            part(body=b"", more_body=True),
+            part(body=b"x", more_body=True, **UNHEARD),
+            part(body=b"", more_body=False),
         ],
     ],
     ids=["bare", "204", "trailers", "pathsend", "zerocopysend", "rare"],
@@ -207,16 +212,12 @@ async def test_i8_the_lifespan_and_its_state_are_the_apps() -> None:
         events.append("shutdown")
 
     kit = MeterKit(loads(GENEROUS), redis_url="memory://", key_prefix="i8life", shards=1, flush=False)
-    app = Starlette(
-        lifespan=lifespan,
-        middleware=[Middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))],
-    )
-    said: asyncio.Queue[Message] = asyncio.Queue()
-    sent: asyncio.Queue[Message] = asyncio.Queue()
+    metering = Middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    app = Starlette(lifespan=lifespan, middleware=[metering])
+    said, sent = asyncio.Queue[Any](), asyncio.Queue[Any]()
     state: dict[str, Any] = {}
-    serving = asyncio.create_task(
-        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": state}, said.get, sent.put)
-    )
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": state}
+    serving = asyncio.create_task(app(scope, said.get, sent.put))
     said.put_nowait({"type": "lifespan.startup"})
     assert (await sent.get())["type"] == "lifespan.startup.complete"
     assert state == {"answer": 42}
@@ -281,9 +282,8 @@ async def test_i8_under_mounts_the_path_of_the_client_decides(make: Any) -> None
         assert plain[0]["status"] == 200
         assert await at.counted() == (1, 0)
         # Mounted itself: the template is still matched with what the client asked for.
-        outer = Starlette(
-            routes=[Mount("/v1", app=MeterMiddleware(hello, kit=at.kit, identify=lambda _: "acme"))]
-        )
+        inner = MeterMiddleware(hello, kit=at.kit, identify=lambda _: "acme")
+        outer = Starlette(routes=[Mount("/v1", app=inner)])
         await messages(outer, http_scope("/v1/x"))
         assert await at.counted() == (2, 0)
 
@@ -312,27 +312,23 @@ async def raw(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 
 async def test_i8_under_a_real_server(store_url: str) -> None:
-    released = asyncio.Event()
+    released, never = asyncio.Event(), asyncio.Event()
     kit = MeterKit(loads(GENEROUS), redis_url=store_url, shards=4, flush=False, store_timeout=60.0)
     app = FastAPI()
     app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
 
+    async def chunks(goes_on: asyncio.Event) -> AsyncIterator[bytes]:
+        yield b"first"
+        await goes_on.wait()
+        yield b"second"
+
     @app.get("/v1/stream")
     async def stream() -> FastStreaming:
-        async def chunks() -> AsyncIterator[bytes]:
-            yield b"first"
-            await released.wait()
-            yield b"second"
-
-        return FastStreaming(chunks())
+        return FastStreaming(chunks(released))
 
     @app.get("/v1/forever")
     async def forever() -> FastStreaming:
-        async def chunks() -> AsyncIterator[bytes]:
-            yield b"first"
-            await asyncio.Event().wait()
-
-        return FastStreaming(chunks())
+        return FastStreaming(chunks(never))
 
     @app.get("/v1/raises")
     async def raises() -> None:
@@ -350,13 +346,13 @@ async def test_i8_under_a_real_server(store_url: str) -> None:
         listening(app, lifespan="on") as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=300) as client,
     ):
-        async with client.stream("GET", "/v1/stream") as response, aclosing(raw(response)) as chunks:
-            assert await anext(chunks) == b"first"  # While the app still waits to make the second.
+        async with client.stream("GET", "/v1/stream") as response, aclosing(raw(response)) as read:
+            assert await anext(read) == b"first"  # While the app still waits to make the second.
             released.set()
-            assert await anext(chunks) == b"second"
+            assert await anext(read) == b"second"
         assert await recorded() == 1
-        async with client.stream("GET", "/v1/forever") as response, aclosing(raw(response)) as chunks:
-            assert await anext(chunks) == b"first"
+        async with client.stream("GET", "/v1/forever") as response, aclosing(raw(response)) as read:
+            assert await anext(read) == b"first"
         found = 0
         while found < 2:  # Hung up after the first byte: billed, as soon as the server has noticed.
             found = await recorded()

@@ -9,7 +9,7 @@ import signal
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -23,11 +23,12 @@ from servers.stores import Server, free_port, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from meterkit import MeterKit
 
-    Fault = Callable[[list[Server]], Any]
+    Fault = Callable[[list[Server]], AbstractContextManager[None]]
 
 pytestmark = [pytest.mark.anyio]
 
@@ -67,52 +68,27 @@ def hanging(servers: list[Server]) -> Generator[None]:
 
 
 @contextmanager
-def configured(servers: list[Server], option: str, value: int) -> Generator[None]:
+def told(servers: list[Server], *, begin: str, end: str = "PING") -> Generator[None]:
     for server in servers:
-        server.command("CONFIG", "SET", option, value)
+        server.command(*begin.split())
     try:
         yield
     finally:
         for server in servers:
-            server.command("CONFIG", "SET", option, 0)
+            server.command(*end.split())
 
 
-@contextmanager
-def full(servers: list[Server]) -> Generator[None]:
-    with configured(servers, "maxmemory", 1):
-        yield
-
-
-@contextmanager
-def without_replicas(servers: list[Server]) -> Generator[None]:
-    with configured(servers, "min-replicas-to-write", 3):
-        yield
-
-
-@contextmanager
-def pausing_writes(servers: list[Server]) -> Generator[None]:
-    """They answer what reads, and nothing that writes."""
-    for server in servers:
-        server.command("CLIENT", "PAUSE", 60_000, "WRITE")
-    try:
-        yield
-    finally:
-        for server in servers:
-            server.command("CLIENT", "UNPAUSE")
-
-
-@contextmanager
-def forgetful(servers: list[Server]) -> Generator[None]:
-    for server in servers:
-        server.command("SCRIPT", "FLUSH")
-    yield
-
-
-@contextmanager
-def cutting(servers: list[Server]) -> Generator[None]:
-    for server in servers:
-        server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    yield
+FAULTS: Final[dict[str, Fault]] = {
+    "hanging": hanging,
+    # They answer what reads, and nothing that writes.
+    "pausing_writes": partial(told, begin="CLIENT PAUSE 60000 WRITE", end="CLIENT UNPAUSE"),
+    "full": partial(told, begin="CONFIG SET maxmemory 1", end="CONFIG SET maxmemory 0"),
+    "without_replicas": partial(
+        told, begin="CONFIG SET min-replicas-to-write 3", end="CONFIG SET min-replicas-to-write 0"
+    ),
+    "forgetful": partial(told, begin="SCRIPT FLUSH"),
+    "cutting": partial(told, begin="CLIENT KILL TYPE normal SKIPME yes"),
+}
 
 
 class Served:
@@ -183,17 +159,17 @@ def settle_in_doubt(kit: MeterKit, served: Served) -> None:
         served.of[customer] += 1
 
 
-def on_each_store(*faults: Fault) -> pytest.MarkDecorator:
+def on_each_store(*faults: str) -> pytest.MarkDecorator:
     """Each fault on each store; on one of them without ``--whole``."""
     stores, cells = ("cluster", "sentinel", "valkey"), list[object]()
     for (nth, fault), store in product(enumerate(faults), stores):
         marks = [] if store == stores[nth % 3] else [pytest.mark.whole]
-        cells.append(pytest.param(store, fault, id=f"{store}-{fault.__name__}", marks=marks))
+        cells.append(pytest.param(store, FAULTS[fault], id=f"{store}-{fault}", marks=marks))
     return pytest.mark.parametrize(("store_url", "fault"), cells, indirect=["store_url"])
 
 
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
-@on_each_store(hanging, pausing_writes, full, without_replicas)
+@on_each_store("hanging", "pausing_writes", "full", "without_replicas")
 async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
     store_url: str, servers: list[Server], fault: Fault, tmp_path: Path
 ) -> None:
@@ -213,7 +189,7 @@ async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
         await eventually(lambda: not spools(tmp_path))
 
 
-@on_each_store(forgetful, cutting)
+@on_each_store("forgetful", "cutting")
 async def test_i9_what_is_over_at_once_costs_nothing_either(
     store_url: str, servers: list[Server], fault: Fault, tmp_path: Path
 ) -> None:
