@@ -98,11 +98,8 @@ def test_missing_lines_of_billing_routes_are_named() -> None:
     assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()
 
 
-PRICED = """\
-schema: 1
-currency: usd
-default_plan: free
-meters: {tokens: {unit: token}}
+PRICED = """
+credits: {ai: {costs: {tokens: prices.by_model}}}
 prices:
   by_model:
     default: 1 per 1000
@@ -111,16 +108,12 @@ prices:
       "gpt-*-mini": 1 per 1000
       "gpt-5-pro": 20 per 1000
       "[ab]-*": 1 per 1000
-      "a-*": 2 per 1000
-credits: {ai: {costs: {tokens: prices.by_model}}}
-plans: {free: {price: {amount_cents: 0, interval: month}}}
-"""
+      "a-*": 2 per 1000"""
 
 
 def test_prices_behind_one_that_has_all_their_models_are_named() -> None:
-    assert unreached(loads(PRICED)) == [
-        (11, "never reached: 'gpt-5*' in line 9 has all of it; move this one up")
-    ]
+    found = unreached(loads(free_plan("{tokens: {unit: token}}", top=PRICED)))
+    assert found == [(18, "never reached: 'gpt-5*' in line 16 has all of it; move this one up")]
 
 
 def unasked(*routes: str, meters: str = "words: {included: 1_000}", more: str = "") -> list[str]:
@@ -244,19 +237,12 @@ def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
     assert [of_the_default(PAID + plan) for plan in ("free", "plain")] == [[], []]
 
 
-NAMED: Final = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  input_tokens: {unit: token}
-  NAME: {unit: unit}
-routes:
+NAMED: Final = free_plan(
+    "{input_tokens: {unit: token}, NAME: {unit: unit}}",
+    top="""routes:
   - {match: "POST /chat", usage: auto}
-  - {match: "POST /more"}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-"""
+  - {match: "POST /more"}""",
+)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +257,7 @@ plans:
 )
 def test_a_meter_nothing_feeds_is_named_with_its_unit(name: str, meant: str) -> None:
     (note,) = loads(NAMED.replace("NAME", name)).notes
-    assert (note.line, note.path, note.kind) == (6, f"meters.{name}", "informs")
+    assert (note.line, note.path, note.kind) == (5, f"meters.{name}", "informs")
     assert note.message == (
         f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
         f" {meant!r}? Leave it as it is where the app counts it itself"

@@ -57,24 +57,15 @@ plans:
       tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
       pages:  {included: 5, overage: deny}
   plain:
-    extends: team
-    rank: 2
-    price: {amount_cents: 2000, interval: month, stripe_price: price_plain}
-    meters: {tokens: {included: 10, overage: deny}}
-  club:
-    extends: team
-    rank: 3
-    price: {amount_cents: 2100, interval: month, stripe_price: price_club}
+    {extends: team, rank: 2, price: {amount_cents: 2000, stripe_price: price_plain},
+     meters: {tokens: {included: 10, overage: deny}}}
+  club: {extends: team, rank: 3, price: {amount_cents: 2100, stripe_price: price_club}}
   pro:
-    extends: team
-    rank: 4
-    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
-    meters: {tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 3}}}}
+    {extends: team, rank: 4, price: {amount_cents: 2900, stripe_price: price_pro},
+     meters: {tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 3}}}}}
   paged:
-    extends: plain
-    rank: 5
-    price: {amount_cents: 2500, interval: month, stripe_price: price_paged}
-    meters: {pages: {included: 5, overage: {bill: {per: 1, amount_cents: 7}}}}
+    {extends: plain, rank: 5, price: {amount_cents: 2500, stripe_price: price_paged},
+     meters: {pages: {included: 5, overage: {bill: {per: 1, amount_cents: 7}}}}}
 """
 
 

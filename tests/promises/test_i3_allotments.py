@@ -49,15 +49,9 @@ meters:
 credits:
   ai: {costs: {paid: 3}}
 routes:
-  - {match: "GET /included", consume: {included: 2}}
-  - {match: "GET /capped", consume: {capped: 2}}
-  - {match: "GET /sliding", consume: {sliding: 2}}
-  - {match: "GET /fixed", consume: {fixed: 2}}
-  - {match: "GET /bucket", consume: {bucket: 2}}
   - {match: "GET /several", consume: {several: 2, sliding: 1}}
   - {match: "GET /shared", consume: {shared: 1}}
-  - {match: "GET /paid", consume: {paid: 2}}
-  - {match: "GET /billed", consume: {billed: 2}}
+ROUTES
 plans:
   pro:
     price: {amount_cents: 2900, interval: month}
@@ -79,7 +73,13 @@ plans:
     meters:
       paid:   {included: 500, overage: deny}
       billed: {included: 1000, overage: {bill: {per: 1, amount_cents: 1}}}
-"""
+""".replace(
+    "ROUTES",
+    "\n".join(
+        f'  - {{match: "GET /{meter}", consume: {{{meter}: 2}}}}'
+        for meter in ("included", "capped", "sliding", "fixed", "bucket", "paid", "billed")
+    ),
+)
 SHARED: Final = 10_000
 """A minute."""
 ROUTES: Final = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from drivers.delivery import NOW, desk
+from drivers.plans import free_plan
 from drivers.workers import workers
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -23,29 +24,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 5, overage: deny}
-      tokens:   {rate: 1/hour}
+PLANS = free_plan(
+    "{requests: {unit: request}, tokens: {unit: token}}",
+    """{requests: {included: 5, overage: deny}, tokens: {rate: 1/hour}}
   pro:
     rank: 10
     price: {amount_cents: 2900, interval: month}
-    meters:
-      requests: {included: 100, overage: deny}
-      tokens:   {rate: 100/hour}
-dunning: {grace: 7d, restrict_to: default_plan, suspend_after: 14d}
-"""
+    meters: {requests: {included: 100, overage: deny}, tokens: {rate: 100/hour}}""",
+    """routes: [{match: "*", consume: {requests: 1}}]
+dunning: {grace: 7d, restrict_to: default_plan, suspend_after: 14d}""",
+)
 
 
 class Others:

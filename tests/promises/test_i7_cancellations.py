@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+    from meterkit.catalog import Catalog
+
 PATIENCE_S: Final = 120.0  # What hangs, hangs for ever.
-WARNS: Final = PLANS.replace("requests: {included: 1_000,", "requests: {included: 1_000, warn_at: [100],")
+WARNS: Final = loads(
+    PLANS.replace("requests: {included: 1_000,", "requests: {included: 1_000, warn_at: [100],")
+)
 SENDS: Final = """
 notify:
   webhook: {url: "https://127.0.0.1:1/hook", events: [usage.threshold, usage.spike, period.summary]}
@@ -79,8 +83,34 @@ def swallowing_redis() -> Generator[SwallowingRedis]:
         yield client
 
 
-def kit_in_memory(**settings: Any) -> MeterKit:
-    return MeterKit(loads(WARNS), redis_url="memory://", shards=4, **settings)
+def kit_in_memory(plans: Catalog = WARNS, **settings: Any) -> MeterKit:
+    return MeterKit(plans, redis_url="memory://", shards=4, **settings)
+
+
+async def serve_once(kit: MeterKit) -> None:
+    app = MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as user:
+        assert (await user.get("/x", headers=HEADERS)).status_code == 200
+
+
+async def begin_handling(kit: MeterKit, handle: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Start a kit, and wait until its handler has begun."""
+    has_begun = asyncio.Event()
+
+    @kit.on("usage.threshold")
+    async def note(_: object) -> None:
+        has_begun.set()
+        await handle()
+
+    await kit.start()
+    await kit.record("acme", "requests", 10_000)
+    await has_begun.wait()
+
+
+async def assert_is_cancelled(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def ignore(_: object) -> None:
@@ -113,10 +143,8 @@ def test_i7_each_background_task_ends_after_one_cancellation(tmp_path: Path) -> 
     reached |= {"scheduled transitions", "webhooks"}
 
     async def story() -> None:
-        kit = MeterKit(
+        kit = kit_in_memory(
             loads(PLANS + SENDS),
-            redis_url="memory://",
-            shards=4,
             contact=lambda customer: Contact(f"{customer}@example.com"),
             stripe_api_key=STRIPE_KEY,
             stripe_api_base=f"http://127.0.0.1:{free_port()}",
@@ -145,13 +173,10 @@ def close_many_loops(loop: str, times: int) -> None:
     """Serve a request without a lifespan in each of many loops, whose client of the store swallows."""
     kit = kit_in_memory()
     kit.on("usage.threshold")(ignore)  # Its task asks the store at once.
-    app = MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id"))
 
     async def serve_one() -> None:
         client = patched.enter_context(swallowing_redis())  # Also while the loop closes.
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as user:
-            assert (await user.get("/x", headers=HEADERS)).status_code == 200
+        await serve_once(kit)
         while "meterkit events" not in client.callers:
             client.called.clear()
             await client.called.wait()
@@ -181,13 +206,10 @@ def test_i7_2000_loops_close_if_a_client_swallows_cancellation(loop: str) -> Non
 def test_i7_2000_loops_close_with_a_short_store_timeout(loop: str) -> None:
     """F-209: every few of them did not, with redis-py as it is, on a machine with work."""
     kit = kit_in_memory(store_timeout=0.02)
-    app = MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id"))
 
     async def serve_one() -> None:
         kit.store.degraded.note()
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as user:
-            assert (await user.get("/x", headers=HEADERS)).status_code == 200
+        await serve_once(kit)
 
     for _ in range(2_000):
         run(loop, serve_one)
@@ -198,22 +220,12 @@ def test_i7_2000_loops_close_with_a_short_store_timeout(loop: str) -> None:
 def test_i7_a_loop_closes_if_a_handler_swallows_cancellation(loop: str) -> None:
     """F-209: the loop waited for the next hour of the handler."""
 
-    async def story() -> None:
-        kit = kit_in_memory()
-        is_told = asyncio.Event()
-
-        @kit.on("usage.threshold")
-        async def note(_: object) -> None:
-            is_told.set()
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(3600)
+    async def swallow() -> None:
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
 
-        await kit.start()
-        await kit.record("acme", "requests", 10_000)
-        await is_told.wait()
-
-    run(loop, story)
+    run(loop, lambda: begin_handling(kit_in_memory(), swallow))
 
 
 # What a caller awaits itself.
@@ -248,9 +260,7 @@ def test_i7_a_call_cancelled_while_connecting_is_cancelled(
             with swallowing_redis() as client:
                 calling = asyncio.ensure_future(call(kit))
                 await client.called.wait()
-                calling.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await calling
+                await assert_is_cancelled(calling)
                 client.called.clear()
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(call(kit), 0.01)
@@ -279,9 +289,7 @@ def test_i7_a_call_of_stripe_that_is_cancelled_raises_that(
             monkeypatch.setattr(aiohttp.ClientSession, "_request", fail)
             asking = asyncio.ensure_future(kit.subscriptions.create("acme", "pro"))
             await is_asked.wait()
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
+            await assert_is_cancelled(asking)
 
     run(loop, story)
 
@@ -294,9 +302,7 @@ def test_i7_a_start_that_is_cancelled_leaves_nothing(loop: str) -> None:
         with swallowing_redis() as client:
             starting = asyncio.ensure_future(kit.start())
             await client.called.wait()
-            starting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await starting
+            await assert_is_cancelled(starting)
         assert asyncio.all_tasks() == before
         assert kit.store.lanes == {}
 
@@ -307,18 +313,12 @@ def test_i7_a_start_that_is_cancelled_leaves_nothing(loop: str) -> None:
 @pytest.mark.parametrize("by", ["a task", "a scope of anyio"])
 def test_i7_a_stop_that_is_cancelled_closes_all_and_raises_that(by: str, loop: str) -> None:
     async def story() -> None:
-        kit = kit_in_memory()
-        before = asyncio.all_tasks()
-        is_told, may_end = asyncio.Event(), asyncio.Event()
+        kit, before, may_end = kit_in_memory(), asyncio.all_tasks(), asyncio.Event()
 
-        @kit.on("usage.threshold")
-        async def note(_: object) -> None:
-            is_told.set()
+        async def wait() -> None:
             await may_end.wait()
 
-        await kit.start()
-        await kit.record("acme", "requests", 10_000)
-        await is_told.wait()
+        await begin_handling(kit, wait)
         stopping = asyncio.ensure_future(stop(kit, by))
         await asyncio.sleep(0.01)
         if by == "a task":
@@ -357,15 +357,13 @@ def test_i7_a_handler_may_stop_its_kit(loop: str, monkeypatch: pytest.MonkeyPatc
     async def story() -> None:
         kit, has_stopped = kit_in_memory(), asyncio.Event()
 
-        @kit.on("usage.threshold")
-        async def end(_: object) -> None:
+        async def end() -> None:
             try:
                 await kit.stop()
             finally:
                 has_stopped.set()
 
-        await kit.start()
-        await kit.record("acme", "requests", 10_000)
+        await begin_handling(kit, end)
         await has_stopped.wait()
         assert kit.store.lanes == {}
 

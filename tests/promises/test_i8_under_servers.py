@@ -9,6 +9,7 @@ import pytest
 
 from drivers.app import served
 from drivers.llm_apps import listening, read_all
+from drivers.plans import free_plan
 from faults.refusals import eventually
 
 if TYPE_CHECKING:
@@ -18,26 +19,18 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  requests: {unit: request}
-  output_tokens: {unit: token}
-routes:
+PLANS = free_plan(
+    "{requests: {unit: request}, output_tokens: {unit: token}}",
+    """
+      requests: {concurrency: 5, included: 1, overage: deny}
+      output_tokens: {included: 1000, overage: deny}""",
+    """routes:
   - match: "/reserving"
     consume: {requests: 1}
     usage: auto
     reserve: {output_tokens: {from: max_tokens, default: 10, ceiling: 50}}
-  - {match: "/plain", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {concurrency: 5, included: 1, overage: deny}
-      output_tokens: {included: 1000, overage: deny}
-"""
+  - {match: "/plain", consume: {requests: 1}}""",
+)
 BODY = b'{"max_tokens": 20}'
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
-from decimal import Decimal, localcontext
+from decimal import localcontext
 from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +49,15 @@ def call(model: str | None = "gpt-4o-mini", provider: str | None = "openai", **f
     return CallUsage(model=model, provider=provider, source="reported", **figures)
 
 
+def table_price(
+    model: str, provider: str | None, at: datetime, context: Any = None, **units: int | None
+) -> Fraction:
+    """In micro-dollars, by genai-prices itself."""
+    of: Any = {"provider_id": provider, "genai_request_timestamp": at, "price_context": context}
+    with localcontext(prec=100):
+        return Fraction(calc_price(Usage(**units), model, **of).total_price) * 10**6
+
+
 def charged(said: CallUsage, *, markup: int = 0) -> Fraction:
     return Charges(ProviderPrices(markup_percent=markup, models=OWN)).of(said, AT)
 
@@ -80,14 +89,8 @@ def test_f_210_the_model_decides_the_price_and_not_the_format(
     model: str, provider: str | None, listed: str
 ) -> None:
     found = charged(call(model, provider, input_tokens=1000, output_tokens=100))
-    with localcontext(prec=60):
-        table = calc_price(
-            Usage(input_tokens=1000, output_tokens=100),
-            listed,
-            provider_id="perplexity" if provider == "perplexity" else None,
-            genai_request_timestamp=AT,
-        )
-    assert found == Fraction(table.total_price) * 10**6 > 0
+    of = "perplexity" if provider == "perplexity" else None
+    assert found == table_price(listed, of, AT, input_tokens=1000, output_tokens=100) > 0
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,8 @@ def test_f_210_the_model_decides_the_price_and_not_the_format(
 )
 def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, provider: str | None) -> None:
     assert charged(call(model, provider, input_tokens=1000, output_tokens=7)) == 0
-    models = [] if model is None else [model]
-    if models:
-        assert Charges(ProviderPrices()).held(models, provider or "openai", entered=10, left=10, at=AT) == 0
+    if model is not None:
+        assert Charges(ProviderPrices()).held([model], provider or "openai", entered=10, left=10, at=AT) == 0
 
 
 @pytest.mark.parametrize(("provider", "amount"), [("openrouter", 12_300), ("openai", 0)])
@@ -126,12 +128,8 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
     charges = Charges(ProviderPrices(markup_percent=30, models=OWN))
     held = charges.held([model], "auto", entered=entered, left=left, at=AT)
     some = entered * part // 100
-    for kinds in (
-        {},
-        {"cached_input_tokens": some},
-        {"cache_write_tokens": some},
-        {"reasoning_tokens": left * part // 100},
-    ):
+    reasoning = {"reasoning_tokens": left * part // 100}
+    for kinds in ({}, {"cached_input_tokens": some}, {"cache_write_tokens": some}, reasoning):
         said = call(model, None, input_tokens=entered, output_tokens=left, **kinds)
         assert charges.of(said, AT) <= held
 
@@ -198,11 +196,7 @@ FACTORED: Final = ProviderPrices(
         ("own-7b", (("processing", "batch"), ("service_tier", "flex")), Fraction(2627, 4)),
         ("own-7b", (("service_tier", "standard"), ("speed", "fast")), 2627),
         # The file's factor is on the standard price, also where the table has a price of that way.
-        (
-            "claude-opus-4-8",
-            (("inference_geo", "us"),),
-            Fraction(11, 10) * (1000 * 5 + 100 * 25 + 3 * 10_000),
-        ),
+        ("claude-opus-4-8", (("inference_geo", "us"),), Fraction(11, 10) * 37_500),
         ("claude-opus-4-8", (("speed", "fast"),), 2 * 37_500),
         # Without a factor of its own it is the table's: half for a batch.
         ("claude-opus-4-8", (("processing", "batch"),), (1000 * 5 + 100 * 25) / 2 + 3 * 10_000),
@@ -237,9 +231,7 @@ def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
     assert held == factor * (1000 * 2 + 100 * 6)
 
 
-def test_a_price_of_one_direction_alone_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_price_of_one_direction_alone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     charges = Charges(ProviderPrices(models=(("gpt-4o*", {"input_tokens": Fraction(7)}),)))
     for _ in range(2):
         assert charges.of(call("gpt-4o-mini", input_tokens=1000, output_tokens=100), AT) == 7060
@@ -259,14 +251,9 @@ def test_tiers_in_any_order_count_by_their_start() -> None:
 def test_a_call_is_priced_in_few_steps() -> None:
     charges = Charges(ProviderPrices(markup_percent=30, models=OWN))
     costs = CallCosts(charges, "usd_charged", {"input_tokens", "output_tokens"}, "plans/1")
-    said = call(
-        "gpt-4o",
-        input_tokens=12_000,
-        output_tokens=800,
-        cached_input_tokens=4_000,
-        reasoning_tokens=100,
-        details={"input_audio_tokens": 10, "output_audio_tokens": 4},
-    )
+    parts: dict[str, Any] = {"cached_input_tokens": 4_000, "reasoning_tokens": 100}
+    parts |= {"details": {"input_audio_tokens": 10, "output_audio_tokens": 4}}
+    said = call("gpt-4o", input_tokens=12_000, output_tokens=800, **parts)
     for price, most in ((charges.of, 530), (costs.of, 780)):
         price(said, AT)  # Found once for each model.
         with counted() as instructions:
@@ -275,7 +262,6 @@ def test_a_call_is_priced_in_few_steps() -> None:
 
 
 NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
-MICRO: Final = 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -311,19 +297,11 @@ MEASURED: Final = {
 }
 
 
-@pytest.mark.parametrize(
-    "context",
-    [
-        (),
-        *(
-            whole((one,))
-            for one in (("service_tier", "priority"), ("processing", "batch"), ("speed", "fast"))
-        ),
-    ],
-)
-def test_f_212_every_unit_of_every_model_costs_as_listed(
-    context: tuple[tuple[str, str], ...],
-) -> None:
+WAYS: Final = (("service_tier", "priority"), ("processing", "batch"), ("speed", "fast"))
+
+
+@pytest.mark.parametrize("context", [(), *(whole((one,)) for one in WAYS)])
+def test_f_212_every_unit_of_every_model_costs_as_listed(context: tuple[tuple[str, str], ...]) -> None:
     """Parts within wholes: sound that was read from a cache costs that, and is no other sound nor input."""
     compared = 0
     for provider in get_snapshot().providers:
@@ -332,15 +310,8 @@ def test_f_212_every_unit_of_every_model_costs_as_listed(
                 continue  # Groq bills ten seconds at least.
             found = list_prices(provider.id, model.id, NOW, context)
             assert found is not None
-            with localcontext(prec=100):
-                table = calc_price(
-                    Usage(**MEASURED),
-                    model.id,
-                    provider_id=provider.id,
-                    genai_request_timestamp=NOW,
-                    price_context=dict(context) or None,
-                )
-            assert found.cost(MEASURED) == Fraction(table.total_price) * MICRO, (provider.id, model.id)
+            listed = table_price(model.id, provider.id, NOW, dict(context) or None, **MEASURED)
+            assert found.cost(MEASURED) == listed, (provider.id, model.id)
             assert sum(found.costs(MEASURED).values()) == found.cost(MEASURED)
             compared += 1
     assert compared > 2000
@@ -387,9 +358,8 @@ except MeterkitError as error:
 
 # A grid of usage over all models of genai-prices costs the same by our rating.
 
-STEP: Final = (
-    1 if "METERKIT_ALL_PRICES" in os.environ else 331
-)  # A prime below the 336 cases of a model: each model gets one, other usage than the next one.
+# A prime below the 336 cases of a model: each model gets one, other usage than the next one.
+STEP: Final = 1 if "METERKIT_ALL_PRICES" in os.environ else 331
 DATES: Final = (datetime(2025, 2, 3, tzinfo=UTC), datetime(2026, 1, 1, 18, 31, tzinfo=UTC), AT)
 ENTERED: Final = (0, 1, 128_000, 200_000, 200_001, 272_001, 1_000_000)
 SHARES: Final = ((0, 0), (12, 0), (0, 12), (4, 3))
@@ -399,18 +369,16 @@ LEFT: Final = ((0, 0), (777, 0), (777, 500), (64_000, 64_000))
 
 
 def listed(case: CallUsage, at: datetime) -> Fraction:
-    usage = Usage(
+    return table_price(
+        str(case.model),
+        case.provider,
+        at,
         input_tokens=case.input_tokens,
         output_tokens=case.output_tokens,
         cache_read_tokens=case.cached_input_tokens,
         cache_write_tokens=case.cache_write_tokens,
         output_reasoning_tokens=case.reasoning_tokens,
     )
-    with localcontext(prec=100):
-        total: Decimal = calc_price(
-            usage, str(case.model), provider_id=case.provider, genai_request_timestamp=at
-        ).total_price
-    return Fraction(total) * MICRO
 
 
 def grid() -> Iterator[tuple[CallUsage, datetime]]:
@@ -424,16 +392,12 @@ def grid() -> Iterator[tuple[CallUsage, datetime]]:
     rest = product(models, ENTERED, SHARES, LEFT, DATES)
     for nth, ((provider, model), entered, (read, written), (left, reasoning), at) in enumerate(rest):
         if nth % STEP == 0:
-            case = call(
-                model,
-                provider,
-                input_tokens=entered,
-                output_tokens=left,
-                cached_input_tokens=entered * read // 12,
-                cache_write_tokens=entered * written // 12,
-                reasoning_tokens=reasoning,
-            )
-            yield case, at
+            caches = {
+                "cached_input_tokens": entered * read // 12,
+                "cache_write_tokens": entered * written // 12,
+            }
+            tokens = {"input_tokens": entered, "output_tokens": left, "reasoning_tokens": reasoning}
+            yield call(model, provider, **tokens, **caches), at
 
 
 def test_each_model_costs_the_same_over_a_grid_of_usage() -> None:

@@ -420,24 +420,14 @@ texts = st.text(max_size=12) | st.sampled_from(
 
 
 def openai(text: str, /, *, ascii_only: bool, **more: Any) -> bytes:
-    body = {
-        "id": "c",
-        "object": "chat.completion.chunk",
-        "model": "m",
-        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}],
-        "usage": None,
-        **more,
-    }
-    return dumped(body, ascii_only=ascii_only)
-
-
-def anthropic(text: str, *, ascii_only: bool, **_: Any) -> bytes:
-    body = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
-    return dumped(body, ascii_only=ascii_only)
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    body = {"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [choice], "usage": None}
+    return dumped({**body, **more}, ascii_only=ascii_only)
 
 
 def anthropic_named(text: str) -> bytes:
-    return b"event: content_block_delta\n" + anthropic(text, ascii_only=False)
+    body = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    return b"event: content_block_delta\n" + dumped(body, ascii_only=False)
 
 
 def dumped(body: Any, *, ascii_only: bool) -> bytes:

@@ -30,18 +30,13 @@ from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.catalog.amount_texts import money
 from meterkit.errors import StoreError
 from meterkit.throttle import Throttle
-from tokens.recordings import (
-    chat,
-    chat_usage,
-)
+from tokens.recordings import chat, chat_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from starlette.requests import Request
     from starlette.responses import Response
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 
@@ -90,9 +85,7 @@ def test_a_failing_task_restarts_ever_more_slowly_logged_once(
     assert caplog.records[0].levelname == ("WARNING" if isinstance(error, StoreError) else "ERROR")
 
 
-def test_a_task_that_ran_a_minute_is_logged_and_restarts_at_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_task_that_ran_a_minute_is_logged_and_restarts_at_once(caplog: pytest.LogCaptureFixture) -> None:
     begun = list[float]()
 
     async def fail_each_minute() -> None:
@@ -263,34 +256,15 @@ def test_money_has_its_currency_and_its_decimals(amount_cents: int, currency: st
 CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usage=chat_usage(3, 4))]
 
 
-def app_of(answer: Callable[[], Awaitable[Response]]) -> Starlette:
-    """An app that answers everything in the same way."""
-
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return await answer()
-
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "POST"])])
-
-
-async def ask(at: Served, path: str = "/none") -> int:
-    return (await at.client.post(path, content=PROMPT)).status_code
-
-
-async def test_a_tap_collected_within_a_report_blocks_nothing(
-    store_url: str,
-) -> None:
-    async def answer() -> Response:
+async def test_a_tap_collected_within_a_report_blocks_nothing(store_url: str) -> None:
+    async def endpoint(_: Request) -> Response:
         found = exchange.get()
         taps = [meterkit.tap(stream_of([{**chunk, "id": "t"} for chunk in CHUNKS]))]
         await anext(taps[0])
-
-        def lets_go(_: object) -> None:
-            taps.clear()
-
-        found.report(lets_go)
+        found.report(lambda _: taps.clear())
         return PlainTextResponse("done")
 
-    async with metered(app_of(answer), store_url) as at:
-        await asyncio.wait_for(ask(at), 240)
+    app = Starlette(routes=[Route("/none", endpoint, methods=["POST"])])
+    async with metered(app, store_url) as at:
+        await asyncio.wait_for(at.client.post("/none", content=PROMPT), 240)
         assert (0, 1) == await tokens(at.kit)
