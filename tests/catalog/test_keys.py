@@ -9,8 +9,7 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
-from drivers.plans import free_plan
-from drivers.schema_values import json_of
+from drivers.plans import free_plan, json_of
 from meterkit.catalog import ObjectPattern, Storage, json_schema, loads
 from meterkit.errors import PlansError
 

@@ -8,7 +8,7 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.emulated_account import unpaced
-from drivers.recovery import house_at
+from drivers.restorable_kit import house_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import until
-from drivers.recovery import drained, elsewhere_sent, hours_later, recover, settings_of
-from drivers.restorable_kit import linked
+from drivers.restorable_kit import drained, elsewhere_sent, hours_later, linked, recover, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

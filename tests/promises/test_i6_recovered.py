@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.delivery import kit_for
-from drivers.recovery import Told, drained, hours_later, recover, settings_of
-from drivers.restorable_kit import linked
+from drivers.restorable_kit import Told, drained, hours_later, linked, recover, settings_of
 from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually

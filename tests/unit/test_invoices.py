@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import NOW_MS, PERIOD_MS, keep, kit_alone, subscription
-from drivers.stripe_objects import ObjectsAtStripe
+from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import Closer, _held_in_words
 from meterkit.delivery.draft_hold import HELD, DraftHold

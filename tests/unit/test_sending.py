@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import HERE_S, NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
-from drivers.stripe_objects import Counted, ObjectsAtStripe, Rows
+from drivers.kept_intents import (
+    HERE_S,
+    NOW_MS,
+    PERIOD_MS,
+    STAMP_S,
+    Counted,
+    ObjectsAtStripe,
+    Rows,
+    keep,
+    kit_alone,
+    subscription,
+)
 from meterkit import FlushReport
 from meterkit.customers.links import Delivered
 from meterkit.customers.states import States
