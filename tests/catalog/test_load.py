@@ -162,10 +162,13 @@ def test_maps_merge_by_key_and_lists_and_scalars_replace() -> None:
 @pytest.mark.parametrize(
     ("written", "included", "overage"),
     [
-        *(("{}", 0, BILL), ("{overage: bill}", 0, BILL)),
+        ("{}", 0, BILL),
+        ("{overage: bill}", 0, BILL),
         ("{overage: {bill: {cap: 7}}}", 0, Overage(mode="bill", cap=7)),
-        *(("{included: 5}", 5, DENY), ("{included: 5, overage: bill}", 5, BILL)),
-        *(("{included: unlimited}", None, DENY), ("{included: unlimited, overage: bill}", None, BILL)),
+        ("{included: 5}", 5, DENY),
+        ("{included: 5, overage: bill}", 5, BILL),
+        ("{included: unlimited}", None, DENY),
+        ("{included: unlimited, overage: bill}", None, BILL),
     ],
 )
 def test_defaults_of_an_entitlement_of_a_billed_meter(

@@ -89,7 +89,10 @@ async def test_i10_what_a_client_sends_is_in_no_header_and_no_problem(
 @pytest.mark.parametrize(
     "path",
     [
-        *("/webhooks/stripe", "/billing/subscription", "/_emulator/events", "/metrics"),
+        "/webhooks/stripe",
+        "/billing/subscription",
+        "/_emulator/events",
+        "/metrics",
         "/v1/billing/meter_events",
     ],
 )

@@ -447,7 +447,8 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
     [
-        *(("missing", "reported", "reported"), ("estimated", "partial", "partial")),
+        ("missing", "reported", "reported"),
+        ("estimated", "partial", "partial"),
         ("reported", "partial", "reported"),
     ],
 )

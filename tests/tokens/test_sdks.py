@@ -42,6 +42,9 @@ def tapped(chunks: list[Any]) -> list[Figures]:
     return amounts(seen[0])
 
 
+HEARD = "ConversationItemInputAudioTranscriptionCompletedEvent"
+
+
 @pytest.mark.parametrize(
     ("module", "kind", "name"),
     [
@@ -52,10 +55,7 @@ def tapped(chunks: list[Any]) -> list[Figures]:
         ("openai.types.audio", "Transcription", "transcription"),
         ("openai.types.chat", "ChatCompletion", "chat with sound"),
         ("openai.types", "Batch", "batch"),
-        (
-            *("openai.types.realtime", "ConversationItemInputAudioTranscriptionCompletedEvent"),
-            "what a user has said",
-        ),
+        ("openai.types.realtime", HEARD, "what a user has said"),
     ],
 )
 def test_openai_units(module: str, kind: str, name: str) -> None:

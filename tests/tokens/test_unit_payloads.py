@@ -339,9 +339,8 @@ def test_a_transcription_amid_an_answer_is_a_call_of_its_own() -> None:
         {**TRANSCRIBED, "item_id": "item_2", "usage": {"type": "duration", "seconds": 2}},
     ]
     calls = read(*map(sse, events), kind=SSE_TYPE)
-    assert [(call.response_id, call.output_tokens) for call in calls] == [
-        *(("item_1", 20), ("resp_1", 5), ("item_2", None)),
-    ]
+    found = [(call.response_id, call.output_tokens) for call in calls]
+    assert found == [("item_1", 20), ("resp_1", 5), ("item_2", None)]
     assert {call.model for call in calls} == {None}
     assert calls[2].details == {"audio_seconds": 2, "input_audio_seconds": 2}
 

@@ -596,9 +596,12 @@ def other(value: int) -> Rows:
     ("at_stripe", "elsewhere", "look", "verdict"),
     [
         # 29 with the base of 20: all nine are there; none; some.
-        *((29, 0, 9, "delivered"), (20, 0, 0, "replace"), (24, 0, 4, "person")),
+        (29, 0, 9, "delivered"),
+        (20, 0, 0, "replace"),
+        (24, 0, 4, "person"),
         # Of the base, six went to another Stripe customer.
-        *((23, 6, 9, "delivered"), (14, 6, 0, "replace")),
+        (23, 6, 9, "delivered"),
+        (14, 6, 0, "replace"),
     ],
 )
 async def test_i6_rebuilt_usage_is_compared_without_older_usage(

@@ -109,7 +109,9 @@ def test_the_usual_variables_of_stripe_are_read(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("keywords", "expected"),
     [
-        *(({}, False), ({"flush": True}, True), ({"stripe_api_key": "sk_test_1"}, True)),
+        ({}, False),
+        ({"flush": True}, True),
+        ({"stripe_api_key": "sk_test_1"}, True),
         ({"stripe_api_key": "sk_test_1", "flush": "off"}, False),
     ],
 )
