@@ -298,6 +298,8 @@ HOUR_MS: Final = 3_600_000
 MONTHLY: Final = subscription("2031-05-01", "2031-06-01", anchor="2031-02-01", created_ms="2031-02-01")
 
 
+BEGUN: Final[dict[str, Any]] = {"created_ms": day(4, 10)}
+ENDING: Final[dict[str, Any]] = {"cancel_at_ms": day(5, 15)}
 YEARLY: Final[dict[str, Any]] = {
     "start_ms": day(5, 1, year=2030),
     "end_ms": day(5, 1),
@@ -312,21 +314,21 @@ USAGE_BY_MONTH: Final[dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("sentence", "changed", "now_ms", "expected"),
+    ("changed", "now_ms", "expected"),
     [
-        ("within its period", {}, day(5, 20), (day(2, 1), day(4, 1), day(5, 1))),
-        ("renewed by the clock", {}, day(6, 1), (day(2, 1), day(5, 1), day(6, 1))),
-        ("its first", {"created_ms": day(4, 10)}, day(5, 20), (day(4, 10), day(4, 10), day(5, 1))),
-        ("none yet", {"created_ms": day(5, 1)}, day(5, 20), None),
-        ("it ends", {"cancel_at_ms": day(5, 15)}, day(5, 15), (day(2, 1), day(5, 1), day(5, 15))),
-        ("a year", YEARLY, day(3, 1), (*[day(5, 1, year=2029)] * 2, day(5, 1, year=2030))),
-        ("a yearly base price", USAGE_BY_MONTH, day(5, 20), (day(2, 1), day(4, 1), day(5, 1))),
+        pytest.param({}, day(5, 20), (day(2, 1), day(4, 1), day(5, 1)), id="within its period"),
+        pytest.param({}, day(6, 1), (day(2, 1), day(5, 1), day(6, 1)), id="renewed by the clock"),
+        pytest.param(BEGUN, day(5, 20), (day(4, 10), day(4, 10), day(5, 1)), id="its first"),
+        pytest.param({"created_ms": day(5, 1)}, day(5, 20), None, id="none yet"),
+        pytest.param(ENDING, day(5, 15), (day(2, 1), day(5, 1), day(5, 15)), id="it ends"),
+        pytest.param(YEARLY, day(3, 1), (*[day(5, 1, year=2029)] * 2, day(5, 1, year=2030)), id="a year"),
+        pytest.param(USAGE_BY_MONTH, day(5, 20), (day(2, 1), day(4, 1), day(5, 1)), id="a yearly base price"),
     ],
 )
 def test_the_latest_two_renewals(
-    sentence: str, changed: dict[str, Any], now_ms: int, expected: tuple[int, int, int] | None
+    changed: dict[str, Any], now_ms: int, expected: tuple[int, int, int] | None
 ) -> None:
-    assert renewals_of(replace(MONTHLY, **changed), now_ms) == expected, sentence
+    assert renewals_of(replace(MONTHLY, **changed), now_ms) == expected
 
 
 def test_a_draft_takes_usage_until_five_minutes_before_its_end() -> None:
