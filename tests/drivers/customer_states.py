@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from meterkit.customers.states import States
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_overrides import with_overrides
+from meterkit.decisions.periods import to_ms
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.live_subscription import LiveSubscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from meterkit import MeterKit
     from meterkit.decisions.customer_state import CustomerState
@@ -28,9 +30,12 @@ async def closed_period_cents(kit: MeterKit, usage: Any, customer: str = "acme")
     return await overage_charge(kit.store, usage, await state_of(kit, customer))
 
 
-async def store_overrides(kit: MeterKit, overrides: Any, customer: str = "acme") -> None:
+async def store_overrides(
+    kit: MeterKit, overrides: Any, customer: str = "acme", *, until: datetime | None = None
+) -> None:
     """Store overrides without the checks of today, as an earlier release did."""
-    kept = with_overrides({}, overrides, {}, until_ms=None, now_ms=0)
+    until_ms = None if until is None else to_ms(until)
+    kept = with_overrides({}, overrides, {}, until_ms=until_ms, now_ms=0)
     await States(kit.store).change(customer, lambda state: replace(state, overrides=kept))
 
 

@@ -27,8 +27,9 @@ INSTANT: Final = timedelta(milliseconds=1)
 PLANS: Final = plans_text("subscribed_customer")
 
 
-def kit_of(url: str, clock: Clock, plans: str = PLANS) -> MeterKit:
-    return MeterKit(loads(plans), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=60.0)
+def kit_of(url: str, clock: Clock, plans: str = PLANS, **settings: Any) -> MeterKit:
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0} | settings
+    return MeterKit(loads(plans), redis_url=url, clock=clock, **given)
 
 
 def subscription(**changed: Any) -> SubscriptionState:

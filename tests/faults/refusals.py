@@ -115,9 +115,11 @@ async def settled(kit: MeterKit) -> None:
     await eventually(lambda: lane.connected and lane.unsettled == 0)
 
 
-def settle(kit: MeterKit, customer: str, **quantities: int) -> None:
-    """Record without waiting, as the end of a request does."""
-    kit.store.settle(lane_of(kit), Settlement(kit.store.cache.get(customer), used=Used(recorded=quantities)))
+def settle(kit: MeterKit, customer: str, *, times: int = 1, **quantities: int) -> None:
+    """Record without waiting, as the end of a request does; or as the ends of many do."""
+    view = kit.store.cache.get(customer)
+    for _ in range(times):
+        kit.store.settle(lane_of(kit), Settlement(view, used=Used(recorded=quantities)))
 
 
 async def renew_holds(lane: Lane) -> None:
@@ -227,6 +229,11 @@ class Client:
 
     async def _take(self, message: Message) -> None:
         self.messages.append(message)
+
+
+async def ask(kit: MeterKit, customer: str, path: str = "/") -> int:
+    """Ask an app behind the kit's middleware once; the status."""
+    return await Client(metered(kit)).get(customer, path)
 
 
 def http_scope(customer: str, path: str = "/") -> Scope:

@@ -1,0 +1,45 @@
+"""What tests of the store share: a kit and its clock, and a network that loses, holds and cuts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from drivers.delivery import NOW
+from drivers.subscribed_customer import PLANS, kit_of
+from faults.proxy import TcpProxy
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from meterkit import MeterKit
+    from servers.stores import Server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands."""
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    """A kit of the plans file ``PLANS`` of the test's module, or of that of subscribed customers."""
+    async with kit_of(store_url, clock, getattr(request.module, "PLANS", PLANS)) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def other(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    """The same of another process."""
+    async with kit_of(store_url, clock, getattr(request.module, "PLANS", PLANS)) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    """A way to the store that a test can break."""
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
