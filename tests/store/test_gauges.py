@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import NOW
-from meterkit import MeterKit
-from meterkit.catalog import loads
+from drivers.subscribed_customer import kit_of
 from meterkit.errors import CustomerError, MeterkitError, QuantityError, UnknownMeterError
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncIterator
 
+    from meterkit import MeterKit
+    from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -36,20 +34,17 @@ plans:
       seats:   {included: 2}
   pro:
     price: {amount_cents: 100, interval: month}
+    rank: 1
     meters:
-      seats: {included: unlimited}
+      storage: {included: 5000, overage: {percent: 10, grace: 1d}}
+      seats:   {included: unlimited}
 """
 MOST = 10**15 - 1
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(NOW)
-
-
-@pytest.fixture
-async def kit(any_store_url: str, clock: Clock) -> AsyncGenerator[MeterKit]:
-    async with MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, flush=False, shards=4) as kit:
+async def kit(any_store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    async with kit_of(any_store_url, clock, PLANS) as kit:
         yield kit
 
 
@@ -80,11 +75,9 @@ async def test_a_level_does_not_go_below_0_or_beyond_what_is_counted(kit: MeterK
 
 @pytest.mark.parametrize("quantity", [-1, MOST + 1, 1.0, True])
 async def test_what_is_no_quantity_is_refused(kit: MeterKit, quantity: Any) -> None:
-    with pytest.raises(QuantityError):
-        await kit.gauges.set("acme", "storage", quantity)
-    if quantity != -1:
+    for change in (kit.gauges.set,) if quantity == -1 else (kit.gauges.set, kit.gauges.adjust):
         with pytest.raises(QuantityError):
-            await kit.gauges.adjust("acme", "storage", quantity)
+            await change("acme", "storage", quantity)
 
 
 async def test_counters_have_no_level_and_gauges_are_not_counted(kit: MeterKit) -> None:
@@ -114,44 +107,17 @@ async def test_a_level_outlives_periods_and_is_shown_as_used(kit: MeterKit, cloc
     assert (storage["included"], storage["remaining"], storage["overage"]) == (1000, 150, 0)
     assert (storage["pending"], storage["delivered"]) == (0, 0)
     await kit.customers.set_plan("acme", "pro")
-    assert (await kit.usage("acme"))["meters"]["storage"]["remaining"] == "unlimited"
+    assert (await kit.usage("acme"))["meters"]["seats"]["remaining"] == "unlimited"
 
 
 async def test_where_enforcement_is_off_nothing_is_kept(clock: Clock) -> None:
-    settings: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "flush": False, "enforcement": "off"}
-    async with MeterKit(loads(PLANS), clock=clock, **settings) as kit:
+    async with kit_of("redis://127.0.0.1:1", clock, PLANS, enforcement="off") as kit:
         assert await kit.gauges.set("acme", "storage", 5) == 0
         assert await kit.gauges.get("acme", "storage") == 0
         assert (await kit.check("acme", "storage", 10**9)).allowed
 
 
 # After a change of plan that leaves a gauge above its limit.
-
-
-CHANGING = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  storage: {unit: byte, kind: gauge}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {storage: {included: 1000, overage: {percent: 5, grace: 7d}}}
-  pro:
-    price: {amount_cents: 100, interval: month}
-    rank: 1
-    meters: {storage: {included: 5000, overage: {percent: 10, grace: 1d}}}
-billing: {changes: {over_limit: LIMIT}}
-"""
-DAY = timedelta(days=1)
-
-
-@asynccontextmanager
-async def changing(url: str, clock: Clock, over_limit: str = "block_growth") -> AsyncGenerator[MeterKit]:
-    plans = loads(CHANGING.replace("LIMIT", over_limit))
-    async with MeterKit(plans, clock=clock, redis_url=url, flush=False, shards=4) as kit:
-        yield kit
 
 
 async def room(kit: MeterKit) -> int:
@@ -163,38 +129,37 @@ async def room(kit: MeterKit) -> int:
     return left
 
 
-async def test_growth_is_blocked_until_the_level_fits(store_url: str, clock: Clock) -> None:
-    async with changing(store_url, clock) as kit:
+@pytest.mark.parametrize(
+    ("over_limit", "more", "limit", "level", "left"),
+    [
+        ("block_growth", 0, 1050, 1000, 50),  # Until it fits.
+        ("allow", 1000, 5000, 1001, 3999),  # As far as was included before.
+    ],
+)
+async def test_growth_goes_on_as_the_plans_file_says(
+    store_url: str, clock: Clock, over_limit: str, more: int, limit: int, level: int, left: int
+) -> None:
+    plans = f"{PLANS}billing: {{changes: {{over_limit: {over_limit}}}}}"
+    async with kit_of(store_url, clock, plans) as kit:
         await kit.customers.set_plan("acme", "pro")
         await kit.gauges.set("acme", "storage", 4000)
         await kit.customers.set_plan("acme", "free")
-        assert await room(kit) == 0
-        await kit.gauges.adjust("acme", "storage", -3000)
-        assert await room(kit) == 50
-
-
-async def test_allowed_it_grows_as_far_as_was_included_before(store_url: str, clock: Clock) -> None:
-    async with changing(store_url, clock, "allow") as kit:
-        await kit.customers.set_plan("acme", "pro")
-        await kit.gauges.set("acme", "storage", 4000)
-        await kit.customers.set_plan("acme", "free")
-        assert await room(kit) == 1000
+        assert await room(kit) == more
         decision = await kit.check("acme", "storage", 1001)
         assert decision.gauge is not None
-        assert (decision.gauge.limit, decision.gauge.used) == (5000, 4000)
-        await kit.gauges.set("acme", "storage", 1001)
-        assert await room(kit) == 3999
+        assert (decision.gauge.limit, decision.gauge.used) == (limit, 4000)
+        await kit.gauges.set("acme", "storage", level)
+        assert await room(kit) == left
 
 
-async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(store_url: str, clock: Clock) -> None:
+async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(kit: MeterKit, clock: Clock) -> None:
     """Also where neither a decision nor the app has looked at the gauge."""
-    async with changing(store_url, clock) as kit:
-        await kit.gauges.set("acme", "storage", 1010)
-        clock.advance(3 * DAY)
-        await kit.customers.set_plan("acme", "pro")
-        clock.advance(30 * DAY)
-        await kit.customers.set_plan("acme", "free")
-        clock.advance(7 * DAY - timedelta(milliseconds=1))
-        assert await room(kit) == 40
-        clock.advance(timedelta(milliseconds=1))
-        assert await room(kit) == 0
+    await kit.gauges.set("acme", "storage", 1010)
+    clock.advance(timedelta(days=3))
+    await kit.customers.set_plan("acme", "pro")
+    clock.advance(timedelta(days=30))
+    await kit.customers.set_plan("acme", "free")
+    clock.advance(timedelta(days=7, milliseconds=-1))
+    assert await room(kit) == 40
+    clock.advance(timedelta(milliseconds=1))
+    assert await room(kit) == 0

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.subscribed_customer import kit_of
 from faults.refusals import stopped
-from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
-from meterkit.catalog import loads
-from meterkit.testing import Clock
+from meterkit import MeterkitError, QuantityError, UnknownMeterError
+from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
+    from meterkit import MeterKit
+    from meterkit.testing import Clock
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -43,15 +41,6 @@ plans:
 """
 
 
-@asynccontextmanager
-async def kit_on(url: str) -> AsyncGenerator[tuple[MeterKit, Clock]]:
-    clock = Clock(NOW)
-    async with MeterKit(
-        loads(PLANS), clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
-    ) as kit:
-        yield kit, clock
-
-
 async def row(kit: MeterKit, meter: str = "output_tokens") -> tuple[int, int, Any]:
     """Recorded, held, remaining."""
     found = (await kit.usage("acme"))["meters"][meter]
@@ -70,117 +59,103 @@ async def left(kit: MeterKit, meter: str = "output_tokens") -> int:
     return low
 
 
-async def test_what_is_reserved_is_held_and_what_is_captured_counts(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        async with kit.reserve("acme", {"output_tokens": 800, "seconds": 10}) as reservation:
-            assert reservation.decision.allowed
-            assert await row(kit) == (0, 800, 4200)
-            assert await row(kit, "seconds") == (0, 10, 50)
-            assert await left(kit) == 200
-            await reservation.capture({"output_tokens": 300, "seconds": 4})
-            assert await row(kit) == (300, 0, 4700)
-            assert await row(kit, "seconds") == (4, 0, 56)
-            # The rate counts the true quantity, in the window that was counted in.
-            assert await left(kit) == 700
+async def test_what_is_reserved_is_held_and_what_is_captured_counts(kit: MeterKit) -> None:
+    async with kit.reserve("acme", {"output_tokens": 800, "seconds": 10}) as reservation:
+        assert reservation.decision.allowed
+        assert await row(kit) == (0, 800, 4200)
+        assert await row(kit, "seconds") == (0, 10, 50)
+        assert await left(kit) == 200
+        await reservation.capture({"output_tokens": 300, "seconds": 4})
         assert await row(kit) == (300, 0, 4700)
+        assert await row(kit, "seconds") == (4, 0, 56)
+        # The rate counts the true quantity, in the window that was counted in.
+        assert await left(kit) == 700
+    assert await row(kit) == (300, 0, 4700)
 
 
-async def test_a_reservation_that_is_not_captured_is_released(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        for error in (ValueError, asyncio.CancelledError):
-            with pytest.raises(error):
-                async with kit.reserve("acme", {"output_tokens": 800}):
-                    raise error
-        async with kit.reserve("acme", {"output_tokens": 800}):
-            pass
-        async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
-            await reservation.release()
-            await reservation.release()
-        await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+async def test_a_reservation_that_is_not_captured_is_released(kit: MeterKit) -> None:
+    for error in (ValueError, asyncio.CancelledError):
+        with pytest.raises(error):
+            async with kit.reserve("acme", {"output_tokens": 800}):
+                raise error
+    async with kit.reserve("acme", {"output_tokens": 800}):
+        pass
+    async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
+        await reservation.release()
+        await reservation.release()
+    await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+    assert await row(kit) == (0, 0, 5000)
+    assert await left(kit) == 1000
+
+
+async def test_a_reservation_is_all_or_nothing(kit: MeterKit) -> None:
+    async with kit.reserve("acme", {"output_tokens": 800, "seconds": 61}) as reservation:
+        assert (reservation.decision.allowed, reservation.decision.reason) == (False, "included")
         assert await row(kit) == (0, 0, 5000)
         assert await left(kit) == 1000
-
-
-async def test_a_reservation_is_all_or_nothing(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        async with kit.reserve("acme", {"output_tokens": 800, "seconds": 61}) as reservation:
-            assert (reservation.decision.allowed, reservation.decision.reason) == (False, "included")
-            assert await row(kit) == (0, 0, 5000)
-            assert await left(kit) == 1000
-            # Usage is a fact.
+        # Usage is a fact.
+        await reservation.capture({"output_tokens": 5})
+        with pytest.raises(MeterkitError, match="captured or released once"):
             await reservation.capture({"output_tokens": 5})
-            with pytest.raises(MeterkitError, match="captured or released once"):
-                await reservation.capture({"output_tokens": 5})
-        assert await row(kit) == (5, 0, 4995)
+    assert await row(kit) == (5, 0, 4995)
 
 
-async def test_a_capture_may_exceed_the_limit(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
-            await reservation.capture({"output_tokens": 5100})
-        assert await row(kit) == (5100, 0, 0)
-        refused = await kit.check("acme", "output_tokens")
-        assert (refused.allowed, refused.reason) == (False, "rate")
+async def test_a_capture_may_exceed_the_limit(kit: MeterKit) -> None:
+    async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
+        await reservation.capture({"output_tokens": 5100})
+    assert await row(kit) == (5100, 0, 0)
+    refused = await kit.check("acme", "output_tokens")
+    assert (refused.allowed, refused.reason) == (False, "rate")
 
 
-async def test_a_correction_goes_to_the_window_that_was_counted_in(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, clock):
-        clock.advance(timedelta(minutes=59))
-        async with kit.reserve("acme", {"output_tokens": 1000}) as reservation:
-            clock.advance(timedelta(minutes=30, seconds=30))  # Half of the window before still counts.
-            assert await left(kit) == 500
-            await reservation.capture({"output_tokens": 600})
-        assert await left(kit) == 700
-        async with kit.reserve("acme", {"output_tokens": 700}) as reservation:
-            clock.advance(timedelta(hours=2))  # None of it counts any more.
-            await reservation.capture({"output_tokens": 10})
-        assert await left(kit) == 1000
+async def test_a_correction_goes_to_the_window_that_was_counted_in(kit: MeterKit, clock: Clock) -> None:
+    clock.advance(timedelta(minutes=59))
+    async with kit.reserve("acme", {"output_tokens": 1000}) as reservation:
+        clock.advance(timedelta(minutes=30, seconds=30))  # Half of the window before still counts.
+        assert await left(kit) == 500
+        await reservation.capture({"output_tokens": 600})
+    assert await left(kit) == 700
+    async with kit.reserve("acme", {"output_tokens": 700}) as reservation:
+        clock.advance(timedelta(hours=2))  # None of it counts any more.
+        await reservation.capture({"output_tokens": 10})
+    assert await left(kit) == 1000
 
 
-async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        reserve: Any = kit.reserve
+async def test_what_cannot_be_reserved_or_captured_is_refused(kit: MeterKit) -> None:
+    reserve: Any = kit.reserve
+    for error, said, given in (
+        (QuantityError, "-1", {"output_tokens": -1}),
+        (UnknownMeterError, "did you mean 'seconds'", {"second": 1}),
+        (MeterkitError, "found none; name one meter at least", {}),
+    ):
+        with pytest.raises(error, match=said):
+            reserve("acme", given)
+    with pytest.raises(MeterkitError, match="is decided when its block begins"):
+        _ = reserve("acme", {"seconds": 1}).decision
+    async with reserve("acme", {"output_tokens": 10}) as reservation:
         with pytest.raises(QuantityError):
-            reserve("acme", {"output_tokens": -1})
-        with pytest.raises(UnknownMeterError, match="did you mean 'seconds'"):
-            reserve("acme", {"second": 1})
-        with pytest.raises(MeterkitError, match="found none; name one meter at least"):
-            reserve("acme", {})
-        with pytest.raises(MeterkitError, match="is decided when its block begins"):
-            _ = reserve("acme", {"seconds": 1}).decision
-        async with reserve("acme", {"output_tokens": 10}) as reservation:
-            with pytest.raises(QuantityError):
-                await reservation.capture({"output_tokens": 1.5})
-            await reservation.capture({"output_tokens": 10})
+            await reservation.capture({"output_tokens": 1.5})
+        await reservation.capture({"output_tokens": 10})
 
 
-async def test_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
-        for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
-            usage = {"prompt_tokens": 0, "completion_tokens": quantity, "total_tokens": quantity}
-            answer: dict[str, Any] = {
-                "object": "chat.completion",
-                "model": model,
-                "choices": [],
-                "usage": usage,
-            }
-            await kit.record_usage("acme", answer)
-        meters = (await kit.usage("acme"))["meters"]
-        source, derived = meters["output_tokens"], meters["large_output"]
-        # The source counts the whole; what is beyond included goes to Stripe under the model's own event.
-        assert (source["recorded"], source["overage"], source["unlinked"]) == (180, 80, 30)
-        assert (derived["recorded"], derived["unlinked"]) == (150, 50)
+async def test_a_derived_meter_is_reported_under_its_own_event(kit: MeterKit) -> None:
+    await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
+    answer: dict[str, Any] = {"object": "chat.completion", "choices": []}
+    for model, tokens in (("gpt-large-2", 150), ("gpt-small", 30)):
+        await kit.record_usage("acme", answer | {"model": model, "usage": chat_usage(0, tokens)})
+    meters = (await kit.usage("acme"))["meters"]
+    source, derived = meters["output_tokens"], meters["large_output"]
+    # The source counts the whole; what is beyond included goes to Stripe under the model's own event.
+    assert (source["recorded"], source["overage"], source["unlinked"]) == (180, 80, 30)
+    assert (derived["recorded"], derived["unlinked"]) == (150, 50)
 
 
-async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(store_url: str) -> None:
-    clock = Clock(NOW)
-    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0}
-    kit = MeterKit(loads(PLANS), clock=clock, redis_url=store_url, **settings)
+async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(store_url: str, clock: Clock) -> None:
+    kit = kit_of(store_url, clock, PLANS)
     await kit.start()
     async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
         await kit.stop()
-        async with MeterKit(loads(PLANS), clock=clock, redis_url=store_url, **settings) as other:
+        async with kit_of(store_url, clock, PLANS) as other:
             assert await row(other) == (0, 0, 5000)
             assert await left(other) == 1000
             # What was used is a fact all the same.
@@ -189,8 +164,8 @@ async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(store_url: 
     await kit.stop()
 
 
-async def test_i3_a_cancelled_check_releases_no_other_holds(valkey: Server) -> None:
-    async with kit_on(valkey.url) as (kit, _), kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
+async def test_i3_a_cancelled_check_releases_no_other_holds(kit: MeterKit, valkey: Server) -> None:
+    async with kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
         for meter, quantity in (("output_tokens", 100), ("seconds", 10)):
             with stopped(valkey):
                 check = asyncio.create_task(kit.check("acme", meter, quantity))
@@ -202,32 +177,31 @@ async def test_i3_a_cancelled_check_releases_no_other_holds(valkey: Server) -> N
         assert (await row(kit, "seconds"))[:2] == (0, 50)
 
 
-async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
-        await kit.record("acme", "seconds", 1)
-        lane: Any = await kit.store.lane()
-        call = lane.call
+async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(kit: MeterKit) -> None:
+    await kit.record("acme", "seconds", 1)
+    lane: Any = await kit.store.lane()
+    call = lane.call
 
-        def cancelling(asked: Any) -> asyncio.Future[Any]:
-            lane.call = call
-            reply: asyncio.Future[Any] = call(asked)
-            reply.add_done_callback(lambda _: reserving.cancel())  # Before whoever waits for it goes on.
-            return reply
+    def cancelling(asked: Any) -> asyncio.Future[Any]:
+        lane.call = call
+        reply: asyncio.Future[Any] = call(asked)
+        reply.add_done_callback(lambda _: reserving.cancel())  # Before whoever waits for it goes on.
+        return reply
 
-        async def reserve() -> None:
-            async with kit.reserve("acme", {"seconds": 5}):
-                raise AssertionError("it was cancelled")
+    async def reserve() -> None:
+        async with kit.reserve("acme", {"seconds": 5}):
+            raise AssertionError("it was cancelled")
 
-        lane.call = cancelling
-        reserving = asyncio.create_task(reserve())
-        with pytest.raises(asyncio.CancelledError):
-            await reserving
-        await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
-        assert (await row(kit, "seconds"))[:2] == (1, 0)
+    lane.call = cancelling
+    reserving = asyncio.create_task(reserve())
+    with pytest.raises(asyncio.CancelledError):
+        await reserving
+    await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+    assert (await row(kit, "seconds"))[:2] == (1, 0)
 
 
-async def test_a_reservation_is_not_captured_in_another_loop(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _), kit.reserve("acme", {"seconds": 5}) as reservation:
+async def test_a_reservation_is_not_captured_in_another_loop(kit: MeterKit) -> None:
+    async with kit.reserve("acme", {"seconds": 5}) as reservation:
 
         def elsewhere() -> None:
             with pytest.raises(MeterkitError, match="in the event loop that its block runs in"):

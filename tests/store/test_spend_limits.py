@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.delivery import until
-from meterkit import MeterKit, MeterkitError, PlansError
-from meterkit.catalog import loads
-from meterkit.testing import Clock
+from drivers.delivery import NOW, until
+from drivers.subscribed_customer import kit_of
+from meterkit import MeterkitError, PlansError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from datetime import datetime
 
-    from meterkit import UsageThreshold
+    from meterkit import MeterKit, UsageThreshold
+    from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -28,7 +26,6 @@ default_plan: pro
 meters:
   words:  {unit: word, stripe: {event_name: words}}
   images: {unit: image, stripe: {event_name: images}}
-  plain:  {unit: item}
 plans:
   pro:
     price: {amount_cents: 2000, interval: month}
@@ -36,43 +33,39 @@ plans:
     meters:
       words:  {included: 1000, overage: {bill: {per: 1000, amount_cents: 7}}}
       images: {included: 1, overage: {bill: {per: 1, amount_cents: 30}}}
-  other:
-    price: {amount_cents: 0, interval: month}
-    meters: {images: {included: 1, overage: {bill: {per: 1, amount_cents: 30}}}}
 """
 
 
-@asynccontextmanager
-async def kit_on(
-    url: str, budget: str = "{amount_cents: 100}", plans: str = PLANS
-) -> AsyncGenerator[tuple[MeterKit, Clock]]:
-    clock, catalog = Clock(NOW), loads(plans.replace("BUDGET", budget))
-    async with MeterKit(catalog, clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10) as kit:
-        yield kit, clock
+def kit_on(url: str, clock: Clock, budget: str = "{amount_cents: 100}", plans: str = PLANS) -> MeterKit:
+    return kit_of(url, clock, plans.replace("BUDGET", budget))
 
 
-async def spent(kit: MeterKit, customer: str = "ada") -> int:
-    return (await kit.usage(customer))["meters"]["spend"]["recorded"]
+async def spent(kit: MeterKit) -> int:
+    return (await kit.usage("ada"))["meters"]["spend"]["recorded"]
 
 
-async def takes(kit: MeterKit, meter: str, quantity: int, customer: str = "ada") -> bool:
-    decision = await kit.consume(customer, meter, quantity)
+async def takes(kit: MeterKit, meter: str, quantity: int) -> bool:
+    decision = await kit.consume("ada", meter, quantity)
     assert decision.allowed or decision.reason == "spend"
     return decision.allowed
 
 
-@pytest.mark.parametrize(("per", "span"), [("day", timedelta(days=1)), ("hour", timedelta(hours=1))])
-async def test_a_budget_of_a_day_or_an_hour_begins_anew(per: str, span: timedelta, store_url: str) -> None:
-    async with kit_on(store_url, f"{{amount_cents: 30, per: {per}}}") as (kit, clock):
+@pytest.mark.parametrize(
+    ("per", "policy", "span", "ends"),
+    [
+        ("day", "spend-1d", timedelta(days=1), NOW.replace(day=11, hour=0, minute=0, second=0)),
+        ("hour", "spend-1h", timedelta(hours=1), NOW.replace(hour=13, second=0)),
+    ],
+)
+async def test_a_budget_of_a_day_or_an_hour_begins_anew(
+    store_url: str, clock: Clock, per: str, policy: str, span: timedelta, ends: datetime
+) -> None:
+    async with kit_on(store_url, clock, f"{{amount_cents: 30, per: {per}}}") as kit:
         first = await kit.consume("ada", "images", 2)
         decision = await kit.consume("ada", "images", 1)
-        assert decision.violated == ({"day": "spend-1d", "hour": "spend-1h"}[per],)
-        midnight = NOW.replace(hour=0, minute=0, second=0) + timedelta(days=1)
-        ends = {"day": midnight, "hour": NOW.replace(minute=0, second=0) + timedelta(hours=1)}[per]
-        assert (first.limit, first.reset_after) == (decision.violated[0], ends - NOW)
-        assert decision.retry_after is not None
-        assert decision.retry_after == ends - NOW
-        clock.advance(decision.retry_after - timedelta(milliseconds=1))
+        assert (decision.violated, decision.retry_after) == ((policy,), ends - NOW)
+        assert (first.limit, first.reset_after) == (policy, ends - NOW)
+        clock.advance(ends - NOW - timedelta(milliseconds=1))
         assert not await takes(kit, "images", 1)
         clock.advance(timedelta(milliseconds=1))
         assert await takes(kit, "images", 1)
@@ -80,8 +73,8 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(per: str, span: timedelt
         assert await takes(kit, "images", 1)
 
 
-async def test_spend_limits_of_several_spans_hold_at_once(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_spend_limits_of_several_spans_hold_at_once(store_url: str, clock: Clock) -> None:
+    async with kit_on(store_url, clock) as kit:
         await kit.customers.spend_limit("ada", 60)
         found = await kit.customers.spend_limit("ada", 30, per="day")
         assert found.overrides == {"spend": {"period": 60, "day": 30}}
@@ -94,13 +87,13 @@ async def test_spend_limits_of_several_spans_hold_at_once(store_url: str) -> Non
         assert await takes(kit, "images", 1)
 
 
-async def test_a_limit_that_cannot_be_is_refused(store_url: str) -> None:
+async def test_a_limit_that_cannot_be_is_refused(store_url: str, clock: Clock) -> None:
     plain = PLANS.replace("    budget: BUDGET\n", "")
-    async with kit_on(store_url, plans=plain) as (kit, _):
+    async with kit_on(store_url, clock, plans=plain) as kit:
         with pytest.raises(MeterkitError, match="no plan has a budget"):
             await kit.customers.spend_limit("ada", 1)
     wrong: list[tuple[Any, Any]] = [(-1, "period"), (1.5, "day"), (True, "hour"), ("x", "hour"), (1, "week")]
-    async with kit_on(store_url) as (kit, _):
+    async with kit_on(store_url, clock) as kit:
         for amount, per in wrong:
             with pytest.raises(PlansError):
                 await kit.customers.spend_limit("ada", amount, per)
@@ -111,14 +104,10 @@ async def test_a_limit_that_cannot_be_is_refused(store_url: str) -> None:
                 await counting
 
 
-async def test_a_budget_that_notifies_refuses_nothing(store_url: str) -> None:
+async def test_a_budget_that_notifies_refuses_nothing(store_url: str, clock: Clock) -> None:
     told: list[UsageThreshold] = []
-    async with kit_on(store_url, "{amount_cents: 60, at_limit: notify, warn_at: [50, 100]}") as (kit, _):
-
-        @kit.on("usage.threshold")
-        async def tell(event: UsageThreshold) -> None:
-            told.append(event)
-
+    async with kit_on(store_url, clock, "{amount_cents: 60, at_limit: notify, warn_at: [50, 100]}") as kit:
+        kit.on("usage.threshold")(told.append)
         assert await takes(kit, "images", 5)
         await until(lambda: len(told) == 2)
         assert sorted(event.percent for event in told) == [50, 100]
@@ -128,11 +117,11 @@ async def test_a_budget_that_notifies_refuses_nothing(store_url: str) -> None:
         assert not await takes(kit, "images", 1)
 
 
-async def test_units_over_a_cap_spend_nothing(store_url: str) -> None:
+async def test_units_over_a_cap_spend_nothing(store_url: str, clock: Clock) -> None:
     capped = PLANS.replace(
         "{bill: {per: 1000, amount_cents: 7}}", "{bill: {cap: 3_000, per: 1000, amount_cents: 7}}"
     )
-    async with kit_on(store_url, plans=capped) as (kit, _):
+    async with kit_on(store_url, clock, plans=capped) as kit:
         await kit.record("ada", "words", 50_000)
         assert await spent(kit) == 21 * 10_000
         assert await takes(kit, "images", 3)
@@ -156,8 +145,8 @@ plans:
 """
 
 
-async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: str) -> None:
-    async with kit_on(store_url, plans=BY_MODEL) as (kit, _):
+async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: str, clock: Clock) -> None:
+    async with kit_on(store_url, clock, plans=BY_MODEL) as kit:
         for model, words in (("a-mini", 6_000), ("opus-4", 100)):
             async with kit.reserve("ada", {"words": words}, model=model) as reservation:
                 await reservation.capture({"words": words}, model=model)
