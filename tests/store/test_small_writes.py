@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from meterkit import MeterKit, QuantityError
-from meterkit.catalog import loads
+from drivers.subscribed_customer import kit_of, subscription
+from meterkit import QuantityError
+from meterkit.catalog import loads, override
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, strand_usage
 from meterkit.decisions.asked import Demand
+from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.periods import to_ms
 from meterkit.outbox.batches import batch_text, intents_in
 from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
 from meterkit.outbox.intents import intents_of
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from meterkit import MeterKit
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -51,29 +54,42 @@ DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
 NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
 NOW_MS: Final = to_ms(NOW)
-CATALOG: Final = loads("""
+PLANS: Final = """
 schema: 1
 currency: usd
 default_plan: free
-meters: {requests: {unit: request, stripe: {event_name: requests}}}
-plans: {free: {price: {amount_cents: 0, interval: month}}}
-""")
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens:   {unit: token, stripe: {event_name: tokens}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
+      tokens:   {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
+"""
 
 
 @pytest.fixture
-async def store() -> AsyncGenerator[Store]:
-    async with MeterKit(CATALOG, redis_url="memory://", shards=1, flush=False, clock=Clock(NOW)) as kit:
-        yield kit.store
+async def kit() -> AsyncGenerator[MeterKit]:
+    async with kit_of("memory://", Clock(NOW), PLANS, shards=1) as kit:
+        yield kit
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    tmp_path.chmod(0o700)
-    return tmp_path
+def store(kit: MeterKit) -> Store:
+    return kit.store
 
 
 async def client_of(store: Store) -> Any:
     return (await store.admin()).client
+
+
+async def noted(store: Store) -> list[bytes]:
+    """Closes that wait for their hour."""
+    found: list[bytes] = await (await client_of(store)).zrange(store.keys.shard(0, "closes"), 0, -1)
+    return found
 
 
 async def change_state(store: Store, state: CustomerState) -> None:
@@ -84,22 +100,8 @@ async def change_state(store: Store, state: CustomerState) -> None:
 
 def renewed(start_ms: int) -> SubscriptionState:
     """A subscription that was renewed at an instant, and made a period before."""
-    made_ms = start_ms - 31 * DAY_MS
-    return SubscriptionState(
-        id="sub_1",
-        status="active",
-        plan="free",
-        start_ms=start_ms,
-        end_ms=start_ms + 30 * DAY_MS,
-        anchor_ms=start_ms,
-        created_ms=made_ms,
-    )
-
-
-async def test_what_is_held_back_is_kept_for_400_days(store: Store) -> None:
-    await hold_usage(store, "ada", till_ms=NOW_MS + 90_000)
-    left_ms = await (await client_of(store)).pttl(store.keys.customer("ada").totals)
-    assert 399 * DAY_MS < left_ms <= 400 * DAY_MS
+    times = {"start_ms": start_ms, "end_ms": start_ms + 30 * DAY_MS, "anchor_ms": start_ms}
+    return subscription(plan="free", created_ms=start_ms - 31 * DAY_MS, **times)
 
 
 async def test_a_nightly_look_replaces_what_was_found_before(store: Store) -> None:
@@ -118,13 +120,6 @@ async def test_a_restart_that_was_compared_is_remembered_with_its_span(
     life = ServerLife(now="b", known="a", noticed="b", noticed_ms=7, seen_ms=5, till_ms=till_ms)
     await ServerLives(store).confirm(0, life)
     assert await (await client_of(store)).hget(store.keys.shard(0, "life"), "forgot") == forgot
-
-
-async def test_a_lease_says_how_long_it_is_held(store: Store) -> None:
-    lease = TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=60_000)
-    assert await lease.left_s() == 1  # No process has it.
-    assert await lease.take()
-    assert 50 < await lease.left_s() <= 60
 
 
 async def test_the_end_of_a_job_is_seen_once(store: Store) -> None:
@@ -148,27 +143,21 @@ async def test_scripts_run_many_times_on_a_server_without_them(store: Store) -> 
 async def test_usage_is_late_two_minutes_after_its_invoice_is_final(
     store: Store, age_ms: int, *, is_late: bool
 ) -> None:
-    subscription = renewed(NOW_MS - 60_000)
-    state = CustomerState(stripe_customer="cus_1", subscription=subscription)
+    subscribed = renewed(NOW_MS - 60_000)
+    state = CustomerState(stripe_customer="cus_1", subscription=subscribed)
     keys, client = store.keys.customer("ada"), await client_of(store)
     await client.hset(keys.state, mapping={"rev": "2:1", "data": state.dump()})
-    period_ms = subscription.created_ms or 0
+    period_ms = subscribed.created_ms or 0
     await keep_invoice_end(store, "ada", period_ms, InvoiceEnd(final_ms=NOW_MS - 1))
-    stamped = Stamped(
-        customer="ada", stripe_customer="cus_1", period=str(period_ms), minute_ms=NOW_MS - age_ms
-    )
-    found = await too_late(store, keys.shard, [stamped])
-    assert found == ({stamped} if is_late else set())
-
-
-async def lives_ms(store: Store, key: str) -> int:
-    """How long a key still lives."""
-    return int(await (await client_of(store)).pttl(key))
+    of = {"customer": "ada", "stripe_customer": "cus_1", "period": str(period_ms)}
+    stamped = Stamped(**of, minute_ms=NOW_MS - age_ms)
+    assert await too_late(store, keys.shard, [stamped]) == ({stamped} if is_late else set())
 
 
 async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> None:
     shard = partial(store.keys.shard, 0)
     await keep_invoice_end(store, "ada", NOW_MS, InvoiceEnd(final_ms=NOW_MS))
+    await hold_usage(store, "bob", till_ms=NOW_MS + 90_000)
     closes, close = Closes(store, await store.admin()), Close(shard=0, customer="ada", end_ms=NOW_MS)
     await closes.note(0, {close.member: NOW_MS})
     await closes.tell(close)
@@ -178,48 +167,42 @@ async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> N
     await minutes.send()
     lives = {
         store.keys.customer("ada").totals: 400,
+        store.keys.customer("bob").totals: 400,
         shard("closes"): 45,
         shard("unclosed"): 45,
         store.keys.shard(HOOKS_SHARD, "storage"): 7,
         store.keys.shard(HOOKS_SHARD, f"degraded:{NOW_MS // DAY_MS}"): 36,
     }
+    client = await client_of(store)
     for key, days in lives.items():
-        assert days * DAY_MS - HOUR_MS < await lives_ms(store, key) <= days * DAY_MS
+        assert days * DAY_MS - HOUR_MS < await client.pttl(key) <= days * DAY_MS
 
 
-@pytest.mark.parametrize(
-    ("since", "ends"),
-    [
-        (timedelta(milliseconds=-1), ["2031-06-01"]),
-        (timedelta(0), ["2031-06-01", "2031-07-01"]),
-        (timedelta(hours=2), ["2031-07-01"]),
-    ],
-)
+async def ends_of(store: Store, subscribed: SubscriptionState | None, at_ms: int) -> list[int]:
+    """When the periods end that are to be closed at an instant, each ten minutes later."""
+    await change_state(store, CustomerState(stripe_customer="cus_1", subscription=subscribed))
+    found = ends_to_close([store.cache.get("ada")], at_ms)
+    ends = {member: Close.read(0, member.encode()).end_ms for member in found}
+    assert found == {member: end_ms + 600_000 for member, end_ms in ends.items()}
+    return sorted(ends.values())
+
+
+@pytest.mark.parametrize(("since_ms", "months"), [(-1, [6]), (0, [6, 7]), (2 * HOUR_MS, [7])])
 async def test_for_two_hours_the_period_before_is_closed_too(
-    store: Store, since: timedelta, ends: list[str]
+    store: Store, since_ms: int, months: list[int]
 ) -> None:
-    await change_state(store, CustomerState(stripe_customer="cus_1"))
-    view = store.cache.get("ada")
-    found = ends_to_close([view], to_ms(datetime(2031, 6, 1, tzinfo=UTC) + since))
-    closes = [Close.read(0, member.encode()) for member in sorted(found)]
-    assert [f"{from_ms(close.end_ms):%Y-%m-%d}" for close in closes] == ends
-    assert {found[close.member] - close.end_ms for close in closes} == {600_000}
-
-
-async def test_the_period_of_a_subscription_is_the_one_by_the_clock(store: Store) -> None:
-    subscription = renewed(NOW_MS - HOUR_MS)
-    await change_state(store, CustomerState(stripe_customer="cus_1", subscription=subscription))
-    view = store.cache.get("ada")
-    found = ends_to_close([view], NOW_MS - 3 * HOUR_MS)
-    assert [Close.read(0, member.encode()).end_ms for member in found] == [NOW_MS - HOUR_MS]
+    ends = [to_ms(datetime(2031, month, 1, tzinfo=UTC)) for month in months]
+    assert await ends_of(store, None, to_ms(datetime(2031, 6, 1, tzinfo=UTC)) + since_ms) == ends
+    # That of a subscription is the one by the clock.
+    begun_ms = NOW_MS - HOUR_MS
+    assert await ends_of(store, renewed(begun_ms), NOW_MS - 3 * HOUR_MS) == [begun_ms]
 
 
 async def test_a_subscription_that_is_replaced_closes_its_period(store: Store) -> None:
     known = renewed(NOW_MS - 40 * DAY_MS)
     successor = replace(renewed(NOW_MS - 10 * DAY_MS), id="sub_2", created_ms=NOW_MS - 5)
     await note_renewal(store, "ada", successor, known=known)
-    found = await (await client_of(store)).zrange(store.keys.shard(0, "closes"), 0, -1)
-    assert found == [f"{NOW_MS - 5}:ada".encode()]
+    assert await noted(store) == [f"{NOW_MS - 5}:ada".encode()]
 
 
 @pytest.mark.parametrize("damaged", [b"{},{}", b'{"value":"6"}', b"[]"])
@@ -238,50 +221,27 @@ async def test_a_renewal_checks_the_close_before_it_for_26_hours(
     store: Store, hours: int, *, is_noted: bool
 ) -> None:
     renewed_ms = NOW_MS - hours * HOUR_MS
-    subscription = renewed(renewed_ms)
-    await note_renewal(store, "ada", subscription, known=subscription)
-    found = await (await client_of(store)).zrange(store.keys.shard(0, "closes"), 0, -1)
-    assert found == ([f"{renewed_ms}:ada".encode()] if is_noted else [])
+    subscribed = renewed(renewed_ms)
+    await note_renewal(store, "ada", subscribed, known=subscribed)
+    assert await noted(store) == ([f"{renewed_ms}:ada".encode()] if is_noted else [])
 
 
 async def test_late_units_are_logged_for_each_meter_of_a_new_price(
-    caplog: pytest.LogCaptureFixture,
+    kit: MeterKit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    catalog = loads("""
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  tokens: {unit: token, stripe: {event_name: tokens}}
-plans:
-  pro:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
-      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
-""")
-    async with MeterKit(catalog, redis_url="memory://", shards=1, flush=False, clock=Clock(NOW)) as kit:
-        await kit.customers.link("ada", "cus_1")
-        await kit.record("ada", "requests", 5)
-        await kit.record("ada", "tokens", 7)
-        state = CustomerState(stripe_customer="cus_1")
-        switch = Switch(rev="2:1", events={"requests", "tokens"}, changed_ms=NOW_MS, cause="test")
-        await strand_usage(kit.store, "ada", state, state, switch)
+    await kit.customers.link("ada", "cus_1")
+    await kit.customers.set_plan("ada", "pro")
+    await kit.record("ada", {"requests": 5, "tokens": 7})
+    state = CustomerState(stripe_customer="cus_1", plan="pro")
+    switch = Switch(rev="2:1", events={"requests", "tokens"}, changed_ms=NOW_MS, cause="test")
+    await strand_usage(kit.store, "ada", state, state, switch)
     late = {message.partition(" that customer")[0] for message in caplog.messages if "are late" in message}
     assert late == {"5 units of requests", "7 units of tokens"}
 
 
-async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, directory: Path) -> None:
-    lane = await store.lane()
-    spool = Spool(
-        directory,
-        lane=lane,
-        cache=lambda: store.cache,
-        keys=store.keys,
-        store="memory://",
-        now_ms=store.now_ms,
-    )
+async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"keys": store.keys, "store": "memory://", "now_ms": store.now_ms}
+    spool = Spool(tmp_path / "spools", lane=await store.lane(), cache=lambda: store.cache, **told)
     assert (spool.lost, spool.kept) == (0, 0)
     used = Settlement(store.cache.get("ada"), used=Used.of({"requests": 5}))
     spool.keep(0, [(used, None)])
@@ -303,9 +263,11 @@ async def test_a_settlement_beyond_what_can_be_counted_is_refused(store: Store) 
 
 async def test_one_has_a_lease_and_gives_it_back_however_it_ends(store: Store) -> None:
     one, other = (TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=60_000) for _ in range(2))
+    assert await one.left_s() == 1  # No process has it.
     with anyio.CancelScope() as scope:
         async with one.held() as is_held:
             assert is_held
+            assert 50 < await one.left_s() <= 60
             assert await one.take()  # It keeps it.
             async with other.held() as is_had:
                 assert not is_had
@@ -328,3 +290,21 @@ def test_what_is_kept_of_a_batch_gives_back_what_was_sent() -> None:
     assert intents_in(" ".join(sent)) == sent  # As releases before have kept it.
     sealed_together = [f"{pages[0]}{customer:04x}-{meter}" for customer in range(33) for meter in (1, 2, 3)]
     assert len(batch_text(sealed_together)) < 5.5 * len(sealed_together)
+
+
+def test_i12_an_older_release_keeps_an_override_it_cannot_read() -> None:
+    """An older one lays over what it can read: an override with an end, or of features, it cannot."""
+    catalog = loads(PLANS)
+    plan, until_ms = catalog.plans["free"], NOW_MS + 3 * DAY_MS
+    stored = with_overrides(
+        {"tokens": {"included": 60}},
+        {"requests": {"included": 50}},
+        {"full": True},
+        until_ms=until_ms,
+        now_ms=NOW_MS,
+    )
+    assert override(catalog, plan, stored) == override(catalog, plan, {"tokens": {"included": 60}})
+    kept = json.loads(json.dumps(stored))
+    assert overrides_at(kept, NOW_MS) == overrides_at(stored, NOW_MS)
+    assert overrides_at(kept, until_ms).features == {}
+    assert overrides_at(kept, NOW_MS).ends == {"requests": until_ms, "feature full": until_ms}

@@ -1,6 +1,6 @@
-"""A spool file: what a disk does not take is not added, what was added is read; and who sees which file."""
+"""A spool file and the records in it: what a disk does not take is not added, what was added counts once."""
 
-# Internals: what a disk takes half of cannot be timed from outside.
+# Internals: what a disk takes half of, and what had been sent before, cannot be timed from outside.
 
 # pyright: reportPrivateUsage=false
 # Another process is made to come in between, where no call of ours is.
@@ -10,21 +10,37 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterkit.decisions.keys import Keys
+from drivers.plans import plans_text
+from faults.refusals import PLANS, kit_at, used
+from meterkit.catalog import loads
+from meterkit.decisions.event_marks import EventMark
+from meterkit.decisions.keys import Keys, meter_field
 from meterkit.redis.filelock import FileLock
+from meterkit.redis.settling import NEVER_SENT, Sent
+from meterkit.redis.url import parse_redis_url
 from meterkit.spool.directory import SpoolSeen, look_at_spools
 from meterkit.spool.spool_file import DAMAGED, Header, SpoolFile, frame
+from meterkit.store.hold import Correction, Held, Mark, Used
+from meterkit.store.replay import Replay, read, write
+from meterkit.store.settlement import Settlement
+from meterkit.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 
+    from meterkit import MeterKit
+    from meterkit.catalog import Catalog
+    from meterkit.store.views import CustomerCache
+    from servers.stores import Server
+
+SUBJECTS = plans_text("subjects")
 HEADER = Header(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
 
 
@@ -174,3 +190,171 @@ def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> 
         if taken is not None:
             assert [one.state for one in seen_in(tmp_path)] == ["held"]
             taken.close()
+
+
+# Records are sent by another process, by the word of the one that wrote them.
+
+
+@asynccontextmanager
+async def replaying(
+    url: str, directory: Path, plans: Catalog | None = None, **told: Any
+) -> AsyncGenerator[tuple[MeterKit, Replay, str]]:
+    """A kit that sends what another process has spooled, and the key of that one's numbers."""
+    async with kit_at(url, plans=plans, shards=1, spool_dir=directory) as kit:
+        store, lane = kit.store, await kit.store.lane()
+        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys, **told)
+        yield kit, replay, store.keys.producer(0, "0" * 16)
+
+
+def record_of(kit: MeterKit, number: int, tokens: int, sent: Sent | None, customer: str = "acme") -> bytes:
+    settlement = Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": tokens}))
+    return write(settlement, number, kit.store.now_ms(), sent)
+
+
+@pytest.mark.parametrize(
+    ("kept", "acknowledged", "recorded", "lost"),
+    [
+        pytest.param(None, 0, 12, 0, id="none of its producer's had been applied"),
+        pytest.param(5, 5, 12, 0, id="neither was applied without an answer"),
+        pytest.param(6, 5, 7, 0, id="the first was applied without an answer"),
+        pytest.param(7, 5, 0, 0, id="both were applied without an answer"),
+        # What follows on them was lost as well, and is recorded.
+        pytest.param(3, 5, 12, 2, id="the store has lost two that it had acknowledged"),
+        # Nobody knows whether they were applied: in doubt they are not billed.
+        pytest.param(None, 5, 0, 7, id="the store has no record of what it had acknowledged"),
+    ],
+)
+@pytest.mark.anyio
+async def test_i6_spooled_usage_the_store_may_have_counts_once(
+    valkey: Server, tmp_path: Path, kept: int | None, acknowledged: int, recorded: int, lost: int
+) -> None:
+    async with replaying(valkey.url, tmp_path) as (kit, replay, earlier):
+        if kept is not None:
+            valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
+        sent = [Sent(earlier, acknowledged + nth, acknowledged) for nth in (1, 2)]
+        await replay.send([record_of(kit, 1, 5, sent[0]), record_of(kit, 2, 7, sent[1])])
+        assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
+        assert replay.done == {0: 2}
+
+
+@pytest.mark.parametrize(("kept", "recorded"), [(5, 12), (6, 7)])
+@pytest.mark.anyio
+async def test_i6_what_may_have_been_applied_counts_for_subjects_once(
+    valkey: Server, tmp_path: Path, kept: int, recorded: int
+) -> None:
+    async with replaying(valkey.url, tmp_path, loads(SUBJECTS)) as (kit, replay, earlier):
+        valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
+        view = kit.store.cache.get("acme", subjects=(("user", "u_7"),))
+        for nth, quantity in ((1, 5), (2, 7)):
+            settlement = Settlement(view, used=Used(recorded={"words": quantity}))
+            await replay.send([write(settlement, nth, kit.store.now_ms(), Sent(earlier, 5 + nth, 5))])
+        (found,) = await kit.usage("acme", by="user")
+        assert found.meters["words"].recorded == recorded
+
+
+@pytest.mark.parametrize(("is_own", "lost"), [(False, 5), (True, 0)])
+@pytest.mark.anyio
+async def test_i11_unsent_records_tell_what_their_producer_lost(
+    valkey: Server, tmp_path: Path, is_own: bool, lost: int
+) -> None:
+    # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
+    async with replaying(valkey.url, tmp_path, is_own=is_own) as (kit, replay, earlier):
+        unsent = record_of(kit, 1, 7, Sent(earlier, NEVER_SENT, 5))
+        await replay.send([unsent, record_of(kit, 2, 7, None)])
+        assert (await used(kit, "acme", "tokens"), replay.lost) == ((14, 0), lost)
+
+
+@pytest.mark.parametrize("value", ["a key of another type", "a field that is no number"])
+@pytest.mark.anyio
+async def test_i11_a_record_that_cannot_be_applied_blocks_no_other(
+    valkey: Server, tmp_path: Path, value: str
+) -> None:
+    async with replaying(valkey.url, tmp_path) as (kit, replay, _):
+        await kit.record("acme", "tokens", 1)
+        counters = kit.store.keys.customer("acme").counters
+        if value == "a key of another type":
+            valkey.command("DEL", counters)
+            valkey.command("SET", counters, value)
+        else:
+            valkey.command("HSET", counters, meter_field("tokens"), value)
+        customers = enumerate(("globex", "acme", "globex"), start=1)
+        await replay.send([record_of(kit, nth, 5, None, customer) for nth, customer in customers])
+        assert (await used(kit, "globex", "tokens"), replay.lost) == ((10, 0), 1)
+        assert replay.done == {0: 3}
+
+
+# A record is read as it was written, by whichever release wrote it.
+
+
+AT_MS = 1_800_000_000_000
+SENT = Sent("mk:{3}:w:abc", 7, 5)
+
+
+@pytest.fixture
+def cache() -> CustomerCache:
+    return Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(PLANS)).cache
+
+
+def said(settlement: Settlement) -> dict[str, Any]:
+    """All that is applied of a settlement, but for when."""
+    names = ("customer", "held", "slot", "used", "correction", "event", "mark")
+    return {name: getattr(settlement, name) for name in names} | {"anonymous": settlement.view.anonymous}
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: bool) -> None:
+    view = cache.get("192.0.2.1", anonymous=anonymous)
+    used = Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={"tokens": 2})
+    held = Held({"tokens": 9}, ("requests",), 6_000_000, {"tokens": 1_500})
+    correction = Correction({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5)
+    event = EventMark("mk:{3}:e:0a", "order-1", {"requests": 1})
+    for settlement in (
+        Settlement(view),
+        Settlement(view, used=Used.of({"tokens": 5}, model="großes", provider='of "one\'s" own')),
+        Settlement(view, used=used, held=held, correction=correction),
+        Settlement(view, used=Used(rated={"requests": 1}), event=event),
+        Settlement(view, used=Used.of({"requests": 1}), mark=Mark("0a" * 16, billed=not anonymous)),
+    ):
+        # Requests share their settlement: what is theirs alone is new in each record.
+        for number, at_ms, sent in ((1, AT_MS, None), (2, AT_MS + 9, SENT), (3, AT_MS + 9, None)):
+            found = read(write(settlement, number, at_ms, sent), cache)
+            assert (found.number, found.sent) == (number, sent)
+            assert said(found.settlement) == said(settlement)
+            assert (found.settlement.occurred_ms, found.settlement.rated_ms) == (at_ms, at_ms)
+    # An instant that the app has named stands.
+    named = Settlement(view, used=Used.of({"tokens": 5}), occurred_ms=AT_MS - 1000)
+    assert read(write(named, 1, AT_MS, None), cache).settlement.occurred_ms == AT_MS - 1000
+
+
+def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
+    cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
+    view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
+    decision = view.prepare_holding({"words": 100}, "d")
+    settlement = Settlement(view, held=Held.of(decision, 6), used=Used.of({"words": 70}))
+    found = read(write(settlement, 1, AT_MS, None), cache).settlement
+    assert found.view.subjects is not None
+    assert found.view.subjects.given == (("user", "u_7"), ("team", "größe"))
+    assert found.held == settlement.held
+    assert found.held.subjects["user"].spent == 100 * 30
+    assert found.spent == settlement.spent == {"user": 70 * 30}
+
+
+def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> None:
+    record = (
+        b'{"n":4,"c":"acme","at":1800000000000,"anonymous":true,"sent":["mk:{3}:w:abc",7,5],'
+        b'"recorded":{"tokens":3},"rated":{"tokens":4},"measured":{},"dimensions":{"model":"m"},'
+        b'"held":[{"tokens":9},["requests"],6000000],"correction":[{"tokens":9},["a","b"],5],'
+        b'"event":"mk:{3}:e:0a","mark":["0a",true]}'
+    )
+    number, settlement, sent = read(record, cache)
+    assert (number, sent, settlement.rated_ms) == (4, SENT, AT_MS)
+    assert said(settlement) == {
+        "customer": "acme",
+        "anonymous": True,
+        "held": Held({"tokens": 9}, ("requests",), 6_000_000),
+        "slot": 6_000_000,
+        "used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, {}),
+        "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), 5),
+        "event": EventMark("mk:{3}:e:0a"),
+        "mark": Mark("0a", billed=True),
+    }

@@ -8,28 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.subscribed_customer import (
-    END,
-    NOW,
-    erase,
-    fetched,
-    kit_of,
-    recorder,
-    subscription,
-    sweep,
-    tell,
-)
+from drivers.delivery import NOW
+from drivers.subscribed_customer import END, erase, fetched, recorder, subscription, sweep, tell
 from faults.refusals import eventually
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
+    from meterkit.testing import Clock
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 DAY = timedelta(days=1)
 NOW_MS, END_MS = (int(instant.timestamp() * 1000) for instant in (NOW, END))
+INVOICE = {"invoice": "in_1", "amount_cents": 2900, "failures": 1}
 FAILING: dict[str, Any] = {"status": "past_due", "failures": 1, "failed_at_ms": NOW}
 
 
@@ -40,134 +32,125 @@ async def lines(kit: MeterKit, customer: str = "acme") -> list[tuple[str, str | 
     ]
 
 
-async def test_the_history_keeps_the_last_thousand_changes(valkey: Server) -> None:
-    async with kit_of(valkey.url, Clock(NOW)) as kit:
-        key = kit.store.keys.customer("acme").history
-        await kit.customers.set_plan("acme", "pro")
-        (entry,) = valkey.command("LRANGE", key, "0", "-1")
-        valkey.command("RPUSH", key, *[entry] * 999)
-        await kit.customers.set_plan("acme", "free")
-        assert await lines(kit) == [
-            *[("plan", "free", "pro", "operator")] * 999,
-            ("plan", "pro", "free", "operator"),
-        ]
+async def test_the_history_keeps_the_last_thousand_changes(kit: MeterKit, valkey: Server) -> None:
+    key = kit.store.keys.customer("acme").history
+    await kit.customers.set_plan("acme", "pro")
+    (entry,) = valkey.command("LRANGE", key, "0", "-1")
+    valkey.command("RPUSH", key, *[entry] * 999)
+    await kit.customers.set_plan("acme", "free")
+    assert await lines(kit) == [
+        *[("plan", "free", "pro", "operator")] * 999,
+        ("plan", "pro", "free", "operator"),
+    ]
 
 
-async def test_each_transition_is_entered_with_its_cause(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        await kit.customers.set_plan("acme", "pro")
-        await kit.customers.link("acme", "cus_1")
-        await kit.customers.override("acme", {"requests": {"included": 7}})
-        await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_2")
-        await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_3")
-        pending: dict[str, Any] = {"pending_plan": "pro", "pending_seats": 4, "pending_at_ms": END}
-        await fetched(kit, subscription(plan="top", seats=12, **pending), cause="api")
-        assert await lines(kit) == [
-            ("plan", "free", "pro", "operator"),
-            ("link", None, "cus_1", "operator"),
-            ("overrides", None, '{"requests": {"included": 7}}', "operator"),
-            ("subscription", None, "sub_1", "evt_2"),
-            ("status", None, "active", "evt_2"),
-            ("plan", "pro", "top", "evt_2"),
-            ("seats", None, "12", "evt_2"),
-            ("cancellation", None, "2031-06-30T12:00:00Z", "evt_2"),
-            ("cancellation", "2031-06-30T12:00:00Z", None, "api"),
-            ("scheduled", None, "pro with 4 seats from 2031-06-30T12:00:00Z", "api"),
-        ]
-        assert {entry.at for entry in await kit.customers.history("acme")} == {NOW}
+async def test_each_transition_is_entered_with_its_cause(kit: MeterKit) -> None:
+    await kit.customers.set_plan("acme", "pro")
+    await kit.customers.link("acme", "cus_1")
+    await kit.customers.override("acme", {"requests": {"included": 7}})
+    await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_2")
+    await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_3")
+    pending: dict[str, Any] = {"pending_plan": "pro", "pending_seats": 4, "pending_at_ms": END}
+    await fetched(kit, subscription(plan="top", seats=12, **pending), cause="api")
+    assert await lines(kit) == [
+        ("plan", "free", "pro", "operator"),
+        ("link", None, "cus_1", "operator"),
+        ("overrides", None, '{"requests": {"included": 7}}', "operator"),
+        ("subscription", None, "sub_1", "evt_2"),
+        ("status", None, "active", "evt_2"),
+        ("plan", "pro", "top", "evt_2"),
+        ("seats", None, "12", "evt_2"),
+        ("cancellation", None, "2031-06-30T12:00:00Z", "evt_2"),
+        ("cancellation", "2031-06-30T12:00:00Z", None, "api"),
+        ("scheduled", None, "pro with 4 seats from 2031-06-30T12:00:00Z", "api"),
+    ]
+    assert {entry.at for entry in await kit.customers.history("acme")} == {NOW}
 
 
 @pytest.mark.each_store
-async def test_two_processes_that_sweep_at_once_enter_changes_once(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as one, kit_of(store_url, clock) as two:
-        for nth in range(8):
-            await fetched(one, subscription(**FAILING), customer=f"c{nth}")
-        before = [await lines(one, f"c{nth}") for nth in range(8)]
-        clock.set(NOW + 7 * DAY)
-        await asyncio.gather(*(sweep(kit) for kit in (one, two, one, two)))
-        for nth in range(8):
-            assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
-            assert (await erase(one, f"c{nth}")).history == len(before[nth]) + 2
+async def test_two_processes_that_sweep_at_once_enter_changes_once(
+    kit: MeterKit, clock: Clock, other: MeterKit
+) -> None:
+    for nth in range(8):
+        await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
+    before = [await lines(kit, f"c{nth}") for nth in range(8)]
+    clock.set(NOW + 7 * DAY)
+    await asyncio.gather(*(sweep(one) for one in (kit, other, kit, other)))
+    for nth in range(8):
+        assert len(await lines(other, f"c{nth}")) == len(before[nth]) + 2
+        assert (await erase(kit, f"c{nth}")).history == len(before[nth]) + 2
 
 
-async def test_handlers_are_told_of_what_has_changed_and_why(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        told = recorder(kit, "subscription.changed", "access.changed", "dunning.reminder")
-        await fetched(kit, subscription(seats=4, cancel_at_ms=END), cause="evt_1")
-        await eventually(lambda: len(told) == 1)
-        event = told.pop()
-        assert (event.customer, event.at, event.cause) == ("acme", NOW, "evt_1")
-        assert (event.plan, event.status, event.seats, event.cancel_at) == ("pro", "active", 4, END)
-        assert (event.plan_before, event.status_before, event.seats_before) == ("free", None, 0)
-        await fetched(kit, subscription(**FAILING), cause="evt_2")
-        await eventually(lambda: len(told) == 2)
-        assert sorted(type(event).__name__ for event in told) == ["AccessChanged", "SubscriptionChanged"]
-        (access,) = (event for event in told if hasattr(event, "access_before"))
-        assert (access.access_before, access.access, access.plan) == ("full", "grace", "pro")
-        told.clear()
-        await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
-        clock.set(NOW + DAY)
-        await sweep(kit)
-        await eventually(lambda: len(told) == 1)
-        reminder = told.pop()
-        assert (reminder.failures, reminder.access, reminder.at) == (2, "grace", NOW + DAY)
-        assert (reminder.failed_at, reminder.after, reminder.until) == (NOW, DAY, NOW + 7 * DAY)
-        clock.set(NOW + 6 * DAY)
-        await sweep(kit)
-        await eventually(lambda: len(told) == 1)
-        assert told.pop().after == 6 * DAY
-        clock.set(NOW + 7 * DAY)
-        await sweep(kit)
-        await eventually(lambda: len(told) == 2)
-        assert {(event.cause, event.at) for event in told} == {("clock", NOW + 7 * DAY)}
-        assert len({event.id for event in told}) == 2
+async def test_handlers_are_told_of_what_has_changed_and_why(kit: MeterKit, clock: Clock) -> None:
+    told = recorder(kit, "subscription.changed", "access.changed", "dunning.reminder")
+    await fetched(kit, subscription(seats=4, cancel_at_ms=END), cause="evt_1")
+    await eventually(lambda: len(told) == 1)
+    event = told.pop()
+    assert (event.customer, event.at, event.cause) == ("acme", NOW, "evt_1")
+    assert (event.plan, event.status, event.seats, event.cancel_at) == ("pro", "active", 4, END)
+    assert (event.plan_before, event.status_before, event.seats_before) == ("free", None, 0)
+    await fetched(kit, subscription(**FAILING), cause="evt_2")
+    await eventually(lambda: len(told) == 2)
+    assert sorted(type(event).__name__ for event in told) == ["AccessChanged", "SubscriptionChanged"]
+    (access,) = (event for event in told if hasattr(event, "access_before"))
+    assert (access.access_before, access.access, access.plan) == ("full", "grace", "pro")
+    told.clear()
+    await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
+    clock.set(NOW + DAY)
+    await sweep(kit)
+    await eventually(lambda: len(told) == 1)
+    reminder = told.pop()
+    assert (reminder.failures, reminder.access, reminder.at) == (2, "grace", NOW + DAY)
+    assert (reminder.failed_at, reminder.after, reminder.until) == (NOW, DAY, NOW + 7 * DAY)
+    clock.set(NOW + 6 * DAY)
+    await sweep(kit)
+    await eventually(lambda: len(told) == 1)
+    assert told.pop().after == 6 * DAY
+    clock.set(NOW + 7 * DAY)
+    await sweep(kit)
+    await eventually(lambda: len(told) == 2)
+    assert {(event.cause, event.at) for event in told} == {("clock", NOW + 7 * DAY)}
+    assert len({event.id for event in told}) == 2
 
 
-async def test_what_is_told_again_has_the_same_id(store_url: str) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        told = recorder(kit, "access.changed")
-        for times in (1, 2):
-            await fetched(kit, subscription(**FAILING))
-            await eventually(lambda: len(told) == times)  # noqa: B023 - it is awaited within
-            await erase(kit, "acme")
+async def test_what_is_told_again_has_the_same_id(kit: MeterKit) -> None:
+    told = recorder(kit, "access.changed")
+    for times in (1, 2):
+        await fetched(kit, subscription(**FAILING))
+        await eventually(lambda: len(told) == times)  # noqa: B023 - it is awaited within
+        await erase(kit, "acme")
     assert told[0] == told[1]
 
 
-async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(store_url: str) -> None:
+async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(kit: MeterKit, clock: Clock) -> None:
     """F-115: there was one reminder only, at the second failed attempt."""
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        told = recorder(kit, "dunning.reminder")
-        await fetched(kit, subscription(**FAILING))
-        for half_day in range(40):
-            clock.advance(DAY / 2)
-            await sweep(kit)
-            failures = 4 if half_day > 5 else 2
-            await fetched(kit, subscription(**FAILING | {"failures": failures, "seats": 2}))
-        await eventually(lambda: len(told) == 3)
-        assert [(event.at - NOW, event.after, event.access) for event in told] == [
-            (1 * DAY, 1 * DAY, "grace"),
-            (6 * DAY, 6 * DAY, "restricted"),  # Four attempts have failed.
-            (13 * DAY, 13 * DAY, "restricted"),
-        ]
-        assert {event.failed_at for event in told} == {NOW}
-        assert len({event.id for event in told}) == 3
+    told = recorder(kit, "dunning.reminder")
+    await fetched(kit, subscription(**FAILING))
+    for half_day in range(40):
+        clock.advance(DAY / 2)
+        await sweep(kit)
+        failures = 4 if half_day > 5 else 2
+        await fetched(kit, subscription(**FAILING | {"failures": failures, "seats": 2}))
+    await eventually(lambda: len(told) == 3)
+    assert [(event.at - NOW, event.after, event.access) for event in told] == [
+        (1 * DAY, 1 * DAY, "grace"),
+        (6 * DAY, 6 * DAY, "restricted"),  # Four attempts have failed.
+        (13 * DAY, 13 * DAY, "restricted"),
+    ]
+    assert {event.failed_at for event in told} == {NOW}
+    assert len({event.id for event in told}) == 3
 
 
 async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.customers.states._LOOK_EVERY_S", 0.01)
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        await fetched(kit, subscription(cancel_at_ms=END))
-        clock.set(END)
-        told = recorder(kit, "subscription.changed")
-        await eventually(lambda: any(event.cause == "clock" for event in told))
-        (event,) = (event for event in told if event.cause == "clock")
-        assert (event.status, event.plan, event.at, event.cancel_at) == ("canceled", "free", END, None)
+    await fetched(kit, subscription(cancel_at_ms=END))
+    clock.set(END)
+    told = recorder(kit, "subscription.changed")
+    await eventually(lambda: any(event.cause == "clock" for event in told))
+    (event,) = (event for event in told if event.cause == "clock")
+    assert (event.status, event.plan, event.at, event.cancel_at) == ("canceled", "free", END, None)
 
 
 @pytest.mark.parametrize(
@@ -176,68 +159,56 @@ async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
         ("trial.ending", {"trial_end_ms": END_MS}, {"trial_end": END}),
         (
             "payment.failed",
-            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 1}
-            | {"next_attempt_ms": END_MS},
-            {"invoice": "in_1", "amount_cents": 2900, "failures": 1, "next_attempt": END},
+            {"currency": "usd", "next_attempt_ms": END_MS} | INVOICE,
+            {"next_attempt": END} | INVOICE,
         ),
     ],
 )
 async def test_what_is_told_without_a_change_reaches_its_handlers(
-    store_url: str, kind: str, data: dict[str, Any], expected: dict[str, Any]
+    kit: MeterKit, kind: str, data: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    async with kit_of(store_url, Clock(NOW)) as kit:
-        told = recorder(kit, kind)
-        await tell(kit, "acme", kind, {"id": "evt_1", "at_ms": NOW_MS, **data})
-        await eventually(lambda: len(told) == 1)
-        found = {name: getattr(told[0], name) for name in expected}
-        assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
+    told = recorder(kit, kind)
+    await tell(kit, "acme", kind, {"id": "evt_1", "at_ms": NOW_MS, **data})
+    await eventually(lambda: len(told) == 1)
+    found = {name: getattr(told[0], name) for name in expected}
+    assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
 
 
-async def test_a_deleted_customer_leaves_nothing_but_a_report(
-    valkey: Any,
-) -> None:
-    async with kit_of(valkey.url, Clock(NOW)) as kit:
-        await kit.customers.link("acme", "cus_1")
-        await fetched(kit, subscription(cancel_at_ms=END))
-        await kit.grants.add("acme", {"requests": 5}, grant_id="gift")
-        await kit.gauges.set("acme", "seats", 2)
-        await kit.consume("acme", "requests", 3)
-        await kit.customers.set_plan("globex", "pro")
-        deleted = await erase(kit, "acme")
-        assert (deleted.state, deleted.link, deleted.gauges, deleted.history, deleted.notices) == (
-            1,
-            1,
-            1,
-            5,
-            1,
-        )
-        assert deleted.counters >= 2
-        assert deleted.grants >= 1
-        # Of the Stripe customer only a tombstone, and in which shard its intents are: both without an id.
-        found = [key for key in valkey.command("KEYS", "*") if "acme" in str(key) or "cus_1" in str(key)]
-        keys = kit.store.keys
-        assert sorted(found) == sorted([keys.link("cus_1"), keys.formers("cus_1")])
-        assert "acme" not in str(valkey.command("GET", keys.link("cus_1")))
-        assert "acme" not in str(valkey.command("HGETALL", keys.formers("cus_1")))
-        for shard in range(4):
-            assert valkey.command("ZSCORE", kit.store.keys.turns(shard), "acme") is None
-            assert "acme" not in str(valkey.command("XRANGE", kit.store.keys.notices(shard), "-", "+"))
-        assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
-        again = await erase(kit, "acme")
-        assert not any((again.state, again.counters, again.history, again.notices))
+async def test_a_deleted_customer_leaves_nothing_but_a_report(kit: MeterKit, valkey: Server) -> None:
+    await kit.customers.link("acme", "cus_1")
+    await fetched(kit, subscription(cancel_at_ms=END))
+    await kit.grants.add("acme", {"requests": 5}, grant_id="gift")
+    await kit.gauges.set("acme", "seats", 2)
+    await kit.consume("acme", "requests", 3)
+    await kit.customers.set_plan("globex", "pro")
+    deleted = await erase(kit, "acme")
+    assert (deleted.state, deleted.link, deleted.gauges) == (1, 1, 1)
+    assert (deleted.history, deleted.notices) == (5, 1)
+    assert deleted.counters >= 2
+    assert deleted.grants >= 1
+    # Of the Stripe customer only a tombstone, and in which shard its intents are: both without an id.
+    found = [key for key in valkey.command("KEYS", "*") if "acme" in str(key) or "cus_1" in str(key)]
+    keys = kit.store.keys
+    assert {*found} == {keys.link("cus_1"), keys.formers("cus_1")}
+    assert "acme" not in str(valkey.command("GET", keys.link("cus_1")))
+    assert "acme" not in str(valkey.command("HGETALL", keys.formers("cus_1")))
+    for shard in range(4):
+        assert valkey.command("ZSCORE", kit.store.keys.turns(shard), "acme") is None
+        assert "acme" not in str(valkey.command("XRANGE", kit.store.keys.notices(shard), "-", "+"))
+    assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
+    again = await erase(kit, "acme")
+    assert not any((again.state, again.counters, again.history, again.notices))
 
 
 async def test_an_unreadable_state_does_not_stop_the_sweep(
-    valkey: Any, caplog: pytest.LogCaptureFixture
+    kit: MeterKit, valkey: Server, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock(NOW)
-    async with kit_of(valkey.url, clock) as kit:
-        for nth in range(3):
-            await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
-        valkey.command("HSET", kit.store.keys.customer("c1").state, "data", "[]")
-        clock.set(NOW + 7 * DAY)
-        assert await sweep(kit) == 2
-        assert "for customer 'c1' cannot be entered" in caplog.text
+    for nth in range(3):
+        await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
+    valkey.command("HSET", kit.store.keys.customer("c1").state, "data", "[]")
+    clock.set(NOW + 7 * DAY)
+    assert await sweep(kit) == 2
+    assert "for customer 'c1' cannot be entered" in caplog.text
 
 
 # Periods.
@@ -248,22 +219,19 @@ async def period_of(kit: MeterKit) -> tuple[Any, int]:
     return usage["period"], usage["meters"]["requests"]["recorded"]
 
 
-async def test_a_confirmed_renewal_keeps_provisional_counts(
-    store_url: str,
-) -> None:
+async def test_a_confirmed_renewal_keeps_provisional_counts(kit: MeterKit, clock: Clock) -> None:
     january = datetime(2031, 1, 31, 10, tzinfo=UTC)
     february, march = january.replace(month=2, day=28), january.replace(month=3, day=31)
-    clock = Clock(january + DAY)
-    async with kit_of(store_url, clock) as kit:
-        bounds: dict[str, Any] = {"anchor_ms": january, "created_ms": january}
-        await fetched(kit, subscription(**bounds, start_ms=january, end_ms=february))
-        await kit.record("acme", "requests", 3)
-        clock.set(february + timedelta(hours=2))
-        await kit.record("acme", "requests", 5)
-        period, recorded = await period_of(kit)
-        assert (period["start"], period["end"], recorded) == (february, march, 5)
-        assert period["provisional"]
-        await fetched(kit, subscription(**bounds, start_ms=february, end_ms=march))
-        period, recorded = await period_of(kit)
-        assert (period["start"], period["end"], recorded) == (february, march, 5)
-        assert not period["provisional"]
+    clock.set(january + DAY)
+    bounds: dict[str, Any] = {"anchor_ms": january, "created_ms": january}
+    await fetched(kit, subscription(**bounds, start_ms=january, end_ms=february))
+    await kit.record("acme", "requests", 3)
+    clock.set(february + timedelta(hours=2))
+    await kit.record("acme", "requests", 5)
+    period, recorded = await period_of(kit)
+    assert (period["start"], period["end"], recorded) == (february, march, 5)
+    assert period["provisional"]
+    await fetched(kit, subscription(**bounds, start_ms=february, end_ms=march))
+    period, recorded = await period_of(kit)
+    assert (period["start"], period["end"], recorded) == (february, march, 5)
+    assert not period["provisional"]

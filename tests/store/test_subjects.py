@@ -1,67 +1,36 @@
 """Users and teams in the store: races, round trips, expiry, overrides, outages, dead processes."""
 
-# Internals: records of the spool and settlements of subjects are made by hand.
-
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
 from drivers.delivery import NOW
+from drivers.plans import plans_text
+from drivers.subscribed_customer import kit_of
 from drivers.worker_process import Holding
 from drivers.workers import start
-from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, lane_of, renew_holds, settled
-from meterkit import CustomerError, MeterKit, MeterkitError, PlansError
-from meterkit.catalog import loads
-from meterkit.decisions.periods import bounds_at, to_ms
-from meterkit.redis import producer
-from meterkit.redis.settling import Sent
-from meterkit.store.hold import Held, Used
-from meterkit.store.replay import Replay, read, write
-from meterkit.store.settlement import Settlement
-from meterkit.store.subject_usage import usage_by
-from meterkit.testing import Clock
+from meterkit import MeterkitError, PlansError
+from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from drivers.workers import Worker
+    from faults.proxy import TcpProxy
+    from meterkit import MeterKit, SubjectUsage
+    from meterkit.testing import Clock
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: pro
-meters:
-  calls:  {unit: call}
-  pages:  {unit: page}
-  words:  {unit: word, stripe: {event_name: words}}
-  images: {unit: image}
-routes: [{match: "*", consume: {calls: 1}}]
-plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    meters:
-      calls:  {rate: 1000/hour}
-      words:  {included: 0, overage: {bill: {per: 1000, amount_cents: 3, cap: 200_000}}}
-      images: {included: 1000, overage: deny}
-    subjects:
-      user:
-        calls:  {rate: {limit: 10/hour, algorithm: fixed-window}}
-        pages:  {concurrency: 2}
-        words:  {included: 90_000}
-        budget: {amount_cents: 200}
-      team:
-        calls:  {included: 100}
-"""
+PLANS: Final = plans_text("subjects")
 USER: Final = {"user": "u_7"}
 BUDGET: Final = 2_000_000
 WORD: Final = 30
@@ -69,20 +38,15 @@ WORD: Final = 30
 ABOVE: Final = 100_000
 
 
-def kit_of(url: str, clock: Any = None, plans: str = PLANS, **settings: Any) -> MeterKit:
-    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
-    return MeterKit(loads(plans), redis_url=url, clock=clock or Clock(NOW), **given)
+async def process(url: str) -> Worker:
+    return await start({"store": url, "plans": PLANS, "now": NOW.isoformat()}, Holding)
 
 
-async def process(url: str, plans: str = PLANS, at: datetime = NOW) -> Worker:
-    return await start({"store": url, "plans": plans, "now": at.isoformat()}, Holding)
-
-
-async def figures(kit: MeterKit, meter: str, kind: str = "user") -> dict[str, tuple[int, int]]:
+async def figures(kit: MeterKit, meter: str, kind: Any = "user") -> dict[str, tuple[int, int]]:
     """Recorded and held units by subject."""
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
-        for one in await usage_by(kit.store, "acme", kind)
+        for one in await kit.usage("acme", by=kind)
         if meter in one.meters
     }
 
@@ -92,7 +56,7 @@ async def spent(kit: MeterKit) -> dict[str, int | None]:
 
 
 @pytest.mark.dear("four processes race")
-async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: str) -> None:
+async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: str, clock: Clock) -> None:
     """Users u0 to u2 are held by their budgets; the many others are held by the customer's cap."""
     chance = Random(28)  # noqa: S311 - repeatable
     names = ["u0"] * 6 + ["u1"] * 2 + ["u2", "u3", "u4", "u5"]
@@ -105,14 +69,13 @@ async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: 
     finally:
         for racer in racers:
             await racer.end()
-    admitted: dict[str, int] = {}
-    refused: dict[str, list[int]] = {}
+    admitted, refused = Counter[str](), list[tuple[str, int]]()
     for n, answer in enumerate(answers):
         for (user, asked), units in zip(calls[n::4], answer, strict=True):
-            admitted[user] = admitted.get(user, 0) + units
+            admitted[user] += units
             if not units:
-                refused.setdefault(user, []).append(asked)
-    async with kit_of(store_url) as kit:
+                refused.append((user, asked))
+    async with kit_of(store_url, clock, PLANS) as kit:
         assert await figures(kit, "words") == {user: (units, 0) for user, units in admitted.items()}
         assert await spent(kit) == {user: units * WORD for user, units in admitted.items()}
         row = (await kit.usage("acme"))["meters"]["words"]
@@ -122,15 +85,14 @@ async def test_i3_racing_processes_overshoot_no_user_and_no_customer(store_url: 
     assert total <= 200_000
     # One user was held by its budget, others by the cap; neither refused what fitted both.
     assert admitted["u0"] * WORD > BUDGET - 2500 * WORD
-    for user, quantities in refused.items():
-        assert min(quantities) > min(200_000 - total, BUDGET // WORD - admitted[user])
-    assert any(user != "u0" for user in refused)
+    assert all(asked > min(200_000 - total, BUDGET // WORD - admitted[user]) for user, asked in refused)
+    assert any(user != "u0" for user, _ in refused)
 
 
-async def test_a_decision_with_three_subjects_is_one_round_trip(valkey: Server) -> None:
+async def test_a_decision_with_three_subjects_is_one_round_trip(valkey: Server, clock: Clock) -> None:
     plans = PLANS.replace("      team:", "      app:\n        calls: {included: 100}\n      team:")
     subjects = {"user": "u_7", "team": "red", "app": "ios"}
-    async with kit_of(valkey.url, plans=plans) as kit:
+    async with kit_of(valkey.url, clock, plans) as kit:
         await kit.consume("acme", "calls", subjects=subjects)
         await settled(kit)
         before = evalsha_calls(valkey)
@@ -144,169 +106,142 @@ async def test_a_decision_with_three_subjects_is_one_round_trip(valkey: Server) 
 
 
 @pytest.mark.each_store
-async def test_i7_nothing_of_a_subject_stays_for_ever(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        for nth in range(20):
-            subjects = {"user": f"u{nth}", "team": f"t{nth % 3}"}
-            await kit.consume("acme", "calls", subjects=subjects)
-            await kit.consume("acme", "words", 10, subjects=subjects)
-            async with kit.reserve("acme", {"words": 10, "pages": 1}, subjects=subjects) as held:
-                assert held.decision.allowed
-        admin = await kit.store.admin()
-        client: Any = admin.client
-        keys = kit.store.keys
-        names = [keys.subject("acme", "user", f"u{nth}") for nth in range(20)]
-        names += [keys.subject("acme", "team", f"t{nth}") for nth in range(3)]
-        end_ms = bounds_at(to_ms(NOW)).end_ms
-        for name in (keys.subjects("acme"), *names):
-            # Longer than the rest of the billing period, by an hour at most.
-            assert end_ms < await client.pexpiretime(name) < end_ms + 3_600_000
-        # A new period: what is over is no longer shown, and a new subject makes room of it.
-        clock.advance(timedelta(days=60))
-        assert await figures(kit, "words") == {}
-        await kit.consume("acme", "calls", subjects={"user": "new"})
-        assert await client.zrange(kit.store.keys.subjects("acme"), 0, -1) == [b"user:new"]
+async def test_i7_nothing_of_a_subject_stays_for_ever(kit: MeterKit, clock: Clock) -> None:
+    for nth in range(20):
+        subjects = {"user": f"u{nth}", "team": f"t{nth % 3}"}
+        await kit.consume("acme", "calls", subjects=subjects)
+        await kit.consume("acme", "words", 10, subjects=subjects)
+        async with kit.reserve("acme", {"words": 10, "pages": 1}, subjects=subjects) as held:
+            assert held.decision.allowed
+    client: Any = (await kit.store.admin()).client
+    keys = kit.store.keys
+    names = [keys.subject("acme", "user", f"u{nth}") for nth in range(20)]
+    names += [keys.subject("acme", "team", f"t{nth}") for nth in range(3)]
+    end_ms = datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000
+    for name in (keys.subjects("acme"), *names):
+        # Longer than the rest of the billing period, by an hour at most.
+        assert end_ms < await client.pexpiretime(name) < end_ms + 3_600_000
+    # A new period: what is over is no longer shown, and a new subject makes room of it.
+    clock.advance(timedelta(days=60))
+    assert await figures(kit, "words") == {}
+    await kit.consume("acme", "calls", subjects={"user": "new"})
+    assert await client.zrange(keys.subjects("acme"), 0, -1) == [b"user:new"]
 
 
 async def test_a_customer_has_room_for_a_hundred_thousand_subjects(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        client: Any = (await kit.store.admin()).client
-        key = kit.store.keys.subjects("acme")
-        for at in range(0, ABOVE - 1, 33_333):
-            members = {f"user:full{nth}": to_ms(NOW) + 3_600_000 for nth in range(at, at + 33_333)}
-            await client.zadd(key, members)
-        await client.pexpire(key, 86_400_000)
-        assert (await kit.consume("acme", "calls", subjects={"user": "last"})).allowed
-        await settled(kit)
-        assert await client.zcard(key) == ABOVE
-        # Beyond it a new one is decided by the customer's limits alone. One line of the log says so.
-        for _ in range(12):
-            assert (await kit.consume("acme", "calls", subjects={"user": "beyond"})).allowed
-        await settled(kit)
-        assert await client.zcard(key) == ABOVE
-        assert not await client.exists(kit.store.keys.subject("acme", "user", "beyond"))
-        assert (await kit.usage("acme"))["meters"]["calls"]["recorded"] == 13
-        # Those that are known keep their limits.
-        assert not (await kit.consume("acme", "calls", 10, subjects={"user": "last"})).allowed
-        said = [record for record in caplog.records if "100,000 subjects" in record.getMessage()]
-        assert len(said) == 1
-        assert "'acme'" in said[0].getMessage()
-        # Once they have expired, there is room.
-        clock.set(NOW + timedelta(hours=1, milliseconds=1))
-        await client.pexpire(key, 86_400_000)
-        assert (await kit.consume("acme", "calls", 3, subjects={"user": "beyond"})).allowed
-        await settled(kit)
-        assert (await figures(kit, "calls"))["beyond"] == (3, 0)
+    client: Any = (await kit.store.admin()).client
+    key = kit.store.keys.subjects("acme")
+    for at in range(0, ABOVE - 1, 33_333):
+        members = {f"user:full{nth}": NOW.timestamp() * 1000 + 3_600_000 for nth in range(at, at + 33_333)}
+        await client.zadd(key, members)
+    await client.pexpire(key, 86_400_000)
+    assert (await kit.consume("acme", "calls", subjects={"user": "last"})).allowed
+    await settled(kit)
+    assert await client.zcard(key) == ABOVE
+    # Beyond it a new one is decided by the customer's limits alone. One line of the log says so.
+    for _ in range(12):
+        assert (await kit.consume("acme", "calls", subjects={"user": "beyond"})).allowed
+    await settled(kit)
+    assert await client.zcard(key) == ABOVE
+    assert not await client.exists(kit.store.keys.subject("acme", "user", "beyond"))
+    assert (await kit.usage("acme"))["meters"]["calls"]["recorded"] == 13
+    # Those that are known keep their limits.
+    assert not (await kit.consume("acme", "calls", 10, subjects={"user": "last"})).allowed
+    (said,) = [message for message in caplog.messages if "100,000 subjects" in message]
+    assert "'acme'" in said
+    # Once they have expired, there is room.
+    clock.set(NOW + timedelta(hours=1, milliseconds=1))
+    await client.pexpire(key, 86_400_000)
+    assert (await kit.consume("acme", "calls", 3, subjects={"user": "beyond"})).allowed
+    await settled(kit)
+    assert (await figures(kit, "calls"))["beyond"] == (3, 0)
 
 
 @pytest.mark.each_store
-async def test_i4_an_override_of_a_user_binds_at_once_and_ends(store_url: str) -> None:
-    clock = Clock(NOW)
+async def test_i4_an_override_of_a_user_binds_at_once_and_ends(
+    kit: MeterKit, other: MeterKit, clock: Clock
+) -> None:
     until = NOW + timedelta(minutes=10)
-    async with kit_of(store_url, clock) as one, kit_of(store_url, clock) as two:
-        for kit in (one, two):
-            assert (await kit.check("acme", "words", 66_666, subjects=USER)).allowed
-            assert not (await kit.check("acme", "words", 66_667, subjects=USER)).allowed
-        subject = one.customers.subject("acme", user="u_7")
-        found = await subject.override({"budget": {"amount_cents": 3}, "calls": {"rate": "3/hour"}}, until)
-        assert found.subject_overrides == {
-            "user:u_7": {"budget": {"amount_cents": 3}, "calls": {"rate": "3/hour"}}
-        }
-        assert found.override_ends == {"subject user:u_7": until}
-        for kit in (two, one):
-            assert (await kit.check("acme", "words", 1000, subjects=USER)).allowed
-            decision = await kit.check("acme", "words", 1001, subjects=USER)
-            assert decision.violated == ("user:spend-period",)
-            assert (await kit.check("acme", "words", 1001, subjects={"user": "u_8"})).allowed
-            assert not (await kit.check("acme", "calls", 4, subjects=USER)).allowed
-        clock.set(until - timedelta(milliseconds=1))
-        for kit in (one, two):
-            assert not (await kit.check("acme", "words", 1001, subjects=USER)).allowed
-        clock.set(until)
-        for kit in (two, one):
-            assert (await kit.check("acme", "words", 66_666, subjects=USER)).allowed
-            assert (await kit.check("acme", "calls", 10, subjects=USER)).allowed
-        assert (await two.customers.get("acme")).subject_overrides == {}
-        # Taken back by hand.
-        await subject.override({"words": {"included": 5}})
-        assert not (await two.check("acme", "words", 6, subjects=USER)).allowed
-        await subject.override({})
-        assert (await two.check("acme", "words", 6, subjects=USER)).allowed
+    for one in (kit, other):
+        assert (await one.check("acme", "words", 66_666, subjects=USER)).allowed
+        assert not (await one.check("acme", "words", 66_667, subjects=USER)).allowed
+    subject = kit.customers.subject("acme", user="u_7")
+    less: Any = {"budget": {"amount_cents": 3}, "calls": {"rate": "3/hour"}}
+    found = await subject.override(less, until)
+    assert found.subject_overrides == {"user:u_7": less}
+    assert found.override_ends == {"subject user:u_7": until}
+    for one in (other, kit):
+        assert (await one.check("acme", "words", 1000, subjects=USER)).allowed
+        decision = await one.check("acme", "words", 1001, subjects=USER)
+        assert decision.violated == ("user:spend-period",)
+        assert (await one.check("acme", "words", 1001, subjects={"user": "u_8"})).allowed
+        assert not (await one.check("acme", "calls", 4, subjects=USER)).allowed
+    clock.set(until - timedelta(milliseconds=1))
+    for one in (kit, other):
+        assert not (await one.check("acme", "words", 1001, subjects=USER)).allowed
+    clock.set(until)
+    for one in (other, kit):
+        assert (await one.check("acme", "words", 66_666, subjects=USER)).allowed
+        assert (await one.check("acme", "calls", 10, subjects=USER)).allowed
+    assert (await other.customers.get("acme")).subject_overrides == {}
+    # Taken back by hand.
+    await subject.override({"words": {"included": 5}})
+    assert not (await other.check("acme", "words", 6, subjects=USER)).allowed
+    await subject.override({})
+    assert (await other.check("acme", "words", 6, subjects=USER)).allowed
 
 
-async def test_an_override_that_cannot_be_read_is_refused(store_url: str) -> None:
-    async with kit_of(store_url) as kit:
-        subject = kit.customers.subject("acme", user="u_7")
-        wrongs: tuple[Mapping[str, Mapping[str, object]], ...] = (
-            {"cals": {"included": 1}},
-            {"calls": {"overage": "bill"}},
-            {"budget": {"amount_cents": -1}},
-            {"budget": {"per": "week"}},
-        )
-        for wrong in wrongs:
-            with pytest.raises(PlansError):
-                await subject.override(wrong)
-        assert (await kit.customers.get("acme")).subject_overrides == {}
-        with pytest.raises(MeterkitError, match="declared are team, user"):
-            kit.customers.subject("acme", app="x")
-        with pytest.raises(MeterkitError, match="found 2 subjects"):
-            kit.customers.subject("acme", user="u", team="t")
-        with pytest.raises(CustomerError):
-            kit.customers.subject("acme", user="")
+async def test_an_override_that_cannot_be_read_is_refused(kit: MeterKit) -> None:
+    subject = kit.customers.subject("acme", user="u_7")
+    for meter, key, value in (
+        ("cals", "included", 1),
+        ("calls", "overage", "bill"),
+        ("budget", "per", "week"),
+    ):
+        with pytest.raises(PlansError):
+            await subject.override({meter: {key: value}})
+    assert (await kit.customers.get("acme")).subject_overrides == {}
+    for named, said in (
+        ({"app": "x"}, "declared are team, user"),
+        ({"user": "u", "team": "t"}, "found 2 subjects"),
+        ({"user": ""}, "user"),
+    ):
+        with pytest.raises(MeterkitError, match=said):
+            kit.customers.subject("acme", **named)
 
 
-async def test_a_deleted_customer_leaves_nothing_of_its_subjects(store_url: str) -> None:
-    async with kit_of(store_url) as kit:
-        for nth in range(7):
-            await kit.consume("acme", "calls", subjects={"user": f"u{nth}", "team": "red"})
-            await kit.consume("other", "calls", subjects={"user": f"u{nth}"})
-        await settled(kit)
-        await kit.customers.subject("acme", user="u1").override({"calls": {"included": 2}})
-        found = await kit.customers.delete("acme")
-        assert found.subjects == 8
-        assert await kit.usage("acme", by="user") == []
-        assert (await kit.customers.get("acme")).subject_overrides == {}
-        admin, keys = await kit.store.admin(), kit.store.keys
-        client: Any = admin.client
-        assert not await client.exists(keys.subjects("acme"))
-        for nth in range(7):
-            assert not await client.exists(keys.subject("acme", "user", f"u{nth}"))
-            assert await client.exists(keys.subject("other", "user", f"u{nth}"))
-        assert not await client.exists(keys.subject("acme", "team", "red"))
-
-
-def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
-    store = kit_of("redis://127.0.0.1:6379/0").store
-    view = store.cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = view.prepare_holding({"words": 100}, "d")
-    settlement = Settlement(view, held=Held.of(decision, 6), used=Used.of({"words": 70}))
-    found = read(write(settlement, 1, 1_800_000_000_000, None), store.cache).settlement
-    assert found.view.subjects is not None
-    assert found.view.subjects.given == (("user", "u_7"), ("team", "größe"))
-    assert found.held == settlement.held
-    assert found.held.subjects["user"].spent == 100 * WORD
-    assert found.spent == settlement.spent == {"user": 70 * WORD}
+async def test_a_deleted_customer_leaves_nothing_of_its_subjects(kit: MeterKit) -> None:
+    for nth in range(7):
+        await kit.consume("acme", "calls", subjects={"user": f"u{nth}", "team": "red"})
+        await kit.consume("other", "calls", subjects={"user": f"u{nth}"})
+    await settled(kit)
+    await kit.customers.subject("acme", user="u1").override({"calls": {"included": 2}})
+    found = await kit.customers.delete("acme")
+    assert found.subjects == 8
+    assert await kit.usage("acme", by="user") == []
+    assert (await kit.customers.get("acme")).subject_overrides == {}
+    client, keys = cast("Any", (await kit.store.admin()).client), kit.store.keys
+    assert not await client.exists(keys.subjects("acme"))
+    for nth in range(7):
+        assert not await client.exists(keys.subject("acme", "user", f"u{nth}"))
+        assert await client.exists(keys.subject("other", "user", f"u{nth}"))
+    assert not await client.exists(keys.subject("acme", "team", "red"))
 
 
 async def test_i6_a_spool_counts_for_subjects_once(
-    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: TcpProxy, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
-    async with (
-        TcpProxy(valkey.port) as proxy,
-        kit_of(proxy.url, store_timeout=0.1, spool_dir=tmp_path) as kit,
-    ):
+    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
+    async with kit_of(proxy.url, clock, PLANS, store_timeout=0.1, spool_dir=tmp_path) as kit:
         await kit.record("acme", "words", 1, subjects=USER)
         await settled(kit)
         await proxy.set("refuse")
         await eventually(lambda: lane_of(kit).is_away)
-        view = kit.store.cache.get("acme", subjects=(("user", "u_7"), ("team", "red")))
-        for _ in range(50):
-            kit.store.settle(lane_of(kit), Settlement(view, used=Used(recorded={"words": 3, "calls": 1})))
+        given = {"words": 3, "calls": 1}
+        subjects = {"user": "u_7", "team": "red"}
+        await asyncio.gather(*(kit.record("acme", given, subjects=subjects) for _ in range(50)))
         await eventually(lambda: all(queue.unsettled == 0 for queue in lane_of(kit).queues))
         await proxy.set("pass")
         await settled(kit)
@@ -315,62 +250,110 @@ async def test_i6_a_spool_counts_for_subjects_once(
         assert await spent(kit) == {"u_7": 151 * WORD}
 
 
-@pytest.mark.parametrize(("kept", "recorded"), [(5, 12), (6, 7)])
-async def test_i6_what_may_have_been_applied_counts_for_subjects_once(
-    valkey: Server, tmp_path: Path, kept: int, recorded: int
-) -> None:
-    async with kit_of(valkey.url, spool_dir=tmp_path) as kit:
-        store, lane = kit.store, await kit.store.lane()
-        view = store.cache.get("acme", subjects=(("user", "u_7"),))
-        earlier = store.keys.producer(view.shard, "0" * 16)
-        valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
-        records = [
-            write(
-                Settlement(view, used=Used(recorded={"words": quantity})),
-                nth,
-                store.now_ms(),
-                Sent(earlier, 5 + nth, 5),
-            )
-            for nth, quantity in enumerate((5, 7), start=1)
-        ]
-        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys)
-        await replay.send(records)
-        assert await figures(kit, "words") == {"u_7": (recorded, 0)}
-
-
-async def test_i3_holds_of_a_user_are_renewed_and_given_back(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with kit_of(store_url, clock) as kit:
-        held = kit.reserve("acme", {"words": 60_000, "pages": 1}, subjects=USER)
-        await held.__aenter__()
-        assert held.decision.allowed
-        for _ in range(31):
-            clock.advance(timedelta(minutes=1))
-            await renew_holds(lane_of(kit))
-            await settled(kit)
-        assert await figures(kit, "words") == {"u_7": (0, 60_000)}
-        assert (await kit.check("acme", "words", 6_666, subjects=USER)).allowed
-        assert not (await kit.check("acme", "words", 6_667, subjects=USER)).allowed
-        await held.capture({"words": 500})
+async def test_i3_holds_of_a_user_are_renewed_and_given_back(kit: MeterKit, clock: Clock) -> None:
+    held = kit.reserve("acme", {"words": 60_000, "pages": 1}, subjects=USER)
+    await held.__aenter__()
+    assert held.decision.allowed
+    for _ in range(31):
+        clock.advance(timedelta(minutes=1))
+        await renew_holds(lane_of(kit))
         await settled(kit)
-        assert await figures(kit, "words") == {"u_7": (500, 0)}
-        assert await spent(kit) == {"u_7": 500 * WORD}
-        assert (await kit.check("acme", "words", 66_166, subjects=USER)).allowed
-        assert not (await kit.check("acme", "words", 66_167, subjects=USER)).allowed
-        clock.advance(timedelta(minutes=11))
-        assert await figures(kit, "words") == {"u_7": (500, 0)}
+    assert await figures(kit, "words") == {"u_7": (0, 60_000)}
+    assert (await kit.check("acme", "words", 6_666, subjects=USER)).allowed
+    assert not (await kit.check("acme", "words", 6_667, subjects=USER)).allowed
+    await held.capture({"words": 500})
+    await settled(kit)
+    assert await figures(kit, "words") == {"u_7": (500, 0)}
+    assert await spent(kit) == {"u_7": 500 * WORD}
+    assert (await kit.check("acme", "words", 66_166, subjects=USER)).allowed
+    assert not (await kit.check("acme", "words", 66_167, subjects=USER)).allowed
+    clock.advance(timedelta(minutes=11))
+    assert await figures(kit, "words") == {"u_7": (500, 0)}
 
 
-async def test_i3_holds_of_a_process_that_is_killed_vanish(valkey: Server) -> None:
+async def test_i3_holds_of_a_process_that_is_killed_vanish(
+    kit: MeterKit, valkey: Server, clock: Clock
+) -> None:
     doomed = await process(valkey.url)
     assert await doomed.ask("hold", user="u_7", meter="words", quantity=60_000)
     doomed.process.kill()
     await doomed.process.wait()
-    clock = Clock(NOW)
-    async with kit_of(valkey.url, clock) as kit:
-        assert await figures(kit, "words") == {"u_7": (0, 60_000)}
-        assert not (await kit.check("acme", "words", 6_667, subjects=USER)).allowed
-        clock.advance(timedelta(minutes=10))
-        assert (await kit.check("acme", "words", 66_666, subjects=USER)).allowed
-        assert await figures(kit, "words") == {"u_7": (0, 0)}
-        assert await spent(kit) == {"u_7": 0}
+    assert await figures(kit, "words") == {"u_7": (0, 60_000)}
+    assert not (await kit.check("acme", "words", 6_667, subjects=USER)).allowed
+    clock.advance(timedelta(minutes=10))
+    assert (await kit.check("acme", "words", 66_666, subjects=USER)).allowed
+    assert await figures(kit, "words") == {"u_7": (0, 0)}
+    assert await spent(kit) == {"u_7": 0}
+
+
+# Budgets of users where the price of overage depends on the model.
+
+
+BY_MODEL = """\
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  out: {default: 4 per 1000, models: {"small-*": 1 per 1000, "large-*": 20 per 1000}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    subjects: {user: {budget: {amount_cents: 10}}}
+    meters: {output_tokens: {included: 100, overage: {bill: {price: prices.out}}}}
+"""
+
+
+def answer(model: str, tokens: int) -> dict[str, Any]:
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": chat_usage(0, tokens)}
+
+
+async def used_by_user(kit: MeterKit) -> SubjectUsage:
+    (found,) = await kit.usage("acme", by="user")
+    return found
+
+
+async def test_each_unit_counts_at_the_price_of_its_model(any_store_url: str, clock: Clock) -> None:
+    async with kit_of(any_store_url, clock, BY_MODEL) as kit:
+        await kit.record_usage("acme", answer("small-1", 300), subjects=USER)
+        assert (await used_by_user(kit)).spent_micros == 300 * 10
+        await kit.record_usage("acme", answer("large-1", 50), subjects=USER)
+        await kit.record_usage("acme", answer("other", 10), subjects=USER)
+        await kit.record("acme", "output_tokens", 1, subjects=USER)
+        assert (await used_by_user(kit)).spent_micros == 300 * 10 + 50 * 200 + 10 * 40 + 40
+
+
+async def test_a_hold_of_no_known_model_costs_the_highest_price(any_store_url: str, clock: Clock) -> None:
+    async with kit_of(any_store_url, clock, BY_MODEL) as kit:
+        async with kit.reserve("acme", {"output_tokens": 500}, subjects=USER) as reservation:
+            assert reservation.decision.allowed  # USD 0.10 at the highest price, all of the budget.
+            refused = await kit.consume("acme", "output_tokens", 1, subjects=USER)
+            assert (refused.allowed, refused.violated) == (False, ("user:spend-period",))
+            await reservation.capture(answer("small-1", 500))
+        assert (await used_by_user(kit)).spent_micros == 500 * 10
+        assert (await kit.consume("acme", "output_tokens", 1, subjects=USER)).allowed
+
+
+async def fits(kit: MeterKit, tokens: int, model: str) -> bool:
+    async with kit.reserve("acme", {"output_tokens": tokens}, model=model, subjects=USER) as reservation:
+        decision = reservation.decision
+    assert decision.allowed or decision.violated == ("user:spend-period",)
+    return decision.allowed
+
+
+@pytest.mark.parametrize("of_customer", ["", "budget: {amount_cents: 900}"])
+async def test_a_hold_costs_the_price_of_the_requested_model(
+    any_store_url: str, clock: Clock, of_customer: str
+) -> None:
+    plans = BY_MODEL.replace("    meters: {output", f"    {of_customer}\n    meters: {{output")
+    async with kit_of(any_store_url, clock, plans) as kit:
+        asked = {"output_tokens": 5_000}
+        async with kit.reserve("acme", asked, model="small-1", subjects=USER) as reservation:
+            assert reservation.decision.allowed  # USD 0.05 of USD 0.10.
+            for model, most in (("small-1", 5_000), ("large-1", 250), ("other", 1_250)):
+                assert await fits(kit, most, model)
+                assert not await fits(kit, most + 1, model)
+            await reservation.capture(answer("small-1", 10_000))
+        assert not await fits(kit, 1, "small-1")
+        assert (await used_by_user(kit)).spent_micros == 10_000 * 10
