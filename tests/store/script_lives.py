@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.redis.connection import pack
-from store import audit_driver, delivery_checks, script_top_ups, script_wires
+from store import audit_driver, delivery_checks, moving, script_top_ups, script_wires
 from store.audit_driver import Rebuilding
 from store.audit_folding import Folding, folding_texts
+from store.moving import Moving
 from store.script_allotting import AllotWorld
 from store.script_driver import World, life
 from store.script_gauges import GaugeWorld
@@ -41,6 +42,8 @@ def texts_of(kind: Kind, dialect: Dialect = "server") -> dict[str, str]:
     """The scripts that a world runs, under a clock that is set."""
     if kind is Folding:
         return folding_texts()
+    if kind is Moving:
+        return moving.load_texts(dialect)
     if kind is Rebuilding:
         return audit_driver.load_texts(dialect)
     if issubclass(kind, delivery_checks.Checks):

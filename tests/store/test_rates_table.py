@@ -1,34 +1,33 @@
-"""How a rate is brought forward to an instant: the script's function itself, case by case."""
+"""How a rate is brought forward to an instant, case by case; and the policies that come of a plan."""
 
 # Internals: the arithmetic of rates, in Lua and in Python.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from fractions import Fraction
-from itertools import count
 from math import ceil, floor
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from meterkit import MeterKit
+from drivers.subscribed_customer import kit_of
 from meterkit.catalog import Rate, loads
 from meterkit.decisions import in_process
-from meterkit.decisions.policies import rate_numbers
+from meterkit.decisions.policies import policies_of, rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from meterkit.testing import Clock
 from store.script_wires import server_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from meterkit import Decision
+    from meterkit import Decision, MeterKit
+    from meterkit.testing import Clock
     from servers.stores import Server
 
     Advance = Callable[..., list[int]]
@@ -37,10 +36,11 @@ SLIDING, FIXED, BUCKET = 1, 2, 3
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 QUANTITY_MAX = 10**15 - 1
-LINES = [
-    *("local values = {}", "for i = 1, #ARGV do values[i] = tonumber(ARGV[i]) end"),
-    "return {advance(unpack(values))}",
-]
+CALL = """
+local values = {}
+for i = 1, #ARGV do values[i] = tonumber(ARGV[i]) end
+return {advance(unpack(values))}
+"""
 PROPERTY = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -54,7 +54,7 @@ def advance(valkey: Server) -> Iterator[Advance]:
         text.index("local function advance") : text.index("\nend\n", text.index("advance(kind")) + 5
     ]
     with server_wire(valkey) as wire:
-        sha = wire(pack("SCRIPT", "LOAD", "\n".join((function, *LINES)))).decode()
+        sha = wire(pack("SCRIPT", "LOAD", function + CALL)).decode()
         yield lambda *values: wire(pack("EVALSHA", sha, 0, *values))
 
 
@@ -110,28 +110,20 @@ def test_a_bucket_is_exact(
 @given(
     kind=st.sampled_from([SLIDING, FIXED, BUCKET]),
     window_ms=st.sampled_from([1000, 60_000, HOUR_MS, 30 * DAY_MS]),
-    refill=st.integers(1, 10**6),
-    before=st.integers(0, 5),
+    counts=st.tuples(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(0, 10**6)),
+    before=st.integers(0, 1),
     passed_ms=st.integers(0, 70 * DAY_MS),
-    counted=st.integers(0, 10**6),
-    previous=st.integers(0, 10**6),
 )
 def test_rates_in_process_count_as_the_script_does(
-    advance: Advance,
-    kind: int,
-    window_ms: int,
-    refill: int,
-    before: int,
-    passed_ms: int,
-    counted: int,
-    previous: int,
+    advance: Advance, kind: int, window_ms: int, counts: tuple[int, int, int], before: int, passed_ms: int
 ) -> None:
+    refill, counted, previous = counts
     begun_ms = 1_800_000_000_000
     now_ms = begun_ms + passed_ms
     if kind == BUCKET:
         refill, slot, previous = min(refill, window_ms), begun_ms, previous % window_ms
     else:
-        refill, slot = 0, begun_ms // window_ms - before % 2
+        refill, slot = 0, begun_ms // window_ms - before
     expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
     found, used = in_process.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
     assert [*found, used] == expected
@@ -168,7 +160,7 @@ schema: 1
 currency: usd
 default_plan: free
 meters:
-  units: {unit: unit}
+  units: {unit: unit, stripe: {event_name: units}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -185,21 +177,17 @@ RATES = {
     "{limit: 300/second, algorithm: token-bucket, burst: 40}": (40, 1),
 }
 MILLISECOND = timedelta(milliseconds=1)
-_numbers = count()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("rate", RATES)
-async def test_after_it_one_unit_more_is_admitted_or_what_was_asked(store_url: str, rate: str) -> None:
+async def test_after_it_one_unit_more_is_admitted_or_what_was_asked(
+    store_url: str, clock: Clock, rate: str
+) -> None:
     """F-61: of sliding windows it was the end of the window, which frees nothing by itself."""
-    start = datetime(2031, 1, 5, 12, tzinfo=UTC)
-    random, clock = Random(0), Clock(start)  # noqa: S311 - repeatable
-    kit = MeterKit(
-        loads(PLANS.replace("RATE", rate)), clock=clock, redis_url=store_url, flush=False,
-        key_prefix=f"reset{next(_numbers)}",
-    )  # fmt: skip
+    random = Random(0)  # noqa: S311 - repeatable
     (limit, span_s), promised = RATES[rate], 0
-    async with kit:
+    async with kit_of(store_url, clock, PLANS.replace("RATE", rate)) as kit:
         for _ in range(60):
             quantity = min(limit, random.choice((1, 1, 2, random.randint(1, limit))))
             decision = await kit.consume("acme", "units", quantity)
@@ -221,21 +209,6 @@ async def _check_promise(kit: MeterKit, clock: Clock, decision: Decision, quanti
     assert (await kit.check("acme", "units", wanted)).allowed, (decision, wanted)
 
 
-DECIDED = """\
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  slides: {{unit: request}}
-routes:
-  - {{match: "GET /slow", rate: 3/minute, consume: {{slides: 1}}}}
-plans:
-  free:
-    price: {{amount_cents: 0, interval: month}}
-    meters: {{slides: {{rate: {rate}}}}}
-"""
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "rate",
@@ -245,23 +218,58 @@ plans:
         "{limit: 7/minute, algorithm: token-bucket, burst: 20}",
     ],
 )
-async def test_it_is_what_a_decision_says_at_every_moment(store_url: str, rate: str) -> None:
-    clock = Clock(datetime(2099, 9, 10, 0, 0, 7, tzinfo=UTC))
-    async with MeterKit(
-        loads(DECIDED.format(rate=rate)), redis_url=store_url, clock=clock, flush=False, key_prefix="r"
-    ) as kit:
+async def test_it_is_what_a_decision_says_at_every_moment(store_url: str, clock: Clock, rate: str) -> None:
+    plans = PLANS.replace("RATE", rate)
+    plans += 'routes: [{match: "GET /slow", rate: 3/minute, consume: {units: 1}}]\n'
+    async with kit_of(store_url, clock, plans) as kit:
         (unused, route) = await kit.rates("ada")
-        assert (20, 0, 20, timedelta(0)) == (
-            *(unused["limit"], unused["used"], unused["remaining"]),
-            unused["reset_after"],
-        )
+        assert (unused["limit"], unused["used"], unused["remaining"]) == (20, 0, 20)
+        assert unused["reset_after"] == timedelta(0)
         assert ("route-1m", None, "GET /slow") == (route["policy"], route["meter"], route["route"])
         for step_s in (0, 1, 13, 40, 0, 29, 61, 200_000, 0.031, 7):
             clock.advance(timedelta(seconds=step_s))
-            await kit.consume("ada", "slides", 6)
-            decision = await kit.check("ada", "slides")
+            await kit.consume("ada", "units", 6)
+            decision = await kit.check("ada", "units")
             found = (await kit.rates("ada"))[0]
-            assert decision.limit == found["policy"]
-            assert decision.remaining == found["remaining"]
-            assert decision.reset_after == found["reset_after"]
+            said = (decision.limit, decision.remaining, decision.reset_after)
+            assert said == (found["policy"], found["remaining"], found["reset_after"])
             assert found["used"] >= 6
+
+
+# The policies of a plan, in the order in which they are weighed.
+
+
+def policies(unit: str, terms: str) -> list[tuple[Any, ...]]:
+    plans = PLANS.replace("unit: unit", f"unit: {unit}").replace("{rate: RATE}", terms)
+    catalog = loads(plans)
+    found = policies_of(catalog.plans["free"].entitlements["units"], catalog.meters["units"])
+    return [(one.name, one.kind, one.quota, one.window_s, one.quota_unit) for one in found]
+
+
+def test_policies_are_rates_then_the_period_then_concurrency() -> None:
+    terms = "{rate: [1000/hour, 20/second], included: 10_000, overage: deny, concurrency: 4}"
+    assert policies("request", terms) == [
+        ("units-1h", "rate", 1000, 3600, None),
+        ("units-1s", "rate", 20, 1, None),
+        ("units-period", "period", 10_000, None, None),
+        ("units-concurrency", "concurrency", 4, None, "concurrent-requests"),
+    ]
+    # A unit that is not the request is named.
+    assert policies("token", "{rate: 200_000/5 hours, included: 50_000, overage: deny}") == [
+        ("units-5h", "rate", 200_000, 18_000, "token"),
+        ("units-period", "period", 50_000, None, "token"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("terms", "quotas"),
+    [
+        ("{included: unlimited}", []),
+        ("{included: 0, overage: deny}", [0]),
+        ("{included: 100, overage: bill}", []),
+        ("{included: 100, overage: {bill: {cap: 50}}}", [150]),
+        (f"{{included: {QUANTITY_MAX}, overage: {{bill: {{cap: {QUANTITY_MAX}}}}}}}", [QUANTITY_MAX]),
+    ],
+)
+def test_a_period_admits_included_and_cap(terms: str, quotas: list[int]) -> None:
+    assert [quota for _, _, quota, *_ in policies("request", terms)] == quotas

@@ -5,8 +5,6 @@ where four of five are usual. With ``METERKIT_ALL_MUTANTS=1`` each mutant lives 
 must be noticed.
 """
 
-# Internals: the script models, which are the specification.
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
@@ -17,6 +15,7 @@ from store import delivery_checks
 from store.audit_driver import Rebuilding
 from store.audit_folding import Folding
 from store.delivery_driver import Delivery
+from store.moving import Moving
 from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
@@ -50,20 +49,20 @@ SHARES_OF_PLANS: Final[Lives] = ((SharesWorld, 0), (SharesWorld, 1))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
 ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
-GAUGES: Final[Lives] = tuple(
-    (kind, seed) for seed in range(3) for kind in (GaugeWorld, KeepingWorld, RepeatWorld)
-)
+GAUGES: Final = tuple((kind, n) for n in range(3) for kind in (GaugeWorld, KeepingWorld, RepeatWorld))
 SUBJECTS: Final[Lives] = ((HourWorld, 0), (SubjectWorld, 1), (DayWorld, 2))
 ALLOTTING: Final[Lives] = tuple((AllotWorld, seed) for seed in range(3))
 PAID_ALLOTTING: Final[Lives] = tuple((PaidAllotWorld, seed) for seed in range(3))
-BOTH_ALLOTTING: Final[Lives] = tuple(
-    (kind, seed) for seed in range(3) for kind in (AllotWorld, PaidAllotWorld)
-)
+BOTH_ALLOTTING: Final = tuple((kind, n) for n in range(3) for kind in (AllotWorld, PaidAllotWorld))
 OBJECTS: Final[Lives] = tuple((ObjectsWorld, seed) for seed in range(3))
 DELIVERY: Final[Lives] = ((Delivery, 0), (Delivery, 1))
 OVERTAKING: Final[Lives] = ((Overtaking, 5),)
 STRANDING: Final[Lives] = (*DELIVERY, (Stranding, 6))
 RESTORING: Final[Lives] = ((Restoring, 4), (Repricing, 7))
+EVERYTHING: Final[Lives] = (
+    *(PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:]),
+    *(*FURTHER[2:], *SPENDING[1:], *ROWS[:2]),
+)
 
 
 def included(names: str, lives: Lives) -> Mapping[str, Lives]:
@@ -76,16 +75,8 @@ DECIDING: Final = Mutated(
     sample=6,
     counts=True,
     lives={
-        **dict.fromkeys(
-            (
-                "decide.lua",
-                "settle.lua",
-                "include/open_further.lua",
-                "include/classify.lua",
-                "include/within_both.lua",
-            ),
-            (PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:], *FURTHER[2:], *SPENDING[1:], *ROWS[:2]),
-        ),
+        **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
+        **included("open_further classify within_both", EVERYTHING),
         **included(
             "head_of window_of meter_of besides_of live_holds give_back correct take_number expire_at"
             " overdue count_late crossed notify close_period read_counters open_meter are_whole pack_meter"
@@ -172,9 +163,10 @@ DELIVERING: Final = Mutated(
     steps=2400,
     sample=10,
     counts=True,
-    begin_anew=frozenset({Overtaking, Stranding, Recalling, Refusing, Restoring, Repricing}),
+    begin_anew=frozenset({Overtaking, Stranding, Recalling, Refusing, Restoring, Repricing, Moving}),
     lives={
         **dict.fromkeys((f"{name}.lua" for name in delivery_checks.NAMES), DELIVERY),
+        "move_grants.lua": ((Moving, 0),),
         "recall.lua": ((Recalling, 2),),
         "refuse.lua": ((Refusing, 3),),
         "seal.lua": (*DELIVERY, *OVERTAKING),
