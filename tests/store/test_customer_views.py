@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.counters import flat_of, packed_of
+from drivers.counters import put_head
+from drivers.subscribed_customer import kit_of
 from faults.refusals import settle, settled, used
-from meterkit import MeterKit, StoreError
+from meterkit import StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
@@ -29,19 +30,16 @@ from meterkit.store.known_customers import KnownCustomers
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit.catalog import Entitlement, Route
-    from meterkit.decisions.grants import Prepaid
+    from meterkit import MeterKit
     from meterkit.decisions.program import Program
-    from meterkit.store.subjects import Subjects
+    from meterkit.testing import Clock
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 NOW_MS = 1_938_859_230_000
 LIMITS = {"free": 1_000_003, "pro": 2_000_003}
-CATALOG = loads(
-    """
+PLANS = """
 schema: 1
 currency: usd
 default_plan: free
@@ -55,7 +53,7 @@ plans:
     price: {amount_cents: 100, interval: month}
     meters: {requests: {included: 2_000_003, overage: deny}}
 """
-)
+CATALOG = loads(PLANS)
 
 
 def reply(rev: str, plan: str) -> list[Any]:
@@ -63,25 +61,13 @@ def reply(rev: str, plan: str) -> list[Any]:
     return [2, NOW_MS, rev.encode(), CustomerState(plan=plan).dump().encode()]
 
 
-def ignore(_call: Any, _now_ms: int) -> None:
-    """Nobody was waiting."""
-
-
 class Interrupted(CustomerCache):
     """Customers of whom another thread learns something while a program is compiled."""
 
     meanwhile: list[list[Any]]
 
-    def program(
-        self,
-        entitlements: Mapping[str, Entitlement],
-        route: Route,
-        prepaid: Prepaid | None,
-        *,
-        keeps: bool = False,
-        subjects: Subjects | None = None,
-    ) -> Program:
-        program = super().program(entitlements, route, prepaid, keeps=keeps, subjects=subjects)
+    def program(self, *given: Any, **named: Any) -> Program:
+        program = super().program(*given, **named)
         if getattr(self, "meanwhile", None):
             self.learn(self.get("acme"), self.meanwhile.pop())
         return program
@@ -95,7 +81,7 @@ def known(kind: type[CustomerCache] = CustomerCache, **settings: Any) -> Any:
         settle=scripts.load("settle"),
         seal_delay_ms=300_000,
         now_ms=lambda: NOW_MS,
-        on_unclaimed=ignore,
+        on_unclaimed=lambda _call, _now_ms: None,
         **settings,
     )
 
@@ -116,10 +102,9 @@ def test_a_state_learnt_while_packing_does_not_mix_with_the_old() -> None:
 
 
 @pytest.mark.dear("three threads decide all the time")
-async def test_i4_threads_never_decide_by_two_states(store_url: str) -> None:
+async def test_i4_threads_never_decide_by_two_states(kit: MeterKit) -> None:
     # F-17, with everything real.
     wrong: list[object] = []
-    kit = MeterKit(CATALOG, redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
     over = threading.Event()
 
     async def work() -> None:
@@ -129,52 +114,40 @@ async def test_i4_threads_never_decide_by_two_states(store_url: str) -> None:
                 if (decision.remaining or 0) // 1_000_000 != LIMITS[decision.plan or ""] // 1_000_000:
                     wrong.append(decision)
 
-    def run() -> None:
-        try:
-            asyncio.run(work())
-        except BaseException as error:  # noqa: BLE001 - shown by the test
-            wrong.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        async with kit:
+    with ThreadPoolExecutor(3) as threads:
+        working = [threads.submit(asyncio.run, work()) for _ in range(3)]
+        try:
             for flip in range(100):
                 await kit.customers.set_plan("acme", ("pro", "free")[flip % 2])
-    finally:
-        over.set()
-        for thread in threads:
-            await asyncio.to_thread(thread.join)
-        sys.setswitchinterval(interval)
+        finally:
+            over.set()
+            sys.setswitchinterval(interval)
+    assert [one.exception() for one in working] == [None] * 3
     assert wrong == []
 
 
-async def know(client: Any, counters: str, rev: str) -> None:
-    """Have counters know of another state."""
-    head = flat_of({"h": await client.hget(counters, "h")})
-    await client.hset(counters, "h", packed_of(head | {"r": rev})["h"])
-
-
 @pytest.mark.leaves_keys("a state that nobody can read")
-async def test_a_state_that_cannot_be_read_is_not_half_taken(store_url: str) -> None:
+@pytest.mark.leaves_keys("a state that nobody can read")
+async def test_a_state_that_cannot_be_read_is_not_half_taken(valkey: Server, clock: Clock) -> None:
     # F-17: its rev was, so the next decision was made by the plan before.
-    async with MeterKit(CATALOG, redis_url=store_url, shards=1, flush=False, store_timeout=1.0) as kit:
+    async with kit_of(valkey.url, clock, PLANS, shards=1, store_timeout=1.0) as kit:
+        keys = kit.store.keys.customer("acme")
+
+        def change(rev: str, data: str) -> None:
+            valkey.command("HSET", keys.state, "rev", rev, "data", data)
+            put_head(valkey, keys.counters, r=rev)
+
         await kit.customers.set_plan("acme", "pro")
         assert (await kit.check("acme", "requests")).plan == "pro"
-        client: Any = (await kit.store.admin()).client
-        key = kit.store.keys.customer("acme").state
-        await client.hset(key, mapping={"rev": "2:unreadable", "data": "[1]"})
-        await know(client, kit.store.keys.customer("acme").counters, "2:unreadable")
+        change("2:unreadable", "[1]")
         for _ in range(2):
             with pytest.raises(StoreError, match="the state of customer 'acme' cannot be read"):
                 await kit.check("acme", "requests")
         settle(kit, "acme", requests=2)  # Kept until the state can be read, and in no other's way.
         await kit.record("other", "requests", 1)
-        await client.hset(key, mapping={"rev": "2:mended", "data": '{"plan":"free"}'})
-        await know(client, kit.store.keys.customer("acme").counters, "2:mended")
+        change("2:mended", '{"plan":"free"}')
         assert (await kit.check("acme", "requests")).plan == "free"
         await settled(kit)
         assert (await used(kit, "acme"), await used(kit, "other")) == ((2, 0), (1, 0))
