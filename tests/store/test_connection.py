@@ -1,9 +1,9 @@
 """One connection: many requests in flight, each with its own reply, whatever is lost or cancelled."""
 
-# Internals: whose reply is whose on one connection, and the clock of a reconnector, which kits hide.
+# Internals: whose reply is whose on one connection, and when it is made again, which kits hide.
 
 # pyright: reportPrivateUsage=false
-# A test sets the clock of a reconnector.
+# A test ends the connection of a reconnector.
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+import looptime
 import pytest
 
 from faults.proxy import TcpProxy
@@ -31,7 +32,7 @@ from meterkit.redis.url import Address
 from servers.stores import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Connection, OnEnd, Unsent
@@ -139,41 +140,30 @@ async def test_i9_connecting_ends_within_one_timeout(valkey: Server, mode: Any) 
 
 
 NAME = "localhost"
-ASK: Final = socket.getaddrinfo
-
-
-class Resolver:
-    """The system's, but for one name: of that nothing is heard until it is let go.
-
-    Attributes:
-        addresses: what the name leads to.
-        answers: whether it is let go.
-        asked: how often that was asked.
-    """
-
-    def __init__(self) -> None:
-        self.addresses = ["127.0.0.1"]
-        self.answers = threading.Event()
-        self.asked = 0
-
-    def getaddrinfo(self, host: Any, *arguments: Any, **named: Any) -> Any:
-        if host != NAME:
-            return ASK(host, *arguments, **named)
-        self.asked += 1
-        self.answers.wait(30)
-        return [found for address in self.addresses for found in ASK(address, *arguments, **named)]
 
 
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    made = Resolver()
-    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The system's, but for one name: of that nothing is heard until it is let go."""
+    ask = socket.getaddrinfo
+    made = SimpleNamespace(addresses=["127.0.0.1"], answers=threading.Event(), asked=0)
+
+    def getaddrinfo(host: Any, *arguments: Any, **named: Any) -> Any:
+        if host != NAME:
+            return ask(host, *arguments, **named)
+        made.asked += 1
+        made.answers.wait(30)
+        return [found for address in made.addresses for found in ask(address, *arguments, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield made
     made.answers.set()
 
 
 @pytest.mark.each_loop
-async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(store_url: str, resolver: Resolver) -> None:
+async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(
+    store_url: str, resolver: SimpleNamespace
+) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     url = f"redis://{NAME}:{urlsplit(store_url).port}/0"
     async with kit_at(url, store_timeout=0.25, start_timeout=1) as kit:
@@ -192,7 +182,7 @@ async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(store_url: str, r
 
 
 @pytest.mark.each_loop
-async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolver: Resolver) -> None:
+async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolver: SimpleNamespace) -> None:
     resolver.addresses = ["127.0.0.77", "127.0.0.1"]
     resolver.answers.set()
     connection = await Opener(urlsplit(store_url).port, NAME)()
@@ -202,7 +192,7 @@ async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolve
         await Opener(free_port(), NAME)()
 
 
-# The reconnector by itself: how often it tries, what a start waits for, and what it logs.
+# The reconnector by itself, in virtual time: how often it tries, what a start waits for, and what it logs.
 
 
 class Line:
@@ -214,145 +204,96 @@ class Line:
         """There is nothing to close."""
 
 
-async def test_i9_pauses_between_attempts_grow_to_half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleep, pauses, enough = asyncio.sleep, list[float](), asyncio.Event()
+class Link:
+    """A reconnector whose server is there, or not."""
 
-    async def connect(_: OnEnd) -> AnyConnection:
-        if len(pauses) == 6:
-            enough.set()
-        raise StoreError("it is away")
+    def __init__(self) -> None:
+        self.is_there, self.tried = asyncio.Event(), list[float]()
+        self.reconnector = Reconnector(self.connect, timeout_s=0.25, on_change=lambda _: None)
 
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(0)
+    async def connect(self, _: OnEnd) -> AnyConnection:
+        self.tried.append(asyncio.get_running_loop().time())
+        await self.is_there.wait()
+        return cast("AnyConnection", Line())
 
-    monkeypatch.setattr(asyncio, "sleep", pause)
-    reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)
-    reconnector.begin()
-    await asyncio.wait_for(enough.wait(), 240)
-    await reconnector.stop()
-    assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+    def end(self) -> None:
+        assert self.reconnector.connection is not None
+        self.is_there.clear()
+        self.reconnector._on_end(self.reconnector.connection, "it is silent", [])
+
+    async def back(self) -> None:
+        self.is_there.set()
+        await self.reconnector.connected()
+
+    async def blip(self, after_s: float) -> None:
+        """Go away after so many seconds, for 0.35; it is known after 0.25 more."""
+        await asyncio.sleep(after_s)
+        self.end()
+        await asyncio.sleep(0.35)
+        await self.back()
 
 
-async def test_a_start_waits_for_a_connection_that_lasts() -> None:
+def run(story: Callable[[Link], Awaitable[None]], kind: type[Link] = Link) -> None:
+    async def told() -> None:
+        at = kind()
+        await story(at)
+        await at.reconnector.stop()
+
+    with asyncio.Runner(loop_factory=partial(looptime.new_event_loop, noop_cycles=0)) as runner:
+        runner.run(told())
+
+
+def test_i9_pauses_between_attempts_grow_to_half_a_second() -> None:
+    class Away(Link):
+        async def connect(self, _: OnEnd) -> AnyConnection:
+            self.tried.append(asyncio.get_running_loop().time())
+            raise StoreError("it is away")
+
+    async def story(at: Link) -> None:
+        at.reconnector.begin()
+        await asyncio.sleep(2)
+        pauses = [round(after - before, 3) for before, after in pairwise(at.tried)]
+        assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+
+    run(story, Away)
+
+
+def test_a_start_waits_for_a_connection_that_lasts() -> None:
     """F-233: the start returned without a store, although it had time left."""
-    made: list[AnyConnection] = []
 
-    async def connect(on_end: OnEnd) -> AnyConnection:
-        line = Line()
-        made.append(cast("AnyConnection", line))
-        if len(made) == 1:  # It ends once it is used, before those who wait for it have their turn.
-            line.open = False
-            asyncio.get_running_loop().call_soon(partial(on_end, made[0], "it has ended", []))
-        return made[-1]
+    class Ending(Link):
+        async def connect(self, on_end: OnEnd) -> AnyConnection:
+            line = await super().connect(on_end)
+            if len(self.tried) == 1:  # It ends once it is used, before those who wait have their turn.
+                line.open = False
+                asyncio.get_running_loop().call_soon(partial(on_end, line, "it has ended", []))
+            return line
 
-    reconnector = Reconnector(connect, timeout_s=5.0, on_change=lambda _: None)
-    async with asyncio.timeout(240):
-        await reconnector.reach(3600)  # In this task: what is seen next is what the start left.
-    assert reconnector.connection is made[1]
-    await reconnector.stop()
+    async def story(at: Link) -> None:
+        at.is_there.set()
+        await at.reconnector.reach(3600)  # In this task: what is seen next is what the start left.
+        assert (at.reconnector.connection is not None, len(at.tried)) == (True, 2)
+
+    run(story, Ending)
 
 
 # Log lines: a store that comes and goes has one a minute; an outage that lasts always has one.
 
 
-@dataclass
-class Timer:
-    """A call that is due at a time."""
-
-    at: float
-    do: Callable[..., object]
-    is_cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
-
-@dataclass
-class Clock:
-    """An event loop whose time a test moves on; calls that are due run then."""
-
-    now: float = 1000.0
-    timers: list[Timer] = field(default_factory=list["Timer"])
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, at: float, do: Callable[..., object], *_: object) -> asyncio.TimerHandle:
-        timer = Timer(at, do)
-        self.timers.append(timer)
-        return cast("asyncio.TimerHandle", timer)
-
-    def create_task(self, work: Any) -> asyncio.Task[Any]:
-        return asyncio.get_running_loop().create_task(work)
-
-    def advance(self, seconds: float) -> None:
-        until = self.now + seconds
-        while due := [timer for timer in self.timers if timer.at <= until]:
-            timer = min(due, key=lambda timer: timer.at)
-            self.timers.remove(timer)
-            self.now = max(self.now, timer.at)
-            if not timer.is_cancelled:
-                timer.do()
-        self.now = until
-
-
-class Link:
-    """A reconnector whose server is there, or not."""
-
-    def __init__(self) -> None:
-        self.clock, self.is_there = Clock(), asyncio.Event()
-        self.is_there.set()
-        self.reconnector = Reconnector(self._connect, timeout_s=0.25, on_change=lambda _: None)
-        self.reconnector._loop = cast("asyncio.AbstractEventLoop", self.clock)
-        self.reconnector._away_since = self.clock.now
-        self.reconnector._said_at = self.reconnector._told_at = self.clock.now - 3600
-        self.reconnector.begin()
-
-    async def _connect(self, _: object) -> AnyConnection:
-        await self.is_there.wait()
-        return cast("AnyConnection", Line())
-
-    def end(self) -> None:
-        connection = self.reconnector.connection
-        assert connection is not None
-        self.is_there.clear()
-        self.reconnector._on_end(connection, "it is silent", [])
-
-    async def back(self) -> None:
-        self.is_there.set()
-        await self.reconnector.connected()
-        if self.reconnector._task is not None:  # It has ended; who began it is told in the next tick.
-            await asyncio.wait([self.reconnector._task])
-
-    async def blip(self, after_s: float) -> None:
-        """Go away after so many seconds, for 0.35; it is known after 0.25 more."""
-        self.clock.advance(after_s)
-        self.end()
-        self.clock.advance(0.35)
-        await self.back()
-
-
-@asynccontextmanager
-async def link() -> AsyncGenerator[Link]:
-    made = Link()
-    await made.back()
-    try:
-        yield made
-    finally:
-        await made.reconnector.stop()
-
-
 AWAY = "it is silent; trying again until it can"
 
 
-async def test_a_store_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    async with link() as at:
+def test_a_store_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(at: Link) -> None:
+        at.reconnector.begin()
+        await at.back()
         for _ in range(12):
             await at.blip(9)
-        at.clock.advance(600)
+        await asyncio.sleep(600)
         await at.blip(1)
         assert at.reconnector.opened == 13
+
+    run(story)
     assert caplog.messages == [
         AWAY,
         "the store is back after 0.6 s",
@@ -363,15 +304,19 @@ async def test_a_store_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.
     ]
 
 
-async def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    async with link() as at:
-        await at.blip(5)
-        await at.blip(5)
-        at.clock.advance(5)
+def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(at: Link) -> None:
+        at.reconnector.begin()
+        await at.back()
+        for _ in range(2):
+            await at.blip(5)
+        await asyncio.sleep(5)
         at.end()
-        at.clock.advance(45)
+        await asyncio.sleep(45)
         assert caplog.messages[2:] == []
-        at.clock.advance(60)
+        await asyncio.sleep(60)
         assert caplog.messages[2:] == [f"{AWAY} (it was away once more since the last such line)"]
         await at.back()
-        assert caplog.messages[3:] == ["the store is back after 105.2 s"]
+
+    run(story)
+    assert caplog.messages[3:] == ["the store is back after 105.2 s"]

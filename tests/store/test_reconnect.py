@@ -23,63 +23,32 @@ from faults.refusals import (
     Client,
     Echo,
     FakeRedis,
-    answer_ok,
-    catalog,
+    ask,
     eventually,
     in_flight,
     kit_at,
     lane_of,
     loop_clock,
     metered,
+    settle,
     settled,
     stopped,
     used,
 )
-from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.keys import FORMAT
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.redis import breaker, scripts
+from meterkit.redis import breaker
 from meterkit.redis.connection import Connection
 from meterkit.redis.event_loops import EventLoops
-from meterkit.redis.handshake import connect
-from meterkit.redis.lane import Lane
-from meterkit.redis.url import Address
-from meterkit.store.hold import Used
-from meterkit.store.settlement import Settlement
 from servers.stores import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from meterkit import MeterKit
-    from meterkit.redis.breaker import AnyConnection, Connector
-    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.breaker import AnyConnection
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
-
-FENCE = scripts.load("fence")
-CEILING = catalog("""
-schema: 1
-currency: usd
-default_plan: p
-meters:
-  requests: {unit: request}
-routes:
-  - {match: "*", consume: {requests: 1}}
-plans:
-  p:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {included: 100, overage: deny}
-""")
-
-
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    async with TcpProxy(valkey.port) as proxy:
-        yield proxy
 
 
 async def told(kit: MeterKit, words: str) -> None:
@@ -108,7 +77,6 @@ async def told(kit: MeterKit, words: str) -> None:
 )
 @pytest.mark.parametrize("refused", [b"HSETNX", b"HMGET"])
 async def test_i9_whatever_a_server_answers_it_is_tried_again(reply: bytes, refused: bytes) -> None:
-    # F-9
     wrong = True
 
     def answer(words: list[bytes]) -> bytes:
@@ -130,7 +98,6 @@ async def test_i9_whatever_a_server_answers_it_is_tried_again(reply: bytes, refu
 async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # F-9
     right = EventLoops._connect
     errors: list[BaseException] = [
         *(ZeroDivisionError("a bug"), KeyError("x"), MemoryError(), ZeroDivisionError("a bug")),
@@ -145,14 +112,14 @@ async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
     monkeypatch.setattr(EventLoops, "_connect", wrong)
     async with kit_at(valkey.url) as kit:
         assert lane_of(kit).connected
-        assert await Client(metered(kit)).get("acme", "/deny") == 200
+        assert await ask(kit, "acme", "/deny") == 200
     assert "ZeroDivisionError: a bug" in caplog.text
     # By the task that goes on, not by one after another.
     assert caplog.text.count("connecting to the store failed; trying again until it can") == 4
 
 
 async def test_i9_a_settlement_that_cannot_be_packed_blocks_no_other(
-    valkey: Server, caplog: pytest.LogCaptureFixture
+    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-9: the task that sends what waits ended with an error, and nobody began another.
     class Broken:
@@ -162,12 +129,12 @@ async def test_i9_a_settlement_that_cannot_be_packed_blocks_no_other(
         def pack(self) -> tuple[bytes, bytes]:
             raise KeyError("requests")
 
-    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, shards=1) as kit:
+    async with kit_at(proxy.url, shards=1) as kit:
+        lane = lane_of(kit)
         await proxy.set("refuse")
-        await eventually(lambda: not lane_of(kit).connected)
-        lane, view = lane_of(kit), kit.store.cache.get("acme")
+        await eventually(lambda: not lane.connected)
         for _ in range(3):
-            kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
+            settle(kit, "acme", tokens=5)
             lane.queues[0].settle(Broken())  # type: ignore[arg-type] # it cannot be told what it came to, either
         await proxy.set("pass")
         await settled(kit)
@@ -206,8 +173,7 @@ async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-10: 1,400 of 4,635 were served over a ceiling of 100, the store being up all the time.
-    in_doubt = 0
-    send = Connection.call
+    in_doubt, send = 0, Connection.call
     sent: set[asyncio.Future[Any]] = set()  # A call that one connection could not send goes out by the next.
 
     def watched(self: Connection, call: Any, future: Any = None) -> asyncio.Future[Any]:
@@ -226,7 +192,8 @@ async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
         in_doubt += error is not None
 
     monkeypatch.setattr(Connection, "call", watched)  # what every decision goes through
-    async with kit_at(valkey.url, plans=CEILING, store_timeout=2.0) as kit:
+    async with kit_at(valkey.url, store_timeout=2.0) as kit:
+        await kit.customers.override("acme", {"requests": {"included": 100}})
         app, over = metered(kit), asyncio.Event()
         kills, statuses = 0, Counter[int]()
 
@@ -254,11 +221,11 @@ async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
 
 @pytest.mark.each_loop
 async def test_i9_a_call_waits_for_the_next_connection(valkey: Server, proxy: TcpProxy) -> None:
-    # F-10. One that is cancelled while it waits is never sent.
+    # One that is cancelled while it waits is never sent.
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
         await proxy.set("refuse")
         await eventually(lambda: not lane_of(kit).connected)
-        asked, given_up = (asyncio.create_task(Client(metered(kit)).get("acme", "/deny")) for _ in range(2))
+        asked, given_up = (asyncio.create_task(ask(kit, "acme", "/deny")) for _ in range(2))
         await asyncio.sleep(0.05)
         assert not asked.done()
         given_up.cancel()
@@ -271,7 +238,6 @@ async def test_i9_a_call_waits_for_the_next_connection(valkey: Server, proxy: Tc
 
 
 async def test_i9_one_call_waits_a_timeout_and_later_ones_fail_at_once(proxy: TcpProxy) -> None:
-    # F-10
     async with kit_at(proxy.url, store_timeout=2.0) as kit:
         lane = lane_of(kit)
         await proxy.set("refuse")
@@ -288,11 +254,9 @@ async def test_i9_one_call_waits_a_timeout_and_later_ones_fail_at_once(proxy: Tc
             assert passed_s() - first_s < 4.0
 
 
-async def test_i9_connecting_and_asking_take_one_timeout_together(
-    valkey: Server,
-) -> None:
-    # F-10: first for a connection, then for the reply: one timeout for both together.
-    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=4.0) as kit:
+async def test_i9_connecting_and_asking_take_one_timeout_together(valkey: Server, proxy: TcpProxy) -> None:
+    # First for a connection, then for the reply: one timeout for both together.
+    async with kit_at(proxy.url, store_timeout=4.0) as kit:
         lane = lane_of(kit)
         await proxy.set("refuse")
         await eventually(lambda: not lane.connected)
@@ -319,25 +283,21 @@ async def test_i9_connecting_and_asking_take_one_timeout_together(
 
 
 @pytest.mark.each_loop
-async def test_i9_starting_waits_until_the_store_can_be_reached(valkey: Server) -> None:
-    # F-10: the first connection got 0.25 s, then start() returned without one.
-    proxy = TcpProxy(valkey.port)
-    async with proxy:
-        await proxy.set("refuse")
-        kit = kit_at(proxy.url, start_timeout=300)
-        starting = [asyncio.create_task(kit.start()) for _ in range(3)]
-        await asyncio.sleep(0.6)
-        assert not any(task.done() for task in starting)
-        await proxy.set("pass")
-        await asyncio.gather(*starting)
-        assert lane_of(kit).connected
-        await kit.stop()
-        await kit.stop()
+async def test_i9_starting_waits_until_the_store_can_be_reached(proxy: TcpProxy) -> None:
+    # The first connection got 0.25 s, then start() returned without one.
+    await proxy.set("refuse")
+    kit = kit_at(proxy.url, start_timeout=300)
+    starting = [asyncio.create_task(kit.start()) for _ in range(3)]
+    await asyncio.sleep(0.6)
+    assert not any(task.done() for task in starting)
+    await proxy.set("pass")
+    await asyncio.gather(*starting)
+    assert lane_of(kit).connected
+    for _ in starting:
         await kit.stop()
 
 
 async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
-    # F-10
     port = free_port()
     kit = kit_at(f"redis://127.0.0.1:{port}/0", start_timeout=0.4)
     began = time.monotonic()
@@ -358,11 +318,10 @@ async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCa
 async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server) -> None:
     # F-11: replies that came after 5.25 s were not read, and what they held was held for ten minutes.
     async with kit_at(valkey.url, store_timeout=0.25) as kit:
-        app = metered(kit)
-        await Client(app).get("acme", "/deny")
+        await ask(kit, "acme", "/deny")
         await settled(kit)
         with stopped(valkey):
-            asked = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(20)))
+            asked = await asyncio.gather(*(ask(kit, "acme", "/deny") for _ in range(20)))
             assert asked == [503] * 20
             await asyncio.sleep(7)
 
@@ -378,7 +337,6 @@ async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server)
 async def test_connections_that_wait_for_late_replies_are_few(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # F-11
     monkeypatch.setattr(breaker, "_ENDED_MAX", 2)
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         lane = lane_of(kit)
@@ -394,11 +352,9 @@ async def test_connections_that_wait_for_late_replies_are_few(
 # F-12: passwords.
 
 
-async def test_a_wrong_password_is_told_in_the_servers_own_words(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_wrong_password_is_told_in_the_servers_own_words(caplog: pytest.LogCaptureFixture) -> None:
     # F-12: "connection reset by peer", because AUTH and 30 kB of scripts left in one write.
-    with spawn_server(directory=tmp_path) as server:
+    with spawn_server() as server:
         server.command("CONFIG", "SET", "requirepass", "right")
         for found, words in (
             (f"redis://:wrong@127.0.0.1:{server.port}/0", "WRONGPASS"),
@@ -408,13 +364,13 @@ async def test_a_wrong_password_is_told_in_the_servers_own_words(
             caplog.clear()
             async with kit_at(found, start_timeout=0.3, store_timeout=0.3) as kit:
                 await told(kit, f"refuses to serve: {words}.*METERKIT_REDIS_URL")
-                assert await Client(metered(kit)).get("acme", "/deny") == 503
-                assert await Client(metered(kit)).get("acme", "/") == 200
+                assert await ask(kit, "acme", "/deny") == 503
+                assert await ask(kit, "acme", "/") == 200
             assert words in caplog.text
             assert "right" not in caplog.text
             assert ":wrong" not in caplog.text
         async with kit_at(f"redis://:right@127.0.0.1:{server.port}/0") as kit:
-            assert await Client(metered(kit)).get("acme", "/deny") == 200
+            assert await ask(kit, "acme", "/deny") == 200
 
 
 # F-19: another master behind the same address.
@@ -427,98 +383,70 @@ def in_step(master: Server, replica: Server) -> bool:
     return is_up and ours["master_repl_offset"] == theirs["slave_repl_offset"]
 
 
-async def test_i9_a_planned_failover_behind_one_address_is_followed(tmp_path: Path) -> None:
+async def test_i9_a_planned_failover_behind_one_address_is_followed() -> None:
     # F-19: READONLY never ended the connection: the process stayed with the demoted master.
     binary = redis_binary()
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
     with (
-        spawn_server(binary=binary, directory=folders[0]) as first,
-        spawn_server(
-            "--replicaof", "127.0.0.1", str(first.port), binary=binary, directory=folders[1]
-        ) as second,
+        spawn_server(binary=binary) as first,
+        spawn_server("--replicaof", "127.0.0.1", str(first.port), binary=binary) as second,
     ):
         await eventually(lambda: in_step(first, second))
         async with TcpProxy(first.port) as address, kit_at(address.url) as kit:
-            app = metered(kit)
             for _ in range(5):
-                assert await Client(app).get("acme", "/deny") == 200
+                assert await ask(kit, "acme", "/deny") == 200
             await settled(kit)
             await eventually(lambda: in_step(first, second))
             # As an operator does: the replica becomes the master, and the address follows a little later.
             second.command("REPLICAOF", "NO", "ONE")
             first.command("REPLICAOF", "127.0.0.1", second.port)
             for _ in range(5):
-                await Client(app).get("acme")
+                await ask(kit, "acme")
             assert lane_of(kit).unsettled == 5
             address._target_port = second.port  # Open connections stay where they are, as with a balancer.
             await eventually(lambda: lane_of(kit).connected)
-            assert await Client(app).get("acme", "/deny") == 200
+            assert await ask(kit, "acme", "/deny") == 200
             await settled(kit)
             assert await used(kit, "acme") == (11, 0)
             assert lane_of(kit).lost == 0
 
 
-async def test_i9_a_replica_is_not_taken_for_the_store(tmp_path: Path) -> None:
-    # F-19
-    with spawn_server(directory=tmp_path) as server:
+async def test_i9_a_replica_is_not_taken_for_the_store() -> None:
+    with spawn_server() as server:
         server.command("REPLICAOF", "127.0.0.1", free_port())
         async with kit_at(server.url, start_timeout=0.2, store_timeout=0.3) as kit:
             await told(kit, r"READONLY|MASTERDOWN")
             server.command("REPLICAOF", "NO", "ONE")
             await eventually(lambda: lane_of(kit).connected)
-            assert await Client(metered(kit)).get("acme", "/deny") == 200
+            assert await ask(kit, "acme", "/deny") == 200
 
 
 async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy) -> None:
     await proxy.set("delay", delay_s=0.02)
     async with kit_at(proxy.url, store_timeout=5.0) as kit:
-        app = metered(kit, answer_ok)
-        statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(100)))
+        statuses = await asyncio.gather(*(ask(kit, "acme", "/deny") for _ in range(100)))
         assert statuses == [200] * 100
         await settled(kit)
         assert await used(kit, "acme") == (100, 0)
 
 
-# What comes in the midst of connecting.
+async def test_i9_a_connection_that_ends_before_use_is_made_again(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, unsent = EventLoops._connect, list[asyncio.Future[Any]]()
 
-
-def lane_by(connector: Connector) -> Lane:
-    """A lane that connects in a way of its own."""
-    return Lane(
-        connector,
-        keys=Keys("mk", 1),
-        scripts=[FENCE],
-        fence=FENCE,
-        timeout_s=5.0,
-        now_ms=lambda: int(time.time() * 1000),
-    )
-
-
-def connector_to(server: Server) -> Connector:
-    address = Address(kind="tcp", host="127.0.0.1", port=server.port)
-    return lambda on_end: connect(address, [FENCE], timeout_s=5.0, on_end=on_end)
-
-
-async def test_i9_a_connection_that_ends_before_use_is_made_again(valkey: Server) -> None:
-    right, unsent = connector_to(valkey), list[asyncio.Future[Any]]()
-
-    async def ends_at_once(on_end: OnEnd) -> AnyConnection:
-        connection = await right(on_end)
+    async def ends_at_once(self: EventLoops, on_end: Any) -> Any:
+        connection: Any = await right(self, on_end)
         if not unsent:
             unsent.append(connection.call(Echo("unsent")))
-            assert isinstance(connection, Connection)
             connection.end("a test")
         return connection
 
-    lane = lane_by(ends_at_once)
-    await lane.start(within_s=5.0)
-    assert (await lane.ask(Echo("next")))[1] == b"next"
-    with pytest.raises(StoreError, match="a test") as failed:
-        await unsent[0]
-    assert failed.value.executed is False
-    await lane.stop(drain_s=1.0)
+    monkeypatch.setattr(EventLoops, "_connect", ends_at_once)
+    async with kit_at(valkey.url) as kit:
+        assert (await lane_of(kit).ask(Echo("next")))[1] == b"next"
+        with pytest.raises(StoreError, match="a test") as failed:
+            await unsent[0]
+        assert failed.value.executed is False
 
 
 async def test_i9_an_unknown_error_does_not_end_the_settling(
@@ -526,7 +454,7 @@ async def test_i9_an_unknown_error_does_not_end_the_settling(
 ) -> None:
     monkeypatch.setattr("meterkit.redis.producer._PAUSE_MAX_S", 0.01)
     async with kit_at(proxy.url, shards=1) as kit:
-        lane, view = lane_of(kit), kit.store.cache.get("acme")
+        lane = lane_of(kit)
         fence, errors = lane.fence, [ZeroDivisionError("a bug"), KeyError("x")]
 
         async def wrong(key: str) -> int:
@@ -536,7 +464,7 @@ async def test_i9_an_unknown_error_does_not_end_the_settling(
 
         monkeypatch.setattr(lane, "fence", wrong)
         await proxy.set("drop_reply")
-        kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
+        settle(kit, "acme", tokens=5)
         await asyncio.sleep(0)
         await proxy.set("reset")
         await proxy.set("pass")

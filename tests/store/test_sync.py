@@ -17,6 +17,7 @@ import pytest
 from drivers.sampled import whole
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
+from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,9 +47,12 @@ def kit_of(store_url: str, **settings: Any) -> Any:
     return MeterKit(loads(PLANS), redis_url=store_url, flush=False, **settings).sync()
 
 
-def recorded(kit: Any, customer: str, meter: str = "requests") -> int:
-    found: int = kit.usage(customer)["meters"][meter]["recorded"]
-    return found
+def recorded(kit: Any, customer: str, meter: str = "requests") -> Any:
+    return kit.usage(customer)["meters"][meter]["recorded"]
+
+
+def has_thread() -> bool:
+    return "meterkit" in {thread.name for thread in threading.enumerate()}
 
 
 def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
@@ -58,14 +62,8 @@ def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
         kit.record("ada", "requests", 2, event_id="job-1")
         kit.record("ada", "requests", 2, event_id="job-1")
         assert 5 == recorded(kit, "ada")
-        answer: dict[str, object] = {
-            "id": "c",
-            "object": "chat.completion",
-            "choices": [],
-            "model": "m",
-            "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
-        }
-        call = kit.record_usage("ada", answer)
+        answer: dict[str, object] = {"object": "chat.completion", "choices": [], "model": "m"}
+        call = kit.record_usage("ada", answer | {"usage": chat_usage(2, 3)})
         assert call is not None
         assert (3, 3) == (call.output_tokens, recorded(kit, "ada", "output_tokens"))
         assert kit.allows("ada", "export")
@@ -111,7 +109,7 @@ def test_many_threads_share_one_thread_and_count_to_the_unit(store_url: str) -> 
         assert {1} == set(pool.map(work, range(16)))
     assert [200, 200] == [recorded(kit, f"customer-{nth}") for nth in range(2)]
     kit.stop()
-    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+    assert not has_thread()
 
 
 def test_what_is_raised_is_raised_here_with_where_it_comes_from(store_url: str) -> None:
@@ -129,21 +127,16 @@ def test_starts_are_counted_and_a_call_after_the_end_begins_anew(store_url: str)
     with kit:
         with kit:
             kit.record("ada", "requests", 1)
-        assert "meterkit" in {thread.name for thread in threading.enumerate()}
-    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+        assert has_thread()
+    assert not has_thread()
     kit.record("ada", "requests", 1)
     assert 2 == recorded(kit, "ada")
     kit.stop()
     kit.stop()
-
-
-def test_settings_that_the_store_refuses_are_raised_at_once(store_url: str) -> None:
-    with kit_of(store_url):
-        pass
-    other = kit_of(store_url, shards=64)
+    # Settings that the store refuses are raised at once.
     with pytest.raises(MeterkitError, match="shards"):
-        other.start()
-    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+        kit_of(store_url, shards=64).start()
+    assert not has_thread()
 
 
 def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:
@@ -162,23 +155,17 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
     """What a process says; it must end well, and say nothing on stderr."""
     (directory / "plans.yaml").write_text(PLANS)
     begin = f"from meterkit import MeterKit\nkit = MeterKit(redis_url={store_url!r}, flush=False).sync()\n"
+    warnings = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("METERKIT_")}
+    environ["METERKIT_STORE_TIMEOUT"] = "10"  # What is slow on a busy machine is not away.
     done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "ignore:This process:DeprecationWarning",
-            "-c",
-            begin + dedent(program),
-        ],
+        [sys.executable, *warnings, "-c", begin + dedent(program)],
         cwd=directory,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("METERKIT_")}
-        | {"METERKIT_STORE_TIMEOUT": "10"},  # What is slow on a busy machine is not away.
+        env=environ,
     )
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout
@@ -187,10 +174,7 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
 @pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize(
     ("before", "end"),
-    [
-        whole("kit.start()", "sys.exit()"),
-        ("kit.record('ada', 'requests', 1)", "os._exit(0)"),
-    ],
+    [whole("kit.start()", "sys.exit()"), ("kit.record('ada', 'requests', 1)", "os._exit(0)")],
 )
 def test_made_before_the_fork_it_counts_in_each_child(
     before: str, end: str, tmp_path: Path, store_url: str
