@@ -243,19 +243,36 @@ def run(story: Callable[[Link], Awaitable[None]], kind: type[Link] = Link) -> No
         runner.run(told())
 
 
-def test_i9_pauses_between_attempts_grow_to_half_a_second() -> None:
-    class Away(Link):
-        async def connect(self, _: OnEnd) -> AnyConnection:
-            self.tried.append(asyncio.get_running_loop().time())
-            raise StoreError("it is away")
+class Away(Link):
+    """Its server is never there."""
 
+    async def connect(self, _: OnEnd) -> AnyConnection:
+        self.tried.append(asyncio.get_running_loop().time())
+        raise StoreError("it is away")
+
+
+class Unfit(Link):
+    """Its server takes connections, and no writes."""
+
+    async def connect(self, on_end: OnEnd) -> AnyConnection:
+        if len(self.tried) == 8:
+            self.is_there.clear()  # Enough is seen.
+        line = await super().connect(on_end)
+        line.is_unfit = True
+        asyncio.get_running_loop().call_soon(partial(on_end, line, "it is unfit", []))
+        return line
+
+
+@pytest.mark.parametrize("kind", [Away, Unfit])
+def test_i9_pauses_between_attempts_grow_to_half_a_second(kind: type[Link]) -> None:
     async def story(at: Link) -> None:
+        at.is_there.set()
         at.reconnector.begin()
         await asyncio.sleep(2)
         pauses = [round(after - before, 3) for before, after in pairwise(at.tried)]
         assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
-    run(story, Away)
+    run(story, kind)
 
 
 def test_a_start_waits_for_a_connection_that_lasts() -> None:
