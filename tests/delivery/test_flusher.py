@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import EVENTS, NOW, PLANS, RunningClock, desk, kit_for, until
-from drivers.near_stripe import served
+from drivers.delivery import EVENTS, NOW, PLANS, RENAMED, RunningClock, desk, kit_for, until
 from faults.inner_steps import wrapped
 from meterkit import MeterKit, StoreError
-from meterkit.catalog import loads
-from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,19 +23,17 @@ pytestmark = pytest.mark.anyio
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 
-def minutes(emulator: StripeEmulator) -> list[datetime]:
-    """The timestamps of all accepted events."""
-    return [datetime.fromtimestamp(event.timestamp, UTC) for event in emulator.events]
+def minutes(at: Desk) -> list[datetime]:
+    return [datetime.fromtimestamp(event.timestamp, UTC) for event in at.emulator.events]
 
 
 @pytest.mark.each_store
-async def test_what_is_recorded_is_delivered_to_the_unit(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        for meter, quantity in {"requests": 7, "tokens": 130, "pages": 5, "rows": 3}.items():
-            await at.kit.record("acme", meter, quantity)
-        report = await at.kit.flush(everything=True)
-        usage = (await at.kit.usage("acme"))["meters"]
+async def test_what_is_recorded_is_delivered_to_the_unit(at: Desk) -> None:
+    await at.link("acme")
+    for meter, quantity in {"requests": 7, "tokens": 130, "pages": 5, "rows": 3}.items():
+        await at.kit.record("acme", meter, quantity)
+    report = await at.kit.flush(everything=True)
+    usage = (await at.kit.usage("acme"))["meters"]
     assert (report.sealed, report.delivered, report.retried, report.left) == (2, 2, 0, 0)
     assert {event: at.accepted("acme", event) for event in EVENTS} == {
         "api_requests": 7,  # report: usage
@@ -51,50 +46,45 @@ async def test_what_is_recorded_is_delivered_to_the_unit(store_url: str) -> None
     assert [meter["pending"] + meter["queued"] + meter["leased"] for meter in usage.values()] == [0] * 4
 
 
-async def test_each_minute_names_one_intent_at_most_3_minutes_ahead(
-    store_url: str,
-) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        # F-51: three, and a clock may be one off: Stripe refuses what lies more than five ahead.
-        for _ in range(5):
-            await at.kit.record("acme", "requests", 1)
-            await at.flush(everything=True, timeout_s=0)
-        begin = NOW.replace(second=0)
-        # The fourth lies 2 min 30 s ahead; the fifth would lie 3 min 30 s ahead.
-        assert minutes(at.emulator) == [begin + timedelta(minutes=n) for n in range(4)]
-        usage = await at.kit.usage("acme")
-        assert (usage["meters"]["requests"]["pending"], usage["meters"]["requests"]["delivered"]) == (1, 4)
-        at.clock.advance(timedelta(minutes=1))
-        await at.flush()
-        assert minutes(at.emulator)[4:] == [begin + timedelta(minutes=4)]
+async def test_each_minute_names_one_intent_at_most_3_minutes_ahead(at: Desk) -> None:
+    await at.link("acme")
+    # F-51: three, and a clock may be one off: Stripe refuses what lies more than five ahead.
+    for _ in range(5):
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True, timeout_s=0)
+    begin = NOW.replace(second=0)
+    # The fourth lies 2 min 30 s ahead; the fifth would lie 3 min 30 s ahead.
+    assert minutes(at) == [begin + timedelta(minutes=n) for n in range(4)]
+    usage = await at.kit.usage("acme")
+    assert (usage["meters"]["requests"]["pending"], usage["meters"]["requests"]["delivered"]) == (1, 4)
+    at.clock.advance(timedelta(minutes=1))
+    await at.flush()
+    assert minutes(at)[4:] == [begin + timedelta(minutes=4)]
 
 
-async def test_values_have_15_digits_at_most_and_lose_nothing(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        most = 10**15 - 1
-        for _ in range(3):
-            await at.kit.record("acme", "requests", most)
-        await at.flush(everything=True)
+async def test_values_have_15_digits_at_most_and_lose_nothing(at: Desk) -> None:
+    most = 10**15 - 1
+    await at.link("acme")
+    for _ in range(3):
+        await at.kit.record("acme", "requests", most)
+    await at.flush(everything=True)
     assert [int(event.value) for event in at.emulator.events] == [most] * 3
     assert at.accepted("acme") == 3 * most
 
 
-async def test_usage_waits_for_a_link(store_url: str) -> None:
-    async with desk(store_url) as at:
-        await at.kit.record("acme", "requests", 4)
-        report = await at.flush(everything=True)
-        assert (report.sealed, report.left, report.unlinked) == (0, 0, ["acme"])
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["unlinked"] == 4
-        at.clock.set(JULY + timedelta(days=3))
-        await at.kit.record("acme", "requests", 2)
-        await at.link("acme")
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 2
-        report = await at.flush(everything=True)
-        assert (report.delivered, report.left, report.unlinked) == (2, 0, [])
+async def test_usage_waits_for_a_link(at: Desk) -> None:
+    await at.kit.record("acme", "requests", 4)
+    report = await at.flush(everything=True)
+    assert (report.sealed, report.left, report.unlinked) == (0, 0, ["acme"])
+    assert (await at.kit.usage("acme"))["meters"]["requests"]["unlinked"] == 4
+    at.clock.set(JULY + timedelta(days=3))
+    await at.kit.record("acme", "requests", 2)
+    await at.link("acme")
+    assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 2
+    report = await at.flush(everything=True)
+    assert (report.delivered, report.left, report.unlinked) == (2, 0, [])
     assert at.accepted("acme") == 6
-    assert minutes(at.emulator)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
+    assert minutes(at)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
 
 
 async def test_the_flusher_runs_until_stopped_despite_failures(
@@ -110,45 +100,36 @@ async def test_the_flusher_runs_until_stopped_despite_failures(
 
         return listed
 
+    def is_flushing() -> bool:
+        return any(task.get_name() == "meterkit flush" for task in asyncio.all_tasks())
+
     wrapped(monkeypatch, "a flush lists its work", fails_twice)
-    clock = RunningClock()
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("api_requests")
-    emulator.add_customer("cus_acme")
-    async with served(emulator) as url:
-        async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
-            await kit.customers.link("acme", "cus_acme", force=True)
-            await kit.record("acme", "requests", 3)
-            await until(lambda: bool(emulator.events))
-            assert [task for task in asyncio.all_tasks() if task.get_name() == "meterkit flush"]
-            await kit.record("acme", "requests", 4)
-            await until(lambda: len(emulator.events) == 2)
-        async with kit_for(store_url, url, clock=clock, flush=False, flush_interval=0.05) as kit:
-            assert kit.settings.flushes is False
-            assert not [task for task in asyncio.all_tasks() if task.get_name() == "meterkit flush"]
-    assert emulator.accepted("cus_acme", "api_requests") == 7
+    async with desk(store_url, clock=RunningClock(), flush=None, flush_interval=0.05) as at:
+        await at.use("acme", requests=3)
+        await until(lambda: bool(at.emulator.events))
+        assert is_flushing()
+        await at.kit.record("acme", "requests", 4)
+        await until(lambda: len(at.emulator.events) == 2)
+        await at.kit.stop()
+        async with kit_for(store_url, at.url, clock=at.clock, flush=False, flush_interval=0.05) as idle:
+            assert (idle.settings.flushes, is_flushing()) == (False, False)
+    assert at.accepted("acme") == 7
     failed = [record for record in caplog.records if "the next one goes on" in record.getMessage()]
     assert [record.exc_info is not None for record in failed] == [True, False]
 
 
 async def test_stopping_in_the_middle_of_a_delivery_loses_nothing(store_url: str) -> None:
-    clock = RunningClock()
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("api_requests")
-    emulator.add_customer("cus_acme")
-    async with served(emulator) as url:
-        emulator.fail_next("delay", when="after", delay_s=0.5)
-        async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
-            await kit.customers.link("acme", "cus_acme", force=True)
-            await kit.record("acme", "requests", 3)
-            await until(lambda: bool(emulator.events))
-        async with kit_for(store_url, url, clock=clock) as kit:
+    async with desk(store_url, clock=RunningClock(), flush=None, flush_interval=0.05) as at:
+        at.emulator.fail_next("delay", when="after", delay_s=0.5)
+        await at.use("acme", requests=3)
+        await until(lambda: bool(at.emulator.events))
+        await at.kit.stop()
+        async with kit_for(store_url, at.url, clock=at.clock) as kit:
             assert (await kit.usage("acme"))["meters"]["requests"]["leased"] == 3
             report = await kit.flush(everything=True)
             assert (report.delivered, report.left) == (1, 0)
             assert (await kit.usage("acme"))["meters"]["requests"]["delivered"] == 3
-    assert emulator.accepted("cus_acme", "api_requests") == 3
-    assert len(emulator.events) == 1
+    assert (at.accepted("acme"), len(at.emulator.events)) == (3, 1)
 
 
 async def test_a_customer_deleted_and_relinked_has_its_own_minutes(store_url: str) -> None:
@@ -160,69 +141,57 @@ async def test_a_customer_deleted_and_relinked_has_its_own_minutes(store_url: st
             assert (await at.flush(everything=True)).delivered == 1
             await at.kit.customers.delete("acme")
             await at.kit.customers.link("acme", "cus_acme", force=True)
-        assert len(set(minutes(at.emulator))) == 2
+        assert len(set(minutes(at))) == 2
         # Where the intents are is kept, and not whose they were.
         admin, key = await at.kit.store.admin(), at.kit.store.keys.formers("cus_acme")
         assert await admin.ask(admin.client.hkeys(key)) == [b"\n0"]
 
 
-async def test_one_customers_usage_is_delivered_at_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_usage_of_one_is_delivered_at_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with desk(store_url, flush_interval=300) as at:
-        await at.link("acme", "bolt")
-        for customer in ("acme", "bolt"):
-            await at.kit.record(customer, "requests", 3)
+        await at.use("acme", "bolt", requests=3)
         assert (await at.flush()).sealed == 0  # Neither is due yet.
         assert await at.deliver("acme", timeout_s=10)
         assert (at.accepted("acme"), at.accepted("bolt")) == (3, 0)
         at.emulator.fail_next("error", status=500, times=None)
         assert not await at.deliver("bolt", timeout_s=0)
-    told = [record.getMessage() for record in caplog.records if record.name == "meterkit.delivery"]
-    assert told[-1] == (
+    assert caplog.messages[-1] == (
         "3 units that customer 'bolt' has used are not delivered within 0 s: they are not on the"
         " invoice that ends the subscription"
     )
 
 
-RENAMED = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-
-
 @pytest.fixture
-async def renaming(store_url: str) -> AsyncGenerator[tuple[Desk, MeterKit]]:
-    """A desk, and a kit of the plans file in which requests are called calls."""
-    async with desk(store_url) as at:
-        await at.link("acme")
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
-            yield at, renamed
+async def renamed(at: Desk) -> AsyncGenerator[MeterKit]:
+    """A kit of the plans file in which requests are called calls."""
+    await at.link("acme")
+    async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED) as kit:
+        yield kit
 
 
-async def test_i6_usage_of_both_names_has_a_minute_each(renaming: tuple[Desk, MeterKit]) -> None:
-    at, renamed = renaming
+async def test_i6_usage_of_both_names_has_a_minute_each(at: Desk, renamed: MeterKit) -> None:
     await at.kit.record("acme", "requests", 6)
     await renamed.record("acme", "calls", 4)
     assert (await renamed.flush(everything=True)).is_complete
     this = NOW.replace(second=0)
-    assert (at.accepted("acme"), sorted(minutes(at.emulator))) == (10, [this, this + timedelta(minutes=1)])
+    assert (at.accepted("acme"), sorted(minutes(at))) == (10, [this, this + timedelta(minutes=1)])
     # And the next one follows both.
     await renamed.record("acme", "calls", 1)
     await renamed.flush(everything=True)
-    assert max(minutes(at.emulator)) == this + timedelta(minutes=2)
+    assert max(minutes(at)) == this + timedelta(minutes=2)
 
 
-async def test_i6_both_names_rest_at_a_periods_end_has_own_minutes(store_url: str) -> None:
-    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
-        await at.link("acme")
-        at.clock.set(JULY - timedelta(minutes=3, seconds=57))
-        for _ in range(3):
-            await renamed.record("acme", "calls", 1)
-            await renamed.flush(everything=True, timeout_s=0)
-        await at.kit.record("acme", "requests", 6)
-        await renamed.record("acme", "calls", 4)
-        at.clock.set(JULY + timedelta(minutes=1))
-        assert (await renamed.flush(everything=True)).is_complete
-        assert at.accepted("acme") == 13
-    assert sorted(minutes(at.emulator)) == [JULY - timedelta(minutes=left) for left in (4, 3, 2, 1)]
+async def test_i6_both_names_rest_at_a_periods_end_has_own_minutes(at: Desk, renamed: MeterKit) -> None:
+    at.clock.set(JULY - timedelta(minutes=3, seconds=57))
+    for _ in range(3):
+        await renamed.record("acme", "calls", 1)
+        await renamed.flush(everything=True, timeout_s=0)
+    await at.kit.record("acme", "requests", 6)
+    await renamed.record("acme", "calls", 4)
+    at.clock.set(JULY + timedelta(minutes=1))
+    assert (await renamed.flush(everything=True)).is_complete
+    assert at.accepted("acme") == 13
+    assert sorted(minutes(at)) == [JULY - timedelta(minutes=left) for left in (4, 3, 2, 1)]
 
 
 WARNING: Final = (
@@ -230,25 +199,19 @@ WARNING: Final = (
 )
 
 
-CURE: Final = "keep the key 'requests' in the plans file, and write `name:` for what customers see"
-
-
 async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    at: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with desk(store_url) as at:
-        assert "counted as meter" not in caplog.text
-        for _ in range(2):
-            async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED):
-                pass
-        # Once: the second process knows both names.
-        assert (caplog.text.count(WARNING), caplog.text.count(CURE)) == (1, 1)
-        assert (
-            "the included quantity, cap, grants and rates of 'calls' beside those of 'requests'"
-            in caplog.text
-        )
-        (record,) = [one for one in caplog.records if WARNING in one.getMessage()]
-        assert record.levelname == "WARNING"
+    assert "counted as meter" not in caplog.text
+    for _ in range(2):
+        async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED):
+            pass
+    # Once: the second process knows both names.
+    (record,) = [one for one in caplog.records if WARNING in one.getMessage()]
+    assert record.levelname == "WARNING"
+    cost = "the included quantity, cap, grants and rates of 'calls' beside those of 'requests'"
+    cure = "keep the key 'requests' in the plans file, and write `name:` for what customers see"
+    assert (caplog.text.count(cost), caplog.text.count(cure)) == (1, 1)
 
 
 async def test_f_22a_a_reload_names_a_renamed_meter(

@@ -1,47 +1,46 @@
-"""What Stripe refuses, loses or answers late: counted once all the same, or kept, and said."""
-# Internals: a pure table of meters at Stripe.
+"""What Stripe refuses, loses or answers late, in batches too: counted once all the same, or kept and said."""
 
 from __future__ import annotations
 
 import json
-import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from random import Random
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
 
-from drivers.delivery import CATALOG, NOW, STRIPE_KEY, aclosing_transport, desk, flusher_of, kit_for
-from drivers.near_stripe import served
-from meterkit.stripe.meters import meter_differences
-from meterkit.testing import Clock, StripeEmulator
+from drivers.delivery import (
+    FAULTS,
+    KEY_REFUSED,
+    NOW,
+    STRIPE_KEY,
+    WatchedTransport,
+    aclosing_transport,
+    alerts,
+    desk,
+    flusher_of,
+)
+from drivers.sampled import whole
 from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
+
     from drivers.delivery import Desk
+
 
 pytestmark = pytest.mark.anyio
 
 
-async def intents(at: Desk, customer: str) -> list[dict[str, str]]:
-    """All intents of a customer that are kept."""
-    store = at.kit.store
-    client: Any = (await store.admin()).client
-    key = store.keys.shard(store.keys.customer(customer).shard, "intents")
-    found = [json.loads(data) for data in await client.hvals(key)]
-    return [intent for intent in found if intent["customer"] == customer]
-
-
-async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(
-    store_url: str,
-) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", when="after", status=500)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(minutes=1))
-        await at.flush()
+async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(at: Desk) -> None:
+    await at.use("acme", requests=6)
+    at.emulator.fail_next("error", when="after", status=500)
+    await at.flush(everything=True, timeout_s=0)
+    at.clock.advance(timedelta(minutes=1))
+    await at.flush()
     first, second = at.emulator.requests
     assert first.identifier == second.identifier
     assert first.idempotency_key != second.idempotency_key
@@ -49,64 +48,41 @@ async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(
     assert at.accepted("acme") == 6
 
 
-async def test_a_retry_is_early_only_in_a_flush_of_everything(
-    store_url: str,
-) -> None:
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", status=429, times=2)
-        first = await at.flush(everything=True, timeout_s=0.5)
-        # Tried at once, and then not again and again while it waits.
-        assert (first.retried, first.left, len(at.emulator.requests)) == (1, 1, 1)
-        assert (await at.flush()).retried == 0
-        assert (await at.flush(everything=True, timeout_s=0)).retried == 1
-        at.clock.advance(timedelta(seconds=2))
-        assert (await at.flush()).delivered == 1
-
-
-class Stopping:
-    """A transport that stops its flusher when it gets the usage of one customer."""
-
-    def __init__(self, inner: Any, stripe_customer: str) -> None:
-        self._inner, self._stripe_customer = inner, stripe_customer
-        self.flusher: Any = None
-
-    @property
-    def most(self) -> int:
-        most: int = self._inner.most
-        return most
-
-    async def ready(self) -> Any:
-        return await self._inner.ready()
-
-    async def send(self, *sealed: Any) -> Any:
-        if self.flusher is not None and sealed[0].stripe_customer == self._stripe_customer:
-            self.flusher.stop()
-        return await self._inner.send(*sealed)
-
-    async def close(self) -> None:
-        await self._inner.close()
+async def test_a_retry_is_early_only_in_a_flush_of_everything(at: Desk) -> None:
+    await at.use("acme", requests=6)
+    at.emulator.fail_next("error", status=429, times=2)
+    first = await at.flush(everything=True, timeout_s=0.5)
+    # Tried at once, and then not again and again while it waits.
+    assert (first.retried, first.left, len(at.emulator.requests)) == (1, 1, 1)
+    assert (await at.flush()).retried == 0
+    assert (await at.flush(everything=True, timeout_s=0)).retried == 1
+    at.clock.advance(timedelta(seconds=2))
+    assert (await at.flush()).delivered == 1
 
 
 async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> None:
     # F-140: it was sent again after 23 hours, as if Stripe could not have it.
     async with desk(store_url, shards=1) as at:
-        await at.link("mira", "acme", "zeta")
-        way = Stopping(at.transport, "cus_zeta")
-        steady = way.flusher = flusher_of(at.kit, way, calls_at_once=1)
-        await at.kit.record("mira", "requests", 1)
+        await at.link("acme", "zeta")
+
+        def stop_before_zeta(intents: Any) -> None:
+            if intents[0].stripe_customer == "cus_zeta":
+                steady.stop()
+
+        steady = flusher_of(at.kit, WatchedTransport(at.transport, stop_before_zeta), calls_at_once=1)
+        await at.use("mira", requests=1)
         assert (await steady.flush(everything=True)).delivered == 1
         await at.kit.record("acme", "requests", 6)
         at.emulator.fail_next("drop", when="before", times=1)
         await at.flush(everything=True, timeout_s=0)
         # As after many tries without an answer: it waits for longer than what has just been sealed.
-        outbox, client = at.kit.store.keys.shard(0, "outbox"), (await at.kit.store.admin()).client
+        client: Any = (await at.kit.store.admin()).client
+        outbox, intents = (at.kit.store.keys.shard(0, name) for name in ("outbox", "intents"))
         await client.zadd(outbox, {(await client.zrange(outbox, 0, -1))[0]: at.clock() * 1000 + 120_000})
         await at.kit.record("zeta", "requests", 8)
         at.clock.advance(timedelta(minutes=1))
         await steady.flush(everything=True, timeout_s=0)
-        (left,) = await intents(at, "acme")
+        (left,) = [json.loads(data) for data in await client.hvals(intents) if b"cus_acme" in data]
         assert (left["state"], at.accepted("zeta"), at.accepted("acme")) == ("queued", 8, 0)
         assert int(left["first"]) == NOW.timestamp() * 1000
         at.clock.advance(timedelta(hours=24))
@@ -116,12 +92,11 @@ async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> 
 
 
 @pytest.mark.parametrize("status", [302, 429])
-async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(store_url: str, status: int) -> None:
+async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(at: Desk, status: int) -> None:
     # R4: a gateway that passes the request on and keeps the answer back had it billed anew each day.
+    await at.use("acme", requests=6)
     page = answer(status, "<html>Blocked</html>")
-    async with desk(store_url) as at, answering(page) as proxy, aclosing_transport(proxy.url) as way:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
+    async with answering(page) as proxy, aclosing_transport(proxy.url) as way:
         flusher = flusher_of(at.kit, way)
         await flusher.flush(everything=True, timeout_s=0)
         at.clock.advance(timedelta(hours=22))
@@ -136,9 +111,7 @@ async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(store_url: str,
 async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with desk(store_url, shards=1) as at:
         at.emulator.clock = lambda: at.clock() - 420
-        await at.link("acme", "zeta")
-        for customer in ("acme", "zeta"):
-            await at.kit.record(customer, "requests", 6)
+        await at.use("acme", "zeta", requests=6)
         report = await at.flush(everything=True, timeout_s=0)
         # One was sent to see, and is kept as it was; the other waits.
         assert (report.delivered, report.dead, report.parked, report.retried) == (0, 0, 0, 1)
@@ -166,57 +139,57 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
     assert at.accepted("acme") == 80
 
 
+async def meter_problems(at: Desk) -> list[str]:
+    health = await at.kit.health()
+    return [one.problem for one in health.findings if one.check == "stripe" and one.problem[:6] == "meter "]
+
+
 async def test_a_meter_with_other_payload_keys_parks_its_usage(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-53: every unit was dead.
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock)
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock) as kit:
-        async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {STRIPE_KEY}"}) as http:
-            form = {
-                "event_name": "api_requests",
-                "display_name": "requests",
-                "default_aggregation[formula]": "sum",
-                "customer_mapping[event_payload_key]": "user_id",
-                "customer_mapping[type]": "by_id",
-            }
-            assert (await http.post("/v1/billing/meters", data=form)).status_code == 200
-        for customer in ("acme", "zeta", "yara"):
-            emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}", force=True)
-            await kit.record(customer, "requests", 6)
-        report = await kit.flush(everything=True, timeout_s=0)
-        assert (report.parked, report.dead, report.left, report.is_complete) == (3, 0, 0, False)
-        assert {(one.customer, one.meter, one.quantity) for one in report.undelivered} == {
-            (customer, "requests", 6) for customer in ("acme", "zeta", "yara")
+    key = {"authorization": f"Bearer {STRIPE_KEY}"}
+    async with (
+        desk(store_url, events=["ai_tokens"]) as at,
+        httpx.AsyncClient(base_url=at.url, headers=key) as http,
+    ):
+        form = {
+            "event_name": "api_requests",
+            "display_name": "requests",
+            "default_aggregation[formula]": "sum",
+            "customer_mapping[event_payload_key]": "user_id",
+            "customer_mapping[type]": "by_id",
+            "value_settings[event_payload_key]": "amount",
         }
+        made = (await http.post("/v1/billing/meters", data=form)).json()
+        first, second, third = await meter_problems(at)
+        assert first.startswith(f"meter requests: the meter {made['id']} at Stripe has customer_mapping")
+        assert "value_settings.event_payload_key amount; what is sent has value" in second
+        assert third == "meter pages: Stripe has no active meter with the event name pdf_pages"
+        await at.use("acme", "zeta", "yara", requests=6)
+        report = await at.kit.flush(everything=True, timeout_s=0)
+        assert (report.parked, report.dead, report.left, report.is_complete) == (3, 0, 0, False)
+        undelivered = {(one.customer, one.meter, one.quantity) for one in report.undelivered}
+        assert undelivered == {(customer, "requests", 6) for customer in ("acme", "zeta", "yara")}
         assert "payload[user_id]" in report.undelivered[0].why
-        (alert,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert "api_requests is parked" in alert.getMessage()
+        (alert,) = alerts(caplog)
+        assert "api_requests is parked" in alert
+        at.emulator.add_meter("pdf_pages")
+        await http.post(f"/v1/billing/meters/{made['id']}/deactivate")
+        at.emulator.add_meter("api_requests")
+        assert await meter_problems(at) == []
 
 
 @pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (400, "<html>Bad Request</html>"),
-        (404, "{}"),
-        (200, "<html>Log in</html>"),
-    ],
+    ("status", "body"), [(400, "<html>Bad Request</html>"), (404, "{}"), (200, "<html>Log in</html>")]
 )
 async def test_a_proxys_page_ends_nothing_and_is_met_once(
-    store_url: str, status: int, body: str, caplog: pytest.LogCaptureFixture
+    at: Desk, status: int, body: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-50: a proxy's page killed every intent for good; F-56: one alert, one probe, a growing delay.
-    async with (
-        desk(store_url) as at,
-        answering(answer(status, body)) as proxy,
-        aclosing_transport(proxy.url) as way,
-    ):
-        customers = [f"c{n}" for n in range(20)]
-        await at.link(*customers)
-        for customer in customers:
-            await at.kit.record(customer, "requests", 6)
+    customers = [f"c{n}" for n in range(20)]
+    await at.use(*customers, requests=6)
+    async with answering(answer(status, body)) as proxy, aclosing_transport(proxy.url) as way:
         flusher = flusher_of(at.kit, way)
         asked: list[int] = []
         for _ in range(40):
@@ -224,88 +197,158 @@ async def test_a_proxys_page_ends_nothing_and_is_met_once(
             assert (report.dead, report.parked, report.delivered) == (0, 0, 0)
             asked.append(len(proxy.asked))
             at.clock.advance(timedelta(seconds=30))
-        # After 1, 2, 4, 8 minutes; 20 minutes in all.
-        assert (asked[0], asked[-1]) == (1, 5)
-        alerts = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert len(alerts) == 1
-        at.clock.advance(timedelta(minutes=20))
-        assert (await at.flush(everything=True)).is_complete
-        assert [at.accepted(customer) for customer in customers] == [6] * 20
+    # After 1, 2, 4, 8 minutes; 20 minutes in all.
+    assert (asked[0], asked[-1]) == (1, 5)
+    assert len(alerts(caplog)) == 1
+    at.clock.advance(timedelta(minutes=20))
+    assert (await at.flush(everything=True)).is_complete
+    assert [at.accepted(customer) for customer in customers] == [6] * 20
 
 
-async def test_a_revoked_key_costs_one_call_and_one_alert(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_revoked_key_costs_one_call_and_one_alert(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
     # F-56: one call and one line for each intent and pass.
-    async with desk(store_url) as at:
-        customers = [f"c{n}" for n in range(60)]
-        await at.link(*customers)
-        for customer in customers:
-            await at.kit.record(customer, "requests", 6)
-        at.emulator.fail_next("error", status=401, times=None)
-        for _ in range(5):
-            await at.flush(everything=True, timeout_s=0)
-        assert len(at.emulator.requests) == 1
-        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
-        at.emulator.clear_faults()
-        at.clock.advance(timedelta(seconds=61))
-        assert (await at.flush(everything=True)).is_complete
+    await at.use(*(f"c{n}" for n in range(60)), requests=6)
+    at.emulator.fail_next("error", status=401, times=None)
+    for _ in range(5):
+        await at.flush(everything=True, timeout_s=0)
+    assert (len(at.emulator.requests), len(alerts(caplog))) == (1, 1)
+    at.emulator.clear_faults()
+    at.clock.advance(timedelta(seconds=61))
+    assert (await at.flush(everything=True)).is_complete
 
 
 async def test_a_missing_meter_costs_one_call_after_its_pause(store_url: str) -> None:
     # R18: all that had waited was sent at once, to be refused again.
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("ai_tokens")
-    customers = [f"c{number}" for number in range(30)]
-    async with (
-        served(emulator) as url,
-        kit_for(store_url, url, clock=clock, shards=4) as kit,
-        kit.flusher() as flusher,
-    ):
-        for customer in customers:
-            emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}", force=True)
-        await kit.record("c0", "tokens", 101)
-        assert (
-            await flusher.flush(everything=True)
-        ).delivered == 1  # Nothing waits for a first call any more.
-        for customer in customers:
-            await kit.record(customer, "requests", 6)
-        await flusher.flush(everything=True, timeout_s=0)
-        for pause in (timedelta(minutes=1), timedelta(minutes=2)):
-            clock.advance(pause + timedelta(seconds=1))
-            before = len(emulator.requests)
-            report = await flusher.flush(everything=True, timeout_s=0)
-            assert (len(emulator.requests) - before, report.left) == (1, 30)
-        emulator.add_meter("api_requests")
-        clock.advance(timedelta(minutes=4, seconds=1))
-        before = len(emulator.requests)
-        assert (await flusher.flush(everything=True)).delivered == 30
-        assert len(emulator.requests) - before == 30
+    async with desk(store_url, events=["ai_tokens"]) as at:
+        await at.link("first")
+        await at.kit.record("first", "tokens", 101)
+        assert (await at.flush(everything=True)).delivered == 1  # Nothing waits for a first call any more.
+        await at.use(*(f"c{number}" for number in range(30)), requests=6)
+        await at.flush(everything=True, timeout_s=0)
+        for minutes in (1, 2):
+            at.clock.advance(timedelta(minutes=minutes, seconds=1))
+            before = len(at.emulator.requests)
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (len(at.emulator.requests) - before, report.left) == (1, 30)
+        at.emulator.add_meter("api_requests")
+        at.clock.advance(timedelta(minutes=4, seconds=1))
+        before = len(at.emulator.requests)
+        assert (await at.flush(everything=True)).delivered == 30
+        assert len(at.emulator.requests) - before == 30
 
 
-async def test_meters_that_do_not_take_what_is_sent_are_named() -> None:
-    # F-53
-    emulator = StripeEmulator()
-    emulator.add_meter("api_requests")
-    key = {"authorization": "Bearer sk_test_1"}
-    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, headers=key) as http:
-        form = {
-            "event_name": "ai_tokens",
-            "display_name": "tokens",
-            "default_aggregation[formula]": "sum",
-            "customer_mapping[event_payload_key]": "user_id",
-            "customer_mapping[type]": "by_id",
-            "value_settings[event_payload_key]": "amount",
-        }
-        made = (await http.post("/v1/billing/meters", data=form)).json()
-        at_stripe = (await http.get("/v1/billing/meters")).json()["data"]
-        first, second, third = meter_differences(CATALOG, at_stripe)
-        assert first.startswith(f"meter tokens: the meter {made['id']} at Stripe has customer_mapping")
-        assert "value_settings.event_payload_key amount; what is sent has value" in second
-        assert third == "meter pages: Stripe has no active meter with the event name pdf_pages"
-        emulator.add_meter("pdf_pages")
-        await http.post(f"/v1/billing/meters/{made['id']}/deactivate")
-        emulator.add_meter("ai_tokens")
-        assert meter_differences(CATALOG, (await http.get("/v1/billing/meters")).json()["data"]) == []
+STREAM = "/v2/billing/meter_event_stream"
+SESSION = "/v2/billing/meter_event_session"
+
+
+def stream_desk(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Desk]:
+    return desk(store_url, stripe_transport="v2-stream", **settings)
+
+
+def calls(at: Desk, path: str = STREAM) -> list[int]:
+    return [request.status for request in at.emulator.requests if request.path == path]
+
+
+async def record_some(at: Desk, count: int) -> dict[str, int]:
+    used = {f"c{number}": number + 1 for number in range(count)}
+    for customer, quantity in used.items():
+        await at.use(customer, requests=quantity)
+    return used
+
+
+async def test_a_hundred_intents_go_in_a_call(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.delivery.sending._EVENTS_PER_S", 250)
+    async with stream_desk(store_url, shards=1) as at:
+        used = await record_some(at, 130)
+        began = monotonic()
+        report = await at.kit.flush(everything=True)  # The setting chooses the stream.
+        assert (report.sealed, report.delivered, report.left) == (130, 130, 0)
+        assert {customer: at.accepted(customer) for customer in used} == used
+        # Events are paced: the third call waits until the hundred of the second had their time.
+        assert monotonic() - began >= 0.4
+        # The first call of a process is alone, and of one event.
+        assert (calls(at, SESSION), calls(at)) == ([200], [200] * 3)
+        usage = (await at.kit.usage("c7"))["meters"]["requests"]
+        assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
+    assert len(at.emulator.events) == 130
+
+
+SLOW: Final[Mapping[str, Any]] = {"action": "delay", "when": "before", "delay_s": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("fault", "skip"), [(fault, nth % 2) for nth, fault in enumerate([*FAULTS, KEY_REFUSED, SLOW])]
+)
+async def test_i6_each_of_a_batch_is_counted_once_despite_faults(
+    store_url: str, fault: Mapping[str, Any], skip: int
+) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        at.emulator.fail_next(**fault, skip=skip, times=1 if fault["action"] == "delay" else 2)
+        used = await record_some(at, 7)
+        for _ in range(5):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=2))
+        assert at.emulator.faults == ()
+        usage = [(await at.kit.usage(customer))["meters"]["requests"] for customer in used]
+    assert {customer: at.accepted(customer) for customer in used} == used
+    assert len(at.emulator.events) == 7
+    assert [line["delivered"] for line in usage] == list(used.values())
+    assert {line["queued"] + line["leased"] for line in usage} == {0}
+
+
+async def test_a_batch_that_is_refused_for_one_event_loses_only_that(store_url: str) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        used = await record_some(at, 40)
+        at.emulator.fail_next("error", status=400, customer="cus_c13", message="Too odd.", times=None)
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.dead) == (39, 1)
+        assert [(one.customer, one.quantity) for one in report.undelivered] == [("c13", 14)]
+        assert "Too odd." in report.undelivered[0].why
+        # By halves: 40, 20, 10, 5, 2 or 3, 1, and what is beside each.
+        assert len(calls(at)) <= 14
+    assert {customer: at.accepted(customer) for customer in used} == used | {"c13": 0}
+    assert len(at.emulator.events) == 39
+
+
+OF_STREAMS: Final[tuple[Mapping[str, Any], ...]] = (
+    *FAULTS,
+    KEY_REFUSED,
+    {"action": "error", "when": "before", "status": 400, "customer": "cus_acme"},
+    {"action": "drop", "when": "before", "path": SESSION},
+    {"action": "error", "when": "before", "status": 500, "path": SESSION},
+)
+
+
+@pytest.mark.dear("25 rounds of flushes with faults")
+@pytest.mark.parametrize("seed", [0, whole(1), whole(2)])
+async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url: str, seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - a schedule, not a secret
+    customers = ("acme", "zeta", "mira")
+    recorded: dict[str, int] = dict.fromkeys(customers, 0)
+    async with stream_desk(store_url, shards=2) as at:
+        await at.link(*customers)
+        for _ in range(25):
+            for customer in customers:
+                quantity = random.randrange(1, 50)
+                await at.kit.record(customer, "requests", quantity)
+                recorded[customer] += quantity
+            if random.random() < 0.6:
+                at.emulator.fail_next(**random.choice(OF_STREAMS))
+            if random.random() < 0.1:
+                at.emulator.end_sessions()
+            await at.flush(everything=random.random() < 0.3, timeout_s=0)
+            at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(hours=27))  # What may have been taken before it was refused is compared.
+        for _ in range(4):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=11))
+        report = await at.flush(everything=True)
+        for one in report.undelivered:
+            # The refusal that was of contents: Stripe has nothing of it.
+            assert (one.customer, one.state) == ("acme", "dead")
+            recorded[one.customer] -= one.quantity
+        assert report.left == 0
+    assert {customer: at.accepted(customer) for customer in customers} == recorded
+    stamps = [(event.customer, event.meter, event.timestamp) for event in at.emulator.events]
+    assert len(set(stamps)) == len(stamps)

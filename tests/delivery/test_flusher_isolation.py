@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime, timedelta
 from pkgutil import resolve_name
 from time import monotonic
@@ -19,28 +18,32 @@ from drivers.delivery import (
     PLANS,
     RunningClock,
     aclosing_transport,
+    alerts,
     desk,
     flusher_of,
     kit_for,
     until,
 )
 from drivers.kit_parts import parts_of
-from drivers.near_stripe import served
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
 from meterkit import CustomerError
 from meterkit.catalog import loads
-from meterkit.testing import Clock, StripeEmulator
+from meterkit.testing import Clock
 from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from drivers.delivery import Desk
+    from meterkit import MeterKit
     from servers.fixed_answers import Asked
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
+OTHERS = [f"c{n}" for n in range(5)]
 # The failing customer is in the first shard, and the others are behind it.
 FAILING = next(f"failing{n}" for n in range(200) if shard_of(f"failing{n}", 16) == 0)
 HEALTHY = [name for name in (f"c{n}" for n in range(14)) if shard_of(name, 16) > 0][:12]
@@ -54,9 +57,7 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
 ) -> None:
     # F-52: the shard stood still for ever, sealing and sending.
     async with desk(store_url, shards=1) as at:
-        await at.link("acme", "zeta", "mira")
-        for customer in ("acme", "zeta", "mira"):
-            await at.kit.record(customer, "requests", 6)
+        await at.use("acme", "zeta", "mira", requests=6)
         keys = at.kit.store.keys.customer("mira")
         if broken == "pending is no number":
             valkey.command("HSET", keys.counters, meter_token("requests") + "m", "1e5")
@@ -70,67 +71,62 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
             report = await at.flush(everything=True, timeout_s=0)
             assert [unsealed.customer for unsealed in report.unsealed] == ["mira"]
             assert not report.is_complete
-        assert (at.accepted("acme"), at.accepted("zeta"), at.accepted("mira")) == (6, 6, 0)
-        said = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert len(said) == 1
-        assert "'mira'" in said[0].getMessage()
+        assert [at.accepted(customer) for customer in ("acme", "zeta", "mira")] == [6, 6, 0]
+        (said,) = alerts(caplog)
+        assert "'mira'" in said
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
 
 
-async def test_a_removed_meter_is_delivered_by_its_event_name(store_url: str) -> None:
+@pytest.fixture
+async def newer(at: Desk) -> AsyncGenerator[MeterKit]:
+    """A kit of a plans file without tokens, of which acme has used 150."""
+    catalog = loads(PLANS.replace("tokens:", "words:").replace("ai_tokens", "ai_words"))
+    await at.link("acme")
+    await at.kit.record("acme", "tokens", 150)
+    async with kit_for(at.store_url, at.url, clock=at.clock, catalog=catalog) as kit:
+        yield kit
+
+
+async def test_a_removed_meter_is_delivered_by_its_event_name(at: Desk, newer: MeterKit) -> None:
     # F-22: never sealed, `left 1` without a reason.
-    newer = loads(PLANS.replace("tokens:", "words:").replace("ai_tokens", "ai_words"))
-    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=newer) as other:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 150)
-        gone = (await other.usage("acme"))["meters"]["tokens"]
-        assert (gone["recorded"], gone["pending"], gone["remaining"]) == (150, 50, 0)
-        assert (await other.flush(everything=True)).is_complete
-        assert "tokens" not in (await other.usage("acme"))["meters"]
-        await other.customers.delete("acme")
+    gone = (await newer.usage("acme"))["meters"]["tokens"]
+    assert (gone["recorded"], gone["pending"], gone["remaining"]) == (150, 50, 0)
+    assert (await newer.flush(everything=True)).is_complete
+    assert "tokens" not in (await newer.usage("acme"))["meters"]
+    await newer.customers.delete("acme")
     assert at.accepted("acme", "ai_tokens") == 50
 
 
-async def test_usage_without_an_event_name_is_named(store_url: str, valkey: Server) -> None:
+async def test_usage_without_an_event_name_is_named(valkey: Server, newer: MeterKit) -> None:
     # F-22
-    newer = loads(PLANS.replace("tokens:", "words:").replace("ai_tokens", "ai_words"))
-    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=newer) as other:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 150)
-        valkey.command("DEL", "mk:events")
-        report = await other.flush(everything=True, timeout_s=0)
-        (unsealed,) = report.unsealed
-        assert (unsealed.customer, unsealed.quantity) == ("acme", 50)
-        assert (unsealed.meter, report.is_complete) == (meter_token("tokens"), False)
-        assert (await other.usage("acme"))["meters"][meter_token("tokens")]["pending"] == 50
+    valkey.command("DEL", "mk:events")
+    report = await newer.flush(everything=True, timeout_s=0)
+    (unsealed,) = report.unsealed
+    assert (unsealed.customer, unsealed.quantity) == ("acme", 50)
+    assert (unsealed.meter, report.is_complete) == (meter_token("tokens"), False)
+    assert (await newer.usage("acme"))["meters"][meter_token("tokens")]["pending"] == 50
 
 
-async def test_what_is_dead_or_parked_is_named_until_it_is_dealt_with(store_url: str) -> None:
+async def test_what_is_dead_or_parked_is_named_until_it_is_dealt_with(at: Desk) -> None:
     # F-54: the next flush exited 0, and the customer could be deleted.
-    async with desk(store_url) as at:
-        await at.kit.customers.link("acme", "cus_unknown", force=True)
-        await at.kit.record("acme", "requests", 6)
-        assert (await at.flush(everything=True)).dead == 1
-        again = await at.flush(everything=True)
-        assert (again.dead, again.left, again.is_complete) == (0, 0, False)
-        (dead,) = again.undelivered
-        assert (dead.customer, dead.meter, dead.quantity, dead.state) == ("acme", "requests", 6, "dead")
-        assert "No such customer" in dead.why
-        with pytest.raises(CustomerError, match="parked or dead"):
-            await at.kit.customers.delete("acme")
+    await at.kit.customers.link("acme", "cus_unknown", force=True)
+    await at.kit.record("acme", "requests", 6)
+    assert (await at.flush(everything=True)).dead == 1
+    again = await at.flush(everything=True)
+    assert (again.dead, again.left, again.is_complete) == (0, 0, False)
+    (dead,) = again.undelivered
+    assert (dead.customer, dead.meter, dead.quantity, dead.state) == ("acme", "requests", 6, "dead")
+    assert "No such customer" in dead.why
+    with pytest.raises(CustomerError, match="parked or dead"):
+        await at.kit.customers.delete("acme")
 
 
 async def test_a_plain_flush_delivers_what_it_seals(store_url: str) -> None:
     # F-55: hidden by a clock that stood still.
-    clock = RunningClock()
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("api_requests")
-    emulator.add_customer("cus_acme")
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock, flush_interval=0.05) as kit:
-        await kit.customers.link("acme", "cus_acme", force=True)
-        await kit.record("acme", "requests", 3)
+    async with desk(store_url, clock=RunningClock(), flush_interval=0.05) as at:
+        await at.use("acme", requests=3)
         await asyncio.sleep(0.06)
-        report = await kit.flush()
+        report = await at.kit.flush()
         assert (report.sealed, report.delivered, report.left) == (1, 1, 0)
 
 
@@ -147,17 +143,13 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
             at.clock.advance(timedelta(minutes=1))
         at.emulator.clear_faults()
         at.emulator.fail_next("error", status=429, customer="cus_big", times=None)
-        others = [f"c{n}" for n in range(5)]
-        await at.link(*others)
-        for customer in others:
-            await at.kit.record(customer, "requests", 1)
+        await at.use(*OTHERS, requests=1)
         at.clock.advance(timedelta(minutes=20))
         before = len(at.emulator.requests)
         report = await at.flush()
-        assert [at.accepted(customer) for customer in others] == [1] * 5
+        assert [at.accepted(customer) for customer in OTHERS] == [1] * 5
         first = [request.status for request in at.emulator.requests[before : before + 16]]
-        assert first.count(200) == 5
-        assert report.left > 25
+        assert (first.count(200), report.left > 25) == (5, True)
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=20))
         assert (await at.flush()).left == 0
@@ -168,47 +160,39 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
 async def test_a_customer_stripe_does_not_answer_delays_no_other(store_url: str, transport: str) -> None:
     # F-124: her intents were the oldest, so each probe was one of hers.
     async with desk(store_url, shards=1, stripe_transport=transport) as at:
-        others = [f"c{n}" for n in range(5)]
-        await at.link("slow", *others)
+        await at.link("slow")
         at.emulator.fail_next("error", status=503, customer="cus_slow", times=None)
         for _ in range(3):
             await at.kit.record("slow", "requests", 1)
             at.clock.advance(timedelta(minutes=6))
             await at.flush()
-        for customer in others:
-            await at.kit.record(customer, "requests", 1)
+        await at.use(*OTHERS, requests=1)
         at.clock.advance(timedelta(minutes=6))
         # Another process, which has not heard of anybody.
         begun = flusher_of(at.kit, at.transport)
         for _ in range(3):
             await begun.flush()
             at.clock.advance(timedelta(seconds=5))
-        assert [at.accepted(customer) for customer in others] == [1] * 5
+        assert [at.accepted(customer) for customer in OTHERS] == [1] * 5
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=20))
         await begun.flush()
         assert at.accepted("slow") == 3
 
 
-async def flush_in_a_new_process(at: Desk, **settings: Any) -> int:
-    """Flush six minutes later, as a cron job does; how many healthy customers are done."""
+async def flush_in_a_new_process(at: Desk, *users: str, **settings: Any) -> int:
+    """Flush six minutes after a use, as a cron job does; how many healthy customers are done."""
+    for customer in users:
+        await at.kit.record(customer, "requests", 1)
     at.clock.advance(timedelta(minutes=6))
     async with kit_for(at.store_url, at.url, clock=at.clock, **settings) as kit:
         await kit.flush()
     return [at.accepted(customer) for customer in HEALTHY].count(1)
 
 
-async def use(at: Desk, *customers: str) -> None:
-    for customer in customers:
-        await at.kit.record(customer, "requests", 1)
-
-
 @pytest.mark.parametrize(
     ("transport", "shards", "fault"),
-    [
-        ("v1", 1, {"action": "error", "status": 503}),
-        ("v2-stream", 16, {"action": "drop", "when": "after"}),
-    ],
+    [("v1", 1, {"action": "error", "status": 503}), ("v2-stream", 16, {"action": "drop", "when": "after"})],
     ids=["503", "drop-after"],
 )
 async def test_a_failing_customer_delays_no_other_across_processes(
@@ -220,10 +204,8 @@ async def test_a_failing_customer_delays_no_other_across_processes(
         await at.link(FAILING, *HEALTHY)
         at.emulator.fail_next(**fault, customer=f"cus_{FAILING}", times=None)
         for _ in range(2):
-            await use(at, FAILING)
-            await flush_in_a_new_process(at, **settings)
-        await use(at, FAILING, *HEALTHY)
-        assert await flush_in_a_new_process(at, **settings) == len(HEALTHY)
+            await flush_in_a_new_process(at, FAILING, **settings)
+        assert await flush_in_a_new_process(at, FAILING, *HEALTHY, **settings) == len(HEALTHY)
         at.emulator.clear_faults()
         for _ in range(2):
             await flush_in_a_new_process(at, **settings)
@@ -232,73 +214,66 @@ async def test_a_failing_customer_delays_no_other_across_processes(
 
 async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) -> None:
     # F-56: alive 60 s after SIGTERM while Stripe hung.
-    clock = RunningClock()
-    emulator = StripeEmulator(clock=clock)
-    emulator.add_meter("api_requests")
-    async with served(emulator) as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
-        for number in range(40):
-            emulator.add_customer(f"cus_c{number}")
-            await kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
-            await kit.record(f"c{number}", "requests", 2)
-        emulator.fail_next("hang", when="after", skip=1, times=None)
-        async with aclosing_transport(url, timeout_s=1.0) as transport:
-            flusher = flusher_of(kit, transport, timeout_s=1.0, calls_at_once=4)
+    customers = [f"c{number}" for number in range(40)]
+    async with desk(store_url, clock=RunningClock(), shards=1) as at:
+        await at.use(*customers, requests=2)
+        at.emulator.fail_next("hang", when="after", skip=1, times=None)
+        async with aclosing_transport(at.url, timeout_s=1.0) as transport:
+            flusher = flusher_of(at.kit, transport, timeout_s=1.0, calls_at_once=4)
             running = asyncio.create_task(flusher.flush(everything=True))
-            await until(lambda: len(emulator.events) >= 5)
+            await until(lambda: len(at.emulator.events) >= 5)
             async with loop_clock() as passed_s:
                 flusher.stop()
                 await running
                 assert passed_s() < 5
-            assert len(emulator.events) < 12
-        emulator.clear_faults()
-        assert (await kit.flush(everything=True, timeout_s=120)).is_complete
-    assert [int(emulator.accepted(f"cus_c{number}", "api_requests")) for number in range(40)] == [2] * 40
+            assert len(at.emulator.events) < 12
+        at.emulator.clear_faults()
+        assert (await at.kit.flush(everything=True, timeout_s=120)).is_complete
+    assert [at.accepted(customer) for customer in customers] == [2] * 40
 
 
-async def test_a_corrected_link_redirects_unsent_usage(store_url: str) -> None:
+async def test_a_corrected_link_redirects_unsent_usage(at: Desk) -> None:
     # F-57
-    async with desk(store_url) as at:
-        await at.link("acme")
-        at.emulator.add_customer("cus_right")
-        await at.kit.record("acme", "requests", 5)
-        at.emulator.fail_next("error", status=401)  # Certainly refused.
-        await at.flush(everything=True, timeout_s=0)
-        await at.kit.record("acme", "requests", 2)
-        assert (await at.kit.customers.unlink("acme")).stripe_customer is None
-        usage = (await at.kit.usage("acme"))["meters"]["requests"]
-        assert (usage["unlinked"], usage["queued"], usage["pending"]) == (7, 0, 0)
-        assert (await at.flush(everything=True, timeout_s=0)).unlinked == ["acme"]
-        await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right", force=True)
-        at.clock.advance(timedelta(minutes=2))
-        assert (await at.flush(everything=True)).is_complete
+    await at.link("acme")
+    at.emulator.add_customer("cus_right")
+    await at.kit.record("acme", "requests", 5)
+    at.emulator.fail_next("error", status=401)  # Certainly refused.
+    await at.flush(everything=True, timeout_s=0)
+    await at.kit.record("acme", "requests", 2)
+    assert (await at.kit.customers.unlink("acme")).stripe_customer is None
+    usage = (await at.kit.usage("acme"))["meters"]["requests"]
+    assert (usage["unlinked"], usage["queued"], usage["pending"]) == (7, 0, 0)
+    assert (await at.flush(everything=True, timeout_s=0)).unlinked == ["acme"]
+    await at.kit.customers.unlink("acme")
+    await at.kit.customers.link("acme", "cus_right", force=True)
+    at.clock.advance(timedelta(minutes=2))
+    assert (await at.flush(everything=True)).is_complete
     assert at.emulator.accepted("cus_right", "api_requests") == 7
     assert at.accepted("acme") == 0
 
 
-async def test_no_minute_of_a_stripe_customer_names_two_intents(store_url: str) -> None:
+async def test_no_minute_of_a_stripe_customer_names_two_intents(at: Desk) -> None:
     # F-57
-    async with desk(store_url, clock=Clock(NOW)) as at:
-        await at.link("old")
-        await at.kit.record("new", "requests", 3)
-        for _ in range(3):
-            await at.kit.record("old", "requests", 1)
-            await at.flush(everything=True, timeout_s=0)
-        await at.kit.record("old", "requests", 1)
-        at.clock.set(JULY + timedelta(minutes=5))
-        await at.kit.record("new", "requests", 1)
+    await at.link("old")
+    await at.kit.record("new", "requests", 3)
+    for _ in range(3):
         await at.kit.record("old", "requests", 1)
         await at.flush(everything=True, timeout_s=0)
-        await at.kit.customers.unlink("old")
-        await at.kit.customers.link("new", "cus_old", force=True)
-        assert (await at.flush(everything=True, timeout_s=120)).is_complete
+    await at.kit.record("old", "requests", 1)
+    at.clock.set(JULY + timedelta(minutes=5))
+    for customer in ("new", "old"):
+        await at.kit.record(customer, "requests", 1)
+    await at.flush(everything=True, timeout_s=0)
+    await at.kit.customers.unlink("old")
+    await at.kit.customers.link("new", "cus_old", force=True)
+    assert (await at.flush(everything=True, timeout_s=120)).is_complete
     stamps = [event.timestamp for event in at.emulator.events]
     assert len(stamps) == len(set(stamps)) == 7
     assert at.accepted("old") == 9
 
 
-class Slow:
-    """Stripe's answers, and how many calls are under way at most, by customer and in all."""
+class TimedAnswers:
+    """Stripe's answers, and when each call began."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -309,19 +284,16 @@ class Slow:
         return answer(200, {"identifier": identifier})
 
 
-async def test_calls_are_paced(store_url: str) -> None:
+async def test_calls_are_paced(at: Desk) -> None:
     # F-87: pacing and the sandbox's rate could be left out.
-    slow = Slow()
-    async with desk(store_url) as at, answering(slow) as stand_in, aclosing_transport(stand_in.url) as way:
-        customers = [f"c{n}" for n in range(30)]
-        await at.link(*customers)
-        for customer in customers:
-            await at.kit.record(customer, "requests", 1)
+    timed = TimedAnswers()
+    await at.use(*(f"c{n}" for n in range(30)), requests=1)
+    async with answering(timed) as stand_in, aclosing_transport(stand_in.url) as way:
         # From before the first call: that may reach Stripe late on a busy machine, and the last one in time.
         before = monotonic()
         await flusher_of(at.kit, way, calls_per_s=100.0).flush(everything=True)
-    assert len(slow.began) == 30
-    assert slow.began[-1] - before >= 0.28
+    assert len(timed.began) == 30
+    assert timed.began[-1] - before >= 0.28
 
 
 @pytest.mark.parametrize(("key", "rate"), [("sk_test_1", 20.0), ("sk_live_1", 800.0)])
@@ -347,41 +319,33 @@ async def test_a_sandbox_has_a_rate_of_its_own(
 
 async def test_a_lease_is_renewed_before_a_call_that_could_outlive_it(store_url: str, valkey: Server) -> None:
     # F-87: neither the check before a send nor the renewal was seen by a test.
-    slow = Slow()
+    timed = TimedAnswers()
+
+    def lost(asked: Asked) -> bytes:
+        if len(timed.began) == 2:
+            valkey.command("SET", "mk:{0}:lease", "another", "PX", 60_000)
+        return timed(asked)
+
     async with (
         desk(store_url, shards=1) as at,
-        answering(slow) as stand_in,
+        answering(lost) as stand_in,
         aclosing_transport(stand_in.url) as way,
     ):
-        customers = [f"c{n}" for n in range(6)]
-        await at.link(*customers)
-        for customer in customers:
-            await at.kit.record(customer, "requests", 1)
+        await at.use(*(f"c{n}" for n in range(6)), requests=1)
         careful = flusher_of(at.kit, way, timeout_s=60.0, calls_at_once=1)
-        reply = slow.__call__
-
-        def lost(asked: Asked) -> bytes:
-            if len(slow.began) == 2:
-                valkey.command("SET", "mk:{0}:lease", "another", "PX", 60_000)
-            return reply(asked)
-
-        stand_in.answer = lost
         await careful.flush(everything=True, timeout_s=0)
-        assert len(slow.began) == 3  # The one that was under way when it was lost.
+        assert len(timed.began) == 3  # The one that was under way when it was lost.
         valkey.command("DEL", "mk:{0}:lease")
-        stand_in.answer = slow
         assert (await careful.flush(everything=True)).left == 0
 
 
-async def test_retries_come_ever_later(store_url: str) -> None:
+async def test_retries_come_ever_later(at: Desk) -> None:
     # F-87: the growth of the delay was seen by no test.
-    async with desk(store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", status=429, times=None)
-        await at.flush(everything=True, timeout_s=0)
-        for _ in range(120):
-            at.clock.advance(timedelta(seconds=10))
-            await at.flush()
-        # 1, 2, 4 … 512, 600 s, each between half of that and all of it.
-        assert 8 <= len(at.emulator.requests) <= 13
+    await at.use("acme", requests=6)
+    at.emulator.fail_next("error", status=429, times=None)
+    await at.flush(everything=True, timeout_s=0)
+    for _ in range(120):
+        at.clock.advance(timedelta(seconds=10))
+        await at.flush()
+    # 1, 2, 4 … 512, 600 s, each between half of that and all of it.
+    assert 8 <= len(at.emulator.requests) <= 13

@@ -1,28 +1,30 @@
-"""Running flushers: no error of the store ends one; killed and suspended ones bill nothing twice."""
-# Internals: a transport that sleeps between the lease and the call.
+"""Running flushers: no error ends one, a death bills nothing twice, and what the disk must have first."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from drivers.delivery import NOW, desk, until
+from drivers.delivery import NOW, WatchedTransport, desk, flusher_of, until
 from drivers.sampled import whole
 from drivers.workers import workers
 from faults.inner_steps import replaced
-from meterkit.delivery.flusher import Flusher
+from faults.refusals import stopped
+from meterkit import StoreError
+from servers.stores import redis_binary, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from drivers.delivery import Desk
-    from meterkit.delivery.outcomes import Outcome
-    from meterkit.outbox.intents import Sealed
     from servers.stores import Server
+
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +38,7 @@ async def test_i9_a_flusher_unsure_of_the_store_delivers_later(
 
     replaced(monkeypatch, "the store is asked whether to deliver", fail)
     async with desk(store_url, flush_interval=0.05) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 6)
+        await at.use("acme", requests=6)
         at.clock.advance(timedelta(seconds=1))
         running = asyncio.create_task(at.flusher.run(every_s=0.01))
         await until(lambda: at.accepted("acme") == 6)
@@ -46,59 +47,56 @@ async def test_i9_a_flusher_unsure_of_the_store_delivers_later(
     assert "INFO cannot be read" in caplog.text
 
 
-async def test_an_error_of_the_callback_ends_the_flusher(store_url: str) -> None:
+async def test_an_error_of_the_callback_ends_the_flusher(at: Desk) -> None:
     # R6: who reads the reports is gone; whoever started it must hear of that.
     def close(_: object) -> None:
         raise BrokenPipeError
 
-    async with desk(store_url) as at:
-        with anyio.fail_after(240), pytest.raises(BrokenPipeError):
-            await at.flusher.run(every_s=0.01, told=close)
+    with anyio.fail_after(240), pytest.raises(BrokenPipeError):
+        await at.flusher.run(every_s=0.01, told=close)
 
 
 @pytest.mark.usefixtures("valkey")
-async def test_a_restarted_store_is_logged_once_for_all_shards(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_restart_is_logged_once_for_all_shards(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
     customers = [f"c{number}" for number in range(12)]
-    async with desk(store_url) as at:
-        await at.link(*customers)
+    await at.link(*customers)
+    await at.flush()
+    admin = await at.kit.store.admin()
+    for shard in range(at.kit.store.keys.shards):
+        await admin.ask(admin.client.hset(at.kit.store.keys.shard(shard, "life"), "known", "another"))
+    for customer in customers:
+        await at.kit.record(customer, "requests", 6)
+    at.clock.advance(timedelta(minutes=5))
+    await at.flush()
+    assert caplog.text.count("was restarted, restored or taken over") == 1
+    at.emulator.fail_next("error", status=401, times=None, path="*")
+    at.clock.advance(timedelta(minutes=10))
+    for _ in range(3):
         await at.flush()
-        admin = await at.kit.store.admin()
-        for shard in range(at.kit.store.keys.shards):
-            await admin.ask(admin.client.hset(at.kit.store.keys.shard(shard, "life"), "known", "another"))
-        for customer in customers:
-            await at.kit.record(customer, "requests", 6)
-        at.clock.advance(timedelta(minutes=5))
-        await at.flush()
-        assert caplog.text.count("was restarted, restored or taken over") == 1
-        at.emulator.fail_next("error", status=401, times=None, path="*")
-        at.clock.advance(timedelta(minutes=10))
-        for _ in range(3):
-            await at.flush()
-        assert caplog.text.count("as Stripe does not say what it has") == 1
-        at.emulator.clear_faults()
-        await at.flush(everything=True)
-        assert [at.accepted(customer) for customer in customers] == [6] * len(customers)
+    assert caplog.text.count("as Stripe does not say what it has") == 1
+    at.emulator.clear_faults()
+    await at.flush(everything=True)
+    assert [at.accepted(customer) for customer in customers] == [6] * len(customers)
 
 
 @pytest.mark.dear("a process beside the emulator, killed")
+@pytest.mark.parametrize("transport", ["v1", "v2-stream"])
 @pytest.mark.parametrize("point", [whole("leased"), "sent", whole("acknowledged")])
-async def test_the_next_process_delivers_a_killed_ones_rest_once(
-    valkey: Server, store_url: str, point: str
+async def test_i6_the_next_process_delivers_a_killed_ones_rest_once(
+    valkey: Server, store_url: str, point: str, transport: str
 ) -> None:
-    async with desk(store_url, shards=1) as at:
-        await at.link("acme", "zeta")
-        await at.kit.record("acme", "requests", 5)
-        await at.kit.record("zeta", "requests", 6)
-        settings = {"shards": 1}
+    settings: dict[str, Any] = {"shards": 1, "stripe_transport": transport}
+    async with desk(store_url, **settings) as at:
+        used = {"acme": 5, "zeta": 6}
+        for customer, quantity in used.items():
+            await at.use(customer, requests=quantity)
         options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "settings": settings}
         async with workers(1, **options, crash=point) as (doomed,):
             with pytest.raises(EOFError, match="-9"):
                 await doomed.ask("flush")
-        leased = [(await at.kit.usage(name))["meters"]["requests"]["leased"] for name in ("acme", "zeta")]
+        leased = sum([(await at.kit.usage(name))["meters"]["requests"]["leased"] for name in used])
         # The first call of a process is alone.
-        assert sum(leased) == 0 if point == "acknowledged" else sum(leased) in {5, 6}
+        assert leased == 0 if point == "acknowledged" else leased in {5, 6}
 
         # Its lease outlives it, for at most a minute.
         assert 0 < valkey.command("PTTL", "mk:{0}:lease") <= 60_000
@@ -108,44 +106,22 @@ async def test_the_next_process_delivers_a_killed_ones_rest_once(
         valkey.command("PEXPIRE", "mk:{0}:lease", 1)
         await until(lambda: valkey.command("EXISTS", "mk:{0}:lease") == 0)
 
-        report = await at.flush(everything=True)
-        assert report.left == 0
-        usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in ("acme", "zeta")]
+        assert (await at.flush(everything=True)).left == 0
+        usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in used]
         assert usage == [5, 6]
-    assert (at.accepted("acme"), at.accepted("zeta")) == (5, 6)
+    assert {name: at.accepted(name) for name in used} == used
     assert len(at.emulator.events) == 2
 
 
-class Sleeping:
-    """A transport that stops before a call, as where a machine is suspended, and goes on then."""
+async def two_to_send(at: Desk, sleep: timedelta) -> Any:
+    """One that Stripe certainly does not have, and behind it one that it has, as no reply has said.
 
-    def __init__(self, at: Desk) -> None:
-        self._transport = at.transport
-        self.sleep: Callable[[], None] | None = None
-
-    @property
-    def most(self) -> int:
-        return self._transport.most
-
-    async def ready(self) -> Outcome | None:
-        return await self._transport.ready()
-
-    async def send(self, *intents: Sealed) -> Outcome:
-        sleep, self.sleep = self.sleep, None
-        if sleep is not None:
-            sleep()
-        return await self._transport.send(*intents)
-
-    async def close(self) -> None:
-        """It is the desk's."""
-
-
-async def two_to_send(at: Desk) -> tuple[Flusher, Sleeping]:
-    """One that Stripe certainly does not have, and behind it one that it has, as no reply has said."""
-    way = Sleeping(at)
-    flusher = Flusher(at.kit.store, way, calls_at_once=1)
-    await at.link("mira", "acme", "zeta")
-    await at.kit.record("mira", "requests", 1)
+    The machine is suspended before the next call of the flusher.
+    """
+    way = WatchedTransport(at.transport, lambda _: None)
+    flusher = flusher_of(at.kit, way, calls_at_once=1)
+    await at.link("acme", "zeta")
+    await at.use("mira", requests=1)
     assert (await flusher.flush(everything=True)).delivered == 1
     at.emulator.fail_next("error", when="after", status=500, customer="cus_acme")
     at.emulator.fail_next("error", status=429, customer="cus_acme")  # Else it is sent after all others.
@@ -158,14 +134,19 @@ async def two_to_send(at: Desk) -> tuple[Flusher, Sleeping]:
     await flusher.flush(everything=True, timeout_s=0)
     assert at.emulator.faults == ()
     at.clock.advance(timedelta(minutes=1))
-    return flusher, way
+
+    def sleep_once(_: object) -> None:
+        way.before = lambda _: None
+        at.clock.advance(sleep)
+
+    way.before = sleep_once
+    return flusher
 
 
 async def test_i6_a_lease_before_a_day_of_sleep_sends_nothing(store_url: str) -> None:
     # R7, F-58: the monotonic clock stands still meanwhile, and Stripe forgets the identifier.
     async with desk(store_url, shards=1) as at:
-        flusher, way = await two_to_send(at)
-        way.sleep = lambda: at.clock.advance(timedelta(hours=25))
+        flusher = await two_to_send(at, timedelta(hours=25))
         report = await flusher.flush(everything=True)
         assert (report.delivered, report.parked) == (1, 1)
     assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
@@ -174,10 +155,95 @@ async def test_i6_a_lease_before_a_day_of_sleep_sends_nothing(store_url: str) ->
 async def test_i6_a_lease_before_a_minute_of_sleep_is_left(store_url: str) -> None:
     # Nobody has the lease now; somebody may have had it, and have sent the other one meanwhile.
     async with desk(store_url, shards=1) as at:
-        flusher, way = await two_to_send(at)
-        way.sleep, before = lambda: at.clock.advance(timedelta(minutes=1)), len(at.emulator.requests)
+        flusher = await two_to_send(at, timedelta(minutes=1))
+        before = len(at.emulator.requests)
         await flusher.flush()
         assert len(at.emulator.requests) == before + 1
         await flusher.flush()
         assert len(at.emulator.requests) == before + 2
     assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
+
+
+@asynccontextmanager
+async def desk_on(*options: str, binary: Path | None = None) -> AsyncGenerator[tuple[Server, Desk]]:
+    """A server with these options, and a desk on it where acme has used 6 requests."""
+    with spawn_server(*options, binary=binary) as server:
+        async with desk(server.url) as at:
+            await at.use("acme", requests=6)
+            yield server, at
+
+
+async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    # F-14: the cause is named.
+    monkeypatch.setattr("meterkit.redis.durability._WAIT_MS", 50)
+    async with desk_on("--appendonly", "yes", "--appendfsync", "no") as (server, at):
+        with pytest.raises(StoreError, match=r"appendfsync no: .*set appendfsync everysec"):
+            await at.flush(everything=True)
+        assert at.emulator.requests == ()
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["leased"] == 6
+        server.command("CONFIG", "SET", "appendfsync", "always")
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 6
+
+
+async def test_two_seconds_pass_though_the_kits_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    # F-127: nothing was ever delivered, and `flush(everything=True)` waited for 300 s.
+    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 20)
+    async with desk_on("--appendonly", "yes") as (server, at):
+        server.command("ACL", "SETUSER", "default", "-waitaof")
+        report = await at.flush(everything=True)
+        assert (report.sealed, report.delivered, report.left, at.accepted("acme")) == (1, 1, 0, 6)
+
+
+async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 500)
+    monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)
+    async with desk_on("--appendonly", "yes") as (server, at):
+        server.command("ACL", "SETUSER", "default", "-waitaof")
+        await at.flush(everything=True, timeout_s=0)
+        await at.flush()
+        assert at.accepted("acme") == 6
+
+
+async def test_what_waits_for_a_retry_is_tried_at_once_there_too() -> None:
+    # F-5d: its age went by when it was due, which lies ahead of a retry: nothing was ever tried.
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    async with desk_on("--appendonly", "yes", binary=binary) as (server, at):
+        if not server.command("INFO", "server")["redis_version"].startswith("7.0"):
+            pytest.skip("this redis-server knows WAITAOF")
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.sealed, report.delivered) == (1, 0)  # It may not be on disk.
+        at.clock.advance(timedelta(seconds=3))
+        at.emulator.fail_next("error", status=429)
+        assert (await at.flush()).retried == 1
+        report = await at.flush()
+        assert (report.retried, report.delivered) == (0, 0)  # It is not due.
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.left, at.accepted("acme")) == (1, 0, 6)
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--appendonly", "yes", "--appendfsync", "always")], ids=["no file", "a file, too"]
+)
+async def test_i6_nothing_is_sent_before_the_replica_has_its_lease(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    # F-87: a lease that a failover forgets is a bill that may be sent twice. F-140: nor is a file enough.
+    async with desk_on(*options) as (master, at):
+        with spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+            await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+            await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 1)
+            assert (await at.flush(everything=True)).delivered == 1
+            await at.kit.record("acme", "requests", 8)
+            with stopped(replica), monkeypatch.context() as hurried:
+                hurried.setattr("meterkit.redis.durability._WAIT_MS", 300)
+                with pytest.raises(StoreError, match=r"did not make a lease durable within 0\.3 s"):
+                    await at.flush(everything=True, timeout_s=0)
+                # The link to a replica that hangs stands: it is not for want of one that nothing is sent.
+                assert master.command("INFO", "replication")["connected_slaves"] == 1
+                assert (len(at.emulator.requests), at.accepted("acme")) == (1, 6)
+            report = await at.flush(everything=True)
+            assert (report.delivered, report.left) == (1, 0)
+            assert (len(at.emulator.requests), at.accepted("acme")) == (2, 14)

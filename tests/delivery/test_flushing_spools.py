@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 
 
-def left_behind(kit: MeterKit, quantity: int, *, days: int = 0) -> Path:
-    """The spool of a process that is gone."""
-    file = spool_with(kit, kit.settings.spool_dir, "requests", quantity, days=days)
+def left_behind(kit: MeterKit, quantity: int = 7) -> Path:
+    file = spool_with(kit, kit.settings.spool_dir, "requests", quantity)
     file.close()
     return file.path
 
@@ -32,29 +31,31 @@ def left_behind(kit: MeterKit, quantity: int, *, days: int = 0) -> Path:
 @asynccontextmanager
 async def desk_with_acme(store_url: str, directory: Path, **settings: Any) -> AsyncGenerator[Desk]:
     async with desk(store_url, spool_dir=directory, **settings) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 5)
+        await at.use("acme", requests=5)
         yield at
 
 
 @pytest.mark.each_store
 async def test_everything_is_all_that_was_used_also_what_is_spooled(store_url: str, tmp_path: Path) -> None:
     async with desk_with_acme(store_url, tmp_path) as at:
-        file = left_behind(at.kit, 7)
+        file = left_behind(at.kit)
         report = await at.kit.flush()
         assert (report.spooled, file.exists()) == (0, True)
         report = await at.kit.flush(everything=True)
-        assert (report.spooled, report.is_complete, file.exists()) == (1, True, False)
-        assert at.accepted("acme") == 12
+        assert (report.spooled, report.is_complete, file.exists(), at.accepted("acme")) == (
+            1,
+            True,
+            False,
+            12,
+        )
 
 
 async def test_a_kit_that_was_not_started_sends_them_too(store_url: str, tmp_path: Path) -> None:
     async with desk_with_acme(store_url, tmp_path) as at:
         other = kit_for(store_url, at.url, clock=at.clock, spool_dir=tmp_path)
-        file = left_behind(other, 7)
+        file = left_behind(other)
         report = await other.flush(everything=True)
-        assert (report.spooled, file.exists()) == (1, False)
-        assert at.accepted("acme") == 12
+        assert (report.spooled, file.exists(), at.accepted("acme")) == (1, False, 12)
         await other.stop()
 
 
@@ -63,10 +64,9 @@ async def test_without_a_stripe_key_everything_is_what_is_spooled(store_url: str
     # F-20k: an app that meters without Stripe could send its spools by no command.
     async with desk_with_acme(store_url, tmp_path) as at:
         kit = kit_for(store_url, at.url, clock=at.clock, spool_dir=tmp_path, stripe_api_key=None)
-        file = left_behind(kit, 7)
+        file = left_behind(kit)
         report = await kit.flush(everything=True)
-        assert (report.spooled, report.left, report.is_complete) == (1, 1, False)
-        assert not file.exists()
+        assert (report.spooled, report.left, report.is_complete, file.exists()) == (1, 1, False, False)
         assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 12
         with pytest.raises(SettingsError, match="METERKIT_STRIPE_API_KEY"):
             await kit.flush()

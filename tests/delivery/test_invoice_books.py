@@ -1,4 +1,4 @@
-"""Books against invoice lines: delivered and counted is not enough."""
+"""Renewal invoices wait for their usage and the audit root; later usage is late; books against lines."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, assert_books, ending, paying
+from drivers.audit_database import ROOT, ROWS, root_in
+from drivers.audited_kit import rows_in, sqlite_in
+from drivers.delivery import alerts
+from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, assert_books, ending, paying
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
     from drivers.period_ends import Ending
     from meterkit import Reconciled
 
+
 pytestmark = pytest.mark.anyio
+
+ITEMS: Any = [{"price": price} for price in ("price_pro", "price_pro_requests")]
+
+
+@pytest.fixture
+async def at(any_store_url: str) -> AsyncGenerator[Ending]:
+    async with ending(any_store_url) as opened:
+        yield opened
 
 
 async def books(at: Ending, meter: str = "requests") -> Reconciled:
@@ -23,21 +38,27 @@ async def books(at: Ending, meter: str = "requests") -> Reconciled:
     return next(one for one in found if one.meter == meter)
 
 
-async def test_units_counted_and_on_no_invoice_are_reported(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def subscription(at: Ending) -> Any:
+    return (await at.found.client.v1.subscriptions.list_async()).data[0]
+
+
+async def cancel(at: Ending, **how: Any) -> None:
+    params: Any = how
+    await at.found.client.v1.subscriptions.cancel_async((await subscription(at)).id, params)
+
+
+async def test_counted_units_on_no_invoice_are_told(at: Ending, caplog: pytest.LogCaptureFixture) -> None:
     """F-101: recorded = delivered = counted, and nothing is billed."""
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 1_010)
-        for item in (await at.found.client.v1.subscriptions.list_async()).data[0]["items"]["data"]:
-            if item["price"]["id"] == "price_pro_requests":
-                await at.found.client.v1.subscription_items.delete_async(item["id"])
-        await at.flush()
-        at.go(JUNE + 3 * HOUR)
-        one = await books(at)
-        assert (one.delivered, one.confirmed, one.difference, one.invoiced) == (1000, 1000, 0, 0)
-        assert "1000 of 1000 units that Stripe has counted at USD 0.05 each are on no invoice" in one.advice
-        await late_is_told_once(at, caplog, one)
+    await at.kit.record("acme", "requests", 1_010)
+    for item in (await subscription(at))["items"]["data"]:
+        if item["price"]["id"] == "price_pro_requests":
+            await at.found.client.v1.subscription_items.delete_async(item["id"])
+    await at.flush()
+    at.go(JUNE + 3 * HOUR)
+    one = await books(at)
+    assert (one.delivered, one.confirmed, one.difference, one.invoiced) == (1000, 1000, 0, 0)
+    assert "1000 of 1000 units that Stripe has counted at USD 0.05 each are on no invoice" in one.advice
+    await late_is_told_once(at, caplog, one)
 
 
 async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before: Reconciled) -> None:
@@ -45,15 +66,13 @@ async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before
     looked = await at.look()
     assert (looked.open, looked.late) == (0, [])
     one = await books(at)
-    assert (before.recorded, 0, before.confirmed, 0, 1000, "") == (
-        *(one.recorded, one.delivered, one.confirmed, one.difference, one.late, one.advice),
-    )
+    assert (one.recorded, one.confirmed) == (before.recorded, before.confirmed)
+    assert (one.delivered, one.difference, one.late, one.advice) == (0, 0, 1000, "")
     told = "Stripe has counted it in the period from 2031-05-10T12:00:00Z and has it on no invoice"
-    assert [
-        f"late usage of customer 'acme': {told}; 1000 of requests at USD 0.05 each: no invoice bills it"
-    ] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    price = "1000 of requests at USD 0.05 each"
+    assert alerts(caplog) == [f"late usage of customer 'acme': {told}; {price}: no invoice bills it"]
     (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
-    assert entry.before == "1000 of requests at USD 0.05 each, of the period from 2031-05-10 12:00 UTC"
+    assert entry.before == f"{price}, of the period from 2031-05-10 12:00 UTC"
     assert entry.after == "not billed"
     await assert_books(at)
 
@@ -63,40 +82,36 @@ async def end_after_use(at: Ending) -> None:
     await at.kit.record("acme", "requests", 1_010)
     await at.flush()
     at.clock.advance(10 * MINUTE)
-    subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-    await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+    await cancel(at)
 
 
 @pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
 async def test_usage_of_an_end_without_an_invoice_is_late(
-    any_store_url: str, caplog: pytest.LogCaptureFixture, days: int
+    at: Ending, caplog: pytest.LogCaptureFixture, days: int
 ) -> None:
     """F-101: as after failed payments. Delivered usage was on no invoice, and was not late."""
-    async with ending(any_store_url) as at:
-        await end_after_use(at)
-        at.go(JUNE + timedelta(days=days))
-        await at.found.settle()
-        at.go(JUNE + timedelta(days=days, hours=3))
-        one = await books(at)
-        assert (one.delivered, one.confirmed, one.invoiced, one.invoice) == (1000, 1000, 0, "none")
-        await late_is_told_once(at, caplog, one)
+    await end_after_use(at)
+    at.go(JUNE + timedelta(days=days))
+    await at.found.settle()
+    at.go(JUNE + timedelta(days=days, hours=3))
+    one = await books(at)
+    assert (one.delivered, one.confirmed, one.invoiced, one.invoice) == (1000, 1000, 0, "none")
+    await late_is_told_once(at, caplog, one)
 
 
 async def test_an_earlier_subscriptions_last_period_is_compared(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
+    at: Ending, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-101: the customer had another subscription before the end of the first one was known."""
-    async with ending(any_store_url) as at:
-        await end_after_use(at)
-        at.clock.advance(10 * MINUTE)
-        items: Any = [{"price": price} for price in ("price_pro", "price_pro_requests")]
-        await at.found.client.v1.subscriptions.create_async({"customer": "cus_acme", "items": items})
-        await at.found.settle()
-        await at.look()
-        at.go(JUNE + 3 * HOUR)
-        one = await books(at)
-        assert (one.delivered, one.invoiced, one.invoice) == (1000, 0, "none")
-        await late_is_told_once(at, caplog, one)
+    await end_after_use(at)
+    at.clock.advance(10 * MINUTE)
+    await at.found.client.v1.subscriptions.create_async({"customer": "cus_acme", "items": ITEMS})
+    await at.found.settle()
+    await at.look()
+    at.go(JUNE + 3 * HOUR)
+    one = await books(at)
+    assert (one.delivered, one.invoiced, one.invoice) == (1000, 0, "none")
+    await late_is_told_once(at, caplog, one)
 
 
 @pytest.mark.parametrize("days_without", [0, 5], ids=["at once", "after days on the default plan"])
@@ -107,16 +122,12 @@ async def test_an_idle_period_begins_with_its_subscription(any_store_url: str, d
         at.go(begun - timedelta(days=days_without) - HOUR)
         await at.kit.record("acme", "requests", 1)
         at.go(begun - timedelta(days=days_without))
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
+        await cancel(at, invoice_now=True)
         await at.found.settle()
         if days_without:
             await at.kit.record("acme", "requests", 1)
             at.go(begun)
-        await at.found.subscribe(
-            items=[{"price": price} for price in ("price_pro", "price_pro_requests")],
-            metadata={"number": "2"},
-        )
+        await at.found.subscribe(items=ITEMS, metadata={"number": "2"})
         await at.found.settle()
         await at.reach(JUNE + timedelta(days=4))
         assert (await at.kit.usage("acme"))["period"]["start"] == begun
@@ -131,9 +142,7 @@ async def test_an_idle_period_begins_with_its_subscription(any_store_url: str, d
 
 
 @pytest.mark.parametrize("is_due", [False, True], ids=["amid its period", "with its period"])
-async def test_an_end_learned_with_an_unpaid_sign_up_keeps_its_invoice(
-    any_store_url: str, *, is_due: bool
-) -> None:
+async def test_an_end_with_an_unpaid_sign_up_keeps_its_invoice(any_store_url: str, *, is_due: bool) -> None:
     """Its period seemed to end where the month began, and no invoice of that was found."""
     async with paying(any_store_url) as at:
         if is_due:
@@ -144,8 +153,7 @@ async def test_an_end_learned_with_an_unpaid_sign_up_keeps_its_invoice(
         ended = JUNE if is_due else JUNE - timedelta(days=2)
         at.go(ended)
         if not is_due:
-            subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-            await at.found.client.v1.subscriptions.cancel_async(subscription.id, {"invoice_now": True})
+            await cancel(at, invoice_now=True)
         at.go(ended + 2 * HOUR)
         await at.found.subscribe(payment_behavior="default_incomplete", metadata={"number": "2"})
         await at.found.settle()
@@ -156,15 +164,14 @@ async def test_an_end_learned_with_an_unpaid_sign_up_keeps_its_invoice(
         assert (one.invoiced, one.invoice, one.advice) == (20, "final", "")
 
 
-async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
-        await end_after_use(at)
-        at.clock.advance(10 * MINUTE)
-        await at.found.settle()
-        await at.look()
-        one = await books(at)
-        assert (one.late, one.delivered) == (0, 1000)
-        assert one.advice.startswith("1000 are on no invoice yet")
+async def test_an_invoice_may_still_come_within_two_hours_of_an_end(at: Ending) -> None:
+    await end_after_use(at)
+    at.clock.advance(10 * MINUTE)
+    await at.found.settle()
+    await at.look()
+    one = await books(at)
+    assert (one.late, one.delivered) == (0, 1000)
+    assert one.advice.startswith("1000 are on no invoice yet")
 
 
 @pytest.mark.parametrize(
@@ -173,36 +180,34 @@ async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_ur
         (3, "; that is USD 12.00 less, and the customer's own price gives no more"),
         (7, ", and credit USD 12.00"),
     ],
-    ids=["cheaper", "dearer"],
 )
 async def test_usage_billed_at_another_price_is_named(
-    any_store_url: str, caplog: pytest.LogCaptureFixture, cents: int, do: str
+    at: Ending, caplog: pytest.LogCaptureFixture, cents: int, do: str
 ) -> None:
     """F-100: recorded = delivered = counted = invoiced, and 600 units have a price that no plan has."""
-    async with ending(any_store_url) as at:
-        await at.kit.record("acme", "requests", 410)
-        await at.flush()
-        at.clock.advance(10 * MINUTE)
-        await switched(at, cents)
-        at.clock.advance(10 * MINUTE)
-        await at.kit.record("acme", "requests", 600)
-        await at.flush()
-        at.go(JUNE + 3 * HOUR)
-        one = await books(at)
-        assert (one.delivered, one.confirmed, one.invoiced, one.mispriced) == (1000, 1000, 1000, 600)
-        said = f"600 units were recorded at USD 0.05 each and are billed at USD 0.0{cents} each (in_"
-        assert one.advice.startswith(said)
-        assert one.advice.endswith(f"): see who changed the price{do}")
-        looked = await at.look()
-        assert [said in why for why in looked.late] == [True]
-        assert (await at.look()).late == []
-        assert len([line for line in caplog.messages if said in line]) == 1
+    await at.kit.record("acme", "requests", 410)
+    await at.flush()
+    at.clock.advance(10 * MINUTE)
+    await switched(at, cents)
+    at.clock.advance(10 * MINUTE)
+    await at.kit.record("acme", "requests", 600)
+    await at.flush()
+    at.go(JUNE + 3 * HOUR)
+    one = await books(at)
+    assert (one.delivered, one.confirmed, one.invoiced, one.mispriced) == (1000, 1000, 1000, 600)
+    said = f"600 units were recorded at USD 0.05 each and are billed at USD 0.0{cents} each (in_"
+    assert one.advice.startswith(said)
+    assert one.advice.endswith(f"): see who changed the price{do}")
+    looked = await at.look()
+    assert [said in why for why in looked.late] == [True]
+    assert (await at.look()).late == []
+    assert len([line for line in caplog.messages if said in line]) == 1
 
 
 async def switched(at: Ending, cents: int) -> None:
     """A person gives the item another price, and no webhook comes."""
-    subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-    item = next(one for one in subscription["items"]["data"] if one["price"]["id"] == "price_pro_requests")
+    items = (await subscription(at))["items"]["data"]
+    item = next(one for one in items if one["price"]["id"] == "price_pro_requests")
     recurring = {"interval": "month", "usage_type": "metered", "meter": item["price"]["recurring"]["meter"]}
     made: Any = {
         "currency": "usd",
@@ -214,22 +219,18 @@ async def switched(at: Ending, cents: int) -> None:
     await at.found.client.v1.subscription_items.update_async(item["id"], {"price": price.id})
 
 
-async def test_units_of_a_void_invoice_are_named(
-    any_store_url: str,
-) -> None:
-    async with ending(any_store_url) as at:
-        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
-        sent: Any = {"collection_method": "send_invoice", "days_until_due": 30}
-        await at.found.client.v1.subscriptions.update_async(subscription.id, sent)
-        await at.kit.record("acme", "requests", 110)
-        await at.flush()
-        at.go(JUNE + 3 * HOUR)
-        assert (await books(at)).advice == ""
-        invoice = (await at.found.client.v1.invoices.list_async()).data[0]
-        await at.found.client.v1.invoices.void_invoice_async(invoice.id)
-        one = await books(at)
-        assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
-        assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice
+async def test_units_of_a_void_invoice_are_named(at: Ending) -> None:
+    sent: Any = {"collection_method": "send_invoice", "days_until_due": 30}
+    await at.found.client.v1.subscriptions.update_async((await subscription(at)).id, sent)
+    await at.kit.record("acme", "requests", 110)
+    await at.flush()
+    at.go(JUNE + 3 * HOUR)
+    assert (await books(at)).advice == ""
+    invoice = (await at.found.client.v1.invoices.list_async()).data[0]
+    await at.found.client.v1.invoices.void_invoice_async(invoice.id)
+    one = await books(at)
+    assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
+    assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice
 
 
 async def test_f_227_foreign_units_are_found_in_past_periods(store_url: str) -> None:
@@ -251,3 +252,198 @@ async def test_f_227_foreign_units_are_found_in_past_periods(store_url: str) -> 
                 assert (found.period_start, found.period_end, found.invoiced) == (start, end, 7)
                 assert not found.agrees
                 assert "something else sends to this meter" in found.advice
+
+
+DAY = timedelta(days=1)
+
+
+async def use(at: Ending) -> None:
+    """Units of two meters, of which 1,000 and 300 are overage."""
+    await at.kit.record("acme", "requests", 1_010)
+    await at.kit.record("acme", "tokens", 400)
+
+
+def writes(at: Ending) -> list[str]:
+    posted = [one.path for one in at.stripe.requests if one.method == "POST"]
+    changed = [path.rpartition("/")[2] for path in posted if path.startswith("/v1/invoices/")]
+    return ["update" if name.startswith("in_") else name for name in changed]
+
+
+def fail_events(at: Ending, status: int = 503) -> None:
+    """Stripe takes no meter events, and for a while it says so."""
+    at.stripe.fail_next("error", status=status, times=None, path=EVENTS)
+
+
+async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(at: Ending) -> None:
+    """F-101."""
+    await use(at)
+    fail_events(at)
+    await at.hourly(JUNE - MINUTE, 2)
+    (invoice,) = at.invoices()
+    assert (invoice["status"], invoice["auto_advance"]) == ("draft", True)
+    assert invoice["automatically_finalizes_at"] == int((JUNE + DAY).timestamp())
+    at.stripe.clear_faults()
+    reports = await at.hourly(JUNE + 2 * HOUR, 2)
+    assert sum(len(report.late) for report in reports) == 0
+    assert (at.billed(), at.billed("price_pro_tokens")) == ([1000], [300])
+    (invoice,) = at.invoices()
+    assert invoice["status"] in {"open", "paid"}
+    at.go(JUNE + 6 * HOUR)
+    assert at.invoices()[0]["status"] == "paid"
+    assert writes(at) == ["update", "finalize"]
+    await assert_books(at)
+
+
+async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD) as at:
+        fail_events(at, 429)
+        await use(at)
+        reports = await at.hourly(JUNE - MINUTE, 2)
+        at.stripe.clear_faults()
+        reports += await at.hourly(JUNE + 2 * HOUR, 2)
+        late = {one.meter: one.quantity for report in reports for one in report.late}
+        assert late == {"requests": 1000, "tokens": 300}
+        assert writes(at) == []
+        at.go(JULY + 2 * HOUR)
+        assert (at.billed(), at.billed("price_pro_tokens")) == ([0, 1000], [0, 300])
+        await assert_books(at)
+
+
+@pytest.mark.parametrize(("when", "call"), [("after", ""), ("before", "/finalize")])
+async def test_an_answer_that_is_lost_costs_nothing(store_url: str, when: Any, call: str) -> None:
+    """As if the process had died there: three tries, then nothing more in that look."""
+    async with ending(store_url) as at:
+        await use(at)
+        fail_events(at)
+        at.go(JUNE + MINUTE)
+        (invoice,) = at.invoices()
+        path = f"/v1/invoices/{invoice['id']}{call}"
+        at.stripe.fail_next("drop", when=when, times=3, path=path)
+        await at.hourly(JUNE + 11 * MINUTE, 3)
+        at.stripe.clear_faults()
+        if call:
+            at.stripe.fail_next("drop", when=when, times=3, path=path)
+        await at.hourly(JUNE + 4 * HOUR, 3)
+        at.go(JUNE + 9 * HOUR)
+        assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
+        await assert_books(at)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+async def test_the_last_invoice_after_an_end_is_collected(any_store_url: str, *, collects: bool) -> None:
+    """Stripe may leave it a draft that nobody collects."""
+    async with ending(any_store_url, collects_after_cancel=collects) as at:
+        at.clock.advance(MINUTE / 2)  # A meter event is of a whole minute, which must have begun.
+        await at.kit.record("acme", "requests", 1_010)
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        await at.found.settle()
+        ended = at.clock.now()
+        await at.hourly(ended + 3 * MINUTE, 4)
+        at.go(ended + 9 * HOUR)
+        (invoice,) = at.invoices()
+        assert (at.billed(), invoice["status"]) == ([1000], "paid")
+        (one,) = await at.kit.reconcile("acme", at=ended - HOUR)
+        assert (one.invoiced, one.advice) == (1000, "")
+
+
+async def test_a_last_invoice_stopped_by_a_person_is_left_alone(any_store_url: str) -> None:
+    async with ending(any_store_url, collects_after_cancel=False) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0].id
+        at.clock.advance(2 * MINUTE)
+        await at.found.client.v1.subscriptions.cancel_async(subscription, {"invoice_now": True})
+        await at.found.settle()
+        await at.hourly(at.clock.now() + 3 * MINUTE, 4)
+        assert at.invoices()[0]["status"] == "draft"
+
+
+async def test_the_invoice_has_the_root_before_it_is_final(any_store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with ending(any_store_url, audit_url=url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.go(JUNE + 11 * MINUTE)
+        assert (await at.look()).confirmed == 1
+        (invoice,) = at.invoices()
+        (row,) = rows_in(url)
+        assert invoice["status"] == "draft"
+        assert (invoice["metadata"][ROOT], invoice["metadata"][ROWS]) == (row["hash"], "1")
+        # Webhooks, also repeated ones, and later looks leave it as it is.
+        await at.kit.record("acme", "requests", 5)
+        await at.found.settle()
+        await at.found.bring(*at.stripe.webhook_events)
+        await at.hourly(JUNE + 15 * MINUTE, 3)
+        (later,) = at.invoices()
+        assert (later["status"], root_in(later)) == ("paid", root_in(invoice))
+        assert writes(at).count("update") == 1
+
+
+async def test_a_database_that_is_away_holds_up_no_invoice(
+    any_store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ending(any_store_url, audit_url=f"sqlite:///{tmp_path}/none/audit.db") as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        with caplog.at_level(logging.WARNING, "meterkit.audit"):
+            at.go(JUNE + 11 * MINUTE)
+            assert (await at.look()).confirmed == 1
+        at.go(JUNE + 3 * HOUR)
+        (invoice,) = at.invoices()
+        assert (invoice["status"], root_in(invoice), at.billed()) == ("paid", None, [1000])
+        assert caplog.text.count("the journal of deliveries is not written; usage is still delivered") == 1
+        told = [one.getMessage() for one in caplog.records if one.name == "meterkit.audit"]
+        assert len(told) == 1
+        assert told[0].startswith("invoices go out without the root of the audit log: the database")
+
+
+async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """F-101."""
+    async with ending(any_store_url, UNHELD) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        at.go(JUNE + 2 * HOUR)
+        (late,) = (await at.flush()).late
+        assert (late.customer, late.meter, late.quantity, late.is_billed) == ("acme", "requests", 1000, True)
+        assert late.period == "2031-05-10T12:00:00Z"
+        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + HOUR)
+        assert (may["late"], may["delivered"], may["pending"]) == (1000, 0, 0)
+        assert (june["overage"], june["delivered"], june["recorded"]) == (1000, 1000, 1000)
+        assert (await at.flush()).late == []
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 1000]
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len([line for line in lines if "late usage of customer 'acme'" in line]) == 1
+        (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
+        assert entry.before == "1000 of requests at USD 0.05 each, of the period from 2031-05-10 12:00 UTC"
+        assert entry.after == "billed in the period that is open"
+        await assert_books(at)
+
+
+async def test_late_usage_that_is_not_to_be_billed_is_said(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD.replace("0}", "0, late_usage: dead_letter}")) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        at.go(JUNE + 2 * HOUR)
+        (late,) = (await at.flush()).late
+        assert (late.quantity, late.is_billed) == (1000, False)
+        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + HOUR)
+        assert (may["late"], may["overage"], june["recorded"]) == (1000, 1000, 0)
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 0]
+        await assert_books(at)
+
+
+async def test_intents_that_were_never_sent_are_late_too(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD) as at:
+        fail_events(at, 429)
+        for _ in range(3):
+            await at.kit.record("acme", "requests", 1_010)
+            at.clock.advance(timedelta(minutes=5))
+            await at.flush()
+        at.go(JUNE + 2 * HOUR)
+        at.stripe.clear_faults()
+        report = await at.flush()
+        assert (sum(one.quantity for one in report.late), report.parked) == (3_020, 0)
+        await at.flush()
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 3_020]
+        await assert_books(at)

@@ -1,31 +1,33 @@
-"""I13: usage that missed the invoice line of its price is billed by an invoice item at that price."""
+"""I13: invoice items bill late usage at its price; they are listed, counted, steered and corrected."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import pytest
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for, said_late
+from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
 from drivers.priced_shop import SWITCHED_PLANS as PLANS
 from drivers.priced_shop import Pricing, Tier, begin, item_lines, metered_lines, renewed, sell, switch
 from drivers.shop import END, HALF, shop
 from faults.inner_steps import failing
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError
+from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from drivers.shop import Shop
-    from meterkit import MeterKit, MeterUsage, Reconciled
+    from meterkit import Corrected, MeterUsage, QueuedItem, Reconciled
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +93,6 @@ async def waiting(at: Shop) -> list[dict[str, Any]]:
 
 
 async def compared(at: Shop) -> Reconciled:
-    """The comparison of the first period with Stripe's books."""
     (found,) = await at.kit.reconcile("acme", at=HALF)
     return found
 
@@ -102,9 +103,22 @@ async def charged(at: Shop) -> int:
     return sum(lines) + sum(cents for _, cents in await items_of(at))
 
 
-async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(
-    at: Shop,
-) -> None:
+async def next_renewal(at: Shop) -> None:
+    """A month after the first period its successor is invoiced, too."""
+    at.clock.set(END + timedelta(days=31))
+    at.emulator.advance()
+    at.clock.advance(timedelta(hours=2))
+    at.emulator.advance()
+
+
+async def use_before_the_end(at: Shop) -> None:
+    """Record 26 words two minutes before the end of the first period."""
+    await at.kit.flush(everything=True)
+    at.clock.set(END - timedelta(minutes=2))
+    await at.kit.record("acme", "words", 26)
+
+
+async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(at: Shop) -> None:
     """F-226."""
     await use_before_a_switch(at)
     await at.kit.record("acme", "words", 5)
@@ -119,14 +133,10 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(
     assert await metered_lines(at) == [("price_seven_words", 5, 7)]
     found = await compared(at)
     assert (found.late, found.by_item, found.invoiced, found.mispriced, found.advice) == (26, 26, 5, 0, "")
-    changes = [
-        (one.before, one.after) for one in await at.kit.customers.history("acme") if one.kind == "late"
-    ]
-    assert changes[0] == (
-        "26 of words at USD 0.04 each, of the period from 2031-06-01 00:00 UTC",
-        "billed by an invoice item",
-    )
-    assert "billed by the invoice item ii_" in str(changes[1][1])
+    first, second = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
+    assert first.before == "26 of words at USD 0.04 each, of the period from 2031-06-01 00:00 UTC"
+    assert first.after == "billed by an invoice item"
+    assert "billed by the invoice item ii_" in str(second.after)
 
 
 @pytest.mark.parametrize("is_billed", [True, False])
@@ -143,9 +153,8 @@ async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
         (late,) = (await at.kit.flush()).late
         assert (late.customer, late.meter, late.quantity) == ("acme", "words", 26)
         assert (late.is_billed, late.by_item) == (is_billed, is_billed)
-        assert late.period == (await at.kit.usage("acme"))["period"]["start"].isoformat().replace(
-            "+00:00", "Z"
-        )
+        start = (await at.kit.usage("acme"))["period"]["start"]
+        assert late.period == start.isoformat().replace("+00:00", "Z")
         (line,) = [one for one in caplog.records if "26 units of words" in one.getMessage()]
         assert hasattr(line, "is_reported")
         assert (await at.kit.flush(everything=True)).late == []
@@ -180,32 +189,25 @@ async def test_i13_each_switch_in_a_period_has_its_own_items(at: Shop) -> None:
     assert (await charged(at), (await compared(at)).advice) == (shown, "")
 
 
-async def test_i13_a_crash_before_the_note_makes_an_item_once(at: Shop) -> None:
+@pytest.mark.parametrize("lost", ["the note", "before", "after"])
+async def test_i13_an_item_whose_reply_or_note_is_lost_is_made_once(at: Shop, lost: Any) -> None:
     await use_before_a_switch(at)
-    with failing("a late item is noted"):
-        assert (await at.kit.flush()).items == 0
-    assert len(await waiting(at)) == 1
-    at.clock.advance(timedelta(hours=25))  # Stripe has forgotten the idempotency key.
+    if lost == "the note":
+        with failing("a late item is noted"):
+            assert (await at.kit.flush()).items == 0
+        assert len(await waiting(at)) == 1
+        at.clock.advance(timedelta(hours=25))  # Stripe has forgotten the idempotency key.
+    else:
+        at.emulator.fail_next("drop", when=lost, skip=1, times=3, path=ITEMS)
+        await at.kit.flush()
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(minutes=2))
     await at.kit.flush(everything=True)
     await renewed(at)
     assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_i13_an_item_whose_reply_is_lost_is_made_once(at: Shop, when: Any) -> None:
-    await use_before_a_switch(at)
-    at.emulator.fail_next("drop", when=when, skip=1, times=3, path=ITEMS)
-    await at.kit.flush()
-    at.emulator.clear_faults()
-    at.clock.advance(timedelta(minutes=2))
-    await at.kit.flush()
-    await renewed(at)
-    assert await items_of(at) == [(26, 104)]
-
-
-async def test_an_item_and_its_close_wait_while_stripe_fails(
-    at: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_items_and_closes_wait_while_stripe_fails(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
     await use_before_a_switch(at)
     at.emulator.fail_next("error", status=503, times=None, path=ITEMS)
     report = await at.kit.flush(everything=True, timeout_s=0)
@@ -223,13 +225,7 @@ async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> No
     await use_before_a_switch(at)
     at.emulator.fail_next("delay", delay_s=0.05, times=None, path=ITEMS)
     async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
-
-        async def flush(kit: MeterKit) -> None:
-            await kit.flush(everything=True, timeout_s=0)
-
-        async with anyio.create_task_group() as workers:
-            for kit in (at.kit, other):
-                workers.start_soon(flush, kit)
+        await asyncio.gather(*(kit.flush(everything=True, timeout_s=0) for kit in (at.kit, other)))
     at.emulator.clear_faults()
     await at.kit.flush(everything=True)
     await renewed(at)
@@ -278,9 +274,7 @@ async def test_i13_a_forgotten_item_is_not_billed_again(at: Shop) -> None:
 async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) -> None:
     async with shop(store_url, catalog=UNHELD, selling=sell) as at:
         await begin(at)
-        await at.kit.flush(everything=True)
-        at.clock.set(END - timedelta(minutes=2))
-        await at.kit.record("acme", "words", 26)
+        await use_before_the_end(at)
         at.clock.set(END + timedelta(minutes=2))
         at.emulator.advance()
         await at.kit.record("acme", "words", 1)
@@ -293,24 +287,19 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
         await at.kit.flush(everything=True)
         usage = await at.kit.usage("acme")
         assert usage["meters"]["words"]["overage"] == 5
-        at.clock.set(END + timedelta(days=31))
-        at.emulator.advance()
-        at.clock.advance(timedelta(hours=2))
-        at.emulator.advance()
+        await next_renewal(at)
         assert await items_of(at) == [(26, 104)]
         assert await metered_lines(at) == [("price_seven_words", 5, 7)]
         found = await compared(at)
         assert (found.late, found.by_item, found.advice) == (26, 26, "")
-        later: Sequence[Reconciled] = await at.kit.reconcile("acme", at=END + timedelta(days=3))
+        later = await at.kit.reconcile("acme", at=END + timedelta(days=3))
         assert [(one.delivered, one.advice) for one in later] == [(5, "")]
 
 
 async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: str) -> None:
     async with shop(store_url, catalog=UNHELD, selling=sell) as at:
         await begin(at)
-        await at.kit.flush(everything=True)
-        at.clock.set(END - timedelta(minutes=2))
-        await at.kit.record("acme", "words", 26)
+        await use_before_the_end(at)
         at.clock.set(END + timedelta(hours=2))
         at.emulator.advance()
         report = await at.kit.flush(everything=True)
@@ -324,24 +313,18 @@ async def test_i13_late_units_keep_their_price_after_a_downgrade(
     async with shop(store_url, catalog=UNHELD, selling=sell) as at:
         await begin(at, "two")
         await at.kit.subscriptions.change_plan("acme", "seven")
-        await at.kit.flush(everything=True)
-        at.clock.set(END - timedelta(minutes=2))
-        await at.kit.record("acme", "words", 26)
+        await use_before_the_end(at)
         at.clock.set(END + timedelta(hours=2))
         at.emulator.advance()
         await at.kit.subscriptions.sync("acme")
         # The sync has found the final invoice, and said what is late; the flush does not say it again.
-        assert said_late(caplog) == [
-            "26 of words: an invoice item bills it at the price at which it was recorded"
-        ]
+        said = "26 of words: an invoice item bills it at the price at which it was recorded"
+        assert said_late(caplog) == [said]
         assert ((await at.kit.usage("acme"))["plan"], (await words(at))["late"]) == ("seven", 26)
         await at.kit.record("acme", "words", 15)
         report = await at.kit.flush(everything=True)
         assert (report.late, report.items, len(said_late(caplog))) == ([], 1, 1)
-        at.clock.set(END + timedelta(days=31))
-        at.emulator.advance()
-        at.clock.advance(timedelta(hours=2))
-        at.emulator.advance()
+        await next_renewal(at)
         assert (await items_of(at), await metered_lines(at)) == ([(26, 52)], [("price_seven_words", 5, 7)])
 
 
@@ -410,10 +393,8 @@ async def test_i13_usage_of_a_trial_costs_nothing_after_a_switch(store_url: str,
             await at.stripe_change(f"/v1/subscriptions/{begun['id']}", trial_end="now")
         await at.kit.subscriptions.sync("acme")
         assert (await at.kit.flush(everything=True)).items == 0
-        for days in (14, 32):
-            at.clock.advance(timedelta(days=days))
-            at.emulator.advance()
-            at.clock.advance(timedelta(hours=2))
+        for span in (timedelta(days=14), timedelta(hours=2), timedelta(days=32), timedelta(hours=2)):
+            at.clock.advance(span)
             at.emulator.advance()
         assert (await items_of(at), await metered_lines(at)) == ([], [])
 
@@ -446,3 +427,128 @@ async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, t
         assert line.note == f"26 of its units are on {item.id}"
         assert item.note == "late usage of the period from 2031-06-01, at the price it was recorded at"
         assert "difference" not in {line.kind for line in found.lines}
+
+
+@pytest.fixture
+async def sold(valkey: Server) -> AsyncGenerator[Shop]:
+    """A shop with 26 words at 4 cents that an invoice item is to bill, and 5 at 7 cents."""
+    async with shop(valkey.url, catalog=CATALOG, selling=sell) as opened:
+        await begin(opened)
+        await opened.kit.flush(everything=True)
+        await opened.kit.record("acme", "words", 26)
+        await switch(opened, "seven")
+        await opened.kit.subscriptions.sync("acme")
+        await opened.kit.record("acme", "words", 5)
+        yield opened
+
+
+async def queued(sold: Shop) -> QueuedItem:
+    """The one item that waits."""
+    (item,) = await sold.kit.outbox.items.list()
+    return item
+
+
+async def correct(sold: Shop, units: int, correction_id: str, **how: Any) -> Corrected:
+    """Take words back."""
+    (found,) = await sold.kit.correct(
+        "acme", {"words": units}, reason="a bug", correction_id=correction_id, **how
+    )
+    return found
+
+
+async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(sold: Shop) -> None:
+    item, (begun,) = await queued(sold), await sold.stripe_list("/v1/subscriptions")
+    assert (item.customer, item.meter, item.quantity) == ("acme", "words", 26)
+    assert (item.cents, item.currency, item.subscription) == (104, "usd", begun["id"])
+    assert item.period_start == (await sold.kit.usage("acme"))["period"]["start"]
+    sold.clock.advance(timedelta(hours=2))
+    assert (await queued(sold)).age_s == 7200
+    assert await sold.kit.outbox.items.list(customer="another") == []
+    await sold.kit.flush(everything=True)
+    assert await sold.kit.outbox.items.list() == []
+
+
+async def test_a_queued_item_is_counted_by_health_metrics_and_pages(sold: Shop) -> None:
+    health = await sold.kit.health()
+    assert health.looked_at["items"] == "1 wait"
+    assert [one for one in health.findings if one.check == "items"] == []
+    sold.clock.advance(timedelta(minutes=61))
+    (finding,) = [one for one in (await sold.kit.health()).findings if one.check == "items"]
+    assert "1 invoice item for late usage waits for more than an hour" in finding.problem
+    assert "26 of words at USD 0.04 each of customer acme" in finding.problem
+    async with pages_of(sold.kit) as client:
+        assert (await client.get("/", headers=JSON)).json()["outbox"]["invoice_items"] == 1
+        (row,) = (await client.get("/outbox.json")).json()
+        assert row["why"] == "invoice item of USD 1.04 for late usage"
+
+
+async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
+    item = await queued(sold)
+    with pytest.raises(MeterkitError, match="reason: found none"):
+        await sold.kit.outbox.items.drop(item.identifier, reason="")
+    assert await sold.kit.outbox.items.drop(item.identifier, reason="a test", by="olga") == item
+    with pytest.raises(MeterkitError, match="no invoice item that waits has this identifier"):
+        await sold.kit.outbox.items.drop(item.identifier, reason="a test")
+    entry = (await sold.kit.customers.history("acme"))[-1]
+    assert (entry.kind, entry.after, entry.cause) == ("late", "dropped: a test", "olga")
+    assert (await sold.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 35
+    await sold.kit.flush(everything=True)
+    await renewed(sold)
+    assert (await item_lines(sold), await metered_lines(sold)) == ([], [("price_seven_words", 5, 7)])
+    usage = (await sold.kit.usage("acme", period=HALF))["meters"]["words"]
+    assert usage["late"] == 26
+    assert [one.advice for one in await sold.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_an_item_made_despite_a_drop_is_named(sold: Shop) -> None:
+    item = await queued(sold)
+    with failing("a late item is noted"):
+        assert (await sold.kit.flush()).items == 0
+    await sold.kit.outbox.items.drop(item.identifier, reason="a test")
+    (found,) = await sold.kit.reconcile("acme", at=HALF)
+    assert "invoice items at Stripe have 26 late units, and 0 were billed" in found.advice
+
+
+async def test_a_redriven_item_is_made_by_the_next_flush(sold: Shop) -> None:
+    sold.emulator.fail_next("error", status=503, times=None, path="/v1/invoiceitems")
+    await sold.kit.flush(timeout_s=0)
+    sold.emulator.clear_faults()
+    assert (await sold.kit.flush()).items == 0
+    item = await queued(sold)
+    assert (await sold.kit.outbox.items.redrive(item.identifier)).due_at < item.due_at
+    assert (await sold.kit.flush()).items == 1
+
+
+@pytest.mark.parametrize("when", ["queued", "final"])
+async def test_a_correction_credits_late_items_to_the_cent(sold: Shop, when: str) -> None:
+    if when != "queued":
+        await sold.kit.flush(everything=True)
+    if when == "final":
+        await renewed(sold)
+    found = await correct(sold, 20, "t1", credit=True)
+    assert (found.never_billed, found.beyond, found.by_hand_lines[-1].units) == (0, 0, 15)
+    assert found.by_hand_lines[-1].cents == 60
+    if when != "final":
+        assert (found.taken_back, found.by_hand, found.by_hand_lines[0].invoice) == (5, 15, None)
+        assert "no invoice has them yet: correct again with the same id" in found.not_credited
+        await sold.kit.flush(everything=True)
+        await renewed(sold)
+        found = await correct(sold, 20, "t1", credit=True)
+    assert (sum(note.cents for note in found.credits), found.not_credited) == (
+        60 + 35 * (when == "final"),
+        "",
+    )
+    rest = await correct(sold, 30, "t2", credit=True)
+    assert (sum(note.cents for note in rest.credits), rest.beyond) == (11 * 4, 19)
+    charged = [cents for _, _, cents in await item_lines(sold)]
+    charged += [units * cents for _, units, cents in await metered_lines(sold)]
+    credited = [note["amount"] for note in await sold.stripe_list("/v1/credit_notes")]
+    assert sum(charged) == sum(credited)
+
+
+async def test_a_correction_skips_an_item_deleted_at_stripe(sold: Shop) -> None:
+    await sold.kit.flush(everything=True)
+    (item,) = [one for one in await sold.stripe_list("/v1/invoiceitems") if one["metadata"]]
+    await sold.stripe_delete(f"/v1/invoiceitems/{item['id']}")
+    found = await correct(sold, 31, "t1")
+    assert (found.taken_back, found.by_hand, found.never_billed) == (5, 0, 26)

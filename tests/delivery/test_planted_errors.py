@@ -127,14 +127,9 @@ async def move_late_item(world: World, customer: str) -> None:
 # On invoices.
 
 
-def usage_line(lines: list[Any], words: str = "Requests") -> Any:
-    return next(one for one in lines if words in one.description)
-
-
 async def edit_line(world: World, customer: str) -> None:
     def change(lines: list[Any]) -> None:
-        line = usage_line(lines)
-        line.amount -= 50
+        next(one for one in lines if "Requests" in one.description).amount -= 50
 
     world.change_line(customer, change)
 
@@ -235,7 +230,7 @@ PLANTED: Final = Planted(
         Error(
             lower_price_unseen,
             {"reconcile": "10 units were recorded at USD 0.05 each and are billed at USD 0.03 each"},
-        ),
+        )
     ],
     when_final=[
         Error(

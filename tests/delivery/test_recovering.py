@@ -1,28 +1,39 @@
-"""``meterkit recover`` settles what a restore has parked by what Stripe has."""
-# Internals: a recovery that ends between two steps.
+"""``meterkit recover`` settles what a restore has parked by what Stripe has, or the journal of deliveries."""
+# Internals: a recovery that ends between two steps; a journal that fails, hangs and has gaps.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, desk, have_at_stripe
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import NOW, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
+from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.journaling import JournaledTransport
+from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.recovering import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.outbox.journal import JournalRow
 from meterkit.store.tasks import TaskLease
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
     from drivers.delivery import Desk
+    from meterkit.outbox.intents import Sealed
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
@@ -36,144 +47,133 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     unpaced(monkeypatch)
 
 
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Desk]:
+    async with linked(store_url) as opened:
+        yield opened
+
+
 async def recover(at: Desk, **settings: Any) -> Sequence[Recovered]:
-    summaries = StripeSummaries(StripeApi(at.kit.settings))
-    try:
+    async with summaries_of(at.kit) as summaries:
         return await Recoverer(at.kit.store, summaries).recover(**settings)
-    finally:
-        await summaries.close()
 
 
-async def usage(at: Desk) -> dict[str, int]:
-    counts = (await at.kit.usage("acme"))["meters"]["requests"]
-    return {name: counts[name] for name in ("recorded", "queued", "parked", "delivered", "dead")}
+async def park_by_a_restore(at: Desk, there: int = 30) -> None:
+    """Have acme's 30 units parked by a restore; Stripe has some."""
+    await at.kit.record("acme", "requests", 30)
+    await have_at_stripe(at, there, minute=NOW - MINUTE)
+    assert await parked_by_a_restore(at) == 1
 
 
 @pytest.mark.parametrize(
-    ("at_stripe", "billed", "sent", "lost"),
-    [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20)],
+    ("at_stripe", "billed", "sent", "lost"), [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20)]
 )
 async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them(
-    store_url: str, at_stripe: int, billed: int, sent: int, lost: int
+    at: Desk, at_stripe: int, billed: int, sent: int, lost: int
 ) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, at_stripe, minute=NOW - MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        before = await states(at)
-        would = await recover(at, dry_run=True)
-        assert (await states(at), await usage(at)) == (
-            before,
-            {"recorded": 30, "queued": 0, "parked": 30, "delivered": 0, "dead": 0},
-        )
-        done = await recover(at, by="operator")
-        assert done == would
-        assert [(one.parked, one.unknown, one.billed, one.sent, one.lost) for one in done] == [
-            (30, at_stripe, billed, sent, lost)
-        ]
-        assert await usage(at) == {
-            "recorded": 30, "queued": sent, "parked": 0, "delivered": billed, "dead": 0
-        }  # fmt: skip
-        await at.flush(everything=True)
-        assert (at.accepted("acme"), await states(at)) == (max(30, at_stripe), [])
-        entries = [one for one in await at.kit.customers.history("acme") if one.kind == "intent"]
-        assert len(entries) == 1 + bool(billed) + bool(sent)
-        assert await recover(at) == []
+    async def places() -> list[int]:
+        counts: Any = (await at.kit.usage("acme"))["meters"]["requests"]
+        return [counts[name] for name in ("recorded", "queued", "parked", "delivered", "dead")]
+
+    await park_by_a_restore(at, at_stripe)
+    before = await states(at)
+    would = await recover(at, dry_run=True)
+    assert (await states(at), await places()) == (before, [30, 0, 30, 0, 0])
+    done = await recover(at, by="operator")
+    assert done == would
+    assert [(one.parked, one.unknown, one.billed, one.sent, one.lost) for one in done] == [
+        (30, at_stripe, billed, sent, lost)
+    ]
+    assert await places() == [30, sent, 0, billed, 0]
+    await at.flush(everything=True)
+    assert (at.accepted("acme"), await states(at)) == (max(30, at_stripe), [])
+    entries = [one for one in await at.kit.customers.history("acme") if one.kind == "intent"]
+    assert len(entries) == 1 + bool(billed) + bool(sent)
+    assert await recover(at) == []
 
 
 @pytest.mark.parametrize("there", [0, 1])
-async def test_i6_an_intent_whose_minute_stripe_has_is_billed(store_url: str, there: int) -> None:
-    async with linked(store_url) as at:
-        at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meter_events")
-        for quantity in (5, 7):
-            await at.kit.record("acme", "requests", quantity)
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(MINUTE)
-        at.emulator.clear_faults()
-        await have_at_stripe(at, 3, minute=at.clock.now())
-        assert await parked_by_a_restore(at) == 2
-        both = sorted(await at.kit.outbox.list(), key=lambda one: one.quantity)
-        known, other = both[there], both[1 - there]
-        await have_at_stripe(at, known.quantity, minute=known.minute)
-        (done,) = await recover(at)
-        assert (done.billed, done.sent) == (known.quantity + 3, other.quantity - 3)
-        (left,) = await at.kit.outbox.list()
-        assert (left.quantity, left.state, left.minute) == (other.quantity - 3, "queued", other.minute)
+async def test_i6_an_intent_whose_minute_stripe_has_is_billed(at: Desk, there: int) -> None:
+    at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meter_events")
+    for quantity in (5, 7):
+        await at.kit.record("acme", "requests", quantity)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(MINUTE)
+    at.emulator.clear_faults()
+    await have_at_stripe(at, 3, minute=at.clock.now())
+    assert await parked_by_a_restore(at) == 2
+    both = sorted(await at.kit.outbox.list(), key=lambda one: one.quantity)
+    known, other = both[there], both[1 - there]
+    await have_at_stripe(at, known.quantity, minute=known.minute)
+    (done,) = await recover(at)
+    assert (done.billed, done.sent) == (known.quantity + 3, other.quantity - 3)
+    (left,) = await at.kit.outbox.list()
+    assert (left.quantity, left.state, left.minute) == (other.quantity - 3, "queued", other.minute)
 
 
-async def test_i6_units_corrected_at_stripe_are_not_sent_again(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 30, minute=NOW - MINUTE)
-        await have_at_stripe(at, -20, minute=NOW - 2 * MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        (done,) = await recover(at)
-        # The sum says that Stripe has 10 of them; the minutes say that it has had all.
-        assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
-        await at.flush(everything=True)
-        assert at.accepted("acme") == 10
-
-
-async def test_i6_uncounted_deliveries_since_hide_nothing(
-    store_url: str,
-) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 30, minute=NOW - MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        at.clock.advance(timedelta(hours=1))
-        totals = await at.totals("acme")
-        period = next(name for name in totals if name.endswith("k"))[:-1]
-        admin = await at.kit.store.admin()
-        key = at.kit.store.keys.customer("acme").totals
-        await admin.ask(admin.client.hincrby(key, f"{period}d", 500))  # Delivered, and not counted yet.
-        (done,) = await recover(at)
-        assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
-
-
-async def recovered_by_word(at: Desk) -> None:
-    """Have an operator say that a backup was put back, and see that nothing is billed twice."""
-    await at.kit.record("acme", "requests", 30)
-    await have_at_stripe(at, 30, minute=NOW - MINUTE)
-    summaries = StripeSummaries(StripeApi(at.kit.settings))
-    recoverer = Recoverer(at.kit.store, summaries)
-    await recoverer.doubt(NOW - timedelta(hours=1))
-    assert await recoverer.not_compared() == 1
-    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-    assert await recoverer.not_compared() == 1
-    at.clock.advance(LAG)
-    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
-    assert await recoverer.not_compared() == 0
-    (done,) = await recoverer.recover()
-    assert replace(done, customer="") == Recovered(
-        customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
-    )
-    await summaries.close()
-    await at.kit.record("acme", "requests", 4)
+async def test_i6_units_corrected_at_stripe_are_not_sent_again(at: Desk) -> None:
+    await have_at_stripe(at, -20, minute=NOW - 2 * MINUTE)
+    await park_by_a_restore(at)
+    (done,) = await recover(at)
+    # The sum says that Stripe has 10 of them; the minutes say that it has had all.
+    assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
     await at.flush(everything=True)
-    assert at.accepted("acme") == 34
+    assert at.accepted("acme") == 10
 
 
+async def test_i6_uncounted_deliveries_since_hide_nothing(at: Desk) -> None:
+    await park_by_a_restore(at)
+    at.clock.advance(timedelta(hours=1))
+    period = next(name for name in await at.totals("acme") if name.endswith("k"))[:-1]
+    admin = await at.kit.store.admin()
+    key = at.kit.store.keys.customer("acme").totals
+    await admin.ask(admin.client.hincrby(key, f"{period}d", 500))  # Delivered, and not counted yet.
+    (done,) = await recover(at)
+    assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["nothing delivered", "no restart is seen"])
 async def test_i6_an_older_backup_is_compared_on_an_operators_word(
-    store_url: str,
+    valkey: Server, store_url: str, is_blind: bool
 ) -> None:
-    async with desk(store_url, shards=1) as at:
-        await at.link("acme")  # And nothing was delivered yet.
-        await recovered_by_word(at)
-
-
-async def test_a_customer_whom_stripe_does_not_have_is_for_a_person(store_url: str) -> None:
-    async with linked(store_url) as at:
+    valkey.ask("ACL", "SETUSER", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
+    blind = f"redis://blind:secret@127.0.0.1:{valkey.port}/0"
+    async with desk(blind if is_blind else store_url, shards=1) as at, summaries_of(at.kit) as summaries:
+        recoverer = Recoverer(at.kit.store, summaries)
+        await at.link("acme")
+        doubted = NOW - 60 * MINUTE
+        if is_blind:
+            await at.kit.record("acme", "requests", 5)
+            assert (await at.flush(everything=True)).delivered == 1
+            doubted = NOW + 5 * MINUTE
+            at.clock.advance(10 * MINUTE)
         await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 30, minute=NOW - MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        at.emulator.fail_next("error", status=404, times=None, skip=1, path="*")
-        (done,) = await recover(at)
-        assert (done.unknown, "bill by hand" in done.advice) == (None, True)
-        at.emulator.fail_next("error", status=500, times=None, skip=1, path="*")
-        with pytest.raises(MeterkitError):
-            await recover(at)
-        assert await states(at) == [(30, "parked")]
+        await have_at_stripe(at, 30, minute=at.clock.now() - MINUTE)
+        await recoverer.doubt(doubted)
+        assert await recoverer.not_compared() == 1
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        assert await recoverer.not_compared() == 1
+        at.clock.advance(LAG)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert await recoverer.not_compared() == 0
+        (done,) = await recoverer.recover()
+        assert replace(done, customer="") == Recovered(
+            customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
+        )
+        await at.kit.record("acme", "requests", 4)
+        assert (await at.flush(everything=True)).delivered == 1
+        assert at.accepted("acme") == 34 + 5 * is_blind
+
+
+async def test_a_customer_whom_stripe_does_not_have_is_for_a_person(at: Desk) -> None:
+    await park_by_a_restore(at)
+    at.emulator.fail_next("error", status=404, times=None, skip=1, path="*")
+    (done,) = await recover(at)
+    assert (done.unknown, "bill by hand" in done.advice) == (None, True)
+    at.emulator.fail_next("error", status=500, times=None, skip=1, path="*")
+    with pytest.raises(MeterkitError):
+        await recover(at)
+    assert await states(at) == [(30, "parked")]
 
 
 async def test_only_the_customer_that_is_named_is_settled(store_url: str) -> None:
@@ -186,74 +186,203 @@ async def test_only_the_customer_that_is_named_is_settled(store_url: str) -> Non
         assert (done.customer, await states(at)) == ("zeta", [(30, "parked")])
 
 
-async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 20, minute=NOW - MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        admin, key = await at.kit.store.admin(), at.kit.store.keys.shard(0, "intents")
-        ((name, text),) = (await admin.ask(admin.client.hgetall(key))).items()
-        cut = {**json.loads(text), "value": "20", "rest": "10"}
-        await admin.ask(admin.client.hset(key, name, json.dumps(cut)))
-        (done,) = await recover(at)
-        assert (done.parked, done.billed, done.sent) == (30, 20, 10)
-        await at.flush(everything=True)
-        assert (at.accepted("acme"), await states(at)) == (30, [])
+async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(at: Desk) -> None:
+    await park_by_a_restore(at, 20)
+    admin, key = await at.kit.store.admin(), at.kit.store.keys.shard(0, "intents")
+    ((name, text),) = (await admin.ask(admin.client.hgetall(key))).items()
+    cut = {**json.loads(text), "value": "20", "rest": "10"}
+    await admin.ask(admin.client.hset(key, name, json.dumps(cut)))
+    (done,) = await recover(at)
+    assert (done.parked, done.billed, done.sent) == (30, 20, 10)
+    await at.flush(everything=True)
+    assert (at.accepted("acme"), await states(at)) == (30, [])
 
 
-async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
-    async with linked(store_url) as at:
-        store = at.kit.store
-        lease = TaskLease(store, store.keys.shard(0, "recover:lease"), lasts_ms=60_000)
-        async with lease.held():
-            with pytest.raises(MeterkitError, match="another process recovers"):
-                await recover(at)
-
-
-async def test_i6_without_info_an_operator_declares_a_backup(valkey: Server) -> None:
-    valkey.ask("ACL", "SETUSER", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
-    async with linked(f"redis://blind:secret@127.0.0.1:{valkey.port}/0") as at:
-        await at.kit.record("acme", "requests", 5)
-        assert (await at.flush(everything=True)).delivered == 1  # No restart is seen.
-        at.clock.advance(10 * MINUTE)
-        await at.kit.record("acme", "requests", 25)
-        await have_at_stripe(at, 25, minute=at.clock.now() - MINUTE)
-        summaries = StripeSummaries(StripeApi(at.kit.settings))
-        recoverer = Recoverer(at.kit.store, summaries)
-        await recoverer.doubt(NOW + 5 * MINUTE)
-        assert await recoverer.not_compared() == 1
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-        at.clock.advance(LAG)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
-        assert await recoverer.not_compared() == 0
-        assert [(one.unknown, one.billed) for one in await recoverer.recover()] == [(25, 25)]
-        await summaries.close()
-        await at.kit.record("acme", "requests", 4)
-        assert (await at.flush(everything=True)).delivered == 1
-        assert at.accepted("acme") == 34
+async def test_two_who_recover_at_once_are_told_apart(at: Desk) -> None:
+    store = at.kit.store
+    async with TaskLease(store, store.keys.shard(0, "recover:lease"), lasts_ms=60_000).held():
+        with pytest.raises(MeterkitError, match="another process recovers"):
+            await recover(at)
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}'])
 async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
-    store_url: str, text: str, caplog: pytest.LogCaptureFixture
+    at: Desk, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 30, minute=NOW - MINUTE)
-        assert await parked_by_a_restore(at) == 1
-        admin, keys = await at.kit.store.admin(), at.kit.store.keys
-        await admin.ask(admin.client.hset(keys.shard(0, "intents"), "bad-1", text))
-        for place in ("outbox", "parked", "compare"):
-            await admin.ask(admin.client.zadd(keys.shard(0, place), {"bad-1": 1}))
-        (done,) = await recover(at)
-        assert (done.parked, done.billed) == (30, 30)
-        await at.kit.record("acme", "requests", 7)
-        for _ in range(2):
-            await at.flush(everything=True, timeout_s=0)
-        assert at.accepted("acme") == 37
-        with pytest.raises(MeterkitError, match="intent bad-1 of shard 0 cannot be read"):
-            await at.kit.outbox.drop("bad-1", reason="damaged")
-        await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_acme", force=True)  # It asks which minutes are taken.
-        told = [one.getMessage() for one in caplog.records if "bad-1" in one.getMessage()]
-        assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]
+    await park_by_a_restore(at)
+    admin, keys = await at.kit.store.admin(), at.kit.store.keys
+    await admin.ask(admin.client.hset(keys.shard(0, "intents"), "bad-1", text))
+    for place in ("outbox", "parked", "compare"):
+        await admin.ask(admin.client.zadd(keys.shard(0, place), {"bad-1": 1}))
+    (done,) = await recover(at)
+    assert (done.parked, done.billed) == (30, 30)
+    await at.kit.record("acme", "requests", 7)
+    for _ in range(2):
+        await at.flush(everything=True, timeout_s=0)
+    assert at.accepted("acme") == 37
+    with pytest.raises(MeterkitError, match="intent bad-1 of shard 0 cannot be read"):
+        await at.kit.outbox.drop("bad-1", reason="damaged")
+    await at.kit.customers.unlink("acme")
+    await at.kit.customers.link("acme", "cus_acme", force=True)  # It asks which minutes are taken.
+    told = [message for message in caplog.messages if "bad-1" in message]
+    assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]
+
+
+NOW_MS: Final = int(NOW.timestamp() * 1000)
+GAP: Final = Gap(from_ms=NOW_MS - 60_000, till_ms=NOW_MS + 60_000)
+
+
+def intent(number: int) -> Sealed:
+    return sealed(f"intent-{number}", 5, NOW_MS // 60_000 * 60)
+
+
+class Answers:
+    def __init__(self, outcome: Outcome) -> None:
+        self.most = 10
+        self.outcome = outcome
+        self.is_closed = False
+
+    async def ready(self) -> Outcome | None:
+        return None
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        assert intents
+        return self.outcome
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class Pages:
+    """A journal that keeps its pages, may hang, and fails to say since when it is kept."""
+
+    def __init__(self, fails: int = 0, failing_writes: int = 0) -> None:
+        self.pages: list[Sequence[JournalRow]] = []
+        self.fails = fails
+        self.failing_writes = failing_writes
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    async def write(self, rows: Sequence[JournalRow]) -> None:
+        await self.goes_on.wait()
+        if self.failing_writes:
+            self.failing_writes -= 1
+            raise MeterkitError("the database is locked")
+        self.pages.append(rows)
+
+    async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        assert (customer, event_name) == ("acme", "api_requests")
+        return [row for page in self.pages for row in page if row.delivered_at_ms >= since_ms]
+
+    async def remove(self, identifiers: Sequence[str]) -> None:
+        self.pages = [[row for row in page if row.identifier not in identifiers] for page in self.pages]
+
+    async def begun_ms(self) -> int | None:
+        if self.fails:
+            raise MeterkitError("the database is away")
+        return min((row.delivered_at_ms for page in self.pages for row in page), default=None)
+
+
+DELIVERED: Final = Outcome(kind="delivered", detail="")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "intents", "rows"),
+    [
+        (DELIVERED, 2, 2),
+        (Outcome(kind="duplicate", detail=""), 1, 1),
+        (Outcome(kind="duplicate", detail=""), 2, 0),  # One of them is at Stripe: which is not known.
+        (Outcome(kind="unknown", detail=""), 1, 0),
+        (Outcome(kind="permanent", detail=""), 1, 0),
+    ],
+)
+async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: int, rows: int) -> None:
+    journal, answers = Pages(), Answers(outcome)
+    transport = JournaledTransport(answers, journal, lambda: NOW_MS)
+    await transport.send(*(intent(number) for number in range(intents)))
+    await transport.close()
+    assert sum(map(len, journal.pages)) == rows
+    assert answers.is_closed
+
+
+async def test_a_hanging_journal_delays_neither_delivery_nor_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.journaling._WAITING_MOST", 3)
+    journal = Pages()
+    journal.goes_on.clear()
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    for number in range(5):
+        assert await transport.send(intent(number)) is DELIVERED
+    assert len(vars(transport)["_waiting"]) == 3
+    await transport.close()
+    assert journal.pages == []
+    dropped, left = caplog.messages
+    assert "lacks 1 that Stripe has" in dropped
+    assert "lacks 3 that Stripe has" in left
+
+
+async def test_a_process_that_ends_writes_again_what_failed() -> None:
+    journal = Pages(failing_writes=1)
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    await transport.send(intent(0))
+    await transport.close()
+    assert [row.identifier for page in journal.pages for row in page] == ["intent-0"]
+
+
+def row(number: int, value: int, *, delivered_at_ms: int = NOW_MS) -> JournalRow:
+    return JournalRow(
+        identifier=f"intent-{number}",
+        customer="acme",
+        event_name="api_requests",
+        stripe_customer="cus_acme",
+        minute_s=NOW_MS // 60_000 * 60,
+        value=value,
+        delivered_at_ms=delivered_at_ms,
+    )
+
+
+async def known(at: Desk, identifier: str, value: int) -> None:
+    """Have the store know of a delivery."""
+    admin, key = await at.kit.store.admin(), at.kit.store.keys.delivered(0, NOW_MS)
+    line = json.dumps(["acme", "cus_acme", "api_requests", f"{NOW_MS // 60_000 * 60}", f"{value}"])
+    await admin.ask(admin.client.hset(key, identifier, line))
+    await admin.ask(admin.client.expire(key, 60))
+
+
+async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
+    journal = Pages(fails=2)
+    names = ("acme", "api_requests", "cus_acme")
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        await summaries.refresh()
+        found = Forgotten(at.kit.store, summaries, journal)
+        assert await found.journaled(*names, GAP) is None  # It cannot be read.
+        monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
+        assert await found.journaled(*names, GAP) is None
+        vars(found)["_journal_again_s"] = 0.0
+        journal.fails = 0
+        assert await found.journaled(*names, GAP) is None
+        journal.pages = [[row(1, 30)]]
+        assert await found.journaled(*names, GAP) is None
+        journal.pages.append([row(0, 5, delivered_at_ms=GAP.from_ms - 60_001)])
+        assert await found.journaled(*names, GAP) == 30
+        await known(at, "counted-1", 25)
+        assert await found.journaled(*names, GAP) is None
+        assert await Forgotten(at.kit.store, summaries).journaled(*names, GAP) is None
+        await summaries.close()
+
+
+async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    journal = AuditDatabase(url)
+    await journal.write([row(1, 5)])
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+        database.execute("UPDATE meterkit_deliveries SET value = 'many'")
+        database.commit()
+    with pytest.raises(MeterkitError, match="has a row of customer 'acme' that cannot be read"):
+        await journal.read("acme", "api_requests", 0)
+    assert await journal.read("zeta", "api_requests", 0) == []

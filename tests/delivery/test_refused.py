@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import desk
+from drivers.delivery import alerts, api_of, desk
 from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
@@ -20,7 +19,6 @@ from meterkit.delivery.error_reports import BATCH, blamed, identifiers_of, read_
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
 from meterkit.outbox.batches import Refusable, Refusing
 from meterkit.starlette import stripe_webhook
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -28,26 +26,21 @@ if TYPE_CHECKING:
 
     from drivers.delivery import Desk
     from meterkit.outbox.journal import Journal
+    from meterkit.stripe.api import StripeApi
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def streaming(store_url: str, **settings: Any) -> AsyncGenerator[tuple[Desk, StripeApi]]:
-    async with desk(store_url, stripe_transport="v2-stream", **settings) as at:
-        api = StripeApi(at.kit.settings)
-        try:
-            yield at, api
-        finally:
-            await api.close()
-
-
-async def places(at: Desk, customer: str, meter: str = "requests") -> dict[str, int]:
-    """Where a customer's reportable usage is, without what is 0."""
-    found: Any = (await at.kit.usage(customer))["meters"][meter]
-    names = ("pending", "queued", "leased", "parked", "delivered", "dead")
-    return {name: found[name] for name in names if found[name]}
+async def streaming(store_url: str, *lost: str, **settings: Any) -> AsyncGenerator[tuple[Desk, StripeApi]]:
+    """A desk that sends streams, and customers who are linked to Stripe customers that are not there."""
+    settings = {"stripe_transport": "v2-stream", **settings}
+    async with desk(store_url, **settings) as at, api_of(at.kit) as api:
+        for name in lost:
+            await at.kit.customers.link(name, f"cus_{name}", force=True)
+            await at.kit.record(name, "requests", 7)
+        yield at, api
 
 
 async def compare(at: Desk) -> None:
@@ -65,7 +58,6 @@ async def switch(api: StripeApi, event_name: str, what: str) -> None:
 
 
 async def take_all(at: Desk, api: StripeApi, journal: Journal | None = None) -> None:
-    """Take all reports of the emulated account."""
     for event in at.emulator.thin_events:
         await take_refusals(at.kit.store, api, event.id, journal)
 
@@ -75,18 +67,15 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_away: bool
 ) -> None:
     url = sqlite_in(tmp_path)
-    async with streaming(store_url, audit_url=url) as (at, api):
+    async with streaming(store_url, "lost", audit_url=url) as (at, api):
         journal = audit_database_of(at.kit.settings)
         assert journal is not None
-        await at.link("acme")
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        for customer in ("acme", "lost"):
-            await at.kit.record(customer, "requests", 7)
+        await at.use("acme", requests=7)
         await at.kit.flush(everything=True)
         assert len(await journal.read("lost", "api_requests", 0)) == 1
         away = AuditDatabase("sqlite:////no/such/directory/audit.db")
         await take_all(at, api, away if is_away else journal)
-        assert await places(at, "lost") == {"dead": 7}
+        assert await at.places("lost") == {"dead": 7}
         assert len(await journal.read("lost", "api_requests", 0)) == is_away
         assert len(await journal.read("acme", "api_requests", 0)) == 1
         assert ("the journal of deliveries still has intents that Stripe refuses" in caplog.text) == is_away
@@ -95,9 +84,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
 async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
+    async with streaming(store_url, "lost") as (at, api):
         await at.flush(everything=True)
         at.clock.advance(timedelta(days=29))
         for _ in range(3):
@@ -105,15 +92,13 @@ async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
         assert sum(line["dead"] for line in (await at.kit.usage("lost"))["meters"].values()) <= 7
         totals = await at.totals("lost")
     assert sorted(name[-1] for name, value in totals.items() if value == 7 and name[-1] in "dx") == ["x"]
-    told = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(told) == 1
-    assert "7 units of api_requests of customer 'lost' are dead" in told[0].getMessage()
+    (told,) = alerts(caplog)
+    assert "7 units of api_requests of customer 'lost' are dead" in told
 
 
 async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 60)
+        await at.use("acme", requests=60)
         await at.flush(everything=True)
         await at.kit.record("acme", "requests", 50)
         at.emulator.fail_next("drop", when="after")
@@ -121,19 +106,18 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         await at.flush(everything=True, timeout_s=0)
         (intent,) = await at.kit.outbox.list()
         await at.kit.outbox.drop(intent.identifier, reason="billed by hand")
-        assert await places(at, "acme") == {"delivered": 60, "dead": 50}
+        assert await at.places("acme") == {"delivered": 60, "dead": 50}
         at.emulator.report_meter_errors(
             "api_requests", code="archived_meter", identifiers=[intent.identifier], count=1
         )
         await take_all(at, api)
-        assert await places(at, "acme") == {"delivered": 60, "dead": 50}
+        assert await at.places("acme") == {"delivered": 60, "dead": 50}
         assert await at.kit.outbox.list() == []
 
 
 async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 7)
+        await at.use("acme", requests=7)
         await switch(api, "api_requests", "deactivate")
         at.emulator.fail_next("drop", when="after")  # Taken and refused, and nobody hears of either.
         await at.flush(everything=True, timeout_s=0)
@@ -141,21 +125,20 @@ async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: s
         at.clock.advance(timedelta(minutes=1))
         assert (await at.flush(everything=True)).delivered == 1
         await take_all(at, api)
-        assert await places(at, "acme") == {"parked": 7}
+        assert await at.places("acme") == {"parked": 7}
         (intent,) = await at.kit.outbox.list()
         assert intent.first_attempt_at == at.clock.now()
         redriven = await at.kit.outbox.redrive(intent.identifier)
         assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now() + timedelta(hours=3))
         await compare(at)
-        assert await places(at, "acme") == {"delivered": 7}
+        assert await at.places("acme") == {"delivered": 7}
         assert at.accepted("acme") == 7
 
 
 async def by_key(at: Desk, *customers: str) -> str:
-    """Send a request of each customer, all but the first in one call; the idempotency key of that."""
+    """Send requests of customers, all but the first in one call; the idempotency key of that."""
     at.emulator.reports_name = "idempotency_key"
-    for customer in customers:
-        await at.kit.record(customer, "requests", 7)
+    await at.use(*customers, requests=7)
     await at.flush(everything=True)
     keys = [sent.idempotency_key or "" for sent in at.emulator.requests if "stream" in sent.path]
     assert [key.startswith("batch-") for key in keys] == [False, True]
@@ -163,78 +146,65 @@ async def by_key(at: Desk, *customers: str) -> str:
 
 
 async def test_a_batch_report_kills_events_of_unknown_customers(store_url: str) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        await at.link("acme", "beta", "zeta")
-        for name in ("lost", "gone"):
-            await at.kit.customers.link(name, f"cus_{name}", force=True)
-        await by_key(at, "acme", "beta", "gone", "lost", "zeta")
+    async with streaming(store_url, "gone", "lost", shards=1) as (at, api):
+        await by_key(at, "acme", "beta", "zeta")
         await take_all(at, api)
-        found = {name: await places(at, name) for name in ("acme", "beta", "gone", "lost", "zeta")}
+        found = {name: await at.places(name) for name in ("acme", "beta", "gone", "lost", "zeta")}
         one = {"delivered": 7}
         assert found == {"acme": one, "beta": one, "gone": {"dead": 7}, "lost": {"dead": 7}, "zeta": one}
 
 
 async def test_of_a_batch_all_are_parked_whose_meter_takes_nothing(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.link("acme", "beta", "zeta")
         await switch(api, "api_requests", "deactivate")
         await at.kit.record("zeta", "tokens", 150)
         await by_key(at, "acme", "beta", "zeta")
         await take_all(at, api)
-        assert [await places(at, name) for name in ("acme", "beta", "zeta")] == [{"parked": 7}] * 3
-        assert await places(at, "zeta", "tokens") == {"delivered": 50}
+        assert [await at.places(name) for name in ("acme", "beta", "zeta")] == [{"parked": 7}] * 3
+        assert await at.places("zeta", "tokens") == {"delivered": 50}
 
 
 async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.link("acme", "beta", "zeta")
         key = await by_key(at, "acme", "beta", "zeta")
         at.emulator.report_meter_errors(
             "api_requests", code="timestamp_too_far_in_past", identifiers=[key], count=3
         )
         await take_all(at, api)
-        assert [await places(at, name) for name in ("acme", "beta", "zeta")] == [{"delivered": 7}] * 3
+        assert [await at.places(name) for name in ("acme", "beta", "zeta")] == [{"delivered": 7}] * 3
         sent = [event.identifier for event in at.emulator.events[1:]]
     assert "refuses 3 of these intents, which were sent in one call, and does not say which" in caplog.text
     assert all(identifier in caplog.text for identifier in sent)
 
 
 async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: str) -> None:
-    async with desk(store_url) as at:
+    async with streaming(store_url, "lost", stripe_transport="v1") as (at, api):
         at.emulator.reports_name = "idempotency_key"
         at.emulator.refuse_unknown_customers = False
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
-        api = StripeApi(at.kit.settings)
         await take_all(at, api)
-        await api.close()
-        assert await places(at, "lost") == {"dead": 7}
+        assert await at.places("lost") == {"dead": 7}
 
 
 async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey: Server) -> None:
-    async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
+    async with streaming(store_url, "lost", shards=1) as (at, api):
         at.emulator.fail_next("drop", when="after")
         await at.flush(everything=True, timeout_s=0)
         ((name, kept),) = valkey.command("HGETALL", "mk:{0}:intents").items()
         valkey.command("HSET", "mk:{0}:intents", name, json.dumps({**json.loads(kept), "state": "leased"}))
         with pytest.raises(MeterkitError, match="being sent"):
             await take_all(at, api)
-        assert await places(at, "lost") == {"queued": 7}
+        assert await at.places("lost") == {"queued": 7}
 
 
 async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> None:
-    async with desk(store_url, stripe_transport="v2-stream", stripe_webhook_secret=SECRET) as at:
+    async with streaming(store_url, "lost", stripe_webhook_secret=SECRET) as (at, _):
         at.emulator.automatic_webhooks = False
         at.emulator.add_endpoint("http://app/hooks", secret=SECRET, app=stripe_webhook(at.kit), thin=True)
-        await at.kit.customers.link("lost", "cus_unknown", force=True)
-        await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         assert [made.status for made in await at.emulator.deliver()] == [200]
         await at.kit.webhooks.work_off()
-        assert await places(at, "lost") == {"dead": 7}
+        assert await at.places("lost") == {"dead": 7}
         assert (await at.kit.webhooks.backlog()).entries == 0
 
 
@@ -268,10 +238,9 @@ def test_what_names_no_intent_is_left_out(name: str) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        {"data": None},
         {"data": {"reason": {"error_types": [None, 7, {"sample_errors": "x"}], "error_count": True}}},
         {"data": {"reason": {"error_types": [{"sample_errors": [{"request": [1]}]}]}}},
-        {"related_object": {"id": 7}},
+        {"data": None, "related_object": {"id": 7}},
     ],
 )
 def test_whatever_an_event_holds_it_is_read(event: dict[str, Any]) -> None:

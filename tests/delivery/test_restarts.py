@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, PLANS, desk, have_at_stripe, kit_for
+from drivers.delivery import NOW, RENAMED, desk, have_at_stripe, kit_for
 from drivers.restored_store import LAG, begin_anew, come_back, linked, states
 from faults.inner_steps import wrapped
 from faults.proxy import TcpProxy
 from faults.refusals import stats
-from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from datetime import datetime
     from pathlib import Path
 
     from drivers.delivery import Desk
-    from meterkit import FlushReport
+    from meterkit import FlushReport, MeterKit
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
@@ -37,8 +37,20 @@ MINUTE: Final = timedelta(minutes=1)
 MAY: Final = NOW - timedelta(days=20)
 
 
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Desk]:
+    async with linked(store_url) as opened:
+        yield opened
+
+
 def _ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
+
+
+async def life_of(at: Desk) -> dict[bytes, bytes]:
+    admin = await at.kit.store.admin()
+    found: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
+    return found
 
 
 async def compare_after_restart(at: Desk) -> FlushReport:
@@ -71,113 +83,107 @@ async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> N
         assert stats(valkey, "info")["calls"] > before + 2
 
 
-async def test_i6_minutes_tell_apart_what_is_sent(store_url: str) -> None:
-    async with linked(store_url) as at:
-        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-        for quantity in (5, 5, 7):
-            await at.kit.record("acme", "requests", quantity)
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(MINUTE)
-        at.emulator.clear_faults()
-        minutes = sorted(intent.minute for intent in await at.kit.outbox.list())
-        for minute in minutes[:2]:
-            await have_at_stripe(at, 5, minute=minute)
-        await begin_anew(at)
-        at.clock.advance(timedelta(minutes=10))
-        await come_back(at)
-        report = await at.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.parked, at.accepted("acme")) == (3, 0, 17)
+async def test_i6_minutes_tell_apart_what_is_sent(at: Desk) -> None:
+    at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+    for quantity in (5, 5, 7):
+        await at.kit.record("acme", "requests", quantity)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(MINUTE)
+    at.emulator.clear_faults()
+    minutes = sorted(intent.minute for intent in await at.kit.outbox.list())
+    for minute in minutes[:2]:
+        await have_at_stripe(at, 5, minute=minute)
+    at.clock.advance(timedelta(minutes=10))
+    report = await compare_after_restart(at)
+    assert (report.delivered, report.parked, at.accepted("acme")) == (3, 0, 17)
 
 
-async def test_i6_other_meters_and_periods_hide_nothing(store_url: str) -> None:
-    async with linked(store_url) as at:
-        at.clock.set(MAY)
-        await at.kit.record("acme", "requests", 100)
-        await at.flush(everything=True)
-        at.clock.set(NOW)
-        await at.kit.record("acme", "tokens", 200)
-        await at.flush(everything=True)
-        await have_at_stripe(at, 6)
-        await at.kit.record("acme", "requests", 6)
-        await compare_after_restart(at)
-        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 106)
+async def test_i6_other_meters_and_periods_hide_nothing(at: Desk) -> None:
+    at.clock.set(MAY)
+    await at.kit.record("acme", "requests", 100)
+    await at.flush(everything=True)
+    at.clock.set(NOW)
+    await at.kit.record("acme", "tokens", 200)
+    await at.flush(everything=True)
+    await have_at_stripe(at, 6)
+    await at.kit.record("acme", "requests", 6)
+    await compare_after_restart(at)
+    assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 106)
 
 
-async def test_i6_deliveries_of_each_waiting_period_are_compared(store_url: str) -> None:
-    async with linked(store_url) as at:
-        at.clock.set(MAY)
-        await at.kit.record("acme", "requests", 20)
-        await have_at_stripe(at, 6, minute=MAY)
-        at.clock.set(NOW)
-        await at.kit.record("acme", "requests", 3)
-        await compare_after_restart(at)
-        assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
+async def test_i6_deliveries_of_each_waiting_period_are_compared(at: Desk) -> None:
+    at.clock.set(MAY)
+    await at.kit.record("acme", "requests", 20)
+    await have_at_stripe(at, 6, minute=MAY)
+    at.clock.set(NOW)
+    await at.kit.record("acme", "requests", 3)
+    await compare_after_restart(at)
+    assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
 
 
 @pytest.mark.parametrize(("passed_s", "is_over"), [(299, False), (300, True)])
-async def test_i6_a_wait_for_a_free_minute_delays_others_5_minutes(
-    store_url: str, passed_s: int, *, is_over: bool
-) -> None:
-    async with linked(store_url) as at:
-        await use_all_minutes(at)
-        await begin_anew(at)
-        await at.flush(everything=True, timeout_s=0)
-        await begin_anew(at, noticed_ms=_ms(NOW) - passed_s * 1_000)
-        await at.flush(everything=True, timeout_s=0)
-        admin = await at.kit.store.admin()
-        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
-        assert (life[b"known"] != b"another life") == is_over
+async def test_i6_a_wait_for_a_minute_delays_5_minutes(at: Desk, passed_s: int, *, is_over: bool) -> None:
+    await use_all_minutes(at)
+    await begin_anew(at)
+    await at.flush(everything=True, timeout_s=0)
+    await begin_anew(at, noticed_ms=_ms(NOW) - passed_s * 1_000)
+    await at.flush(everything=True, timeout_s=0)
+    assert ((await life_of(at))[b"known"] != b"another life") == is_over
 
 
 @pytest.mark.parametrize("forgotten", [0, 6])
-async def test_i6_an_earlier_stripe_customer_hides_nothing(store_url: str, forgotten: int) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 50)
-        await at.flush(everything=True)
-        await at.kit.customers.unlink("acme")
-        at.emulator.add_customer("cus_other")
-        await at.kit.customers.link("acme", "cus_other", force=True)
-        at.clock.advance(timedelta(hours=1))
-        await at.kit.record("acme", "requests", 20)
-        await at.flush(everything=True)
-        at.clock.advance(timedelta(hours=1))
-        if forgotten:
-            await have_at_stripe(at, forgotten, customer="cus_other")
-        await at.kit.record("acme", "requests", 6)
-        report = await compare_after_restart(at)
-        assert (report.delivered, report.parked) == ((0, 1) if forgotten else (1, 0))
-        assert (at.accepted("acme"), at.accepted("other")) == (50, 26)
+async def test_i6_an_earlier_stripe_customer_hides_nothing(at: Desk, forgotten: int) -> None:
+    await at.kit.record("acme", "requests", 50)
+    await at.flush(everything=True)
+    await at.kit.customers.unlink("acme")
+    at.emulator.add_customer("cus_other")
+    await at.kit.customers.link("acme", "cus_other", force=True)
+    at.clock.advance(timedelta(hours=1))
+    await at.kit.record("acme", "requests", 20)
+    await at.flush(everything=True)
+    at.clock.advance(timedelta(hours=1))
+    if forgotten:
+        await have_at_stripe(at, forgotten, customer="cus_other")
+    await at.kit.record("acme", "requests", 6)
+    report = await compare_after_restart(at)
+    assert (report.delivered, report.parked) == ((0, 1) if forgotten else (1, 0))
+    assert (at.accepted("acme"), at.accepted("other")) == (50, 26)
 
 
-async def test_i6_a_second_restart_is_waited_for_anew(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at, noticed="a third life", noticed_ms=_ms(NOW - timedelta(hours=1)))
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-        await come_back(at, LAG - timedelta(seconds=1))
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-        at.clock.advance(timedelta(seconds=1))
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
-
-
-async def test_i6_tried_units_are_counted_before_a_comparison(
-    store_url: str,
+@pytest.mark.parametrize(
+    ("pending", "fields"),
+    [(0, {}), (6, {"noticed": "a third life", "noticed_ms": _ms(NOW - timedelta(hours=1))})],
+)
+async def test_i6_usage_after_each_restart_waits_for_a_comparison(
+    at: Desk, pending: int, fields: dict[str, Any]
 ) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 6)
-        at.emulator.fail_next("error", status=500, when="after", path=EVENTS_PATH)
+    # A page said that it does not wait.
+    if pending:
+        await at.kit.record("acme", "requests", pending)
+    await begin_anew(at, **fields)
+    await come_back(at, LAG - timedelta(seconds=1))
+    await at.kit.record("acme", "requests", 7)
+    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+    at.clock.advance(timedelta(seconds=1))
+    await at.flush(everything=True)
+    assert at.accepted("acme") == 7 + pending
+
+
+async def test_i6_tried_units_are_counted_before_a_comparison(at: Desk) -> None:
+    await at.kit.record("acme", "requests", 6)
+    at.emulator.fail_next("error", status=500, when="after", path=EVENTS_PATH)
+    await at.flush(everything=True, timeout_s=0)
+    at.clock.advance(timedelta(hours=1))
+    await at.kit.record("acme", "requests", 7)
+    await begin_anew(at)
+    at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
+    await come_back(at, 10 * MINUTE)
+    await at.flush(everything=True, timeout_s=0)
+    at.emulator.clear_faults()
+    at.clock.advance(10 * MINUTE)
+    for _ in range(2):
         await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=1))
-        await at.kit.record("acme", "requests", 7)
-        await begin_anew(at)
-        at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
-        await come_back(at, 10 * MINUTE)
-        await at.flush(everything=True, timeout_s=0)
-        at.emulator.clear_faults()
-        at.clock.advance(10 * MINUTE)
-        for _ in range(2):
-            await at.flush(everything=True, timeout_s=0)
-        assert (await states(at), at.accepted("acme")) == ([], 13)
+    assert (await states(at), at.accepted("acme")) == ([], 13)
 
 
 async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> None:
@@ -191,25 +197,20 @@ async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> No
         at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
         await come_back(at, timedelta(hours=1))
         await at.flush(everything=True, timeout_s=0)
-        admin = await at.kit.store.admin()
-        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
-        assert life[b"noticed"] == b""
+        assert (await life_of(at))[b"noticed"] == b""
         # What Stripe counts once by its identifier is left as it is.
         assert await states(at) == [(6, "queued"), (7, "queued")]
 
 
 @pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
-async def test_i6_an_unanswered_comparison_waits_or_is_for_a_person(
-    store_url: str, status: int, state: str
-) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        # Which meters there are is asked first.
-        at.emulator.fail_next("error", status=status, times=None, skip=1, path="*")
-        await at.flush(everything=True, timeout_s=0)
-        assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
+async def test_i6_an_unanswered_comparison_waits_or_is_parked(at: Desk, status: int, state: str) -> None:
+    await at.kit.record("acme", "requests", 6)
+    await begin_anew(at)
+    await come_back(at)
+    # Which meters there are is asked first.
+    at.emulator.fail_next("error", status=status, times=None, skip=1, path="*")
+    await at.flush(everything=True, timeout_s=0)
+    assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
 
 
 async def test_i6_losing_the_store_while_comparing_sends_nothing(
@@ -249,21 +250,8 @@ async def test_i6_losing_the_store_while_comparing_sends_nothing(
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 6)
 
 
-async def test_i6_one_customers_damage_is_parked_where_possible(store_url: str) -> None:
-    async with linked(store_url, "acme", "zeta") as at:
-        for customer in ("acme", "zeta"):
-            await at.kit.record(customer, "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        await have_at_stripe(at, 6)
-        admin = await at.kit.store.admin()
-        await admin.ask(admin.client.rpush(at.kit.store.keys.customer("acme").history, "no entry"))
-        for _ in range(2):
-            await at.flush(everything=True, timeout_s=0)
-        assert (await states(at), at.accepted("acme"), at.accepted("zeta")) == ([(6, "parked")], 6, 6)
-
-
-async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: str) -> None:
+@pytest.mark.parametrize("damaged", ["history", "totals"])
+async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: str, damaged: str) -> None:
     async with linked(store_url, "acme", "zeta") as at:
         await at.kit.record("acme", "requests", 3)
         await at.flush(everything=True)
@@ -273,14 +261,18 @@ async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: s
         await begin_anew(at)
         await come_back(at)
         await have_at_stripe(at, 6)
-        admin = await at.kit.store.admin()
-        totals = at.kit.store.keys.customer("acme").totals
-        for field in await admin.ask(admin.client.hkeys(totals)):
-            await admin.ask(admin.client.hset(totals, field, "x"))
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys.customer("acme")
+        if damaged == "history":
+            await admin.ask(admin.client.rpush(keys.history, "no entry"))
+        else:
+            for field in await admin.ask(admin.client.hkeys(keys.totals)):
+                await admin.ask(admin.client.hset(keys.totals, field, "x"))
         at.clock.advance(LAG)
         for _ in range(2):
             await at.flush(everything=True, timeout_s=0)
         assert (at.accepted("acme"), at.accepted("zeta")) == (9, 6)
+        if damaged == "history":
+            assert await states(at) == [(6, "parked")]
 
 
 async def correct_at_stripe(at: Desk, quantity: int, minute: datetime) -> None:
@@ -289,146 +281,116 @@ async def correct_at_stripe(at: Desk, quantity: int, minute: datetime) -> None:
     await have_at_stripe(at, -quantity, minute=minute + MINUTE)
 
 
-async def test_i6_one_unit_the_store_lacks_is_enough(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await have_at_stripe(at, 1)
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
-        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
+async def test_i6_one_unit_the_store_lacks_is_enough(at: Desk) -> None:
+    await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
+    await at.kit.record("acme", "requests", 6)
+    asked = len(at.emulator.requests)
+    assert (await compare_after_restart(at)).delivered == 1
+    assert len(at.emulator.requests) - asked < 20  # Of the minutes since then only.
+    await have_at_stripe(at, 1)
+    await at.kit.record("acme", "requests", 5)
+    assert (await compare_after_restart(at)).parked == 1
+    assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 7)
 
 
-async def test_i6_corrected_units_do_not_count_as_delivered(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 50)
-        await at.flush(everything=True)
-        await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
+async def test_i6_corrected_units_do_not_count_as_delivered(at: Desk) -> None:
+    await at.kit.record("acme", "requests", 50)
+    await at.flush(everything=True)
+    await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
+    at.clock.advance(MINUTE)
+    await at.flush(everything=True)
+    assert at.accepted("acme") == 10
+    at.clock.advance(timedelta(hours=1))
+    await at.kit.record("acme", "requests", 6)
+    assert (await compare_after_restart(at)).delivered == 1
+    await have_at_stripe(at, 4)
+    await at.kit.record("acme", "requests", 5)
+    await compare_after_restart(at)
+    assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
+
+
+async def test_i6_what_waits_for_a_free_minute_is_compared_too(at: Desk) -> None:
+    await use_all_minutes(at)
+    at.emulator.clear_faults()
+    await have_at_stripe(at, 100)
+    await begin_anew(at)
+    await at.flush(everything=True, timeout_s=0)
+    await begin_anew(at, noticed_ms=_ms(NOW - LAG))
+    for _ in range(3):
+        await at.flush(everything=True, timeout_s=0)
         at.clock.advance(MINUTE)
-        await at.flush(everything=True)
-        assert at.accepted("acme") == 10
-        at.clock.advance(timedelta(hours=1))
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
-        await have_at_stripe(at, 4)
-        await at.kit.record("acme", "requests", 5)
-        await begin_anew(at)
-        await come_back(at)
-        await at.flush(everything=True, timeout_s=0)
-        assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
+    assert {state for _, state in await states(at)} == {"parked"}
+    assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
 
 
-async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -> None:
-    async with linked(store_url) as at:
-        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
-            await at.kit.record("acme", "requests", quantity)
-            await at.flush(everything=True, timeout_s=0)
-        at.emulator.clear_faults()
-        await have_at_stripe(at, 100)
-        await begin_anew(at)
-        await at.flush(everything=True, timeout_s=0)
-        await begin_anew(at, noticed_ms=_ms(NOW - LAG))
-        await at.flush(everything=True, timeout_s=0)
-        for _ in range(2):
-            at.clock.advance(MINUTE)
-            await at.flush(everything=True, timeout_s=0)
-        assert {state for _, state in await states(at)} == {"parked"}
-        assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
+@pytest.fixture
+async def renamed(at: Desk) -> AsyncGenerator[MeterKit]:
+    """A kit of the plans file in which requests are called calls."""
+    async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED, shards=1) as kit:
+        yield kit
 
 
-async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(
-    store_url: str,
-) -> None:
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 50)
-        await at.flush(everything=True)
-        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-        async with (
-            kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit,
-            kit.flusher() as flusher,
-        ):
-            at.clock.advance(timedelta(hours=1))
-            await kit.record("acme", "calls", 6)
-            await begin_anew(at)
-            await flusher.flush(everything=True, timeout_s=0)
-            at.clock.advance(LAG)
-            report = await flusher.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
+async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(at: Desk, renamed: MeterKit) -> None:
+    await at.kit.record("acme", "requests", 50)
+    await at.flush(everything=True)
+    at.clock.advance(timedelta(hours=1))
+    await renamed.record("acme", "calls", 6)
+    await begin_anew(at)
+    async with renamed.flusher() as flusher:
+        await flusher.flush(everything=True, timeout_s=0)
+        at.clock.advance(LAG)
+        report = await flusher.flush(everything=True, timeout_s=0)
+    assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
 
 
-@pytest.mark.parametrize("is_former", [True, False])
-async def test_i6_both_names_of_a_meter_are_told_apart_by_minutes(store_url: str, is_former: bool) -> None:
-    async with linked(store_url) as at:
-        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit:
-            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-            await at.kit.record("acme", "requests", 6)
-            await kit.record("acme", "calls", 4)
-            await at.flush(everything=True, timeout_s=0)
-            at.emulator.clear_faults()
-            quantity = 6 if is_former else 4
-            (minute,) = [one.minute for one in await at.kit.outbox.list() if one.quantity == quantity]
-            await have_at_stripe(at, quantity, minute=minute)
-            await begin_anew(at)
-            at.clock.advance(timedelta(minutes=10))
-            await come_back(at)
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.delivered, report.parked, at.accepted("acme")) == (2, 0, 10)
-
-
-async def test_i6_a_restart_asks_for_the_minutes_since_only(store_url: str) -> None:
-    async with linked(store_url) as at:
-        await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        await come_back(at)
-        asked = len(at.emulator.requests)
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
-        assert (await states(at), at.accepted("acme")) == ([], 6)
-        assert len(at.emulator.requests) - asked < 20
+@pytest.mark.parametrize("quantity", [6, 4], ids=["former", "present"])
+async def test_i6_minutes_tell_both_names_apart(at: Desk, renamed: MeterKit, quantity: int) -> None:
+    at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+    await at.kit.record("acme", "requests", 6)
+    await renamed.record("acme", "calls", 4)
+    await at.flush(everything=True, timeout_s=0)
+    at.emulator.clear_faults()
+    (minute,) = [one.minute for one in await at.kit.outbox.list() if one.quantity == quantity]
+    await have_at_stripe(at, quantity, minute=minute)
+    at.clock.advance(timedelta(minutes=10))
+    report = await compare_after_restart(at)
+    assert (report.delivered, report.parked, at.accepted("acme")) == (2, 0, 10)
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(store_url: str, is_known: bool) -> None:
-    async with linked(store_url) as at:
-        # An intent of the last minute of the gap waits, or is at Stripe.
-        here = at.clock.now()
-        await at.kit.record("acme", "requests", 6)
-        if is_known:
-            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
-            await at.flush(everything=True, timeout_s=0)
-            at.emulator.clear_faults()
-        else:
-            await have_at_stripe(at, 5, minute=here)
-            await have_at_stripe(at, -5, minute=here + 3 * MINUTE)
-        await have_at_stripe(at, 30, minute=here + MINUTE)
-        await have_at_stripe(at, -30, minute=here + 2 * MINUTE)
-        at.clock.advance(timedelta(seconds=20))
-        await begin_anew(at, seen_ms=_ms(NOW))
-        await come_back(at, 10 * MINUTE)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(at: Desk, is_known: bool) -> None:
+    # An intent of the last minute of the gap waits, or is at Stripe.
+    here = at.clock.now()
+    await at.kit.record("acme", "requests", 6)
+    if is_known:
+        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+        await at.flush(everything=True, timeout_s=0)
+        at.emulator.clear_faults()
+    else:
+        await have_at_stripe(at, 5, minute=here)
+        await have_at_stripe(at, -5, minute=here + 3 * MINUTE)
+    await have_at_stripe(at, 30, minute=here + MINUTE)
+    await have_at_stripe(at, -30, minute=here + 2 * MINUTE)
+    at.clock.advance(timedelta(seconds=20))
+    await begin_anew(at, seen_ms=_ms(NOW))
+    await come_back(at, 10 * MINUTE)
+    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
 
 
 @pytest.mark.parametrize(("away", "known"), [(timedelta(minutes=9), True), (timedelta(hours=2), False)])
-async def test_i6_deliveries_and_corrections_since_do_not_cancel(
-    store_url: str, away: timedelta, known: bool
-) -> None:
+async def test_i6_deliveries_and_corrections_do_not_cancel(at: Desk, away: timedelta, known: bool) -> None:
     # F-120: 130 for 100, as the sum of what Stripe has was what the store knew of.
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 100)
-        await at.flush(everything=True)
-        at.clock.advance(5 * MINUTE)
-        await at.flush()  # It notes when it delivers: what a backup of now forgets came later.
-        await at.kit.record("acme", "requests", 30)
-        at.clock.advance(away)
-        await correct_at_stripe(at, 30, at.clock.now() - 4 * MINUTE)
-        await begin_anew(at, **({} if known else {"seen_ms": 0}))
-        await come_back(at)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
-        assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
+    await at.kit.record("acme", "requests", 100)
+    await at.flush(everything=True)
+    at.clock.advance(5 * MINUTE)
+    await at.flush()  # It notes when it delivers: what a backup of now forgets came later.
+    await at.kit.record("acme", "requests", 30)
+    at.clock.advance(away)
+    await correct_at_stripe(at, 30, at.clock.now() - 4 * MINUTE)
+    await begin_anew(at, **({} if known else {"seen_ms": 0}))
+    await come_back(at)
+    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+    assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
 
 
 async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: str) -> None:
@@ -448,42 +410,23 @@ async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: st
         assert len(summaries) == 3 * len(customers)
 
 
-async def test_i6_usage_after_a_restore_is_apart_from_pending_usage(store_url: str) -> None:
+async def test_i6_usage_after_a_restore_is_apart_from_pending_usage(at: Desk) -> None:
     # F-123: one intent had both, and neither `drop` nor `redrive` was right.
-    async with linked(store_url) as at:
-        await have_at_stripe(at, 50)
-        await at.kit.record("acme", "requests", 6)
-        await begin_anew(at)
-        assert (await at.flush()).sealed == 1  # Long before it is due.
-        await at.kit.record("acme", "requests", 7)
-        at.clock.advance(LAG)
-        await at.flush(everything=True, timeout_s=0)
-        await at.flush(everything=True)
-        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
+    await have_at_stripe(at, 50)
+    await at.kit.record("acme", "requests", 6)
+    await begin_anew(at)
+    assert (await at.flush()).sealed == 1  # Long before it is due.
+    await at.kit.record("acme", "requests", 7)
+    at.clock.advance(LAG)
+    await at.flush(everything=True, timeout_s=0)
+    await at.flush(everything=True)
+    assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
 
 
-async def test_i6_usage_after_a_restart_waits_for_the_comparison(
-    store_url: str,
-) -> None:
-    # A page said that it does not wait.
-    async with linked(store_url) as at:
-        await begin_anew(at)
-        await at.flush()
-        await at.kit.record("acme", "requests", 7)
-        at.clock.advance(LAG - timedelta(seconds=1))
-        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-        at.clock.advance(timedelta(seconds=1))
-        await at.flush(everything=True)
-        assert at.accepted("acme") == 7
-
-
-async def test_i6_short_lived_embedded_servers_deliver_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_i6_short_lived_embedded_servers_deliver_nothing(tmp_path: Path) -> None:
     clock, url = Clock(NOW), f"embedded://{tmp_path}/store"
     async with desk(url, clock=clock) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 5)
+        await at.use("acme", requests=5)
         await at.flush(everything=True)
         await at.kit.record("acme", "requests", 2)
         assert at.accepted("acme") == 5
@@ -500,52 +443,48 @@ async def test_i6_short_lived_embedded_servers_deliver_nothing(
             await at.kit.start()
 
 
-async def test_i6_a_restores_parked_units_are_redriven_if_unknown(
-    store_url: str,
-) -> None:
+async def test_i6_a_restores_parked_units_are_redriven_if_unknown(at: Desk) -> None:
     # F-121: 160 for 130.
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 6)
-        await have_at_stripe(at, 6)
-        await compare_after_restart(at)
-        (parked,) = await at.kit.outbox.list()
-        assert (parked.restored, parked.compared_at) == (True, None)
-        redriven = await at.kit.outbox.redrive(parked.identifier, reason="the runbook says so")
-        assert (redriven.state, redriven.restored, redriven.compared_at is None) == ("parked", True, False)
-        await at.flush(everything=True, timeout_s=0)
-        (parked,) = await at.kit.outbox.list()
-        assert (parked.state, parked.compared_at, at.accepted("acme")) == ("parked", None, 6)
-        assert "Stripe has 6 more of api_requests" in parked.why
-        # Once the store knows what Stripe has, as after a rebuild, it is sent.
-        admin, keys = await at.kit.store.admin(), at.kit.store.keys
-        period = next(name for name in await at.totals("acme") if name.endswith("k"))
-        await admin.ask(admin.client.hincrby(keys.customer("acme").totals, f"{period[:-1]}d", 6))
-        delivered = keys.delivered(0, at.kit.store.now_ms())
-        minute_s = (_ms(NOW) // 60_000 - 60) * 60
-        line = json.dumps(["acme", "cus_acme", "api_requests", str(minute_s), "6"])
-        await admin.ask(admin.client.hset(delivered, "known-1", line))
-        await at.kit.outbox.redrive(parked.identifier)
-        await at.flush(everything=True, timeout_s=0)
-        assert (await states(at), at.accepted("acme")) == ([], 12)
+    await at.kit.record("acme", "requests", 6)
+    await have_at_stripe(at, 6)
+    await compare_after_restart(at)
+    (parked,) = await at.kit.outbox.list()
+    assert (parked.restored, parked.compared_at) == (True, None)
+    redriven = await at.kit.outbox.redrive(parked.identifier, reason="the runbook says so")
+    assert (redriven.state, redriven.restored, redriven.compared_at is None) == ("parked", True, False)
+    await at.flush(everything=True, timeout_s=0)
+    (parked,) = await at.kit.outbox.list()
+    assert (parked.state, parked.compared_at, at.accepted("acme")) == ("parked", None, 6)
+    assert "Stripe has 6 more of api_requests" in parked.why
+    # Once the store knows what Stripe has, as after a rebuild, it is sent.
+    admin, keys = await at.kit.store.admin(), at.kit.store.keys
+    period = next(name for name in await at.totals("acme") if name.endswith("k"))
+    await admin.ask(admin.client.hincrby(keys.customer("acme").totals, f"{period[:-1]}d", 6))
+    delivered = keys.delivered(0, at.kit.store.now_ms())
+    minute_s = (_ms(NOW) // 60_000 - 60) * 60
+    line = json.dumps(["acme", "cus_acme", "api_requests", str(minute_s), "6"])
+    await admin.ask(admin.client.hset(delivered, "known-1", line))
+    await at.kit.outbox.redrive(parked.identifier)
+    await at.flush(everything=True, timeout_s=0)
+    assert (await states(at), at.accepted("acme")) == ([], 12)
 
 
 @pytest.mark.parametrize("is_restored", [False, True])
-async def test_i6_a_link_after_a_restore_is_compared_first(store_url: str, is_restored: bool) -> None:
+async def test_i6_a_link_after_a_restore_is_compared_first(at: Desk, is_restored: bool) -> None:
     # The backup is older than the link: what that has delivered waits for one once more.
-    async with linked(store_url) as at:
-        at.emulator.add_customer("cus_zeta")
-        await at.kit.record("zeta", "requests", 6)
-        await have_at_stripe(at, 8, minute=NOW - MINUTE, customer="cus_zeta")
-        if is_restored:
-            await begin_anew(at)
-        await at.kit.record("acme", "requests", 1)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(LAG)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(timedelta(hours=1))
-        await at.kit.customers.link("zeta", "cus_zeta", force=True)
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(LAG)
-        await at.flush(everything=True, timeout_s=0)
-        assert await states(at) == ([(6, "parked")] if is_restored else [])
-        assert (at.accepted("acme"), at.accepted("zeta")) == (1, 8 if is_restored else 14)
+    at.emulator.add_customer("cus_zeta")
+    await at.kit.record("zeta", "requests", 6)
+    await have_at_stripe(at, 8, minute=NOW - MINUTE, customer="cus_zeta")
+    if is_restored:
+        await begin_anew(at)
+    await at.kit.record("acme", "requests", 1)
+    await at.flush(everything=True, timeout_s=0)
+    at.clock.advance(LAG)
+    await at.flush(everything=True, timeout_s=0)
+    at.clock.advance(timedelta(hours=1))
+    await at.kit.customers.link("zeta", "cus_zeta", force=True)
+    await at.flush(everything=True, timeout_s=0)
+    at.clock.advance(LAG)
+    await at.flush(everything=True, timeout_s=0)
+    assert await states(at) == ([(6, "parked")] if is_restored else [])
+    assert (at.accepted("acme"), at.accepted("zeta")) == (1, 8 if is_restored else 14)

@@ -1,5 +1,5 @@
 """Meter events by API v1 and by streams: what goes over the wire, and what an answer says."""
-# Internals: one call at a time of the transport, on the wire.
+# Internals: one call at a time of the transport, and a pure table of Stripe's answers.
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from importlib import util
+from functools import partial
+from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import anyio
 import pytest
 
+from drivers.delivery import STRIPE_KEY, aclosing_transport, kit_for, sealed
 from drivers.emulated_account import StripeSession
-from meterkit import MeterKit
-from meterkit.catalog import loads
-from meterkit.delivery.stripe_stream import StripeStreamTransport
-from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.outbox.intents import Sealed
+from meterkit.delivery.outcomes import classify
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
+from meterkit.stripe.result import Result
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from importlib.machinery import ModuleSpec
 
     from meterkit.delivery.outcomes import Kind
     from meterkit.delivery.sending import Transport
@@ -36,32 +34,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk_test_51SECRETsecret"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-INTENT = Sealed(
-    identifier="4f1c",
-    customer="ada",
-    stripe_customer="cus_1",
-    period="2026-11-01T00:00:00Z",
-    meter_token="requ",
-    event_name="api_requests",
-    value=3,
-    timestamp=int(NOW.timestamp()),
-    key="4f1c",
-    sealed_ms=0,
-    due_ms=0,
-)
+INTENT = sealed("4f1c", 3, int(NOW.timestamp()), stripe_customer="cus_1")
 ACCEPTED = {"object": "billing.meter_event", "identifier": "4f1c", "livemode": False}
-CLOSED_PORT = "http://127.0.0.1:1"
 
 
-@asynccontextmanager
-async def opened(api_base: str, *, timeout_s: float = 240.0) -> AsyncGenerator[Transport]:
-    transport = StripeV1Transport(KEY, api_base=api_base, timeout_s=timeout_s)
-    try:
-        yield transport
-    finally:
-        await transport.close()
+opened = partial(aclosing_transport, timeout_s=240.0, clock=Clock(NOW))
+opened_stream = partial(opened, kind="v2-stream")
 
 
 @asynccontextmanager
@@ -82,7 +61,7 @@ async def test_wire_form_is_that_of_the_official_sdk() -> None:
     intent = replace(INTENT, value=10**15 - 1, key="4f1c-2")
     async with answering(created) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(intent)).kind == "delivered"
-        session = StripeSession(KEY, api_base=stand_in.url, timeout_s=300)
+        session = StripeSession(STRIPE_KEY, api_base=stand_in.url, timeout_s=300)
         await session.create_meter_event(intent)
         await session.close()
     ours, theirs = stand_in.asked
@@ -100,57 +79,51 @@ async def test_wire_form_is_that_of_the_official_sdk() -> None:
     assert "x-stripe-client-telemetry" not in ours.headers
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "headers", "kind"),
-    [
-        (400, {"message": "Locked."}, {"stripe_should_retry": "true"}, "not_done"),
-        (400, {"message": "Too late.", "param": "timestamp"}, {}, "timestamp"),
-        (401, {"message": f"Invalid API Key provided: {KEY}"}, {}, "systemic"),
-        (409, {"code": "idempotency_key_in_use"}, {}, "not_done"),
-        (503, {"type": "api_error"}, {}, "unknown"),
-    ],
-)
-async def test_refusals(status: int, error: dict[str, str], headers: dict[str, str], kind: Kind) -> None:
-    body = {"error": {"type": "invalid_request_error", **error}}
-    async with answering(answer(status, body, **headers)) as stand_in, opened(stand_in.url) as transport:
-        outcome = await transport.send(INTENT)
-    assert kind == outcome.kind
-    assert len(stand_in.asked) == 1, "one send is one request"
-    assert "SECRET" not in repr(outcome)
-
-
 HTML = "<html>An event already exists with identifier 4f1c. No such customer: please log in</html>"
 
 
-@pytest.mark.parametrize("body", ["", HTML, "[]", '{"identifier": "another"}', '{"identifier": "4f1'])
-async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) -> None:
-    async with answering(answer(200, body)) as stand_in, opened(stand_in.url) as transport:
-        outcome = await transport.send(INTENT)
-    assert (outcome.kind, outcome.new_key, outcome.alert) == ("unreadable", True, True)
-    assert (outcome.step, outcome.refused, outcome.scope) == ("retry", False, "account")
+def refused(**fields: str) -> dict[str, Any]:
+    """Stripe's own refusal."""
+    return {"error": {"type": "invalid_request_error", **fields}}
 
 
 @pytest.mark.parametrize(
-    ("status", "body"),
+    ("status", "body", "headers", "kind"),
     [
-        (302, ""),
-        (400, HTML),
-        (403, "[]"),
-        (404, '{"error": "odd"}'),
-        (407, '{"error": null}'),
-        (413, '{"error": {"type": 3}}'),
+        (400, refused(message="Locked."), {"stripe_should_retry": "true"}, "not_done"),
+        (400, refused(message="Too late.", param="timestamp"), {}, "timestamp"),
+        (401, refused(message=f"Invalid API Key provided: {STRIPE_KEY}"), {}, "systemic"),
+        (409, refused(code="idempotency_key_in_use"), {}, "not_done"),
+        (503, refused(type="api_error"), {}, "unknown"),
+        # Not of this event.
+        (200, "", {}, "unreadable"),
+        (200, HTML, {}, "unreadable"),
+        (200, "[]", {}, "unreadable"),
+        (200, '{"identifier": "another"}', {}, "unreadable"),
+        (200, '{"identifier": "4f1', {}, "unreadable"),
+        # F-50: not Stripe's own.
+        (302, "", {}, "systemic"),
+        (400, HTML, {}, "systemic"),
+        (403, "[]", {}, "systemic"),
+        (404, '{"error": "odd"}', {}, "systemic"),
+        (407, '{"error": null}', {}, "systemic"),
+        (413, '{"error": {"type": 3}}', {}, "systemic"),
     ],
 )
-async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, body: str) -> None:
-    # F-50
-    async with answering(answer(status, body)) as stand_in, opened(stand_in.url) as transport:
+async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(
+    status: int, body: object, headers: dict[str, str], kind: Kind
+) -> None:
+    async with answering(answer(status, body, **headers)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
-    assert (outcome.kind, outcome.step, outcome.scope) == ("systemic", "retry", "account")
-    assert f"HTTP {status}" in outcome.detail
-    assert len(stand_in.asked) == 1, "a redirect is not followed"
+    assert kind == outcome.kind
+    assert len(stand_in.asked) == 1, "one send is one request, and a redirect is not followed"
+    assert "SECRET" not in repr(outcome)
+    assert (outcome.scope == "account") == (kind in {"systemic", "unreadable"})
+    if isinstance(body, str):
+        assert (outcome.step, outcome.refused) == ("retry", False)
+        assert status == 200 or f"HTTP {status}" in outcome.detail
 
 
-WHOLE = answer(200, ACCEPTED)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -158,12 +131,13 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     "raw",
     [
         b"",
-        WHOLE[:-1],
+        answer(200, ACCEPTED)[:-1],
         CHUNKED + b'5\r\n{"ide\r\n',
         CHUNKED + b"%x\r\n" % len(json.dumps(ACCEPTED)) + json.dumps(ACCEPTED).encode() + b"\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
+        answer(200, "x" * 2_000_000),  # It is not read to its end.
     ],
-    ids=range(5),
+    ids=range(6),
 )
 async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
     # F-50: a truncated answer says nothing, whatever its status.
@@ -172,15 +146,7 @@ async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
     assert (outcome.kind, outcome.new_key) == ("unknown", False)
 
 
-async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
-    endless = answer(200, "x" * 2_000_000)
-    async with answering(endless) as stand_in, opened(stand_in.url) as transport:
-        assert (await transport.send(INTENT)).kind == "unknown"
-
-
-async def test_a_refusal_of_the_environments_proxy_is_not_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_refusal_of_the_environments_proxy_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -204,8 +170,16 @@ async def test_a_server_that_hangs_costs_one_timeout() -> None:
 
 
 async def test_nobody_at_the_address_is_certainly_not_done() -> None:
-    async with opened(CLOSED_PORT) as transport:
+    async with opened("http://127.0.0.1:1") as transport:
         assert (await transport.send(INTENT)).kind == "not_done"
+
+
+async def test_cancellation_passes() -> None:
+    async with emulated() as (emulator, transport):
+        emulator.fail_next("hang")
+        with anyio.move_on_after(0.1) as scope:
+            await transport.send(INTENT)
+        assert scope.cancelled_caught
 
 
 async def test_after_close_nothing_is_sent() -> None:
@@ -217,21 +191,11 @@ async def test_after_close_nothing_is_sent() -> None:
         assert len(emulator.events) == 1
 
 
-async def test_cancellation_passes() -> None:
-    async with emulated() as (emulator, transport):
-        emulator.fail_next("hang")
-        with anyio.move_on_after(0.1) as scope:
-            await transport.send(INTENT)
-        assert scope.cancelled_caught
-
-
-def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_spec(name: str) -> ModuleSpec | None:
-        return None if name == "aiohttp" else util.find_spec(name)
-
-    monkeypatch.setattr("meterkit.delivery.stripe_v1.find_spec", find_spec)
+async def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.delivery.stripe_v1.find_spec", {"httpx": 1}.get)
     with pytest.raises(ImportError, match=r"needs aiohttp: pip install 'meterkit\[stripe\]'"):
-        StripeV1Transport(KEY)
+        async with opened("http://127.0.0.1:1"):
+            pass
 
 
 async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) -> None:
@@ -239,20 +203,8 @@ async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) ->
     for emulator in (api, events):
         emulator.add_meter("api_requests")
         emulator.add_customer("cus_1")
-    plans = """
-        {schema: 1, currency: usd, default_plan: free,
-         meters: {requests: {unit: request, stripe: {event_name: api_requests}}},
-         plans: {free: {price: {amount_cents: 0, interval: month}}}}
-    """
     with api.running() as api_base, events.running() as events_base:
-        addresses = {"stripe_api_base": api_base, "stripe_events_base": events_base}
-        settings: dict[str, Any] = {
-            "redis_url": store_url,
-            "stripe_api_key": KEY,
-            "flush": False,
-            **addresses,
-        }
-        async with MeterKit(loads(plans), **settings) as kit:
+        async with kit_for(store_url, api_base, clock=time, stripe_events_base=events_base) as kit:
             await kit.customers.link("ada", "cus_1")
             await kit.record("ada", "requests", 7)
             assert (await kit.flush(everything=True, timeout_s=60)).is_complete
@@ -278,18 +230,6 @@ SESSION = {
 }
 
 
-@asynccontextmanager
-async def opened_stream(
-    api_base: str, *, clock: Clock | None = None, **settings: Any
-) -> AsyncGenerator[StripeStreamTransport]:
-    given: dict[str, Any] = {"timeout_s": 240.0, "clock": clock or Clock(NOW), **settings}
-    transport = StripeStreamTransport(KEY, api_base=api_base, **given)
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
 def stand_in(status: int = 200, body: object = "{}", session: object = None, **headers: str) -> Any:
     """Answers: a session to whoever asks for one, else what is given."""
 
@@ -305,7 +245,7 @@ async def test_the_wire_form_is_that_of_the_official_sdk_but_for_texts() -> None
     async with answering(stand_in()) as server, opened_stream(server.url) as transport:
         assert await transport.ready() is None
         assert (await transport.send(INTENT, OTHER)).kind == "delivered"
-        sdk = StripeSession(KEY, api_base=server.url, events_base=server.url, timeout_s=300.0)
+        sdk = StripeSession(STRIPE_KEY, api_base=server.url, events_base=server.url, timeout_s=300.0)
         client = sdk.client
         session = await client.v2.billing.meter_event_session.create_async()
         events: Any = json.loads(server.asked[1].body)["events"]
@@ -362,7 +302,10 @@ async def test_what_an_answer_says_of_a_batch(status: int, body: object, kind: K
 async def test_a_session_is_renewed_two_minutes_before_its_end(age_s: int, sessions: int) -> None:
     # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create: 15 minutes.
     clock = Clock(NOW)
-    async with answering(stand_in()) as server, opened_stream(server.url, clock=clock) as transport:
+    async with (
+        answering(stand_in()) as server,
+        opened_stream(server.url, clock=clock) as transport,
+    ):
         await transport.ready()
         clock.advance(timedelta(seconds=age_s))
         await transport.ready()
@@ -374,7 +317,10 @@ async def test_a_session_is_renewed_two_minutes_before_its_end(age_s: int, sessi
     ["{}", "<html>", {**SESSION, "authentication_token": "a\r\nx: y"}, {**SESSION, "expires_at": "soon"}],
 )
 async def test_what_is_no_session_is_not_used(session: object) -> None:
-    async with answering(stand_in(session=session)) as server, opened_stream(server.url) as transport:
+    async with (
+        answering(stand_in(session=session)) as server,
+        opened_stream(server.url) as transport,
+    ):
         outcome = await transport.ready()
         assert outcome is not None
         assert (outcome.kind, outcome.refused) == ("unreadable", True)
@@ -383,10 +329,107 @@ async def test_what_is_no_session_is_not_used(session: object) -> None:
 
 
 async def test_i10_neither_key_nor_token_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    body = {"error": {"type": "invalid_request_error", "message": f"Invalid API Key provided: {KEY}"}}
+    body = refused(message=f"Invalid API Key provided: {STRIPE_KEY}")
     async with answering(stand_in(401, body)) as server, opened_stream(server.url) as transport:
         await transport.ready()
         outcome = await transport.send(INTENT)
         told = f"{transport!r} {outcome!r} {caplog.text}"
     assert "SECRET" not in told
     assert "token_1" not in told
+
+
+DUPLICATE = "An event already exists with identifier 4f1c."
+NO_METER = "Invalid event_name: api_requests. No active meter found with this event name."
+OLD = "The event timestamp cannot be more than 35 days in past. Expected a timestamp …"
+NO_CUSTOMER = "No such customer: 'c'"
+DIGITS = "The value in the event payload can have at most 15 digits. Received 1234567890123456."
+OTHER_MODE = "No such customer: 'cus_1'; a similar object exists in live mode, but a test mode key was used."
+
+MISSING = "Missing required param: payload[user_id]"
+KEY = "payload[user_id]"
+NEW = "The event timestamp cannot be more than 5 minutes in the future. Expected a timestamp …"
+
+
+def refusal(message: str, *, status: int = 400, **said: Any) -> Result:
+    """Stripe's own error envelope, as it comes where a parameter is not what it must be."""
+    return Result(status=status, type="invalid_request_error", message=message, **said)
+
+
+# What happened, and what became of the intent; the last column: whether the next try needs a fresh key.
+TABLE: list[tuple[str, Result, Kind, bool]] = [
+    ("accepted", Result(status=200), "delivered", False),
+    ("accepted earlier", refusal(DUPLICATE, should_retry=False), "duplicate", False),
+    ("accepted earlier, v2", Result(status=400, code="duplicate_meter_event"), "duplicate", False),
+    ("no connection", Result(failure="not_sent", message="ConnectError"), "not_done", False),
+    ("no answer", Result(failure="no_reply", message="ReadTimeout"), "unknown", False),
+    ("a 2xx of somebody else", Result(status=200, failure="unreadable"), "unreadable", True),
+    ("server error", Result(status=500, type="api_error"), "unknown", True),
+    ("key in flight", Result(status=409, code="idempotency_key_in_use"), "not_done", False),
+    ("too many calls", Result(status=429, code="rate_limit", should_retry=False), "not_done", False),
+    ("Stripe says: again", refusal("lock", should_retry=True), "not_done", False),
+    ("key of another request", Result(status=400, type="idempotency_error"), "bug", True),
+    ("bad key", Result(status=401, should_retry=True), "systemic", True),
+    ("meter unknown or inactive", refusal(NO_METER), "no_meter", True),
+    ("meter unknown, v2", Result(status=400, code="no_meter"), "no_meter", True),
+    ("test key for live objects", refusal(OTHER_MODE), "systemic", True),
+    ("unknown address", refusal("Unrecognized request URL", status=404), "systemic", True),
+    ("payment of the account", Result(status=402, type="card_error"), "systemic", True),
+    ("an error of the API's own as 400", Result(status=400, type="api_error"), "systemic", True),
+    # F-50: what does not come in Stripe's envelope says nothing of the event.
+    ("a page of a proxy's", Result(status=400, message="<html>Bad Request"), "systemic", True),
+    ("a page that speaks of an identifier", Result(status=400, message=DUPLICATE), "systemic", True),
+    ("a gateway's own envelope", Result(status=400, type="bad_request", message="No."), "systemic", True),
+    # F-51
+    ("too old", refusal(OLD), "timestamp", True),
+    ("too new", refusal(NEW), "timestamp", True),
+    # F-53
+    ("another key, by its param", refusal(MISSING, param=KEY, code="parameter_missing"), "mapping", True),
+    ("another key, v2", refusal("No.", code="payload_no_value_defined"), "mapping", True),
+    ("too many digits", refusal(DIGITS, param="payload[value]"), "permanent", True),
+    ("no customer", refusal(NO_CUSTOMER, code="resource_missing", param="payload[x]"), "permanent", True),
+    ("anything else refused", refusal("Invalid integer: x"), "permanent", True),
+]  # fmt: skip
+
+STEPS: dict[Kind, tuple[str, bool]] = {
+    "delivered": ("acknowledge", False),
+    "duplicate": ("acknowledge", False),
+    "unknown": ("retry", False),
+    "not_done": ("retry", False),
+    "bug": ("retry", True),
+    "unreadable": ("retry", True),
+    "systemic": ("retry", True),
+    "no_meter": ("retry", True),
+    "timestamp": ("park", True),
+    "mapping": ("park", True),
+    "permanent": ("dead", True),
+}
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "new_key"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_outcome_table(result: Result, kind: Kind, new_key: bool) -> None:
+    outcome = classify(result)
+    assert kind == outcome.kind
+    assert new_key == outcome.new_key
+    assert STEPS[kind] == (outcome.step, outcome.alert)
+    assert (kind in {"delivered", "duplicate"}) == outcome.delivered
+
+
+@pytest.mark.parametrize(
+    ("result", "is_refused"),
+    [
+        (Result(failure="not_sent"), True),
+        (refusal("", status=429, code="rate_limit"), True),
+        (refusal(OLD), True),
+        # The key is in use by another request.
+        (refusal("", status=409, code="idempotency_key_in_use"), False),
+        (Result(status=200, failure="no_reply"), False),
+        (Result(status=500, type="api_error", message=DUPLICATE), False),
+        # R4: a gateway may have forwarded the request.
+        (Result(status=400, message=OLD), False),
+        (Result(status=429, type="bad_request"), False),
+    ],
+)
+def test_only_stripe_or_an_unsent_request_proves_a_refusal(result: Result, is_refused: bool) -> None:
+    assert classify(result).refused == is_refused

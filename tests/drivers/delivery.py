@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     import pytest
 
@@ -40,6 +41,8 @@ STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS: Final = plans_text("delivery")
 CATALOG: Final = loads(PLANS)
+# The plans file in which the meter of requests is called calls.
+RENAMED: Final = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
 EVENTS: Final = ("api_requests", "ai_tokens", "pdf_pages")
 # What may become of a call, as ``emulator.fail_next`` takes it: its usage is counted once all the same.
 FAULTS: Final[tuple[Mapping[str, Any], ...]] = (
@@ -93,8 +96,20 @@ class Desk:
             self.emulator.add_customer(f"cus_{customer}")
             await self.kit.customers.link(customer, f"cus_{customer}", force=True)
 
+    async def use(self, *customers: str, requests: int) -> None:
+        """Link customers, and record requests of each."""
+        await self.link(*customers)
+        for customer in customers:
+            await self.kit.record(customer, "requests", requests)
+
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
         return int(self.emulator.accepted(f"cus_{customer}", event_name))
+
+    async def places(self, customer: str = "acme", meter: str = "requests") -> dict[str, int]:
+        """Where a customer's reportable usage is, zeros left out."""
+        found: Any = (await self.kit.usage(customer))["meters"][meter]
+        names = ("pending", "queued", "leased", "parked", "delivered", "dead")
+        return {name: found[name] for name in names if found[name]}
 
     async def seal(self, shard: int = 0) -> int:
         outbox = Outbox(self.kit.store, await self.kit.store.admin())
@@ -110,12 +125,17 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    store_url: str, *, clock: Clock | None = None, catalog: Catalog = CATALOG, **settings: Any
+    store_url: str,
+    *,
+    clock: Any = None,
+    catalog: Catalog = CATALOG,
+    events: Sequence[str] = EVENTS,
+    **settings: Any,
 ) -> AsyncGenerator[Desk]:
-    """A kit on ``store_url`` whose Stripe is an emulator, reached over HTTP."""
+    """A kit on ``store_url`` whose Stripe is an emulator with meters of these events, reached over HTTP."""
     clock = clock or Clock(NOW)
     emulator = StripeEmulator(clock=clock)
-    for event in EVENTS:
+    for event in events:
         emulator.add_meter(event)
     async with (
         served(emulator) as url,
@@ -183,6 +203,18 @@ async def summaries_of(kit: MeterKit) -> AsyncGenerator[StripeSummaries]:
         await summaries.close()
 
 
+class WatchedTransport:
+    """A transport that calls something before each call: with the intents."""
+
+    def __init__(self, inner: Any, before: Callable[[Any], None]) -> None:
+        self._inner, self.before = inner, before
+        self.most, self.ready, self.close = inner.most, inner.ready, inner.close
+
+    async def send(self, *intents: Any) -> Any:
+        self.before(intents)
+        return await self._inner.send(*intents)
+
+
 def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:
     """A flusher of its own, which knows nothing yet, as a new process has one."""
     return Flusher(kit.store, transport, **options)
@@ -190,6 +222,21 @@ def flusher_of(kit: MeterKit, transport: Any, **options: Any) -> Flusher:
 
 def lines_of(report: FlushReport, what: Literal["late", "undelivered"]) -> list[str]:
     return list(late_lines(report) if what == "late" else undelivered_lines(report))
+
+
+def sealed(identifier: str, value: int, timestamp: int, **more: Any) -> Sealed:
+    """An intent of acme's, as an outbox keeps it."""
+    given: dict[str, Any] = {
+        "customer": "acme",
+        "stripe_customer": "cus_acme",
+        "period": "0",
+        "meter_token": "",
+        "event_name": "api_requests",
+        "key": identifier,
+        "sealed_ms": 0,
+        "due_ms": 0,
+    }
+    return Sealed(identifier=identifier, value=value, timestamp=timestamp, **given | more)
 
 
 async def have_at_stripe(
@@ -214,20 +261,8 @@ async def send_past(
     """Send an event past the kit, as another system does."""
     second = int(minute.replace(second=0).timestamp())
     name = f"forgotten-{second}-{quantity}"
-    sealed = Sealed(
-        identifier=name,
-        customer="acme",
-        stripe_customer=customer,
-        period="0",
-        meter_token="",
-        event_name=event_name,
-        value=quantity,
-        timestamp=second,
-        key=name,
-        sealed_ms=0,
-        due_ms=0,
-    )
-    assert (await transport.send(sealed)).delivered
+    intent = sealed(name, quantity, second, stripe_customer=customer, event_name=event_name)
+    assert (await transport.send(intent)).delivered
 
 
 def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:
@@ -235,12 +270,16 @@ def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = 
     return totals.get(f"{int(period.timestamp() * 1000)}|{meter_token(meter)}{kind}", 0)
 
 
+def alerts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The errors in the log."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def said_late(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says of late usage: how much, and what becomes of it."""
-    said = [record.getMessage() for record in caplog.records]
     return [
         line.partition("; ")[2].removesuffix(" (billing.late_usage)")
-        for line in said
+        for line in caplog.messages
         if line.startswith("late usage of customer 'acme': the invoice of its period from ")
     ]
 
