@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import create_engine, text
 
-from drivers.audited_kit import sqlite_in
+from drivers.audited_kit import audited, sqlite_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
+
+    from drivers.audited_kit import Audited
 
 _NUMBERS: Final = count(1)
 
@@ -51,3 +53,10 @@ def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.execute(text(f"CREATE DATABASE {name}"))
     engine.dispose()
     return url.replace("DATABASE", name)
+
+
+@pytest.fixture
+async def at(store_url: str, tmp_path: Path) -> AsyncGenerator[Audited]:
+    """A desk with an audit log in SQLite."""
+    async with audited(store_url, sqlite_in(tmp_path)) as opened:
+        yield opened

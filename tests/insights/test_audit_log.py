@@ -1,4 +1,4 @@
-"""The audit log: each usage event is in it once, and its sums are the counters after any life."""
+"""The audit log: each usage event is in it once, in a chain of hashes; its sums are the counters."""
 # Internals: a drainer, and databases that fail at a named step.
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from asyncio import to_thread
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from threading import Event
@@ -13,26 +15,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import pytest
+from sqlalchemy import create_engine, event, text
 
-from drivers.audit_database import Row, to_ms
-from drivers.audited_kit import audited, rebuild, rows_in, sqlite_in, sums_of
-from drivers.delivery import PLANS
+from drivers.audit_database import Row, insert_rows, to_ms
+from drivers.audited_kit import audited, rebuild, row_of, rows_in, sqlite_in, sums_of
+from drivers.delivery import PLANS, kit_for
 from drivers.process_metrics import told
 from drivers.sampled import whole
 from meterkit import Finding, MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
-from meterkit.insights.audit import draining
-from meterkit.insights.audit.database import Database
+from meterkit.insights.audit import chaining, draining, verifying
+from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.insights.audit.chain import Root
+from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
 from meterkit.insights.audit.verifying import verify
+from meterkit.outbox.journal import JournalRow
 from meterkit.store.hold import Used
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
     from pathlib import Path
 
     from drivers.audited_kit import Audited
+    from meterkit.insights.audit.verifying import Verified
 
 pytestmark = pytest.mark.anyio
 
@@ -42,19 +49,18 @@ UNITS = "  input_tokens: {unit: token}\n  cache_read_tokens: {unit: token}\n"
 WITH_UNITS = loads(PLANS.replace("meters:\n", f"meters:\n{UNITS}", 1))
 
 
-async def agrees(at: Audited, *customers: str) -> None:
-    """The sums of the log are what the counters say, meter by meter."""
-    sums = sums_of(await at.rows())
-    for customer in customers:
-        usage = await at.kit.usage(customer)
-        period_ms = to_ms(usage["period"]["start"])
-        meters: dict[str, Any] = dict(usage["meters"])
-        for meter, counts in meters.items():
-            found = sums.get((customer, meter, period_ms), {})
-            assert (customer, meter, found.get("quantity", 0)) == (customer, meter, counts["recorded"])
-            assert found.get("overage", 0) == counts["overage"]
-            places = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
-            assert found.get("reported", 0) == sum(counts[place] for place in places)
+def assert_sums(units: Mapping[str, int], counts: Any) -> None:
+    """The sums of the log are what the counters say."""
+    places = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
+    expected = (counts["recorded"], counts["overage"], sum(counts[place] for place in places))
+    assert tuple(units.get(name, 0) for name in ("quantity", "overage", "reported")) == expected
+
+
+async def agrees(at: Audited, customer: str) -> None:
+    """They do in the period of now, meter by meter."""
+    sums, usage = sums_of(await at.rows()), await at.kit.usage(customer)
+    for meter, counts in usage["meters"].items():
+        assert_sums(sums.get((customer, meter, to_ms(usage["period"]["start"])), {}), counts)
 
 
 async def test_captured_model_figures_are_logged_like_parsed_ones(store_url: str, tmp_path: Path) -> None:
@@ -89,49 +95,40 @@ async def test_the_event_id_of_a_providers_answer_and_job_is_known(store_url: st
     """F-22a: a background response counts by the provider's id, and its row has the app's."""
     usage = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
     said = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-    job: dict[str, Any] = {
-        "object": "response",
-        "id": "resp_1",
-        "background": True,
-        "model": "gpt-4o",
-        "output": [],
-    }
     chat: dict[str, Any] = {"object": "chat.completion", "model": "gpt-4o", "choices": [], "usage": said}
+    job: dict[str, Any] = {"object": "response", "id": "resp_1", "model": "gpt-4o", "output": []}
+    job |= {"background": True, "status": "completed", "usage": usage}
     async with audited(store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
         await at.kit.record_usage("acme", chat, event_id="chat-1")
         for event_id in ("job-1", "job-2"):
-            await at.kit.record_usage(
-                "acme", {**job, "status": "completed", "usage": usage}, event_id=event_id
-            )
+            await at.kit.record_usage("acme", job, event_id=event_id)
         rows = [(row["quantity"], row["event_id"]) for row in await at.rows()]
         assert sorted(rows) == [(7, "chat-1"), (10, "job-1")]
 
 
-async def test_corrections_and_drops_are_entered(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await at.desk.link("acme")
-        await at.kit.record("acme", "tokens", 150)
-        await at.kit.correct("acme", {"tokens": 70}, reason="a loop", correction_id="t-1", by="ada")
-        await agrees(at, "acme")
-        (row,) = (row for row in await at.rows() if row["kind"] == "corrected")
-        assert (row["quantity"], row["overage"], row["included"], row["reported"]) == (-70, -50, -20, -50)
-        assert json.loads(row["details"]) == {"id": "t-1", "by": "ada", "reason": "a loop"}
-        await at.kit.record("acme", "tokens", 60)
-        at.desk.emulator.fail_next("error", status=400, code="invalid_value")
-        await at.desk.flush(everything=True)
-        listed = await at.kit.outbox.list()
-        for intent in listed:
-            await at.kit.outbox.drop(intent.identifier, reason="a test", by="ada")
-        dropped = [row for row in await at.rows() if row["kind"] == "dropped"]
-        assert [row["quantity"] for row in dropped] == [intent.quantity for intent in listed]
-        await agrees(at, "acme")
+async def test_corrections_and_drops_are_entered(at: Audited) -> None:
+    await at.desk.link("acme")
+    await at.kit.record("acme", "tokens", 150)
+    await at.kit.correct("acme", {"tokens": 70}, reason="a loop", correction_id="t-1", by="ada")
+    await agrees(at, "acme")
+    (row,) = (row for row in await at.rows() if row["kind"] == "corrected")
+    assert (row["quantity"], row["overage"], row["included"], row["reported"]) == (-70, -50, -20, -50)
+    assert json.loads(row["details"]) == {"id": "t-1", "by": "ada", "reason": "a loop"}
+    await at.kit.record("acme", "tokens", 60)
+    at.desk.emulator.fail_next("error", status=400, code="invalid_value")
+    await at.desk.flush(everything=True)
+    listed = await at.kit.outbox.list()
+    for intent in listed:
+        await at.kit.outbox.drop(intent.identifier, reason="a test", by="ada")
+    dropped = [row for row in await at.rows() if row["kind"] == "dropped"]
+    assert [row["quantity"] for row in dropped] == [intent.quantity for intent in listed]
+    await agrees(at, "acme")
 
 
-async def test_anonymous_visitors_are_not_entered(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        view = at.kit.store.cache.get("192.0.2.1", anonymous=True)
-        await at.kit.store.record(view, Used.of({"rows": 1}), event_id=None)
-        assert await at.rows() == []
+async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:
+    view = at.kit.store.cache.get("192.0.2.1", anonymous=True)
+    await at.kit.store.record(view, Used.of({"rows": 1}), event_id=None)
+    assert await at.rows() == []
 
 
 @pytest.mark.parametrize(
@@ -165,34 +162,17 @@ async def test_a_database_outage_is_logged_once_and_loses_nothing(
         assert len(await at.rows()) == 4
 
 
-async def test_what_is_younger_than_two_seconds_is_not_drained(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_last_two_seconds_are_not_drained(at: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
     # F-140: what a store loses in a failover would come again under another name.
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await at.kit.record("acme", "tokens", 130)
-        admin: Any = await at.kit.store.admin()
-        keys = at.kit.store.keys
-        ((name, _),) = [
-            entry
-            for shard in range(keys.shards)
-            for entry in await admin.client.xrange(keys.audit(shard), min="-", max="+")
-        ]
-        entered_ms = int(name.decode().partition("-")[0])
-        drainer = drainer_of(at.kit.store, at.kit.settings)
-        for age_ms, drained in ((1_999, []), (2_000, [130])):
-            monkeypatch.setattr(draining, "time", lambda age_ms=age_ms: (entered_ms + age_ms) / 1000)
-            await drainer.once()
-            rows = await asyncio.to_thread(rows_in, at.url)
-            assert [row["quantity"] for row in rows] == drained
-
-
-NAMES: Final = ("audit_waiting", "audit_age_seconds", "audit_full_shards")
-
-
-async def metrics(at: Audited) -> tuple[float, ...]:
-    found = await told(at.kit)
-    return tuple(found[name] for name in NAMES)
+    await at.kit.record("acme", "tokens", 130)
+    ((name, _),) = await entries_of(at)
+    entered_ms = int(name.decode().partition("-")[0])
+    drainer = drainer_of(at.kit.store, at.kit.settings)
+    for age_ms, drained in ((1_999, []), (2_000, [130])):
+        monkeypatch.setattr(draining, "time", lambda age_ms=age_ms: (entered_ms + age_ms) / 1000)
+        await drainer.once()
+        rows = await asyncio.to_thread(rows_in, at.url)
+        assert [row["quantity"] for row in rows] == drained
 
 
 async def findings(kit: MeterKit) -> list[Finding]:
@@ -200,17 +180,16 @@ async def findings(kit: MeterKit) -> list[Finding]:
     return [one for one in found.findings if one.check == "audit"]
 
 
-async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        admin: Any = await at.kit.store.admin()
-        now_ms = at.kit.store.now_ms()
-        for shard, (age_ms, fields) in enumerate(
-            ((9_000, {"k": "of another release", "d": "", "at": 1}), (7_000, {"e": b"\xfd\x01"}))
-        ):
-            await admin.client.xadd(at.kit.store.keys.audit(shard), fields, id=f"{now_ms - age_ms}-0")
-        assert (await metrics(at))[:2] == (2, 9.0)
+async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(at: Audited) -> None:
+    admin: Any = await at.kit.store.admin()
+    now_ms = at.kit.store.now_ms()
+    odd = ((9_000, {"k": "of another release", "d": "", "at": 1}), (7_000, {"e": b"\xfd\x01"}))
+    for shard, (age_ms, fields) in enumerate(odd):
+        await admin.client.xadd(at.kit.store.keys.audit(shard), fields, id=f"{now_ms - age_ms}-0")
+    for age_s in (9.0, 0.0):
+        found = await told(at.kit)
+        assert (found["audit_waiting"], found["audit_age_seconds"]) == (2, age_s)
         at.desk.clock.advance(timedelta(minutes=-1))
-        assert (await metrics(at))[:2] == (2, 0.0)
 
 
 @pytest.mark.usefixtures("valkey")
@@ -222,25 +201,17 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         assert await findings(at.kit) == []
         at.desk.clock.advance(timedelta(minutes=32))
         (finding,) = await findings(at.kit)
-        assert finding.problem.startswith(
-            "1 entry of the audit log has waited for up to 47 min for the database"
-        )
-        assert finding.cure.startswith(
-            "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT"
-        )
+        waits = "1 entry of the audit log has waited for up to 47 min for the database"
+        assert finding.problem.startswith(waits)
+        cure = "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT"
+        assert finding.cure.startswith(cure)
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)
         await at.fold(2)
         first, second = await findings(at.kit)
         assert first.problem.startswith("2 entries of the audit log have waited")
         assert second.problem.startswith("1 shard has so many entries of the audit log waiting")
-        settings: dict[str, Any] = {
-            "redis_url": store_url,
-            "shards": 4,
-            "flush": False,
-            "clock": at.desk.clock,
-        }
-        other = MeterKit(at.kit.store.catalog, **settings)
+        other = kit_for(store_url, at.desk.url, clock=at.desk.clock, stripe_api_key=None)
         first, second = await findings(other)
         assert first.cure.startswith("METERKIT_AUDIT_URL is not set here; ")
         await other.store.stop()
@@ -260,13 +231,10 @@ LIFE: Final = loads(
 )
 
 
-async def test_one_entry_that_waits_is_logged_in_the_singular(
-    store_url: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await at.kit.record("acme", "rows", 1)
-        with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
-            await at.fold(0)
+async def test_one_entry_is_logged_in_the_singular(at: Audited, caplog: pytest.LogCaptureFixture) -> None:
+    await at.kit.record("acme", "rows", 1)
+    with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
+        await at.fold(0)
     assert "audit log: 1 entry waits in shard" in caplog.text
 
 
@@ -274,7 +242,7 @@ class Life:
     """What may happen to customers, in an order that a number fixes."""
 
     def __init__(self, at: Audited, seed: int) -> None:
-        self.at = at
+        self.at, self.kit = at, at.kit
         self.random = Random(seed)  # noqa: S311 - the same life each time
         self.nth = 0
 
@@ -282,40 +250,36 @@ class Life:
         self.nth += 1
         name = self.random.choice(CUSTOMERS)
         steps = (self.record, self.consume, self.reserve, self.correct, self.settle_outbox, self.wait)
-        weights = (8, 4, 4, 2, 2, 1)
-        (step,) = self.random.choices(steps, weights)
+        (step,) = self.random.choices(steps, (8, 4, 4, 2, 2, 1))
         await step(name)
 
     async def record(self, name: str) -> None:
-        kit, now = self.at.kit, self.at.desk.clock.now()
-        late = now - timedelta(days=self.random.choice((0, 0, 3)))
+        late = self.at.desk.clock.now() - timedelta(days=self.random.choice((0, 0, 3)))
         nth = self.random.randrange(30) if self.random.random() < 0.3 else None
         event_id, quantity = None if nth is None else f"e{nth}", self.random.randrange(60)
         quantity = quantity if nth is None else 2 * nth
-        await kit.record(name, "tokens", quantity, event_id=event_id, occurred_at=late)
+        await self.kit.record(name, "tokens", quantity, event_id=event_id, occurred_at=late)
 
     async def consume(self, name: str) -> None:
-        await self.at.kit.consume(name, "requests", self.random.randrange(1, 400))
+        await self.kit.consume(name, "requests", self.random.randrange(1, 400))
 
     async def reserve(self, name: str) -> None:
-        async with self.at.kit.reserve(name, {"tokens": 50}) as held:
+        async with self.kit.reserve(name, {"tokens": 50}) as held:
             if self.random.random() < 0.7:
                 model = self.random.choice(("m-large", "m-small"))
                 await held.capture({"tokens": self.random.randrange(90)}, model=model)
 
     async def correct(self, name: str) -> None:
-        meter = self.random.choice(("tokens", "requests"))
-        asked = {meter: self.random.randrange(1, 80)}
-        await self.at.kit.correct(name, asked, reason="r", correction_id=f"c{self.nth}", by="ada")
+        asked = {self.random.choice(("tokens", "requests")): self.random.randrange(1, 80)}
+        await self.kit.correct(name, asked, reason="r", correction_id=f"c{self.nth}", by="ada")
 
     async def settle_outbox(self, name: str) -> None:
-        at = self.at
-        await at.kit.grants.add(name, {"tokens": 20}, grant_id=f"g{self.nth}")
+        await self.kit.grants.add(name, {"tokens": 20}, grant_id=f"g{self.nth}")
         if self.random.random() < 0.4:
-            at.desk.emulator.fail_next("error", status=400, code="invalid_value")
-        await at.desk.flush(everything=True, timeout_s=0.0)
-        for intent in await at.kit.outbox.list(state="dead"):
-            await at.kit.outbox.drop(intent.identifier, reason="r", by="ada")
+            self.at.desk.emulator.fail_next("error", status=400, code="invalid_value")
+        await self.at.desk.flush(everything=True, timeout_s=0.0)
+        for intent in await self.kit.outbox.list(state="dead"):
+            await self.kit.outbox.drop(intent.identifier, reason="r", by="ada")
 
     async def wait(self, _: str) -> None:
         self.at.desk.clock.advance(timedelta(days=self.random.choice((1, 1, 9))))
@@ -332,22 +296,15 @@ async def test_sums_are_the_counters_after_any_life(store_url: str, tmp_path: Pa
                 await at.fold(5)
                 await at.drainer.drain()
         rows = await at.rows()
+        assert {row["kind"] for row in rows} >= {"recorded", "corrected", "summed"}
         sums = sums_of(rows)
-        kinds = {row["kind"] for row in rows}
-        assert {"recorded", "corrected", "summed"} <= kinds
-        seen = 0
         for (customer, meter, period_ms), units in sums.items():
             now = await at.kit.usage(customer)
             is_open = to_ms(now["period"]["start"]) == period_ms
             when = None if is_open else to_ms(from_ms(period_ms) + timedelta(hours=1))
             (usage,) = await at.kit.store.usage_of_many([customer], at_ms=when)
-            counts: dict[str, Any] = dict(usage["meters"][meter])
-            assert units["quantity"] == counts["recorded"], (customer, meter, period_ms)
-            assert units["overage"] == counts["overage"]
-            places = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
-            assert units["reported"] == sum(counts[place] for place in places)
-            seen += 1
-        assert seen > 5
+            assert_sums(units, usage["meters"][meter])
+        assert len(sums) > 5
         assert await rebuild(at, dry_run=True) == []
 
 
@@ -364,32 +321,27 @@ class Hanging(Database):
         return super().insert(rows)
 
 
-async def test_a_hanging_database_holds_up_nothing(store_url: str, tmp_path: Path) -> None:
-    database = Hanging(sqlite_in(tmp_path))
-    async with audited(store_url, sqlite_in(tmp_path)) as at:
-        await asyncio.gather(*(at.kit.record("acme", "rows", nth + 1) for nth in range(700)))
-        drainer = Drainer(at.kit.store, database, least_age_ms=0)
-        draining = asyncio.create_task(drainer.once())
-        try:
-            assert await asyncio.to_thread(database.asked.wait, 60)
-            assert (await at.kit.consume("acme", "rows", 1)).allowed
-            await drainer.fold(await waiting_shards(at.kit.store), 520)
-            (shard,) = await entries_of(at)
-            assert shard == 520
-        finally:
-            database.may.set()
-            await draining
-        sums = sums_of(await at.rows())
-        (units,) = sums.values()
-        assert units["quantity"] == (await at.kit.usage("acme"))["meters"]["rows"]["recorded"] == 245_351
+async def test_a_hanging_database_holds_up_nothing(at: Audited) -> None:
+    database = Hanging(at.url)
+    await asyncio.gather(*(at.kit.record("acme", "rows", nth + 1) for nth in range(700)))
+    drainer = Drainer(at.kit.store, database, least_age_ms=0)
+    draining = asyncio.create_task(drainer.once())
+    try:
+        assert await asyncio.to_thread(database.asked.wait, 60)
+        assert (await at.kit.consume("acme", "rows", 1)).allowed
+        await drainer.fold(await waiting_shards(at.kit.store), 520)
+        assert len(await entries_of(at)) == 520
+    finally:
+        database.may.set()
+        await draining
+    (units,) = sums_of(await at.rows()).values()
+    assert units["quantity"] == (await at.kit.usage("acme"))["meters"]["rows"]["recorded"] == 245_351
 
 
-async def entries_of(at: Audited) -> list[int]:
-    """How many entries wait, by shard."""
+async def entries_of(at: Audited) -> list[Any]:
     admin: Any = await at.kit.store.admin()
-    keys = at.kit.store.keys
-    lengths = [await admin.client.xlen(keys.audit(shard)) for shard in range(keys.shards)]
-    return [length for length in lengths if length]
+    keys = [at.kit.store.keys.audit(shard) for shard in range(at.kit.store.keys.shards)]
+    return [entry for key in keys for entry in await admin.client.xrange(key, min="-", max="+")]
 
 
 async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: Path) -> None:
@@ -399,3 +351,165 @@ async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: 
         with anyio.fail_after(240):
             while not await asyncio.to_thread(rows_in, url):  # noqa: ASYNC110 - a thread of the kit's does it
                 await anyio.sleep(0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The same roots for each customer."""
+
+    roots: Sequence[Root]
+
+    async def of(self, customer: str) -> Sequence[Root]:
+        return self.roots if customer else ()
+
+    async def linked(self) -> AsyncGenerator[str]:
+        for customer in ("acme", "erased") if self.roots else ():
+            yield customer
+
+
+async def verified(url: str, customer: str | None = None, *roots: Root) -> list[Verified]:
+    return [one async for one in verify(Database(url), customer, Given(roots))]
+
+
+async def faults(url: str) -> list[tuple[str, int, str | None]]:
+    return [(one.customer, one.place, one.problem) for one in await verified(url)]
+
+
+async def test_rows_are_chained_by_customer(audit_url: str) -> None:
+    database = Database(audit_url)
+    database.insert([row_of(1), row_of(2, "zeta"), row_of(3), row_of(3), row_of(1)])
+    database.insert([row_of(3), row_of(4, details='{"reason": "é"}')])
+    found = {one["event"]: one for one in rows_in(audit_url)}
+    assert [found[f"0/p/{nth}"]["place"] for nth in (1, 2, 3, 4)] == [1, 1, 2, 3]
+    assert database.root("acme") == (3, found["0/p/4"]["hash"])
+    assert await faults(audit_url) == [("acme", 0, None), ("zeta", 0, None)]
+    (one,) = await verified(audit_url, "acme", Root("in_1", 2, found["0/p/3"]["hash"]))
+    assert (one.rows, one.roots, one.is_right) == (3, 1, True)
+    (one,) = await verified(audit_url, "acme", Root("in_1", 2, "1:other"))
+    assert (one.place, one.problem) == (2, "root")
+    assert (await verified(audit_url, "nobody"))[0].is_right
+    found_by_invoices = [
+        (one.customer, one.words) for one in await verified(audit_url, None, Root("in_1", 4, "1:x"))
+    ]
+    assert found_by_invoices[-1] == ("erased", "rows 1 to 4 are missing, by invoice in_1")
+
+
+def run(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+TAMPERED: Final = {
+    "changed": ("UPDATE meterkit_audit SET quantity = 9 WHERE place = 3", 3, "changed"),
+    "deleted": ("DELETE FROM meterkit_audit WHERE place = 2", 2, "missing"),
+    "tail deleted": ("DELETE FROM meterkit_audit WHERE place > 5", 6, "missing"),
+    "head deleted": ("DELETE FROM meterkit_audit_heads", 9, "head"),
+    "head set back": ("UPDATE meterkit_audit_heads SET place = 8", 9, "inserted"),
+    "inserted without a place": (
+        "INSERT INTO meterkit_audit SELECT COPIED FROM meterkit_audit WHERE place = 1",
+        0,
+        "unchained",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+async def test_tampering_is_found(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaining, "_PAGE", 3)
+    url = sqlite_in(tmp_path)
+    insert_rows(url, [row_of(nth, details="why") for nth in range(9)])
+    statement, place, problem = TAMPERED[how]
+    columns = ", ".join(Row._fields[:13])
+    statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
+    run(url, statement.replace("COPIED", columns.replace("event", "'made'", 1)))
+    assert (await faults(url))[0] == ("acme", place, problem)
+
+
+async def test_rows_that_come_while_it_verifies_are_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = sqlite_in(tmp_path)
+    insert_rows(url, [row_of(nth) for nth in range(5)])
+    heads = chaining.head_of
+    asked: list[str] = []
+
+    def head_of(*args: Any) -> Any:
+        found = heads(*args)
+        if not asked:
+            asked.append("once")
+            insert_rows(url, [row_of(7)])
+        return found
+
+    monkeypatch.setattr(chaining, "head_of", head_of)
+    monkeypatch.setattr(verifying, "head_of", heads)
+    (one,) = await verified(url, "acme")
+    assert (one.rows, one.is_right) == (5, True)
+
+
+@pytest.mark.parametrize("step", ["_known", "_put_heads"])
+async def test_a_kill_between_two_steps_leaves_nothing_behind(
+    audit_url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert_rows(audit_url, [row_of(1)])
+
+    class Killed(BaseException):
+        """Ends the transaction as the end of the connection does."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chaining, step, killed)
+        with pytest.raises(Killed):
+            insert_rows(audit_url, [row_of(2)])
+    insert_rows(audit_url, [row_of(2), row_of(3)])
+    (one,) = await verified(audit_url)
+    assert (one.rows, one.is_right) == (3, True)
+
+
+ROW: Final = JournalRow(
+    identifier="intent-1",
+    customer="acme",
+    event_name="api_requests",
+    stripe_customer="cus_acme",
+    minute_s=1_939_000_020,
+    value=10**15 - 1,
+    delivered_at_ms=1_939_000_030_000,
+)
+
+
+async def test_a_row_is_kept_once_and_found_by_its_key(audit_url: str) -> None:
+    journal = AuditDatabase(audit_url)
+    assert await journal.begun_ms() is None
+    back = ROW._replace(identifier="intent-2", value=-5, delivered_at_ms=ROW.delivered_at_ms + 1)
+    await journal.write([ROW])
+    await journal.write([back, ROW._replace(value=1)])
+    assert await journal.read("acme", "api_requests", ROW.delivered_at_ms) == [ROW, back]
+    assert await journal.read("acme", "api_requests", back.delivered_at_ms) == [back]
+    assert await journal.read("acme", "ai_tokens", 0) == []
+    assert await journal.begun_ms() == ROW.delivered_at_ms
+
+
+async def test_rows_of_two_who_make_the_journal_at_once_are_kept(audit_url: str) -> None:
+    journal, other = AuditDatabase(audit_url), Database(audit_url)
+    others = ROW._replace(identifier="intent-2")
+
+    def made_by_another(*_: object, **__: object) -> None:
+        """Between the look whether the table is there and its making."""
+        other.insert_deliveries([others])
+
+    event.listen(DELIVERIES, "before_create", made_by_another, once=True)
+    await journal.write([ROW])
+    rows = await journal.read("acme", "api_requests", 0)
+    assert {row.identifier for row in rows} == {"intent-1", "intent-2"}
+
+
+async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url: str) -> None:
+    journal, database = AuditDatabase(audit_url), Database(audit_url)
+    await journal.write([ROW])
+    deleted = Row("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
+    await to_thread(database.insert, [deleted])
+    assert await journal.read("acme", "api_requests", 0) == []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 from genai_prices import Usage, calc_price
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import MetaData, Table, create_engine, text
 
 from drivers.audit_database import Row
 from drivers.audited_kit import audited
@@ -22,11 +22,10 @@ from drivers.plans import plans_text
 from meterkit import MeterkitError, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
 from meterkit.redis.tallies import Tallies
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator
 
     from drivers.audited_kit import Audited
 
@@ -37,37 +36,25 @@ PLANS: Final = plans_text("ledger")
 
 
 def answer(model: str, entered: int, left: int, cached: int = 0) -> dict[str, Any]:
-    return {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": entered,
-            "completion_tokens": left,
-            "total_tokens": entered + left,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        },
-    }
+    usage = {"prompt_tokens": entered, "completion_tokens": left, "total_tokens": entered + left}
+    message = {"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}
+    said = {"object": "chat.completion", "model": model, "choices": [message]}
+    return said | {"usage": {**usage, "prompt_tokens_details": {"cached_tokens": cached}}}
 
 
-def key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["model"], row["meter"]
+@pytest.fixture
+async def at(store_url: str, audit_url: str) -> AsyncGenerator[Audited]:
+    async with audited(store_url, audit_url, catalog=loads(PLANS)) as opened:
+        yield opened
 
 
-async def test_each_row_has_cost_price_and_version(store_url: str, audit_url: str) -> None:
-    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
-        at.kit.store.tally()
-        await at.kit.grants.add("ada", {"usd": 10}, grant_id="g")
-        small = await at.kit.record_usage("ada", answer("small-1", 1000, 400))
-        large = await at.kit.record_usage("ada", answer("large-1", 1000, 100, 600))
-        rows = {key(row): row for row in await at.rows()}
-        found = await at.kit.usage("ada", by="model")
-        llm, revenue = at.kit.store.tally().llm, dict(at.kit.store.tally().revenue)
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=metrics_app(at.kit)), base_url="http://app"
-        ) as client:
-            shown = (await client.get("/")).text
-        version = at.kit.catalog.content_hash
+async def test_each_row_has_cost_price_and_version(at: Audited) -> None:
+    at.kit.store.tally()
+    await at.kit.grants.add("ada", {"usd": 10}, grant_id="g")
+    small = await at.kit.record_usage("ada", answer("small-1", 1000, 400))
+    large = await at.kit.record_usage("ada", answer("large-1", 1000, 100, 600))
+    rows = {(row["model"], row["meter"]): row for row in await at.rows()}
+    found = await at.kit.usage("ada", by="model")
     # small: 1,000 * 0.15 + 400 * 0.60 = 390; large: 400 * 3 + 600 * 0.30 + 100 * 15 = 2,880
     assert small is not None
     assert large is not None
@@ -85,74 +72,65 @@ async def test_each_row_has_cost_price_and_version(store_url: str, audit_url: st
         ("large-1", "output_tokens"): 1500,
         ("large-1", "usd_charged"): None,
     }
-    paid = {
-        place: (row["priced"], row["price_micros"], row["price_per"])
-        for place, row in rows.items()
-        if row["price_micros"] is not None
-    }
+    prices = ("priced", "price_micros", "price_per")
+    paid = {place: tuple(row[name] for name in prices) for place, row in rows.items() if row["price_micros"]}
     assert paid == {
         ("small-1", "output_tokens"): (300, 7_000_000, 1_000_000),
         ("large-1", "output_tokens"): (100, 7_000_000, 1_000_000),
         ("small-1", "usd_charged"): (507, 1, 1),
         ("large-1", "usd_charged"): (3744, 1, 1),
     }
-    table = metadata.version("genai-prices")
-    for row in rows.values():
-        assert row["price_version"] == f"plans/{version},genai-prices/{table}"
-    assert {name: one["cost_micros"] for name, one in found["models"].items()} == {
-        "small-1": 390,
-        "large-1": 2880,
-    }
-    assert found["models"]["small-1"]["meters"]["output_tokens"] == {
-        "recorded": 400,
-        "cost_micros": 240,
-        "revenue_micros": 2100,
-        "margin_micros": 1860,
-    }
+    version = f"plans/{at.kit.catalog.content_hash},genai-prices/{metadata.version('genai-prices')}"
+    assert {row["price_version"] for row in rows.values()} == {version}
+    costs = {name: one["cost_micros"] for name, one in found["models"].items()}
+    assert costs == {"small-1": 390, "large-1": 2880}
+    margin = {"cost_micros": 240, "revenue_micros": 2100, "margin_micros": 1860}
+    assert found["models"]["small-1"]["meters"]["output_tokens"] == {"recorded": 400, **margin}
     assert (found["cost_micros"], found["revenue_micros"]) == (3270, 507 + 3744 + 400 * 7)
     assert found["margin_micros"] == 507 + 3744 + 2800 - 3270
-    assert llm == {
+    assert at.kit.store.tally().llm == {
         ("small-1", "openai"): (Fraction(390), Fraction(507)),
         ("large-1", "openai"): (Fraction(2880), Fraction(3744)),
     }
-    assert 'meterkit_revenue_micros_total{model="small-1",provider="openai"} 2607.0\n' in shown
-    assert revenue == {
+    assert at.kit.store.tally().revenue == {
         ("small-1", "openai"): Fraction(507 + 300 * 7),
         ("large-1", "openai"): Fraction(3744 + 100 * 7),
     }
+    transport = httpx.ASGITransport(app=metrics_app(at.kit))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        shown = (await client.get("/")).text
+    assert 'meterkit_revenue_micros_total{model="small-1",provider="openai"} 2607.0\n' in shown
 
 
-class Losing(Database):
-    """Inserts, and its answer is lost."""
+async def test_revenue_counts_a_repeated_row_once(at: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert = Database.insert
 
-    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
-        super().insert(rows)
+    def lose_the_answer(database: Database, rows: Any) -> None:
+        insert(database, rows)
         raise MeterkitError("the answer of the database is lost")
 
-
-async def test_revenue_in_metrics_counts_a_repeated_row_once(store_url: str, audit_url: str) -> None:
-    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
-        at.kit.store.tally()
-        await at.kit.record("ada", "output_tokens", 300)
-        with pytest.raises(MeterkitError, match="is lost"):
-            await Drainer(at.kit.store, Losing(audit_url), least_age_ms=0).drain()
-        await at.kit.record("ada", "output_tokens", 10)
-        await at.kit.correct("ada", {"output_tokens": 5}, reason="twice", correction_id="c")
-        await at.rows()
-        assert await at.drainer.drain() == 0
-        assert at.kit.store.tally().revenue == {("none", "none"): Fraction(10 * 7)}
+    at.kit.store.tally()
+    await at.kit.record("ada", "output_tokens", 300)
+    monkeypatch.setattr(Database, "insert", lose_the_answer)
+    with pytest.raises(MeterkitError, match="is lost"):
+        await at.drainer.drain()
+    monkeypatch.undo()
+    await at.kit.record("ada", "output_tokens", 10)
+    await at.kit.correct("ada", {"output_tokens": 5}, reason="twice", correction_id="c")
+    await at.rows()
+    assert await at.drainer.drain() == 0
+    assert at.kit.store.tally().revenue == {("none", "none"): Fraction(10 * 7)}
 
 
 async def test_a_table_of_an_earlier_release_gains_the_columns(store_url: str, audit_url: str) -> None:
     await asyncio.to_thread(_make_old_table, audit_url)
-    old = Row("1/p/1", "requests", "recorded", "ada", 5, 6, 1, 1)
     async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
         assert at.drainer.database.look()
         await at.kit.record("ada", "requests", 4)
         rows = await at.rows()
         await asyncio.to_thread(Database(audit_url).insert, [])  # Nothing is added twice.
     assert [(row["customer"], row["quantity"], row["priced"]) for row in rows] == [
-        ("ada", old.quantity, None),
+        ("ada", 1, None),
         ("ada", 4, 3),
     ]
 
@@ -162,16 +140,11 @@ def _make_old_table(url: str) -> None:
     names = Row._fields[: Row._fields.index("priced")]
     texts = {"event", "meter", "kind", "customer", "model", "provider", "details"}
     columns = ", ".join(f"{name} {'TEXT' if name in texts else 'BIGINT'}" for name in names)
+    row = Row("1/p/1", "requests", "recorded", "ada", 5, 6, 1, 1)
     with engine.begin() as connection:
         connection.execute(text(f"CREATE TABLE meterkit_audit ({columns}, PRIMARY KEY (event, meter))"))
-        connection.execute(
-            text(
-                "INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms,"
-                " quantity, included, granted, credited, overage, reported, late)"
-                " VALUES ('1/p/1', 'requests', 'recorded', 'ada', 5, 6, 1, 1, 0, 0, 0, 0, 0)"
-            )
-        )
-    assert [column["name"] for column in inspect(engine).get_columns("meterkit_audit")] == [*names]
+        table = Table("meterkit_audit", MetaData(), autoload_with=connection)
+        connection.execute(table.insert(), {name: getattr(row, name) for name in names})
     engine.dispose()
 
 
@@ -195,11 +168,8 @@ SOUND: Final = "gpt-audio-2025-08-28"
 
 def searching(nth: int) -> dict[str, Any]:
     """An answer of Anthropic: 3,600 tokens in, 3,000 of them written to a cache, 2,000 for an hour."""
-    return {
-        "id": f"msg_{nth}",
-        "type": "message",
-        "role": "assistant",
-        "model": CLAUDE,
+    said = {"id": f"msg_{nth}", "type": "message", "role": "assistant", "model": CLAUDE}
+    return said | {
         "content": [{"type": "text", "text": "Four."}],
         "stop_reason": "end_turn",
         "usage": {

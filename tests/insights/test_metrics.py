@@ -67,9 +67,7 @@ def requests(plan: str, outcome: str, reason: str = "none") -> Sample:
     return "meterkit_requests_total", (("outcome", outcome), ("plan", plan), ("reason", reason))
 
 
-async def test_request_metrics_have_no_label_of_a_customer(
-    store_url: str,
-) -> None:
+async def test_request_metrics_have_no_label_of_a_customer(store_url: str) -> None:
     customers = ["secret-ada", "secret-bob"]
     kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, store_timeout=10.0)
     async with kit, client_of(app_of(kit)) as client:
@@ -82,14 +80,12 @@ async def test_request_metrics_have_no_label_of_a_customer(
             await client.get("/x", headers={"x-customer-id": "secret-ada"})
         await client.get("/full", headers={"x-customer-id": "secret-bob"})
         await client.get("/x")
-        found = await samples(client)
 
         async def settled() -> bool:
-            nonlocal found
-            found = await samples(client)
-            return found["meterkit_delivery_items", (("state", "unlinked"),)] == 1
+            return (await samples(client))["meterkit_delivery_items", (("state", "unlinked"),)] == 1
 
         await eventually(settled)
+        found = await samples(client)
     told = {name: value for name, value in found.items() if name[0] == "meterkit_requests_total"}
     assert told == {
         requests("free", "success"): 3,
@@ -192,10 +188,7 @@ async def test_an_outage_is_told_as_it_comes_and_goes(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
-    async with (
-        TcpProxy(valkey.port) as proxy,
-        kit_at(proxy.url, store_timeout=5, spool_dir=tmp_path) as kit,
-    ):
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=5, spool_dir=tmp_path) as kit:
         lane = await kit.store.lane()
         found = await told(kit)
         assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (0, 0)

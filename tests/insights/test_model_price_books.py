@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = plans_text("model_price_books")
-PRICES: Final = (
-    *("price_pro", "price_pro_output_tokens"),
-    *("price_pro_output_tokens:small-*", "price_pro_output_tokens:large-*"),
-)
+PRICES: Final = ("price_pro", *(f"price_pro_output_tokens{of}" for of in ("", ":small-*", ":large-*")))
 DAY: Final = timedelta(days=1)
 
 
@@ -39,24 +36,12 @@ async def books(store_url: str, tmp_path: Path, plans: str = PLANS) -> AsyncGene
 
 async def use(at: Ending, model: str, tokens: int) -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-    said: dict[str, Any] = {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [],
-        "usage": usage,
-    }
+    said: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
     await at.kit.record_usage("acme", said)
 
 
 async def agree(at: Ending, period: datetime, cents: dict[str, int], micros: int) -> None:
-    """Each line costs so many cents, on the invoice and the statement; revenue and spend are so many micros.
-
-    Args:
-        at: after the invoice of the period is final.
-        period: any instant of it.
-        cents: by the meter of the price.
-        micros: what all lines come to, unrounded.
-    """
+    """Lines cost so many cents, by the meter; unrounded they, revenue and spend are so many micros."""
     statement = await at.kit.statement("acme", period)
     assert statement.is_final
     assert [line.note for line in statement.lines if line.note] == []
@@ -76,36 +61,41 @@ async def agree(at: Ending, period: datetime, cents: dict[str, int], micros: int
     assert [one.difference for one in compared if one.difference] == []
 
 
-async def test_what_is_corrected_is_on_no_invoice_and_in_no_revenue(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        at.go(MAY + DAY)
-        await use(at, "small-1", 60_000)  # 10,000 are included, and 50,000 cost 10 micro-dollars.
-        await use(at, "large-1", 20_000)  # At 40.
-        await use(at, "other", 5_000)  # At 30.
-        assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 500_000 + 800_000 + 150_000
-        # Nothing is delivered yet: the units that are pending are taken back, of the default first.
-        await at.kit.correct("acme", {"output_tokens": 6_000}, reason="a loop", correction_id="c-1", by="ops")
-        await at.flush()
-        # Stripe has all: it is sent less than nothing, of the default, which has nothing left, or of others.
-        at.go(MAY + 2 * DAY)
-        await use(at, "large-1", 1_000)
-        await at.flush()
-        at.clock.advance(HOUR)
-        await at.kit.correct("acme", {"output_tokens": 8_000}, reason="twice", correction_id="c-2", by="ops")
-        # Of the default 5,000 are gone, and of the small ones 1,000 and 8,000.
-        meters = (await at.kit.usage("acme"))["meters"]
-        left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
-        assert left == {
-            "output_tokens": 62_000,
-            "output_tokens:small-*": 41_000,
-            "output_tokens:large-*": 21_000,
-            "output_tokens:(default)": 0,
-        }
-        await at.reach(JUNE + 5 * MINUTE)
-        await at.close()
-        await at.drain()
-        cents = {"output_tokens:small-*": 41, "output_tokens:large-*": 84}
-        await agree(at, MAY + DAY, cents, micros=1_250_000)
+@pytest.fixture
+async def at(store_url: str, tmp_path: Path) -> AsyncGenerator[Ending]:
+    async with books(store_url, tmp_path) as opened:
+        yield opened
+
+
+async def test_what_is_corrected_is_on_no_invoice_and_in_no_revenue(at: Ending) -> None:
+    at.go(MAY + DAY)
+    await use(at, "small-1", 60_000)  # 10,000 are included, and 50,000 cost 10 micro-dollars.
+    await use(at, "large-1", 20_000)  # At 40.
+    await use(at, "other", 5_000)  # At 30.
+    assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 500_000 + 800_000 + 150_000
+    # Nothing is delivered yet: the units that are pending are taken back, of the default first.
+    await at.kit.correct("acme", {"output_tokens": 6_000}, reason="a loop", correction_id="c-1", by="ops")
+    await at.flush()
+    # Stripe has all: it is sent less than nothing, of the default, which has nothing left, or of others.
+    at.go(MAY + 2 * DAY)
+    await use(at, "large-1", 1_000)
+    await at.flush()
+    at.clock.advance(HOUR)
+    await at.kit.correct("acme", {"output_tokens": 8_000}, reason="twice", correction_id="c-2", by="ops")
+    # Of the default 5,000 are gone, and of the small ones 1,000 and 8,000.
+    meters = (await at.kit.usage("acme"))["meters"]
+    left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
+    assert left == {
+        "output_tokens": 62_000,
+        "output_tokens:small-*": 41_000,
+        "output_tokens:large-*": 21_000,
+        "output_tokens:(default)": 0,
+    }
+    await at.reach(JUNE + 5 * MINUTE)
+    await at.close()
+    await at.drain()
+    cents = {"output_tokens:small-*": 41, "output_tokens:large-*": 84}
+    await agree(at, MAY + DAY, cents, micros=1_250_000)
 
 
 def said(found: Statement, *, events: bool = False) -> list[tuple[Any, ...]]:
@@ -147,12 +137,10 @@ async def test_late_usage_is_billed_next_or_not_at_all(
         await at.close()
         await at.drain()
         first, second = [await at.kit.statement("acme", when) for when in (MAY + DAY, JUNE + DAY)]
+        late = f"the invoice has 0 units, and the events come to 20000 {LATE_BY}"
         assert said(first) == [
             ("output_tokens:small-*", 50_000, 50, ""),
-            (
-                *("output_tokens:large-*", 0, 0),
-                f"the invoice has 0 units, and the events come to 20000 {LATE_BY}",
-            ),
+            ("output_tokens:large-*", 0, 0, late),
         ]
         assert said(second, events=True) == [
             ("output_tokens:large-*", 25_000, 100, "", (None, 20_000, 20_000), ("large-1", 5_000, 0))

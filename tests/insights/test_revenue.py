@@ -1,5 +1,5 @@
 """Recurring revenue: a snapshot of each day, figures worked by hand, and the tables."""
-# Internals: a pure table of revenue, day by day.
+# Internals: pure tables of revenue, day by day, and of invoice lines.
 
 from __future__ import annotations
 
@@ -29,114 +29,118 @@ from meterkit.insights.revenue.figures import (
     retention_of,
 )
 from meterkit.insights.revenue.tables import RevenueTables
+from meterkit.insights.statement.lines import invoice_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
+    from books.revenue_shop import Books
     from meterkit import Finding, MeterKit
 
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+async def at(store_url: str, tmp_path: Path) -> AsyncGenerator[Books]:
+    async with books(store_url, tmp_path) as opened:
+        yield opened
+
+
 @pytest.mark.dear("each day of a quarter is kept")
-async def test_movements_of_a_quarter_by_the_clock(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        await at.subscribe("ada", "pro", seats=1, trial_period_days=14)
-        await at.subscribe("bob", "yearly")
-        await at.subscribe("eve", "max")
-        await at.go(on(1, 2))
-        # Ada is on trial; bob and eve pay.
-        assert await at.moved(date(2031, 1, 1)) == {
-            "mrr": YEARLY + 3000 * MICRO,
-            "new": YEARLY + 3000 * MICRO,
-            "customers": 2,
-        }
-        await at.go(on(1, 16))
-        assert await at.moved(date(2031, 1, 15)) == {
-            "mrr": YEARLY + (3000 + 1300) * MICRO,
-            "new": 1300 * MICRO,
-            "customers": 3,
-        }
-        await at.kit.subscriptions.change_plan("ada", "max")
-        await at.go(on(1, 17))
-        assert (await at.moved(date(2031, 1, 16)))["expansion"] == 1700 * MICRO
-        await at.kit.subscriptions.cancel("eve")
-        await at.go(on(2, 2))
-        # Canceled in January, and paid for until the period ends.
-        assert "churn" not in await at.moved(date(2031, 1, 31))
-        assert await at.moved(date(2031, 2, 1)) == {
-            "mrr": YEARLY + 3000 * MICRO,
-            "churn": 3000 * MICRO,
-            "customers": 2,
-        }
-        await at.go(on(2, 20))
-        await at.subscribe("eve", "yearly")
-        await at.go(on(2, 21))
-        assert (await at.moved(date(2031, 2, 20)))["reactivation"] == YEARLY
-        found = await at.revenue.at(date(2031, 2, 20))
-        # Of those who paid on 20 January: bob, eve (who came back for less) and ada.
-        base = YEARLY + 6000 * MICRO
-        assert found.nrr == {"usd": (2 * YEARLY + 3000 * MICRO) / base}
-        assert found.grr == found.nrr
-        assert found.arpa == {"usd": round((2 * YEARLY + 3000 * MICRO) / 3)}
-        assert found.ltv == {"usd": None}
-        await at.go(on(3, 2))
-        # In February one of the three left who were there when it began.
-        found = await at.revenue.at()
-        assert (found.day, found.ltv) == (date(2031, 3, 1), {"usd": 2 * YEARLY + 3000 * MICRO})
+async def test_movements_of_a_quarter_by_the_clock(at: Books) -> None:
+    await at.subscribe("ada", "pro", seats=1, trial_period_days=14)
+    await at.subscribe("bob", "yearly")
+    await at.subscribe("eve", "max")
+    await at.go(on(1, 2))
+    # Ada is on trial; bob and eve pay.
+    assert await at.moved(date(2031, 1, 1)) == {
+        "mrr": YEARLY + 3000 * MICRO,
+        "new": YEARLY + 3000 * MICRO,
+        "customers": 2,
+    }
+    await at.go(on(1, 16))
+    assert await at.moved(date(2031, 1, 15)) == {
+        "mrr": YEARLY + (3000 + 1300) * MICRO,
+        "new": 1300 * MICRO,
+        "customers": 3,
+    }
+    await at.kit.subscriptions.change_plan("ada", "max")
+    await at.go(on(1, 17))
+    assert (await at.moved(date(2031, 1, 16)))["expansion"] == 1700 * MICRO
+    await at.kit.subscriptions.cancel("eve")
+    await at.go(on(2, 2))
+    # Canceled in January, and paid for until the period ends.
+    assert "churn" not in await at.moved(date(2031, 1, 31))
+    assert await at.moved(date(2031, 2, 1)) == {
+        "mrr": YEARLY + 3000 * MICRO,
+        "churn": 3000 * MICRO,
+        "customers": 2,
+    }
+    await at.go(on(2, 20))
+    await at.subscribe("eve", "yearly")
+    await at.go(on(2, 21))
+    assert (await at.moved(date(2031, 2, 20)))["reactivation"] == YEARLY
+    found = await at.revenue.at(date(2031, 2, 20))
+    # Of those who paid on 20 January: bob, eve (who came back for less) and ada.
+    base = YEARLY + 6000 * MICRO
+    assert found.nrr == {"usd": (2 * YEARLY + 3000 * MICRO) / base}
+    assert found.grr == found.nrr
+    assert found.arpa == {"usd": round((2 * YEARLY + 3000 * MICRO) / 3)}
+    assert found.ltv == {"usd": None}
+    await at.go(on(3, 2))
+    # In February one of the three left who were there when it began.
+    found = await at.revenue.at()
+    assert (found.day, found.ltv) == (date(2031, 3, 1), {"usd": 2 * YEARLY + 3000 * MICRO})
 
 
-async def test_a_lasting_coupon_lowers_revenue_even_once_deleted(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        client = at.at.client
-        coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
-        await at.subscribe("ada", "max")
-        (found,) = (await client.v1.subscriptions.list_async()).data
-        await client.v1.subscriptions.update_async(found.id, {"discounts": [{"coupon": coupon.id}]})
-        await client.v1.coupons.delete_async(coupon.id)
-        await at.at.settle()
-        await at.go(on(1, 2))
-        assert await at.moved(date(2031, 1, 1)) == {"mrr": 2250 * MICRO, "new": 2250 * MICRO, "customers": 1}
+async def test_a_lasting_coupon_lowers_revenue_even_once_deleted(at: Books) -> None:
+    client = at.at.client
+    coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
+    await at.subscribe("ada", "max")
+    (found,) = (await client.v1.subscriptions.list_async()).data
+    await client.v1.subscriptions.update_async(found.id, {"discounts": [{"coupon": coupon.id}]})
+    await client.v1.coupons.delete_async(coupon.id)
+    await at.at.settle()
+    await at.go(on(1, 2))
+    assert await at.moved(date(2031, 1, 1)) == {"mrr": 2250 * MICRO, "new": 2250 * MICRO, "customers": 1}
 
 
-async def test_a_coupon_of_an_item_is_taken_off_its_monthly_price(store_url: str, tmp_path: Path) -> None:
+async def test_a_coupon_of_an_item_is_taken_off_its_monthly_price(at: Books) -> None:
     # F-22a: MRR was that of the full price.
-    async with books(store_url, tmp_path) as at:
-        client = at.at.client
-        coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
-        at.at.customer("ada")
-        items = [{"price": "price_max", "discounts": [{"coupon": coupon.id}]}, {"price": "price_seat"}]
-        await at.at.subscribe("ada", items=items)
-        await at.at.settle()
-        await at.go(on(1, 2))
-        assert (await at.moved(date(2031, 1, 1)))["mrr"] == 2550 * MICRO
+    client = at.at.client
+    coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
+    at.at.customer("ada")
+    items = [{"price": "price_max", "discounts": [{"coupon": coupon.id}]}, {"price": "price_seat"}]
+    await at.at.subscribe("ada", items=items)
+    await at.at.settle()
+    await at.go(on(1, 2))
+    assert (await at.moved(date(2031, 1, 1)))["mrr"] == 2550 * MICRO
 
 
-async def test_deleted_snapshots_are_made_again_identically(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        await at.subscribe("ada", "pro", trial_period_days=14)
-        await at.subscribe("bob", "max")
-        await at.go(on(1, 17))
-        await at.kit.subscriptions.change_plan("ada", "max")
-        await at.kit.subscriptions.cancel("bob", immediately=True)
-        await at.go(on(1, 20))
-        await at.subscribe("bob", "yearly")
-        await at.go(on(1, 25))
-        kept = at.kept()
-        assert len(kept[0]) > 30
-        days = [date(2031, 1, day) for day in (15, 17, 18, 20, 24)]
-        with sqlite3.connect(at.path) as database:
-            for day in days:
-                database.execute("delete from meterkit_revenue where day = ?", (day.isoformat(),))
-                database.execute("delete from meterkit_revenue_days where day = ?", (day.isoformat(),))
-        assert at.kept() != kept
-        assert await at.revenue.snapshot() == days
-        assert at.kept() == kept
-        # By SQL, on the rows of customers alone.
-        sums = at.rows("select day, sum(mrr), count(*) from meterkit_revenue group by day order by day")
-        figures = "select day, mrr, customers from meterkit_revenue_days where currency = 'usd' and mrr > 0"
-        assert sums == at.rows(f"{figures} order by day")
+async def test_deleted_snapshots_are_made_again_identically(at: Books) -> None:
+    await at.subscribe("ada", "pro", trial_period_days=14)
+    await at.subscribe("bob", "max")
+    await at.go(on(1, 17))
+    await at.kit.subscriptions.change_plan("ada", "max")
+    await at.kit.subscriptions.cancel("bob", immediately=True)
+    await at.go(on(1, 20))
+    await at.subscribe("bob", "yearly")
+    await at.go(on(1, 25))
+    kept = at.kept()
+    assert len(kept[0]) > 30
+    days = [date(2031, 1, day) for day in (15, 17, 18, 20, 24)]
+    with sqlite3.connect(at.path) as database:
+        for day in days:
+            database.execute("delete from meterkit_revenue where day = ?", (day.isoformat(),))
+            database.execute("delete from meterkit_revenue_days where day = ?", (day.isoformat(),))
+    assert at.kept() != kept
+    assert await at.revenue.snapshot() == days
+    assert at.kept() == kept
+    # By SQL, on the rows of customers alone.
+    sums = at.rows("select day, sum(mrr), count(*) from meterkit_revenue group by day order by day")
+    figures = "select day, mrr, customers from meterkit_revenue_days where currency = 'usd' and mrr > 0"
+    assert sums == at.rows(f"{figures} order by day")
 
 
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:
@@ -145,107 +149,97 @@ async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None
             await at.kit.revenue.at()
 
 
-async def test_acquisition_cost_is_spend_by_new_customers(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        await at.subscribe("ada", "max")
-        await at.subscribe("bob", "max")
-        await at.go(on(1, 2))
-        assert (await at.revenue.at()).cac is None
-        await at.revenue.spend(date(2031, 1, 1), 7000)
-        await at.revenue.spend(date(2031, 1, 1), 5000)
-        await at.revenue.spend(date(2030, 12, 25), 1001)
-        await at.revenue.spend(date(2030, 11, 30), 99_999)
-        assert (await at.revenue.at()).cac == 3000
-        with pytest.raises(MeterkitError, match="found -1 cents"):
-            await at.revenue.spend(date(2031, 1, 1), -1)
+async def test_acquisition_cost_is_spend_by_new_customers(at: Books) -> None:
+    await at.subscribe("ada", "max")
+    await at.subscribe("bob", "max")
+    await at.go(on(1, 2))
+    assert (await at.revenue.at()).cac is None
+    await at.revenue.spend(date(2031, 1, 1), 7000)
+    await at.revenue.spend(date(2031, 1, 1), 5000)
+    await at.revenue.spend(date(2030, 12, 25), 1001)
+    await at.revenue.spend(date(2030, 11, 30), 99_999)
+    assert (await at.revenue.at()).cac == 3000
+    with pytest.raises(MeterkitError, match="found -1 cents"):
+        await at.revenue.spend(date(2031, 1, 1), -1)
 
 
 @pytest.mark.dear("two months at Stripe")
-async def test_usage_revenue_has_late_usage_once_and_at_its_own_price(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        client = at.at.client
-        for customer in ("ada", "bob", "eve"):
-            await at.subscribe(customer, "pro")
-            # Ten are included; each of the others costs 5 cents.
-            await at.kit.record(customer, "requests", 30)
-        at.at.clock.set(on(1, 31))
-        # Max sells no overage: an invoice item bills what is late of bob and of eve.
-        await at.kit.subscriptions.change_plan("bob", "max")
-        await at.go(on(2, 1))
-        at.at.clock.set(on(2, 1, 15))
-        at.at.emulator.advance()
-        # Eve's plan becomes another one before anybody looks.
-        (sold,) = (await client.v1.subscriptions.list_async({"customer": "cus_eve"})).data
-        items: Any = [{"id": sold["items"].data[0].id, "price": "price_max"}]
-        await client.v1.subscriptions.update_async(sold.id, {"items": items})
-        await at.at.settle()
-        for customer in ("ada", "bob", "eve"):
-            usage = await at.kit.usage(customer, period=on(1, 2))
-            assert usage["meters"]["requests"]["late"] == 20
-        for hour in (16, 17):  # The first flush of a store that it meets only looks.
-            at.at.clock.set(on(2, 1, hour))
-            await at.kit.flush()
-        at.at.clock.set(on(3, 1))
-        at.at.emulator.advance()
-        await at.at.settle()
-        await at.go(on(3, 3))
-        assert at.rows("select day, customer, amount from meterkit_revenue_usage order by day, customer") == [
-            ("2031-02-01", "bob", 100 * MICRO),
-            ("2031-02-01", "eve", 100 * MICRO),
-            ("2031-03-01", "ada", 100 * MICRO),  # The invoice of February has it.
-        ]
+async def test_usage_revenue_has_late_usage_once_and_at_its_own_price(at: Books) -> None:
+    client = at.at.client
+    for customer in ("ada", "bob", "eve"):
+        await at.subscribe(customer, "pro")
+        # Ten are included; each of the others costs 5 cents.
+        await at.kit.record(customer, "requests", 30)
+    at.at.clock.set(on(1, 31))
+    # Max sells no overage: an invoice item bills what is late of bob and of eve.
+    await at.kit.subscriptions.change_plan("bob", "max")
+    await at.go(on(2, 1))
+    at.at.clock.set(on(2, 1, 15))
+    at.at.emulator.advance()
+    # Eve's plan becomes another one before anybody looks.
+    (sold,) = (await client.v1.subscriptions.list_async({"customer": "cus_eve"})).data
+    items: Any = [{"id": sold["items"].data[0].id, "price": "price_max"}]
+    await client.v1.subscriptions.update_async(sold.id, {"items": items})
+    await at.at.settle()
+    for customer in ("ada", "bob", "eve"):
+        usage = await at.kit.usage(customer, period=on(1, 2))
+        assert usage["meters"]["requests"]["late"] == 20
+    for hour in (16, 17):  # The first flush of a store that it meets only looks.
+        at.at.clock.set(on(2, 1, hour))
+        await at.kit.flush()
+    at.at.clock.set(on(3, 1))
+    at.at.emulator.advance()
+    await at.at.settle()
+    await at.go(on(3, 3))
+    assert at.rows("select day, customer, amount from meterkit_revenue_usage order by day, customer") == [
+        ("2031-02-01", "bob", 100 * MICRO),
+        ("2031-02-01", "eve", 100 * MICRO),
+        ("2031-03-01", "ada", 100 * MICRO),  # The invoice of February has it.
+    ]
 
 
-async def test_revenue_by_plan_is_a_metric(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        await at.subscribe("ada", "max")
-        await at.subscribe("bob", "yearly")
-        await at.go(on(1, 2))
-        lines = await scraped(at.kit)
-        assert lines["meterkit_mrr_cents", "max", "usd"] == 3000
-        assert lines["meterkit_mrr_cents", "yearly", "usd"] == pytest.approx(10_000 / 12)
-        at.path.write_bytes(b"no database")
-        # A process shows what it has read; one that could read nothing leaves it out.
-        assert await scraped(at.kit) == lines
-        at.kit.revenue = Revenue(at.kit.store, at.kit.settings)
-        assert await scraped(at.kit) == {}
+async def test_revenue_by_plan_is_a_metric(at: Books) -> None:
+    await at.subscribe("ada", "max")
+    await at.subscribe("bob", "yearly")
+    await at.go(on(1, 2))
+    lines = await scraped(at.kit)
+    assert lines["meterkit_mrr_cents", "max", "usd"] == 3000
+    assert lines["meterkit_mrr_cents", "yearly", "usd"] == pytest.approx(10_000 / 12)
+    at.path.write_bytes(b"no database")
+    # A process shows what it has read; one that could read nothing leaves it out.
+    assert await scraped(at.kit) == lines
+    at.kit.revenue = Revenue(at.kit.store, at.kit.settings)
+    assert await scraped(at.kit) == {}
 
 
-async def test_days_without_a_snapshot_are_found(store_url: str, tmp_path: Path) -> None:
-    async with books(store_url, tmp_path) as at:
-        assert await looked_at(at.kit) == (
-            "no snapshot yet: each day that is over gets one",
-            [],
-        )
-        assert at.tables() == []
-        await at.go(on(1, 5))
-        assert await looked_at(at.kit) == ("the last snapshot is of 2031-01-04", [])
-        # The day that has just ended is still to be made.
-        at.at.clock.set(on(1, 6))
-        assert (await looked_at(at.kit))[1] == []
-        at.at.clock.set(on(1, 8))
-        ((finding,),) = [found for _, found in [await looked_at(at.kit)]]
-        assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
-        await at.revenue.snapshot()
-        assert (await looked_at(at.kit))[1] == []
-        with sqlite3.connect(at.path) as database:
-            database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
-        assert [one.problem for one in (await looked_at(at.kit))[1]] == [
-            "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
-        ]
+async def test_days_without_a_snapshot_are_found(at: Books) -> None:
+    assert await looked_at(at.kit) == ("no snapshot yet: each day that is over gets one", [])
+    assert at.tables() == []
+    await at.go(on(1, 5))
+    assert await looked_at(at.kit) == ("the last snapshot is of 2031-01-04", [])
+    # The day that has just ended is still to be made.
+    at.at.clock.set(on(1, 6))
+    assert (await looked_at(at.kit))[1] == []
+    at.at.clock.set(on(1, 8))
+    _, (finding,) = await looked_at(at.kit)
+    assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
+    await at.revenue.snapshot()
+    assert (await looked_at(at.kit))[1] == []
+    with sqlite3.connect(at.path) as database:
+        database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
+    assert [one.problem for one in (await looked_at(at.kit))[1]] == [
+        "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
+    ]
 
 
 async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
-    """What doctor says of the snapshots."""
     found = await kit.health()
     return found.looked_at.get("revenue"), [one for one in found.findings if one.check == "revenue"]
 
 
 async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:
-    """Revenue as Prometheus gets it."""
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(metrics_app(kit)), base_url="http://app"
-    ) as client:
+    transport = httpx.ASGITransport(metrics_app(kit))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         text = (await client.get("/")).text
     return {
         (sample.name, sample.labels["plan"], sample.labels["currency"]): sample.value
@@ -259,18 +253,14 @@ def paying(currency: str = "usd", /, **mrr: int) -> list[Paying]:
     return [Paying(customer, "pro", currency, amount) for customer, amount in mrr.items()]
 
 
-def day(**figures: int) -> Day:
-    return Day(**figures)
-
-
 @pytest.mark.parametrize(
     ("before", "after", "former", "expected"),
     [
-        ({}, {"a": 29}, set[str](), day(mrr=29, new=29, customers=1, new_customers=1)),
-        ({}, {"a": 29}, {"a"}, day(mrr=29, reactivation=29, customers=1)),
-        ({"a": 29}, {"a": 99}, {"a"}, day(mrr=99, expansion=70, customers=1)),
-        ({"a": 99}, {"a": 29}, {"a"}, day(mrr=29, contraction=70, customers=1)),
-        ({"a": 29}, {}, {"a"}, day(churn=29, churned_customers=1)),
+        ({}, {"a": 29}, set[str](), Day(mrr=29, new=29, customers=1, new_customers=1)),
+        ({}, {"a": 29}, {"a"}, Day(mrr=29, reactivation=29, customers=1)),
+        ({"a": 29}, {"a": 99}, {"a"}, Day(mrr=99, expansion=70, customers=1)),
+        ({"a": 99}, {"a": 29}, {"a"}, Day(mrr=29, contraction=70, customers=1)),
+        ({"a": 29}, {}, {"a"}, Day(churn=29, churned_customers=1)),
     ],
 )
 def test_each_movement_has_its_name(
@@ -283,8 +273,8 @@ def test_each_movement_has_its_name(
 def test_currencies_are_never_added() -> None:
     found = days_of(paying(a=10), [*paying("eur", a=9), *paying(b=5)], {("a", "usd")})
     assert found == {
-        "eur": day(mrr=9, new=9, customers=1, new_customers=1),
-        "usd": day(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
+        "eur": Day(mrr=9, new=9, customers=1, new_customers=1),
+        "usd": Day(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
     }
 
 
@@ -312,10 +302,10 @@ def test_lifetime_value(mrr: int, customers: int, months: list[Month], expected:
 
 def test_churn_is_a_share_of_the_revenue_at_the_start() -> None:
     # The example of ChartMogul's page: of 100 ten churn, ten are contraction, and ten expansion.
-    moved = day(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
-    assert churn_of(day(mrr=100, customers=4), moved) == Churn(1 / 4, 0.2, 0.1)
-    assert churn_of(day(mrr=100, customers=4), day(reactivation=10)) == Churn(0.0, 0.0, -0.1)
-    assert churn_of(day(mrr=100, customers=4), None) == Churn(0.0, 0.0, 0.0)
+    moved = Day(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
+    assert churn_of(Day(mrr=100, customers=4), moved) == Churn(1 / 4, 0.2, 0.1)
+    assert churn_of(Day(mrr=100, customers=4), Day(reactivation=10)) == Churn(0.0, 0.0, -0.1)
+    assert churn_of(Day(mrr=100, customers=4), None) == Churn(0.0, 0.0, 0.0)
     assert churn_of(None, moved) == Churn(None, None, None)
 
 
@@ -351,8 +341,36 @@ def test_a_day_that_is_written_again_stays_as_it_was(audit_url: str) -> None:
         tables.write(written, [Paying("ada", "pro", "usd", 7)], [Used("ada", "usd", 3)])
     for _ in range(2):
         tables.write(second, tables.paying(second), tables.used(second))
-    assert tables.days(second, second) == {second: {"usd": day(mrr=7, customers=1)}}
-    assert (tables.paying(second), tables.used(second)) == (
-        [Paying("ada", "pro", "usd", 7)],
-        [Used("ada", "usd", 3)],
-    )
+    assert tables.days(second, second) == {second: {"usd": Day(mrr=7, customers=1)}}
+    assert tables.paying(second) == [Paying("ada", "pro", "usd", 7)]
+    assert tables.used(second) == [Used("ada", "usd", 3)]
+
+
+def invoice(total: int, **more: Any) -> dict[str, Any]:
+    line = {"id": "il_1", "amount": 1_000, "quantity": 1}
+    return {"id": "in_1", "created": 1, "status": "paid", "total": total, "lines": {"data": [line]}, **more}
+
+
+@pytest.mark.parametrize(
+    ("total", "more", "expected"),
+    [
+        (1_000, {}, []),
+        # https://docs.stripe.com/api/invoices/object: inclusive tax is within the amounts of lines.
+        (1_000, {"total_taxes": [{"amount": 160, "tax_behavior": "inclusive"}]}, []),
+        (1_200, {"total_taxes": [{"amount": 200, "tax_behavior": "exclusive"}]}, [("tax", 200)]),
+        (
+            1_080,
+            {
+                "total_discount_amounts": [{"amount": 60}, {"amount": 40}],
+                "total_taxes": [{"amount": 180, "tax_behavior": "exclusive"}],
+            },
+            [("discount", -100), ("tax", 180)],
+        ),
+        (950, {"total_discount_amounts": [{"amount": 60}]}, [("discount", -60), ("difference", 10)]),
+        (0, {}, [("difference", -1_000)]),
+    ],
+)
+async def test_rest_of_an_invoice(total: int, more: dict[str, Any], expected: list[tuple[str, int]]) -> None:
+    lines = invoice_lines(invoice(total, **more), {}, ())
+    assert [(line.kind, line.amount_cents) for line in lines[1:]] == expected
+    assert sum(line.amount_cents for line in lines) == total

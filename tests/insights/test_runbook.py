@@ -1,12 +1,11 @@
 """The runbook has an entry for each line of the log and each alert; alerts name exported metrics."""
-# Internals: what doctor finds.
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
@@ -16,12 +15,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from drivers.delivery import CATALOG
-from drivers.kit_parts import note_upkeep, parts_of
+from drivers.kit_parts import note_upkeep
 from drivers.process_metrics import names_in, problems_in
 from faults.refusals import PLANS, kit_at
 from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
-from meterkit.health.stripe_meters import look_at_meters
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -38,6 +36,7 @@ STORING: Final = PLANS.replace(
 storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
 routes:""",
 )
+DEFINED: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 LEVELS: Final = {"warning", "error", "exception", "critical"}
 WARNERS: Final = {"warn", "_warn", "say_once", "_say_once"}
 """Functions of ours that log a warning."""
@@ -66,18 +65,6 @@ def words_of(node: ast.expr, function: ast.AST) -> str | None:
     return None
 
 
-class Line(NamedTuple):
-    """A call that writes a line at WARNING or above.
-
-    Attributes:
-        file: where it is.
-        words: what the line says, with `…` for what differs; None: the words come from elsewhere.
-    """
-
-    file: str
-    words: str | None
-
-
 def sources() -> Iterator[tuple[str, str]]:
     """The modules that may write lines, by their names, and their code."""
     for path in sorted(SOURCE.rglob("*.py")):
@@ -86,14 +73,10 @@ def sources() -> Iterator[tuple[str, str]]:
             yield name, path.read_text("utf-8")
 
 
-def logged() -> Iterator[Line]:
-    """Each call that writes a line at WARNING or above."""
+def logged() -> Iterator[tuple[str, str | None]]:
+    """Each call that writes a line at WARNING or above: its file, and its words; None: from elsewhere."""
     for name, text in sources():
-        functions = [
-            node
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, DEFINED)]
         seen = set[tuple[int, int]]()
         for function in reversed(functions):  # The innermost first.
             for call in ast.walk(function):
@@ -101,7 +84,7 @@ def logged() -> Iterator[Line]:
                     continue
                 seen.add((call.lineno, call.col_offset))
                 if (place := _place_of_words(call)) is not None:
-                    yield Line(name, words_of(call.args[place], function))
+                    yield name, words_of(call.args[place], function)
 
 
 def _place_of_words(call: ast.Call) -> int | None:
@@ -118,25 +101,13 @@ def _place_of_words(call: ast.Call) -> int | None:
     return 0 if function.attr in WARNERS and owner != "warnings" else None
 
 
-@pytest.fixture(scope="module")
-def lines() -> list[Line]:
-    """Found when a test runs: each worker of pytest would read all of the source to collect the tests."""
-    return list(logged())
-
-
-def test_each_line_of_the_log_has_an_entry(lines: list[Line]) -> None:
+def test_each_line_of_the_log_has_an_entry() -> None:
     page = said(PAGE)
-    known = [(line.file, said(line.words)) for line in lines if line.words and re.search(r"\w", line.words)]
+    known = [(file, said(words)) for file, words in logged() if words and re.search(r"\w", words)]
     beginnings = [(file, words[:WORDS].strip(" …:;,")) for file, words in known]
     missing = [(file, words) for file, words in beginnings if words not in page]
     assert len(known) > 80
     assert missing == [], "docs/runbook.md says nothing of these lines of the log"
-
-
-def sections() -> dict[str, str]:
-    """The parts of the page, by their titles."""
-    parts = PAGE.split("\n### ")[1:]
-    return {part.partition("\n")[0]: part.partition("\n")[2].partition("\n## ")[0] for part in parts}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -145,17 +116,13 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
-def anchor_of(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.replace("'", "").lower()).strip("-")
-
-
 def test_each_alert_is_in_its_part() -> None:
-    told = {
-        (name, severity, anchor_of(title))
-        for title, text in sections().items()
-        for line in re.findall(r"^- \*\*Alerts?:\*\* (.+)$", text, re.MULTILINE)
-        for name, severity in re.findall(r"`(\w+)` \((\w+)\)", line)
-    }
+    told = set[tuple[str, str, str]]()
+    for part in PAGE.split("\n### ")[1:]:
+        title, _, text = part.partition("\n")
+        anchor = re.sub(r"[^a-z0-9]+", "-", title.replace("'", "").lower()).strip("-")
+        alerts = re.findall(r"^- \*\*Alerts?:\*\* (.+)$", text.partition("\n## ")[0], re.MULTILINE)
+        told |= {(*alert, anchor) for line in alerts for alert in re.findall(r"`(\w+)` \((\w+)\)", line)}
     expected = set[tuple[str, str, str]]()
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
@@ -190,9 +157,8 @@ async def test_alerts_name_exported_metrics_and_their_labels(store_url: str, tmp
 @pytest.mark.anyio
 async def test_a_key_that_is_refused_is_found_and_on_the_page() -> None:
     async with StripeEmulator(api_keys=["sk_test_new"]).serve() as url:
-        kit = MeterKit(
-            CATALOG, redis_url="memory://", stripe_api_key="sk_test_old", stripe_api_base=url, flush=False
-        )
-        _, (finding,) = await look_at_meters(parts_of(kit))
+        settings: dict[str, Any] = {"stripe_api_key": "sk_test_old", "stripe_api_base": url, "flush": False}
+        async with MeterKit(CATALOG, redis_url="memory://", **settings) as kit:
+            (finding,) = [one for one in (await kit.health()).findings if one.check == "stripe"]
     assert finding.problem.startswith("Stripe refuses the key: HTTP 401")
     assert f"`{finding.check}`" in PAGE

@@ -84,23 +84,34 @@ async def test_changed_files_are_tried_as_they_serve(valkey: Server, tmp_path: P
     assert checked > 0  # By sums, and all others by the scripts.
 
 
-async def test_calls_of_one_instant_are_tried_in_their_order(valkey: Server, tmp_path: Path) -> None:
-    calls = [Call(START, "ada", "/chat", (1, 500 if nth == TENTH else 1)) for nth in range(1, 13)]
-    url, plans = f"sqlite:///{tmp_path}/audit.db", CEILING_OF_TOKENS
+async def tried(valkey: Server, directory: Path, calls: list[Call], plans: str) -> Any:
+    """A simulation of a plans file by calls that were served today."""
+    url = f"sqlite:///{directory}/audit.db"
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
         await drain_all(kit, url)
-        found = await simulated(kit, url, plans.replace("900", "5"), calls)
-    (ada,) = (one for one in found.customers if one.customer == "ada")
-    assert ada.refused == {"requests": 7, "input_tokens": 7, "output_tokens": 506}
+        return await simulated(kit, url, plans, calls)
 
 
-async def test_only_the_last_call_straddles_a_ceiling(valkey: Server, tmp_path: Path) -> None:
-    calls, url = [Call(START, "ada", "/pages", (0, 0))] * 7, f"sqlite:///{tmp_path}/audit.db"
-    plans = CHANGED["a ceiling of pages that a request of three may straddle"]
-    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain_all(kit, url)
-        found = await simulated(kit, url, plans, calls)
-    assert [one.refused for one in found.customers if one.customer == "ada"] == [{"requests": 1, "pages": 3}]
+STRADDLED: Final = CHANGED["a ceiling of pages that a request of three may straddle"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "plans", "refused"),
+    [
+        (
+            [Call(START, "ada", "/chat", (1, 500 if nth == TENTH else 1)) for nth in range(1, 13)],
+            CEILING_OF_TOKENS.replace("900", "5"),
+            {"requests": 7, "input_tokens": 7, "output_tokens": 506},
+        ),
+        ([Call(START, "ada", "/pages", (0, 0))] * 7, STRADDLED, {"requests": 1, "pages": 3}),
+    ],
+    ids=["in their order", "only the last one straddles"],
+)
+async def test_calls_of_one_instant_are_tried_as_they_came(
+    valkey: Server, tmp_path: Path, calls: list[Call], plans: str, refused: dict[str, int]
+) -> None:
+    found = await tried(valkey, tmp_path, calls, plans)
+    assert [one.refused for one in found.customers if one.customer == "ada"] == [refused]
 
 
 SUBJECTS: Final = """    subjects:
@@ -139,10 +150,8 @@ async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path:
 
 
 async def test_users_that_the_log_lacks_are_reported_as_left_out(valkey: Server, tmp_path: Path) -> None:
-    calls, url = [Call(START, "ada", "/pages", (0, 0), "ann")] * 3, f"sqlite:///{tmp_path}/audit.db"
-    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
-        await drain_all(kit, url)
-        found = await simulated(kit, url, USERS.replace("40/minute", "1/minute"), calls)
+    calls = [Call(START, "ada", "/pages", (0, 0), "ann")] * 3
+    found = await tried(valkey, tmp_path, calls, USERS.replace("40/minute", "1/minute"))
     (said,) = found.left_out
     assert said.startswith("limits of each user are not tried for 1 customers")
     assert [one.refused for one in found.customers if one.customer == "ada"] == [{}]

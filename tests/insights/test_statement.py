@@ -1,5 +1,4 @@
 """Statements: each is the invoice, to the cent, and the events of each line add up."""
-# Internals: a pure table of invoice lines.
 
 from __future__ import annotations
 
@@ -15,14 +14,12 @@ from drivers.plans import plans_text
 from drivers.usage_figures import statement_parts
 from meterkit import MeterkitError
 from meterkit.catalog import loads
-from meterkit.insights.statement.lines import invoice_lines
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from drivers.audited_kit import Audited
     from drivers.period_ends import Ending
     from meterkit import Statement, StatementLine
 
@@ -36,13 +33,7 @@ DAY: Final = timedelta(days=1)
 PRICES: Final = ("price_pro", "price_pro_requests", "price_pro_words")
 
 
-def month(store_url: str, url: str, **more: Any) -> AbstractAsyncContextManager[Ending]:
-    """Acme pays for ``pro`` since 10 April, noon."""
-    return paying(store_url, PLANS, clock=Clock(APRIL), prices=PRICES, audit_url=url, **more)
-
-
 def assert_sums(statement: Statement) -> None:
-    """All that a statement says adds up."""
     assert statement.total_cents == sum(line.amount_cents for line in statement.lines)
     assert [line.note for line in statement.lines if line.kind == "difference"] == []
     for line in statement.lines:
@@ -59,96 +50,89 @@ def usage_of(statement: Statement, meter: str) -> list[StatementLine]:
     return [line for line in statement.lines if line.meter == meter]
 
 
-async def test_a_debt_and_its_repayment_stand_in_the_statements(store_url: str, tmp_path: Path) -> None:
-    async with month(store_url, sqlite_in(tmp_path)) as at:
-        await at.kit.grants.add("acme", {"usd": 1}, grant_id="first")
-        await at.kit.record("acme", "usd_charged", 3_000_000)
-        await at.reach(MAY + 2 * DAY)
-        await at.kit.grants.add("acme", {"usd": 5}, grant_id="second")
-        april, may = [
-            {(one.entry, one.grant_id, one.amount_micros) for one in found.balance}
-            for found in (
-                await at.kit.statement("acme", APRIL + DAY),
-                await at.kit.statement("acme", MAY + DAY),
-            )
-        ]
-        assert april == {
-            ("grant", "first", 1_000_000),
-            ("burn", "first", -1_000_000),
-            ("debt", "", -2_000_000),
-        }
-        assert may == {
-            ("grant", "second", 5_000_000),
-            ("repayment", "second", -2_000_000),
-            ("repayment", "", 2_000_000),
-        }
+@pytest.fixture
+async def at(store_url: str, tmp_path: Path) -> AsyncGenerator[Ending]:
+    """Acme pays for ``pro`` since 10 April, noon."""
+    url = sqlite_in(tmp_path)
+    async with paying(store_url, PLANS, clock=Clock(APRIL), prices=PRICES, audit_url=url) as opened:
+        yield opened
 
 
-async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_a_debt_and_its_repayment_stand_in_the_statements(at: Ending) -> None:
+    await at.kit.grants.add("acme", {"usd": 1}, grant_id="first")
+    await at.kit.record("acme", "usd_charged", 3_000_000)
+    await at.reach(MAY + 2 * DAY)
+    await at.kit.grants.add("acme", {"usd": 5}, grant_id="second")
+    found = [await at.kit.statement("acme", start + DAY) for start in (APRIL, MAY)]
+    april, may = ({(one.entry, one.grant_id, one.amount_micros) for one in of.balance} for of in found)
+    assert april == {
+        ("grant", "first", 1_000_000),
+        ("burn", "first", -1_000_000),
+        ("debt", "", -2_000_000),
+    }
+    assert may == {
+        ("grant", "second", 5_000_000),
+        ("repayment", "second", -2_000_000),
+        ("repayment", "", 2_000_000),
+    }
+
+
+async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(at: Ending) -> None:
     """Over HTTP: neither the lines nor the total nor the root of the invoice follows a credit note."""
-    url = sqlite_in(tmp_path)
-    async with month(store_url, url) as at:
-        await at.reach(APRIL + 29 * DAY)
-        await at.kit.record("acme", "words", 130)
-        await at.reach(MAY + timedelta(minutes=2))
-        await at.close()
-        before = await at.kit.statement("acme", APRIL + DAY)
-        (words,) = usage_of(before, "words")
-        assert (words.quantity, words.amount_cents) == (30, 90)
-        line: Any = {"type": "invoice_line_item", "invoice_line_item": words.id, "amount": 60}
-        note: Any = {"invoice": words.invoice, "lines": [line], "refund_amount": 60}
-        await at.found.client.v1.credit_notes.create_async(note)
-        await at.found.settle()
-        found = await at.kit.statement("acme", APRIL + DAY)
-        assert_sums(found)
-        assert found.lines == before.lines
-        assert found.total_cents == before.total_cents
-        assert [one.credit_notes_cents for one in found.invoices if one.id == words.invoice] == [60]
-        assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
+    await at.reach(APRIL + 29 * DAY)
+    await at.kit.record("acme", "words", 130)
+    await at.reach(MAY + timedelta(minutes=2))
+    await at.close()
+    before = await at.kit.statement("acme", APRIL + DAY)
+    (words,) = usage_of(before, "words")
+    assert (words.quantity, words.amount_cents) == (30, 90)
+    line: Any = {"type": "invoice_line_item", "invoice_line_item": words.id, "amount": 60}
+    note: Any = {"invoice": words.invoice, "lines": [line], "refund_amount": 60}
+    await at.found.client.v1.credit_notes.create_async(note)
+    await at.found.settle()
+    found = await at.kit.statement("acme", APRIL + DAY)
+    assert_sums(found)
+    assert found.lines == before.lines
+    assert found.total_cents == before.total_cents
+    assert [one.credit_notes_cents for one in found.invoices if one.id == words.invoice] == [60]
+    assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
 
 
-async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    async with month(store_url, url) as at:
-        for nth in range(1, 8):
-            await at.kit.record("acme", "words", nth)
-        await at.drain()
-        whole = await at.kit.statement("acme")
-        (line,) = usage_of(whole, "words")
-        found, after = list[int](), ""
-        while True:
-            page = await at.kit.statement("acme", line=line.id, after=after, most=3)
-            (one,) = page.lines
-            found += [event.quantity for event in one.events]
-            after = one.after
-            if not after:
-                break
-        assert found == [event.quantity for event in line.events] == [*range(1, 8)]
-        with pytest.raises(MeterkitError, match="the statement has no such line"):
-            await at.kit.statement("acme", line="nosuch")
-        with pytest.raises(MeterkitError, match="allowed is the `after` of a line"):
-            await at.kit.statement("acme", after="nonsense")
-        with pytest.raises(MeterkitError, match="most: found -1"):
-            await at.kit.statement("acme", most=-1)
+async def test_pages_of_events(at: Ending) -> None:
+    for nth in range(1, 8):
+        await at.kit.record("acme", "words", nth)
+    await at.drain()
+    whole = await at.kit.statement("acme")
+    (line,) = usage_of(whole, "words")
+    found, after = list[int](), ""
+    for _ in range(3):
+        (one,) = (await at.kit.statement("acme", line=line.id, after=after, most=3)).lines
+        found += [event.quantity for event in one.events]
+        after = one.after
+    assert after == ""
+    assert found == [event.quantity for event in line.events] == [*range(1, 8)]
+    with pytest.raises(MeterkitError, match="the statement has no such line"):
+        await at.kit.statement("acme", line="nosuch")
+    with pytest.raises(MeterkitError, match="allowed is the `after` of a line"):
+        await at.kit.statement("acme", after="nonsense")
+    with pytest.raises(MeterkitError, match="most: found -1"):
+        await at.kit.statement("acme", most=-1)
 
 
 async def test_all_events_are_streamed_with_no_further_call_to_stripe(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.insights.statement.statements._AT_ONCE", 2)
-    async with month(store_url, sqlite_in(tmp_path)) as at:
-        for nth in range(1, 8):
-            await at.kit.record("acme", "words", nth)
-        await at.kit.record("acme", "requests", 3)
-        await at.reach(MAY + timedelta(minutes=5))
-        await at.close()
-        asked = len(at.stripe.requests)
-        whole = await at.kit.statement("acme", APRIL + DAY)
-        of_one = len(at.stripe.requests) - asked
-        found = [line async for line in at.kit.statement.pages("acme", APRIL + DAY)]
-        assert len(at.stripe.requests) - asked == 2 * of_one
+    for nth in range(1, 8):
+        await at.kit.record("acme", "words", nth)
+    await at.kit.record("acme", "requests", 3)
+    await at.reach(MAY + timedelta(minutes=5))
+    await at.close()
+    asked = len(at.stripe.requests)
+    whole = await at.kit.statement("acme", APRIL + DAY)
+    of_one = len(at.stripe.requests) - asked
+    found = [line async for line in at.kit.statement.pages("acme", APRIL + DAY)]
+    assert len(at.stripe.requests) - asked == 2 * of_one
     for line in whole.lines:
         pages = [one for one in found if one.id == line.id]
         assert tuple(event for one in pages for event in one.events) == line.events
@@ -157,94 +141,47 @@ async def test_all_events_are_streamed_with_no_further_call_to_stripe(
 
 
 @pytest.mark.parametrize("start", [APRIL, MAY])
-async def test_a_change_in_a_periods_first_second_is_on_its_statement(
-    store_url: str, tmp_path: Path, start: datetime
-) -> None:
+async def test_a_change_in_a_periods_first_second_is_on_its_statement(at: Ending, start: datetime) -> None:
     """F-22c: 2,900 were shown of the 3,900 that were paid."""
-    async with month(store_url, sqlite_in(tmp_path)) as at:
-        if start > APRIL:
-            await at.kit.record("acme", "words", 1)
-            await at.reach(start)
-        await at.kit.subscriptions.change_plan("acme", "max")
-        await at.found.settle()
-        at.clock.advance(timedelta(minutes=1))
+    if start > APRIL:
         await at.kit.record("acme", "words", 1)
-        found = await at.kit.statement("acme")
-        assert_sums(found)
-        # The upgrade comes to 20.00; the renewal before it ends the month of before.
-        assert found.total_cents == (3_000 if start == APRIL else 2_000)
-        if start > APRIL:
-            before = await at.kit.statement("acme", APRIL + DAY)
-            assert before.total_cents == 2_000
+        await at.reach(start)
+    await at.kit.subscriptions.change_plan("acme", "max")
+    await at.found.settle()
+    at.clock.advance(timedelta(minutes=1))
+    await at.kit.record("acme", "words", 1)
+    found = await at.kit.statement("acme")
+    assert_sums(found)
+    # The upgrade comes to 20.00; the renewal before it ends the month of before.
+    assert found.total_cents == (3_000 if start == APRIL else 2_000)
+    if start > APRIL:
+        before = await at.kit.statement("acme", APRIL + DAY)
+        assert before.total_cents == 2_000
 
 
 @pytest.mark.parametrize("when", [MAY, MAY + 5 * DAY], ids=["at a renewal", "amid a period"])
-async def test_each_invoice_is_on_exactly_one_statement(
-    store_url: str, tmp_path: Path, when: datetime
-) -> None:
+async def test_each_invoice_is_on_exactly_one_statement(at: Ending, when: datetime) -> None:
     """Months without usage were calendar months: their invoices stood on two statements."""
-    async with month(store_url, sqlite_in(tmp_path)) as at:
-        await at.kit.record("acme", "words", 150)
-        await at.flush()
-        await at.reach(when)
-        await at.kit.subscriptions.change_plan("acme", "max")
-        await at.found.settle()
-        for end in (MAY, JUNE, JUNE + 30 * DAY):
-            await at.reach(max(end, when) + 3 * HOUR)
-        await at.drain()
-        shown: list[str] = []
-        instant = at.clock.now()
-        while instant > APRIL - 12 * DAY:
-            found = await at.kit.statement("acme", instant)
-            assert_sums(found)
-            shown += [invoice.id for invoice in found.invoices]
-            instant = found.period_start - timedelta(seconds=1)
-        stripe: Any = at.stripe
-        assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)
+    await at.kit.record("acme", "words", 150)
+    await at.flush()
+    await at.reach(when)
+    await at.kit.subscriptions.change_plan("acme", "max")
+    await at.found.settle()
+    for end in (MAY, JUNE, JUNE + 30 * DAY):
+        await at.reach(max(end, when) + 3 * HOUR)
+    await at.drain()
+    shown: list[str] = []
+    instant = at.clock.now()
+    while instant > APRIL - 12 * DAY:
+        found = await at.kit.statement("acme", instant)
+        assert_sums(found)
+        shown += [invoice.id for invoice in found.invoices]
+        instant = found.period_start - timedelta(seconds=1)
+    stripe: Any = at.stripe
+    assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)
 
 
-def invoice(total: int, **more: Any) -> dict[str, Any]:
-    line = {"id": "il_1", "amount": 1_000, "quantity": 1}
-    return {"id": "in_1", "created": 1, "status": "paid", "total": total, "lines": {"data": [line]}, **more}
-
-
-@pytest.mark.parametrize(
-    ("total", "more", "expected"),
-    [
-        (1_000, {}, []),
-        # https://docs.stripe.com/api/invoices/object: inclusive tax is within the amounts of lines.
-        (1_000, {"total_taxes": [{"amount": 160, "tax_behavior": "inclusive"}]}, []),
-        (1_200, {"total_taxes": [{"amount": 200, "tax_behavior": "exclusive"}]}, [("tax", 200)]),
-        (
-            1_080,
-            {
-                "total_discount_amounts": [{"amount": 60}, {"amount": 40}],
-                "total_taxes": [{"amount": 180, "tax_behavior": "exclusive"}],
-            },
-            [("discount", -100), ("tax", 180)],
-        ),
-        (950, {"total_discount_amounts": [{"amount": 60}]}, [("discount", -60), ("difference", 10)]),
-        (0, {}, [("difference", -1_000)]),
-    ],
-)
-async def test_the_rest_of_an_invoice(
-    total: int, more: dict[str, Any], expected: list[tuple[str, int]]
-) -> None:
-    lines = invoice_lines(invoice(total, **more), {}, ())
-    assert [(line.kind, line.amount_cents) for line in lines[1:]] == expected
-    assert sum(line.amount_cents for line in lines) == total
-
-
-CAPPED: Final = plans_text("capped_books")
-
-
-CAPPED_CATALOG: Final = loads(CAPPED)
-
-
-async def counted(at: Audited) -> tuple[int, int, int]:
-    """Recorded units, of these the overage, and those over the cap."""
-    found = (await at.kit.usage("acme"))["meters"]["tokens"]
-    return found["recorded"], found["overage"], found["over_cap"]
+CAPPED_CATALOG: Final = loads(plans_text("capped_books"))
 
 
 async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: str, tmp_path: Path) -> None:
@@ -286,5 +223,6 @@ async def test_a_rebuild_bills_nothing_beyond_the_cap(store_url: str, tmp_path: 
         await at.kit.record("acme", "tokens", 1)
         (done,) = await rebuild(at)
         assert (done.raised, done.audited, done.delivered, done.parked) == (400, 401, 50, 0)
-        assert await counted(at) == (401, 50, 250)
+        found = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert (found["recorded"], found["overage"], found["over_cap"]) == (401, 50, 250)
         assert await rebuild(at) == []
