@@ -35,6 +35,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from drivers.messages import Mailbox, Receiver
     from meterkit import Finding
 
 pytestmark = pytest.mark.anyio
@@ -74,29 +75,26 @@ async def test_an_event_is_posted_once_and_signed_by_each_secret(store_url: str)
 
 
 @pytest.mark.dear("a day of tries")
-async def test_a_receiver_down_for_a_day_gets_each_message_once(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status = 503
-        for customer in ("acme", "bolt", "core"):
-            await kit.record(customer, "requests", 5)
-        for _ in range(24):
-            await pass_over(kit, "webhook")
-            clock.advance(timedelta(hours=1))
-        tries = hook.ids
-        assert len(set(tries)) == 3
-        # At once, 5 seconds, 5 and 30 minutes later, but looked at each hour; then 2, 5 and 10 hours later.
-        assert len(tries) == 3 * 7
-        hook.posts.clear()
-        hook.status = 200
-        for _ in range(4):
-            await pass_over(kit, "webhook")
-            clock.advance(timedelta(hours=4))
-        assert sorted(hook.ids) == sorted(set(tries))
+async def test_a_receiver_down_for_a_day_gets_all_once(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+    hook.status = 503
+    for customer in ("acme", "bolt", "core"):
+        await kit.record(customer, "requests", 5)
+    for _ in range(24):
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(hours=1))
+    tries = hook.ids
+    assert len(set(tries)) == 3
+    # At once, 5 seconds, 5 and 30 minutes later, but looked at each hour; then 2, 5 and 10 hours later.
+    assert len(tries) == 3 * 7
+    hook.posts.clear()
+    hook.status = 200
+    for _ in range(4):
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(hours=4))
+    assert sorted(hook.ids) == sorted(set(tries))
 
 
-async def test_a_mail_server_down_for_a_day_gets_each_mail_once(store_url: str) -> None:
-    clock = Clock(NOW)
+async def test_a_mail_server_down_for_a_day_gets_each_mail_once(store_url: str, clock: Clock) -> None:
     async with mailbox() as box:
         url = box.url
     async with kit_of(store_url, clock, smtp_url=url) as kit:
@@ -112,87 +110,82 @@ async def test_a_mail_server_down_for_a_day_gets_each_mail_once(store_url: str) 
             for _ in range(4):
                 await pass_over(kit, "email")
                 clock.advance(timedelta(hours=4))
-            ids = [str(mail["Message-ID"]) for mail in box.mails]
-            assert {"acme@example.org", "bolt@example.org", "core@example.org"} == {
-                str(mail["To"].addresses[0].addr_spec) for mail in box.mails
-            }
-        assert sorted(f"<{one.id}@example.com>" for one in kept) == sorted(ids)
+        assert sorted(f"<{one.id}@example.com>" for one in kept) == sorted(
+            str(mail["Message-ID"]) for mail in box.mails
+        )
+        reached = sorted(str(mail["To"].addresses[0].addr_spec) for mail in box.mails)
+        assert reached == ["acme@example.org", "bolt@example.org", "core@example.org"]
 
 
 async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    hook: Receiver, kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status = 500
-        await kit.record("acme", "requests", 5)
-        for _ in range(11):
-            await pass_over(kit, "webhook")
-            clock.advance(timedelta(hours=6))
-        clock.advance(timedelta(hours=5))
+    hook.status = 500
+    await kit.record("acme", "requests", 5)
+    for _ in range(11):
         await pass_over(kit, "webhook")
-        assert ["waiting"] == [one.state for one in (await kit.notify.list())["webhook"]]
-        clock.advance(timedelta(hours=1))
-        await pass_over(kit, "webhook")
-        (dead,) = (await kit.notify.list())["webhook"]
-        assert (dead.state, dead.why) == ("dead", "the receiver answers 500")
-        assert f"meterkit notify redrive {dead.id}" in caplog.text
-        hook.posts.clear()
-        hook.status = 200
-        await pass_over(kit, "webhook")
-        assert [] == hook.posts
-        assert 0 == await kit.notify.redrive("msg_other")
-        assert 1 == await kit.notify.redrive()
-        await pass_over(kit, "webhook")
-        assert [dead.id] == hook.ids
-        assert [] == (await kit.notify.list())["webhook"]
+        clock.advance(timedelta(hours=6))
+    clock.advance(timedelta(hours=5))
+    await pass_over(kit, "webhook")
+    assert ["waiting"] == [one.state for one in (await kit.notify.list())["webhook"]]
+    clock.advance(timedelta(hours=1))
+    await pass_over(kit, "webhook")
+    (dead,) = (await kit.notify.list())["webhook"]
+    assert (dead.state, dead.why) == ("dead", "the receiver answers 500")
+    assert f"meterkit notify redrive {dead.id}" in caplog.text
+    hook.posts.clear()
+    hook.status = 200
+    await pass_over(kit, "webhook")
+    assert [] == hook.posts
+    assert 0 == await kit.notify.redrive("msg_other")
+    assert 1 == await kit.notify.redrive()
+    await pass_over(kit, "webhook")
+    assert [dead.id] == hook.ids
+    assert [] == (await kit.notify.list())["webhook"]
 
 
-async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status, hook.headers = 503, {"retry-after": f"{2 * 86_400}"}
-        await kit.record("acme", "requests", 5)
+async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(
+    hook: Receiver, kit: MeterKit, clock: Clock
+) -> None:
+    hook.status, hook.headers = 503, {"retry-after": f"{2 * 86_400}"}
+    await kit.record("acme", "requests", 5)
+    await pass_over(kit, "webhook")
+    for seconds, posts in ((86_399, 1), (1, 2)):
+        clock.advance(timedelta(seconds=seconds))
         await pass_over(kit, "webhook")
-        for seconds, posts in ((86_399, 1), (1, 2)):
-            clock.advance(timedelta(seconds=seconds))
-            await pass_over(kit, "webhook")
-            assert len(hook.posts) == posts
+        assert len(hook.posts) == posts
 
 
 @pytest.mark.parametrize(
     ("refusal", "state"), [("550 no such user", "dead"), ("451 try again later", "waiting")]
 )
 async def test_an_address_that_bounces_for_good_is_dead_at_once(
-    store_url: str, refusal: str, state: str
+    box: Mailbox, mailing: MeterKit, refusal: str, state: str
 ) -> None:
-    async with mailbox() as box, kit_of(store_url, Clock(NOW), smtp_url=box.url) as kit:
-        box.refusal = refusal
-        await kit.record("acme", "requests", 5)
-        await pass_over(kit, "email")
-        (kept,) = (await kit.notify.list())["email"]
-        assert (kept.state, kept.why) == (state, f"the address is refused: {refusal[:3]}")
+    box.refusal = refusal
+    await mailing.record("acme", "requests", 5)
+    await pass_over(mailing, "email")
+    (kept,) = (await mailing.notify.list())["email"]
+    assert (kept.state, kept.why) == (state, f"the address is refused: {refusal[:3]}")
 
 
 @pytest.mark.parametrize(
-    "reached",
+    ("reached", "states"),
     [
-        Contact("ada@example.org\r\nBcc: eve@example.org"),
-        Contact("ada@example.org, eve@example.org"),
-        Contact("ada@example.org", "Ada\r\nBcc: eve@example.org"),
+        (Contact("ada@example.org\r\nBcc: eve@example.org"), ["dead"]),
+        (Contact("ada@example.org, eve@example.org"), ["dead"]),
+        (Contact("ada@example.org", "Ada\r\nBcc: eve@example.org"), ["dead"]),
+        (None, []),
     ],
 )
 async def test_a_contact_with_a_line_break_or_two_addresses_is_refused(
-    store_url: str, reached: Contact
+    store_url: str, box: Mailbox, clock: Clock, reached: Contact | None, states: list[str]
 ) -> None:
-    async with (
-        mailbox() as box,
-        kit_of(store_url, Clock(NOW), smtp_url=box.url, reach=lambda _: reached) as kit,
-    ):
+    async with kit_of(store_url, clock, smtp_url=box.url, reach=lambda _: reached) as kit:
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "email")
         assert [] == box.mails
-        assert ["dead"] == [one.state for one in (await kit.notify.list())["email"]]
+        assert states == [one.state for one in (await kit.notify.list())["email"]]
 
 
 @pytest.mark.parametrize(
@@ -204,115 +197,94 @@ async def test_a_contact_with_a_line_break_or_two_addresses_is_refused(
     ],
 )
 async def test_a_name_adds_no_address_and_no_header(
-    store_url: str, tmp_path: Path, name: str, shown: str
+    store_url: str, tmp_path: Path, box: Mailbox, clock: Clock, name: str, shown: str
 ) -> None:
     subject = "Subject: \0 {{ name[:60] }} =?utf-8?q?x=0D=0ABcc:_eve=40example.org?="
     (tmp_path / "usage.threshold.txt").write_text(f"{subject}\nHello {{{{ name }}}}")
-    reached = Contact("ada@example.org", name)
-    async with (
-        mailbox() as box,
-        kit_of(
-            *(store_url, Clock(NOW)), smtp_url=box.url, reach=lambda _: reached, notify_templates=tmp_path
-        ) as kit,
-    ):
+    given: dict[str, Any] = {"smtp_url": box.url, "notify_templates": tmp_path}
+    async with kit_of(store_url, clock, reach=lambda _: Contact("ada@example.org", name), **given) as kit:
         await kit.record("acme", "requests", 5)
         await pass_over(kit, "email")
     (mail,) = box.mails
     assert [(one.display_name, one.addr_spec) for one in mail["to"].addresses] == [(shown, "ada@example.org")]
-    assert {"to", "subject", "date", "message-id", "from", "mime-version", "content-type"} == {
-        header.lower() for header in mail
-    }
+    headers = {"to", "subject", "date", "message-id", "from", "mime-version", "content-type"}
+    assert headers == {header.lower() for header in mail}
     body = mail.get_body(("plain",))
     assert body is not None
     assert len(body.get_content()) < 150
     assert mail["subject"].endswith(" = ?utf-8?q?x=0D=0ABcc:_eve=40example.org?=")
 
 
-async def test_a_customer_without_an_address_is_sent_nothing(store_url: str) -> None:
-    async with (
-        mailbox() as box,
-        kit_of(store_url, Clock(NOW), smtp_url=box.url, reach=lambda _: None) as kit,
-    ):
-        await kit.record("acme", "requests", 5)
-        await pass_over(kit, "email")
-        assert [] == box.mails
-        assert [] == (await kit.notify.list())["email"]
+async def test_a_customer_chooses_what_is_mailed_but_for_dunning(box: Mailbox, mailing: MeterKit) -> None:
+    assert (await mailing.notify.preferences("acme"))["usage.threshold"]
+    chosen = await mailing.notify.preferences("acme", {"usage.threshold": False})
+    assert (chosen["usage.threshold"], chosen["credits.low"]) == (False, True)
+    for dunning in ("payment.failed", "dunning.reminder", "access.changed"):
+        with pytest.raises(MeterkitError, match=f"{dunning} cannot be switched off"):
+            await mailing.notify.preferences("acme", {dunning: False})
+    with pytest.raises(MeterkitError, match=r"found 'usage'; allowed are usage\.threshold"):
+        await mailing.notify.preferences("acme", {"usage": False})
+    for customer in ("acme", "bolt"):
+        await mailing.record(customer, "requests", 5)
+    await pass_over(mailing, "email")
+    assert ["bolt@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
+    assert (await mailing.notify.preferences("acme", {"usage.threshold": True}))["usage.threshold"]
 
 
-async def test_a_customer_chooses_what_is_mailed_but_for_dunning(store_url: str) -> None:
-    async with mailbox() as box, kit_of(store_url, Clock(NOW), smtp_url=box.url) as kit:
-        assert (await kit.notify.preferences("acme"))["usage.threshold"]
-        chosen = await kit.notify.preferences("acme", {"usage.threshold": False})
-        assert (chosen["usage.threshold"], chosen["credits.low"]) == (False, True)
-        for dunning in ("payment.failed", "dunning.reminder", "access.changed"):
-            with pytest.raises(MeterkitError, match=f"{dunning} cannot be switched off"):
-                await kit.notify.preferences("acme", {dunning: False})
-        with pytest.raises(MeterkitError, match=r"found 'usage'; allowed are usage\.threshold"):
-            await kit.notify.preferences("acme", {"usage": False})
-        for customer in ("acme", "bolt"):
-            await kit.record(customer, "requests", 5)
-        await pass_over(kit, "email")
-        assert ["bolt@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
-        assert (await kit.notify.preferences("acme", {"usage.threshold": True}))["usage.threshold"]
+async def test_an_old_event_is_not_sent(
+    hook: Receiver, kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kit.record("acme", "requests", 5)
+    clock.advance(timedelta(days=3, seconds=1))
+    await pass_over(kit, "webhook")
+    assert [] == hook.posts
+    assert "the event is more than 72 hours old" in caplog.text
 
 
-async def test_an_old_event_is_not_sent(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        await kit.record("acme", "requests", 5)
-        clock.advance(timedelta(days=3, seconds=1))
-        await pass_over(kit, "webhook")
-        assert [] == hook.posts
-        assert "the event is more than 72 hours old" in caplog.text
-
-
-async def test_a_deleted_customers_messages_are_dropped(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        hook.status = 500
-        for customer in ("acme", "bolt"):
-            await kit.record(customer, "requests", 5)
-        await kit.notify.preferences("acme", {"credits.low": False})
-        await pass_over(kit, "webhook")
-        await kit.customers.delete("acme")
-        assert 1 == len((await kit.notify.list())["webhook"])
-        assert (await kit.notify.preferences("acme"))["credits.low"]
-        hook.status = 200
-        hook.posts.clear()
-        clock.advance(timedelta(seconds=600))
-        await pass_over(kit, "webhook")
-        assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
+async def test_a_deleted_customers_messages_are_dropped(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+    hook.status = 500
+    for customer in ("acme", "bolt"):
+        await kit.record(customer, "requests", 5)
+    await kit.notify.preferences("acme", {"credits.low": False})
+    await pass_over(kit, "webhook")
+    await kit.customers.delete("acme")
+    assert 1 == len((await kit.notify.list())["webhook"])
+    assert (await kit.notify.preferences("acme"))["credits.low"]
+    hook.status = 200
+    hook.posts.clear()
+    clock.advance(timedelta(seconds=600))
+    await pass_over(kit, "webhook")
+    assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
 
 
 async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
-    """What doctor says of messages."""
     found = await kit.health()
     return found.looked_at.get("messages"), [one for one in found.findings if one.check == "messages"]
 
 
-async def test_doctor_names_dead_and_unsent_messages(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        assert ("0 wait, 0 dead", []) == await looked_at(kit)
-        await kit.record("acme", "requests", 5)
-        await courier(kit, "webhook").collect()
-        clock.advance(timedelta(minutes=5))
-        assert ("1 wait, 0 dead", []) == await looked_at(kit)
-        clock.advance(timedelta(minutes=1))
-        (late,) = (await looked_at(kit))[1]
-        assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
-        assert "METERKIT_NOTIFY_SECRET" in late.cure
-        hook.status = 410
-        await pass_over(kit, "webhook")
-        seen, (dead,) = await looked_at(kit)
-        assert "0 wait, 1 dead" == seen
-        assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
-        metrics = await told(kit)
-        assert 1 == metrics["message_items webhook dead"]
-        assert 0 == metrics["message_items email due"]
+async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+    assert ("0 wait, 0 dead", []) == await looked_at(kit)
+    await kit.record("acme", "requests", 5)
+    await courier(kit, "webhook").collect()
+    clock.advance(timedelta(minutes=5))
+    assert ("1 wait, 0 dead", []) == await looked_at(kit)
+    clock.advance(timedelta(minutes=1))
+    (late,) = (await looked_at(kit))[1]
+    assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
+    assert "METERKIT_NOTIFY_SECRET" in late.cure
+    hook.status = 410
+    await pass_over(kit, "webhook")
+    seen, (dead,) = await looked_at(kit)
+    assert "0 wait, 1 dead" == seen
+    assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
+    metrics = await told(kit)
+    assert 1 == metrics["message_items webhook dead"]
+    assert 0 == metrics["message_items email due"]
 
 
-async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(store_url: str) -> None:
+async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(
+    store_url: str, box: Mailbox, clock: Clock
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"x" * 60_000 + b"\r\n\r\n")
@@ -321,28 +293,19 @@ async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(store_url: s
     def reach(customer: str) -> Contact:
         raise RuntimeError(f"postgresql://app:hunter2@db has no {customer}")
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
-    async with (
-        server,
-        mailbox() as box,
-        kit_of(store_url, Clock(NOW), url=url, smtp_url=box.url, reach=reach) as kit,
-    ):
-        await kit.record("acme", "requests", 5)
-        await pass_over(kit, "webhook")
-        await pass_over(kit, "email")
-        (post,), (mail,) = (await kit.notify.list()).values()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        async with kit_of(store_url, clock, url=url, smtp_url=box.url, reach=reach) as kit:
+            await kit.record("acme", "requests", 5)
+            await pass_over(kit, "webhook", "email")
+            (post,), (mail,) = (await kit.notify.list()).values()
     assert (post.why[:31], len(post.why)) == ("the receiver does not answer: R", 300)
     assert mail.why == "RuntimeError, which the log has in full"
 
 
 @pytest.mark.parametrize(
     "addresses",
-    [
-        ["8.8.8.8", "10.0.0.7"],
-        ["8.8.8.8", "fe80::1%eth0"],
-        ["::ffff:10.0.0.7", "8.8.8.8"],
-    ],
+    [["8.8.8.8", "10.0.0.7"], ["8.8.8.8", "fe80::1%eth0"], ["::ffff:10.0.0.7", "8.8.8.8"]],
     ids=" ".join,
 )
 async def test_a_name_with_any_private_address_is_refused(
@@ -367,13 +330,12 @@ async def test_a_name_with_any_private_address_is_refused(
         assert "ops.example has a private address" in kept.why
 
 
-async def test_a_redirect_is_not_followed(store_url: str) -> None:
-    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url) as kit:
-        hook.status, hook.headers = 307, {"location": f"{hook.url}/other"}
-        await kit.record("acme", "requests", 5)
-        await pass_over(kit, "webhook")
-        assert 1 == len(hook.posts)
-        assert "the receiver answers 307" == (await kit.notify.list())["webhook"][0].why
+async def test_a_redirect_is_not_followed(hook: Receiver, kit: MeterKit) -> None:
+    hook.status, hook.headers = 307, {"location": f"{hook.url}/other"}
+    await kit.record("acme", "requests", 5)
+    await pass_over(kit, "webhook")
+    assert 1 == len(hook.posts)
+    assert "the receiver answers 307" == (await kit.notify.list())["webhook"][0].why
 
 
 @pytest.mark.parametrize(
@@ -401,12 +363,10 @@ def test_a_process_that_cannot_send_says_why(caplog: pytest.LogCaptureFixture) -
     assert "sends no messages by email: the kit was made without `contact`" in caplog.text
 
 
-async def test_the_background_task_collects_and_sends(store_url: str) -> None:
-    async with (
-        receiver() as hook,
-        mailbox() as box,
-        kit_of(store_url, Clock(NOW), url=hook.url, smtp_url=box.url, flush=None) as kit,
-    ):
+async def test_the_background_task_collects_and_sends(
+    store_url: str, hook: Receiver, box: Mailbox, clock: Clock
+) -> None:
+    async with kit_of(store_url, clock, smtp_url=box.url, flush=None) as kit:
         await kit.record("acme", "requests", 5)
         # Collected at the start of the task; the event may come before or after that.
         await pass_over(kit, "webhook", "email")

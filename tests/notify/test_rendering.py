@@ -1,5 +1,5 @@
-"""What e-mails say: of each event, in the language of the customer, by templates of a folder."""
-# Internals: a pure table of texts.
+"""What e-mails say: of each event, in the language of the customer, by templates; and by which server."""
+# Internals: pure tables of texts and addresses.
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from drivers.messages import PLANS
 from meterkit.catalog import loads
 from meterkit.catalog.notifications import MESSAGE_EVENTS
+from meterkit.notify.mail import server_of
 from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
@@ -42,13 +43,10 @@ def test_each_event_has_a_subject_and_whole_sentences(event: str) -> None:
     assert "Hello,\n" in said(event, name=None)[1]
 
 
-def test_amounts_and_days_are_as_people_write_them() -> None:
+def test_amounts_days_sizes_and_paces_are_as_people_write_them() -> None:
     subject, text, _ = said("payment.failed")
     assert subject == "Your payment of USD 29.00 failed"
     assert "It will be tried again on 24 Nov 2026." in text
-
-
-def test_sizes_and_paces_are_as_people_write_them() -> None:
     assert "That is 15 times the last four weeks." in said("usage.spike")[1]
     _, text, html = said("storage.over")
     assert "- backups: 9.5 GB\n- documents: 2.5 GB\n\nFrom 28 Nov 2026 on you cannot add files.\n" in text
@@ -70,30 +68,26 @@ def test_what_is_spent_is_written_as_money() -> None:
     half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
     assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
     usage = {"used": 1_500_000, "overage": 0, "before": 0}
-    assert "- USD 1.50 (spend); USD 0.00 in the period before" in told(
-        "period.summary", meters={"spend": usage}
-    )
+    summary = told("period.summary", meters={"spend": usage})
+    assert "- USD 1.50 (spend); USD 0.00 in the period before" in summary
 
 
 @pytest.mark.parametrize(
-    ("count", "shown"),
+    ("written", "shown"),
     [
-        (1, "1 byte"),
-        (1_000, "1 kB"),
-        (999_500, "1 MB"),
-        (999_999, "1 MB"),
-        (12_340_000, "12.3 MB"),
-        (2_345 * 10**15, "2345 PB"),
+        ("1|size", "1 byte"),
+        ("1000|size", "1 kB"),
+        ("999500|size", "1 MB"),
+        ("999999|size", "1 MB"),
+        ("12340000|size", "12.3 MB"),
+        ("2345000000000000000|size", "2345 PB"),
+        ("times(14, 10)", "1.4"),
+        ("times(100, 10)", "10"),
+        ("times(123456, 10)", "12,346"),
     ],
 )
-def test_a_size_has_three_digits(tmp_path: Path, count: int, shown: str) -> None:
-    (tmp_path / "storage.over.txt").write_text(f"Subject: {{{{ {count}|size }}}}\n\nx")
-    assert shown == said("storage.over", tmp_path)[0]
-
-
-@pytest.mark.parametrize(("units", "shown"), [(14, "1.4"), (100, "10"), (123_456, "12,346")])
-def test_a_pace_has_two_digits(tmp_path: Path, units: int, shown: str) -> None:
-    (tmp_path / "storage.over.txt").write_text(f"Subject: {{{{ times({units}, 10) }}}}\n\nx")
+def test_a_size_has_three_digits_and_a_pace_two(tmp_path: Path, written: str, shown: str) -> None:
+    (tmp_path / "storage.over.txt").write_text(f"Subject: {{{{ {written} }}}}\n\nx")
     assert shown == said("storage.over", tmp_path)[0]
 
 
@@ -123,3 +117,18 @@ def test_a_name_makes_no_header_and_no_markup(tmp_path: Path) -> None:
     assert "&lt;b&gt;Ada &amp; Co&lt;/b&gt;" in said("credits.low", name="<b>Ada & Co</b>")[2]
     (tmp_path / "credits.low.txt").write_text("Subject: to {{ name }}\n\nx")
     assert said("credits.low", tmp_path, name="Ada Lovelace\x0bBcc: eve")[0] == "to Ada Lovelace Bcc: eve"
+
+
+@pytest.mark.parametrize(
+    ("url", "port", "more"),
+    [
+        ("smtp://mail.example", 587, {}),
+        ("smtp://mail.example:25", 25, {}),
+        ("smtp://ada:p%40ss@mail.example", 587, {"start_tls": True, "username": "ada", "password": "p@ss"}),
+        ("smtp://ada:pass@10.0.0.7", 587, {"username": "ada", "password": "pass"}),
+        ("smtps://ada:pass@mail.example", 465, {"use_tls": True, "username": "ada", "password": "pass"}),
+    ],
+)
+def test_a_password_goes_to_a_public_address_over_tls_only(url: str, port: int, more: dict[str, Any]) -> None:
+    host = "10.0.0.7" if "10.0.0.7" in url else "mail.example"
+    assert server_of(url) == {"hostname": host, "port": port, "use_tls": False, **more}

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.messages import NOW, kit_of, look_at_storage, mailbox, pass_over, receiver
+from drivers.messages import NOW, kit_of, look_at_storage, pass_over, receiver
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from drivers.messages import Receiver
+    from collections.abc import AsyncGenerator
+
+    from drivers.messages import Mailbox, Receiver
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
@@ -46,16 +48,17 @@ plans:
 
 def uploaded(customer: str, kind: str, size: int, clock: Clock) -> str:
     """A record of S3 that an object was stored."""
-    record = {
-        "eventVersion": "2.1",
-        "eventName": "ObjectCreated:Put",
-        "eventTime": clock.now().isoformat().replace("+00:00", "Z"),
-        "s3": {
-            "bucket": {"name": "uploads"},
-            "object": {"key": f"{customer}/{kind}/{size}", "size": size, "sequencer": "01"},
-        },
-    }
+    stored = {"key": f"{customer}/{kind}/{size}", "size": size, "sequencer": "01"}
+    record: dict[str, Any] = {"eventVersion": "2.1", "eventName": "ObjectCreated:Put"}
+    record["eventTime"] = clock.now().isoformat().replace("+00:00", "Z")
+    record["s3"] = {"bucket": {"name": "uploads"}, "object": stored}
     return json.dumps({"Records": [record]})
+
+
+@pytest.fixture
+async def kit(store_url: str, clock: Clock, box: Mailbox) -> AsyncGenerator[MeterKit]:
+    async with kit_of(store_url, clock, plans=PLANS, smtp_url=box.url) as opened:
+        yield opened
 
 
 def told(hook: Receiver) -> list[dict[str, Any]]:
@@ -67,84 +70,74 @@ async def look(kit: MeterKit) -> None:
     await pass_over(kit, "webhook")
 
 
-async def test_a_customer_who_stores_too_much_is_told_once(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with (
-        receiver() as hook,
-        mailbox() as box,
-        kit_of(store_url, clock, url=hook.url, plans=PLANS, smtp_url=box.url) as kit,
-    ):
-        await kit.storage.count(uploaded("acme", "documents", 300, clock))
-        await kit.storage.count(uploaded("acme", "backups", 700, clock))
-        await kit.gauges.set("bolt", "seats", 5)
+async def test_a_customer_who_stores_too_much_is_told_once(
+    hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock
+) -> None:
+    await kit.storage.count(uploaded("acme", "documents", 300, clock))
+    await kit.storage.count(uploaded("acme", "backups", 700, clock))
+    await kit.gauges.set("bolt", "seats", 5)
+    await look(kit)
+    assert [] == hook.posts
+    await kit.storage.count(uploaded("acme", "documents", 1, clock))
+    clock.advance(timedelta(minutes=2))
+    for _ in range(3):
         await look(kit)
-        assert [] == hook.posts
-        await kit.storage.count(uploaded("acme", "documents", 1, clock))
-        clock.advance(timedelta(minutes=2))
-        for _ in range(3):
-            await look(kit)
-        (data,) = told(hook)
-        assert data == {
-            "id": data["id"],
-            "customer": "acme",
-            "at": "2031-06-10T12:02:30Z",
-            "meter": "storage",
-            "used": 1_001,
-            "included": 1_000,
-            "since": "2031-06-10T12:00:30Z",
-            "until": "2031-06-17T12:00:30Z",
-            "types": {"backups": 700, "documents": 301},
-        }
-        await pass_over(kit, "email")
-        (mail,) = box.mails
-        assert mail["Subject"] == "Your storage is full"
-        plain = mail.get_body(("plain",))
-        assert plain is not None
-        assert "1 byte more than the 1 kB" in plain.get_content()
-        assert "From 17 Jun 2031 on you cannot add files." in plain.get_content()
-        assert "- backups: 700 bytes\r\n- documents: 301 bytes" in plain.get_content()
+    (data,) = told(hook)
+    assert data == {
+        "id": data["id"],
+        "customer": "acme",
+        "at": "2031-06-10T12:02:30Z",
+        "meter": "storage",
+        "used": 1_001,
+        "included": 1_000,
+        "since": "2031-06-10T12:00:30Z",
+        "until": "2031-06-17T12:00:30Z",
+        "types": {"backups": 700, "documents": 301},
+    }
+    await pass_over(kit, "email")
+    (mail,) = box.mails
+    assert mail["Subject"] == "Your storage is full"
+    plain = mail.get_body(("plain",))
+    assert plain is not None
+    assert "1 byte more than the 1 kB" in plain.get_content()
+    assert "From 17 Jun 2031 on you cannot add files." in plain.get_content()
+    assert "- backups: 700 bytes\r\n- documents: 301 bytes" in plain.get_content()
 
 
-async def test_who_is_above_again_is_told_again_after_two_days(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
-        for days, level in ((0, 1_001), (0, 1_000), (1, 1_001), (1, 900), (3, 900), (0, 1_001), (0, 1_001)):
-            clock.advance(timedelta(days=days))
-            await kit.gauges.set("acme", "storage", level)
-            await look(kit)
-        assert [1_001, 1_001] == [data["used"] for data in told(hook)]
-        assert 2 == len({data["id"] for data in told(hook)})
-        for _ in range(5):  # The level stays: no further event.
-            clock.advance(timedelta(days=1))
-            await look(kit)
-        assert 2 == len(hook.posts)
-
-
-async def test_only_a_smaller_plan_makes_storage_too_much(store_url: str) -> None:
-    clock = Clock(NOW)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
-        for customer, first, then in (("acme", "team", "free"), ("bolt", "free", "team")):
-            await kit.customers.set_plan(customer, first)
-            await kit.gauges.set(customer, "storage", 1_500)
-            await kit.customers.set_plan(customer, then)
+async def test_who_is_above_again_is_told_after_two_days(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+    for days, level in ((0, 1_001), (0, 1_000), (1, 1_001), (1, 900), (3, 900), (0, 1_001), (0, 1_001)):
+        clock.advance(timedelta(days=days))
+        await kit.gauges.set("acme", "storage", level)
         await look(kit)
-        assert ["acme"] == [data["customer"] for data in told(hook)]
+    assert [1_001, 1_001] == [data["used"] for data in told(hook)]
+    assert 2 == len({data["id"] for data in told(hook)})
+    for _ in range(5):  # The level stays: no further event.
+        clock.advance(timedelta(days=1))
+        await look(kit)
+    assert 2 == len(hook.posts)
+
+
+async def test_only_a_smaller_plan_makes_storage_too_much(hook: Receiver, kit: MeterKit) -> None:
+    for customer, first, then in (("acme", "team", "free"), ("bolt", "free", "team")):
+        await kit.customers.set_plan(customer, first)
+        await kit.gauges.set(customer, "storage", 1_500)
+        await kit.customers.set_plan(customer, then)
+    await look(kit)
+    assert ["acme"] == [data["customer"] for data in told(hook)]
 
 
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    hook: Receiver, kit: MeterKit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=PLANS) as kit:
-        for customer in ("acme", "bolt", "core"):
-            await kit.gauges.set(customer, "storage", 1_500)
-        admin = await kit.store.admin()
-        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").levels, "storage", b"x"))
-        for _ in range(2):
-            await look(kit)
-        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    assert 1 == caplog.text.count(
-        "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
-    )
+    for customer in ("acme", "bolt", "core"):
+        await kit.gauges.set(customer, "storage", 1_500)
+    admin = await kit.store.admin()
+    await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").levels, "storage", b"x"))
+    for _ in range(2):
+        await look(kit)
+    assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    told_of = "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
+    assert caplog.text.count(told_of) == 1
 
 
 async def test_a_plans_file_that_includes_as_much_makes_no_event(store_url: str) -> None:

@@ -1,0 +1,47 @@
+"""A kit whose events a receiver of webhooks and a mailbox get, and its clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from drivers.messages import NOW, kit_of, mailbox, receiver
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from drivers.messages import Mailbox, Receiver
+    from meterkit import MeterKit
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def hook() -> AsyncGenerator[Receiver]:
+    async with receiver() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def box() -> AsyncGenerator[Mailbox]:
+    async with mailbox() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def kit(store_url: str, clock: Clock) -> AsyncGenerator[MeterKit]:
+    """It sends webhooks."""
+    async with kit_of(store_url, clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def mailing(store_url: str, clock: Clock, box: Mailbox) -> AsyncGenerator[MeterKit]:
+    """A kit that sends e-mails, too."""
+    async with kit_of(store_url, clock, smtp_url=box.url) as opened:
+        yield opened

@@ -1,0 +1,446 @@
+"""``period.summary`` and ``usage.spike``: found by watches, one process each, and told once."""
+# Internals: a watch looks when the test says so.
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from drivers import subscribed_customer as subscribed
+from drivers.audit_database import Row, insert_rows, to_ms
+from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
+from drivers.synthetic_usage import history
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.errors import SettingsError, StoreError
+from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.notify.spikes import FLOOR, HOUR_MS, Pace, Spike, SpikesToday, SpikeWatch, pace_of, spike_at
+from meterkit.notify.watches import Lookout, SummaryWatch, tell_once
+from meterkit.store.messages import next_notices, tell
+from meterkit.store.tasks import TaskLease
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
+
+    from drivers.messages import Mailbox, Receiver
+    from meterkit import PeriodSummary
+
+pytestmark = pytest.mark.anyio
+
+SUMMARIES: Final = (
+    PLANS.replace("[usage.threshold, payment.failed]", "[period.summary]")
+    .replace("meters:\n", "meters:\n  tokens: {{unit: token}}\n", 1)
+    .replace(
+        "included: 10, overage: deny, warn_at: [50, 100]",
+        "included: 10, overage: {{bill: {{per: 1, amount_cents: 12}}}}",
+    )
+    .replace("{{unit: request}}", "{{unit: request, stripe: {{event_name: requests}}}}")
+)
+EVENT: Final = "period.summary"
+BEGIN: Final = datetime(2031, 5, 30, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(BEGIN)
+
+
+@pytest.fixture
+async def kit(store_url: str, clock: Clock, box: Mailbox) -> AsyncGenerator[MeterKit]:
+    async with kit_of(store_url, clock, plans=SUMMARIES, smtp_url=box.url) as opened:
+        yield opened
+
+
+def told(hook: Receiver) -> list[dict[str, Any]]:
+    return [json.loads(body)["data"] for _, body in hook.posts]
+
+
+def watch_of(kit: MeterKit) -> SummaryWatch:
+    return SummaryWatch(kit.store, any_event, pause_s=0)
+
+
+async def look(kit: MeterKit, watch: SummaryWatch) -> None:
+    await watch.look()
+    await pass_over(kit, "webhook")
+
+
+async def test_each_period_with_usage_is_summed_up_once(
+    hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock
+) -> None:
+    watch = watch_of(kit)
+    await look(kit, watch)
+    await kit.record("acme", "requests", 8)
+    clock.set(datetime(2031, 6, 1, 0, 59, 59, tzinfo=UTC))
+    await look(kit, watch)
+    assert [] == hook.posts
+    clock.advance(timedelta(seconds=2))
+    for _ in range(2):
+        await look(kit, watch)
+        clock.advance(timedelta(hours=1))
+    assert [{"requests": {"used": 8, "overage": 0, "before": 0}}] == [one["meters"] for one in told(hook)]
+    hook.posts.clear()
+
+    await kit.record("acme", "requests", 12)
+    await kit.record("bolt", "tokens", 5)
+    clock.set(datetime(2031, 7, 1, 2, tzinfo=UTC))
+    await look(kit, watch)
+    await look(kit, watch)
+    summaries = {data["customer"]: data for data in told(hook)}
+    assert ["acme", "bolt"] == sorted(data["customer"] for data in told(hook))
+    assert summaries["acme"] == {
+        "id": summaries["acme"]["id"],
+        "customer": "acme",
+        "at": "2031-07-01T02:00:00Z",
+        "period_start": "2031-06-01T00:00:00Z",
+        "period_end": "2031-07-01T00:00:00Z",
+        "overage_cents": 24,
+        "meters": {"requests": {"used": 12, "overage": 2, "before": 8}},
+    }
+    assert {"tokens": {"used": 5, "overage": 0, "before": 0}} == summaries["bolt"]["meters"]
+    await pass_over(kit, "email")
+    (mail,) = [mail for mail in box.mails if "acme" in mail["To"] and "Jun" in mail["Subject"]]
+    assert mail["Subject"] == "Your usage from 1 Jun 2031 to 30 Jun 2031"
+    plain = mail.get_body(("plain",))
+    assert plain is not None
+    assert "- 12 requests (request), 2 of them beyond what your plan includes; 8 in the period before" in (
+        plain.get_content()
+    )
+    assert "costs USD 0.24." in plain.get_content()
+
+
+async def test_a_week_without_a_look_begins_anew(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+    watch = watch_of(kit)
+    await kit.record("acme", "requests", 8)
+    clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+    await look(kit, watch)  # The first one ever: it tells nothing of what was before.
+    await look(kit, watch)
+    assert [] == hook.posts
+    admin = await kit.store.admin()
+    key = "mk:{0}:period.summary:last"
+    clock.advance(timedelta(minutes=1))
+    await look(kit, watch)
+    kept = to_ms(datetime(2031, 6, 1, 1, 1, tzinfo=UTC))
+    assert f"{kept}:".encode() == await admin.ask(admin.client.get(key))
+    assert 6 * 86_400_000 < await admin.ask(admin.client.pttl(key)) <= 7 * 86_400_000
+
+
+async def test_a_last_period_is_summed_up_at_its_plans_prices(store_url: str) -> None:
+    clock = Clock(subscribed.NOW)
+    plans = SUMMARIES.replace(
+        "\nplans:\n",
+        """
+plans:
+  pro:
+    price: {{amount_cents: 2900, interval: month}}
+    meters:
+      requests: {{included: 100, overage: {{bill: {{per: 1, amount_cents: 30}}}}}}
+""",
+    )
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=plans) as kit:
+        watch = watch_of(kit)
+        await look(kit, watch)
+        await subscribed.fetched(kit, subscribed.subscription(cancel_at_ms=subscribed.END))
+        await kit.record("acme", "requests", 120)
+        clock.set(subscribed.END + timedelta(minutes=1))
+        await kit.record("acme", "requests", 3)
+        clock.set(subscribed.END + timedelta(hours=1))
+        await look(kit, watch)
+        assert [] == hook.posts
+        clock.advance(timedelta(seconds=1))
+        await look(kit, watch)
+        (data,) = told(hook)
+        assert (data["period_start"], data["period_end"]) == ("2031-05-31T12:00:00Z", "2031-06-30T12:00:00Z")
+        assert data["overage_cents"] == 20 * 30
+        assert data["meters"] == {"requests": {"used": 120, "overage": 20, "before": 0}}
+        clock.set(datetime(2031, 7, 1, 2, tzinfo=UTC))
+        await look(kit, watch)
+        _, rest = told(hook)
+        assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
+
+
+async def test_a_process_without_the_lease_leaves_the_rest(
+    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, admin = watch_of(kit), await kit.store.admin()
+    lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")
+    await watch.look()
+    for customer in ("acme", "bolt", "core"):
+        await kit.record(customer, "requests", 8)
+    clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+    asked: list[str] = []
+
+    async def pass_on(store: Any, customer: str, kind: str, data: Any) -> None:
+        """Tell one customer so slowly that another process has begun meanwhile."""
+        asked.append(customer)
+        await tell(store, customer, kind, data)
+        await admin.ask(admin.client.delete(lease))
+        assert await TaskLease(store, lease, lasts_ms=60_000).take()
+
+    monkeypatch.setattr("meterkit.notify.watches.tell", pass_on)
+    for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
+        await watch.look()
+        assert asked == told_until_now
+
+
+async def test_a_damaged_customer_keeps_no_other_from_being_told(
+    hook: Receiver, kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watch_of(kit)
+    await look(kit, watch)
+    for customer in ("acme", "bolt", "core"):
+        await kit.record(customer, "requests", 8)
+    admin = await kit.store.admin()
+    await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, "data", "x"))
+    clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+    await look(kit, watch)
+    assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    assert (
+        "no period.summary for customer 'bolt': what is kept cannot be read: JSONDecodeError" in caplog.text
+    )
+
+
+async def looks(*lookouts: Lookout) -> int:
+    """How many of them look when it is their turn."""
+    found: list[Lookout] = []
+    for lookout in lookouts:
+
+        async def look(one: Lookout = lookout) -> None:
+            found.append(one)
+
+        await lookout.turn(look)
+    return len(found)
+
+
+async def test_one_of_two_processes_looks_for_an_event_that_is_wanted(store_url: str) -> None:
+    async with kit_of(store_url, Clock(NOW)) as kit:
+        wanted: list[str] = []
+        assert 0 == await looks(Lookout(kit.store, EVENT, wanted.__contains__))
+        wanted.append(EVENT)
+        both = [Lookout(kit.store, EVENT, wanted.__contains__) for _ in range(2)]
+        assert 1 == await looks(*both)
+        assert 1 == await looks(Lookout(kit.store, "usage.spike", any_event))
+
+
+async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str) -> None:
+    clock, made = Clock(NOW), 0
+    async with kit_of(store_url, clock, shards=1) as kit:
+
+        async def make() -> Mapping[str, Any] | None:
+            nonlocal made
+            made += 1
+            return {"id": str(made)}
+
+        async def nothing() -> None:
+            return None
+
+        async def told() -> list[str]:
+            return [notice.data["id"] for notice in await next_notices(kit.store, 0, [EVENT])]
+
+        await told()
+        await tell_once(kit.store, "acme", EVENT, "a", nothing)
+        assert [] == await told()
+        await tell_once(kit.store, "acme", EVENT, "a", make)
+        for _ in range(3):
+            clock.advance(timedelta(days=2))
+            await tell_once(kit.store, "acme", EVENT, "a", make)
+        await tell_once(kit.store, "bolt", EVENT, "b", make)
+        assert ["1", "2"] == await told()
+        clock.advance(timedelta(days=2, milliseconds=1))
+        await tell_once(kit.store, "acme", EVENT, "a", make)
+        assert ["3"] == await told()
+
+
+async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
+    def wanted(kit: MeterKit) -> set[str]:
+        return {event for event in (EVENT, "storage.over") if kit.notify.wants(event)}
+
+    async with kit_of(store_url, Clock(NOW)) as kit:
+        assert set() == wanted(kit)
+
+        @kit.on(EVENT)
+        def summed_up(_event: PeriodSummary) -> None:
+            """Is never called here."""
+
+        assert {EVENT} == wanted(kit)
+
+
+async def test_summaries_are_looked_for_once_an_hour(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, looked = Clock(NOW), list[datetime]()
+
+    async def look() -> None:
+        looked.append(clock.now())
+
+    async with kit_of(store_url, clock) as kit:
+        watch = SummaryWatch(kit.store, any_event)
+        monkeypatch.setattr(watch, "look", look)
+        for minutes in (0, 59, 1, 1):
+            clock.advance(timedelta(minutes=minutes))
+            await watch._look_hourly()
+    assert looked == [NOW, NOW + timedelta(hours=1)]
+
+
+SPIKES: Final = (
+    PLANS.replace("usage.threshold", "usage.spike")
+    .replace(
+        "included: 10, overage: deny, warn_at: [50, 100]",
+        "included: 10, overage: {{bill: {{per: 100, amount_cents: 12}}}}",
+    )
+    .replace("{{unit: request}}", "{{unit: request, stripe: {{event_name: requests}}}}")
+)
+MIDNIGHT_MS: Final = to_ms(NOW.replace(hour=0, minute=0, second=0))
+CUSTOMERS: Final = int(os.environ.get("METERKIT_SPIKE_CUSTOMERS", "10"))
+DAYS: Final = 28 + (365 if CUSTOMERS >= 200 else 30)
+EVEN: Final = dict.fromkeys(range(30 * 24), 100)
+
+
+def row(customer: str, at_ms: int, quantity: int) -> Row:
+    return Row(f"{customer}-{at_ms}", "requests", "recorded", customer, None, at_ms, quantity)
+
+
+def written(directory: Path) -> str:
+    """An audit log in which acme uses 100 units in each hour, and bolt too; now acme uses 5,000."""
+    url = f"sqlite:///{directory}/audit.db"
+    rows = [
+        row(customer, MIDNIGHT_MS + hour * HOUR_MS, 5_000 if customer == "acme" and hour == 12 else 100)
+        for hour in range(-30 * 24, 13)
+        for customer in ("acme", "bolt")
+    ]
+    insert_rows(url, rows)
+    return url
+
+
+async def test_a_spike_is_sent_once_a_day(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, url = Clock(NOW), written(tmp_path)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SPIKES, audit_url=url) as kit:
+        watch = SpikeWatch(kit.store, AuditDatabase(url), any_event)
+
+        async def cut(*args: Any) -> None:
+            await tell(*args)
+            raise StoreError("cut off")
+
+        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
+        with pytest.raises(StoreError, match="cut off"):
+            await watch.look()
+        monkeypatch.setattr("meterkit.notify.watches.tell", tell)
+        clock.advance(timedelta(minutes=5))
+        for _ in range(3):  # The first tells it again, as it was told.
+            await watch.look()
+        await pass_over(kit, "webhook", "webhook")
+        ((_, body),) = hook.posts
+        (found,) = await SpikesToday(kit.store).all()
+        assert (found.customer, found.meter, found.used, found.usual) == ("acme", "requests", 5_000, 100)
+        data = json.loads(body)["data"]
+        assert data == {
+            "id": data["id"],
+            "customer": "acme",
+            "at": "2031-06-10T12:00:30Z",
+            "meter": "requests",
+            "span": "hour",
+            "used": 5_000,
+            "usual": 100,
+            "four_weeks_at_this_pace": 28 * 24 * 5_000,
+            "last_four_weeks": 28 * 24 * 100,
+            "used_cents": 600,
+            "usual_cents": 12,
+            "four_weeks_at_this_pace_cents": 403_200,
+            "last_four_weeks_cents": 8_064,
+        }
+
+
+def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
+    catalog = loads(SPIKES.format(url="http://127.0.0.1:9"))
+    refusal = r"usage\.spike under notify, which needs the audit log: set METER"
+    with pytest.raises(SettingsError, match=refusal):
+        MeterKit(catalog, redis_url="memory://")
+
+
+async def test_reloading_spikes_needs_an_audit_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_text(PLANS.format(url="http://127.0.0.1:9"))
+    kit = MeterKit(path, redis_url="memory://", notify_secret=SECRET)
+    before = kit.catalog.content_hash
+    path.write_text(SPIKES.format(url="http://127.0.0.1:9"))
+    with pytest.raises(SettingsError, match=r"plans\.yaml lists usage\.spike .* needs the audit log"):
+        await kit.reload()
+    assert before == kit.catalog.content_hash
+    caplog.clear()
+    path.write_text(PLANS.format(url="http://127.0.0.1:10"))
+    assert await kit.reload()
+    assert "sends no messages by email: METERKIT_SMTP_URL is not set" in caplog.text
+    assert "by webhook" not in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(CUSTOMERS))
+def test_noise_is_taken_for_a_spike_less_than_once_a_month(seed: int) -> None:
+    hours, alarms, quiet = history(seed, DAYS), 0, -1
+    for hour in range(28 * 24, DAYS * 24):
+        if hour // 24 > quiet and spike_at(hours, hour * HOUR_MS):
+            alarms, quiet = alarms + 1, hour // 24
+    months = (DAYS - 28) / 30
+    assert alarms < max(months, 1.01)
+
+
+@pytest.mark.parametrize("seed", range(CUSTOMERS))
+def test_a_runaway_client_is_found_within_the_hour(seed: int) -> None:
+    hours, random = history(seed, 60), Random(seed)  # noqa: S311 - an hour, not a secret
+    busiest = sorted(hours.values())[-3]
+    for _ in range(4):
+        hour = random.randrange(30 * 24, 59 * 24)
+        usual = sorted(hours[hour - 24 * back] for back in range(1, 29))[14]
+        true = hours[hour]
+        hours[hour] = max(40 * usual, 4 * busiest, FLOOR)
+        found = spike_at(hours, hour * HOUR_MS + 600_000)
+        assert found is not None
+        assert (found.span, found.used) == ("hour", hours[hour])
+        hours[hour] = true
+
+
+@pytest.mark.parametrize(("used", "spike"), [(300, None), (301, Spike(span="hour", used=301, usual=100))])
+def test_three_times_as_much_as_ever_is_one(used: int, spike: Spike | None) -> None:
+    assert spike == spike_at({**EVEN, 29 * 24 + 5: used}, (29 * 24 + 5) * HOUR_MS)
+
+
+def test_a_day_that_is_three_times_as_busy_is_one() -> None:
+    hours = {**EVEN, **{29 * 24 + hour: 290 for hour in range(24)}}
+    found = [spike_at(hours, (29 * 24 + hour) * HOUR_MS) for hour in range(24)]
+    assert [None] * 24 == found
+    hours |= {29 * 24 + hour: 299 for hour in range(23)} | {29 * 24 + 23: 400}
+    hours |= {day * 24 + 23: 200 for day in range(29)}
+    hours |= {day * 24 + hour: 95 for day in range(29) for hour in range(23)}
+    last = spike_at(hours, (29 * 24 + 23) * HOUR_MS)
+    assert last == Spike(span="day", used=23 * 299 + 400, usual=23 * 95 + 200)
+
+
+@pytest.mark.parametrize("hour", [0, 13 * 24 + 23])
+def test_without_two_weeks_there_is_nothing_to_compare_with(hour: int) -> None:
+    assert spike_at({**dict.fromkeys(range(hour), 1), hour: 10**9}, hour * HOUR_MS) is None
+    assert spike_at({}, hour * HOUR_MS) is None
+    day_15 = 14 * 24
+    assert spike_at({**dict.fromkeys(range(day_15), 1), day_15: 10**9}, day_15 * HOUR_MS) is not None
+
+
+def test_what_happened_on_more_than_two_days_is_a_precedent() -> None:
+    hour = 29 * 24 + 5
+    hours = {**EVEN, hour: 5_000, hour - 24 * 3: 5_000, hour - 24 * 9: 5_000}
+    assert spike_at(hours, hour * HOUR_MS) is not None
+    assert spike_at({**hours, hour - 24 * 11: 5_000}, hour * HOUR_MS) is None
+
+
+def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
+    hour = 29 * 24 + 5
+    hours = {**EVEN, hour: 301, 0: 7, 23: 7, 24: 101}
+    behind = 28 * 24 * 100 + 1
+    spike = Spike(span="hour", used=301, usual=100)
+    assert pace_of(spike, hours, hour * HOUR_MS + 5) == Pace(28 * 24 * 301, behind)
+    assert pace_of(replace(spike, span="day"), hours, hour * HOUR_MS) == Pace(28 * 301, behind)
