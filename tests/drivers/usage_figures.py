@@ -1,19 +1,51 @@
-"""The numbers of a usage page: those that its HTML shows, and those that its JSON says it has to show."""
+"""The usage page of a kit; the numbers that its HTML shows, and those that its JSON says it has to show."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from drivers.llm_apps import listening
+from meterkit.pages import usage_page
 from meterkit.pages.statement_csv import csv_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+
+    from starlette.types import Scope
 
     from meterkit import MeterKit
 
+JSON: Final = {"accept": "application/json"}
+ORIGINS: Final = ["https://app.example"]
 GAUGES: Final = frozenset({"storage", "seats"})
+
+
+def _who(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+
+@asynccontextmanager
+async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx.AsyncClient]:
+    """A customer's client."""
+    app = Starlette(routes=[Mount("/usage", app=usage_page(kit, customer=_who, origins=ORIGINS))])
+    transport, headers = httpx.ASGITransport(app=app), {"x-customer-id": customer}
+    async with httpx.AsyncClient(transport=transport, base_url="http://app/usage", headers=headers) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving_acme(kit: MeterKit) -> AsyncGenerator[str]:
+    """Where the page is served, to a browser of acme's."""
+    page = usage_page(kit, customer=lambda _: "acme", origins=ORIGINS)
+    async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
+        yield f"http://127.0.0.1:{port}/usage/"
 
 
 class Tables(HTMLParser):

@@ -1,7 +1,4 @@
-"""The usage page in Chromium: both themes, 360 px, keyboard only, without script, and what axe-core finds.
-
-Of a customer who has used nothing, of the only one, and of one among a hundred thousand.
-"""
+"""Pages in Chromium: themes, 360 px, keyboard, no script, axe-core; with no customer, one, and 100,000."""
 
 from __future__ import annotations
 
@@ -16,15 +13,17 @@ from starlette.routing import Mount
 
 from drivers.audit_database import Row, drain_all, insert_rows, to_ms
 from drivers.audited_kit import sqlite_in
-from drivers.browser import chromium, faultless, found, needs_chromium, new_context
+from drivers.browser import check, chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
+from drivers.operator_pages import flat, selling, write_snapshot
 from drivers.plans import plans_text
+from drivers.redrives import kill_message, redrives
 from drivers.sampled import whole
 from drivers.shop import START
-from drivers.usage_figures import Tables, numbers_of
+from drivers.usage_figures import JSON, Tables, numbers_of, serving_acme
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.pages import usage_page
+from meterkit.pages import operator_pages
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -33,12 +32,11 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, Page
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, needs_chromium, pytest.mark.dear("a browser")]
 
 PLANS: Final = plans_text("in_browser")
 DAYS: Final = 20
 SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (("light", 1024), ("dark", 360))
-JSON: Final = {"accept": "application/json"}
 ROWS_AT_ONCE: Final = 10_000
 
 
@@ -57,31 +55,19 @@ async def address(store_url: str, directory: Path, customers: int) -> AsyncGener
             await kit.consume("acme", "requests", 4)
             await kit.grants.add("acme", {"requests": 25}, grant_id="gift")
         await drain_all(kit, url)
-        page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
-        async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
-            yield f"http://127.0.0.1:{port}/usage/"
+        async with serving_acme(kit) as address:
+            yield address
 
 
 def write_others(url: str, number: int) -> None:
     """Write usage of other customers to the audit log, without asking the store for each."""
     start_ms = to_ms(START)
     for first in range(0, number, ROWS_AT_ONCE):
-        insert_rows(
-            url,
-            [
-                Row(
-                    event=f"other-{nth}",
-                    meter="tokens",
-                    kind="recorded",
-                    customer=f"c{nth}",
-                    period_start_ms=start_ms,
-                    recorded_at_ms=start_ms + nth,
-                    quantity=1_000,
-                    occurred_at_ms=None,
-                )
-                for nth in range(first, min(first + ROWS_AT_ONCE, number))
-            ],
-        )
+        numbers = range(first, min(first + ROWS_AT_ONCE, number))
+        rows = [
+            Row(f"other-{n}", "tokens", "recorded", f"c{n}", start_ms, start_ms + n, 1_000) for n in numbers
+        ]
+        insert_rows(url, rows)
 
 
 async def look(
@@ -116,14 +102,6 @@ async def use_the_keyboard(browser: Browser, url: str) -> None:
         assert await page.locator("#rate-list").count() == 1
 
 
-async def tab_to(page: Page, link: str) -> None:
-    for _ in range(20):
-        await page.keyboard.press("Tab")
-        if await found(page, "document.activeElement.textContent") == link:
-            return
-    pytest.fail(f"no Tab leads to {link}")
-
-
 async def do_without_script(browser: Browser, url: str) -> None:
     """The tables have the figures, and no chart takes space."""
     context = await new_context(browser, java_script_enabled=False)
@@ -139,10 +117,8 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
     context = await new_context(browser, viewport={"width": 360, "height": 800})
     page = await context.new_page()
     await page.goto(url)
-    hidden = (
-        "[...document.querySelectorAll('.scroll')].filter((of) => of.scrollWidth > of.clientWidth).length"
-    )
-    assert await found(page, hidden) == 0
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert await found(page, f"{tables}.filter((of) => of.scrollWidth > of.clientWidth).length") == 0
     row = page.get_by_role("table").first.get_by_role("row", name="Requests")
     assert await row.get_by_role("cell").all_inner_texts() == ["request", "4", "10", "31", "0"]
     await context.close()
@@ -151,17 +127,13 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
 MONEY: Final = plans_text("in_browser_money")
 
 
-@needs_chromium
-@pytest.mark.dear("a browser")
 async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
     async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, chromium() as browser:
         await kit.customers.spend_limit("acme", 2_000, per="day")
         await kit.customers.spend_limit("acme", 0, per="hour")
         await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
         await kit.record("acme", "images", 30)
-        page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
-        async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
-            url = f"http://127.0.0.1:{port}/usage/"
+        async with serving_acme(kit) as url:
             for theme, width in SCREENS:
                 async with faultless(browser, url, theme, width, within=url) as shown:
                     filled = "[...document.querySelectorAll('progress')].map((bar) => bar.position)"
@@ -172,9 +144,7 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
                     assert await link.get_attribute("href") == "https://app.example/top-up"
 
 
-@needs_chromium
 @pytest.mark.parametrize("customers", [1, *(whole(number) for number in (0, 100_000))])
-@pytest.mark.dear("a browser")
 async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with address(store_url, tmp_path, customers) as url, chromium() as browser:
         if customers == 0:
@@ -186,3 +156,114 @@ async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path, custom
             await do_without_script(browser, url)
         else:
             await look(browser, url, 2, ("light", 360))
+
+
+NUMBERS: Final = """Object.fromEntries([...document.querySelectorAll("[data-figure]")].map(
+  (cell) => [cell.dataset.figure, cell.querySelector("data")?.value ?? null]))"""
+LINKS: Final = """[...document.querySelectorAll("[data-figure]:has(a)")].map((cell) =>
+  [cell.dataset.figure, cell.querySelector("a").getAttribute("href"), cell.querySelector("data").value])"""
+FOCUS: Final = (
+    """((at) => [at.getAttribute("aria-label") ?? "", at.id, at.textContent])(document.activeElement)"""
+)
+ROWS: Final = "document.querySelectorAll('#rows tbody tr').length"
+ROWS_A_PAGE: Final = 100
+WIDTH: Final = 360
+
+
+@asynccontextmanager
+async def served(store_url: str, directory: Path, customers: int) -> AsyncGenerator[tuple[MeterKit, str]]:
+    """The pages of an operator over a snapshot of so many customers; their address."""
+    async with selling(store_url, directory) as kit:
+        await write_snapshot(kit, sqlite_in(directory), customers)
+        app = Starlette(routes=[Mount("/operator", app=operator_pages(kit, allowed=lambda _: "ada"))])
+        async with listening(app) as port:
+            yield kit, f"http://127.0.0.1:{port}/operator/"
+
+
+async def look_at_figures(browser: Browser, url: str, *screens: tuple[Literal["light", "dark"], int]) -> None:
+    """Every number that the page shows is the one of its JSON, on each screen."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        figures = flat((await client.get(url, headers=JSON)).json())
+    for theme, width in screens:
+        async with faultless(browser, url, theme, width, within=url) as page:
+            shown = await found(page, NUMBERS)
+            numbers = {name: None if value is None else float(value) for name, value in shown.items()}
+            assert numbers == figures
+
+
+async def click_through(browser: Browser, url: str) -> None:
+    """Each figure opens a list: of so many rows, where it counts them. Each kind of list has no fault."""
+    async with faultless(browser, url, "light", WIDTH, within=url) as page:
+        links = await found(page, LINKS)
+        seen = set[str]()
+        for name, href, value in links:
+            kind = f"growth {href.partition('?')[0]}" if name.startswith("growth") else href
+            if kind in seen:
+                continue
+            seen.add(kind)
+            await page.goto(f"{url}{href}")
+            rows = await found(page, ROWS)
+            if name.startswith(("growth", "delivered", "plans_")):
+                assert rows > 0, name
+            elif not name.startswith("revenue"):
+                assert rows == min(int(value), ROWS_A_PAGE), name
+            if rows == 1:  # A hundred rows are checked once: they take axe-core a while.
+                await check(page, WIDTH)
+        assert len(seen) > 10
+
+
+async def turn_pages(browser: Browser, url: str) -> None:
+    """A list of more than a hundred rows goes on on the next page."""
+    async with faultless(browser, f"{url}all", "dark", 360, within=url) as page:
+        first = await page.locator("#rows tbody th").first.inner_text()
+        await page.get_by_role("link", name="Next page").click()
+        assert await page.locator("#rows tbody th").first.inner_text() > first
+        await page.get_by_role("link", name="First page").click()
+        assert await page.locator("#rows tbody th").first.inner_text() == first
+
+
+async def tab_to(page: Page, name: str) -> None:
+    for _ in range(30):
+        await page.keyboard.press("Tab")
+        if name in await found(page, FOCUS):
+            return
+    pytest.fail(f"no Tab leads to {name}")
+
+
+async def redrive_by_keyboard(browser: Browser, url: str) -> None:
+    """From the overview to a dead message, which is redriven with a reason; no mouse."""
+    async with faultless(browser, url, "light", 1024, within=url) as page:
+        await page.keyboard.press("Tab")
+        assert await found(page, "document.activeElement.className") == "skip"
+        await tab_to(page, "Messages to customers")
+        await page.keyboard.press("Enter")
+        await tab_to(page, "Dead messages: open the list")
+        async with page.expect_navigation():
+            await page.keyboard.press("Enter")
+        await tab_to(page, "Select msg_1")
+        await page.keyboard.press("Space")
+        await tab_to(page, "reason")
+        await page.keyboard.type("the receiver is back")
+        async with page.expect_navigation():
+            await page.keyboard.press("Enter")
+        assert await page.locator("h1").inner_text() == "Redriven: 1"
+
+
+@pytest.mark.parametrize("customers", [1, *(whole(number) for number in (0, 101, 100_000))])
+async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
+    async with served(store_url, tmp_path, customers) as (_, url), chromium() as browser:
+        await look_at_figures(browser, url, ("light", 1024), ("dark", 360))
+        if customers == 1:
+            await look_at_figures(browser, url, ("light", 360), ("dark", 1024))
+        await click_through(browser, url)
+        if customers > ROWS_A_PAGE:
+            await turn_pages(browser, url)
+
+
+async def test_a_dead_message_is_redriven_without_a_mouse(store_url: str, tmp_path: Path) -> None:
+    async with served(store_url, tmp_path, 1) as (kit, url), chromium() as browser:
+        await kill_message(kit, "msg_1", "c000000")
+        await kit.customers.set_plan("c000000", "pro")
+        await redrive_by_keyboard(browser, url)
+        (entry,) = await redrives(kit, "c000000")
+        assert entry.after == "redriven: the receiver is back"

@@ -22,102 +22,101 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+    from httpx import AsyncClient
+
+    from meterkit import MeterKit
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_each_figure_counts_the_customers_of_its_list(store_url: str, tmp_path: Path) -> None:
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await kit.record("near", "requests", 8)
-        await kit.record("far", "requests", 7)
-        await kit.record("over", "requests", 12)
-        await kit.customers.set_plan("pro", "pro")
-        await kit.record("pro", "requests", 799)
-        await kit.record("billed", "tokens", 5)
-        await kit.customers.set_status("late", "past_due")
-        await make_snapshot(kit)
+async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.record("near", "requests", 8)
+    await kit.record("far", "requests", 7)
+    await kit.record("over", "requests", 12)
+    await kit.customers.set_plan("pro", "pro")
+    await kit.record("pro", "requests", 799)
+    await kit.record("billed", "tokens", 5)
+    await kit.customers.set_status("late", "past_due")
+    await make_snapshot(kit)
 
-        figures = (await client.get("/", headers=JSON)).json()
-        page = (await client.get("/")).text
-        assert figures["customers"] == {
-            "customers": 6,
-            "near": 2,
-            "past_due": 1,
-            "unlinked": 1,
-            "access_grace": 1,
-            "access_restricted": 0,
-            "access_suspended": 0,
-        }
-        assert figures["plans"] == {"free": 5, "pro": 1}
-        shown = figures_on(page)
-        assert shown == flat(figures)
-        rows = list(csv.DictReader(io.StringIO((await client.get("/figures.csv")).text)))
-        names = [":".join(filter(None, (row["section"], row["row"], row["figure"]))) for row in rows]
-        assert {name: int(row["value"]) for name, row in zip(names, rows, strict=True)} == shown
-        assert (await client.get("/figures.json")).json() == figures
+    figures = (await client.get("/", headers=JSON)).json()
+    page = (await client.get("/")).text
+    assert figures["customers"] == {
+        "customers": 6,
+        "near": 2,
+        "past_due": 1,
+        "unlinked": 1,
+        "access_grace": 1,
+        "access_restricted": 0,
+        "access_suspended": 0,
+    }
+    assert figures["plans"] == {"free": 5, "pro": 1}
+    shown = figures_on(page)
+    assert shown == flat(figures)
+    rows = list(csv.DictReader(io.StringIO((await client.get("/figures.csv")).text)))
+    names = [":".join(filter(None, (row["section"], row["row"], row["figure"]))) for row in rows]
+    assert {name: int(row["value"]) for name, row in zip(names, rows, strict=True)} == shown
+    assert (await client.get("/figures.json")).json() == figures
 
-        links = re.findall(r'<dd data-figure="([^"]*)">\s*<a href="([^"]*)"', page)
-        assert {name for name, _ in links} == {name for name in shown if "tokens" not in name}
-        for name, link in links:
-            path, _, query = link.partition("?")
-            listed = (await client.get(f"/{path}.json?{query}")).json()
-            assert len(listed) == shown[name], name
-            assert (await client.get(f"/{link}", headers=JSON)).json() == {"rows": listed, "after": ""}
-            exported = list(csv.DictReader(io.StringIO((await client.get(f"/{path}.csv?{query}")).text)))
-            assert [row["customer"] for row in exported] == [row["customer"] for row in listed]
-            html = (await client.get(f"/{link}")).text
-            assert ("As of 2031-06-01 00:00 UTC." in html) == (path in OF_A_SNAPSHOT)
-            assert html.count('<th scope="row">') == len(listed)
-        near = (await client.get("/near.json")).json()
-        assert [(one["customer"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
-            ("over", 12, 12, 1000),
-            ("near", 8, 10, 800),
-        ]
-
-
-async def test_lists_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        names = [f"c{nth:03}" for nth in range(205)]
-        for nth, name in enumerate(names):
-            await kit.record(name, "requests", 8 + nth % 3)
-        await make_snapshot(kit)
-        for path, order in (
-            ("all", names),
-            ("near", sorted(names, key=lambda name: (-(int(name[1:]) % 3), name))),
-        ):
-            seen, link = list[str](), path
-            for _ in range(3):
-                page = (await client.get(f"/{link}")).text
-                seen += re.findall(r'<th scope="row"><a href="ledger\?of=([^"]*)"', page)
-                found = re.search(r'<a href="([^"]*)">Next page', page)
-                link = "" if found is None else found[1].replace("&amp;", "&")
-            assert (seen, link) == (order, "")
+    links = re.findall(r'<dd data-figure="([^"]*)">\s*<a href="([^"]*)"', page)
+    assert {name for name, _ in links} == {name for name in shown if "tokens" not in name}
+    for name, link in links:
+        path, _, query = link.partition("?")
+        listed = (await client.get(f"/{path}.json?{query}")).json()
+        assert len(listed) == shown[name], name
+        assert (await client.get(f"/{link}", headers=JSON)).json() == {"rows": listed, "after": ""}
+        exported = list(csv.DictReader(io.StringIO((await client.get(f"/{path}.csv?{query}")).text)))
+        assert [row["customer"] for row in exported] == [row["customer"] for row in listed]
+        html = (await client.get(f"/{link}")).text
+        assert ("As of 2031-06-01 00:00 UTC." in html) == (path in OF_A_SNAPSHOT)
+        assert html.count('<th scope="row">') == len(listed)
+    near = (await client.get("/near.json")).json()
+    assert [(one["customer"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
+        ("over", 12, 12, 1000),
+        ("near", 8, 10, 800),
+    ]
 
 
-async def test_a_place_that_no_page_has_named_is_answered(store_url: str, tmp_path: Path) -> None:
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await kit.record("acme", "requests", 9)
-        await make_snapshot(kit)
-        for path in ("near", "all", "spiking", "degraded", "unconfirmed", "outbox", "webhooks", "messages"):
-            for after in ("x", "x y", "-1", "\0", "9" * 30, f"{'9' * 30} x", "9" * 5_000):
-                answer = await client.get(f"/{path}", params={"after": after}, headers=JSON)
-                assert (answer.status_code, answer.json()) == (200, {"rows": [], "after": ""}), (path, after)
+async def test_lists_are_read_page_by_page(kit: MeterKit, client: AsyncClient) -> None:
+    names = [f"c{nth:03}" for nth in range(205)]
+    for nth, name in enumerate(names):
+        await kit.record(name, "requests", 8 + nth % 3)
+    await make_snapshot(kit)
+    for path, order in (
+        ("all", names),
+        ("near", sorted(names, key=lambda name: (-(int(name[1:]) % 3), name))),
+    ):
+        seen, link = list[str](), path
+        for _ in range(3):
+            page = (await client.get(f"/{link}")).text
+            seen += re.findall(r'<th scope="row"><a href="ledger\?of=([^"]*)"', page)
+            found = re.search(r'<a href="([^"]*)">Next page', page)
+            link = "" if found is None else found[1].replace("&amp;", "&")
+        assert (seen, link) == (order, "")
 
 
-async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(store_url: str, tmp_path: Path) -> None:
+async def test_a_place_that_no_page_has_named_is_answered(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.record("acme", "requests", 9)
+    await make_snapshot(kit)
+    for path in ("near", "all", "spiking", "degraded", "unconfirmed", "outbox", "webhooks", "messages"):
+        for after in ("x", "x y", "-1", "\0", "9" * 30, f"{'9' * 30} x", "9" * 5_000):
+            answer = await client.get(f"/{path}", params={"after": after}, headers=JSON)
+            assert (answer.status_code, answer.json()) == (200, {"rows": [], "after": ""}), (path, after)
+
+
+async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(kit: MeterKit, client: AsyncClient) -> None:
     names = ["=1+1", "+1", "-1", "@a", " =1", "\u00a0=1", "＝1", 'a,"b', "<script>"]  # noqa: RUF001
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        for name in names:
-            await kit.record(name, "requests", 1)
-        await make_snapshot(kit)
-        text = (await client.get("/all.csv")).text
-        found = {row["customer"] for row in csv.DictReader(io.StringIO(text))}
-        assert found == {*(f"'{name}" for name in names[:7]), *names[7:]}
-        assert {one["customer"] for one in (await client.get("/all.json")).json()} == set(names)
-        page = (await client.get("/all")).text
-        assert "<script>" not in page
-        assert "&lt;script&gt;" in page
+    for name in names:
+        await kit.record(name, "requests", 1)
+    await make_snapshot(kit)
+    text = (await client.get("/all.csv")).text
+    found = {row["customer"] for row in csv.DictReader(io.StringIO(text))}
+    assert found == {*(f"'{name}" for name in names[:7]), *names[7:]}
+    assert {one["customer"] for one in (await client.get("/all.json")).json()} == set(names)
+    page = (await client.get("/all")).text
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> None:
@@ -161,31 +160,28 @@ async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> N
     async with selling(store_url, None) as kit, pages_of(kit) as client:
         assert "set METERKIT_AUDIT_URL" in (await client.get("/")).text
         answer = await client.get("/all")
-        assert answer.status_code == 503
-        assert "set METERKIT_AUDIT_URL" in answer.json()["detail"]
+        assert (answer.status_code, "set METERKIT_AUDIT_URL" in answer.json()["detail"]) == (503, True)
 
 
-async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(store_url: str, tmp_path: Path) -> None:
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await kit.record("acme", "requests", 1)
-        admin: Any = await kit.store.admin()
-        asked = kit.store.keys.shard(0, "overview:asked")
-        assert "Reload this page" in (await client.get("/")).text
-        for path in ("/all", "/all.csv", "/delivered?of=pending tokens", "/paying?of=usd"):
-            answer = await client.get(path)
-            assert (answer.status_code, "are being made" in answer.text) == (503, True)
-        assert await admin.client.exists(asked)
-        overview = overview_of(kit)
-        assert await overview.look()
-        assert not await admin.client.exists(asked)
-        assert not await overview.look()
-        assert (await client.get("/", headers=JSON)).json()["customers"]["customers"] == 1
-        assert not await admin.client.exists(asked)
+async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.record("acme", "requests", 1)
+    admin: Any = await kit.store.admin()
+    asked = kit.store.keys.shard(0, "overview:asked")
+    assert "Reload this page" in (await client.get("/")).text
+    for path in ("/all", "/all.csv", "/delivered?of=pending tokens", "/paying?of=usd"):
+        answer = await client.get(path)
+        assert (answer.status_code, "are being made" in answer.text) == (503, True)
+    assert await admin.client.exists(asked)
+    overview = overview_of(kit)
+    assert await overview.look()
+    assert not await admin.client.exists(asked)
+    assert not await overview.look()
+    assert (await client.get("/", headers=JSON)).json()["customers"]["customers"] == 1
+    assert not await admin.client.exists(asked)
 
 
 @contextmanager
 def statements() -> Generator[list[str]]:
-    """The SQL statements that run in the block."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

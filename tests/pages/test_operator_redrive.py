@@ -1,28 +1,41 @@
-"""Redrives on the operator pages: of usage, webhooks and messages, by whom, and from where."""
+"""Operator pages: redrives by whom and from where, usage against invoices, degraded minutes."""
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
-from drivers.operator_pages import pages_of, selling
+from drivers.operator_pages import figures_on, make_snapshot, pages_of, selling
 from drivers.redrives import kill_message, kill_webhook, redrives
+from drivers.shop import START
 from meterkit.pages import operator_queues
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
 
     import httpx
+    from httpx import AsyncClient
 
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
 OWN = {"sec-fetch-site": "same-origin"}
 JSON = {"accept": "application/json", **OWN}
+
+
+@pytest.fixture
+async def kit(store_url: str) -> AsyncGenerator[MeterKit]:
+    async with selling(store_url, None) as opened:
+        yield opened
 
 
 def selected(page: str) -> Mapping[str, list[str]]:
@@ -31,7 +44,7 @@ def selected(page: str) -> Mapping[str, list[str]]:
     return {"queue": queue, "id": re.findall(r'name="id" value="([^"]*)"', page)}
 
 
-async def figures(client: httpx.AsyncClient) -> dict[str, dict[str, int]]:
+async def figures(client: AsyncClient) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = (await client.get("/", headers=JSON)).json()
     return found
 
@@ -68,38 +81,37 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
 
 
 async def test_dead_webhooks_and_messages_are_redriven_by_name(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    kit: MeterKit, client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "meterkit.pages")
-    async with selling(store_url, None) as kit, pages_of(kit) as client:
-        await kit.customers.link("acme", "cus_acme", force=True)
-        for stripe_customer in ("cus_acme", "cus_other"):
-            await kill_webhook(kit, stripe_customer)
-        await kill_message(kit, "msg_1", "acme")
-        await kill_message(kit, "msg_2", "never set up")
-        found = await figures(client)
-        assert (found["webhooks"], found["messages"]) == ({"dead": 2}, {"waiting": 0, "dead": 2})
-        for queue, ids in (("webhooks", ["cus_acme", "cus_other"]), ("messages", ["msg_1", "msg_2"])):
-            form = selected((await client.get(f"/{queue}")).text)
-            assert (form["queue"], sorted(form["id"])) == ([queue], ids)
-            named = [*ids, *ids, "none", "none"]  # Pages of one list may overlap.
-            answer = await client.post("/redrive", data={**form, "id": named}, headers=JSON)
-            assert answer.json() == {"redriven": ids, "refused": {"none": "it is not dead"}}
-        found = await figures(client)
-        assert (found["webhooks"], found["messages"]) == ({"dead": 0}, {"waiting": 2, "dead": 0})
-        waiting = {"queue": "messages", "id": "msg_1"}
-        answer = await client.post("/redrive", data=waiting, headers=JSON)
-        assert answer.json() == {"redriven": [], "refused": {"msg_1": "it is not dead"}}
-        entries = await redrives(kit, "acme")
-        assert [(one.kind, one.before, one.after) for one in entries] == [
-            ("redrive", "dead: webhooks of cus_acme", "redriven"),
-            ("redrive", "dead: msg_1", "redriven"),
-        ]
-        # A customer whom nobody set up has no ledger; the log has the line.
-        assert await kit.customers.history("never set up") == []
-        assert "operator 'ada' redrives msg_2 of customer 'never set up'" in caplog.text
-        assert "operator ada" in (await client.get("/ledger?of=acme")).text
-        assert (await client.get("/ledger?of=a%00")).status_code == 404
+    await kit.customers.link("acme", "cus_acme", force=True)
+    for stripe_customer in ("cus_acme", "cus_other"):
+        await kill_webhook(kit, stripe_customer)
+    await kill_message(kit, "msg_1", "acme")
+    await kill_message(kit, "msg_2", "never set up")
+    found = await figures(client)
+    assert (found["webhooks"], found["messages"]) == ({"dead": 2}, {"waiting": 0, "dead": 2})
+    for queue, ids in (("webhooks", ["cus_acme", "cus_other"]), ("messages", ["msg_1", "msg_2"])):
+        form = selected((await client.get(f"/{queue}")).text)
+        assert (form["queue"], sorted(form["id"])) == ([queue], ids)
+        named = [*ids, *ids, "none", "none"]  # Pages of one list may overlap.
+        answer = await client.post("/redrive", data={**form, "id": named}, headers=JSON)
+        assert answer.json() == {"redriven": ids, "refused": {"none": "it is not dead"}}
+    found = await figures(client)
+    assert (found["webhooks"], found["messages"]) == ({"dead": 0}, {"waiting": 2, "dead": 0})
+    waiting = {"queue": "messages", "id": "msg_1"}
+    answer = await client.post("/redrive", data=waiting, headers=JSON)
+    assert answer.json() == {"redriven": [], "refused": {"msg_1": "it is not dead"}}
+    entries = await redrives(kit, "acme")
+    assert [(one.kind, one.before, one.after) for one in entries] == [
+        ("redrive", "dead: webhooks of cus_acme", "redriven"),
+        ("redrive", "dead: msg_1", "redriven"),
+    ]
+    # A customer whom nobody set up has no ledger; the log has the line.
+    assert await kit.customers.history("never set up") == []
+    assert "operator 'ada' redrives msg_2 of customer 'never set up'" in caplog.text
+    assert "operator ada" in (await client.get("/ledger?of=acme")).text
+    assert (await client.get("/ledger?of=a%00")).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -115,28 +127,81 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
         ({}, 403),
     ],
 )
-async def test_only_the_page_itself_posts(store_url: str, headers: dict[str, str], status: int) -> None:
-    async with selling(store_url, None) as kit, pages_of(kit) as client:
-        await kill_message(kit, "msg_1", "acme")
-        form = {"queue": "messages", "id": "msg_1"}
-        assert (await client.post("/redrive", data=form, headers=headers)).status_code == status
-        assert (await figures(client))["messages"]["dead"] == (status != 200)
+async def test_only_the_page_itself_posts(
+    kit: MeterKit, client: AsyncClient, headers: dict[str, str], status: int
+) -> None:
+    await kill_message(kit, "msg_1", "acme")
+    form = {"queue": "messages", "id": "msg_1"}
+    assert (await client.post("/redrive", data=form, headers=headers)).status_code == status
+    assert (await figures(client))["messages"]["dead"] == (status != 200)
 
 
-async def test_forms_that_cannot_be_read_are_refused(store_url: str) -> None:
-    async with selling(store_url, None) as kit, pages_of(kit) as client:
-        form = {"content-type": "application/x-www-form-urlencoded", **OWN}
-        for body, headers, status in (
-            ("queue=messages&id=x", {**OWN, "content-type": "application/json"}, 415),
-            ("queue=none&id=x", form, 422),
-            ("queue=messages", form, 422),
-            ("queue=messages&id=x&reason=" + "a" * 501, form, 422),
-            ("queue=messages&id=%ff", form, 422),
-            ("id=" + "a" * (1 << 20), form, 413),
-        ):
-            answer = await client.post("/redrive", content=body, headers=headers)
-            assert answer.status_code == status, body[:40]
-        assert (await client.get("/redrive")).status_code == 404
-        async with pages_of(kit, "") as stranger:
-            answer = await stranger.post("/redrive", data={"queue": "messages", "id": "x"}, headers=OWN)
-            assert answer.status_code == 403
+async def test_forms_that_cannot_be_read_are_refused(kit: MeterKit, client: AsyncClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded", **OWN}
+    for body, headers, status in (
+        ("queue=messages&id=x", {**OWN, "content-type": "application/json"}, 415),
+        ("queue=none&id=x", form, 422),
+        ("queue=messages", form, 422),
+        ("queue=messages&id=x&reason=" + "a" * 501, form, 422),
+        ("queue=messages&id=%ff", form, 422),
+        ("id=" + "a" * (1 << 20), form, 413),
+    ):
+        answer = await client.post("/redrive", content=body, headers=headers)
+        assert answer.status_code == status, body[:40]
+    assert (await client.get("/redrive")).status_code == 404
+    async with pages_of(kit, "") as stranger:
+        answer = await stranger.post("/redrive", data={"queue": "messages", "id": "x"}, headers=OWN)
+        assert answer.status_code == 403
+
+
+async def rows_of(client: httpx.AsyncClient, path: str, of: str = "") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get(f"/{path}.json", params={"of": of})).json()
+    return found
+
+
+async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_path: Path) -> None:
+    async with desk(store_url, audit_url=sqlite_in(tmp_path)) as at, pages_of(at.kit) as client:
+        await at.link("acme", "zeta")
+        for customer, units in (("acme", 6), ("zeta", 7), ("alone", 8)):
+            await at.kit.record(customer, "requests", units)
+        await at.kit.record("zeta", "rows", 9)
+        await at.flush(everything=True)
+        await at.kit.record("acme", "requests", 1)
+        await make_snapshot(at.kit)
+
+        figures = (await client.get("/", headers=JSON)).json()["delivered"]
+        # What stays with us, as rows do, is no usage on its way to Stripe.
+        assert set(figures) == {"requests"}
+        used = {name: units for name, units in figures["requests"].items() if units}
+        assert used == {"recorded": 22, "pending": 1, "unlinked": 8, "delivered": 13}
+        for state, units in figures["requests"].items():
+            rows = await rows_of(client, "delivered", f"{state} requests")
+            assert sum(row[state] for row in rows) == units
+            assert all(row[state] for row in rows)
+        shown = figures_on((await client.get("/")).text)
+        assert shown["delivered:requests:delivered"] == 13
+        assert await rows_of(client, "delivered", "none requests") == []
+
+        books = await rows_of(client, "books", "acme")
+        (now,) = [row for row in books if row["meter"] == "requests"]
+        assert (now["recorded"], now["waiting"], now["delivered"], now["confirmed"]) == (7, 1, 6, 6)
+        assert (await client.get("/books?of=a%00")).status_code == 404
+
+
+async def test_degraded_minutes_are_sent_once_the_store_is_back(kit: MeterKit, client: AsyncClient) -> None:
+    store, clock = kit.store, Clock(START)
+    noted = type(store.degraded)(store.keys, store.admin, lambda: int(clock() * 1000))
+    for before in (timedelta(0), timedelta(seconds=30), timedelta(hours=23), timedelta(hours=25)):
+        clock.set(START - before)
+        noted.note()
+    await noted.send()
+    await noted.send()
+    store.degraded.note()
+    await store.degraded.send()
+    assert list((await store.degraded.read(30)).values()) == [2, 1, 1, 1]
+    figures = (await client.get("/", headers=JSON)).json()["degraded"]
+    assert figures == {"day": 3, "month": 4}
+    assert len(await rows_of(client, "degraded", "day")) == 3
+    rows = await rows_of(client, "degraded")
+    assert rows[0] == {"minute": "2031-06-01T00:00:00Z", "requests": 2}
+    assert len(rows) == 4

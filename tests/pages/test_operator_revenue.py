@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of, pages_of, selling
+from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue import lists as revenue_lists
 from meterkit.insights.revenue.figures import MOVES, Paying, Used
@@ -19,10 +18,9 @@ from meterkit.insights.revenue.lists import Changes, RevenueLists
 from meterkit.insights.revenue.tables import RevenueTables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    import httpx
+    from httpx import AsyncClient
 
     from meterkit import MeterKit
 
@@ -50,71 +48,69 @@ MOVED: Final[dict[tuple[str, str, str], dict[str, int]]] = {
 USED: Final = (Used("ada", "usd", 40), Used("bob", "usd", 2), Used("eve", "eur", 9))
 
 
-@asynccontextmanager
-async def sold(store_url: str, directory: Path) -> AsyncGenerator[tuple[MeterKit, httpx.AsyncClient]]:
+@pytest.fixture
+async def sold(kit: MeterKit, tmp_path: Path) -> None:
     """Three days of revenue, and a snapshot of all customers."""
-    tables = RevenueTables(Database(sqlite_in(directory)))
+    tables = RevenueTables(Database(sqlite_in(tmp_path)))
     for nth, paid in enumerate(DAYS):
         day = LAST - timedelta(days=len(DAYS) - 1 - nth)
         tables.write(day, [Paying(name, *of) for name, of in paid.items()], USED)
     tables.write(date(2031, 4, 30), [], [Used("old", "usd", 1000)])
-    async with selling(store_url, directory) as kit, pages_of(kit) as client:
-        await make_snapshot(kit)
-        yield kit, client
+    await make_snapshot(kit)
 
 
-async def rows_of(client: httpx.AsyncClient, path: str, of: str) -> list[dict[str, Any]]:
+async def rows_of(client: AsyncClient, path: str, of: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await client.get(f"/{path}.json", params={"of": of})).json()
     return found
 
 
-async def test_each_movement_is_the_sum_of_its_list(store_url: str, tmp_path: Path) -> None:
-    async with sold(store_url, tmp_path) as (_, client):
-        figures = (await client.get("/", headers=JSON)).json()
-        page = (await client.get("/")).text
-        shown = figures_on(page)
-        for currency in ("usd", "eur"):
-            growth = figures[f"growth_{currency}"]
-            for day, of in growth.items():
-                for move in ("new", "expansion", "reactivation", "contraction", "churn"):
-                    rows = await rows_of(client, "moves", f"{day} {currency} {move}")
-                    assert {row["customer"]: row["change"] for row in rows} == MOVED.get(
-                        (day, currency, move), {}
-                    )
-                    assert sum(row["change"] for row in rows) == of[move]
-                    assert (f'href="moves?of={day}%20{currency}%20{move}"' in page) == bool(rows)
-            assert {name: n for name, n in shown.items() if name.startswith(f"growth_{currency}:")} == {
-                f"growth_{currency}:{day}:{name}": n for day, of in growth.items() for name, n in of.items()
-            }
-        for of in ("none", "2031-13-01 usd new", "2031-05-30 usd none", "' OR 1=1 -- usd new"):
-            assert await rows_of(client, "moves", of) == []
+@pytest.mark.usefixtures("sold")
+async def test_each_movement_is_the_sum_of_its_list(client: AsyncClient) -> None:
+    figures = (await client.get("/", headers=JSON)).json()
+    page = (await client.get("/")).text
+    shown = figures_on(page)
+    for currency in ("usd", "eur"):
+        growth = figures[f"growth_{currency}"]
+        for day, of in growth.items():
+            for move in ("new", "expansion", "reactivation", "contraction", "churn"):
+                rows = await rows_of(client, "moves", f"{day} {currency} {move}")
+                assert {row["customer"]: row["change"] for row in rows} == MOVED.get(
+                    (day, currency, move), {}
+                )
+                assert sum(row["change"] for row in rows) == of[move]
+                assert (f'href="moves?of={day}%20{currency}%20{move}"' in page) == bool(rows)
+        assert {name: n for name, n in shown.items() if name.startswith(f"growth_{currency}:")} == {
+            f"growth_{currency}:{day}:{name}": n for day, of in growth.items() for name, n in of.items()
+        }
+    for of in ("none", "2031-13-01 usd new", "2031-05-30 usd none", "' OR 1=1 -- usd new"):
+        assert await rows_of(client, "moves", of) == []
 
 
-async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str, tmp_path: Path) -> None:
-    async with sold(store_url, tmp_path) as (kit, client):
-        figures = (await client.get("/", headers=JSON)).json()
-        last = await kit.revenue.at()
-        for currency in ("usd", "eur"):
-            revenue = figures[f"revenue_{currency}"]
-            for name in ("mrr", "customers", "arpa", "ltv", "nrr", "grr", "customer_churn", "forecast"):
-                assert revenue[name] == getattr(last, name).get(currency), name
-            paying = await rows_of(client, "paying", currency)
-            assert sum(row["mrr"] for row in paying) == revenue["mrr"]
-            assert len(paying) == revenue["customers"]
-            for plan, mrr in figures[f"plans_{currency}"].items():
-                rows = await rows_of(client, "paying", f"{currency} {plan}")
-                assert (sum(row["mrr"] for row in rows), {row["plan"] for row in rows}) == (mrr, {plan})
-            charged = await rows_of(client, "usage", currency)
-            assert sum(row["amount"] for row in charged) == revenue["usage_revenue"] > 0
-        assert await rows_of(client, "paying", "gbp") == []
-        shown = figures_on((await client.get("/")).text)
-        assert shown["revenue_usd:mrr"] == 2570
-        assert shown["plans_eur:pro"] == 1500
+@pytest.mark.usefixtures("sold")
+async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(kit: MeterKit, client: AsyncClient) -> None:
+    figures = (await client.get("/", headers=JSON)).json()
+    last = await kit.revenue.at()
+    for currency in ("usd", "eur"):
+        revenue = figures[f"revenue_{currency}"]
+        for name in ("mrr", "customers", "arpa", "ltv", "nrr", "grr", "customer_churn", "forecast"):
+            assert revenue[name] == getattr(last, name).get(currency), name
+        paying = await rows_of(client, "paying", currency)
+        assert sum(row["mrr"] for row in paying) == revenue["mrr"]
+        assert len(paying) == revenue["customers"]
+        for plan, mrr in figures[f"plans_{currency}"].items():
+            rows = await rows_of(client, "paying", f"{currency} {plan}")
+            assert (sum(row["mrr"] for row in rows), {row["plan"] for row in rows}) == (mrr, {plan})
+        charged = await rows_of(client, "usage", currency)
+        assert sum(row["amount"] for row in charged) == revenue["usage_revenue"] > 0
+    assert await rows_of(client, "paying", "gbp") == []
+    shown = figures_on((await client.get("/")).text)
+    assert shown["revenue_usd:mrr"] == 2570
+    assert shown["plans_eur:pro"] == 1500
 
 
 @pytest.mark.dear("each day of a month is kept")
 async def test_monthly_shares_match_the_lists_that_they_open(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: MeterKit, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables, month_before = RevenueTables(Database(sqlite_in(tmp_path))), date(2031, 4, 30)
     paid: dict[date, dict[str, int]] = {}
@@ -125,73 +121,68 @@ async def test_monthly_shares_match_the_lists_that_they_open(
         }
         tables.write(day, [Paying(name, "pro", "usd", mrr) for name, mrr in paid[day].items()], [])
     tables.spend(LAST, 700)
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await make_snapshot(kit)
-        revenue = (await client.get("/", headers=JSON)).json()["revenue_usd"]
-        then, now = paid[month_before], paid[LAST]
-        start = sum(then.values())
-        kept = await rows_of(client, "kept", "usd")
-        assert {row["customer"]: (row["before"], row["after"]) for row in kept} == {
-            name: (mrr, now.get(name, 0)) for name, mrr in then.items()
-        }
-        assert revenue["nrr"] == sum(row["after"] for row in kept) / start
-        assert revenue["grr"] == sum(min(row["before"], row["after"]) for row in kept) / start
+    await make_snapshot(kit)
+    revenue = (await client.get("/", headers=JSON)).json()["revenue_usd"]
+    then, now = paid[month_before], paid[LAST]
+    start = sum(then.values())
+    kept = await rows_of(client, "kept", "usd")
+    assert {row["customer"]: (row["before"], row["after"]) for row in kept} == {
+        name: (mrr, now.get(name, 0)) for name, mrr in then.items()
+    }
+    assert revenue["nrr"] == sum(row["after"] for row in kept) / start
+    assert revenue["grr"] == sum(min(row["before"], row["after"]) for row in kept) / start
 
-        lists = {
-            of: await rows_of(client, "changes", f"usd {of}")
-            for of in ("churn", "churn contraction", "expansion reactivation", "new")
-        }
-        assert all(lists.values())
-        sums = {of: sum(row["change"] for row in rows) for of, rows in lists.items()}
-        assert revenue["customer_churn"] == len(lists["churn"]) / len(then)
-        assert revenue["gross_churn"] == sums["churn contraction"] / start
-        assert revenue["net_churn"] == (sums["churn contraction"] - sums["expansion reactivation"]) / start
-        assert revenue["cac"] == round(700 / len(lists["new"]))
-        assert await rows_of(client, "changes", "usd none") == []
-        for name, opens in re.findall(
-            r'data-figure="revenue_usd:(\w+)">\s*<a href="([^"]*)"', (await client.get("/")).text
-        ):
-            listed = (await client.get(f"/{opens}", headers=JSON)).json()["rows"]
-            assert bool(listed) == (name != "usage_revenue"), name
+    lists = {
+        of: await rows_of(client, "changes", f"usd {of}")
+        for of in ("churn", "churn contraction", "expansion reactivation", "new")
+    }
+    assert all(lists.values())
+    sums = {of: sum(row["change"] for row in rows) for of, rows in lists.items()}
+    assert revenue["customer_churn"] == len(lists["churn"]) / len(then)
+    assert revenue["gross_churn"] == sums["churn contraction"] / start
+    assert revenue["net_churn"] == (sums["churn contraction"] - sums["expansion reactivation"]) / start
+    assert revenue["cac"] == round(700 / len(lists["new"]))
+    assert await rows_of(client, "changes", "usd none") == []
+    for name, opens in re.findall(
+        r'data-figure="revenue_usd:(\w+)">\s*<a href="([^"]*)"', (await client.get("/")).text
+    ):
+        listed = (await client.get(f"/{opens}", headers=JSON)).json()["rows"]
+        assert bool(listed) == (name != "usage_revenue"), name
 
-        everything = await rows_of(client, "changes", f"usd {' '.join(MOVES)}")
-        places = [(row["day"], row["move"], row["customer"]) for row in everything]
-        assert places == sorted(places)
-        lists_of = RevenueLists(Database(sqlite_in(tmp_path)))
-        for compared, most in ((200_000, 7), (1, 7), (20, 1000)):
-            monkeypatch.setattr(revenue_lists, "_COMPARED_MOST", compared)
-            seen, page = list[tuple[str, str, str]](), Changes([], ("", "", ""))
-            while page.after:
-                page = lists_of.changes(LAST, "usd", MOVES, after=page.after, most=most)
-                assert len(page.rows) <= most
-                seen += [(at, one.move, one.customer) for at, one in page.rows]
-            assert seen == places
-        for day, of in paid.items():
-            if day < month_before:
-                continue
-            who = await rows_of(client, "paying", f"{day} usd")
-            assert {row["customer"]: row["mrr"] for row in who} == of
-
-
-async def test_before_the_first_day_there_is_no_revenue(store_url: str, tmp_path: Path) -> None:
-    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
-        await make_snapshot(kit)
-        assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
-        for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
-            assert await rows_of(client, path, of) == []
+    everything = await rows_of(client, "changes", f"usd {' '.join(MOVES)}")
+    places = [(row["day"], row["move"], row["customer"]) for row in everything]
+    assert places == sorted(places)
+    lists_of = RevenueLists(Database(sqlite_in(tmp_path)))
+    for compared, most in ((200_000, 7), (1, 7), (20, 1000)):
+        monkeypatch.setattr(revenue_lists, "_COMPARED_MOST", compared)
+        seen, page = list[tuple[str, str, str]](), Changes([], ("", "", ""))
+        while page.after:
+            page = lists_of.changes(LAST, "usd", MOVES, after=page.after, most=most)
+            assert len(page.rows) <= most
+            seen += [(at, one.move, one.customer) for at, one in page.rows]
+        assert seen == places
+    for day, of in paid.items():
+        if day < month_before:
+            continue
+        who = await rows_of(client, "paying", f"{day} usd")
+        assert {row["customer"]: row["mrr"] for row in who} == of
 
 
-async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
-    async with sold(store_url, tmp_path) as (kit, _):
-        lists = overview_of(kit).lists()
-        first = lists.payments(LAST, "usd", "", after="", most=1)
-        second = lists.payments(LAST, "usd", "", after="bob", most=1)
-        assert [one.customer for one in (*first, *second)] == ["bob", "kim"]
-        begun = date(2031, 5, 28)
-        moves = lists.moves(begun, "usd", "new", after="ada", most=5)
-        assert [one.customer for one in moves] == ["bob"]
-        charged = lists.usage(LAST, "usd", after=("ada", "2031-05-29"), most=2)
-        assert [(one.customer, one.day) for one in charged] == [
-            ("ada", "2031-05-30"),
-            ("bob", "2031-05-28"),
-        ]
+async def test_before_the_first_day_there_is_no_revenue(kit: MeterKit, client: AsyncClient) -> None:
+    await make_snapshot(kit)
+    assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
+    for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
+        assert await rows_of(client, path, of) == []
+
+
+@pytest.mark.usefixtures("sold")
+async def test_lists_of_revenue_are_read_page_by_page(kit: MeterKit) -> None:
+    lists = overview_of(kit).lists()
+    first = lists.payments(LAST, "usd", "", after="", most=1)
+    second = lists.payments(LAST, "usd", "", after="bob", most=1)
+    assert [one.customer for one in (*first, *second)] == ["bob", "kim"]
+    begun = date(2031, 5, 28)
+    moves = lists.moves(begun, "usd", "new", after="ada", most=5)
+    assert [one.customer for one in moves] == ["bob"]
+    charged = lists.usage(LAST, "usd", after=("ada", "2031-05-29"), most=2)
+    assert [(one.customer, one.day) for one in charged] == [("ada", "2031-05-30"), ("bob", "2031-05-28")]

@@ -64,10 +64,7 @@ def test_other_plans_with_what_they_grant() -> None:
     assert [
         (one["plan"], one["cost_cents"], one["refused"])
         for one in on_other_plans(CATALOG, [CAPPED, SMALL], within)
-    ] == [
-        ("small", 1_020, []),
-        ("capped", 1_248, []),
-    ]
+    ] == [("small", 1_020, []), ("capped", 1_248, [])]
     assert on_other_plans(CATALOG, [CAPPED], beyond) == [
         {"plan": "capped", "name": "capped", "cost_cents": 1_248, "refused": ["calls", "tokens"]}
     ]
@@ -79,11 +76,7 @@ def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
     usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
     assert forecast_of({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)
     lower = counts(100, included=0, overage=50)
-    assert forecast_of({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (
-        1_228,
-        1_228,
-        1_228,
-    )
+    assert forecast_of({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (1_228,) * 3
 
 
 def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
@@ -101,21 +94,11 @@ def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
         ("of another customer", "recorded", "other", day, 2 * day, 1000, None),
         ("not sent", "dropped", "acme", day, 2 * day, 1000, None),
     ]
-    database.insert(
-        [
-            Row(
-                event=event,
-                meter="tokens",
-                kind=kind,
-                customer=customer,
-                period_start_ms=period,
-                recorded_at_ms=recorded,
-                quantity=quantity,
-                occurred_at_ms=occurred,
-            )
-            for event, kind, customer, period, recorded, quantity, occurred in written
-        ]
-    )
+    rows = [
+        Row(name, "tokens", kind, customer, period, recorded, quantity, occurred_at_ms=occurred)
+        for name, kind, customer, period, recorded, quantity, occurred in written
+    ]
+    database.insert(rows)
     assert database.days("acme", day) == {(1, "tokens"): 32, (2, "tokens"): -2}
 
 

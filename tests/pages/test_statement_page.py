@@ -11,49 +11,43 @@ from datetime import timedelta
 from html import unescape
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from drivers.audit_database import drain_all, insert_rows, to_ms
 from drivers.audited_kit import row_of, sqlite_in
 from drivers.browser import chromium, faultless, needs_chromium
-from drivers.llm_apps import listening
 from drivers.plans import plans_text
 from drivers.shop import START
-from drivers.usage_figures import statement_parts
+from drivers.usage_figures import JSON, page_of, serving_acme, statement_parts
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.pages import usage_page
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from starlette.types import Scope
+    import httpx
+
 
 pytestmark = pytest.mark.anyio
 
-JSON: Final = {"accept": "application/json"}
 PLANS: Final = plans_text("statement_page")
 OF_USERS: Final = (
     f"{PLANS}    subjects: {{user: {{requests: {{included: 5}}}}, team: {{tokens: {{included: 9}}}}}}\n"
 )
-ORIGINS: Final = ["https://app.example"]
 FORMULA: Final = '=HYPERLINK("http://evil")'
 
 
-def who(scope: Scope) -> str | None:
-    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+def kit_with(store_url: str, url: str, clock: Clock, plans: str = PLANS) -> MeterKit:
+    return MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False)
 
 
 @asynccontextmanager
 async def used(store_url: str, directory: Path, plans: str = PLANS) -> AsyncGenerator[MeterKit]:
     """Acme has used some of all, with a correction whose reason is a formula."""
     url, clock = sqlite_in(directory), Clock(START)
-    async with MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+    async with kit_with(store_url, url, clock, plans) as kit:
         for nth in range(1, 120):
             users = {"user": f"u_{nth}", "team": "a-team-with-a-long-name"} if nth % 2 else None
             await kit.record("acme", "tokens", nth, subjects=users)
@@ -65,33 +59,32 @@ async def used(store_url: str, directory: Path, plans: str = PLANS) -> AsyncGene
         yield kit
 
 
-@asynccontextmanager
-async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx.AsyncClient]:
-    app = Starlette(routes=[Mount("/usage", app=usage_page(kit, customer=who, origins=ORIGINS))])
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=app),
-        base_url="http://app/usage",
-        headers={"x-customer-id": customer},
-    ) as client:
-        yield client
+@pytest.fixture
+async def kit(store_url: str, tmp_path: Path) -> AsyncGenerator[MeterKit]:
+    async with used(store_url, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(kit: MeterKit) -> AsyncGenerator[httpx.AsyncClient]:
+    async with page_of(kit) as opened:
+        yield opened
 
 
 async def test_csv_has_all_events_of_the_json(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: MeterKit, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.insights.statement.statements._AT_ONCE", 50)
-    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
-        answer = await client.get("/statement.csv")
-        figures = (await client.get("/statement", headers=JSON)).json()
-        whole = await kit.statement("acme", most=10_000)
-        assert answer.headers["content-type"].startswith("text/csv")
-        assert answer.headers["content-disposition"] == 'attachment; filename="statement.csv"'
+    answer = await client.get("/statement.csv")
+    figures = (await client.get("/statement", headers=JSON)).json()
+    whole = await kit.statement("acme", most=10_000)
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert answer.headers["content-disposition"] == 'attachment; filename="statement.csv"'
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     assert {row["row"] for row in rows} == {"line", "event"}  # One head.
     lines = {row["line"]: row for row in rows if row["row"] == "line"}
-    assert (
-        list(lines) == [line["id"] for line in figures["lines"]] == ["plan", "usage/requests", "usage/tokens"]
-    )
+    assert [line["id"] for line in figures["lines"]] == ["plan", "usage/requests", "usage/tokens"]
+    assert [*lines] == [line["id"] for line in figures["lines"]]
     assert sum(int(row["amount_cents"]) for row in lines.values()) == figures["total_cents"]
     for line in whole.lines:
         told = [row for row in rows if row["row"] == "event" and row["line"] == line.id]
@@ -116,17 +109,14 @@ async def test_memory_of_a_csv_does_not_grow_with_its_events(
         for _ in range(2):
             tracemalloc.start()
             try:
-                events = sum(
-                    [part.count("event,usage/tokens") async for part in statement_parts(kit, "acme")]
-                )
+                parts = [part.count("event,usage/tokens") async for part in statement_parts(kit, "acme")]
+                events = sum(parts)
                 _, most = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
         return events, most
 
-    async with MeterKit(
-        loads(PLANS), redis_url=store_url, clock=Clock(START), audit_url=url, flush=False
-    ) as kit:
+    async with kit_with(store_url, url, Clock(START)) as kit:
         insert_rows(url, rows[:200])
         few, of_few = await peak(kit)
         insert_rows(url, rows[200:])
@@ -137,7 +127,7 @@ async def test_memory_of_a_csv_does_not_grow_with_its_events(
 
 async def test_an_event_names_its_users_and_its_event_id(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
-    async with MeterKit(loads(OF_USERS), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+    async with kit_with(store_url, url, clock, OF_USERS) as kit:
         await kit.record("acme", "tokens", 4, subjects={"user": FORMULA, "team": "red"})
         clock.advance(timedelta(seconds=1))
         await kit.record("acme", "tokens", 5, event_id="job-7")
@@ -170,7 +160,7 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
         "  free:\n    extends: pro\n    meters: {tokens: {included: 1000, overage: deny}}\n"
     )
     url, clock = sqlite_in(tmp_path), Clock(START)
-    async with MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+    async with kit_with(store_url, url, clock, plans) as kit:
         await kit.customers.set_plan("acme", "free")
         await kit.record("acme", "tokens", 60)  # No overage is billed: no price is known.
         clock.advance(timedelta(seconds=1))
@@ -189,31 +179,29 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
     assert [row[3] for row in images[1:]] == ["USD 30.00 each"]
 
 
-async def test_a_line_is_paged(store_url: str, tmp_path: Path) -> None:
-    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
-        figures = (await client.get("/statement", headers=JSON)).json()
-        line = figures["lines"][-1]
-        assert (line["event_count"], len(line["events"])) == (120, 100)
-        asked: Any = {"line": line["id"], "after": line["after"]}
-        (rest,) = (await client.get("/statement", params=asked, headers=JSON)).json()["lines"]
-        assert (len(rest["events"]), rest["after"]) == (20, "")
-        html = (await client.get("/statement")).text
-        assert "Used by" not in html
-        assert "More events of this line" in html
-        assert "120 events" in html
-        for bad in ({"line": "nosuch"}, {"line": line["id"], "after": "x"}, {"period": "soon"}):
-            assert (await client.get("/statement", params=bad)).status_code == 422
+async def test_a_line_is_paged(client: httpx.AsyncClient) -> None:
+    figures = (await client.get("/statement", headers=JSON)).json()
+    line = figures["lines"][-1]
+    assert (line["event_count"], len(line["events"])) == (120, 100)
+    asked: Any = {"line": line["id"], "after": line["after"]}
+    (rest,) = (await client.get("/statement", params=asked, headers=JSON)).json()["lines"]
+    assert (len(rest["events"]), rest["after"]) == (20, "")
+    html = (await client.get("/statement")).text
+    assert "Used by" not in html
+    assert "More events of this line" in html
+    assert "120 events" in html
+    for bad in ({"line": "nosuch"}, {"line": line["id"], "after": "x"}, {"period": "soon"}):
+        assert (await client.get("/statement", params=bad)).status_code == 422
 
 
-async def test_a_statement_is_its_customers_alone(store_url: str, tmp_path: Path) -> None:
-    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
-        for path in ("/statement", "/statement.csv"):
-            assert (await client.get(path, params={"customer": "other"})).status_code == 404
-            assert (await client.get(path, headers={"x-customer-id": ""})).status_code == 401
-            answer = await client.get(path)
-            assert "script-src 'self'" in answer.headers["content-security-policy"]
-            assert "777777" not in answer.text.replace(",", "")
-        assert 'href="statement?period=' in (await client.get("/")).text
+async def test_a_statement_is_its_customers_alone(client: httpx.AsyncClient) -> None:
+    for path in ("/statement", "/statement.csv"):
+        assert (await client.get(path, params={"customer": "other"})).status_code == 404
+        assert (await client.get(path, headers={"x-customer-id": ""})).status_code == 401
+        answer = await client.get(path)
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "777777" not in answer.text.replace(",", "")
+    assert 'href="statement?period=' in (await client.get("/")).text
 
 
 async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> None:
@@ -228,14 +216,10 @@ async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> N
 @pytest.mark.dear("a browser")
 async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path) -> None:
     async with used(store_url, tmp_path, OF_USERS) as kit, chromium() as browser:
-        page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
-        async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
-            url = f"http://127.0.0.1:{port}/usage/statement"
-            screens: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 360), ("dark", 1200))
+        screens: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 360), ("dark", 1200))
+        async with serving_acme(kit) as url:
             for theme, width in screens:
-                async with faultless(
-                    browser, url, theme, width, within=url.removesuffix("statement")
-                ) as shown:
+                async with faultless(browser, f"{url}statement", theme, width, within=url) as shown:
                     assert await shown.locator("details").count() == 2
                     await shown.locator("summary").last.click()
                     assert await shown.get_by_text("user u_1, team a-team-with-a-long-name").is_visible()

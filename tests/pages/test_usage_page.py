@@ -11,47 +11,29 @@ from socket import socket
 from threading import enumerate as threads
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.plans import plans_text
 from drivers.shop import CATALOG, START, shop
-from drivers.usage_figures import Tables, numbers_of
+from drivers.usage_figures import JSON, Tables, numbers_of, page_of
 from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.pages import usage_page
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from starlette.types import Scope
+    import httpx
+
 
 pytestmark = pytest.mark.anyio
 
-ORIGINS = ["https://app.example"]
 PORTAL = "https://app.example/billing"
-JSON = {"accept": "application/json"}
 PLANS = plans_text("usage_page")
-
-
-def who(scope: Scope) -> str | None:
-    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
-
-
-@asynccontextmanager
-async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx.AsyncClient]:
-    app = Starlette(routes=[Mount("/usage", app=usage_page(kit, customer=who, origins=ORIGINS))])
-    headers = {"x-customer-id": customer}
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://app/usage", headers=headers) as client:
-        yield client
 
 
 @asynccontextmanager
@@ -59,6 +41,18 @@ async def selling(store_url: str, clock: Clock | None = None, **settings: Any) -
     clock = clock or Clock(START)
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, **settings) as kit:
         yield kit
+
+
+@pytest.fixture
+async def kit(store_url: str) -> AsyncGenerator[MeterKit]:
+    async with selling(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(kit: MeterKit) -> AsyncGenerator[httpx.AsyncClient]:
+    async with page_of(kit) as opened:
+        yield opened
 
 
 async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Path) -> None:
@@ -89,9 +83,8 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
             "days": ["2031-06-01"],
             "meters": {"priced": [350], "requests": [4], "tokens": [150]},
         }
-        assert figures["other_plans"] == [
-            {"plan": "max", "name": "Max", "cost_cents": 4960, "refused": ["requests"]}
-        ]
+        (other,) = figures["other_plans"]
+        assert other == {"plan": "max", "name": "Max", "cost_cents": 4960, "refused": ["requests"]}
         assert figures["seats"] == {"meter": "seats", "used": 0, "included": 3, "seat_cents": None}
         assert figures["storage"] == {"meter": "storage", "beyond_included": 0}
         assert figures["forecast"] is None  # No day has passed.
@@ -150,9 +143,8 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
         await kit.customers.set_plan("acme", "max")
         now = (await client.get("/", headers=JSON)).json()
         assert (now["previous_period"], now["plan_name"]) == ("2031-06-30", "Max")
-        assert [(entry["kind"], entry["before"], entry["after"]) for entry in now["history"]] == [
-            ("plan", "pro", "max")
-        ]
+        (entry,) = now["history"]
+        assert (entry["kind"], entry["before"], entry["after"]) == ("plan", "pro", "max")
         before = (await client.get("/?period=2031-06-30", headers=JSON)).json()
         assert before["usage"]["meters"]["priced"]["recorded"] == 91
         assert before["days"]["meters"]["priced"][:4] == [40, 20, 30, 1]
@@ -190,9 +182,8 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
 
 
 async def test_limited_access_and_changes_are_in_plain_words(store_url: str) -> None:
-    async with shop(
-        store_url, catalog=replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
-    ) as at:
+    catalog = replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
+    async with shop(store_url, catalog=catalog) as at:
         await at.subscribed()
         at.emulator.fail_payments((await at.kit.customers.get("acme")).stripe_customer or "")
         async with page_of(at.kit) as client:
@@ -209,11 +200,10 @@ async def test_limited_access_and_changes_are_in_plain_words(store_url: str) -> 
             assert 'data-label="After">past due</td>' in page
 
 
-async def test_without_an_audit_log_the_page_names_its_setting(store_url: str) -> None:
-    async with selling(store_url) as kit, page_of(kit) as client:
-        page = (await client.get("/")).text
-        assert "Its operator turns them on with an audit log: set <code>METERKIT_AUDIT_URL</code>." in page
-        assert (await client.get("/", headers=JSON)).json()["days"] is None
+async def test_without_an_audit_log_the_page_names_its_setting(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/")).text
+    assert "Its operator turns them on with an audit log: set <code>METERKIT_AUDIT_URL</code>." in page
+    assert (await client.get("/", headers=JSON)).json()["days"] is None
 
 
 async def test_an_audit_log_that_fails_leaves_the_other_figures(
@@ -233,37 +223,30 @@ async def test_an_audit_log_that_fails_leaves_the_other_figures(
     assert "the database of the audit log failed" in line
 
 
-async def test_only_the_own_page_is_there(store_url: str) -> None:
-    async with selling(store_url) as kit, page_of(kit) as client:
-        await kit.record("other", "tokens", 7)
-        assert (await client.get("/?customer=acme")).status_code == 200
-        for path in ("/?customer=other", "/?customer=none", "/?customer=acme&customer=other"):
-            answer = await client.get(path)
-            assert (answer.status_code, answer.json()["title"]) == (404, "Not Found")
-        for path in (
-            "/other",
-            "/other/",
-            "/other?customer=acme",
-            "/static/../usage_page.py",
-            "/static/%2e%2e/usage_page.py",
-        ):
-            assert (await client.get(path)).status_code == 404
+async def test_only_the_own_page_is_there(kit: MeterKit, client: httpx.AsyncClient) -> None:
+    await kit.record("other", "tokens", 7)
+    assert (await client.get("/?customer=acme")).status_code == 200
+    for path in ("/?customer=other", "/?customer=none", "/?customer=acme&customer=other"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["title"]) == (404, "Not Found")
+    inside = ("/static/../usage_page.py", "/static/%2e%2e/usage_page.py")
+    for path in ("/other", "/other/", "/other?customer=acme", *inside):
+        assert (await client.get(path)).status_code == 404
 
 
-async def test_requests_without_a_customer_or_cross_site_are_refused(store_url: str) -> None:
-    async with selling(store_url) as kit, page_of(kit) as client:
-        assert (await client.get("/", headers={"x-customer-id": ""})).status_code == 401
-        assert (await client.get("/", headers={"x-customer-id": "a\x7f"})).status_code == 400
-        assert (await client.get("/", headers={"origin": "https://evil.example"})).status_code == 403
-        for own in ("https://app.example", "http://app"):
-            assert (await client.get("/", headers={"origin": own})).status_code == 200
-        evil = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
-        assert (await client.get("/", headers=evil)).status_code == 403
-        assert (await client.get("/", headers=evil | {"origin": "http://app"})).status_code == 403
-        # A person follows a link of another site, or enters the address.
-        for site in ("cross-site", "none", "same-origin"):
-            assert (await client.get("/", headers={"sec-fetch-site": site})).status_code == 200
-        assert (await client.post("/")).status_code == 405
+async def test_requests_without_a_customer_or_cross_site_are_refused(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/", headers={"x-customer-id": ""})).status_code == 401
+    assert (await client.get("/", headers={"x-customer-id": "a\x7f"})).status_code == 400
+    assert (await client.get("/", headers={"origin": "https://evil.example"})).status_code == 403
+    for own in ("https://app.example", "http://app"):
+        assert (await client.get("/", headers={"origin": own})).status_code == 200
+    evil = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
+    assert (await client.get("/", headers=evil)).status_code == 403
+    assert (await client.get("/", headers=evil | {"origin": "http://app"})).status_code == 403
+    # A person follows a link of another site, or enters the address.
+    for site in ("cross-site", "none", "same-origin"):
+        assert (await client.get("/", headers={"sec-fetch-site": site})).status_code == 200
+    assert (await client.post("/")).status_code == 405
 
 
 async def test_without_the_store_there_is_no_page() -> None:
@@ -273,27 +256,21 @@ async def test_without_the_store_there_is_no_page() -> None:
             assert (answer.status_code, "127.0.0.1" in answer.text) == (503, False)
 
 
-async def test_each_answer_forbids_foreign_content_and_caches(store_url: str) -> None:
-    async with selling(store_url) as kit, page_of(kit) as client:
-        for headers in ({}, JSON, {"x-customer-id": ""}):
-            answer = await client.get("/", headers=headers)
-            policy = answer.headers["content-security-policy"]
-            assert policy.startswith("default-src 'none'; script-src 'self';")
-            assert "unsafe" not in policy
-            assert answer.headers["cache-control"] == "no-store"
-            assert answer.headers["x-content-type-options"] == "nosniff"
-        page = (await client.get("/", headers={"accept": "text/html,application/json;q=0.9,*/*;q=0.8"})).text
-        assert "1 Jun 2031 to 30 Jun 2031 (UTC)" in page
-        assert " style=" not in page
-        assert "//" not in page.replace("</", "")
-        for file in (
-            "pages.css",
-            "charts.js",
-            "uplot/uPlot.iife.min.js",
-            "uplot/uPlot.min.css",
-            "uplot/LICENSE",
-        ):
-            assert (await client.get(f"/static/{file}")).status_code == 200
+async def test_each_answer_forbids_foreign_content_and_caches(client: httpx.AsyncClient) -> None:
+    for headers in ({}, JSON, {"x-customer-id": ""}):
+        answer = await client.get("/", headers=headers)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self';")
+        assert "unsafe" not in policy
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    page = (await client.get("/", headers={"accept": "text/html,application/json;q=0.9,*/*;q=0.8"})).text
+    assert "1 Jun 2031 to 30 Jun 2031 (UTC)" in page
+    assert " style=" not in page
+    assert "//" not in page.replace("</", "")
+    charts = ("charts.js", "uplot/uPlot.iife.min.js", "uplot/uPlot.min.css", "uplot/LICENSE")
+    for file in ("pages.css", *charts):
+        assert (await client.get(f"/static/{file}")).status_code == 200
 
 
 async def test_invoices_of_a_subscriber(store_url: str) -> None:
