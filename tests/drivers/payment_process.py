@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivers import webhooks
 from drivers.forked_command import die_at
-from drivers.top_ups import AUTO, CATALOG, dying
+from drivers.top_ups import AUTO, CATALOG, parts_of
 from drivers.worker_process import Commands
 from meterkit.customers.states import States
 from meterkit.stripe.api import StripeApi
@@ -49,7 +49,7 @@ class Paying(Commands):
 
     async def low(self, event: str) -> None:
         """The balance is low: an automatic top-up is bought."""
-        await dying(self)[2].on_low("acme", "usd", event)
+        await parts_of(self.kit)[2].on_low("acme", "usd", event)
 
     async def work_off(self) -> str:
         await self.kit.webhooks.work_off()

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from drivers.webhooks import Hooked
-    from drivers.worker_process import Commands
-    from meterkit import TopUp
+    from meterkit import MeterKit, TopUp
 
 PLANS: Final = plans_text("top_ups")
 CATALOG: Final = loads(PLANS)
@@ -64,9 +63,13 @@ async def night(at: Hooked) -> None:
     await at.kit.webhooks.work_off()
 
 
-def dying(at: Hooked | Commands) -> tuple[Any, Credits, AutoTopUps]:
+def dying(at: Hooked) -> tuple[Any, Credits, AutoTopUps]:
+    return parts_of(at.kit)
+
+
+def parts_of(kit: MeterKit) -> tuple[Any, Credits, AutoTopUps]:
     """The way of a kit to Stripe, on which a process can end, and what sells its top-ups over it."""
-    api, store = StripeApi(at.kit.settings), at.kit.store
+    api, store = StripeApi(kit.settings), kit.store
     sells = Credits(store, lambda: api, TopUpPayments(store, lambda: api))
     return api, sells, AutoTopUps(store, sells)
 

@@ -63,9 +63,13 @@ _DEADLINE_S: Final = 120.0
 _TICK_S: Final = 0.01
 
 
+def catalog(text: str = PLANS) -> Catalog:
+    return loads(text)
+
+
 def kit_at(url: str, **settings: Any) -> MeterKit:
     """A kit of :data:`PLANS`, with few shards so that customers share streams."""
-    plans: Catalog = settings.pop("plans", None) or loads(PLANS)
+    plans: Catalog = settings.pop("plans", None) or catalog()
     settings.setdefault("shards", 4)
     return MeterKit(plans, redis_url=url, **settings)
 
