@@ -1,8 +1,11 @@
-"""Modules, functions and scripts stay as small as the design says: a stranger can read each at once."""
+"""Source is small and plain: modules and functions that are read at once, words of the field."""
 
 from __future__ import annotations
 
 import ast
+import io
+import re
+import tokenize
 from importlib.resources import files
 from pathlib import Path
 from statistics import median, quantiles
@@ -15,15 +18,16 @@ import meterkit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT: Final = Path(meterkit.__file__).parent
-MODULES: Final = sorted(ROOT.rglob("*.py"))
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = Path(meterkit.__file__).parent
+MODULES: Final = sorted(PACKAGE.rglob("*.py"))
 
 
 def functions() -> Iterator[tuple[str, int]]:
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                name = f"{path.relative_to(ROOT)} {node.name}"
+                name = f"{path.relative_to(PACKAGE)} {node.name}"
                 yield name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
@@ -35,9 +39,7 @@ def code_of(path: Path) -> int:
 
 
 def test_modules_are_short() -> None:
-    lines = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").split("\n")) for path in MODULES
-    }
+    lines = {str(path.relative_to(PACKAGE)): len(path.read_text("utf-8").split("\n")) for path in MODULES}
     assert {name: count for name, count in lines.items() if count > 400} == {}
     assert 150 <= median(lines.values()) <= 200
 
@@ -61,3 +63,68 @@ def test_scripts_are_short() -> None:
 
 def test_no_type_is_ignored() -> None:
     assert [str(path) for path in MODULES if "type: ignore" in path.read_text(encoding="utf-8")] == []
+
+
+UNCLEAR: Final = {
+    "an actor without a name": r"\b(nobody|whoever|whomever|somebody|someone's|nothing of it)\b",
+    "a passive without an actor": (
+        r"\b(is|are|was|were|be|been) (told|said|looked at|let go|seen to|asked for)\b"
+    ),
+    "an archaic link": r"\b(but for|of whom|of which|thereof|wherein|hereof)\b",
+    "a thing named by a clause": (
+        r"\b(is|are) what\b|^\s*(\"\"\"|#)?\s*What (is|was|has|had|comes|came|waits|goes)\b"
+    ),
+    "an empty adverb": r"\b(all the same|at all events|as ever|meanwhile that)\b",
+    "money without its form": r"\b\d+ (usd|eur|jpy|gbp) cents\b",
+}
+PRIVATE: Final = r"\b(teller|nights|steering|steer|Holder|Marked|repeats\.py|hourly\.py)\b"
+"""Words that only the authors would know, and the word of the field: event dispatcher, nightly sync,
+operator commands, owner of a hold, idempotency, throttled log."""
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that a person reads, with their numbers."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1))
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type in kinds:
+                lines = token.string.splitlines()
+                yield from ((token.start[0] + nth, line) for nth, line in enumerate(lines))
+        return
+    fenced = False
+    for number, line in enumerate(text.splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and (path.suffix == ".md" or line.lstrip().startswith("--")):
+            yield number, line
+
+
+def pages() -> list[Path]:
+    own = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+    return [*own, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def unclear(paths: list[Path], rules: dict[str, str]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {rule}: {line.strip()}"
+        for path in paths
+        for number, line in prose(path)
+        for rule, pattern in rules.items()
+        if re.search(pattern, line, re.IGNORECASE)
+    ]
+
+
+@pytest.mark.dear("all source is tokenized")
+@pytest.mark.parametrize("suffix", ["py", "lua"])
+def test_source_and_messages_are_plain(suffix: str) -> None:
+    assert unclear(sorted((ROOT / "src").rglob(f"*.{suffix}")), UNCLEAR) == []
+
+
+def test_pages_are_plain() -> None:
+    assert unclear(pages(), UNCLEAR) == []
+
+
+def test_no_private_word_is_left() -> None:
+    everything = [path for path in sorted((ROOT / "src").rglob("*")) if path.suffix in {".py", ".lua"}]
+    for path in [*everything, *pages()]:
+        assert re.search(PRIVATE, path.read_text("utf-8")) is None, path

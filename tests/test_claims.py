@@ -6,6 +6,7 @@ import re
 from asyncio import gather
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 import yaml
 from fastapi import Depends, FastAPI, Request
@@ -13,11 +14,13 @@ from fastapi.responses import PlainTextResponse
 
 import meterkit
 from drivers.app import hello, served
+from drivers.command_line import Shell
 from meterkit.fastapi import requires
 from test_readme import NAMES, ROOT, blocks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from starlette.types import Receive, Scope, Send
 
@@ -73,26 +76,21 @@ async def test_the_large_model_recipe_refuses_one_or_no_model() -> None:
         await hello(scope, receive, send)
 
     async with served(call_model, plans=recipe("large_output")) as app:
-        codes = [
-            (await app.client.request(method, "/v1/ask", json=body)).status_code
-            for method, body in (
-                ("POST", {"model": "our-large-2"}),
-                ("POST", {"model": "our-large-2"}),
-                ("POST", {"text": "hi"}),
-                ("GET", None),
-                ("POST", {"model": "our-small"}),
-            )
-        ]
-    assert codes == [200, 429, 429, 429, 200]
+        for method, body, status in (
+            ("POST", {"model": "our-large-2"}, 200),
+            ("POST", {"model": "our-large-2"}, 429),
+            ("POST", {"text": "hi"}, 429),
+            ("GET", None, 429),
+            ("POST", {"model": "our-small"}, 200),
+        ):
+            assert (await app.client.request(method, "/v1/ask", json=body)).status_code == status
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "asked", [{}, {"n": 3}, {"n": 50}, {"max_tokens": None}, {"n": None}, {"max_tokens": 70}]
 )
-async def test_answers_stay_in_the_quota_if_the_model_gets_the_hold(
-    asked: dict[str, Any],
-) -> None:
+async def test_answers_stay_in_the_quota_if_the_model_gets_the_hold(asked: dict[str, Any]) -> None:
     (shown,) = (text for text in blocks(ROOT / "docs/llm.md", "python") if "def limit_output" in text)
     names: dict[str, Any] = {"__name__": "shown"}
     exec(compile(shown, "llm.md", "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
@@ -106,9 +104,8 @@ async def test_answers_stay_in_the_quota_if_the_model_gets_the_hold(
     async with served(app, plans=recipe("reserve: {output_tokens")) as at:
         await at.kit.record("acme", "output_tokens", 98_500)
         responses = await gather(*(at.client.post("/v1/chat/completions", json=asked) for _ in range(3)))
-        used = sum(
-            response.json()["usage"]["completion_tokens"] for response in responses if response.is_success
-        )
+        answers = [response.json() for response in responses if response.is_success]
+        used = sum(answer["usage"]["completion_tokens"] for answer in answers)
         assert (await at.counted(meter="output_tokens")) == (98_500 + used, 0)
         assert used <= 1_500
 
@@ -176,3 +173,42 @@ async def test_overage_is_due_in_shadow_too() -> None:
         assert (await at.client.get("/v1/ask")).status_code == 200
         requests = (await at.kit.usage("acme"))["meters"]["requests"]
         assert (requests["overage"], requests["unlinked"]) == (1, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("page", "included"), [("README.md", 1_000), ("docs/index.md", 1_000), ("docs/quickstart.md", 10_000)]
+)
+async def test_the_request_after_the_last_included_word_is_refused(
+    page: str, included: int, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plans,) = (text for text in blocks(ROOT / page, "yaml") if text.startswith("schema: 1"))
+    (app,) = (text for text in blocks(ROOT / page, "python") if "add_middleware" in text)
+    (tmp_path / "plans.yaml").write_text(plans)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(compile(app, page, "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+    transport = httpx.ASGITransport(app=names["app"])
+    headers = {"x-customer-id": "ada"}
+    async with (
+        names["kit"],
+        httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as ada,
+    ):
+        for words in (included - 1, 1):
+            answer = await ada.post("/translate", params={"text": " ".join("a" * words)})
+            assert answer.status_code == 200
+        policies = answer.headers["ratelimit-policy"]
+        assert all(f"ratelimit-policy: {policies}\n" in text for text in blocks(ROOT / page, "http"))
+        refused = await ada.post("/translate", params={"text": "hello"})
+        assert refused.status_code == 429
+        assert refused.json()["violated-policies"] == ["words-period"]
+
+
+def test_check_names_what_the_first_page_lacks_without_records(tmp_path: Path) -> None:
+    (plans,) = (text for text in blocks(ROOT / "README.md", "yaml") if text.startswith("schema: 1"))
+    (tmp_path / "plans.yaml").write_text(plans.replace(", records: [words]", ""))
+    done = Shell(tmp_path).run("check")
+    assert done.code == 0
+    assert "note: plans.yaml:12:42 plans.free.meters.words: no route asks for words" in done.out
+    assert "write `records: [words]` on the routes" in done.out

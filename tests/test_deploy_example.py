@@ -1,7 +1,5 @@
 """The deployment with containers: its files are right, and its commands run without containers."""
 
-# Internals: the settings that the example sets are those that there are.
-
 from __future__ import annotations
 
 import json
@@ -22,7 +20,7 @@ import pytest
 import yaml
 
 from drivers.command_line import Shell
-from meterkit.settings import Settings
+from meterkit import Settings
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
 from test_examples import wait_until_ready
@@ -35,11 +33,7 @@ DEPLOY: Final = ROOT / "examples" / "deploy"
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text("utf-8").replace("\\\n", "")
 SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
-ENV: Final = dict(
-    line.split("=", 1)
-    for line in (DEPLOY / "env.example").read_text("utf-8").splitlines()
-    if not line.startswith("#")
-)
+ENV: Final = dict(re.findall(r"^([^#=\n]+)=(.*)$", (DEPLOY / "env.example").read_text("utf-8"), re.MULTILINE))
 
 
 def mounts() -> list[list[str]]:
@@ -54,13 +48,10 @@ def instruction(name: str) -> list[str]:
     return [str(word) for word in json.loads(found[1])]
 
 
-def test_compose_accepts_the_file() -> None:
+def test_compose_accepts_the_file_and_its_services() -> None:
     schema = json.loads((ROOT / "tests" / "compose" / "compose-spec.json").read_text("utf-8"))
     validator: Any = jsonschema.Draft7Validator(schema)
     validator.validate(COMPOSE)
-
-
-def test_the_services_are_those_of_the_readme() -> None:
     assert {"app", "worker", "valkey", "prometheus", "grafana"} == set(SERVICES)
     assert 2 == SERVICES["app"]["deploy"]["replicas"]
     assert "off" == SERVICES["app"]["environment"]["METERKIT_FLUSH"]
@@ -109,16 +100,10 @@ def running(
     words: Sequence[str], environment: Mapping[str, str], directory: Path
 ) -> Generator[subprocess.Popen[bytes]]:
     """A command of the deployment, ended as Docker ends it; it must then exit by itself."""
-    scripts = str(Path(sys.executable).parent)
+    where = {**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (
         (directory / f"{words[0]}.log").open("ab") as log,
-        subprocess.Popen(
-            words,
-            cwd=DEPLOY,
-            env={**environment, "PATH": f"{scripts}:{os.environ['PATH']}"},
-            stdout=log,
-            stderr=log,
-        ) as process,
+        subprocess.Popen(words, cwd=DEPLOY, env=where, stdout=log, stderr=log) as process,
     ):
         try:
             yield process
@@ -141,16 +126,12 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
     store_options = SERVICES["valkey"]["command"][1:]
     with ExitStack() as parts:
         store = parts.enter_context(spawn_server(*store_options))
-        environment = {
-            "METERKIT_REDIS_URL": store.url,
-            "METERKIT_STRIPE_API_KEY": "sk_test_123",
-            "METERKIT_STRIPE_API_BASE": parts.enter_context(emulator.running()),
-            "METERKIT_SPOOL_DIR": str(tmp_path / "spool"),
-            "METERKIT_START_TIMEOUT": "60",
-            "METERKIT_STORE_TIMEOUT": "60",
-            "METERKIT_FLUSH_INTERVAL": "1",
-            "CUSTOMERS": ENV["CUSTOMERS"].strip("'"),
-        }
+        stripe_url = parts.enter_context(emulator.running())
+        settings = {"REDIS_URL": store.url, "STRIPE_API_KEY": "sk_test_123", "STRIPE_API_BASE": stripe_url}
+        settings |= {"START_TIMEOUT": "60", "STORE_TIMEOUT": "60", "FLUSH_INTERVAL": "1"}
+        settings["SPOOL_DIR"] = str(tmp_path / "spool")
+        environment = {f"METERKIT_{name}": value for name, value in settings.items()}
+        environment["CUSTOMERS"] = ENV["CUSTOMERS"].strip("'")
         app = environment | {"METERKIT_FLUSH": SERVICES["app"]["environment"]["METERKIT_FLUSH"]}
         apps: list[httpx.Client] = []
         for _ in range(SERVICES["app"]["deploy"]["replicas"]):
@@ -180,10 +161,8 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
             assert 13 == accepted
         run(environment, "doctor")
         scraped = [client.get("/metrics/").text for client in apps]
-    served = [
-        re.findall(r'^meterkit_requests_total\{.*"success".*\} (\d+)', text, re.MULTILINE) for text in scraped
-    ]
-    assert [3, 3] == [sum(map(int, counts)) for counts in served]
+    succeeded = re.compile(r'^meterkit_requests_total\{.*"success".*\} (\d+)', re.MULTILINE)
+    assert [3, 3] == [sum(map(int, succeeded.findall(text))) for text in scraped]
 
 
 @pytest.mark.whole
@@ -192,11 +171,7 @@ def test_the_image_installs_what_the_commands_import(tmp_path: Path) -> None:
     venv.create(tmp_path, with_pip=True)
     words = shlex.split(line.replace("/meterkit", str(ROOT)))
     subprocess.run([tmp_path / "bin" / "python", "-m", *words], check=True, timeout=1200)
-    subprocess.run(
-        [tmp_path / "bin" / "python", "-c", "import app"],
-        check=True,
-        cwd=DEPLOY,
-        env={"METERKIT_REDIS_URL": SERVICES["app"]["environment"]["METERKIT_REDIS_URL"]},
-        timeout=120,
-    )
+    store = {"METERKIT_REDIS_URL": SERVICES["app"]["environment"]["METERKIT_REDIS_URL"]}
+    python = tmp_path / "bin" / "python"
+    subprocess.run([python, "-c", "import app"], check=True, cwd=DEPLOY, env=store, timeout=120)
     subprocess.run([tmp_path / "bin" / "meterkit", "worker", "--help"], check=True, timeout=120)

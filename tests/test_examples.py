@@ -52,16 +52,29 @@ def served(directory: Path, store_url: str) -> Generator[httpx.Client]:
                 process.terminate()
 
 
-def wait_until_ready(client: httpx.Client) -> None:
+def wait_until_ready(client: httpx.Client, path: str = "/healthz") -> None:
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            client.get("/healthz").raise_for_status()
+            client.get(path)
         except httpx.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         else:
             return
+
+
+def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in an example's directory to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=Shell(directory, **variables).environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
 
 
 @pytest.mark.dear("it starts an app server and two commands")
@@ -81,10 +94,8 @@ def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> 
         refused = client.get("/glossaries", headers=bob)
         assert (refused.status_code, refused.json()["available_in"]) == (403, ["pro"])
         assert client.get("/me", headers=bob).json()["may"] == {"glossaries": False}
-        described = client.get("/openapi.json", headers=bob).json()["paths"]["/glossaries"]["get"][
-            "responses"
-        ]
-        assert "application/problem+json" in described["403"]["content"]
+        described = client.get("/openapi.json", headers=bob).json()["paths"]["/glossaries"]["get"]
+        assert "application/problem+json" in described["responses"]["403"]["content"]
         assert client.post("/translate", json={"text": "x"}).status_code == 401
 
         assert shell.run("customers", "set-plan", "ada", "pro").code == 0
@@ -152,55 +163,34 @@ def test_a_chat_whose_event_is_lost_is_found_and_named() -> None:
     done = bill("--break")
     assert done.code == 1, done.out + done.err
     assert re.search(
-        r"\nada, \w+_tokens: [\d,]+ served, .*, [1-9][\d,]* to be billed, but Stripe has 0\.\n",
-        done.out,
+        r"\nada, \w+_tokens: [\d,]+ served, .*, [1-9][\d,]* to be billed, but Stripe has 0\.\n", done.out
     )
 
 
 @pytest.mark.parametrize(("module", "code"), [("chat", 0), ("app", 1)])
 def test_the_chat_itself_does_without_meterkit(module: str, code: int) -> None:
-    script = f"import sys; sys.modules['meterkit'] = None; import {module}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=AI, capture_output=True, check=False)
+    done = run(AI, "-c", f"import sys; sys.modules['meterkit'] = None; import {module}")
     assert code == done.returncode, done.stderr
 
 
 @pytest.mark.dear("the example starts and forks its own processes")
 def test_forked_workers_count_up_to_what_is_included(store_url: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "run.py"],
-        cwd=WORKERS,
-        env=Shell(WORKERS, METERKIT_REDIS_URL=store_url).environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = run(WORKERS, "run.py", METERKIT_REDIS_URL=store_url)
     assert (0, "") == (done.returncode, done.stderr)
     bob = [line for line in done.stdout.splitlines() if line.startswith("bob: ")]
     assert sorted(["bob: 30 words"] * 3 + ["bob: refused: included"] * 2) == sorted(bob)
     assert "eve: failed, there is nothing to shout; nothing is counted" in done.stdout
-    assert "ada has used 3 jobs, 9 words" in done.stdout
-    assert "bob has used 3 jobs, 90 words" in done.stdout
-    assert "eve has used 0 jobs, 0 words" in done.stdout
+    for used in ("ada has used 3 jobs, 9 words", "bob has used 3 jobs, 90", "eve has used 0 jobs, 0 words"):
+        assert used in done.stdout
 
 
 @pytest.mark.whole
 @pytest.mark.dear("a run of pytest of its own")
 @pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
-def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", "."),
-            *("-p", "no:cacheprovider"),
-            *("-p", "no:looptime_plugin"),  # It is for pytest-asyncio, and fails without it.
-        ],
-        cwd=EXAMPLES / name,
-        env=Shell(tmp_path).environment | {"PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int) -> None:
+    # The plugin of looptime is for pytest-asyncio, and fails without it.
+    plain = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:looptime_plugin")
+    done = run(EXAMPLES / name, "-m", "pytest", "-q", *plain, PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{most} passed" in done.stdout
 
@@ -232,15 +222,7 @@ def test_the_existing_service_runs_under_gunicorn(tmp_path: Path, store_url: str
 
 @pytest.mark.dear("the example plays months in a process of its own")
 def test_a_customers_life_is_played_as_the_readme_has_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "play.py"],
-        cwd=SAAS,
-        env=Shell(SAAS, METERKIT_REDIS_URL="redis://nowhere").environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = run(SAAS, "play.py", METERKIT_REDIS_URL="redis://nowhere")
     assert done.returncode == 0, done.stderr
     shown = re.search(r"```text\n(.*?)```", (SAAS / "README.md").read_text(), re.DOTALL)
     assert shown is not None
@@ -251,17 +233,10 @@ def test_a_customers_life_is_played_as_the_readme_has_it() -> None:
 def signed_in(address: str, key: str) -> Generator[httpx.Client]:
     """A browser that has signed in with a key."""
     with httpx.Client(base_url=address, follow_redirects=True, trust_env=False, timeout=READY_S) as browser:
-        deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                answer = browser.post("/signin", data={"key": key})
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            else:
-                assert answer.status_code == 200, answer.text
-                yield browser
-                return
+        wait_until_ready(browser, path="/signin")
+        answer = browser.post("/signin", data={"key": key})
+        assert answer.status_code == 200, answer.text
+        yield browser
 
 
 @pytest.mark.whole
@@ -282,23 +257,18 @@ def test_the_product_shows_pages_to_who_signed_in() -> None:
             while not lines or "as an operator" not in lines[-1]:
                 lines.append(process.stdout.readline())
                 assert lines[-1], process.stderr and process.stderr.read()
-            acme, operator = (re.search(r"with the key (\S+);", line) for line in lines[-2:])
-            assert acme
-            assert operator
-            with signed_in(address, acme[1]) as browser:
+            acme, operator = (re.findall(r"with the key (\S+);", line)[0] for line in lines[-2:])
+            with signed_in(address, acme) as browser:
                 assert browser.get("/usage/").text.count("data-") > 0
                 figures = browser.get("/usage/", headers=JSON).json()
                 assert (figures["usage"]["customer"], figures["plan_name"]) == ("acme", "Company")
                 assert figures["usage"]["meters"]["questions"]["recorded"] == 63
                 others = {one["plan"]: (one["cost_cents"], one["refused"]) for one in figures["other_plans"]}
                 # Four seats are in use; Team includes two seats and five questions.
-                assert others == {
-                    "free": (0, ["questions", "seats"]),
-                    "team": (2900 + 2 * 900 + 58 * 50, []),
-                }
+                assert others == {"free": (0, ["questions", "seats"]), "team": (2900 + 2 * 900 + 58 * 50, [])}
                 assert [one["total_cents"] for one in figures["invoices"]] == [9900, 4522, 3800]
                 assert browser.get("/operator/").status_code == 403
-            with signed_in(address, operator[1]) as browser:
+            with signed_in(address, operator) as browser:
                 assert browser.get("/usage/").status_code == 401
                 deadline = time.monotonic() + READY_S
                 while not (found := browser.get("/operator/", headers=JSON).json())["customers"]:

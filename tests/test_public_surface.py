@@ -1,7 +1,5 @@
 """What `import meterkit` gives, and what it costs."""
 
-# Internals: settings and their keywords are compared with each other.
-
 from __future__ import annotations
 
 import ast
@@ -19,7 +17,7 @@ from typing_extensions import is_protocol
 
 import meterkit
 import meterkit.catalog
-from meterkit.settings import Settings, SettingsKeywords
+from meterkit import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,16 +79,11 @@ def annotated_with(definition: ast.AST) -> Iterator[ast.expr]:
 def test_what_public_names_take_and_give_is_public(name: str) -> None:
     public = {getattr(meterkit, other) for other in NAMES}
     public |= {getattr(meterkit.catalog, part) for part in meterkit.catalog.__all__ if part[0].isupper()}
-    private = {
-        origin
-        for origin in mentioned(name)
-        if inspect.isclass(
-            found := getattr(import_module(origin.rpartition(".")[0]), origin.rpartition(".")[2])
-        )
-        and found not in public
-        and not is_protocol(found)  # What fits it may be handed over: the kit does.
-    }
-    assert private == set()
+    for origin in mentioned(name):
+        module, _, attribute = origin.rpartition(".")
+        found = getattr(import_module(module), attribute)
+        # What fits a protocol may be handed over: the kit does.
+        assert not inspect.isclass(found) or found in public or is_protocol(found), origin
 
 
 def test_each_public_name_has_its_place_in_the_documentation() -> None:
@@ -99,8 +92,9 @@ def test_each_public_name_has_its_place_in_the_documentation() -> None:
 
 
 def test_settings_as_keywords_are_all_the_settings() -> None:
+    keywords = vars(inspect.getmodule(Settings))["SettingsKeywords"].__annotations__
     # The plans file has a place of its own among the arguments of MeterKit.
-    assert sorted((*SettingsKeywords.__annotations__, "plans")) == sorted(Settings.model_fields)
+    assert sorted((*keywords, "plans")) == sorted(Settings.model_fields)
 
 
 def test_importing_meterkit_loads_nothing_of_third_parties() -> None:
@@ -134,13 +128,7 @@ def test_what_takes_long_to_import_comes_with_the_first_kit() -> None:
     assert said(code) == "[]"
 
 
-def test_the_version_is_that_of_the_distribution() -> None:
+def test_the_package_has_its_version_its_types_and_no_more() -> None:
     assert version("meterkit") == meterkit.__version__
-
-
-def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
     assert not hasattr(meterkit, "Meterkit")
-
-
-def test_the_package_is_typed_for_its_users() -> None:
     assert Path(meterkit.__file__).with_name("py.typed").is_file()

@@ -32,7 +32,7 @@ PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "custo
 _NAMES: Final = {
     "asgi": "gauges llm_outliving repeats budgets llm_model_prices",
     "catalog": "overrides",
-    "cli": "usage_all",
+    "cli": "hidden_parts",
     "notify": "spike_watch",
     "promises": "i6_basic i6_recovered i6_restored",
     "storage": "presigning",

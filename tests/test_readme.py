@@ -14,6 +14,7 @@ import pytest
 import typer
 import yaml
 
+from meterkit import Settings
 from meterkit.catalog import loads
 from meterkit.cli.app import app
 
@@ -127,7 +128,5 @@ def test_a_promise_that_is_kept_has_tests_with_its_number() -> None:
 
 
 def test_every_public_setting_is_documented() -> None:
-    from meterkit.settings import Settings
-
     told = (ROOT / "docs/settings.md").read_text()
     assert [] == [name for name in Settings.model_fields if f"`METERKIT_{name.upper()}`" not in told]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,10 @@ def test_a_browser_is_unpacked_without_root(tmp_path: Path) -> None:
     assert tmp_path in browser.parents
     told = subprocess.run([browser, "--version"], check=True, capture_output=True, text=True, timeout=60)
     assert "Chromium" in told.stdout
+
+
+@pytest.mark.whole
+def test_trying_prices_on_a_long_log_can_be_measured() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/simulate.py"), "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "events served again in a second" in done.stdout, done.stderr

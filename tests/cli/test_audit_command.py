@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from sqlite3 import connect
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterkit import MeterKit
+from drivers.audit_database import Row, drain_all, insert_rows
+from drivers.audited_kit import rows_in
+from drivers.command_line import InProcessShell, Shell
+from drivers.delivery import STRIPE_KEY
+from drivers.period_ends import JULY, JUNE, MAY, PLANS, paying
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from drivers.command_line import Shell
+    from drivers.command_line import Done, Shell
+    from drivers.period_ends import Ending
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path, store_url: str) -> None:
+async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None:
     url = f"sqlite:///{directory}/audit.db"
     missing = stored.run("audit", "rebuild")
     assert (missing.code, "METERKIT_AUDIT_URL names its database" in missing.err) == (2, True)
     stored.environment["METERKIT_AUDIT_URL"] = url
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
+    async with stored.kit(audit_url=url) as kit:
         await kit.record("acme", "requests", 25)
         await kit.record("umbrella", "requests", 5)
         same = stored.run("audit", "rebuild")
@@ -54,3 +67,167 @@ def test_an_unusable_audit_database_is_found(stored: Shell, url: str, words: str
     assert words in finding["problem"]
     assert "METERKIT_AUDIT_URL" in finding["cure"]
     assert "SECRET" not in done.out + done.err
+
+
+async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path) -> None:
+    missing = stored.run("statement", "acme")
+    assert (missing.code, "METERKIT_AUDIT_URL" in missing.err) == (2, True)
+    url = f"sqlite:///{directory}/audit.db"
+    stored.environment["METERKIT_AUDIT_URL"] = url
+    async with stored.kit(audit_url=url) as kit:
+        await kit.record("acme", "requests", 25)
+        await kit.record("acme", "requests", 5)
+        await drain_all(kit, url)
+    shown = stored.run("statement", "acme")
+    assert (shown.code, "total USD" in shown.out, "it is not final" in shown.err) == (0, True, True)
+    told = stored.run("statement", "acme", "--json")
+    (line,) = [one for one in told.json["lines"] if one["meter"] == "requests"]
+    assert [event["quantity"] for event in line["events"]] == [25, 5]
+    rows = list(csv.DictReader(io.StringIO(stored.run("statement", "acme", "--csv").out)))
+    assert [row["event"] for row in rows if row["row"] == "event"] == [one["event"] for one in line["events"]]
+    assert stored.run("statement", "acme", "--csv", "--json").code == 2
+    day, named = told.json["period_start"][:10], told.json["period_id"]
+    assert stored.run("statement", "acme", "--period", day, "--json").json["period_id"] == named
+
+
+async def test_verify_names_the_first_bad_place(stored: Shell, directory: Path) -> None:
+    missing = stored.run("audit", "verify")
+    assert (missing.code, "METERKIT_AUDIT_URL names its database" in missing.err) == (2, True)
+    url = f"sqlite:///{directory}/audit.db"
+    stored.environment["METERKIT_AUDIT_URL"] = url
+    empty = stored.run("audit", "verify")
+    assert (empty.code, "all 0 chains are unbroken (0 rows)" in empty.err) == (0, True)
+    async with stored.kit(audit_url=url) as kit:
+        for name in ("acme", "umbrella"):
+            for nth in range(1, 4):
+                await kit.record(name, "requests", nth)
+        await drain_all(kit, url)
+    right = stored.run("audit", "verify")
+    assert (right.code, "all 2 chains are unbroken (6 rows)" in right.err) == (0, True)
+    assert stored.run("audit", "verify", "--period", "2031-05").code == 2
+    assert stored.run("audit", "verify", "--stripe").code == 2  # No Stripe key is set.
+    with closing(connect(directory / "audit.db")) as database, database:
+        database.execute("UPDATE meterkit_audit SET overage = 1 WHERE customer = 'acme' AND place = 2")
+    broken = stored.run("audit", "verify", "--json")
+    assert (broken.code, [(one["customer"], one["place"], one["problem"]) for one in broken.json]) == (
+        1,
+        [("acme", 2, "changed")],
+    )
+    said = stored.run("audit", "verify")
+    assert (said.code, "1 of 2 chains are broken" in said.err) == (1, True)
+    assert stored.run("audit", "verify", "umbrella").code == 0
+
+
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Acme's audit log of two months, and the invoices at Stripe that have its roots."""
+
+    shell: Shell
+    at: Ending
+
+    @property
+    def file(self) -> Path:
+        return self.shell.directory / "audit.db"
+
+    async def verify(self, *arguments: str, file: Path | None = None) -> Done:
+        """Run the command on a database; default: the true one."""
+        url = f"sqlite:///{file or self.file}"
+        shell = InProcessShell(self.shell.directory, **self.shell.environment | {"METERKIT_AUDIT_URL": url})
+        return await asyncio.to_thread(shell.run, "audit", "verify", *arguments)
+
+    def forged(self, change: Callable[[list[Row]], list[Row]]) -> Path:
+        """A database of changed rows with right hashes, as of one who knows the format."""
+        file = self.file.with_suffix(".forged")
+        file.unlink(missing_ok=True)
+        rows = [Row(*(one[name] for name in Row._fields)) for one in rows_in(f"sqlite:///{self.file}")]
+        insert_rows(f"sqlite:///{file}", change(rows))
+        return file
+
+    def renewals(self) -> list[str]:
+        """The ids of invoices, oldest first."""
+        return [one["id"] for one in self.at.invoices()]
+
+
+@pytest.fixture
+async def at(directory: Path, store_url: str) -> AsyncGenerator[Books]:
+    (directory / "plans.yaml").write_text(PLANS)
+    url = f"sqlite:///{directory}/audit.db"
+    async with paying(store_url, audit_url=url) as ending:
+        for begun, ends, quantities in ((MAY, JUNE, (11, 20, 30)), (JUNE, JULY, (40, 50))):
+            await ending.reach(begun + DAY)
+            for quantity in quantities:
+                ending.clock.advance(MINUTE)
+                await ending.kit.record("acme", "requests", quantity)
+            await ending.drain()
+            await ending.flush()
+            await ending.reach(ends + 2 * MINUTE)
+            await ending.close()
+        settings = {
+            "METERKIT_REDIS_URL": store_url,
+            "METERKIT_SHARDS": "4",
+            "METERKIT_STRIPE_API_BASE": ending.found.url,
+            "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
+        }
+        yield Books(shell=InProcessShell(directory, **settings), at=ending)
+
+
+@pytest.mark.dear("two months at Stripe")
+async def test_a_rewritten_chain_is_found_by_the_invoice(at: Books) -> None:
+    extra = Row("9/p/9", "requests", "recorded", "acme", 0, 9, 1, overage=1)
+    changes: dict[str, tuple[Callable[[list[Row]], list[Row]], int, str]] = {
+        "changed": (lambda rows: [rows[0], rows[1]._replace(quantity=2, overage=2), *rows[2:]], 3, "root"),
+        "removed": (lambda rows: [rows[0], *rows[2:]], 3, "root"),
+        "added": (lambda rows: [rows[0], extra, *rows[1:]], 3, "root"),
+        "changed in the second period": (lambda rows: [*rows[:4], rows[4]._replace(overage=1)], 5, "root"),
+        "cut": (lambda rows: rows[:4], 5, "missing"),
+    }
+    first, second = at.at.invoices()
+    assert (await at.verify(file=at.forged(changes["cut"][0]))).code == 0
+    said: dict[str, str] = {}
+    for name, (change, place, problem) in changes.items():
+        file = at.forged(change)
+        done = await at.verify("--stripe", "--json", file=file)
+        (one,) = done.json
+        said[name] = one["words"]
+        assert (done.code, one["place"], one["problem"]) == (1, place, problem)
+        if place > 3:  # The invoice of the first period pins down its own rows alone.
+            assert (await at.verify("--stripe", "--period", "2031-05-20", file=file)).code == 0
+    (true, *_) = (one["hash"] for one in rows_in(f"sqlite:///{at.file}") if one["place"] == 3)
+    assert true == first["metadata"]["meterkit_audit_root"]
+    assert said["changed"].startswith(f"invoice {first['id']} has root {true}, and row 3 has 1:")
+    assert said["changed"].endswith(": the rows up to here were written anew")
+    assert said["cut"] == f"row 5 is missing, by invoice {second['id']}"
+
+
+@pytest.mark.dear("two months at Stripe")
+async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
+    first, second = at.renewals()
+    nothing: Any = {"metadata": {"meterkit_audit_root": "", "meterkit_audit_rows": ""}}
+    await at.at.found.client.v1.invoices.update_async(first, nothing)
+    done = await at.verify("--stripe")
+    assert done.code == 0
+    assert done.err.splitlines() == [
+        "all 1 chains are unbroken (5 rows); 1 invoice root agrees",
+        f"not compared, as they have no audit root: invoices {first}",
+    ]
+    found = await at.at.kit.health()  # Of the last week; July's has its root.
+    assert found.looked_at["roots"] == "renewals in 7 days: 1"
+    assert [one.problem for one in found.findings if one.check == "roots"] == []
+    # A number that cannot be read is no root, too.
+    await at.at.found.client.v1.invoices.update_async(second, {"metadata": {"meterkit_audit_rows": "many"}})
+    done = await at.verify("--stripe")
+    assert (done.code, "no invoice has a root to compare" in done.err) == (0, True)
+    assert f"invoices {second}, {first}\n" in done.err
+    (finding,) = [one for one in (await at.at.kit.health()).findings if one.check == "roots"]
+    assert finding.problem == f"these invoices went out without the root of the audit log: {second}"
+
+
+async def test_without_stripes_answer_nothing_is_called_right(at: Books) -> None:
+    at.at.stripe.fail_next("error", status=401, path="/v1/invoices", times=None)
+    done = await at.verify("--stripe")
+    assert (done.code, "unbroken" in done.err) == (1, False)
+    assert "Stripe" in done.err

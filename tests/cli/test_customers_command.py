@@ -26,7 +26,7 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert found["access_since"].endswith("Z")
     names = ("customer", "plan", "status", "access", "stripe_customer", "overrides", "subscription")
     assert [found[name] for name in names] == [
-        *("acme", "pro", "past_due", "grace", "cus_1", {"tokens": {"included": 5000}}, None),
+        *("acme", "pro", "past_due", "grace", "cus_1", {"tokens": {"included": 5000}}, None)
     ]
     assert "cus_1" in stored.run("customers", "list").out
     assert stored.run("customers", "set-status", "acme", "none", "--json").json["status"] is None

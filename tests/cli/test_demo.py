@@ -1,12 +1,10 @@
 """The demonstration: its bill, its pages, and that nothing is left of it."""
-# Internals: pure functions of the demonstration's evidence, beside the command itself.
 
 from __future__ import annotations
 
 import re
 import signal
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +12,10 @@ import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell, first_line
-from meterkit.catalog import load
-from meterkit.cli.demo.run import PLANS
-from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally, evidence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CATALOG = load(PLANS)
 JSON = {"accept": "application/json"}
 
 
@@ -30,9 +24,8 @@ def demo() -> Iterator[Shell]:
     """A shell whose temporary directory must be empty in the end, with nobody left in it."""
     # The path of a socket is short; that of pytest's directories is not.
     with tempfile.TemporaryDirectory() as directory:
-        yield Shell(
-            Path(directory), TMPDIR=directory, METERKIT_SHARDS="7", METERKIT_REDIS_URL="redis://nowhere"
-        )
+        settings = {"METERKIT_SHARDS": "7", "METERKIT_REDIS_URL": "redis://nowhere"}
+        yield Shell(Path(directory), TMPDIR=directory, **settings)
         assert [] == sorted(Path(directory).iterdir())
         assert [] == processes_with(directory)
 
@@ -94,25 +87,26 @@ def test_a_lost_event_is_found_and_named(demo: Shell) -> None:
 def test_the_pages_of_a_kept_demonstration_show_its_figures(demo: Shell) -> None:
     with demo.running("demo", "--keep") as process, httpx.Client(trust_env=False) as browser:
         served, pages, said = dict[tuple[str, str], int](), dict[str, str](), list[str]()
+        plans = dict[str, str]()
         while "operators" not in pages:
             said.append(line := first_line(process))
             assert process.poll() is None
-            if line.endswith(
-                " yes"
-            ):  # customer, plan, meter, served, counted, to be billed, Stripe has, match
-                who, _, meter, _, units, *_ = line.split()
+            # Customer, plan, meter, served, counted, to be billed, Stripe has, match.
+            if line.endswith(" yes"):
+                who, plans[who], meter, _, units, *_ = line.split()
                 served[who, meter] = int(units.replace(",", ""))
             elif "://" in line and line.endswith("/"):
                 what, _, address = line.rpartition(": ")
                 pages[what.split()[-1]] = address
         assert_right("\n".join(said))
-        for customer in CUSTOMERS:
-            shown = browser.get(pages[customer.id])
+        assert len(plans) == 3
+        for customer, plan in plans.items():
+            shown = browser.get(pages[customer])
             assert "default-src 'none'" in shown.headers["content-security-policy"]
-            figures = browser.get(pages[customer.id], headers=JSON).json()
-            assert figures["plan_name"] == customer.plan
+            figures = browser.get(pages[customer], headers=JSON).json()
+            assert figures["plan_name"] == plan
             for meter in ("requests", "tokens"):
-                counted = served[customer.id, meter]
+                counted = served[customer, meter]
                 assert figures["usage"]["meters"][meter]["recorded"] == counted > 0
                 assert sum(figures["days"]["meters"][meter]) == counted
                 assert f'<data value="{counted}">' in shown.text
@@ -128,11 +122,9 @@ def test_the_pages_of_a_kept_demonstration_show_its_figures(demo: Shell) -> None
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize("missing", ["jinja2"])
-def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path, missing: str) -> None:
-    (tmp_path / f"{missing}.py").write_text("raise ImportError")
-    shell = Shell(tmp_path, TMPDIR=str(demo.directory))
-    done = shell.run("demo", "--keep")
+def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path) -> None:
+    (tmp_path / "jinja2.py").write_text("raise ImportError")
+    done = Shell(tmp_path, TMPDIR=str(demo.directory)).run("demo", "--keep")
     assert (done.code, done.out) == (2, "")
     assert "pip install 'meterkit[pages,audit]'" in done.err
 
@@ -145,18 +137,3 @@ def test_a_demonstration_that_is_stopped_leaves_nothing(demo: Shell) -> None:
         for _ in range(2):  # As from a supervisor and its own parent.
             process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 143
-
-
-def test_evidence_names_the_limit_and_what_was_served() -> None:
-    ada, bell, _ = (
-        Tally(customer=customer, served=Counter(requests=40, tokens=5_001), failed=2)
-        for customer in CUSTOMERS
-    )
-    both = Refusal(status=429, policies=("requests-period", "tokens-period"))
-    assert (
-        "the free plan allows 40 requests per month, and 40 were served; the free plan allows 5,000 tokens"
-        " per month, and 5,001 were served; usage that is recorded after the work was done is never refused"
-    ) == evidence(both, ada, CATALOG)
-    rate = Refusal(status=429, policies=("requests-1d",))
-    assert evidence(rate, bell, CATALOG) == "the pro plan allows 120 requests per day, and 42 were let in"
-    assert "`anonymous: deny`" in evidence(Refusal(status=401), ada, CATALOG)

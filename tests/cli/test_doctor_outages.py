@@ -44,9 +44,7 @@ def of_check(check: str, found: Health) -> list[Finding]:
     return [finding for finding in found.findings if finding.check == check]
 
 
-async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(
-    stored: Shell, directory: Path, store_url: str, tmp_path: Path
-) -> None:
+async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(stored: Shell, tmp_path: Path) -> None:
     spools = tmp_path / "spools"
     stored.environment |= {
         "METERKIT_SPOOL_DIR": str(spools),
@@ -54,7 +52,7 @@ async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(
         "METERKIT_STRIPE_API_KEY": "sk_test_1",
         "METERKIT_STRIPE_API_BASE": "http://127.0.0.1:1",
     }
-    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
+    kit = stored.kit()
     spool_with(kit, spools, "tokens", 7).close()
     done = stored.run("doctor", "--json")
     (finding,) = [one for one in done.json["findings"] if one["check"] == "spool"]

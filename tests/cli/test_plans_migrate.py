@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +10,12 @@ from anyio import to_thread
 from drivers.command_line import Done, InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit
-from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+
+    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -37,19 +37,14 @@ async def run(shell: Shell, *arguments: str) -> Done:
     return await to_thread.run_sync(lambda: shell.run(*arguments))
 
 
-@asynccontextmanager
+@pytest.fixture
 async def two_on_pro(
-    directory: Path, store_url: str
-) -> AsyncGenerator[tuple[StripeEmulator, MeterKit, Shell]]:
+    directory: Path, store_url: str, emulator: StripeEmulator
+) -> AsyncGenerator[tuple[MeterKit, Shell]]:
     """Ada and Bob, who pay for the plan pro, and the commands of that kit."""
     (directory / "plans.yaml").write_text(PLANS)
-    emulator = StripeEmulator()
     async with emulator.serve() as url:
-        settings: dict[str, Any] = {
-            "redis_url": store_url,
-            "stripe_api_key": STRIPE_KEY,
-            "stripe_api_base": url,
-        }
+        settings: Any = {"redis_url": store_url, "stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
         async with MeterKit(directory / "plans.yaml", flush=False, **settings) as kit:
             emulator.add_plans(kit.catalog)
             for customer in ("ada", "bob"):
@@ -58,47 +53,45 @@ async def two_on_pro(
                 emulator.confirm_payment(made.client_secret)
                 await kit.subscriptions.sync(customer)
             variables = {f"METERKIT_{name.upper()}": value for name, value in settings.items()}
-            yield emulator, kit, InProcessShell(directory, **variables)
+            yield kit, InProcessShell(directory, **variables)
 
 
-async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url: str) -> None:
-    async with two_on_pro(tmp_path, store_url) as (_, kit, shell):
-        await kit.customers.set_plan("eve", "pro")
-        await kit.customers.set_plan("fay", "free")
+async def test_customers_of_a_plan_are_had_on_another(two_on_pro: tuple[MeterKit, Shell]) -> None:
+    kit, shell = two_on_pro
+    await kit.customers.set_plan("eve", "pro")
+    await kit.customers.set_plan("fay", "free")
 
-        async def migrate(*arguments: str) -> list[tuple[str, bool, str | None]]:
-            done = await run(shell, "plans", "migrate", *arguments, "--json")
-            assert done.code == 0, done.err
-            return [(one["customer"], bool(one["at"]), one["error"]) for one in done.json]
+    async def migrate(*arguments: str) -> list[tuple[str, bool, str | None]]:
+        done = await run(shell, "plans", "migrate", *arguments, "--json")
+        assert done.code == 0, done.err
+        return [(one["customer"], bool(one["at"]), one["error"]) for one in done.json]
 
-        async def plans() -> list[str]:
-            return [(await kit.customers.get(customer)).plan for customer in ("ada", "bob", "eve", "fay")]
+    async def plans() -> list[str]:
+        return [(await kit.customers.get(customer)).plan for customer in ("ada", "bob", "eve", "fay")]
 
-        everybody = [("ada", False, None), ("bob", False, None), ("eve", False, None)]
-        assert await migrate("pro", "pro_2", "--dry-run") == everybody
-        assert await plans() == ["pro", "pro", "pro", "free"]
-        assert await migrate("pro", "pro_2") == everybody
-        assert await plans() == ["pro_2", "pro_2", "pro_2", "free"]
-        assert await migrate("pro", "pro_2") == []
+    everybody = [("ada", False, None), ("bob", False, None), ("eve", False, None)]
+    assert await migrate("pro", "pro_2", "--dry-run") == everybody
+    assert await plans() == ["pro", "pro", "pro", "free"]
+    assert await migrate("pro", "pro_2") == everybody
+    assert await plans() == ["pro_2", "pro_2", "pro_2", "free"]
+    assert await migrate("pro", "pro_2") == []
 
-        # Less than before is for the end of what is paid for.
-        assert await migrate("pro_2", "less") == [
-            ("ada", True, None),
-            ("bob", True, None),
-            ("eve", False, None),
-        ]
-        assert await plans() == ["pro_2", "pro_2", "less", "free"]
-        assert await migrate("pro_2", "less") == []
+    # Less than before is for the end of what is paid for.
+    assert await migrate("pro_2", "less") == [("ada", True, None), ("bob", True, None), ("eve", False, None)]
+    assert await plans() == ["pro_2", "pro_2", "less", "free"]
+    assert await migrate("pro_2", "less") == []
 
 
-async def test_who_cannot_be_migrated_is_named_and_the_others_are(tmp_path: Path, store_url: str) -> None:
-    async with two_on_pro(tmp_path, store_url) as (emulator, kit, shell):
-        emulator.fail_payments((await kit.customers.get("ada")).stripe_customer or "")
-        done = await run(shell, "plans", "migrate", "pro", "pro_2")
-        assert done.code == 1
-        assert "not migrated: " in done.out
-        assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
-        assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
+async def test_who_cannot_be_migrated_is_named_and_the_others_are(
+    emulator: StripeEmulator, two_on_pro: tuple[MeterKit, Shell]
+) -> None:
+    kit, shell = two_on_pro
+    emulator.fail_payments((await kit.customers.get("ada")).stripe_customer or "")
+    done = await run(shell, "plans", "migrate", "pro", "pro_2")
+    assert done.code == 1
+    assert "not migrated: " in done.out
+    assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
+    assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str) -> None:

@@ -75,11 +75,7 @@ LEFT_UNDONE: Final = (
     *("doctor", "webhooks redrive", "revenue", "recover", "audit rebuild", "flush"),
 )
 BOTH: Final = pytest.mark.parametrize(
-    "plans",
-    [
-        pytest.param(PLANS, id="meters for Stripe"),
-        whole(WITHOUT_STRIPE, id="none"),
-    ],
+    "plans", [pytest.param(PLANS, id="meters for Stripe"), whole(WITHOUT_STRIPE, id="none")]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import pytest
 from drivers.audit_database import Row, drain_all, insert_rows
 from drivers.command_line import InProcessShell, Shell
 from drivers.plans import plans_text
+from drivers.webhooks import DAY, hooked
+from drivers.webhooks import PLANS as SUBSCRIBED
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -85,21 +88,12 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
         ["derived meters are priced as their source"],
     )
     assert (ada["now_margin_cents"], ada["then_margin_cents"]) == (580, -320)
-    assert (bob["now_cents"], bob["then_cents"], bob["refused"], bob["refused_first_at"]) == (
-        1_350,
-        600,
-        {},
-        None,
-    )
+    assert (bob["now_cents"], bob["then_cents"], bob["refused"]) == (1_350, 600, {})
+    assert bob["refused_first_at"] is None
     assert "grants that the app gave are left out" in bob["estimates"]
-    assert found["totals"] == {
-        "customers": 2,
-        "now_cents": 2_350,
-        "then_cents": 700,
-        "refused": 0,
-        "unprofitable": 2,
-        "estimates": 2,
-    }
+    prices = {"now_cents": 2_350, "then_cents": 700}
+    counts = {"customers": 2, "refused": 0, "unprofitable": 2, "estimates": 2}
+    assert found["totals"] == {**prices, **counts}
     assert found["plans"].keys() == {"year"}
     assert found["missing_meters"] == {"calls": 20}
     assert found["missing_plans"] == {"year": 2}
@@ -191,3 +185,48 @@ async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_
     assert charged == {"ada": (1_200, 1_200), "bob": (550, 550)}
     assert prices.startswith("what calls took from usd is that of the log: other prices under `models`")
     assert subjects.startswith("limits of each user are not tried for 2 customers: none of their usage")
+
+
+async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Path) -> None:
+    audit_url = f"sqlite:///{tmp_path / 'audit.db'}"
+    (tmp_path / "plans.yaml").write_text(SUBSCRIBED)
+    shell = InProcessShell(
+        tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=audit_url, METERKIT_SHARDS="4"
+    )
+    async with hooked(valkey.url, audit_url=audit_url) as at:
+        refused = shell.run("revenue")
+        assert (refused.code, "no snapshot of any day" in refused.err) == (1, True)
+        at.customer("acme")
+        await at.subscribe("acme")
+        await at.settle()
+        at.clock.advance(DAY)
+        await at.kit.revenue.snapshot()
+        at.customer("globex")
+        await at.subscribe("globex", "price_max")
+        await at.settle()
+        at.clock.advance(DAY)
+        await at.kit.revenue.snapshot()
+    assert shell.run("revenue", "spend", "2031-06-10=1_500", "2031-06-11=500").code == 0
+    span = ("revenue", "--from", "2031-06-01", "--to", "2031-06-11")
+    lines = shell.run(*span).out.splitlines()
+    assert [line.split()[:5] for line in lines[-2:]] == [
+        ["2031-06-10", "1", "USD", "10.00", "USD"],
+        ["2031-06-11", "2", "USD", "30.00", "USD"],
+    ]
+    rows = list(csv.DictReader(shell.run(*span, "--csv").out.splitlines()))
+    assert [(row["day"], row["mrr"], row["new"], row["nrr"], row["cac_cents"]) for row in rows] == [
+        ("2031-06-10", "1000000000", "1000000000", "", "1500"),
+        ("2031-06-11", "3000000000", "2000000000", "", "1000"),
+    ]
+    (shown,) = shell.run("revenue", "--to", "2031-06-11", "--json").json
+    assert (shown["currency"], shown["customers"], shown["arpa"]) == ("usd", 2, 1_500_000_000)
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    shell = InProcessShell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_AUDIT_URL="sqlite://")
+    (tmp_path / "plans.yaml").write_text(SUBSCRIBED)
+    for wrong in ("2031-06-10", "2031-06-10=-1", "2031-06-31=1", "today=1", "2031-06-10=1e3"):
+        done = shell.run("revenue", "spend", wrong)
+        assert (done.code, "allowed is" in done.err) == (2, True), wrong
+    both = shell.run("revenue", "--csv", "--json")
+    assert (both.code, "not both" in both.err) == (2, True)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.plans import plans_text
-from meterkit import MeterKit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +29,10 @@ def override(shell: Shell, *arguments: str) -> tuple[int, str]:
     return done.code, done.err
 
 
-async def test_usage_by_user_is_what_the_kit_says(stored: Shell, directory: Path, store_url: str) -> None:
+async def test_usage_by_user_is_what_the_kit_says(stored: Shell) -> None:
     assert stored.run("usage", "acme", "--by", "user", "--json").json == []
     assert "no user of acme has used anything" in stored.run("usage", "acme", "--by", "user").err
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+    async with stored.kit() as kit:
         for nth in (1, 2):
             await kit.record("acme", "words", 1000 * nth, subjects={"user": f"u_{nth}", "team": "red"})
             await kit.consume("acme", "requests", subjects={"team": "red"})
@@ -42,14 +41,9 @@ async def test_usage_by_user_is_what_the_kit_says(stored: Shell, directory: Path
         ("u_1", 1000, 30_000),
         ("u_2", 2000, 60_000),
     ]
-    assert found[0] == {
-        "kind": "user",
-        "subject": "u_1",
-        "meters": {"words": {"recorded": 1000, "held": 0, "included": 90_000}},
-        "spent_micros": 30_000,
-        "limit_cents": 200,
-        "per": "period",
-    }
+    words = {"recorded": 1000, "held": 0, "included": 90_000}
+    spent = {"spent_micros": 30_000, "limit_cents": 200, "per": "period"}
+    assert found[0] == {"kind": "user", "subject": "u_1", "meters": {"words": words}, **spent}
     (team,) = stored.run("usage", "acme", "--by", "team", "--json").json
     assert team["meters"]["requests"] == {"recorded": 2, "held": 0, "included": 100}
     assert (team["spent_micros"], team["limit_cents"], team["per"]) == (None, None, None)

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.shop import CATALOG, PLANS, sell
-from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
     from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 
 
-@asynccontextmanager
-async def subscribed(stored: Shell, directory: Path, store_url: str) -> AsyncGenerator[StripeEmulator]:
+@pytest.fixture
+async def subscribed(stored: Shell) -> AsyncGenerator[StripeEmulator]:
     """A shell whose Stripe is an emulator, where acme pays for 12 seats of pro."""
     emulator = StripeEmulator()
     sell(emulator, CATALOG)
     emulator.add_customer("cus_acme", name="Acme")
     emulator.add_payment_method("cus_acme", "pm_card_visa")
-    (directory / "plans.yaml").write_text(PLANS)
+    (stored.directory / "plans.yaml").write_text(PLANS)
     with emulator.running() as url:
         key = "sk_test_1"
         stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
-        async with MeterKit(
-            directory / "plans.yaml",
-            redis_url=store_url,
-            flush=False,
-            stripe_api_key=key,
-            stripe_api_base=url,
-        ) as kit:
+        async with stored.kit(stripe_api_key=key, stripe_api_base=url) as kit:
             await kit.customers.link("acme", "cus_acme")
             made = await kit.subscriptions.create("acme", "pro", 12)
             assert made.client_secret is not None
@@ -46,42 +37,40 @@ async def subscribed(stored: Shell, directory: Path, store_url: str) -> AsyncGen
 
 
 @pytest.mark.dear("a subscription is changed by sixteen commands")
-async def test_a_subscription_is_shown_changed_and_ended(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
+@pytest.mark.usefixtures("subscribed")
+async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     """F-116: there were no such commands."""
-    async with subscribed(stored, directory, store_url):
-        assert stored.run("subscriptions", "show", "acme", "--json").json["status"] == "incomplete"
-        synced = stored.run("subscriptions", "sync", "acme", "--json").json
-        assert (synced["status"], synced["plan"], synced["seats"]) == ("active", "pro", 12)
-        shown = stored.run("subscriptions", "show", "acme")
-        assert shown.code == 0
-        assert {"acme", "pro", "active", "full", "12"} <= set(shown.out.split())
+    assert stored.run("subscriptions", "show", "acme", "--json").json["status"] == "incomplete"
+    synced = stored.run("subscriptions", "sync", "acme", "--json").json
+    assert (synced["status"], synced["plan"], synced["seats"]) == ("active", "pro", 12)
+    shown = stored.run("subscriptions", "show", "acme")
+    assert shown.code == 0
+    assert {"acme", "pro", "active", "full", "12"} <= set(shown.out.split())
 
-        asked = stored.run("subscriptions", "preview", "acme", "--seats", "13")
-        assert (asked.code, asked.out[:18]) == (0, "12 to 13 seats now")
-        assert "USD " in asked.out
-        assert "cents" not in asked.out
-        as_json = stored.run("subscriptions", "preview", "acme", "--plan", "team", "--json").json
-        assert (as_json["proration"]["net_cents"], as_json["over_limit"]) == (0, [])
+    asked = stored.run("subscriptions", "preview", "acme", "--seats", "13")
+    assert (asked.code, asked.out[:18]) == (0, "12 to 13 seats now")
+    assert "USD " in asked.out
+    assert "cents" not in asked.out
+    as_json = stored.run("subscriptions", "preview", "acme", "--plan", "team", "--json").json
+    assert (as_json["proration"]["net_cents"], as_json["over_limit"]) == (0, [])
 
-        more = stored.run("subscriptions", "seats", "acme", "13", "--json")
-        assert (more.code, more.json["subscription"]["seats"]) == (0, 13)
-        assert more.json["proration"]["currency"] == "usd"
-        later = stored.run("subscriptions", "change", "acme", "team")
-        assert (later.code, "pro to team" in later.out, "scheduled" in later.out) == (0, True, True)
+    more = stored.run("subscriptions", "seats", "acme", "13", "--json")
+    assert (more.code, more.json["subscription"]["seats"]) == (0, 13)
+    assert more.json["proration"]["currency"] == "usd"
+    later = stored.run("subscriptions", "change", "acme", "team")
+    assert (later.code, "pro to team" in later.out, "scheduled" in later.out) == (0, True, True)
 
-        ending = stored.run("subscriptions", "cancel", "acme", "--json").json
-        assert ending["cancel_at_period_end"] is True
-        assert stored.run("subscriptions", "resume", "acme", "--json").json["cancel_at_period_end"] is False
-        listed = stored.run("subscriptions", "invoices", "acme")
-        assert "USD 47.00" in listed.out  # 29.00 and two seats at 9.00.
-        assert {one["status"] for one in stored.run("subscriptions", "invoices", "acme", "--json").json} == {
-            "paid"
-        }
-        gone = stored.run("subscriptions", "cancel", "acme", "--immediately", "--give-back", "--json")
-        assert (gone.code, gone.json["status"]) == (0, "canceled")
-        assert stored.run("subscriptions", "resume", "acme").code == 1
+    ending = stored.run("subscriptions", "cancel", "acme", "--json").json
+    assert ending["cancel_at_period_end"] is True
+    assert stored.run("subscriptions", "resume", "acme", "--json").json["cancel_at_period_end"] is False
+    listed = stored.run("subscriptions", "invoices", "acme")
+    assert "USD 47.00" in listed.out  # 29.00 and two seats at 9.00.
+    assert {one["status"] for one in stored.run("subscriptions", "invoices", "acme", "--json").json} == {
+        "paid"
+    }
+    gone = stored.run("subscriptions", "cancel", "acme", "--immediately", "--give-back", "--json")
+    assert (gone.code, gone.json["status"]) == (0, "canceled")
+    assert stored.run("subscriptions", "resume", "acme").code == 1
 
 
 @pytest.mark.parametrize(
@@ -103,37 +92,34 @@ def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code
 
 
 @pytest.mark.dear("a subscription is changed by twelve commands")
-async def test_subscription_drift_is_found_and_repaired(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
+async def test_subscription_drift_is_found_and_repaired(stored: Shell, subscribed: StripeEmulator) -> None:
     """F-105: doctor knew of none, and there was nothing that mended it."""
-    async with subscribed(stored, directory, store_url) as emulator:
-        assert stored.run("subscriptions", "sync", "acme").code == 0
-        sound = stored.run("subscriptions", "check")
-        assert (sound.code, sound.out) == (0, "")
-        assert "all subscriptions are as the plans file says" in sound.err
-        subscription = subscription_of(emulator)
-        subscription.items[0].quantity = 7
-        found = stored.run("subscriptions", "check")
-        assert found.code == 1
-        assert "the base price price_pro has quantity 7; the plans file sells 1" in found.out
-        as_json = stored.run("subscriptions", "check", "--json").json
-        assert [drift["kind"] for drift in as_json["acme"]] == ["base_quantity"]
-        findings = stored.run("doctor", "--json").json["findings"]
-        assert "1 subscription differs from the plans file: of customer acme" in next(
-            finding["problem"] for finding in findings if finding["check"] == "subscriptions"
-        )
-        tried = stored.run("subscriptions", "repair", "acme", "--dry-run")
-        assert (tried.code, subscription_of(emulator).items[0].quantity) == (0, 7)
-        assert "to be mended" in tried.out
-        done = stored.run("subscriptions", "repair", "acme", "--json")
-        assert (done.code, [drift["kind"] for drift in done.json["mended"]]) == (0, ["base_quantity"])
-        assert subscription_of(emulator).items[0].quantity == 1
-        again = stored.run("subscriptions", "repair", "acme")
-        assert "is as the plans file says" in again.err
-        assert "subscriptions" not in {
-            finding["check"] for finding in stored.run("doctor", "--json").json["findings"]
-        }
+    assert stored.run("subscriptions", "sync", "acme").code == 0
+    sound = stored.run("subscriptions", "check")
+    assert (sound.code, sound.out) == (0, "")
+    assert "all subscriptions are as the plans file says" in sound.err
+    subscription = subscription_of(subscribed)
+    subscription.items[0].quantity = 7
+    found = stored.run("subscriptions", "check")
+    assert found.code == 1
+    assert "the base price price_pro has quantity 7; the plans file sells 1" in found.out
+    as_json = stored.run("subscriptions", "check", "--json").json
+    assert [drift["kind"] for drift in as_json["acme"]] == ["base_quantity"]
+    findings = stored.run("doctor", "--json").json["findings"]
+    assert "1 subscription differs from the plans file: of customer acme" in next(
+        finding["problem"] for finding in findings if finding["check"] == "subscriptions"
+    )
+    tried = stored.run("subscriptions", "repair", "acme", "--dry-run")
+    assert (tried.code, subscription_of(subscribed).items[0].quantity) == (0, 7)
+    assert "to be mended" in tried.out
+    done = stored.run("subscriptions", "repair", "acme", "--json")
+    assert (done.code, [drift["kind"] for drift in done.json["mended"]]) == (0, ["base_quantity"])
+    assert subscription_of(subscribed).items[0].quantity == 1
+    again = stored.run("subscriptions", "repair", "acme")
+    assert "is as the plans file says" in again.err
+    assert "subscriptions" not in {
+        finding["check"] for finding in stored.run("doctor", "--json").json["findings"]
+    }
 
 
 def subscription_of(emulator: StripeEmulator) -> Any:
@@ -143,19 +129,15 @@ def subscription_of(emulator: StripeEmulator) -> Any:
     return found
 
 
-async def test_a_customer_price_is_shown_with_its_start(
-    stored: Shell, directory: Path, store_url: str
-) -> None:
+@pytest.mark.usefixtures("subscribed")
+async def test_a_customer_price_is_shown_with_its_start(stored: Shell) -> None:
     """F-22h: the price was shown, and Stripe billed the plan's."""
-    async with subscribed(stored, directory, store_url):
-        end = stored.run("subscriptions", "sync", "acme", "--json").json["current_period_end"]
-        price = "overage={{bill: {{per: 1, amount_cents: {}}}}}"
-        dearer = stored.run("customers", "override", "acme", "tokens", price.format(9), "--json").json
-        assert dearer["price_changes"] == {"tokens": end}
-        shown = " ".join(stored.run("customers", "show", "acme").out.split())
-        assert f"amount_cents: 9, per: 1}}}}, price from {end.replace('T', ' ')}" in shown
-        cheaper = stored.run("customers", "override", "acme", "tokens", price.format(1), "--json").json
-        assert (cheaper["price_changes"], cheaper["overrides"]["tokens"]["overage"]["bill"]) == (
-            {},
-            {"per": 1, "amount_cents": 1},
-        )
+    end = stored.run("subscriptions", "sync", "acme", "--json").json["current_period_end"]
+    price = "overage={{bill: {{per: 1, amount_cents: {}}}}}"
+    dearer = stored.run("customers", "override", "acme", "tokens", price.format(9), "--json").json
+    assert dearer["price_changes"] == {"tokens": end}
+    shown = " ".join(stored.run("customers", "show", "acme").out.split())
+    assert f"amount_cents: 9, per: 1}}}}, price from {end.replace('T', ' ')}" in shown
+    cheaper = stored.run("customers", "override", "acme", "tokens", price.format(1), "--json").json
+    assert cheaper["price_changes"] == {}
+    assert cheaper["overrides"]["tokens"]["overage"]["bill"] == {"per": 1, "amount_cents": 1}

@@ -15,7 +15,6 @@ from drivers.messages import PLANS, SECRET, mailbox, receiving_server
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from faults.refusals import eventually
-from meterkit import MeterKit
 from servers.stores import free_port, spawn_server
 
 if TYPE_CHECKING:
@@ -47,10 +46,8 @@ def delivering(directory: Path, store_url: str, stripe_url: str) -> Shell:
     )
 
 
-async def record(directory: Path, store_url: str, quantity: int) -> None:
-    async with MeterKit(
-        directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1, store_timeout=10.0
-    ) as kit:
+async def record(shell: Shell, quantity: int) -> None:
+    async with shell.kit(flush_interval=0.1, store_timeout=10.0) as kit:
         await kit.customers.link("acme", "cus_1", force=True)
         await kit.record("acme", "tokens", quantity)
 
@@ -83,8 +80,8 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
     data = directory / "store"
     data.mkdir()
     with emulator.running() as stripe_url, spawn_server(*kept, port=port, directory=data) as server:
-        await record(directory, server.url, 25)
         shell = delivering(directory, server.url, stripe_url)
+        await record(shell, 25)
         with shell.running("worker") as worker:
             # Its pass is over, and its leases are given back: else they would have to run out.
             assert "delivered 1," in first_line(worker)
@@ -92,7 +89,7 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
             server.process.wait()
             hear(worker, "this flush failed, the next one goes on from there")
             with spawn_server(*kept, port=port, directory=data) as revived:
-                await record(directory, revived.url, 8)
+                await record(shell, 8)
                 hear(worker, "was restarted, restored or taken over")
 
                 def has_delivered() -> bool:
@@ -115,9 +112,9 @@ async def test_i6_a_worker_with_a_hanging_stripe_ends_and_bills_once(
     directory: Path, emulator: StripeEmulator, when: Literal["before", "after"]
 ) -> None:
     with emulator.running() as stripe_url, spawn_server("--appendonly", "yes") as server:
-        await record(directory, server.url, 25)
-        emulator.fail_next("hang", when=when)
         shell = delivering(directory, server.url, stripe_url)
+        await record(shell, 25)
+        emulator.fail_next("hang", when=when)
         with shell.running("worker") as worker:
             wait_for(lambda: not emulator.faults)
             worker.send_signal(signal.SIGTERM)
@@ -136,8 +133,8 @@ async def test_a_worker_with_a_closed_output_ends(
 ) -> None:
     # F-87's sibling: what told the first report ended the flusher, and the process stood.
     with emulator.running() as stripe_url:
-        await record(directory, store_url, 25)
         shell = delivering(directory, store_url, stripe_url)
+        await record(shell, 25)
         with shell.running("worker", "--json") as worker:
             worker.stdout.close()
             hear(worker, "the worker ended by an error: BrokenPipeError")
@@ -150,9 +147,9 @@ async def test_a_worker_with_a_closed_output_ends(
 async def test_every_line_of_a_workers_log_is_an_object(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:
-    await record(directory, store_url, 7)
     with emulator.running() as stripe_url:
         shell = delivering(directory, store_url, stripe_url)
+        await record(shell, 7)
         with shell.running("worker", "--log-format", "json") as worker:
             lines: list[str] = []
             while not lines or '"delivered": 1' not in lines[-1]:
@@ -176,10 +173,10 @@ async def test_the_worker_sends_messages_by_both_channels(
     (tmp_path / "people.py").write_text(PEOPLE)
     async with receiving_server() as hook, mailbox() as box:
         (tmp_path / "plans.yaml").write_text(PLANS.format(url=hook.url))
-        async with MeterKit(tmp_path / "plans.yaml", redis_url=store_url, flush=False) as kit:
-            await kit.record("acme", "requests", 5)
         with emulator.running() as stripe_url:
             shell = delivering(tmp_path, store_url, stripe_url)
+            async with shell.kit() as kit:
+                await kit.record("acme", "requests", 5)
             shell.environment |= {"METERKIT_NOTIFY_SECRET": SECRET, "METERKIT_SMTP_URL": box.url}
             with shell.running("worker", "--contact", "people:contact") as worker:
                 await eventually(lambda: bool(hook.posts and box.mails))
@@ -191,7 +188,7 @@ async def test_the_worker_sends_messages_by_both_channels(
 async def test_the_worker_enters_what_the_clock_has_changed(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:
-    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+    async with delivering(directory, store_url, "").kit() as kit:
         now = datetime.now(UTC)
         bounds = {name: now - timedelta(days=1) for name in ("start_ms", "anchor_ms", "created_ms")}
         ends = {"end_ms": now + timedelta(days=29), "cancel_at_ms": now + timedelta(seconds=0.2)}

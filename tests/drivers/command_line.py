@@ -24,6 +24,7 @@ from unittest import mock
 import pytest
 
 from drivers.forked_command import fork_command, run_forked
+from meterkit import MeterKit
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -57,6 +58,11 @@ class Shell:
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(ours)
         } | {"PYTHONFAULTHANDLER": "1", "METERKIT_STORE_TIMEOUT": "5", **variables}
+
+    def kit(self, **settings: Any) -> MeterKit:
+        """A kit with the plans file and the store of the commands, which delivers nothing by itself."""
+        url = self.environment["METERKIT_REDIS_URL"]
+        return MeterKit(self.directory / "plans.yaml", redis_url=url, flush=False, **settings)
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
         """Run a command to its end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -30,12 +30,26 @@ def unpaced(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.0)
 
 
+class SdkCalls:
+    """The SDK with params as keywords: ``client.invoices.pay(invoice.id, payment_method=card.id)``."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._service, f"{name}_async", None)
+        return SdkCalls(getattr(self._service, name)) if method is None else partial(_call, method)
+
+
+async def _call(method: Any, *ids: str, options: Any = None, **params: Any) -> Any:
+    return await method(*ids, params, options)
+
+
 @asynccontextmanager
-async def account(
-    emulator: StripeEmulator, *, key: str = "sk_test_1", timeout_s: float = 60.0
-) -> AsyncGenerator[stripe.StripeClient]:
-    async with emulator.serve() as url, reached(url, key=key, timeout_s=timeout_s) as client:
-        yield client
+async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[Any]:
+    """Serve the emulator and yield the SDK's calls of it. Any: tests give what the SDK's types forbid."""
+    async with emulator.serve() as url, reached(url, key=key, timeout_s=60.0) as client:
+        yield SdkCalls(client.v1)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import stripe
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable
 
 NOW: Final = datetime(2026, 4, 1, tzinfo=UTC)
 SECOND: Final = int(NOW.timestamp())
@@ -23,7 +23,7 @@ SET_UP: Final = ("product.", "price.", "payment_method.", "customer.created", "c
 
 
 def shop(*, card: str | None = "pm_card_visa", **options: Any) -> tuple[StripeEmulator, Clock]:
-    """An account with one customer and prices of 10 and 20 USD a month, and 9 USD a seat, on 1 April."""
+    """An account on 1 April: prices of 10 and 20 USD a month, 9 USD a seat, 1, 2 or 0.012 cents a token."""
     clock = Clock(NOW)
     emulator = StripeEmulator(clock=clock, **options)
     emulator.add_customer("cus_1", name="Acme")
@@ -33,18 +33,19 @@ def shop(*, card: str | None = "pm_card_visa", **options: Any) -> tuple[StripeEm
     emulator.add_price(1000, price_id="price_10", product=product)
     emulator.add_price(2000, price_id="price_20", product=product)
     emulator.add_price(900, price_id="price_seat", product=emulator.add_product("Seat"))
+    tokens = emulator.add_meter("tokens")
+    emulator.add_price(1, price_id="price_tokens_1", meter=tokens)
+    emulator.add_price(2, price_id="price_tokens_2", meter=tokens)
+    rounding: Any = {"divide_by": 1000, "round": "up"}
+    emulator.add_price(12, price_id="price_tokens", meter=tokens, transform_quantity=rounding)
     return emulator, clock
 
 
-async def subscribe(client: stripe.StripeClient, *prices: str, **params: Any) -> stripe.Subscription:
+async def subscribe(client: Any, *prices: str, **params: Any) -> Any:
     """Subscribe the customer to prices, with its first invoice expanded."""
-    wanted: Any = {
-        "customer": "cus_1",
-        "items": [{"price": price} for price in prices or ("price_10",)],
-        "expand": ["latest_invoice.confirmation_secret"],
-        **params,
-    }
-    return await client.v1.subscriptions.create_async(wanted)
+    items = [{"price": price} for price in prices or ("price_10",)]
+    wanted = {"customer": "cus_1", "items": items, "expand": ["latest_invoice.confirmation_secret"], **params}
+    return await client.subscriptions.create(**wanted)
 
 
 def told(emulator: StripeEmulator, *, since: int = 0) -> list[str]:
@@ -52,28 +53,48 @@ def told(emulator: StripeEmulator, *, since: int = 0) -> list[str]:
     return [event.type for event in emulator.webhook_events[since:] if not event.type.startswith(SET_UP)]
 
 
-def invoice_of(subscription: stripe.Subscription) -> stripe.Invoice:
+def invoice_of(subscription: Any) -> Any:
     assert isinstance(subscription.latest_invoice, stripe.Invoice)
     return subscription.latest_invoice
 
 
-def items_of(subscription: stripe.Subscription) -> Sequence[stripe.SubscriptionItem]:
+def items_of(subscription: Any) -> Any:
     """The items; the SDK's objects have a method of that name."""
-    items: list[stripe.SubscriptionItem] = subscription["items"].data
-    return items
+    return subscription["items"].data
 
 
-def item_of(subscription: stripe.Subscription) -> stripe.SubscriptionItem:
+def item_of(subscription: Any) -> Any:
     return items_of(subscription)[0]
 
 
-def amounts(invoice: stripe.Invoice) -> list[int]:
-    """What the lines come to, one by one."""
+def amounts(invoice: Any) -> list[int]:
     return [line.amount for line in invoice.lines.data]
 
 
-async def refusal(client: stripe.StripeClient, subscription: str, **params: Any) -> stripe.StripeError:
-    wanted: Any = params
-    with pytest.raises(stripe.StripeError) as caught:
-        await client.v1.subscriptions.update_async(subscription, wanted)
+def offer(**others: Any) -> dict[str, Any]:
+    """The params of a Checkout Session for the price of 20 USD."""
+    items = [{"price": "price_20", "quantity": 1}]
+    success_url = "https://app.example/done?session={CHECKOUT_SESSION_ID}"
+    return {"mode": "subscription", "line_items": items, "success_url": success_url, **others}
+
+
+async def current(client: Any, subscription_id: str) -> Any:
+    """The subscription as it is now, with its latest invoice expanded."""
+    return await client.subscriptions.retrieve(subscription_id, expand=["latest_invoice"])
+
+
+async def newest_invoice(client: Any) -> Any:
+    return (await client.invoices.list(limit=1)).data[0]
+
+
+async def use(client: Any, tokens: int, *, at: int) -> None:
+    """Send a meter event of the customer."""
+    payload = {"stripe_customer_id": "cus_1", "value": str(tokens)}
+    await client.billing.meter_events.create(event_name="tokens", payload=payload, timestamp=at)
+
+
+async def refused(call: Awaitable[object], message: str = ".") -> Any:
+    """Await a call that Stripe refuses as invalid, with words that match; its error."""
+    with pytest.raises(stripe.InvalidRequestError, match=message) as caught:
+        await call
     return caught.value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from meterkit import MeterKit
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
 from meterkit.subscriptions.webhooks.hint_scripts import Entry
@@ -15,10 +14,9 @@ from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
     from drivers.command_line import Shell
-    from meterkit import HistoryEntry
+    from meterkit import HistoryEntry, MeterKit
 
 
 async def kill_message(
@@ -56,19 +54,14 @@ async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:
 
 
 @asynccontextmanager
-async def recorded(
-    stored: Shell, directory: Path, store_url: str
-) -> AsyncGenerator[tuple[MeterKit, StripeEmulator]]:
+async def recorded(stored: Shell) -> AsyncGenerator[tuple[MeterKit, StripeEmulator]]:
     """A kit that has 25 tokens of acme's to deliver, to a Stripe that does not know acme yet."""
     emulator = StripeEmulator()
     emulator.add_meter("ai_tokens")
     with emulator.running() as url:
         key = "sk_test_1"
         stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
-        plans = directory / "plans.yaml"
-        async with MeterKit(
-            plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
-        ) as kit:
+        async with stored.kit(stripe_api_key=key, stripe_api_base=url) as kit:
             await kit.customers.link("acme", "cus_acme", force=True)
             await kit.record("acme", "tokens", 25)
             yield kit, emulator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -11,7 +12,6 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from field.shared import CHAT_INPUT, CHAT_OUTPUT, LATE_WORDS
 from meterkit import record
 
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.websockets import WebSocket
 
+PLANS: Final = Path(__file__).with_name("plans.yaml")
+LATE_WORDS: Final = 3
+CHAT_INPUT: Final = 11
+CHAT_OUTPUT: Final = 7
+EVENTS: Final = {
+    "requests": "api_requests",
+    "words": "api_words",
+    "input_tokens": "ai_input_tokens",
+    "output_tokens": "ai_output_tokens",
+}
 _DRIPS: Final = 2_000
 
 

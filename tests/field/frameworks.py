@@ -1,136 +1,131 @@
-"""Apps of other frameworks with two handlers, each written as its own documentation says."""
+"""Apps of frameworks, each written as its own documentation says: with two handlers, or a folder of files."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, PlainTextResponse
+from starlette.routing import Host, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from starlette.requests import Request
     from starlette.types import ASGIApp
 
-__all__ = ["ANY", "APPS", "CHAT", "ITEM", "MCP_CALL"]
+__all__ = ["ANY", "APPS", "CHAT", "FILES", "ITEM", "MCP_CALL", "ORIGIN"]
 
 CHAT: Final = "/v1/chat"
 ITEM: Final = "/v1/items"
 ANY: Final = "/v1/any"
 """A handler that takes every method, as a function does with Django."""
+ORIGIN: Final = "https://app.example"
 MCP_CALL: Final = json.dumps(
-    {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "method": "tools/call",
-        "params": {"name": "search", "arguments": {}},
-    }
+    {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "search", "arguments": {}}}
 ).encode()
 
 Ran = list[str]
+_POST: Final = ("POST",)
+_FIELD: Final[Any] = {"root_path": str(Path(__file__).parent)}
 _numbers = count()
 
 
-def litestar(ran: Ran) -> ASGIApp:
+def _needed(name: str) -> Any:
+    return pytest.importorskip(name)
+
+
+def _handler(ran: Ran, path: str, *, is_named: bool = False) -> Callable[..., Any]:
+    """A handler that is given no request, and what the path has if ``is_named``."""
+
+    async def handle() -> str:
+        ran.append(path)
+        return "ran"
+
+    async def handle_name(name: str) -> str:
+        ran.append(f"{path}{name}")
+        return "ran"
+
+    return handle_name if is_named else handle
+
+
+def _request_handler(ran: Ran, path: str, answer: Callable[[str], Any]) -> Callable[..., Any]:
+    async def handle(_request: Any, name: str = "") -> Any:
+        ran.append(f"{path}{name}")
+        return answer("ran")
+
+    return handle
+
+
+def litestar(ran: Ran, *, methods: Sequence[str] = _POST, cors: bool = False) -> Any:
     """Litestar: https://docs.litestar.dev/latest/usage/routing/"""
-    module: Any = pytest.importorskip("litestar")
-
-    async def chat() -> str:
-        ran.append(CHAT)
-        return "ran"
-
-    async def item() -> str:
-        ran.append(ITEM)
-        return "ran"
-
-    handlers = [module.post(CHAT)(chat), module.post(f"{ITEM}/{{name:str}}")(item)]
-    return module.Litestar(handlers, openapi_config=None)  # type: ignore[no-any-return]
+    module, config = _needed("litestar"), _needed("litestar.config.cors")
+    paths = (CHAT, f"{ITEM}/{{name:str}}")
+    routes = [module.route(path, http_method=[*methods])(_handler(ran, path)) for path in paths]
+    layer = config.CORSConfig(allow_origins=[ORIGIN]) if cors else None
+    return module.Litestar(routes, cors_config=layer, openapi_config=None)
 
 
-def quart(ran: Ran) -> ASGIApp:
+def quart(ran: Ran, *, methods: Sequence[str] = _POST, cors: bool = False) -> Any:
     """Quart: https://quart.palletsprojects.com/en/latest/how_to_guides/routing.html"""
-    module: Any = pytest.importorskip("quart")
-    app = module.Quart("field", root_path=str(Path(__file__).parent))
-
-    async def chat() -> str:
-        ran.append(CHAT)
-        return "ran"
-
-    async def item(name: str) -> str:
-        ran.append(f"{ITEM}/{name}")
-        return "ran"
-
-    app.post(CHAT)(chat)
-    app.post(f"{ITEM}/<name>")(item)
-    return app  # type: ignore[no-any-return]
+    app = _needed("quart").Quart("field", **_FIELD)
+    app = _needed("quart_cors").cors(app, allow_origin=ORIGIN) if cors else app
+    for path in (CHAT, f"{ITEM}/<name>"):
+        app.route(path, methods=[*methods], endpoint=path)(_handler(ran, path, is_named="name" in path))
+    return app
 
 
-def blacksheep(ran: Ran) -> ASGIApp:
+def blacksheep(ran: Ran, *, methods: Sequence[str] = _POST, cors: bool = False) -> Any:
     """BlackSheep: https://www.neoteroi.dev/blacksheep/routing/"""
-    module: Any = pytest.importorskip("blacksheep")
+    module = _needed("blacksheep")
     app = module.Application(router=module.Router())
-
-    async def chat() -> str:
-        ran.append(CHAT)
-        return "ran"
-
-    async def item(name: str) -> str:
-        ran.append(f"{ITEM}/{name}")
-        return "ran"
-
-    app.router.add_post(CHAT, chat)
-    app.router.add_post(f"{ITEM}/{{name}}", item)
-    return app  # type: ignore[no-any-return]
+    if cors:
+        app.use_cors(allow_origins=ORIGIN, allow_methods="*")
+    for method in methods:
+        for path in (CHAT, f"{ITEM}/{{name}}"):
+            app.router.add(method, path, _handler(ran, path, is_named="name" in path))
+    return app
 
 
-def django(ran: Ran) -> ASGIApp:
+def _django(*patterns: Any, middleware: Sequence[str] = (), cors_urls: str = "^/.*$") -> Any:
     """Django: https://docs.djangoproject.com/en/5.2/howto/deployment/asgi/"""
-    pytest.importorskip("django")
-    conf: Any = __import__("django.conf", fromlist=["settings"])
-    urls: Any = __import__("django.urls", fromlist=["path"])
-    http: Any = __import__("django.http", fromlist=["HttpResponse"])
-    asgi: Any = __import__("django.core.handlers.asgi", fromlist=["ASGIHandler"])
-    setup: Any = __import__("django")
+    conf, urls = import_module("django.conf"), import_module("django.urls")
     if not conf.settings.configured:
-        conf.settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="field_urls", MIDDLEWARE=[], USE_TZ=True)
-        setup.setup()
-
-    async def chat(request: Any) -> Any:
-        del request
-        ran.append(CHAT)
-        return http.HttpResponse("ran")
-
-    async def item(request: Any, name: str) -> Any:
-        del request
-        ran.append(f"{ITEM}/{name}")
-        return http.HttpResponse("ran")
-
-    async def anything(request: Any) -> Any:
-        del request
-        ran.append(ANY)
-        return http.HttpResponse("ran")
-
-    module = ModuleType("field_urls")
-    module.urlpatterns = [  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
-        urls.path(CHAT[1:], chat),
-        urls.path(f"{ITEM[1:]}/<str:name>", item),
-        urls.path(ANY[1:], anything),
-    ]
+        conf.settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="field_urls", USE_TZ=True)
+        import_module("django").setup()
+    conf.settings.MIDDLEWARE = middleware
+    conf.settings.CORS_ALLOWED_ORIGINS = [ORIGIN]
+    conf.settings.CORS_URLS_REGEX = cors_urls
+    module: Any = ModuleType("field_urls")
+    module.urlpatterns = patterns
     sys.modules["field_urls"] = module
     urls.clear_url_caches()
-    return asgi.ASGIHandler()  # type: ignore[no-any-return]
+    return import_module("django.core.handlers.asgi").ASGIHandler()
 
 
-def fastmcp(ran: Ran) -> ASGIApp:
+def django(ran: Ran, *, cors: bool = False, cors_urls: str = "^/.*$") -> Any:
+    """View functions, which take every method."""
+    _needed("corsheaders")
+    path, answer = import_module("django.urls").path, import_module("django.http").HttpResponse
+    routes = {CHAT: CHAT, f"{ITEM}/<str:name>": ITEM, ANY: ANY}
+    views = [path(route[1:], _request_handler(ran, noted, answer)) for route, noted in routes.items()]
+    layers = ["corsheaders.middleware.CorsMiddleware"] if cors else []
+    return _django(*views, middleware=layers, cors_urls=cors_urls)
+
+
+def fastmcp(ran: Ran) -> Any:
     """FastMCP, mounted in Starlette: https://gofastmcp.com/deployment/http"""
-    module: Any = pytest.importorskip("fastmcp")
-    routing: Any = pytest.importorskip("starlette.routing")
-    applications: Any = pytest.importorskip("starlette.applications")
-    server = module.FastMCP("field")
+    server = _needed("fastmcp").FastMCP("field")
 
     def search() -> str:
         """Find something."""
@@ -139,80 +134,59 @@ def fastmcp(ran: Ran) -> ASGIApp:
 
     server.tool(search)
     inner = server.http_app(path="/chat", stateless_http=True, json_response=True)
-    return applications.Starlette(  # type: ignore[no-any-return]
-        routes=[routing.Mount("/v1", inner)], lifespan=inner.lifespan
-    )
+    return Starlette(routes=[Mount("/v1", inner)], lifespan=inner.lifespan)
 
 
-def sanic(ran: Ran) -> ASGIApp:
-    """Sanic: https://sanic.dev/en/guide/deployment/running.html#asgi"""
-    module: Any = pytest.importorskip("sanic")
-    app = module.Sanic(f"field{next(_numbers)}", configure_logging=False)
+def _sanic() -> Any:
+    app = _needed("sanic").Sanic(f"field{next(_numbers)}", configure_logging=False)
     app.config.TOUCHUP = False  # It rewrites methods of its classes, once a process.
-
-    async def chat(request: Any) -> Any:
-        del request
-        ran.append(CHAT)
-        return module.text("ran")
-
-    async def item(request: Any, name: str) -> Any:
-        del request
-        ran.append(f"{ITEM}/{name}")
-        return module.text("ran")
-
-    app.add_route(chat, CHAT, methods=["POST"], name="chat")
-    app.add_route(item, f"{ITEM}/<name>", methods=["POST"], name="item")
-    return app  # type: ignore[no-any-return]
-
-
-def falcon(ran: Ran) -> ASGIApp:
-    """Falcon: https://falcon.readthedocs.io/en/stable/api/routing.html"""
-    module: Any = pytest.importorskip("falcon.asgi")
-
-    class Chat:
-        async def on_post(self, _request: Any, response: Any) -> None:
-            ran.append(CHAT)
-            response.text = "ran"
-
-    class Item:
-        async def on_post(self, _request: Any, response: Any, name: str) -> None:
-            ran.append(f"{ITEM}/{name}")
-            response.text = "ran"
-
-    app = module.App()
-    app.add_route(CHAT, Chat())
-    app.add_route(f"{ITEM}/{{name}}", Item())
-    return app  # type: ignore[no-any-return]
-
-
-def _flask(ran: Ran) -> Any:
-    """Flask: https://flask.palletsprojects.com/en/stable/quickstart/#routing"""
-    module: Any = pytest.importorskip("flask")
-    app = module.Flask("field", root_path=str(Path(__file__).parent))
-
-    def chat() -> str:
-        ran.append(CHAT)
-        return "ran"
-
-    def item(name: str) -> str:
-        ran.append(f"{ITEM}/{name}")
-        return "ran"
-
-    app.post(CHAT)(chat)
-    app.post(f"{ITEM}/<name>")(item)
     return app
 
 
-def flask_a2wsgi(ran: Ran) -> ASGIApp:
-    """Flask behind a2wsgi: https://github.com/abersheeran/a2wsgi"""
-    module: Any = pytest.importorskip("a2wsgi")
-    return module.WSGIMiddleware(_flask(ran))  # type: ignore[no-any-return]
+def sanic(ran: Ran, *, methods: Sequence[str] = _POST) -> Any:
+    """Sanic: https://sanic.dev/en/guide/deployment/running.html#asgi"""
+    app = _sanic()
+    for name, path in (("chat", CHAT), ("item", f"{ITEM}/<name>")):
+        handler = _request_handler(ran, path, _needed("sanic").text)
+        app.add_route(handler, path, methods=[*methods], name=name)
+    return app
 
 
-def flask_asgiref(ran: Ran) -> ASGIApp:
-    """Flask behind asgiref: https://flask.palletsprojects.com/en/stable/deploying/asgi/"""
-    module: Any = pytest.importorskip("asgiref.wsgi")
-    return module.WsgiToAsgi(_flask(ran))  # type: ignore[no-any-return]
+def falcon(ran: Ran, *, cors: bool = False) -> Any:
+    """Falcon: https://falcon.readthedocs.io/en/stable/api/routing.html"""
+
+    class Resource:
+        async def on_post(self, _request: Any, response: Any, name: str = "") -> None:
+            ran.append(name)
+            response.text = "ran"
+
+    class CorsResource(Resource):
+        on_get = on_options = Resource.on_post
+
+    app = _needed("falcon.asgi").App(cors_enable=cors)
+    for path in (CHAT, f"{ITEM}/{{name}}"):
+        app.add_route(path, CorsResource() if cors else Resource())
+    return app
+
+
+def flask(ran: Ran, *, methods: Sequence[str] = _POST, cors: bool = False) -> Any:
+    """Flask: https://flask.palletsprojects.com/en/stable/quickstart/#routing"""
+    app = _needed("flask").Flask("field", **_FIELD)
+    if cors:
+        _needed("flask_cors").CORS(app, origins=[ORIGIN])
+
+    def handle(name: str = "") -> str:
+        ran.append(name)
+        return "ran"
+
+    for path in (CHAT, f"{ITEM}/<name>"):
+        app.route(path, methods=[*methods], endpoint=path)(handle)
+    return app
+
+
+def behind_a2wsgi(app: Any) -> Any:
+    """https://github.com/abersheeran/a2wsgi"""
+    return _needed("a2wsgi").WSGIMiddleware(app)
 
 
 APPS: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
@@ -223,6 +197,117 @@ APPS: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "fastmcp": fastmcp,
     "sanic": sanic,
     "falcon": falcon,
-    "flask, a2wsgi": flask_a2wsgi,
-    "flask, asgiref": flask_asgiref,
+    "flask, a2wsgi": lambda ran: behind_a2wsgi(flask(ran)),
+    # https://flask.palletsprojects.com/en/stable/deploying/asgi/
+    "flask, asgiref": lambda ran: _needed("asgiref.wsgi").WsgiToAsgi(flask(ran)),
+}
+
+
+def static(folder: Path) -> StaticFiles:
+    """Starlette: https://www.starlette.io/staticfiles/"""
+    return StaticFiles(directory=folder, html=True)
+
+
+def fastapi_files(folder: Path) -> Any:
+    """FastAPI: https://fastapi.tiangolo.com/tutorial/static-files/"""
+    app = FastAPI(openapi_url=None)
+    app.mount("/files", static(folder))
+    return app
+
+
+def _found_in(folder: Path, name: str) -> Path | None:
+    path = (folder / name.lstrip("/")).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def files_by_hand(folder: Path) -> Any:
+    """A handler that serves files as many apps do."""
+
+    async def read(request: Request) -> FileResponse | PlainTextResponse:
+        with suppress(OSError, ValueError):  # Too long, or with a NUL.
+            if path := _found_in(folder, request.path_params["path"]):
+                return FileResponse(path)
+        return PlainTextResponse("none", status_code=404)
+
+    return Starlette(routes=[Route("/files/{path:path}", read)])
+
+
+def litestar_files(folder: Path) -> Any:
+    """Litestar: https://docs.litestar.dev/latest/usage/static-files.html"""
+    create = _needed("litestar.static_files").create_static_files_router
+    router = create(path="/files", directories=[folder])
+    return _needed("litestar").Litestar([router], openapi_config=None)
+
+
+def quart_files(folder: Path) -> Any:
+    """Quart: https://quart.palletsprojects.com/en/latest/how_to_guides/serving_static_files.html"""
+    return _needed("quart").Quart("field", static_folder=str(folder), static_url_path="/files", **_FIELD)
+
+
+def django_files(folder: Path) -> Any:
+    """Django: https://docs.djangoproject.com/en/5.2/howto/static-files/"""
+    _needed("django")
+    serve, re_path = import_module("django.views.static").serve, import_module("django.urls").re_path
+    return _django(re_path(r"^files/(?P<path>.*)$", serve, {"document_root": str(folder)}))
+
+
+def falcon_files(folder: Path) -> Any:
+    """Falcon: https://falcon.readthedocs.io/en/stable/api/app.html"""
+    app = _needed("falcon.asgi").App()
+    app.add_static_route("/files", str(folder))
+    return app
+
+
+def blacksheep_files(folder: Path) -> Any:
+    """BlackSheep: https://www.neoteroi.dev/blacksheep/static-files/"""
+    module = _needed("blacksheep")
+    app = module.Application(router=module.Router())
+    app.serve_files(str(folder), root_path="files", extensions={".txt"})
+    return app
+
+
+def sanic_files(folder: Path) -> Any:
+    """Sanic: https://sanic.dev/en/guide/basics/static.html"""
+    app = _sanic()
+    app.static("/files", str(folder), name="files")
+    return app
+
+
+def flask_files(folder: Path) -> Any:
+    """Flask: https://flask.palletsprojects.com/en/stable/tutorial/static/"""
+    app = _needed("flask").Flask("field", static_folder=str(folder), static_url_path="/files", **_FIELD)
+    return behind_a2wsgi(app)
+
+
+def _mounted(folder: Path) -> Mount:
+    return Mount("/files", static(folder))
+
+
+def _in_host(app: ASGIApp) -> Any:
+    return Starlette(routes=[Host("x", app=app)])
+
+
+def _in_route(app: ASGIApp) -> Any:
+    return Starlette(routes=[Route("/{path:path}", app)])
+
+
+FILES: Final[dict[str, Callable[[Path], ASGIApp]]] = {
+    "starlette": lambda folder: Starlette(routes=[_mounted(folder)]),
+    "fastapi": fastapi_files,
+    "fastapi behind a root path": fastapi_files,
+    "handler with a path": files_by_hand,
+    "mount in a mount": lambda folder: Starlette(routes=[Mount("", routes=[_mounted(folder)])]),
+    "mount in a host": lambda folder: _in_host(Router([_mounted(folder)])),
+    "host in a mount": lambda folder: Starlette(
+        routes=[Mount("/files", routes=[Host("x", app=Router([Mount("", static(folder))]))])]
+    ),
+    "litestar": litestar_files,
+    "litestar in a host": lambda folder: _in_host(litestar_files(folder)),
+    "quart": quart_files,
+    "django": django_files,
+    "django in a route": lambda folder: _in_route(django_files(folder)),
+    "falcon": falcon_files,
+    "blacksheep": blacksheep_files,
+    "sanic": sanic_files,
+    "flask, a2wsgi": flask_files,
 }

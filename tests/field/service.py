@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from field.endpoints import routes
-from field.shared import PLANS
+from field.endpoints import PLANS, routes
 from meterkit import MeterKit, MeterMiddleware, identify
 
 if TYPE_CHECKING:

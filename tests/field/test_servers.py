@@ -11,7 +11,7 @@ import pytest
 
 from drivers.delivery import NOW, STRIPE_KEY, until
 from field.deployments import ALL, SOME, Deployment, running
-from field.shared import EVENTS, PLANS
+from field.endpoints import EVENTS, PLANS
 from field.traffic import BILLED, INCLUDED, REFUSED, Visitors, ready, visiting
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
@@ -28,12 +28,7 @@ pytestmark = pytest.mark.anyio
 AHEAD_S: Final = NOW.timestamp() - time.time()
 DELIVERED_S: Final = 60.0
 # What servers, loops and Python say when something was left behind.
-LEFT_BEHIND: Final = (
-    "was never retrieved",
-    "was destroyed but it is pending",
-    "ResourceWarning",
-    "was never awaited",
-)
+LEFT_BEHIND: Final = ("was never retrieved", "but it is pending", "ResourceWarning", "was never awaited")
 
 
 def clock() -> float:
@@ -74,15 +69,10 @@ async def office(store_url: str) -> AsyncGenerator[Office]:
     ):
         await kit.customers.link(BILLED, "cus_globex")
         await kit.customers.set_plan(BILLED, "pro")
-        variables = {
-            "FIELD_CLOCK_AHEAD": str(AHEAD_S),
-            "METERKIT_REDIS_URL": store_url,
-            "METERKIT_SHARDS": "4",
-            "METERKIT_STORE_TIMEOUT": "60",
-            "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
-            "METERKIT_STRIPE_API_BASE": stripe_url,
-            "METERKIT_FLUSH_INTERVAL": "2",
-        }
+        settings = {"REDIS_URL": store_url, "STRIPE_API_KEY": STRIPE_KEY, "STRIPE_API_BASE": stripe_url}
+        settings |= {"SHARDS": "4", "STORE_TIMEOUT": "60", "FLUSH_INTERVAL": "2"}
+        variables = {f"METERKIT_{name}": value for name, value in settings.items()}
+        variables["FIELD_CLOCK_AHEAD"] = str(AHEAD_S)
         yield Office(kit=kit, emulator=emulator, variables=variables)
 
 

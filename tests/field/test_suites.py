@@ -8,30 +8,12 @@ import pytest
 
 from drivers.foreign_suites import Fetched, Suite, differences
 
-FASTAPI: Final = Suite(
-    project="fastapi",
-    needed=(
-        *(
-            "anyio[trio]",
-            "a2wsgi",
-            "dirty-equals",
-            "email-validator",
-            "flask",
-            "inline-snapshot",
-            "itsdangerous",
-        ),
-        *(
-            "jinja2",
-            "orjson",
-            "pwdlib[argon2]",
-            "pydantic-extra-types",
-            "pyjwt",
-            "python-multipart",
-            "sqlmodel",
-        ),
-        *("strawberry-graphql", "ujson", "opentelemetry-instrumentation-fastapi", "opentelemetry-sdk"),
-    ),
-)
+NEEDED: Final = """
+anyio[trio] a2wsgi dirty-equals email-validator flask inline-snapshot itsdangerous jinja2 orjson
+pwdlib[argon2] pydantic-extra-types pyjwt python-multipart sqlmodel strawberry-graphql ujson
+opentelemetry-instrumentation-fastapi opentelemetry-sdk
+"""
+FASTAPI: Final = Suite(project="fastapi", needed=tuple(NEEDED.split()))
 LEFT_OUT: Final = ("tests/test_tutorial", "tests/benchmarks", "tests/test_fastapi_cli.py")
 SSE: Final = Suite(
     project="sse-starlette",

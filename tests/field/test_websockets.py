@@ -30,10 +30,7 @@ OTHERS: Final = (
 @pytest.mark.dear("a real server starts, is visited and stops")
 @pytest.mark.parametrize(
     "deployment",
-    [
-        Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"),
-        *(whole(one) for one in OTHERS),
-    ],
+    [Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"), *(whole(one) for one in OTHERS)],
     ids=str,
 )
 async def test_websockets_are_decided_counted_and_closed(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from field.shared import CHAT_INPUT, CHAT_OUTPUT
+from field.endpoints import CHAT_INPUT, CHAT_OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

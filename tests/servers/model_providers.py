@@ -41,12 +41,6 @@ response:
   output_tokens: 500
   output_tokens_details: {reasoning_tokens: 200}
   total_tokens: 2500
-embedded: {prompt_tokens: 50000, total_tokens: 50000}
-image:
-  input_tokens: 400
-  input_tokens_details: {image_tokens: 300, text_tokens: 100}
-  output_tokens: 1056
-  total_tokens: 1456
 transcribed:
   type: tokens
   input_tokens: 600
@@ -132,8 +126,6 @@ class FakeProviders:
             "/v1/chat/completions": self._chat,
             "/v1/responses": self._respond,
             "/v1/responses/{id}/cancel": self._retrieve,
-            "/v1/embeddings": self._embed,
-            "/v1/images/generations": self._draw,
             "/v1/audio/transcriptions": self._transcribe,
         }
         return self._guarded(
@@ -300,25 +292,11 @@ class FakeProviders:
         name = request.path_params["id"]
         return JSONResponse(self._response(self._model_of_job, response_id=name, background=True))
 
-    async def _embed(self, request: Request) -> Response:
-        asked = await self._read(request)
-        vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
-        return JSONResponse(
-            {"object": "list", "data": [vector], "model": asked["model"], "usage": USAGE["embedded"]}
-        )
-
-    async def _draw(self, request: Request) -> Response:
-        """An answer of the images API names no model."""
-        del request
-        return JSONResponse({"created": 1, "data": [{"b64_json": "aGk="}], "usage": USAGE["image"]})
-
     async def _transcribe(self, request: Request) -> Response:
-        """Nor does one of the audio API."""
+        """An answer of the audio API names no model."""
         async with request.form() as form:
             assert form["file"]
-            by_second = form["model"] == "whisper-1"
-        usage = {"type": "duration", "seconds": 90} if by_second else USAGE["transcribed"]
-        return JSONResponse({"text": "".join(WORDS), "usage": usage})
+        return JSONResponse({"text": "".join(WORDS), "usage": USAGE["transcribed"]})
 
     async def _list_models(self, request: Request) -> Response:
         if "anthropic-version" in request.headers:
@@ -350,19 +328,9 @@ class FakeProviders:
                 await live.send_json(
                     {"type": "response.output_text.delta", "event_id": "event_2", "delta": word, **delta}
                 )
-            done: dict[str, Any] = {
-                "id": name,
-                "object": "realtime.response",
-                "status": "completed",
-                "output": [],
-            }
-            await live.send_json(
-                {
-                    "type": "response.done",
-                    "event_id": "event_3",
-                    "response": done | {"usage": USAGE["realtime"]},
-                }
-            )
+            done = {"id": name, "object": "realtime.response", "status": "completed", "output": []}
+            done["usage"] = USAGE["realtime"]
+            await live.send_json({"type": "response.done", "event_id": "event_3", "response": done})
         self.stopped["talk"] += 1
 
     async def _message(self, request: Request) -> Response:
@@ -384,11 +352,8 @@ class FakeProviders:
             return JSONResponse(message)
 
         async def stream() -> AsyncGenerator[str]:
-            begun: dict[str, Any] = message | {
-                "content": [],
-                "stop_reason": None,
-                "usage": USAGE["message"] | {"output_tokens": 1},
-            }
+            usage = USAGE["message"] | {"output_tokens": 1}
+            begun = message | {"content": [], "stop_reason": None, "usage": usage}
             block: Any = {"type": "text", "text": ""}
             yield sse({"type": "message_start", "message": begun}, named=True)
             yield sse({"type": "content_block_start", "index": 0, "content_block": block}, named=True)

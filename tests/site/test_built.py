@@ -22,18 +22,12 @@ SITE: Final = os.environ.get("METERKIT_SITE")
 CHROMIUM: Final = os.environ.get("METERKIT_CHROMIUM") or which("chromium")
 # What a browser loads by itself; links that somebody has to follow are not among them.
 LOADS: Final = {
-    "audio": ("src",),
-    "embed": ("src",),
-    "iframe": ("src",),
-    "image": ("href", "xlink:href"),
-    "img": ("src", "srcset"),
-    "input": ("src",),
-    "link": ("href",),
-    "object": ("data",),
-    "script": ("src",),
-    "source": ("src", "srcset"),
-    "use": ("href", "xlink:href"),
-    "video": ("src", "poster"),
+    "src": "audio embed iframe img input script source video",
+    "srcset": "img source",
+    "href": "image link use",
+    "xlink:href": "image use",
+    "data": "object",
+    "poster": "video",
 }
 IN_STYLES: Final = re.compile(r"""@import\s+["']([^"']+)|url\(\s*["']?([^"')]+)""")
 IN_SCRIPTS: Final = re.compile(r"""["'`]((?:https?:)?//[A-Za-z0-9][A-Za-z0-9.-]*\.[a-z]{2,}[^"'`]*)""")
@@ -58,7 +52,7 @@ class Loaded(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         if tag == "link" and given.get("rel") in {"canonical", "prev", "next", "alternate"}:
             return
-        self.found += [given[name] for name in LOADS.get(tag, ()) if name in given]
+        self.found += [given[name] for name, tags in LOADS.items() if name in given and tag in tags.split()]
         self.found += in_style(given.get("style", ""))
 
 

@@ -16,8 +16,7 @@ import pytest
 import stripe
 
 from drivers.emulated_account import StripeSession, unpaced
-from meterkit import MeterkitError, SettingsError, StripeError, StripeUnavailableError
-from meterkit.settings import Settings
+from meterkit import MeterkitError, Settings, SettingsError, StripeError, StripeUnavailableError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
@@ -55,13 +54,6 @@ async def asking(base: str, **options: Any) -> AsyncGenerator[StripeApi]:
         await api.close()
 
 
-@asynccontextmanager
-async def emulated() -> AsyncGenerator[tuple[StripeEmulator, StripeApi]]:
-    emulator = StripeEmulator(clock=Clock())
-    async with emulator.serve() as url, asking(url) as api:
-        yield emulator, api
-
-
 def in_turn(*answers: bytes) -> Any:
     """Answer each of these once, then the last one for ever."""
     left = list(answers)
@@ -77,7 +69,8 @@ def error(status: int, **told: str) -> bytes:
 
 
 async def test_all_pages_of_a_list_are_read_and_a_limit_is_left_alone() -> None:
-    async with emulated() as (emulator, api):
+    emulator = StripeEmulator(clock=Clock())
+    async with emulator.serve() as url, asking(url) as api:
         made = [emulator.add_customer() for _ in range(230)]
         found = await api.list("/v1/customers")
         assert [customer["id"] for customer in found] == made[::-1]
@@ -88,6 +81,7 @@ async def test_all_pages_of_a_list_are_read_and_a_limit_is_left_alone() -> None:
 
 
 async def test_the_wire_form_is_that_of_the_official_sdk() -> None:
+    assert stripe.api_version == API_VERSION
     params: dict[str, Any] = {
         "customer": "cus_1",
         "items": [{"price": "price_1", "quantity": 3}, {"price": "price_2"}],
@@ -124,24 +118,18 @@ async def test_what_is_asked_for_without_a_body_stands_behind_the_path() -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "told", "attributes"),
-    [
-        (400, {"code": "parameter_missing", "param": "items"}, {"param": "items"}),
-        (404, {"code": "resource_missing", "message": "No such customer: 'cus_1'"}, {}),
-    ],
+    ("status", "told"),
+    [(400, {"code": "parameter_missing", "param": "items"}), (404, {"code": "resource_missing"})],
 )
-async def test_a_refusal_is_raised_once_with_stripes_words(
-    status: int, told: dict[str, str], attributes: dict[str, str]
-) -> None:
+async def test_a_refusal_is_raised_once_with_stripes_words(status: int, told: dict[str, str]) -> None:
     async with answering(error(status, **told)) as stand_in, asking(stand_in.url) as api:
         with pytest.raises(StripeError) as refused:
             await api.post("/v1/subscriptions")
     found = refused.value
-    assert not isinstance(found, StripeUnavailableError)
     assert isinstance(found, MeterkitError)
-    assert (found.status, found.code, found.request_id) == (status, told.get("code"), "req_1")
-    for name, value in attributes.items():
-        assert getattr(found, name) == value
+    assert not isinstance(found, StripeUnavailableError)
+    assert (found.status, found.request_id) == (status, "req_1")
+    assert (found.code, found.param) == (told["code"], told.get("param"))
     assert "SECRET" not in f"{found!r} {found}"
     assert len(stand_in.asked) == 1
 
@@ -157,10 +145,8 @@ async def test_a_refusal_is_raised_once_with_stripes_words(
     ],
 )
 async def test_an_uncertain_answer_is_retried_under_the_same_key(first: bytes) -> None:
-    async with (
-        answering(in_turn(first, first, answer(200, {"id": "sub_1"}))) as stand_in,
-        asking(stand_in.url) as api,
-    ):
+    replies = in_turn(first, first, answer(200, {"id": "sub_1"}))
+    async with answering(replies) as stand_in, asking(stand_in.url) as api:
         assert await api.post("/v1/subscriptions") == {"id": "sub_1"}
         await api.post("/v1/subscriptions")
     keys = [asked.headers["idempotency-key"] for asked in stand_in.asked]
@@ -195,10 +181,6 @@ async def test_an_unavailable_stripe_is_reported_after_three_tries(
     assert len(stand_in.asked) == tries
 
 
-def test_the_api_version_is_that_of_the_sdk_under_test() -> None:
-    assert stripe.api_version == API_VERSION
-
-
 async def test_nobody_at_the_address() -> None:
     async with asking(CLOSED_PORT) as api:
         with pytest.raises(StripeUnavailableError, match="no connection") as refused:
@@ -207,8 +189,7 @@ async def test_nobody_at_the_address() -> None:
 
 
 async def test_a_missing_answer_is_waited_for_until_the_timeout() -> None:
-    async with emulated() as (emulator, _):
-        pass
+    emulator = StripeEmulator(clock=Clock())
     async with emulator.serve() as url, asking(url, timeout_s=0.05) as api:
         emulator.fail_next("hang", path="/v1/customers", times=None)
         with pytest.raises(StripeUnavailableError, match="no answer"):
@@ -232,16 +213,12 @@ async def test_each_event_loop_has_connections_of_its_own() -> None:
         api = StripeApi(settings(stand_in.url))
         await api.get("/v1/balance")
 
-        def elsewhere() -> None:
-            async def work() -> None:
-                await api.get("/v1/balance")
-                await api.close()
+        async def work() -> None:
+            for _ in range(2):
                 await api.get("/v1/balance")
                 await api.close()
 
-            asyncio.run(work())
-
-        await asyncio.to_thread(elsewhere)
+        await asyncio.to_thread(lambda: asyncio.run(work()))
         await api.get("/v1/balance")
         await api.close()
         await api.close()

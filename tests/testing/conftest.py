@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,14 +12,13 @@ from drivers.emulated_shop import shop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import stripe
-
     from meterkit.testing import Clock, StripeEmulator
 
 
 @pytest.fixture
-def opened() -> tuple[StripeEmulator, Clock]:
-    return shop()
+def opened(request: pytest.FixtureRequest) -> tuple[StripeEmulator, Clock]:
+    options: dict[str, Any] = getattr(request, "param", {})
+    return shop(**options)
 
 
 @pytest.fixture
@@ -33,6 +32,6 @@ def clock(opened: tuple[StripeEmulator, Clock]) -> Clock:
 
 
 @pytest.fixture
-async def client(emulator: StripeEmulator) -> AsyncIterator[stripe.StripeClient]:
+async def client(emulator: StripeEmulator) -> AsyncIterator[Any]:
     async with account(emulator) as client:
         yield client

@@ -6,9 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stripe
 
-from drivers.emulated_shop import DAY, SECOND, amounts, invoice_of, item_of, refusal, subscribe
+from drivers.emulated_shop import (
+    DAY,
+    SECOND,
+    amounts,
+    invoice_of,
+    item_of,
+    newest_invoice,
+    refused,
+    subscribe,
+)
 
 if TYPE_CHECKING:
     from meterkit.testing import Clock, StripeEmulator
@@ -16,21 +24,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def coupon(client: stripe.StripeClient, **params: Any) -> str:
-    wanted: Any = {"duration": "forever", **params}
-    return (await client.v1.coupons.create_async(wanted)).id
-
-
-async def latest(client: stripe.StripeClient) -> stripe.Invoice:
-    return (await client.v1.invoices.list_async({"limit": 1})).data[0]
-
-
-def discount_events(emulator: StripeEmulator) -> list[str]:
-    return [each.type for each in emulator.webhook_events if ".discount." in each.type]
+async def coupon(client: Any, **params: Any) -> Any:
+    return (await client.coupons.create(**{"duration": "forever", **params})).id
 
 
 async def test_discounts_follow_one_another_and_keep_to_their_products(
-    client: stripe.StripeClient, emulator: StripeEmulator
+    client: Any, emulator: StripeEmulator
 ) -> None:
     tenth = await coupon(client, percent_off=10)
     seats = await coupon(client, percent_off=50, applies_to={"products": [emulator.add_product("Other")]})
@@ -39,29 +38,26 @@ async def test_discounts_follow_one_another_and_keep_to_their_products(
     wanted = [{"coupon": tenth}, {"coupon": seats}, {"coupon": own}]
     made = await subscribe(client, items=items, discounts=wanted)
     invoice = invoice_of(made)
-    assert invoice.total_discount_amounts is not None
     off = {each.discount: each.amount for each in invoice.total_discount_amounts}
     assert [off.get(str(each)) for each in made.discounts] == [190, None, 300]
     assert invoice.total == 1900 - 190 - 300
 
 
 async def test_a_repeating_coupon_ends_after_its_months(
-    client: stripe.StripeClient, emulator: StripeEmulator, clock: Clock
+    client: Any, emulator: StripeEmulator, clock: Clock
 ) -> None:
     twice = await coupon(client, percent_off=50, duration="repeating", duration_in_months=2)
     made = await subscribe(client, discounts=[{"coupon": twice}], expand=["discounts", "latest_invoice"])
     (discount,) = made.discounts
-    assert isinstance(discount, stripe.Discount)
     assert discount.end == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
-    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-    assert preview.total == 500
+    assert (await client.invoices.create_preview(subscription=made.id)).total == 500
     clock.set(datetime(2026, 5, 1, 2, tzinfo=UTC))
-    assert (await latest(client)).total == 500
-    preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
-    assert preview.total == 1000
+    assert (await newest_invoice(client)).total == 500
+    assert (await client.invoices.create_preview(subscription=made.id)).total == 1000
     clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
-    assert (await latest(client)).total == 1000
-    assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
+    assert (await newest_invoice(client)).total == 1000
+    events = [each.type for each in emulator.webhook_events if ".discount." in each.type]
+    assert events == ["customer.discount.created", "customer.discount.deleted"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +72,7 @@ async def test_a_repeating_coupon_ends_after_its_months(
     ],
 )
 async def test_coupons_that_cannot_be_redeemed_are_refused(
-    client: stripe.StripeClient, clock: Clock, params: Any, said: str
+    client: Any, clock: Clock, params: Any, said: str
 ) -> None:
     """https://docs.stripe.com/error-codes#coupon-expired."""
     await coupon(client, id="OVER", percent_off=10, redeem_by=SECOND + DAY)
@@ -85,13 +81,11 @@ async def test_coupons_that_cannot_be_redeemed_are_refused(
     await coupon(client, id="FREE", percent_off=100)
     made = await subscribe(client, discounts=[{"coupon": "USED"}])
     clock.advance(timedelta(days=2))
-    error = await refusal(client, made.id, **params)
-    assert error.user_message is not None
-    assert said in error.user_message
-    assert (await client.v1.coupons.retrieve_async("OVER")).valid is False
-    assert (await client.v1.coupons.retrieve_async("USED")).valid is False
-    assert (await client.v1.coupons.retrieve_async("EURO")).times_redeemed == 0
-    assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
+    await refused(client.subscriptions.update(made.id, **params), said)
+    assert (await client.coupons.retrieve("OVER")).valid is False
+    assert (await client.coupons.retrieve("USED")).valid is False
+    assert (await client.coupons.retrieve("EURO")).times_redeemed == 0
+    assert len((await client.subscriptions.retrieve(made.id)).discounts) == 1
 
 
 @pytest.mark.parametrize(
@@ -105,52 +99,43 @@ async def test_coupons_that_cannot_be_redeemed_are_refused(
         ({"percent_off": 10, "id": "THERE"}, "Coupon already exists."),
     ],
 )
-async def test_coupons_that_make_no_sense_are_refused(
-    client: stripe.StripeClient, params: Any, said: str
-) -> None:
+async def test_coupons_that_make_no_sense_are_refused(client: Any, params: Any, said: str) -> None:
     await coupon(client, id="THERE", percent_off=10)
-    with pytest.raises(stripe.InvalidRequestError) as caught:
-        await coupon(client, **params)
-    assert said in str(caught.value)
+    error = await refused(coupon(client, **params))
+    assert said in str(error)
 
 
-async def code(client: stripe.StripeClient, coupon_id: str, **params: Any) -> stripe.PromotionCode:
-    wanted: Any = {"promotion": {"type": "coupon", "coupon": coupon_id}, **params}
-    return await client.v1.promotion_codes.create_async(wanted)
+async def code(client: Any, coupon_id: str, **params: Any) -> Any:
+    return await client.promotion_codes.create(
+        **{"promotion": {"type": "coupon", "coupon": coupon_id}, **params}
+    )
 
 
-async def test_promotion_codes_redeem_their_coupon(client: stripe.StripeClient, clock: Clock) -> None:
+async def test_promotion_codes_redeem_their_coupon(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/promotion_codes."""
     fifth = await coupon(client, percent_off=20, max_redemptions=3)
     save = await code(client, fifth, code="Save20", max_redemptions=1, expires_at=SECOND + DAY)
     assert (save.active, save.promotion.coupon, save.times_redeemed) == (True, fifth, 0)
     made = await subscribe(
-        client,
-        discounts=[{"promotion_code": save.id}],
-        expand=["latest_invoice", "discounts.promotion_code"],
+        client, discounts=[{"promotion_code": save.id}], expand=["latest_invoice", "discounts.promotion_code"]
     )
     (discount,) = made.discounts
-    assert isinstance(discount, stripe.Discount)
-    assert isinstance(discount.promotion_code, stripe.PromotionCode)
     assert (discount.promotion_code.code, invoice_of(made).total) == ("Save20", 800)
-    with pytest.raises(stripe.InvalidRequestError, match="expired or inactive"):
-        await subscribe(client, discounts=[{"promotion_code": save.id}])
+    await refused(subscribe(client, discounts=[{"promotion_code": save.id}]), "expired or inactive")
     other = await code(client, fifth, code="SAVE20")
-    assert [each.id for each in (await client.v1.promotion_codes.list_async({"code": "save20"})).data] == [
+    assert [each.id for each in (await client.promotion_codes.list(code="save20")).data] == [
         other.id,
         save.id,
     ]
-    assert [each.id for each in (await client.v1.promotion_codes.list_async({"active": True})).data] == [
-        other.id
-    ]
-    off = await client.v1.promotion_codes.update_async(other.id, {"active": False})
+    assert [each.id for each in (await client.promotion_codes.list(active=True)).data] == [other.id]
+    off = await client.promotion_codes.update(other.id, active=False)
     assert off.active is False
-    assert (await client.v1.promotion_codes.retrieve_async(save.id)).active is False
-    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+    assert (await client.promotion_codes.retrieve(save.id)).active is False
+    assert (await client.coupons.retrieve(fifth)).times_redeemed == 1
     late = await code(client, fifth, expires_at=SECOND + DAY)
     assert late.active
     clock.advance(timedelta(days=1))
-    assert (await client.v1.promotion_codes.retrieve_async(late.id)).active is False
+    assert (await client.promotion_codes.retrieve(late.id)).active is False
 
 
 @pytest.mark.parametrize(
@@ -169,14 +154,13 @@ async def test_promotion_codes_redeem_their_coupon(client: stripe.StripeClient, 
     ],
 )
 async def test_promotion_codes_have_restrictions(
-    client: stripe.StripeClient, emulator: StripeEmulator, params: Any, said: str
+    client: Any, emulator: StripeEmulator, params: Any, said: str
 ) -> None:
     """https://github.com/stripe/stripe-php/issues/1146."""
     emulator.add_customer("cus_2")
     await subscribe(client)
     made = await code(client, await coupon(client, percent_off=20), **params)
-    with pytest.raises(stripe.InvalidRequestError, match=said):
-        await subscribe(client, discounts=[{"promotion_code": made.id}])
+    await refused(subscribe(client, discounts=[{"promotion_code": made.id}]), said)
 
 
 @pytest.mark.parametrize(
@@ -189,38 +173,32 @@ async def test_promotion_codes_have_restrictions(
         ({"promotion": {"type": "coupon", "coupon": "none"}}, "No such coupon"),
     ],
 )
-async def test_promotion_codes_that_make_no_sense_are_refused(
-    client: stripe.StripeClient, params: Any, said: str
-) -> None:
+async def test_promotion_codes_that_make_no_sense_are_refused(client: Any, params: Any, said: str) -> None:
     fifth = await coupon(client, percent_off=20, max_redemptions=3)
     await code(client, fifth, code="THERE")
-    with pytest.raises(stripe.InvalidRequestError, match=said):
-        await code(client, fifth, **params)
+    await refused(code(client, fifth, **params), said)
 
 
-async def test_a_draft_takes_discounts_of_its_own(client: stripe.StripeClient, clock: Clock) -> None:
+async def test_a_draft_takes_discounts_of_its_own(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/update#update_invoice-discounts."""
     made = await subscribe(client)
     fifth = await coupon(client, percent_off=20)
     clock.advance(timedelta(days=30, minutes=30))
-    draft = await latest(client)
+    draft = await newest_invoice(client)
     wanted: Any = {"discounts": [{"coupon": fifth}]}
-    shown: Any = {**wanted, "expand": ["discounts"]}
-    changed = await client.v1.invoices.update_async(draft.id, shown)
+    changed = await client.invoices.update(draft.id, **wanted, expand=["discounts"])
     assert (changed.total, len(changed.discounts)) == (800, 1)
     (discount,) = changed.discounts
-    assert isinstance(discount, stripe.Discount)
     assert (discount.invoice, discount.subscription) == (draft.id, None)
     clock.advance(timedelta(hours=1))
-    paid = await latest(client)
+    paid = await newest_invoice(client)
     assert (paid.id, paid.status, paid.amount_paid) == (draft.id, "paid", 800)
-    with pytest.raises(stripe.InvalidRequestError, match="can't be updated in this way"):
-        await client.v1.invoices.update_async(draft.id, wanted)
-    assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
-    assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+    await refused(client.invoices.update(draft.id, **wanted), "can't be updated in this way")
+    assert (await client.subscriptions.retrieve(made.id)).discounts == []
+    assert (await client.coupons.retrieve(fifth)).times_redeemed == 1
 
 
-async def test_an_amount_is_taken_off_a_proration_whole(client: stripe.StripeClient, clock: Clock) -> None:
+async def test_an_amount_is_taken_off_a_proration_whole(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/changelog/clover/2025-09-30/itemize-proration-discount-amounts."""
     off = await coupon(client, amount_off=200, currency="usd")
     once = await coupon(client, percent_off=50, duration="once")
@@ -232,6 +210,6 @@ async def test_an_amount_is_taken_off_a_proration_whole(client: stripe.StripeCli
         "proration_behavior": "always_invoice",
         "expand": ["latest_invoice"],
     }
-    changed = await client.v1.subscriptions.update_async(made.id, change)
+    changed = await client.subscriptions.update(made.id, **change)
     assert amounts(invoice_of(changed)) == [-400, 800]
     assert len(changed.discounts) == 2, "the coupon for once waits for the next charge"

@@ -2,76 +2,45 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import stripe
 
 from drivers.emulated_account import account
-from meterkit.testing import Clock, StripeEmulator
+from drivers.emulated_shop import SECOND, refused
+from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-SECOND = int(NOW.timestamp())
 
-
-async def test_products_live_and_die() -> None:
+async def test_products_live_and_die(client: Any, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/api/products."""
-    emulator = StripeEmulator(clock=Clock(NOW))
-    async with account(emulator) as client:
-        products = client.v1.products
-        made = await products.create_async(
-            {"name": "Pro", "id": "prod_pro", "metadata": {"plan": "pro"}, "unit_label": "seat"}
-        )
-        assert made.metadata is not None
-        assert (made.id, made.active, made.metadata["plan"], made.created) == (
-            "prod_pro",
-            True,
-            "pro",
-            SECOND,
-        )
-        changed = await products.update_async(
-            "prod_pro", {"active": False, "name": "Old Pro", "metadata": ""}
-        )
-        assert changed.metadata is not None
-        assert (changed.active, changed.name, changed.metadata.to_dict()) == (False, "Old Pro", {})
-        assert (await products.retrieve_async("prod_pro")).unit_label == "seat"
-        with pytest.raises(stripe.InvalidRequestError, match="Product already exists") as caught:
-            await products.create_async({"name": "Pro", "id": "prod_pro"})
-        assert caught.value.code == "resource_already_exists"
-        with pytest.raises(stripe.InvalidRequestError, match="No such product: 'prod_none'") as caught:
-            await products.retrieve_async("prod_none")
-        assert caught.value.http_status == 404
-    types = [event.type for event in emulator.webhook_events]
-    assert types == ["product.created", "product.updated"]
+    before, products = len(emulator.webhook_events), client.products
+    made = await products.create(name="Team", id="prod_team", metadata={"plan": "team"}, unit_label="seat")
+    assert (made.id, made.active, made.metadata["plan"]) == ("prod_team", True, "team")
+    assert made.created == SECOND
+    changed = await products.update("prod_team", active=False, name="Old", metadata="")
+    assert (changed.active, changed.name, changed.metadata.to_dict()) == (False, "Old", {})
+    assert (await products.retrieve("prod_team")).unit_label == "seat"
+    error = await refused(products.create(name="Team", id="prod_team"), "Product already exists")
+    assert error.code == "resource_already_exists"
+    error = await refused(products.retrieve("prod_none"), "No such product: 'prod_none'")
+    assert error.http_status == 404
+    events = [event.type for event in emulator.webhook_events[before:]]
+    assert events == ["product.created", "product.updated"]
 
 
-async def test_a_product_may_come_with_its_price() -> None:
+async def test_a_product_may_come_with_its_price(client: Any, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/api/products/create#create_product-default_price_data."""
-    emulator = StripeEmulator()
-    async with account(emulator) as client:
-        made = await client.v1.products.create_async(
-            {
-                "name": "Pro",
-                "default_price_data": {
-                    "currency": "usd",
-                    "unit_amount": 2900,
-                    "recurring": {"interval": "month"},
-                },
-                "expand": ["default_price"],
-            }
-        )
-        price = made.default_price
-        assert isinstance(price, stripe.Price)
-        assert (price.product, price.unit_amount) == (made.id, 2900)
-        other = emulator.add_price(4900, product=made.id)
-        changed = await client.v1.products.update_async(made.id, {"default_price": other})
-        assert changed.default_price == other
-        with pytest.raises(stripe.InvalidRequestError, match="No such price: 'price_x'") as caught:
-            await client.v1.products.update_async(made.id, {"default_price": "price_x"})
-        assert caught.value.http_status == 400
+    price = {"currency": "usd", "unit_amount": 2900, "recurring": {"interval": "month"}}
+    made = await client.products.create(name="Pro", default_price_data=price, expand=["default_price"])
+    assert (made.default_price.product, made.default_price.unit_amount) == (made.id, 2900)
+    other = emulator.add_price(4900, product=made.id)
+    assert (await client.products.update(made.id, default_price=other)).default_price == other
+    unknown = client.products.update(made.id, default_price="price_x")
+    assert (await refused(unknown, "No such price: 'price_x'")).http_status == 400
 
 
 async def test_prices_are_listed_by_what_they_are() -> None:
@@ -80,25 +49,21 @@ async def test_prices_are_listed_by_what_they_are() -> None:
     meter = emulator.add_meter("tokens")
     pro = emulator.add_product("Pro")
     base = emulator.add_price(2900, product=pro, lookup_key="base")
-    usage = emulator.add_price(
-        12, product=pro, meter=meter, transform_quantity={"divide_by": 1000, "round": "up"}
-    )
+    usage = emulator.add_price(12, product=pro, meter=meter)
     once = emulator.add_price(500, interval=None, currency="eur")
     old = emulator.add_price(1900, product=pro, active=False, interval="year")
     async with account(emulator) as client:
 
         async def ids(**wanted: Any) -> list[str]:
-            params: Any = wanted
-            return [price.id for price in (await client.v1.prices.list_async(params)).data]
+            return [price.id for price in (await client.prices.list(**wanted)).data]
 
         assert await ids() == [old, once, usage, base]
         assert await ids(active=True, product=pro) == [usage, base]
         assert await ids(lookup_keys=["base", "none"]) == [base]
-        assert await ids(type="one_time") == [once]
-        assert await ids(currency="eur") == [once]
+        assert await ids(type="one_time") == await ids(currency="eur") == [once]
         assert await ids(recurring={"usage_type": "metered", "meter": meter}) == [usage]
         assert await ids(recurring={"interval": "year"}) == [old]
-        listed = await client.v1.prices.list_async({"limit": 1, "expand": ["data.product"]})
+        listed = await client.prices.list(limit=1, expand=["data.product"])
         assert isinstance(listed.data[0].product, stripe.Product)
 
 
@@ -135,17 +100,13 @@ TWO_TIERS = [{"up_to": 10, "unit_amount": 5}, {"up_to": "inf", "unit_amount": 4}
         ({**FLAT, "expand": ["product.a.b.c.d"]}, "more than 4 levels", "expand"),
     ],
 )  # fmt: skip
-async def test_prices_need_what_they_need(params: Any, message: str, param: str | None) -> None:
+async def test_prices_need_what_they_need(client: Any, params: Any, message: str, param: str | None) -> None:
     """https://docs.stripe.com/api/prices/create; nothing is made of what is refused."""
-    emulator = StripeEmulator()
-    async with account(emulator) as client:
-        wanted: Any = {**params, "product_data": {"name": "Pro"}}
-        with pytest.raises(stripe.InvalidRequestError, match=message) as caught:
-            await client.v1.prices.create_async(wanted)
-        assert caught.value.error is not None
-        assert param == caught.value.error.to_dict().get("param")
-        if "expand" not in params:
-            assert (await client.v1.products.list_async()).data == []
+    before = len((await client.products.list()).data)
+    error = await refused(client.prices.create(**params, product_data={"name": "Pro"}), message)
+    assert error.param == param
+    if "expand" not in params:
+        assert len((await client.products.list()).data) == before
 
 
 def test_prices_and_products_of_a_tests_own() -> None:
@@ -154,3 +115,76 @@ def test_prices_and_products_of_a_tests_own() -> None:
     with pytest.raises(ValueError, match="already a price price_pro"):
         emulator.add_price(3900, price_id="price_pro")
     assert emulator.add_product("Team", product_id="prod_team") == "prod_team"
+
+
+CATALOG: Final = loads("""
+schema: 1
+currency: eur
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests}}
+  tokens:   {unit: token, name: Tokens of text, stripe: {event_name: ai_tokens}}
+  pages:    {unit: page, stripe: {event_name: pdf_pages}}
+  rows:     {unit: row}
+  seats:    {unit: seat, kind: gauge}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 10, overage: deny}
+      tokens:   {included: 10, overage: deny}
+      pages:    {included: 10, overage: deny}
+  pro:
+    name: Professional
+    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
+    seat_price: {amount_cents: 900, stripe_price: price_seat}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 1}}}
+      tokens:   {included: 10, overage: {bill: {per: 1000, amount_cents: 12}}}
+      pages:    {included: 10, overage: bill}
+      rows:     {included: 10, overage: deny}
+      seats:    {included: 3, overage: deny}
+  plus:
+    extends: pro
+    rank: 5
+  yearly:
+    price: {amount_cents: 29000, interval: year, stripe_price: price_yearly}
+    meters:
+      requests: {included: 10, overage: deny}
+      tokens:   {included: 10, overage: deny}
+      pages:    {included: 10, overage: deny}
+""")
+
+
+async def test_what_a_plans_file_sells_is_sold() -> None:
+    emulator = StripeEmulator()
+    meter = emulator.add_meter("ai_tokens")
+    emulator.add_plans(CATALOG)
+    async with account(emulator) as client:
+        products = {each.id: each.name for each in (await client.products.list()).data}
+        assert products == {
+            "prod_pro": "Professional",
+            "prod_pro_seats": "Professional: seats",
+            "prod_meter_requests": "Requests",
+            "prod_meter_tokens": "Tokens of text",
+            "prod_yearly": "yearly",
+        }
+        prices = {each.id: each for each in (await client.prices.list(limit=100)).data}
+        assert {name: (each.product, str(each.unit_amount_decimal)) for name, each in prices.items()} == {
+            "price_pro": ("prod_pro", "2900"),
+            "price_seat": ("prod_pro_seats", "900"),
+            "price_pro_requests": ("prod_meter_requests", "1"),
+            "price_pro_tokens": ("prod_meter_tokens", "0.012"),
+            "price_yearly": ("prod_yearly", "29000"),
+        }, "a plan with an inherited price adds nothing"
+        assert [each for each in prices.values() if each.transform_quantity is not None] == []
+        tokens, yearly = prices["price_pro_tokens"], prices["price_yearly"]
+        assert (tokens.recurring.meter, tokens.recurring.usage_type) == (meter, "metered")
+        assert (yearly.recurring.interval, yearly.currency) == ("year", "eur")
+        names = {each.event_name for each in (await client.billing.meters.list()).data}
+        assert names == {"api_requests", "ai_tokens", "pdf_pages"}
+    before = len(emulator.webhook_events)
+    emulator.add_plans(CATALOG)
+    assert len(emulator.webhook_events) == before, "what there is stays as it is"

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
 
+from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
+from meterkit.testing.bill import due_of
 from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
 from meterkit.testing.emulator.selling.prices import Price, Recurring
@@ -82,6 +85,39 @@ WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
 def test_what_a_quantity_costs(pricing: Pricing, quantity: int, cents: int) -> None:
     """https://docs.stripe.com/products-prices/pricing-models#tiered-pricing."""
     assert cents == to_cents(amount_of(pricing, Decimal(quantity)))
+
+
+ENTITLED = loads("""
+    schema: 1
+    currency: usd
+    default_plan: free
+    meters:
+      capped: {unit: unit}
+      billed: {unit: unit, stripe: {event_name: billed}}
+      unlimited: {unit: unit}
+    plans:
+      free:
+        price: {amount_cents: 0, interval: month}
+        meters:
+          capped: {included: 40, overage: deny}
+          billed: {included: 8_000, overage: {bill: {cap: 5_000}}}
+          unlimited: {included: unlimited}
+""").plans["free"]
+
+
+@pytest.mark.parametrize(
+    ("meter", "report", "quantity", "due"),
+    [
+        ("capped", "usage", 40, 40),  # Reported whole.
+        ("capped", "usage", 45, 40),  # Overage is never sent where the plan does not bill it.
+        ("billed", "overage", 8_000, 0),  # Included is in the base price.
+        ("billed", "overage", 8_001, 1),
+        ("billed", "overage", 20_000, 5_000),  # No more than the cap.
+        ("unlimited", "usage", 1_000_000, 1_000_000),  # Unlimited is included, and reported.
+    ],
+)
+def test_what_is_due_at_stripe(meter: str, report: Any, quantity: int, due: int) -> None:
+    assert due == due_of(quantity, ENTITLED.entitlements[meter], report)
 
 
 def test_graduated_tiers_have_a_charge_each() -> None:

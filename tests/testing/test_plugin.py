@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -43,15 +44,8 @@ def test_a_kit_of_the_app_itself_begins_each_test_with_nothing(nth):
 @pytest.mark.dear("the files of the page are run by a pytest of their own")
 def test_the_page_on_testing_holds(tmp_path: Path) -> None:
     """F-64."""
-    assert set(FILES) == {
-        "conftest.py",
-        "shop.py",
-        "test_sync.py",
-        "test_async.py",
-        "test_subscriptions.py",
-        "test_billing.py",
-        "test_webhooks.py",
-    }
+    tests = {f"test_{name}.py" for name in ("sync", "async", "subscriptions", "billing", "webhooks")}
+    assert set(FILES) == {"conftest.py", "shop.py", *tests}
     files = {**FILES, "plans.yaml": PLANS, "test_leaks.py": LEAKS, "pytest.ini": "[pytest]\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -68,19 +62,23 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def in_memory(clock: Clock) -> MeterKit:
+    return MeterKit(loads(PLANS), redis_url="memory://", key_prefix=uuid4().hex, clock=clock, flush=False)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("year", [1971, 1999, 2020, 2040])
 async def test_a_clock_may_stand_anywhere_in_memory(year: int) -> None:
     """F-64: a past clock counted nothing."""
     clock = Clock(datetime(year, 1, 1, tzinfo=UTC))
-    async with MeterKit(
-        loads(PLANS), redis_url="memory://", key_prefix=uuid4().hex, clock=clock, flush=False
-    ) as kit:
-        assert [True, True, False] == [(await kit.consume("ada", "requests")).allowed for _ in range(3)]
-        clock.advance(timedelta(days=31))
-        assert [True, True, False] == [(await kit.consume("ada", "requests")).allowed for _ in range(3)]
-        clock.advance(-timedelta(days=400))
-        assert [True, True, False] == [(await kit.consume("eve", "requests")).allowed for _ in range(3)]
+    async with in_memory(clock) as kit:
+        for customer, days in (("ada", 0), ("ada", 31), ("eve", -400)):
+            clock.advance(timedelta(days=days))
+            assert [(await kit.consume(customer, "requests")).allowed for _ in range(3)] == [
+                True,
+                True,
+                False,
+            ]
         assert (await kit.usage("eve"))["meters"]["requests"]["used"] == 2
 
 
@@ -98,9 +96,7 @@ async def test_a_clock_in_the_past_is_refused_with_words_on_a_server(store_url: 
 
 @pytest.mark.anyio
 async def test_override_ends_with_its_block_and_names_the_plans() -> None:
-    async with MeterKit(
-        loads(PLANS), redis_url="memory://", key_prefix=uuid4().hex, clock=Clock(), flush=False
-    ) as kit:
+    async with in_memory(Clock()) as kit:
         await kit.customers.set_plan("ada", "free")
         with override(kit, plan="pro"):
             assert [(await kit.consume("ada", "requests")).plan for _ in range(3)] == ["pro"] * 3
@@ -111,3 +107,48 @@ async def test_override_ends_with_its_block_and_names_the_plans() -> None:
             override(kit, plan="prro"),
         ):
             pass
+
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def test_stands_still_until_it_is_moved() -> None:
+    clock = Clock(NOON)
+    assert NOON == clock.now() == clock.now()
+    clock.advance(timedelta(hours=1, milliseconds=5))
+    assert NOON + timedelta(hours=1, milliseconds=5) == clock.now()
+    clock.advance(-timedelta(days=1))
+    assert NOON - timedelta(hours=23) + timedelta(milliseconds=5) == clock.now()
+    clock.set(NOON)
+    assert clock.now() == NOON
+
+
+def test_a_time_without_zone_is_refused() -> None:
+    naive = NOON.replace(tzinfo=None)
+    for set_clock in (Clock, Clock(NOON).set):
+        with pytest.raises(ValueError, match="has no time zone"):
+            set_clock(naive)
+    berlin = datetime(2026, 11, 20, 13, tzinfo=timezone(timedelta(hours=1)))
+    assert repr(Clock(berlin)) == "Clock(2026-11-20T12:00:00+00:00)"
+
+
+@pytest.mark.anyio
+async def test_a_move_binds_later_questions_of_the_same_turn(any_store_url: str) -> None:
+    # F-22a: all that was asked in a turn of the loop had the time of the first.
+    clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
+    plans = loads("""
+        schema: 1
+        currency: usd
+        default_plan: free
+        meters: {requests: {unit: request}}
+        plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 1/hour}}}}
+    """)
+    async with MeterKit(plans, redis_url=any_store_url, clock=clock, store_timeout=10.0) as kit:
+        await kit.consume("acme", "requests")
+
+        async def advance_and_consume() -> bool:
+            clock.advance(timedelta(hours=2))
+            return (await kit.consume("acme", "requests")).allowed
+
+        before, after = await asyncio.gather(kit.consume("acme", "requests"), advance_and_consume())
+        assert (before.allowed, after) == (False, True)
