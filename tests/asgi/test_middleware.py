@@ -1,30 +1,34 @@
-"""What a client is answered, and what the middleware leaves alone."""
+"""What a client is answered, what a request is counted as, and what the middleware leaves alone."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
+import threading
+from contextvars import copy_context
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
-from starlette.responses import JSONResponse
+from fastapi import FastAPI
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, PlainTextResponse
 
-from drivers.app import HEADERS, PLANS, hello, served
+from drivers.app import PLANS, answering, hello, served
 from drivers.delivery import NOW
-from meterkit import MeterKit, MeterMiddleware, current, identify
+from meterkit import MeterkitError, UnknownMeterError, current, record
 from meterkit.catalog import loads
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    import httpx
     from starlette.types import Receive, Scope, Send
 
+    from drivers.app import Served
     from meterkit import Decision
 
 pytestmark = pytest.mark.anyio
 
-IANA = "https://iana.org/assignments/http-problem-types#"
 ANONYMOUS = PLANS.replace("meters:\n  requests", "anonymous: {plan: free, by: ip}\nmeters:\n  requests", 1)
 
 
@@ -34,19 +38,15 @@ def body(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
-async def test_an_allowed_answer_names_the_nearest_policy() -> None:
+async def test_answers_name_the_nearest_policy_until_it_is_used_up() -> None:
+    policies = '"requests-1h";q=20;w=3600, "requests-period";q=5'
     async with served(hello) as at:
-        response = await at.client.get("/v1/x")
-    assert (response.status_code, response.text) == (200, "hello")
-    assert response.headers["ratelimit-policy"] == '"requests-1h";q=20;w=3600, "requests-period";q=5'
-    # 4 of 5 are left until the month ends: 20 days, 11 h, 59 min, 30 s.
-    assert response.headers["ratelimit"] == '"requests-period";r=4;t=1771170'
-
-
-async def test_included_used_up() -> None:
-    async with served(hello) as at:
-        for _ in range(5):
-            assert (await at.client.get("/v1/x")).status_code == 200
+        allowed = await at.client.get("/v1/x")
+        assert (allowed.status_code, allowed.text) == (200, "hello")
+        assert allowed.headers["ratelimit-policy"] == policies
+        # 4 of 5 are left until the month ends: 20 days, 11 h, 59 min, 30 s.
+        assert allowed.headers["ratelimit"] == '"requests-period";r=4;t=1771170'
+        assert await at.statuses(*["/v1/x"] * 4) == [200] * 4
         response = await at.client.get("/v1/x")
         assert await at.counted() == (5, 0)
     assert response.status_code == 429
@@ -54,13 +54,13 @@ async def test_included_used_up() -> None:
         "content-type": "application/problem+json",
         "content-length": str(len(response.content)),
         "cache-control": "no-store",
-        "ratelimit-policy": '"requests-1h";q=20;w=3600, "requests-period";q=5',
+        "ratelimit-policy": policies,
         "ratelimit": '"requests-period";r=0;t=1771170',
         "retry-after": "1771170",
         "x-should-retry": "false",
     }
     assert body(response) == {
-        "type": f"{IANA}quota-exceeded",
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
         "title": "Quota Exceeded",
         "status": 429,
         "detail": 'Policy "requests-period" allows 5 requests per billing period. Retry in 21 days.',
@@ -71,45 +71,39 @@ async def test_included_used_up() -> None:
 async def test_a_bucket_that_fills_soon_may_be_retried() -> None:
     plans = PLANS.replace("rate: 20/hour", "rate: {limit: 20/second, algorithm: token-bucket, burst: 2}")
     async with served(hello, plans=plans) as at:
-        for _ in range(2):
-            await at.client.get("/v1/x")
+        await at.statuses("/v1/x", "/v1/x")
         response = await at.client.get("/v1/x")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert "x-should-retry" not in response.headers
 
 
 async def test_concurrency_counts_requests_in_flight() -> None:
-    async def nested(scope: Scope, receive: Receive, send: Send) -> None:
-        inner = await at.client.get("/pages", headers={"x-inner": "yes"}) if outer(scope) else None
-        answer = JSONResponse({"inner": None if inner is None else inner.status_code})
-        if inner is not None:
-            answer.headers["x-policies"] = json.dumps(body(inner)["violated-policies"])
-            answer.headers["x-retry"] = inner.headers["retry-after"]
-        await answer(scope, receive, send)
+    refused: list[httpx.Response] = []
 
-    def outer(scope: Scope) -> bool:
-        return (b"x-inner", b"yes") not in scope["headers"]
+    async def nested(scope: Scope, receive: Receive, send: Send) -> None:
+        refused.append(await at.client.get("/pages"))
+        await hello(scope, receive, send)
 
     async with served(nested) as at:
         for _ in range(2):
             response = await at.client.get("/pages")
-            assert (response.status_code, response.json()) == (200, {"inner": 429})
-            assert json.loads(response.headers["x-policies"]) == ["pages-concurrency"]
-            assert response.headers["x-retry"] == "1"
-            assert response.headers["ratelimit-policy"] == (
-                '"pages-concurrency";q=1;qu="concurrent-requests"'
-            )
+            assert response.status_code == 200
+            policy = '"pages-concurrency";q=1;qu="concurrent-requests"'
+            assert response.headers["ratelimit-policy"] == policy
         assert await at.counted(meter="pages") == (2, 0)
+    for inner in refused:
+        assert (inner.status_code, inner.headers["retry-after"]) == (429, "1")
+        assert body(inner)["violated-policies"] == ["pages-concurrency"]
 
 
 async def test_a_feature_not_in_the_plan() -> None:
     async with served(hello) as at:
         response = await at.client.get("/full")
-        assert response.status_code == 403
         told = body(response)
-        assert (told["feature"], told["plan"], told["available_in"]) == ("full", "free", ["pro"])
+        assert (told["status"], told["feature"], told["plan"]) == (response.status_code, "full", "free")
+        assert (response.status_code, told["available_in"]) == (403, ["pro"])
         await at.kit.customers.set_plan("acme", "pro")
-        assert (await at.client.get("/full")).status_code == 200
+        assert await at.statuses("/full") == [200]
 
 
 async def test_suspended_comes_before_all_else_and_always_is_served() -> None:
@@ -117,18 +111,15 @@ async def test_suspended_comes_before_all_else_and_always_is_served() -> None:
     async with served(hello, plans=plans) as at:
         await at.kit.customers.set_status("acme", "unpaid")
         for path in ("/v1/x", "/full"):
-            response = await at.client.get(path)
-            assert response.status_code == 402
-            told = body(response)
-            assert (told["reason"], told["portal_url"]) == ("suspended", "https://pay.example")
-        assert (await at.client.get("/billing/portal")).status_code == 200
+            told = body(await at.client.get(path))
+            assert (told["status"], told["reason"]) == (402, "suspended")
+            assert told["portal_url"] == "https://pay.example"
+        assert await at.statuses("/billing/portal") == [200]
 
 
 async def test_always_is_decided_by_its_rates_only() -> None:
     async with served(hello) as at:
-        for _ in range(20):
-            assert (await at.client.post("/billing/pay")).status_code == 200
-        assert (await at.client.post("/billing/pay")).status_code == 429
+        assert await at.statuses(*["/billing/pay"] * 21, method="POST") == [200] * 20 + [429]
         assert await at.counted() == (20, 0)
 
 
@@ -143,39 +134,30 @@ async def test_without_a_customer_the_answer_is_a_challenge() -> None:
 
 async def test_anonymous_by_ip_has_a_key_space_of_its_own() -> None:
     async with served(hello, plans=ANONYMOUS, who=lambda _: None) as at:
-        for _ in range(5):
-            assert (await at.client.get("/v1/x")).status_code == 200
-        assert (await at.client.get("/v1/x")).status_code == 429
+        assert await at.statuses(*["/v1/x"] * 6) == [200] * 5 + [429]
         assert await at.counted("127.0.0.1") == (0, 0)  # A customer of that name is somebody else.
 
 
 async def test_anonymous_customers_behind_a_proxy_are_told_apart() -> None:
     """F-66: behind a balancer all of them were one customer, the balancer."""
-    proxies = "by: ip, trusted_proxies: [127.0.0.0/8]}"
-    plans = ANONYMOUS.replace("by: ip}", proxies)
+    plans = ANONYMOUS.replace("by: ip}", "by: ip, trusted_proxies: [127.0.0.0/8]}")
     async with served(hello, plans=plans, who=lambda _: None) as at:
         for client in ("203.0.113.1", "203.0.113.2", "2001:db8:1:2::1"):
             header = {"x-forwarded-for": f"198.51.100.9, {client}"}
-            found = [(await at.client.get("/v1/x", headers=header)).status_code for _ in range(6)]
-            assert found == [200] * 5 + [429]
+            assert await at.statuses(*["/v1/x"] * 6, headers=header) == [200] * 5 + [429]
         header = {"x-forwarded-for": "2001:db8:1:2:ffff::7"}  # Another address of the same /64.
-        assert (await at.client.get("/v1/x", headers=header)).status_code == 429
+        assert await at.statuses("/v1/x", headers=header) == [429]
         at.kit.store.use(loads(ANONYMOUS))  # Who is believed follows the plans file.
-        assert (await at.client.get("/v1/x", headers=header)).status_code == 200
+        assert await at.statuses("/v1/x", headers=header) == [200]
 
 
 async def test_anonymous_usage_is_never_billed() -> None:
-    async with served(
-        hello,
-        plans=ANONYMOUS.replace(
-            "requests: {unit: request}", "requests: {unit: request, stripe: {event_name: r, report: usage}}"
-        ),
-        who=lambda _: None,
-    ) as at:
+    stripe = "requests: {unit: request, stripe: {event_name: r, report: usage}}"
+    plans = ANONYMOUS.replace("requests: {unit: request}", stripe)
+    async with served(hello, plans=plans, who=lambda _: None) as at:
         await at.client.get("/v1/x")
         client: Any = (await at.kit.store.admin()).client
-        prefix = at.kit.settings.key_prefix
-        keys = [key.decode() for key in await client.keys(f"{prefix}:*")]
+        keys = [key.decode() for key in await client.keys(f"{at.kit.settings.key_prefix}:*")]
     assert not [key for key in keys if key.endswith(("dirty", "unlinked"))]
     assert [key for key in keys if key.endswith(":a:127.0.0.1")]
 
@@ -183,12 +165,7 @@ async def test_anonymous_usage_is_never_billed() -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/elsewhere"])
 async def test_exempt_and_unknown_paths_are_left_alone(path: str) -> None:
     asked: list[Scope] = []
-
-    def who(scope: Scope) -> str:
-        asked.append(scope)
-        return "acme"
-
-    async with served(hello, who=who) as at:
+    async with served(hello, who=asked.append) as at:
         for _ in range(6):
             response = await at.client.get(path)
             assert (response.status_code, dict(response.headers)) == (200, {"content-length": "5"})
@@ -246,27 +223,8 @@ async def test_identify_may_be_async() -> None:
         return "zeta" if scope["path"] == "/v1/x" else None
 
     async with served(hello, who=who) as at:
-        assert (await at.client.get("/v1/x")).status_code == 200
-        assert (await at.client.get("/v1/y")).status_code == 401
+        assert await at.statuses("/v1/x", "/v1/y") == [200, 401]
         assert await at.counted("zeta") == (1, 0)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-async def test_identify_that_raises_is_a_503_and_does_not_say_why(
-    *, asynchronous: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(_: Scope) -> str:
-        raise LookupError("the directory is away")
-
-    async def fails_later(_: Scope) -> str:
-        raise LookupError("the directory is away")
-
-    async with served(hello, who=fails_later if asynchronous else fails) as at:
-        response = await at.client.get("/v1/x")
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert body(response)["type"] == f"{IANA}temporary-reduced-capacity"
-    assert "directory" not in response.text
-    assert "the directory is away" in caplog.text
 
 
 async def test_without_the_store_the_route_says_pass_or_refuse(
@@ -279,18 +237,14 @@ async def test_without_the_store_the_route_says_pass_or_refuse(
         decisions.append(current().decision)
         await hello(scope, receive, send)
 
-    kit = MeterKit(
-        loads(PLANS), redis_url="redis://127.0.0.1:1", store_timeout=0.05, start_timeout=0.1, clock=Clock(NOW)
-    )
-    wrapped = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
-    transport = httpx.ASGITransport(app=wrapped)
-    async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:
-        response = await client.get("/v1/x")
+    settings = {"store_timeout": 0.05, "start_timeout": 0.1, "flush": None}
+    async with served(app, redis_url="redis://127.0.0.1:1", settings=settings) as at:
+        response = await at.client.get("/v1/x")
         assert (response.status_code, response.text) == (200, "hello")
         assert "ratelimit" not in response.headers
-        strict = await client.get("/strict")
+        strict = await at.client.get("/strict")
         assert (strict.status_code, strict.headers["retry-after"]) == (503, "1")
-        assert body(strict)["type"] == f"{IANA}temporary-reduced-capacity"
+        assert body(strict)["type"].endswith("#temporary-reduced-capacity")
     assert [decision.degraded for decision in decisions] == [True]
     assert "on_store_failure: allow" in caplog.text
 
@@ -298,9 +252,217 @@ async def test_without_the_store_the_route_says_pass_or_refuse(
 async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.asgi.arguments._PROGRAMS_MAX", 2)
     async with served(hello) as at:
-        paths = ("/attempt", "/errors", "/both", "/strict", "/v1/x")
-        left = [(await at.client.get(path)).headers["ratelimit"] for path in paths]
+        left = [await at.left(path) for path in ("/attempt", "/errors", "/both", "/strict", "/v1/x")]
         assert len(at.app._plans.limit_fields) <= 2  # type: ignore[attr-defined] # nothing else shows it
-    assert [field.partition(";t=")[0] for field in left] == [
-        f'"requests-period";r={n}' for n in (4, 3, 3, 2, 1)
-    ]
+    assert [int(field[len('"requests-period";r=')]) for field in left] == [4, 3, 3, 2, 1]
+
+
+async def rate_used(at: Served) -> int:
+    """How many requests the hourly rate has seen."""
+    return next(rate["used"] for rate in await at.kit.rates("acme") if rate["meter"] == "requests")
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "recorded"),
+    [
+        (200, "/v1/x", 1),
+        (304, "/v1/x", 1),
+        (400, "/v1/x", 0),
+        (500, "/v1/x", 0),
+        (404, "/attempt", 1),
+        (503, "/attempt", 1),
+        (200, "/errors", 0),
+        (404, "/errors", 1),
+        (503, "/errors", 1),
+    ],
+)
+async def test_what_is_billed_goes_by_the_outcome_and_rates_count_all(
+    status: int, path: str, recorded: int
+) -> None:
+    async with served(answering(status)) as at:
+        response = await at.client.get(path)
+        assert (response.status_code, "ratelimit" in response.headers) == (status, True)
+        assert await at.counted() == (recorded, 0)
+        assert await rate_used(at) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), ConnectionResetError("broken")])
+async def test_an_app_that_raises_is_a_server_error(error: Exception) -> None:
+    """A model behind the app that hangs up is not a client that does."""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["query_string"] == b"late":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        raise error
+
+    async with served(app) as at:
+        for path in ("/v1/x", "/v1/x?late", "/attempt", "/errors"):
+            with pytest.raises(type(error), match="broken") as caught:
+                await at.client.get(path)
+            assert caught.value is error
+        assert await at.counted() == (2, 0)  # The routes that bill server errors.
+        assert await rate_used(at) == 4
+
+
+async def test_a_request_is_settled_before_background_tasks() -> None:
+    seen: list[tuple[int, int]] = []
+
+    async def look() -> None:
+        seen.append(await at.counted())
+        raise ValueError("too late")
+
+    async with served(PlainTextResponse("done", background=BackgroundTask(look))) as at:
+        with pytest.raises(ValueError, match="too late"):
+            await at.client.get("/v1/x")
+        assert seen == [await at.counted()] == [(1, 0)]
+
+
+# What the app records.
+
+
+def recording_app() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/v1/sync")
+    def sync_endpoint() -> dict[str, str]:
+        assert threading.current_thread() is not threading.main_thread()
+        record("tokens", 3)
+        record(tokens=4, pages=1)
+        with pytest.raises(UnknownMeterError):
+            record(tokens=1, nothing=2)
+        return {"customer": current().customer, "plan": current().plan}
+
+    @app.get("/v1/async")
+    async def async_endpoint() -> None:
+        async def nested() -> None:
+            record("tokens", 5)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(nested())
+        record("tokens", 1)
+
+    @app.get("/v1/background/{kind}")
+    async def background(kind: str, status: int = 200) -> PlainTextResponse:
+        async def later() -> None:
+            record("tokens", 7)
+
+        def later_in_a_thread() -> None:
+            assert threading.current_thread() is not threading.main_thread()
+            record("tokens", 7)
+
+        task = BackgroundTask(later if kind == "async" else later_in_a_thread)
+        return PlainTextResponse("", status_code=status, background=task)
+
+    @app.get("/shadow")
+    async def consumed_too() -> None:
+        record("requests", 2)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "pages"),
+    [("/v1/sync", 7, 1), ("/v1/async", 6, 0), ("/v1/background/async", 7, 0), ("/v1/background/sync", 7, 0)],
+)
+async def test_recorded_from_anywhere_in_a_request(path: str, tokens: int, pages: int) -> None:
+    # In debug mode, asyncio refuses what a thread must not do.
+    asyncio.get_running_loop().set_debug(enabled=True)
+    async with served(recording_app()) as at:
+        assert (await at.client.get(path)).status_code == 200
+        asyncio.get_running_loop().set_debug(enabled=False)
+        await at.kit.check("acme", "tokens")  # What a thread has handed over comes first.
+        assert await at.counted(meter="tokens") == (tokens, 0)
+        assert await at.counted(meter="pages") == (pages, 0)
+
+
+async def test_current_says_who_is_served() -> None:
+    async with served(recording_app()) as at:
+        assert (await at.client.get("/v1/sync")).json() == {"customer": "acme", "plan": "free"}
+    with pytest.raises(MeterkitError, match="outside of a request"):
+        current()
+
+
+async def test_what_a_background_task_records_goes_by_the_outcome_too() -> None:
+    async with served(recording_app()) as at:
+        assert (await at.client.get("/v1/background/sync?status=404")).status_code == 404
+        assert (await at.kit.check("acme", "tokens", 993)).allowed
+        assert not (await at.kit.check("acme", "tokens", 994)).allowed
+        assert await at.counted(meter="tokens") == (0, 0)
+
+
+async def test_what_the_route_consumes_and_the_app_records_adds_up() -> None:
+    async with served(recording_app()) as at:
+        assert await at.statuses("/shadow") == [200]
+        assert await at.counted() == (3, 0)
+
+
+async def test_in_shadow_a_refused_request_counts_in_rates() -> None:
+    async with served(answering(500)) as at:
+        await at.kit.record("acme", "requests", 5)
+        assert await at.statuses("/shadow") == [500]
+        assert await at.counted() == (5, 0)
+        assert await rate_used(at) == 6
+
+
+async def test_a_thread_of_the_app_records_for_its_request() -> None:
+    """F-20h: run_in_executor() hands no context on, and the error did not say what does."""
+
+    async def compute(scope: Scope, receive: Receive, send: Send) -> None:
+        work = partial(record, tokens=7)
+        handed_on = partial(copy_context().run, work) if scope["path"] == "/v1/x" else work
+        await asyncio.get_running_loop().run_in_executor(None, handed_on)
+        await hello(scope, receive, send)
+
+    async with served(compute) as at:
+        assert await at.statuses("/v1/x") == [200]
+        assert await at.counted(meter="tokens") == (7, 0)
+        with pytest.raises(MeterkitError, match=r"asyncio\.to_thread\(f\) does, and so does pool\.submit\("):
+            await at.client.get("/v1/y")
+
+
+# ``rate:`` on a line of the plans file: what each customer may ask of it, whatever the plan.
+RATED = """
+meters:
+  requests: {unit: request}
+routes:
+  - {match: "POST /export", rate: 2/hour, consume: {requests: 5}}
+  - {match: "/login", rate: [3/minute, {limit: 10/hour, algorithm: fixed-window}]}
+  - {match: "/pay", always: true, rate: 1/hour}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/hour}}}
+  big: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: unlimited}}}
+"""
+
+
+async def test_a_lines_rate_holds_beside_plans_and_for_each_customer() -> None:
+    async with served(hello, plans=RATED) as at:
+        await at.kit.customers.set_plan("globex", "big")
+        paths = ["/export"] * 3
+        for customer in ({"x-customer-id": "acme"}, {"x-customer-id": "globex"}):
+            assert await at.statuses(*paths, method="POST", headers=customer) == [200, 200, 429]
+            assert await at.statuses(*paths, headers=customer) == [200, 200, 200]
+        at.clock.advance(timedelta(hours=2))
+        assert await at.statuses(*paths, method="POST") == [200, 200, 429]
+
+
+async def test_i2_a_lines_rate_counts_requests_and_no_refused_one() -> None:
+    async with served(hello, plans=RATED) as at:
+        assert await at.statuses(*["/export"] * 9, method="POST") == [200] * 2 + [429] * 7
+        assert await at.counted() == (10, 0)
+        assert '"requests-1h";r=89' in await at.left("/other")
+
+
+async def test_a_lines_policies_are_named_route_and_the_window() -> None:
+    async with served(hello, plans=RATED) as at:
+        allowed = await at.client.get("/login")
+        assert allowed.headers["ratelimit-policy"] == '"route-1m";q=3;w=60, "route-1h";q=10;w=3600'
+        assert allowed.headers["ratelimit"] == '"route-1m";r=2;t=90'
+        await at.statuses("/login", "/login")
+        refused = (await at.client.get("/login")).json()
+        assert refused["violated-policies"] == ["route-1m"]
+        assert refused["detail"].startswith('Policy "route-1m" allows 3 requests per minute.')
+        # Lines that are always served go by it, too.
+        await at.kit.customers.set_status("acme", "unpaid")
+        assert await at.statuses("/pay", "/pay") == [200, 429]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from drivers.delivery import NOW
+from drivers.plans import completed
 from faults.refusals import http_scope as request
 from faults.refusals import used
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from meterkit.catalog import Catalog
+
 _numbers = count()
-_read = cache(loads)  # Hundreds of tests share a few plans files.
+
+
+@cache  # Hundreds of tests share a few plans files.
+def _read(text: str) -> Catalog:
+    return loads(completed(text))
+
 
 PLANS = """
 schema: 1
@@ -80,6 +88,10 @@ class Served:
         """What is recorded, and what is held."""
         return await used(self.kit, customer, meter)
 
+    async def statuses(self, *paths: str, method: str = "GET", **options: Any) -> list[int]:
+        """The statuses of requests, one after the other."""
+        return [(await self.client.request(method, path, **options)).status_code for path in paths]
+
     async def left(self, path: str = "/v1/x", **options: Any) -> str:
         """The ``RateLimit`` field of one more request."""
         return (await self.client.get(path, **options)).headers["ratelimit"]
@@ -96,7 +108,10 @@ async def served(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncGenerator[Served]:
-    """Serve an app behind the middleware, under a clock that stands still."""
+    """Serve an app behind the middleware, under a clock that stands still.
+
+    A plans file may leave out what :func:`completed` adds.
+    """
     clock = Clock(NOW)
     given: dict[str, Any] = {"shards": 4, "flush": False} | (settings or {})
     kit = MeterKit(
@@ -137,6 +152,10 @@ def http_scope(path: str = "/v1/x", *, method: str = "GET", customer: str = "acm
         "state": {},
         **more,
     }
+
+
+async def ignore(_: Message) -> None:
+    """A client that reads nothing of its answer."""
 
 
 async def no_more() -> Message:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 
-from drivers.app import served
+from drivers.app import http_scope, ignore, served, staying
 from drivers.delivery import until
 from servers.stores import free_port
 from tokens.recordings import chat, compact, sse
@@ -86,21 +86,28 @@ def amounts(expected: Sequence[Figures]) -> tuple[int, ...]:
     return (*columns, sum(totals))
 
 
-def answering(chunks: Sequence[bytes], kind: str, *, status: int = 200, coding: str | None = None) -> ASGIApp:
-    """An app that answers in so many pieces."""
+def answering(
+    chunks: Sequence[bytes], kind: str, *, status: int = 200, coding: str | None = None, ends: bool = True
+) -> ASGIApp:
+    """An app that answers in so many pieces; unless it ``ends``, the last one is never sent."""
     headers = [(b"content-type", kind.encode())]
     if coding is not None:
         headers.append((b"content-encoding", coding.encode()))
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        if ends:
+            await send({"type": "http.response.body", "body": b""})
 
     return app
+
+
+async def ask(at: Served, path: str, *, method: str = "POST", body: bytes = PROMPT) -> None:
+    """Send a prompt, and do not look at the answer."""
+    await at.app(http_scope(path, method=method), staying(body), ignore)
 
 
 async def read_all(receive: Receive) -> bytes:

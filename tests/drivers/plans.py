@@ -15,6 +15,12 @@ from meterkit.catalog.errors import Problems
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog
 
+_DEFAULTS: Final = {
+    "schema": "1",
+    "currency": "usd",
+    "default_plan": "free",
+    "plans": "{free: {price: {amount_cents: 0, interval: month}}}",
+}
 _FOLDER: Final = Path(__file__).parents[1] / "plans"
 
 
@@ -39,12 +45,15 @@ plans:
 """
 
 
+def completed(text: str) -> str:
+    """A plans file with the keys that a text leaves out: its head, and one plan, which costs nothing."""
+    given = {line.partition(":")[0] for line in text.splitlines()}
+    return text + "".join(f"\n{key}: {value}" for key, value in _DEFAULTS.items() if key not in given)
+
+
 def routed(*lines: str) -> Catalog:
     written = "".join(f'  - {{match: "{line}"}}\n' for line in lines)
-    return loads(
-        "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {requests: {unit: request}}\n"
-        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}\nroutes:\n{written}"
-    )
+    return loads(completed(f"meters: {{requests: {{unit: request}}}}\nroutes:\n{written}"))
 
 
 def json_of(text: str | bytes) -> object:
