@@ -1,37 +1,52 @@
+"""Who a request belongs to: headers, API keys, users and addresses."""
+
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import ipaddress
+import threading
+from datetime import timedelta
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
 from drivers.sampled import few_examples
-from meterkit import identify
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit import MeterkitError, identify
+from meterkit.errors import CustomerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
 
 
 def scope(*headers: tuple[bytes, bytes], **extra: Any) -> dict[str, Any]:
     return {"type": "http", "headers": list(headers), **extra}
 
 
-async def found(resolve: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> object:
-    """Whom a resolver finds, sync or async."""
-    who = resolve(request)
+def bearing(key: str) -> Scope:
+    return scope((b"authorization", b"Bearer " + key.encode()))
+
+
+async def found(resolve: Callable[[Scope], Any], request: Scope | str) -> Any:
+    """Whom a resolver finds, sync or async; a text is a key."""
+    who = resolve(bearing(request) if isinstance(request, str) else request)
     return await who if isawaitable(who) else who
 
 
 class TestHeader:
     def test_names_the_customer(self) -> None:
-        found = identify.header("X-Customer-Id")(scope((b"host", b"a"), (b"x-customer-id", b"cus_1")))
-        assert found == "cus_1"
+        request = scope((b"host", b"a"), (b"x-customer-id", b"cus_1"))
+        assert identify.header("X-Customer-Id")(request) == "cus_1"
 
     def test_names_nobody_unless_given_once(self) -> None:
         given = (b"x-customer-id", b"cus_1")
@@ -42,53 +57,37 @@ class TestHeader:
 class TestApiKey:
     owners = {"sk_live_1": "cus_1"}  # noqa: RUF012 - read only
 
-    @pytest.mark.anyio
     async def test_reads_a_bearer_token_and_nothing_else(self) -> None:
         resolve = identify.api_key(self.owners.get)
         for value in (b"Bearer sk_live_1", b"BEARER   sk_live_1 "):
             assert await found(resolve, scope((b"authorization", value))) == "cus_1"
         for value in (b"sk_live_1", b"Basic sk_live_1", b"Bearer ", b"Bearer sk_live_2", b"\xff\xfe"):
             assert await found(resolve, scope((b"authorization", value))) is None
+        twice = bearing("sk_live_1")["headers"] * 2
+        assert resolve(scope(*twice)) is None
 
-    @pytest.mark.anyio
     async def test_reads_a_bare_key_from_another_header(self) -> None:
         resolve = identify.api_key(self.owners.get, header="X-Api-Key")
         assert await found(resolve, scope((b"x-api-key", b"sk_live_1"))) == "cus_1"
-        assert resolve(scope((b"authorization", b"Bearer sk_live_1"))) is None
+        assert resolve(bearing("sk_live_1")) is None
 
-    def test_two_keys_are_nobodys(self) -> None:
-        value = (b"authorization", b"Bearer sk_live_1")
-        assert identify.api_key(self.owners.get)(scope(value, value)) is None
-
-    @pytest.mark.anyio
     async def test_the_key_is_looked_up_as_it_came_or_its_hash(self) -> None:
         """F-136: a dict of keys gave 401 for all."""
         asked: list[str] = []
-        came = scope((b"authorization", b"Bearer sk_live_1"))
-        await found(identify.api_key(asked.append), came)
-        await found(identify.api_key(asked.append, hashed=True), came)
+        for hashed in (False, True):
+            await found(identify.api_key(asked.append, hashed=hashed), "sk_live_1")
         assert asked == ["sk_live_1", hashlib.sha256(b"sk_live_1").hexdigest()]
         assert asked[1] == identify.hash_key("sk_live_1")
 
 
 class Member(BaseUser):
-    def __init__(self, number: int | None, organisation: str) -> None:
-        self.number = number
-        self.organisation = organisation
-
-    @property
-    def is_authenticated(self) -> bool:
-        return True
-
-    @property
-    def identity(self) -> str:
-        return f"user-{self.number}"
+    is_authenticated = True
+    identity = "user-7"
+    number, organisation = 7, "acme"
 
 
 class Guest(Member):
-    @property
-    def is_authenticated(self) -> bool:
-        return False
+    is_authenticated = False
 
 
 class TestUser:
@@ -96,14 +95,12 @@ class TestUser:
         ("attr", "expected"), [("identity", "user-7"), ("number", "7"), ("organisation", "acme")]
     )
     def test_names_an_attribute(self, attr: str, expected: str) -> None:
-        assert expected == identify.user(attr)(scope(user=Member(7, "acme")))
+        assert expected == identify.user(attr)(scope(user=Member()))
 
     def test_who_is_not_authenticated_is_nobody(self) -> None:
         assert identify.user("display_name")(scope(user=UnauthenticatedUser())) is None
-        assert identify.user()(scope(user=Guest(7, "acme"))) is None
+        assert identify.user()(scope(user=Guest())) is None
         assert identify.user("display_name")(scope(user=SimpleUser("zoe"))) == "zoe"
-
-    def test_without_authentication_it_says_what_to_do(self) -> None:
         with pytest.raises(MeterkitError, match="AuthenticationMiddleware must see the request first"):
             identify.user()(scope())
 
@@ -132,12 +129,10 @@ class TestClientIp:
         if address.ipv4_mapped is None:
             assert found == str(ipaddress.ip_network((address, 64), strict=False))
 
-    def test_a_connection_without_address_is_nobody(self) -> None:
-        assert identify.client_ip()(scope(client=None)) is None
-        assert identify.client_ip()(scope()) is None
-
     def test_without_trusted_proxies_the_header_is_not_read(self) -> None:
         assert identify.client_ip()(at("192.0.2.7", b"203.0.113.1")) == "192.0.2.7"
+        for nowhere in (scope(client=None), scope()):
+            assert identify.client_ip()(nowhere) is None
 
     @pytest.mark.parametrize(
         ("host", "forwarded", "expected"),
@@ -201,10 +196,173 @@ class TestCustomer:
     @few_examples(30)
     @given(st.text(max_size=300))
     def test_agrees_with_the_definition(self, customer: str) -> None:
-        def is_control(character: str) -> bool:
-            return ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0
-
+        has_controls = any(ord(sign) < 0x20 or 0x7F <= ord(sign) < 0xA0 for sign in customer)
         # The strategy draws no surrogates.
-        size = len(customer.encode())
-        expected = 1 <= size <= 256 and not any(map(is_control, customer))
+        expected = 1 <= len(customer.encode()) <= 256 and not has_controls
         assert identify.is_customer(customer) is expected
+
+
+# API keys: looked up off the loop, once for all who ask at the same time, and remembered for a while.
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - it becomes so in a thread, or in a task that runs meanwhile
+        await asyncio.sleep(0)
+
+
+class Table:
+    """Keys and their owners, and what was asked of it, where."""
+
+    def __init__(self, **owners: str) -> None:
+        self.owners = dict(owners)
+        self.asked: list[str] = []
+        self.threads: set[threading.Thread] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def look_up(self, key: str) -> str | None:
+        self.asked.append(key)
+        self.threads.add(threading.current_thread())
+        assert self.open.wait(30)
+        return self.owners.get(key)
+
+    async def look_up_later(self, key: str) -> str | None:
+        self.asked.append(key)
+        await until(self.open.is_set)
+        return self.owners.get(key)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of what is remembered: one number, that a test moves."""
+    clock = [1000.0]
+    monkeypatch.setattr("meterkit.asgi.key_owners.monotonic", lambda: clock[0])
+    return clock
+
+
+async def test_a_lookup_that_blocks_does_not_block_the_loop() -> None:
+    """F-65: it ran on the loop, at every request."""
+    table = Table(k1="acme")
+    table.open.clear()
+    resolve = identify.api_key(table.look_up)
+    turns = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(found, resolve, "k1")
+        while not table.asked or turns < 100:  # The loop turns while the lookup is held up.
+            turns += 1
+            await asyncio.sleep(0)
+        table.open.set()
+    assert threading.main_thread() not in table.threads
+    assert await found(resolve, "k1") == "acme"
+    assert len(table.asked) == 1
+
+
+@pytest.mark.parametrize("name", ["look_up", "look_up_later"])
+async def test_an_owner_is_remembered_for_ttl_and_no_longer(name: str, now: list[float]) -> None:
+    table = Table(k1="acme")
+    resolve = identify.api_key(getattr(table, name), ttl=timedelta(seconds=60))
+    assert [await found(resolve, "k1") for _ in range(3)] == ["acme"] * 3
+    now[0] += 59.9
+    assert resolve(bearing("k1")) == "acme"  # At once: nothing to wait for.
+    assert len(table.asked) == 1
+    now[0] += 0.2
+    table.owners.clear()
+    # That nobody owns a key is forgotten sooner.
+    assert [await found(resolve, "k1") for _ in range(3)] == [None] * 3
+    assert len(table.asked) == 2
+    table.owners["k1"] = "zeta"
+    now[0] += 5.1
+    assert await found(resolve, "k1") == "zeta"
+    assert len(table.asked) == 3
+    forgetful = identify.api_key(getattr(table, name), ttl=timedelta(0))
+    for _ in range(2):
+        await found(forgetful, "k1")
+    assert len(table.asked) == 5
+
+
+async def test_where_the_first_to_ask_is_cancelled_the_next_one_asks() -> None:
+    table = Table(k1="acme")
+    table.open.clear()
+    resolve = identify.api_key(table.look_up_later)
+    first, *others = [asyncio.create_task(found(resolve, "k1")) for _ in range(4)]
+    await until(lambda: bool(table.asked))
+    others.pop().cancel()  # One of those who wait: nobody else hears of it.
+    first.cancel()
+    await asyncio.wait([first])
+    table.open.set()
+    assert await asyncio.gather(*others) == ["acme", "acme"]
+    assert len(table.asked) == 2
+
+
+async def test_what_a_lookup_raises_is_raised_and_not_remembered() -> None:
+    outcomes: list[Any] = ["acme", LookupError("the directory is away")]
+
+    def look_up(_: str) -> str:
+        outcome = outcomes.pop()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return str(outcome)
+
+    resolve = identify.api_key(look_up)
+    both = await asyncio.gather(found(resolve, "k1"), found(resolve, "k1"), return_exceptions=True)
+    assert [str(one) for one in both] == ["the directory is away"] * 2
+    assert await found(resolve, "k1") == "acme"
+    gc.collect()  # A future whose exception nobody fetched would complain now.
+    assert outcomes == []
+
+
+async def test_the_cache_is_bounded_and_strangers_evict_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.asgi.key_owners._KEYS_KEPT_MAX", 4)
+    table = Table(k0="acme", **{f"k{n}": f"customer-{n}" for n in range(1, 6)})
+    resolve = identify.api_key(table.look_up_later)
+    assert await found(resolve, "k0") == "acme"
+    for n in range(50):
+        assert await found(resolve, f"stranger-{n}") is None
+    assert resolve(bearing("k0")) == "acme"
+    for n in range(1, 6):
+        await found(resolve, f"k{n}")
+    table.asked.clear()
+    for n in (5, 4, 3, 2, 0):
+        await found(resolve, f"k{n}")
+    assert table.asked == ["k0"]
+
+
+async def test_no_key_is_kept_anywhere() -> None:
+    table = Table(**{"sk-live-secret": "acme"})
+    resolve = identify.api_key(table.look_up)
+    await found(resolve, "sk-live-secret")
+    await found(resolve, "sk-live-wrong")
+    cells: list[object] = [cell.cell_contents for cell in resolve.__closure__ or ()]
+    owners = next(cell for cell in cells if hasattr(cell, "of"))
+    assert "sk-live" not in repr(cells) + repr(vars(owners))
+    assert identify.hash_key("sk-live-secret") in repr(vars(owners))
+
+
+async def test_a_lookup_that_finds_no_owner_at_all_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """F-136: the log said `anonymous`, and nothing of the form in which a key is looked up."""
+    for hashed, gets in ((False, "the key as the client sent it"), (True, "the SHA-256 of the key, in hex")):
+        caplog.clear()
+        resolve = identify.api_key(dict[str, str]().get, hashed=hashed)
+        assert [await found(resolve, f"k{n}") for n in range(20)] == [None] * 20
+        assert [gets in message for message in caplog.messages] == [True]
+    caplog.clear()
+    resolve = identify.api_key({"k7": "acme"}.get)
+    for n in (7, *range(7)):
+        await found(resolve, f"k{n}")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+async def test_i10_what_a_lookup_raises_does_not_tell_the_key(hashed: bool) -> None:
+    owners: dict[str, str] = {}
+    with pytest.raises(MeterkitError, match=r"^the lookup of an API key raised KeyError$") as raised:
+        await found(identify.api_key(owners.__getitem__, hashed=hashed), "sk-live-secret")
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+def test_a_ttl_that_is_none_is_refused() -> None:
+    wrong: list[Any] = [60, timedelta(seconds=-1), None]
+    for ttl in wrong:
+        with pytest.raises(MeterkitError, match=r"^ttl: found .*; allowed is a timedelta from 0"):
+            identify.api_key(Table().look_up, ttl=ttl)
