@@ -1,4 +1,4 @@
-"""Where no lifespan is run: the first request starts all of the kit, and the end of its loop ends it."""
+"""How a kit begins, changes and ends: without a lifespan, with new plans, and on trio."""
 
 from __future__ import annotations
 
@@ -11,42 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import trio
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from drivers.app import HEADERS, hello, http_scope, no_more
-from drivers.delivery import RunningClock, kit_for, until
+from drivers.app import HEADERS, hello, http_scope, ignore, no_more
+from drivers.delivery import NOW, RunningClock, kit_for, until
 from drivers.llm_apps import listening
-from faults.refusals import eventually, loop_clock
-from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.testing import StripeEmulator
+from faults.refusals import Client, eventually, kit_at, loop_clock, metered
+from meterkit import MeterKit, MeterkitError, MeterMiddleware, PlansError, identify
+from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
-    from starlette.types import ASGIApp, Message
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
-STARTED = "no lifespan has started meterkit"
 
-
-async def ignore(message: Message) -> None:
-    del message
-
-
-def wrapped(kit: MeterKit) -> MeterMiddleware:
-    return MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id"))
-
-
-def living(kit: MeterKit) -> MeterMiddleware:
-    """With a lifespan."""
-    app = Starlette(routes=[Mount("/", hello)])
+def wrapped(kit: MeterKit, app: ASGIApp = hello) -> MeterMiddleware:
     return MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
 
 
 def started(caplog: pytest.LogCaptureFixture) -> int:
-    return sum(STARTED in record.getMessage() for record in caplog.records)
+    return caplog.text.count("no lifespan has started meterkit")
 
 
 @asynccontextmanager
@@ -72,17 +62,16 @@ async def link(kit: MeterKit) -> None:
         await kit.customers.link("acme", "cus_acme")
 
 
-@pytest.mark.parametrize("how", ["mounted", "lifespan off"])
+@pytest.mark.parametrize("lifespan", ["on", "off"])
 async def test_the_first_request_starts_the_flusher_too(
-    how: str, store_url: str, caplog: pytest.LogCaptureFixture
+    lifespan: Any, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-4: usage was counted, and never delivered, and nothing said so."""
     async with selling(store_url) as (kit, emulator):
-        app: ASGIApp = wrapped(kit)
-        if how == "mounted":
-            app = Starlette(routes=[Mount("/app", app)])
+        # The lifespan of an app does not reach what is mounted in it.
+        app = Starlette(routes=[Mount("/app", wrapped(kit))]) if lifespan == "on" else wrapped(kit)
         async with (
-            listening(app, lifespan="on" if how == "mounted" else "off") as port,
+            listening(app, lifespan=lifespan) as port,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS) as client,
         ):
             for _ in range(3):
@@ -120,7 +109,7 @@ async def test_later_starts_and_stops_balance(store_url: str, caplog: pytest.Log
         for _ in range(2):
             async with kit:
                 await app(http_scope(), no_more, ignore)
-            async with listening(living(kit), lifespan="on"):
+            async with listening(wrapped(kit, Starlette(routes=[Mount("/", hello)])), lifespan="on"):
                 await app(http_scope(), no_more, ignore)
             assert kit.store.lanes == {asyncio.get_running_loop(): lane}
         await eventually(lambda: lane.unsettled == 0)
@@ -153,9 +142,7 @@ async def test_several_loops_each_start_it_and_take_it_along(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_i9_the_first_request_waits_no_longer_for_the_store(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_i9_the_first_request_waits_no_longer_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """F-4: a start may try for seconds; a request may not."""
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
     kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, store_timeout=0.05)
@@ -163,3 +150,139 @@ async def test_i9_the_first_request_waits_no_longer_for_the_store(
         await wrapped(kit)(http_scope(), no_more, ignore)
         assert passed_s() < 4
     await kit.stop()
+
+
+# Plans are read again without a restart: by a call, or when the file has changed.
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 2, overage: deny}}}
+"""
+MORE = PLANS.replace("included: 2", "included: 4")
+
+
+def put(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    path = tmp_path / "plans.yaml"
+    path.write_text(PLANS)
+    return path
+
+
+def kit_of(plans: Path, store_url: str = "memory://") -> MeterKit:
+    return MeterKit(plans, redis_url=store_url, clock=Clock(NOW), shards=4, flush=False)
+
+
+async def test_i4_new_limits_bind_the_next_decision(plans: Path, store_url: str) -> None:
+    async with kit_of(plans, store_url) as kit:
+        client = Client(wrapped(kit))
+        assert [await client.get("acme") for _ in range(3)] == [200, 200, 429]
+        put(plans, MORE)
+        assert await kit.reload()
+        assert [await client.get("acme") for _ in range(3)] == [200, 200, 429]
+        assert (await kit.usage("acme"))["meters"]["requests"]["included"] == 4
+
+
+async def test_a_bad_file_is_refused_and_the_old_one_stays(plans: Path) -> None:
+    async with kit_of(plans) as kit:
+        put(plans, MORE.replace("overage: deny", "overage: dany"))
+        with pytest.raises(PlansError, match="did you mean 'deny'"):
+            await kit.reload()
+        await asyncio.to_thread(plans.unlink)
+        with pytest.raises(MeterkitError, match=r"plans\.yaml"):
+            await kit.reload()
+        client = Client(wrapped(kit))
+        assert [await client.get("acme") for _ in range(3)] == [200, 200, 429]
+
+
+async def test_a_file_that_means_the_same_changes_nothing(plans: Path) -> None:
+    async with kit_of(plans) as kit:
+        before = kit.catalog
+        put(plans, "# A comment.\n" + PLANS)
+        assert not await kit.reload()
+        assert kit.catalog is before
+
+
+async def test_a_hold_is_captured_though_its_meter_is_gone(plans: Path, store_url: str) -> None:
+    async with kit_of(plans, store_url) as kit:
+        async with kit.reserve("acme", {"requests": 2}) as reservation:
+            put(plans, PLANS.replace("requests", "calls"))
+            assert await kit.reload()
+            await reservation.capture({"requests": 1})
+        put(plans, PLANS)
+        assert await kit.reload()
+        found = (await kit.usage("acme"))["meters"]["requests"]
+        assert (found["recorded"], found["held"]) == (1, 0)
+
+
+async def test_a_change_of_the_file_is_noticed(
+    plans: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.catalog.watch._LOOK_EVERY_S", 0.005)
+    with caplog.at_level(logging.INFO, "meterkit"):
+        async with kit_of(plans) as kit:
+            put(plans, "schema: 2")
+            await eventually(lambda: "has changed and is refused" in caplog.text)
+            assert kit.catalog.plans["free"].entitlements["requests"].included == 2
+            put(plans, MORE)
+            await eventually(lambda: kit.catalog.plans["free"].entitlements["requests"].included == 4)
+            await eventually(lambda: "plans.yaml has changed and is in force" in caplog.text)
+
+
+# On trio, which meterkit does not run on, the app is refused at its start, in words that say so. F-5.
+WORDS = "asyncio and uvloop.*trio is not supported.*hypercorn: -k asyncio"
+
+
+def run(app: Any, scope: Scope, receive: Receive) -> list[Message]:
+    """Call an app once; what it has sent, also where it fails."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def call() -> None:
+        with pytest.raises(MeterkitError, match=WORDS):
+            await app(scope, receive, send)
+
+    trio.run(call)
+    return sent
+
+
+async def waits_for_startup(_: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+async def startup() -> Message:
+    return {"type": "lifespan.startup"}
+
+
+def test_the_lifespan_fails_with_words() -> None:
+    # Each request was a 500, "no running event loop".
+    app = metered(kit_at("memory://"), waits_for_startup)
+    (message,) = run(app, {"type": "lifespan"}, startup)
+    assert message["type"] == "lifespan.startup.failed"
+    assert "trio is not supported" in message["message"]
+
+
+def test_every_request_and_the_kit_itself_say_so() -> None:
+    kit = kit_at("memory://")
+    for _ in range(2):
+        assert run(metered(kit), http_scope("/deny"), no_more) == []
+
+    async def use() -> None:
+        calls = (kit.check("acme", "requests"), kit.record("acme", "requests", 1), kit.usage("acme"))
+        for coroutine in (kit.start(), kit.stop(), kit.begin(), *calls):
+            with pytest.raises(MeterkitError, match=WORDS):
+                await coroutine
+
+    trio.run(use)
