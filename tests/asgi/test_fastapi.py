@@ -1,7 +1,10 @@
-"""`meterkit.fastapi`: a feature required at the endpoint, and the refusals in the OpenAPI document."""
+"""Features of plans: `requires` and the OpenAPI document of `meterkit.fastapi`, `kit.allows` and `allows`."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -11,52 +14,55 @@ from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, W
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.routing import Route
 from starlette.testclient import WebSocketDenialResponse
 
 from drivers.app import HEADERS, PLANS, served
 from drivers.sampled import pairs
-from meterkit import Decision, MeterKit, MeterkitError, MeterMiddleware, UnknownFeatureError, allows, identify
+from faults.proxy import TcpProxy
+from faults.refusals import evalsha_calls
+from meterkit import (
+    Decision,
+    MeterKit,
+    MeterkitError,
+    MeterMiddleware,
+    StoreError,
+    UnknownFeatureError,
+    allows,
+    identify,
+)
 from meterkit.catalog import loads
 from meterkit.fastapi import Current, requires, responses
+from servers.stores import free_port
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import Scope
+
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 FULL = [Depends(requires("full"))]
-ORIGIN = {"origin": "https://app.example"}
-PROBLEM = "application/problem+json"
 
 
 def an_app(**options: Any) -> FastAPI:
-    """Two endpoints that need the feature `full`, and two that do not."""
+    """Endpoints that need the feature `full`, and two that do not."""
     app = FastAPI(**options)
 
+    async def serve() -> str:
+        return "served"
+
     @app.get("/v1/sync", dependencies=FULL)
-    @app.get("/attempt", dependencies=FULL)
-    @app.get("/billing/export", dependencies=FULL)
-    @app.get("/nowhere", dependencies=FULL)
-    @app.get("/healthz", dependencies=FULL)
     def sync() -> str:
         return "served"
 
-    @app.get("/v1/async", dependencies=FULL)
-    @app.head("/v1/async", dependencies=FULL)
-    @app.get("/both", dependencies=FULL)
-    @app.get("/quiet", dependencies=FULL)
-    async def asynchronous() -> str:
-        return "served"
-
-    @app.get("/full")
-    @app.head("/full")
-    async def by_the_plans_file() -> str:
-        return "served"
-
-    @app.get("/v1/me")
-    async def me(caller: Current) -> list[str]:
-        return [caller.customer, caller.plan]
-
+    for method in ("GET", "HEAD"):
+        for path in ("/v1/async", "/attempt", "/billing/export", "/both", "/quiet"):
+            app.add_api_route(path, serve, methods=[method], dependencies=FULL)
+        app.add_api_route("/full", serve, methods=[method])
     return app
 
 
@@ -68,18 +74,17 @@ def told(response: Any) -> tuple[int, list[tuple[bytes, bytes]], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("cors", "asked", "path"),
+    ("cors", "origin", "path"),
     pairs(
         [(), ("https://app.example",), ("*",)],
-        [{}, ORIGIN, {"origin": "https://other.example"}],
+        ["", "https://app.example", "https://other.example"],
         ["/v1/sync", "/v1/async"],
     ),
 )
-async def test_it_refuses_as_the_plans_file_does(
-    path: str, asked: dict[str, str], cors: tuple[str, ...]
-) -> None:
+async def test_it_refuses_as_the_plans_file_does(path: str, origin: str, cors: tuple[str, ...]) -> None:
+    asked = {"origin": origin} if origin else {}
     async with served(an_app(), cors=cors) as at:
-        assert (await at.client.get("/attempt")).status_code == 403
+        assert await at.statuses("/attempt") == [403]
         refused = await at.client.get(path, headers=asked)
         by_the_file = await at.client.get("/full", headers=asked)
         heads = [await at.client.head(where, headers=asked) for where in ("/v1/async", "/full")]
@@ -100,8 +105,7 @@ async def test_it_refuses_as_the_plans_file_does(
         "plan": "free",
         "available_in": ["pro"],
     }
-    assert refused.headers["cache-control"] == "no-store"
-    assert refused.headers["x-should-retry"] == "false"
+    assert (refused.headers["cache-control"], refused.headers["x-should-retry"]) == ("no-store", "false")
 
 
 @pytest.mark.parametrize("path", ["/both", "/quiet"])
@@ -119,9 +123,8 @@ async def test_nobody_is_refused_where_limits_are_not_enforced(
         for customer in ("acme", ""):
             answer = await at.client.get("/v1/sync", headers={"x-customer-id": customer})
             assert answer.json() == "served"
-    lines = [record.getMessage() for record in caplog.records if record.name == "meterkit.refusals"]
     said = "would be refused, but enforcement is shadow: customer='acme' plan='free' reason='feature'"
-    assert (f"{said} route='/v1/{{path:path}}'" in lines) == (enforcement == "shadow")
+    assert (f"{said} route='/v1/{{path:path}}'" in caplog.messages) == (enforcement == "shadow")
 
 
 async def test_the_suspended_are_told_to_pay() -> None:
@@ -130,9 +133,6 @@ async def test_the_suspended_are_told_to_pay() -> None:
         await at.kit.customers.set_status("acme", "unpaid")
         refused = await at.client.get("/billing/export")
         assert (refused.status_code, refused.json()["reason"]) == (402, "suspended")
-
-
-OUTSIDE = r"^requires\(\) was called outside of a request that MeterMiddleware has decided: no route"
 
 
 async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
@@ -145,20 +145,17 @@ async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
     async def plain() -> str:
         return "served"
 
+    outside = r"^requires\(\) was called outside of a request that MeterMiddleware has decided: no route"
     async with served(app) as at:
         assert (await at.client.get("/healthz")).json() == "served"
-        assert (await at.client.get("/v1/plain")).status_code == 403
-        with pytest.raises(MeterkitError, match=OUTSIDE):
+        assert await at.statuses("/v1/plain") == [403]
+        with pytest.raises(MeterkitError, match=outside):
             await at.client.get("/nowhere")
 
 
 async def test_a_feature_that_the_plans_file_does_not_have_is_an_error() -> None:
     app = FastAPI()
-
-    @app.get("/v1/x", dependencies=[Depends(requires("ful"))])
-    async def serve() -> str:
-        raise AssertionError
-
+    app.add_api_route("/v1/x", lambda: "served", dependencies=[Depends(requires("ful"))])
     async with served(app) as at:
         with pytest.raises(UnknownFeatureError, match=r"found 'ful'; .* did you mean 'full'\?"):
             await at.client.get("/v1/x")
@@ -168,8 +165,7 @@ async def test_an_app_that_answers_something_else_is_left_to_it() -> None:
     app = an_app()
 
     @app.exception_handler(403)
-    async def served_all_the_same(request: Request, error: HTTPException) -> JSONResponse:
-        del request, error
+    async def served_all_the_same(_request: Request, _error: HTTPException) -> JSONResponse:
         return JSONResponse("a lesser answer")
 
     async with served(app) as at:
@@ -214,23 +210,17 @@ def test_a_websocket_is_refused_before_it_opens() -> None:
             assert websocket.receive_text() == "free"
 
 
-def has_basic(caller: Current) -> bool:
-    return allows("basic") and caller.decision.allowed
-
-
 async def test_the_caller_is_an_argument_of_endpoints() -> None:
     app = FastAPI()
     seen: list[tuple[str, bool]] = []
 
     @app.get("/v1/sync")
-    def sync(
-        caller: Current, basic: Annotated[bool, Depends(has_basic)], after: BackgroundTasks
-    ) -> list[Any]:
+    def sync(caller: Current, after: BackgroundTasks) -> list[Any]:
         after.add_task(lambda: seen.append((caller.customer, allows("full"))))
-        return [caller.customer, caller.plan, caller.decision.reason, basic]
+        return [caller.customer, caller.plan, caller.decision.allowed, allows("basic")]
 
     async with served(app) as at:
-        assert (await at.client.get("/v1/sync")).json() == ["acme", "free", None, True]
+        assert (await at.client.get("/v1/sync")).json() == ["acme", "free", True, True]
     assert seen == [("acme", False)]
     assert app.openapi()["paths"]["/v1/sync"]["get"].get("parameters", []) == []
 
@@ -238,19 +228,9 @@ async def test_the_caller_is_an_argument_of_endpoints() -> None:
 DOCUMENTED = an_app(responses=responses).openapi()
 
 
-def check_document(document: dict[str, Any]) -> None:
-    """See that a problem document is as the OpenAPI document says, and has no member that this leaves out."""
-    answer = DOCUMENTED["paths"]["/v1/sync"]["get"]["responses"][str(document["status"])]
-    schema = answer["content"][PROBLEM]["schema"]
-    Draft202012Validator.check_schema(schema)
-    jsonschema.validate(document, schema, Draft202012Validator)
-    for kind in schema.get("oneOf", [schema]):
-        if kind["properties"]["type"]["const"] == document["type"]:
-            assert document.keys() - kind["properties"].keys() == set()
-
-
 async def test_what_clients_meet_is_as_the_document_says() -> None:
     assert sorted(responses) == [400, 401, 402, 403, 409, 413, 429, 503]
+    documented = DOCUMENTED["paths"]["/v1/sync"]["get"]["responses"]
     async with served(an_app()) as at:
         for customer, status in (("acme", 403), ("", 401), ("a" * 257, 400), ("acme", 429), ("acme", 402)):
             if status == 429:
@@ -259,4 +239,118 @@ async def test_what_clients_meet_is_as_the_document_says() -> None:
                 await at.kit.customers.set_status("acme", "unpaid")
             answer = await at.client.get("/v1/sync", headers={"x-customer-id": customer})
             assert answer.status_code == status
-            check_document(answer.json())
+            document = answer.json()
+            schema = documented[str(status)]["content"]["application/problem+json"]["schema"]
+            Draft202012Validator.check_schema(schema)
+            jsonschema.validate(document, schema, Draft202012Validator)
+            for kind in schema.get("oneOf", [schema]):
+                if kind["properties"]["type"]["const"] == document["type"]:
+                    assert document.keys() - kind["properties"].keys() == set()
+
+
+NO_FEATURES = re.sub(r"^ *features: .*\n", "", PLANS, flags=re.MULTILINE).replace("feature: full, ", "")
+
+
+# Whether a customer has a feature: `kit.allows`, and `meterkit.allows` in a request.
+
+
+async def tell(request: Request) -> JSONResponse:
+    there = await asyncio.to_thread(allows, "full")
+    after = BackgroundTask(lambda: request.app.state.later.append(allows("full")))
+    return JSONResponse([allows("basic"), allows("full"), there], background=after)
+
+
+def tell_in_a_thread(_: Request) -> JSONResponse:
+    return JSONResponse([allows("basic"), allows("full"), allows("full")])
+
+
+APP = Starlette(
+    routes=[
+        Route("/{path:path}", tell, methods=["GET"]),
+        Route("/{path:path}", tell_in_a_thread, methods=["POST"]),
+    ]
+)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_request_knows_the_features_of_its_plan(method: str) -> None:
+    APP.state.later = later = list[bool]()
+    async with served(APP) as at:
+        assert (await at.client.request(method, "/v1/x")).json() == [True, False, False]
+        await at.kit.customers.set_plan("acme", "pro")
+        assert (await at.client.request(method, "/v1/x")).json() == [True, True, True]
+    assert later == ([False, True] if method == "GET" else [])
+
+
+async def test_it_asks_nobody(valkey: Server, store_url: str) -> None:
+    async with served(APP, redis_url=store_url) as at:
+        await at.client.get("/quiet")
+        before = evalsha_calls(valkey)
+        await at.client.get("/quiet")
+        assert evalsha_calls(valkey) - before == 2  # Decided, and settled.
+        await at.kit.allows("acme", "full")
+        assert evalsha_calls(valkey) - before == 3
+
+
+async def test_a_change_binds_the_next_question_in_every_process(store_url: str) -> None:
+    async with (
+        MeterKit(loads(PLANS), redis_url=store_url) as one,
+        MeterKit(loads(PLANS), redis_url=store_url) as other,
+    ):
+        for plan in ("pro", "free", "pro"):
+            await one.customers.set_plan("acme", plan)
+            assert await other.allows("acme", "full") == (plan == "pro")
+            assert not await other.allows("zoe", "full")
+            assert await other.allows("zoe", "basic")
+        await one.customers.set_status("acme", "unpaid")
+        assert not await other.allows("acme", "full")
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "plans", "name", "message"),
+    [
+        ("on", PLANS, "ful", "found 'ful'; allowed are the features basic, full; did you mean 'full'?"),
+        ("shadow", PLANS, "zzz", "found 'zzz'; allowed are the features basic, full"),
+        ("off", PLANS, "", "found ''; allowed are the features basic, full"),
+        ("on", NO_FEATURES, "full", "found 'full'; the plans file has no features"),
+    ],
+)
+async def test_an_unknown_feature_is_refused_with_the_nearest_spelling(
+    enforcement: str, plans: str, name: str, message: str
+) -> None:
+    async def ask(_: Request) -> JSONResponse:
+        return JSONResponse(allows(name))
+
+    app = Starlette(routes=[Route("/v1/x", ask)])
+    async with served(app, plans=plans, settings={"enforcement": enforcement}) as at:
+        for asking in (at.kit.allows("acme", name), at.client.get("/v1/x")):
+            with pytest.raises(UnknownFeatureError) as caught:
+                await asking
+            assert (str(caught.value), caught.value.feature) == (f"feature: {message}", name)
+            assert isinstance(caught.value, MeterkitError)
+            assert isinstance(caught.value, ValueError)
+
+
+def test_allows_outside_of_a_request_says_so() -> None:
+    with pytest.raises(MeterkitError, match=r"^allows\(\) was called outside of a request that MeterMiddlew"):
+        allows("full")
+
+
+async def test_off_asks_no_store() -> None:
+    settings: dict[str, Any] = {"enforcement": "off", "store_timeout": 10}
+    async with served(APP, redis_url=f"redis://127.0.0.1:{free_port()}", settings=settings) as at:
+        assert await at.kit.allows("acme", "full")
+
+
+async def test_without_the_store_the_kit_raises_and_requests_pass(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    async with TcpProxy(valkey.port) as proxy, served(APP, redis_url=proxy.url) as at:
+        assert (await at.client.get("/v1/x")).json() == [True, False, False]
+        await proxy.set("refuse")
+        with pytest.raises(StoreError):
+            await at.kit.allows("acme", "full")
+        assert (await at.client.get("/full")).status_code == 403  # By what is known.
+        other = {"x-customer-id": "other"}
+        assert (await at.client.get("/full", headers=other)).json() == [True, True, True]
