@@ -1,31 +1,42 @@
-"""The edge under bad input, clients that leave, and requests that are cancelled anywhere."""
+"""The edge under bad input, clients that leave, doubt, and requests that are cancelled or collected."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
+import threading
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.requests import ClientDisconnect
 
 import meterkit
+from drivers.app import PLANS as APP_PLANS
+from drivers.app import answering, hello, http_scope, ignore, no_more, served
 from drivers.counters import put_head
+from drivers.llm_apps import PLANS as LLM_PLANS
+from drivers.llm_apps import PROMPT_TOKENS, openai_stream, tokens
+from drivers.llm_apps import answering as llm_answering
+from drivers.llm_apps import ask as llm_ask
+from drivers.llm_apps import metered as llm_metered
 from faults.refusals import (
     PLANS,
     Client,
     answer_ok,
-    catalog,
     counters,
     eventually,
     in_flight,
     kit_at,
     metered,
     settled,
+    stopped,
     used,
 )
-from meterkit import MeterMiddleware
+from meterkit import MeterMiddleware, record
+from meterkit.catalog import loads
 from meterkit.errors import CustomerError, QuantityError, UnknownMeterError
 
 if TYPE_CHECKING:
@@ -47,7 +58,7 @@ CHARGED = PLANS.replace(
 
 @pytest.fixture
 async def kit(valkey: Server) -> AsyncIterator[MeterKit]:
-    async with kit_at(valkey.url, plans=catalog(CHARGED)) as kit:
+    async with kit_at(valkey.url, plans=loads(CHARGED)) as kit:
         yield kit
 
 
@@ -59,14 +70,11 @@ async def nothing_held(kit: MeterKit, valkey: Server, customer: str) -> bool:
 # Clients that leave.
 
 
-async def streams(scope: Scope, receive: Receive, send: Send) -> None:
-    del scope, receive
+async def streams(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    for n in range(5):
+    for n in range(6):
         await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": b"%d" % n, "more_body": True})
-    await asyncio.sleep(0)
-    await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b"%d" % n if n < 5 else b"", "more_body": n < 5})
 
 
 class Hanging(Client):
@@ -74,8 +82,7 @@ class Hanging(Client):
 
     def __init__(self, app: Any, after: int, error: BaseException) -> None:
         super().__init__(app)
-        self.after = after
-        self.error = error
+        self.after, self.error = after, error
 
     async def _take(self, message: Message) -> None:
         if len(self.messages) == self.after:
@@ -110,8 +117,7 @@ async def test_a_hang_up_is_billed_from_the_first_body_byte(
 
 
 async def test_an_app_that_fails_after_the_first_byte_is_not_billed(kit: MeterKit, valkey: Server) -> None:
-    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
+    async def breaks(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"so far", "more_body": True})
         raise ValueError("a bug of the app")
@@ -124,32 +130,30 @@ async def test_an_app_that_fails_after_the_first_byte_is_not_billed(kit: MeterKi
 
 # Customers.
 
-IMPOSSIBLE: list[Any] = ["", "🦆" * 65, "a\r\nX-Evil: 1", "acme\udcff", 7]
-
 
 def identified(kit: MeterKit, answer: Callable[[], Any]) -> MeterMiddleware:
     return MeterMiddleware(answer_ok, kit=kit, identify=lambda _: answer())
 
 
-@pytest.mark.parametrize("customer", IMPOSSIBLE, ids=ascii)
+def body_of(client: Client) -> bytes:
+    return b"".join(message.get("body", b"") for message in client.messages)
+
+
+@pytest.mark.parametrize("customer", ["", "🦆" * 65, "a\r\nX-Evil: 1", "acme\udcff", 7], ids=ascii)
 async def test_an_impossible_customer_is_refused_and_not_counted(
     kit: MeterKit, valkey: Server, customer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = valkey.command("DBSIZE")
-    app = identified(kit, lambda: customer)
-    client = Client(app)
+    client = Client(identified(kit, lambda: customer))
     is_text = isinstance(customer, str)
     assert await client.get("acme", "/deny") == (400 if is_text else 503)
-    body = b"".join(message.get("body", b"") for message in client.messages)
-    assert (b"customer-invalid" if is_text else b"temporary-reduced-capacity") in body
+    assert (b"customer-invalid" if is_text else b"temporary-reduced-capacity") in body_of(client)
     for ask in (kit.check, kit.consume, kit.record):
         with pytest.raises(CustomerError):
             await ask(customer, "requests", 1)
-    for look in (kit.usage, kit.customers.get):
+    for look in (kit.usage(customer), kit.customers.get(customer), kit.customers.set_plan(customer, "other")):
         with pytest.raises(CustomerError):
-            await look(customer)
-    with pytest.raises(CustomerError):
-        await kit.customers.set_plan(customer, "other")
+            await look
     assert valkey.command("DBSIZE") == before
     # One line, in which nothing stands of what the client sent; and one of the app's error, where it is one.
     names = ["meterkit.refusals"] if is_text else ["meterkit.asgi", "meterkit.refusals"]
@@ -168,18 +172,6 @@ async def test_an_identify_that_returns_false_names_no_customer(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def raises(error: BaseException) -> Callable[[], Any]:
-    def answer() -> Any:
-        raise error
-
-    return answer
-
-
-async def fails_later(error: BaseException) -> str:
-    await asyncio.sleep(0)
-    raise error
-
-
 @pytest.mark.parametrize("error", [ValueError("sk_live_secret"), StopIteration()], ids=repr)
 async def test_i9_a_resolver_that_raises_is_503_and_not_counted(
     kit: MeterKit, valkey: Server, error: Exception, caplog: pytest.LogCaptureFixture
@@ -195,12 +187,15 @@ async def test_i9_a_resolver_that_raises_is_503_and_not_counted(
     for path, fail in (("/", fails), ("/deny", fails_later)):
         client = Client(identified(kit, fail))
         assert await client.get("acme", path) == 503
-        body = b"".join(message.get("body", b"") for message in client.messages)
-        assert b"temporary-reduced-capacity" in body
-        assert b"The customer of this request could not be determined" in body
-        assert b"sk_live" not in body
-    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert ["the customer of a request under the line" in line for line in logged] == [True, True]
+        assert b"temporary-reduced-capacity" in body_of(client)
+        assert b"The customer of this request could not be determined" in body_of(client)
+        assert b"sk_live" not in body_of(client)
+    logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert ["the customer of a request under the line" in line.getMessage() for line in logged] == [
+        True,
+        True,
+    ]
+    assert all(line.exc_info is not None for line in logged)
     assert valkey.command("DBSIZE") == before
 
 
@@ -231,19 +226,15 @@ async def test_an_impossible_quantity_spoils_no_earlier_record(kit: MeterKit) ->
     assert await used(kit, "acme") == (1, 0)
 
 
-async def test_a_meter_that_is_not_there_is_refused(kit: MeterKit) -> None:
+async def test_the_largest_and_the_smallest_quantity_are_exact(kit: MeterKit) -> None:
+    for quantity in (0, 10**15 - 1, 2):
+        await kit.record("acme", "tokens", quantity)
+    assert await used(kit, "acme", "tokens") == (10**15 + 1, 0)
     for meter in ("", "requests ", "x" * 10_000, "\ud800"):
         for ask in (kit.check, kit.consume, kit.record):
             with pytest.raises(UnknownMeterError) as caught:
                 await ask("acme", meter, 1)
             assert len(str(caught.value)) < 500
-
-
-async def test_the_largest_and_the_smallest_quantity_are_exact(kit: MeterKit) -> None:
-    await kit.record("acme", "tokens", 0)
-    await kit.record("acme", "tokens", 10**15 - 1)
-    await kit.record("acme", "tokens", 2)
-    assert await used(kit, "acme", "tokens") == (10**15 + 1, 0)
 
 
 # States that cannot be.
@@ -270,3 +261,192 @@ async def test_i9_a_state_that_cannot_be_read_takes_nobody_else_down(
     await settled(kit)
     assert (await used(kit, "acme"))[0] >= 3
     assert counters(valkey, "acme")["r"] == "2:good"
+
+
+LASTS = ({"type": "http.response.body", "body": b"y"}, {"type": "http.response.pathsend", "path": "/f"})
+
+
+@pytest.mark.parametrize("last", LASTS, ids=["body", "pathsend"])
+async def test_with_trailers_a_response_is_over_when_they_are_sent(
+    last: dict[str, Any], store_url: str
+) -> None:
+    """F-87: settling before the trailers."""
+    settled_before: list[tuple[int, int]] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        for message in (last, {"type": "http.response.trailers", "headers": [], "more_trailers": False}):
+            await send(message)
+            await settled(at.kit)
+            settled_before.append(await at.counted())
+
+    async with served(app, redis_url=store_url) as at:
+        await at.app(http_scope("/v1/x"), no_more, ignore)
+        assert settled_before == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("path", ["/attempt", "/v1/x"])
+async def test_i3_what_a_thread_records_at_the_end_counts_once(
+    path: str, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+    checked: list[int] = []
+
+    def check(quantity: int) -> int:
+        checked.append(quantity)
+        begun.set()  # Of what it adds up to: it is about to be kept.
+        assert over.wait(60)
+        return quantity
+
+    # The moment is hit by no other means.
+    monkeypatch.setattr("meterkit.asgi.exchange.check_quantity", check)
+    recording: list[asyncio.Task[None]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        recording.append(asyncio.create_task(asyncio.to_thread(record, tokens=7)))
+        await asyncio.to_thread(begun.wait, 20)
+        await hello(scope, receive, send)
+
+    async with served(app, redis_url=store_url) as at:
+        await at.app(http_scope(path), no_more, ignore)
+        over.set()
+        await asyncio.gather(*recording)
+        await settled(at.kit)
+        assert checked == [7]
+        assert await at.counted(meter="tokens") == (7, 0)
+        assert await at.counted() == (1, 0)
+
+
+async def test_in_doubt_a_request_is_billed_by_its_outcome_like_any(valkey: Server) -> None:
+    """F-87: in-doubt requests were billed whatever their outcome, and no test failed."""
+    async with kit_at(valkey.url, store_timeout=0.2) as kit:
+        await kit.record("acme", "tokens", 1)
+        await settled(kit)
+        with stopped(valkey):
+            assert await Client(metered(kit, answering(500))).get("acme") == 500
+        await eventually(lambda: nothing_held(kit, valkey, "acme"))
+        assert await used(kit, "acme") == (0, 0)
+
+
+async def test_a_route_that_reads_usage_wants_one_token_left(store_url: str) -> None:
+    """F-87: with nothing left of a meter that the answer is counted on, the model is not asked."""
+    plans = LLM_PLANS.replace("{rate: 1_000_000_000/hour}", "{included: 10, overage: deny}")
+    async with llm_metered(hello, store_url, plans=plans) as at:
+        await at.kit.record("acme", "output_tokens", 9)
+        assert await at.statuses("/auto", method="POST") == [200]
+        await at.kit.record("acme", "output_tokens", 1)
+        refused = await at.client.post("/auto")
+        assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["output_tokens-period"])
+        assert await at.statuses("/none", method="POST") == [200]
+        assert await at.counted() == (2, 0)
+
+
+async def test_a_customer_and_an_anonymous_namesake_are_two(store_url: str) -> None:
+    """F-87: in one process, in either order, as in the store."""
+    plans = APP_PLANS.replace(
+        "meters:\n  requests", "anonymous: {plan: free, by: ip}\nmeters:\n  requests", 1
+    )
+
+    def who(scope: Scope) -> str | None:
+        return "127.0.0.1" if (b"x-named", b"1") in scope["headers"] else None
+
+    for order in ("01", "10"):
+        async with served(hello, plans=plans, who=who, redis_url=store_url) as at:
+            for named in order:
+                asked = await at.statuses(*["/v1/x"] * 6, headers={"x-named": named})
+                assert asked == [200] * 5 + [429]
+            assert await at.counted("127.0.0.1") == (5, 0)
+
+
+async def test_a_reader_that_fails_does_not_make_a_hang_up_free(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-87."""
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("a bug of the reader")
+
+    monkeypatch.setattr("meterkit.tokens.response.ResponseReader.read", breaks)
+    app = llm_answering(openai_stream("x" * 300), "text/event-stream", ends=False)
+    async with llm_metered(app, store_url) as at:
+        await llm_ask(at, "/auto")
+        found = await tokens(at.kit)
+        assert (found[0], found[1] >= 1) == (PROMPT_TOKENS, True)
+        assert await at.counted() == (1, 0)
+
+
+async def test_of_a_large_request_a_part_is_kept(store_url: str) -> None:
+    """F-87: however much the client sends, one MiB."""
+    piece = b"x" * 900_000
+    kept: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tracemalloc.start()
+        try:
+            for _ in range(8):
+                await receive()
+            kept.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        await hello(scope, receive, send)
+
+    async with llm_metered(app, store_url) as at:
+        await at.app(http_scope("/auto", method="POST"), receive, ignore)
+    assert 1 << 20 <= kept[0] < 1.3 * (1 << 20)
+
+
+async def collected(serving: Any, entered: asyncio.Event) -> None:
+    """Run until a coroutine has come so far; then close it as the collector does: in another context."""
+    task = asyncio.create_task(serving)
+    await entered.wait()
+    await asyncio.sleep(0)
+    contextvars.Context().run(serving.close)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_lifespan_that_is_collected_ends_without_a_word() -> None:
+    """F-18: it awaited the kit's end in ``finally``, which nothing can wait for by then."""
+    kit = kit_at("memory://", flush=False)
+    started = asyncio.Event()
+
+    async def receive() -> Message:
+        if started.is_set():
+            await asyncio.Event().wait()
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        assert message["type"] == "lifespan.startup.complete"
+        started.set()
+
+    async def lasting(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    # RuntimeError: coroutine ignored GeneratorExit
+    await collected(metered(kit, lasting)({"type": "lifespan", "state": {}}, receive, send), started)
+    assert kit.store.lanes
+    await kit.stop()
+    assert not kit.store.lanes
+
+
+async def test_a_collected_request_is_settled_and_holds_nothing(store_url: str) -> None:
+    """F-18: in another context the request's own cannot be put back."""
+    entered = asyncio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with served(app, redis_url=store_url) as at:
+        await collected(at.app(http_scope("/pages"), no_more, ignore), entered)
+        lane = at.kit.store.lanes[asyncio.get_running_loop()]
+        await eventually(lambda: lane.unsettled == 0)
+        assert await at.counted(meter="pages") == (1, 0)
