@@ -1,14 +1,17 @@
-"""Token usage that the app reports: record_usage and tap. Each call counts once, and in rates."""
+"""Token usage that the app reports (record_usage, tap), and usage that it asks the provider for."""
 
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
+from functools import partial
+from time import thread_time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, create_model
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -18,7 +21,9 @@ import meterkit
 from drivers.llm_apps import METERS, PLANS, PROMPT, metered, openai_stream, stream_of, tokens
 from faults.refusals import eventually
 from meterkit import MeterkitError
+from meterkit.llm import ask_for_usage
 from tokens.recordings import (
+    LIE,
     anthropic_events,
     chat,
     chat_usage,
@@ -27,18 +32,17 @@ from tokens.recordings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from starlette.requests import Request
 
     from drivers.app import Served
 
-
 pytestmark = pytest.mark.anyio
 
 # What is counted is asked, not how soon.
 PATIENT = {"store_timeout": 10.0}
-
+LAST = b"data: [DONE]\n\n"
 DETAILED = chat_usage(
     1000,
     50,
@@ -54,19 +58,12 @@ def whole(identity: str | None = "c1", usage: Any = DETAILED, **more: Any) -> di
     return {**named, "object": "chat.completion", "model": "m", "choices": choices, "usage": usage, **more}
 
 
+# As the SDKs' models are: unknown fields are kept.
+MODEL = create_model("Model", __config__=ConfigDict(extra="allow", protected_namespaces=()))
 CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usage=chat_usage(3, 4))]
+VECTORS = [{"object": "embedding", "index": 0, "embedding": [0.1]}]
+EMBEDDINGS = {"object": "list", "data": VECTORS, "usage": {"prompt_tokens": 8, "total_tokens": 8}}
 WHOLE = whole("c1", chat_usage(3, 4))
-EMBEDDINGS = {
-    "object": "list",
-    "data": [{"object": "embedding", "index": 0, "embedding": [0.1]}],
-    "usage": {"prompt_tokens": 8, "total_tokens": 8},
-}
-
-
-class Model(BaseModel):
-    """As the SDKs' models are: unknown fields are kept."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
 def anthropic() -> list[dict[str, Any]]:
@@ -81,36 +78,34 @@ def anthropic() -> list[dict[str, Any]]:
     return seen
 
 
-def app_of(answer: Callable[[], Awaitable[Response]]) -> Starlette:
-    """An app that answers everything in the same way."""
-
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return await answer()
-
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "POST"])])
-
-
-def calling(answer: Callable[[], Response], *reported: Any, tapped: Sequence[Any] = ()) -> Starlette:
+def calling(
+    answer: Response | Callable[[], Response], *reported: Any, tapped: Sequence[Any] = ()
+) -> Starlette:
     """An app that reports, taps, and answers."""
 
     async def endpoint(request: Request) -> Response:
-        del request
+        await request.body()
         for obj in reported:
             meterkit.record_usage(obj)
         for chunks in tapped:
             _ = [chunk async for chunk in meterkit.tap(stream_of(chunks))]
-        return answer()
+        return answer if isinstance(answer, Response) else answer()
 
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
-
-
-def done() -> Response:
-    return PlainTextResponse("done")
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "POST"])])
 
 
-async def ask(at: Served, path: str = "/none") -> int:
+DONE = PlainTextResponse("done")
+
+
+async def post(at: Served, path: str = "/none") -> int:
     return (await at.client.post(path, content=PROMPT)).status_code
+
+
+async def becomes(at: Served, expected: tuple[int, int]) -> None:
+    async def is_counted() -> bool:
+        return await tokens(at.kit) == expected
+
+    await eventually(is_counted)
 
 
 OLLAMA = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8, "eval_count": 9}
@@ -119,17 +114,21 @@ OLLAMA = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8,
 @pytest.mark.parametrize(
     ("path", "objects", "recorded"),
     [
-        ("/none", [Model.model_validate(WHOLE)], (3, 4)),
+        ("/none", [MODEL.model_validate(WHOLE)], (3, 4)),
         ("/auto", [SimpleNamespace(**WHOLE)], (3, 4)),
-        ("/none", [WHOLE, WHOLE, Model.model_validate(WHOLE)], (3, 4)),
+        ("/none", [WHOLE, WHOLE, MODEL.model_validate(WHOLE)], (3, 4)),
         ("/auto", [WHOLE, {**WHOLE, "id": "c2"}], (6, 8)),
         ("/none", [WHOLE["usage"], WHOLE["usage"]], (6, 8)),
-        ("/auto", [Model.model_validate(chunk) for chunk in CHUNKS], (3, 4)),
+        ("/auto", [MODEL.model_validate(chunk) for chunk in CHUNKS], (3, 4)),
         ("/none", [*CHUNKS, {**WHOLE, "id": "c2"}], (6, 8)),
         ("/auto", [chat({"content": "x"}, usage=chat_usage(7, n)) for n in range(5)], (7, 4)),
         ("/none", [*anthropic(), *anthropic()], (16, 16)),
         ("/auto", anthropic()[:5], (13, 10)),
-        ("/none", [EMBEDDINGS, EMBEDDINGS], (16, 0)),
+        (
+            "/none",
+            [EMBEDDINGS, EMBEDDINGS],
+            (16, 0),
+        ),
         ("/auto", [OLLAMA, OLLAMA], (16, 18)),
     ],
 )
@@ -138,8 +137,8 @@ async def test_what_the_app_reports_is_counted_each_call_once(
 ) -> None:
     route = '"/none", consume: {requests: 1}'
     plans = PLANS.replace(route, f"{route}, records: [output_tokens]")
-    async with metered(calling(done, *objects), store_url, plans=plans) as at:
-        assert 200 == await ask(at, path)
+    async with metered(calling(DONE, *objects), store_url, plans=plans) as at:
+        assert await post(at, path) == 200
         assert recorded == await tokens(at.kit)
         assert (1, 0) == await at.counted()
     assert [] == caplog.records
@@ -148,62 +147,52 @@ async def test_what_the_app_reports_is_counted_each_call_once(
 async def test_an_object_without_usage_is_warned_of_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unused = whole("c1", None)
-    async with metered(calling(done, unused, unused), store_url) as at:
-        assert 200 == await ask(at)
+    async with metered(calling(DONE, *[whole("c1", None)] * 2), store_url) as at:
+        assert await post(at) == 200
         assert (0, 0) == await tokens(at.kit)
         assert (1, 0) == await at.counted()
-    (record,) = caplog.records
-    assert "/none: record_usage() found no token usage in an object of type dict: " in record.getMessage()
+    (said,) = caplog.messages
+    assert "/none: record_usage() found no token usage in an object of type dict: " in said
 
 
-async def test_outside_of_a_request_both_say_so() -> None:
-    for call, name in ((meterkit.record_usage, "record_usage"), (meterkit.tap, "tap")):
-        with pytest.raises(MeterkitError, match=rf"^{name}\(\) was called outside of a request"):
+async def test_outside_of_a_request_all_say_so() -> None:
+    restore = ask_for_usage(ASKED).restore
+    for call, name in ((meterkit.record_usage, "record_usage"), (meterkit.tap, "tap"), (restore, r"\w+")):
+        with pytest.raises(MeterkitError, match=rf"{name}\(\) was called outside of a request"):
             call([])
 
 
 async def test_a_tap_passes_on_the_very_same_chunks(store_url: str) -> None:
-    taken: list[list[Any]] = []
+    async def endpoint(_: Request) -> Response:
+        for taken in (
+            [chunk async for chunk in meterkit.tap(stream_of(CHUNKS))],
+            [*meterkit.tap(iter(CHUNKS))],
+        ):
+            assert all(given is chunk for given, chunk in zip(CHUNKS, taken, strict=True))
+        return DONE
 
-    def sync() -> Iterator[Any]:
-        yield from CHUNKS
-
-    async def answer() -> Response:
-        taken.append([chunk async for chunk in meterkit.tap(stream_of(CHUNKS))])
-        taken.append(list(meterkit.tap(sync())))
-        return PlainTextResponse("done")
-
-    async with metered(app_of(answer), store_url) as at:
-        assert 200 == await ask(at)
+    async with metered(Starlette(routes=[Route("/none", endpoint, methods=["POST"])]), store_url) as at:
+        assert await post(at) == 200
         assert (3, 4) == await tokens(at.kit)  # Of one id, and so of one call.
-    for passed in taken:
-        assert all(given is chunk for given, chunk in zip(CHUNKS, passed, strict=True))
 
 
 # The same call from several sides.
 
 
 async def test_a_better_report_of_a_call_wins(store_url: str) -> None:
-    def answer() -> Response:
-        return PlainTextResponse(b"".join(map(sse, CHUNKS)), media_type="text/event-stream")
-
-    async with metered(calling(answer, chat({"content": "x"}, usage=chat_usage(3, 1))), store_url) as at:
-        await ask(at, "/openai")
+    stream = Response(b"".join(map(sse, CHUNKS)), media_type="text/event-stream")
+    async with metered(calling(stream, chat({"content": "x"}, usage=chat_usage(3, 1))), store_url) as at:
+        await post(at, "/openai")
         assert (3, 4) == await tokens(at.kit)
 
 
 # Streams that are cut, and what comes late.
 
 
-@pytest.mark.parametrize(("path", "entered"), [("/none", 0), ("/auto", True)])
-async def test_a_tapped_stream_without_usage_is_estimated(path: str, entered: int, store_url: str) -> None:
-    async def answer() -> Response:
-        _ = [chunk async for chunk in meterkit.tap(stream_of(CHUNKS[:2]))]
-        return PlainTextResponse("done")
-
-    async with metered(app_of(answer), store_url) as at:
-        await ask(at, path)
+@pytest.mark.parametrize(("path", "entered"), [("/none", False), ("/auto", True)])
+async def test_a_tapped_stream_without_usage_is_estimated(path: str, entered: bool, store_url: str) -> None:
+    async with metered(calling(DONE, tapped=[CHUNKS[:2]]), store_url) as at:
+        await post(at, path)
         input_tokens, output_tokens = await tokens(at.kit)
     assert (entered, True) == (input_tokens > 0, output_tokens > 0)
 
@@ -214,17 +203,10 @@ async def test_what_is_reported_after_the_response_is_counted(path: str, store_u
         await asyncio.to_thread(meterkit.record_usage, {**WHOLE, "id": "c2"})
         _ = [chunk async for chunk in meterkit.tap(stream_of([{**chunk, "id": "c3"} for chunk in CHUNKS]))]
 
-    async def answer() -> Response:
-        meterkit.record_usage(WHOLE)
-        return PlainTextResponse("done", background=BackgroundTask(later))
-
-    async with metered(app_of(answer), store_url) as at:
-        await ask(at, path)
-        await eventually(lambda: amounts_to(at, (9, 12)))
-
-
-async def amounts_to(at: Served, expected: tuple[int, int]) -> bool:
-    return await tokens(at.kit) == expected
+    answer = PlainTextResponse("done", background=BackgroundTask(later))
+    async with metered(calling(answer, WHOLE), store_url) as at:
+        await post(at, path)
+        await becomes(at, (9, 12))
 
 
 async def test_a_late_report_counts_beyond_what_was_counted(store_url: str) -> None:
@@ -232,12 +214,9 @@ async def test_a_late_report_counts_beyond_what_was_counted(store_url: str) -> N
         for output in (2, 9, 5, 9):
             meterkit.record_usage({**WHOLE, "usage": chat_usage(3, output)})
 
-    async def answer() -> Response:
-        return JSONResponse(WHOLE, background=BackgroundTask(later))
-
-    async with metered(app_of(answer), store_url) as at:
-        await ask(at, "/auto")
-        await eventually(lambda: amounts_to(at, (3, 9)))
+    async with metered(calling(JSONResponse(WHOLE, background=BackgroundTask(later))), store_url) as at:
+        await post(at, "/auto")
+        await becomes(at, (3, 9))
 
 
 MESSAGE: dict[str, Any] = {
@@ -247,10 +226,6 @@ MESSAGE: dict[str, Any] = {
     "content": [],
     "usage": {"input_tokens": 600, "output_tokens": 50, "cache_read_input_tokens": 400},
 }
-
-
-def answering(call: dict[str, Any]) -> Callable[[], Response]:
-    return lambda: JSONResponse(call)
 
 
 async def counted(app: Starlette, store_url: str, path: str = "/auto") -> tuple[int, ...]:
@@ -267,25 +242,25 @@ async def test_an_answer_of_the_app_without_details_counts_once(  # F-32
 ) -> None:
     short = whole(identity, chat_usage(1000, 50))
     expected = (*ALL[:4], 0 if reported is MESSAGE else ALL[4], ALL[5])
-    assert expected == await counted(calling(answering(short), reported), store_url)
+    assert expected == await counted(calling(JSONResponse(short), reported), store_url)
     chunks = [chat({"content": "Hi"}, id="c1"), chat(None, id="c1", usage=DETAILED)]
-    assert ALL == await counted(calling(answering(short), tapped=[chunks]), store_url)
+    assert ALL == await counted(calling(JSONResponse(short), tapped=[chunks]), store_url)
 
 
 async def test_what_only_the_answer_knows_is_counted_too(store_url: str) -> None:  # F-32
-    app = calling(answering(whole()), whole(None, chat_usage(1000, 50)))
+    app = calling(JSONResponse(whole()), whole(None, chat_usage(1000, 50)))
     assert ALL == await counted(app, store_url)
     # A figure that differs is of another call.
     other = chat_usage(1000, 50, prompt_tokens_details={"cached_tokens": 1})
-    app = calling(answering(whole("own-1", other)), whole())
+    app = calling(JSONResponse(whole("own-1", other)), whole())
     assert (2000, 100, 401) == (await counted(app, store_url))[:3]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 async def test_a_response_and_its_usage_object_are_one_call(order: int, store_url: str) -> None:  # F-33
     objects = [DETAILED, whole()][::order]
-    assert ALL == await counted(calling(done, *objects), store_url)
-    assert ALL == await counted(calling(answering(whole("own-1")), *objects), store_url)
+    assert ALL == await counted(calling(DONE, *objects), store_url)
+    assert ALL == await counted(calling(JSONResponse(whole("own-1")), *objects), store_url)
 
 
 FIRST, SECOND = whole("c1"), whole("c2", chat_usage(30, 7))
@@ -294,62 +269,57 @@ SUM = (1030, 57)
 
 async def test_the_sum_of_reported_calls_is_no_call_of_its_own(store_url: str) -> None:  # F-33
     total = whole("own-1", chat_usage(*SUM))
-    app = calling(answering(total), FIRST, SECOND)
+    app = calling(JSONResponse(total), FIRST, SECOND)
     assert SUM == (await counted(app, store_url))[:2]
     chunks = [[chat({"content": "Hi"}, id=n), chat(None, id=n, usage=chat_usage(5, 6))] for n in "ab"]
-    app = calling(answering(whole(None, chat_usage(10, 12))), tapped=chunks)
+    app = calling(JSONResponse(whole(None, chat_usage(10, 12))), tapped=chunks)
     assert (10, 12) == (await counted(app, store_url))[:2]
     # The calls, and then the usage of the whole run.
-    assert SUM == (await counted(calling(done, FIRST, SECOND, chat_usage(*SUM)), store_url))[:2]
+    assert SUM == (await counted(calling(DONE, FIRST, SECOND, chat_usage(*SUM)), store_url))[:2]
     # Another figure than the sum is of another call.
-    app = calling(answering(whole("own-1", chat_usage(1030, 58))), FIRST, SECOND)
+    app = calling(JSONResponse(whole("own-1", chat_usage(1030, 58))), FIRST, SECOND)
     assert (2060, 115) == (await counted(app, store_url))[:2]
-
-
-def streaming(texts: Sequence[str], identity: str) -> Callable[[], Response]:
-    """An answer in the shape of OpenAI's, without figures, under an id of the app's own."""
-    events = [event.replace(b"chatcmpl-1", identity.encode()) for event in openai_stream(*texts)]
-    return lambda: Response(b"".join([*events, b"data: [DONE]\n\n"]), media_type="text/event-stream")
 
 
 async def test_a_text_without_figures_is_what_the_app_has_reported(store_url: str) -> None:  # F-31, F-33
     """Billed by its text, the answer would be paid twice."""
-    app = calling(streaming(["words "] * 40, "own-1"), whole("c1", chat_usage(1000, 50)))
+    events = [event.replace(b"chatcmpl-1", b"own-1") for event in openai_stream(*["words "] * 40)]
+    answer = Response(b"".join([*events, LAST]), media_type="text/event-stream")
+    app = calling(answer, whole("c1", chat_usage(1000, 50)))
     assert (1000, 50) == (await counted(app, store_url))[:2]
 
 
-def cut(body: bytes) -> list[Any]:
-    return [body[at : at + 7] for at in range(0, len(body), 7)]
+def pieces(body: bytes, size: int) -> list[Any]:
+    return [body[at : at + size] for at in range(0, len(body), size)]
 
 
-def as_lines(body: bytes) -> list[Any]:
+def texts(body: bytes, size: int) -> list[Any]:
+    return pieces(body.decode(), size)  # type: ignore[arg-type] # a text is cut as bytes are
+
+
+def lines(body: bytes, _: int) -> list[Any]:
     return [*body.decode().splitlines()]
 
 
-def as_texts(body: bytes) -> list[Any]:
-    return [event + "\n\n" for event in body.decode().split("\n\n")]
-
-
-@pytest.mark.parametrize("piece", [cut, as_lines, as_texts])
+@pytest.mark.parametrize(("piece", "size"), [(pieces, 7), (lines, 0), (texts, 10_000)])
 async def test_a_tap_reads_what_an_http_client_gives(  # F-34
-    piece: Callable[[bytes], list[Any]], store_url: str
+    piece: Callable[[bytes, int], list[Any]], size: int, store_url: str
 ) -> None:
-    events = [sse(chat({"content": "grüß"})), sse(chat(None, usage=DETAILED)), b"data: [DONE]\n\n"]
+    events = [sse(chat({"content": "grüß"})), sse(chat(None, usage=DETAILED)), LAST]
     for body in (b"".join(events), compact(whole())):
-        assert ALL == await counted(calling(done, tapped=[piece(body)]), store_url, "/none")
+        assert ALL == await counted(calling(DONE, tapped=[piece(body, size)]), store_url, "/none")
     said = {"model": "m", "created_at": "t", "message": {"content": "Hi"}, "done": False}
     body = compact(said) + b"\n" + compact(OLLAMA) + b"\n"
-    if len(piece(body)[0]) > 7:  # A line that is cut is not known for one.
-        assert (8, 9) == (await counted(calling(done, tapped=[piece(body)]), store_url, "/none"))[:2]
+    if piece is not pieces:  # A line that is cut is not known for one.
+        assert (8, 9) == (await counted(calling(DONE, tapped=[piece(body, size)]), store_url, "/none"))[:2]
 
 
 @pytest.mark.parametrize("chunks", [["Hel", "lo"], [object(), object()]])
 async def test_a_tap_that_could_read_nothing_says_so_at_its_end(  # F-34
     chunks: list[Any], store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert (0, 0) == (await counted(calling(done, tapped=[chunks, chunks, []]), store_url, "/auto"))[:2]
-    (record,) = caplog.records
-    said = record.getMessage()
+    assert (0, 0) == (await counted(calling(DONE, tapped=[chunks, chunks, []]), store_url, "/auto"))[:2]
+    (said,) = caplog.messages
     assert f"/auto: tap() found no token usage in a stream of type {type(chunks[0]).__name__}: " in said
     assert "get_final_message()" in said
 
@@ -364,22 +334,17 @@ async def test_reporting_never_raises_into_the_app(  # F-35
 ) -> None:
     unread = httpx.Response(200, stream=httpx.ByteStream(b"{}"), request=httpx.Request("POST", "http://p"))
     for obj in (Refuses(), unread):
-        assert (0, 0) == (await counted(calling(done, obj), store_url))[:2]
+        assert (0, 0) == (await counted(calling(DONE, obj), store_url))[:2]
         assert "record_usage() found no token usage" in caplog.records[-1].getMessage()
-    assert (0, 0) == (await counted(calling(done, tapped=[[Refuses()]]), store_url))[:2]
+    assert (0, 0) == (await counted(calling(DONE, tapped=[[Refuses()]]), store_url))[:2]
     raw = httpx.Response(200, content=compact(whole()), request=httpx.Request("POST", "http://p"))
-    assert ALL == await counted(calling(done, raw), store_url)
+    assert ALL == await counted(calling(DONE, raw), store_url)
 
 
-LIMIT = 1_000_000_000
 BARE = PLANS.replace(
     "routes:",
-    """routes:
-  - {match: "/bare", usage: auto}
-  - match: "/reserved"
-    usage: auto
-    reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}
-""",
+    'routes:\n  - {match: "/bare", usage: auto}\n  - {match: "/reserved", usage: auto,'
+    " reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}}",
 )
 BY_MODEL = BARE.replace(
     "routes:", '  mini: {unit: token, from: output_tokens, where: {model: "*-mini"}}\nroutes:', 1
@@ -388,8 +353,7 @@ ROUGH = BARE + "billing: {sources: [estimated]}\n"
 
 
 def sent(status: int) -> Response:
-    answer: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "a-mini", "choices": []}
-    return JSONResponse(answer | {"usage": chat_usage(3, 4)}, status)
+    return JSONResponse({**WHOLE, "model": "a-mini"}, status)
 
 
 def reported(status: int) -> Response:
@@ -401,13 +365,6 @@ def late(status: int) -> Response:
     return PlainTextResponse(
         "done", status, background=BackgroundTask(meterkit.record_usage, chat_usage(3, 4))
     )
-
-
-async def have_seen(at: Served, used: int) -> bool:
-    """Whether so much, and not more, counts in the hour's rate."""
-    fits = await at.kit.check("acme", "output_tokens", LIMIT - used)
-    beyond = await at.kit.check("acme", "output_tokens", LIMIT - used + 1)
-    return fits.allowed and not beyond.allowed
 
 
 @pytest.mark.parametrize(
@@ -426,12 +383,154 @@ async def have_seen(at: Served, used: int) -> bool:
 async def test_what_is_not_billed_counts_in_rates_all_the_same(
     answer: Callable[[int], Response], status: int, plans: str, path: str, store_url: str
 ) -> None:
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return answer(status)
+    async with metered(calling(partial(answer, status)), store_url, plans=plans, settings=PATIENT) as at:
 
-    app = Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
-    async with metered(app, store_url, plans=plans, settings=PATIENT) as at:
-        assert status == (await at.client.post(path, json={})).status_code
-        await eventually(lambda: have_seen(at, 4))
+        async def is_rated() -> bool:
+            """Four tokens count in the hour's rate, and not more."""
+            fits, beyond = [await at.kit.check("acme", "output_tokens", 10**9 - n) for n in (4, 3)]
+            return fits.allowed and not beyond.allowed
+
+        assert status == await post(at, path)
+        await eventually(is_rated)
         assert (0, 0) == await tokens(at.kit)
+
+
+ASKED: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
+SAID = [chat({"content": "Hi"}, usage=None), chat({"content": LIE}, usage=None), chat({}, finish="stop")]
+EXTRA = chat(None, usage=chat_usage(3, 4))
+AZURES = chat(None, prompt_filter_results=[], usage=None)  # As Azure begins its streams.
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "hides"),
+    [
+        ({"stream_options": None}, {"include_usage": True}, True),
+        ({"stream_options": {"include_usage": False, "x": 1}}, {"include_usage": True, "x": 1}, True),
+        ({"stream_options": {"include_usage": True}}, {"include_usage": True}, False),
+        ({"stream_options": "odd"}, "odd", False),
+        ({"stream": False}, None, False),
+    ],
+)
+def test_the_provider_is_asked_whatever_the_client_asked(
+    more: dict[str, Any], options: object, *, hides: bool
+) -> None:
+    given = {**ASKED, **more}
+    before = deepcopy(given)
+    body, restore = ask_for_usage(given)
+    assert (options, hides) == (body.get("stream_options"), restore.hides)
+    assert before == given
+    assert {**body, "stream_options": 0} == {**given, "stream_options": 0}
+    assert ask_for_usage(given, supported=False).body == given
+
+
+async def through(
+    chunks: Sequence[Any],
+    store_url: str,
+    *,
+    asked: dict[str, Any] = ASKED,
+    sync: bool = False,
+) -> tuple[list[Any], tuple[int, ...]]:
+    """What is left of a stream, and what it counts."""
+    left: list[Any] = []
+
+    async def endpoint(_request: Request) -> Response:
+        _, restore = ask_for_usage(asked)
+        if sync:
+            left.extend(await asyncio.to_thread(lambda: list(restore(chunks))))
+        else:
+            left.extend([chunk async for chunk in restore(stream_of(chunks))])
+        return DONE
+
+    app = Starlette(routes=[Route("/none", endpoint)])
+    async with metered(app, store_url, settings=PATIENT) as at:
+        assert await at.statuses("/none") == [200]
+        return left, await tokens(at.kit)
+
+
+@pytest.mark.parametrize(("kind", "sync"), [(dict, False), (SimpleNamespace, True)])
+async def test_of_objects_the_extra_one_is_counted_and_hidden(
+    kind: Callable[..., Any], store_url: str, *, sync: bool
+) -> None:
+    chunks = [kind(**chunk) for chunk in (AZURES, *SAID, EXTRA)]
+    left, counted = await through(chunks, store_url, sync=sync)
+    assert chunks[:-1] == left
+    assert all(given is kept for given, kept in zip(chunks, left, strict=False))
+    assert (3, 4) == counted
+    asked = {**ASKED, "stream_options": {"include_usage": True}}
+    assert chunks == (await through(chunks, store_url, asked=asked, sync=sync))[0]
+
+
+@pytest.mark.parametrize(
+    ("cut", "sizes", "end"),
+    [
+        (pieces, (1, 64, 10_000), b"\r\n"),
+        (pieces, (1, 64), b"\r"),
+        (texts, (64,), b"\n"),
+        (lines, (0,), b"\n"),
+    ],
+)
+async def test_of_bytes_texts_and_lines_too(
+    cut: Callable[[bytes, int], list[Any]], sizes: list[int], end: bytes, store_url: str
+) -> None:
+    def stream(*chunks: Any) -> bytes:
+        return b": hello" + end + end + b"".join(sse(chunk, end=end) for chunk in chunks) + LAST
+
+    whole, expected = stream(AZURES, *SAID, EXTRA), stream(AZURES, *SAID)
+    for size in sizes:
+        left, counted = await through(cut(whole, size), store_url)
+        assert (3, 4) == counted
+        if cut is lines:
+            assert [line for line in lines(expected, 0) if line] == [line for line in left if line]
+        else:
+            assert expected == b"".join(part if cut is pieces else part.encode() for part in left)
+
+
+async def test_an_event_byte_by_byte_takes_linear_time(store_url: str) -> None:
+    """Each byte is searched once; looking from the event's start each time takes ten seconds and more."""
+    event = sse({**SAID[0], "padding": "x" * 60_000})
+    chunks = [event[at : at + 1] for at in range(len(event))]
+    begun = thread_time()
+    left, _ = await through([*chunks, sse(EXTRA), LAST], store_url)
+    assert thread_time() - begun < 8
+    assert event + LAST == b"".join(left)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
+async def test_the_end_of_a_large_event_is_found_however_cut(end: bytes, store_url: str) -> None:
+    long = b"data: " + b"b" * 70_000
+    for size in (1, 3):
+        cut = [end[at : at + size] for at in range(0, len(end), size)]
+        left, counted = await through([long, *cut, sse(EXTRA, end=b"\r\n")[:-1], b"\n", LAST], store_url)
+        assert long + end + LAST == b"".join(left)
+        assert (3, 4) == counted
+
+
+async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str) -> None:
+    torn = sse(SAID[0]) + b'data: {"choices": [], "usage": {"prom'
+    left, _ = await through([torn[:50], torn[50:]], store_url)
+    assert torn == b"".join(left)
+    left, counted = await through([sse(SAID[0]), sse(EXTRA).rstrip()], store_url)
+    assert [sse(SAID[0])] == left
+    assert (3, 4) == counted
+
+
+async def test_closing_closes_the_stream_and_counts_what_has_come(store_url: str) -> None:
+    closed: list[bool] = []
+
+    class Stream:
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return stream_of([SAID[0], EXTRA])
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    async def endpoint(_: Request) -> Response:
+        stream = ask_for_usage(ASKED).restore(Stream())
+        assert SAID[0] == await anext(stream)
+        await stream.aclose()
+        return DONE
+
+    async with metered(Starlette(routes=[Route("/attempt", endpoint)]), store_url, settings=PATIENT) as at:
+        assert await at.statuses("/attempt") == [200]
+        assert (await tokens(at.kit))[1] > 0
+    assert [True] == closed
