@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.app import http_scope, no_more, staying
+from drivers.app import http_scope, staying
 from drivers.llm_apps import (
     METERS,
     PLANS,
@@ -18,9 +18,9 @@ from drivers.llm_apps import (
     PROMPT_TOKENS,
     amounts,
     answering,
+    ask,
     metered,
     openai_stream,
-    read_all,
     replaying,
     tokens,
 )
@@ -43,7 +43,7 @@ from tokens.recordings import (
 )
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message
 
     from drivers.app import Served
 
@@ -54,52 +54,44 @@ PLAIN, BYTES = "text/plain; charset=utf-8", "application/octet-stream"
 OLLAMA = {"model": "m", "created_at": "t", "done": True}
 TEXT = "Grüße aus 東京, alle miteinander. "
 TOKENS = len(TEXT.encode()) // 4
+WHOLE = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED}
+REPORTED = compact(WHOLE)
 NUMBERS = random.Random(1)  # noqa: S311 - No secret.
-WRITTEN = 600
 """Tokens of an answer with log probabilities, each 2 KB."""
-
-
-async def ask(at: Served, path: str, *, method: str = "POST", body: bytes = PROMPT) -> None:
-    async def take(message: Message) -> None:
-        del message
-
-    await at.app(http_scope(path, method=method), staying(body), take)
 
 
 # Larger than what a reader keeps, and customers choose the size: F-30.
 
 
-def logprob() -> dict[str, Any]:
-    best = [{"token": "ab", "logprob": -NUMBERS.random(), "bytes": [97, 98]} for _ in range(20)]
-    return {"token": 'a"]}', "logprob": -NUMBERS.random(), "bytes": [97], "top_logprobs": best}
+FIGURES = {"input_tokens": 1420, "output_tokens": 310, "total_tokens": 1730}
+GEMINI_USED = {"promptTokenCount": 1420, "candidatesTokenCount": 310, "totalTokenCount": 1730}
+BEDROCK_USED = {"inputTokens": 1420, "outputTokens": 310, "totalTokens": 1730}
+
+
+def logprobs(count: int) -> list[dict[str, Any]]:
+    """Tokens with `top_logprobs: 20`, each 2 KB."""
+
+    best = [{"token": "ab", "logprob": -NUMBERS.random(), "bytes": [97, 98]} for _ in range(20 * count)]
+    return [
+        {"token": 'a"]}', "logprob": -0.1, "bytes": [97], "top_logprobs": best[20 * n : 20 * n + 20]}
+        for n in range(count)
+    ]
 
 
 def chat_with_logprobs() -> bytes:
-    """Many tokens with `top_logprobs: 20`."""
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "logprobs": {"content": [logprob() for _ in range(WRITTEN)]},
-        "message": {"role": "assistant", "content": "x" * (4 * WRITTEN)},
-    }
-    return compact(
-        {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice], "usage": DETAILED}
-    )
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": logprobs(600)}}
+    choice["message"] = {"role": "assistant", "content": "x" * 2_400}
+    return compact({**WHOLE, "choices": [choice]})
 
 
 def responses_stream() -> bytes:
-    usage = {"input_tokens": 1420, "output_tokens": 310, "total_tokens": 1730}
-    said = [{"type": "output_text", "text": "x", "logprobs": [logprob() for _ in range(200)]}]
-    response = {
-        "id": "r",
-        "object": "response",
-        "instructions": '"usage":{"' * 110_000,
-        "output": [{"type": "message", "content": said}],
-    }
+    said = [{"type": "output_text", "text": "x", "logprobs": logprobs(200)}]
+    done = {"output": [{"type": "message", "content": said}], "usage": FIGURES}
+    response = {"id": "r", "object": "response", "instructions": '"usage":{"' * 110_000}
     events: list[dict[str, Any]] = [
         {"type": "response.created", "response": {**response, "output": [], "usage": None}},
         {"type": "response.output_text.delta", "delta": "x"},
-        {"type": "response.completed", "response": {**response, "usage": usage}},
+        {"type": "response.completed", "response": {**response, **done}},
     ]
     return b"".join(sse(event, event=event["type"]) for event in events)
 
@@ -107,15 +99,12 @@ def responses_stream() -> bytes:
 def gemini_array() -> bytes:
     large = gemini_chunk("x")
     large["candidates"][0]["content"]["parts"].append({"inlineData": {"data": "A" * 900_000}})
-    usage = {"promptTokenCount": 1420, "candidatesTokenCount": 310, "totalTokenCount": 1730}
-    return compact([large, {**large, "usageMetadata": usage}])
+    return compact([large, {**large, "usageMetadata": GEMINI_USED}])
 
 
 def bedrock() -> bytes:
-    usage = {"inputTokens": 1420, "outputTokens": 310, "totalTokens": 1730}
-    return event_frame("contentBlockDelta", {"delta": {"text": "x" * 90_000}}) + event_frame(
-        "metadata", {"trace": {"guardrail": "x" * 900_000}, "usage": usage}
-    )
+    text = event_frame("contentBlockDelta", {"delta": {"text": "x" * 90_000}})
+    return text + event_frame("metadata", {"trace": {"guardrail": "x" * 900_000}, "usage": BEDROCK_USED})
 
 
 LARGE = {
@@ -143,41 +132,28 @@ async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url
 SPOKEN = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
 STARTED = {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 1}}
 WRITTEN_BLOCK = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
-COHERE_CALL = {"arguments": TEXT}
+SPEECH = {"audio": {"data": "A" * 9_000, "transcript": TEXT}}
+SAID = [{"content": [{"text": TEXT}]}]
+TOOL = {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}
+COHERE_CALL = {"message": {"tool_calls": {"function": {"arguments": TEXT}}}}
+RESPONSES = [
+    {"type": "response.output_text.delta", "delta": TEXT},
+    {"type": "response.output_text.done", "text": TEXT},
+    {"type": "response.audio.delta", "delta": "A" * 9_000},
+    {"type": "response.completed", "response": {"output": SAID}},
+]
 SILENT: dict[str, tuple[str, str, Any]] = {
     "chat stream": ("openai", SSE_TYPE, [chat({"content": character}) for character in TEXT]),
     "chat stream, thought": ("openai", SSE_TYPE, [chat({"reasoning_content": TEXT})]),
-    "chat stream, spoken": ("openai", SSE_TYPE, [chat({"audio": {"data": "A" * 9_000, "transcript": TEXT}})]),
+    "chat stream, spoken": ("openai", SSE_TYPE, [chat(SPEECH)]),
     "chat": ("openai", JSON_TYPE, {**chat(None), "choices": [{"message": {"content": TEXT}}]}),
-    "responses": ("openai", JSON_TYPE, {"object": "response", "output": [{"content": [{"text": TEXT}]}]}),
-    "responses stream": (
-        "openai",
-        SSE_TYPE,
-        [
-            {"type": "response.output_text.delta", "delta": TEXT},
-            {"type": "response.output_text.done", "text": TEXT},
-            {"type": "response.audio.delta", "delta": "A" * 9_000},
-            {"type": "response.completed", "response": {"output": [{"content": [{"text": TEXT}]}]}},
-        ],
-    ),
+    "responses": ("openai", JSON_TYPE, {"object": "response", "output": SAID}),
+    "responses stream": ("openai", SSE_TYPE, RESPONSES),
     "messages": ("anthropic", JSON_TYPE, {"type": "message", "content": [{"type": "text", "text": TEXT}]}),
-    "messages, tool": (
-        "anthropic",
-        SSE_TYPE,
-        [{"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}],
-    ),
+    "messages, tool": ("anthropic", SSE_TYPE, [TOOL]),
     "gemini": ("gemini", JSON_TYPE, [{"candidates": gemini_chunk(TEXT)["candidates"]}]),
     "converse, thought": ("bedrock", EVENTSTREAM_TYPE, {"delta": {"reasoningContent": {"text": TEXT}}}),
-    "cohere, tool": (
-        "cohere",
-        SSE_TYPE,
-        [
-            {
-                "type": "tool-call-delta",
-                "delta": {"message": {"tool_calls": {"function": COHERE_CALL}}},
-            }
-        ],
-    ),
+    "cohere, tool": ("cohere", SSE_TYPE, [{"type": "tool-call-delta", "delta": COHERE_CALL}]),
     "ollama": ("ollama", NDJSON_TYPE, {**OLLAMA, "message": {"thinking": TEXT}}),
 }
 
@@ -198,10 +174,10 @@ async def test_a_complete_answer_without_usage_is_billed_by_its_text(
     async with metered(answering([written(kind, said)], kind), store_url) as at:
         await ask(at, f"/{word}" if how == "declared" else "/auto")
         assert (PROMPT_TOKENS, TOKENS) == await tokens(at.kit)
-    (record,) = caplog.records
-    assert "token usage of a response is estimated" in record.getMessage()
+    (told,) = caplog.messages
+    assert "token usage of a response is estimated" in told
     # F-40: only where there is such an option.
-    assert name.startswith("chat stream") == ("include_usage" in record.getMessage())
+    assert name.startswith("chat stream") == ("include_usage" in told)
 
 
 @pytest.mark.parametrize(("word", "size"), [("anthropic", 5_000), ("ollama", 1)])
@@ -254,12 +230,7 @@ async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: s
     [("/openai", PROMPT, True), ("/auto", PROMPT, True), ("/auto", b'{"name": "ada"}', False)],
 )
 async def test_an_unreadable_answer_is_estimated_for_a_model(
-    path: str,
-    body: bytes,
-    expected: bool,
-    store_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    path: str, body: bytes, expected: bool, store_url: str, monkeypatch: Any, caplog: Any
 ) -> None:
     """F-36."""
     packed = brotli(compact({**chat({"content": TEXT * 20}), "usage": DETAILED}))
@@ -270,7 +241,7 @@ async def test_an_unreadable_answer_is_estimated_for_a_model(
         await ask(at, path, body=body)
         added = (PROMPT_TOKENS, len(packed) // 4) if expected else (0, 0)
         assert (1420 + added[0], 310 + added[1]) == await tokens(at.kit)
-    assert expected == any("content coding" in record.getMessage() for record in caplog.records)
+    assert expected == ("content coding" in caplog.text)
 
 
 # How long the loop is held, and what is left behind.
@@ -278,18 +249,14 @@ async def test_an_unreadable_answer_is_estimated_for_a_model(
 
 async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> None:
     body = compact({**chat({"content": "x" * 2_000_000}, finish="stop"), "usage": DETAILED})
-    loop = asyncio.get_running_loop()
     asking: asyncio.Future[None]
 
     async def take(message: Message) -> None:
         if message.get("body"):
-            loop.call_soon(asking.cancel)
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": PROMPT, "more_body": False}
+            asyncio.get_running_loop().call_soon(asking.cancel)
 
     async with metered(answering([body], JSON_TYPE), store_url) as at:
-        asking = asyncio.ensure_future(at.app(http_scope("/auto", method="POST"), receive, take))
+        asking = asyncio.ensure_future(at.app(http_scope("/auto", method="POST"), staying(PROMPT), take))
         with pytest.raises(asyncio.CancelledError):
             await asking
         assert (1420, 310) == await tokens(at.kit)
@@ -333,21 +300,15 @@ async def test_i7_a_metered_stream_leaves_no_garbage(store_url: str) -> None:
 
 async def test_auto_reads_answers_to_post_only(store_url: str) -> None:
     """F-33: a stored answer is not billed each time it is fetched."""
-    body = compact({**chat({"content": TEXT}), "usage": DETAILED})
-    async with metered(answering([body], JSON_TYPE), store_url) as at:
+    async with metered(answering([REPORTED], JSON_TYPE), store_url) as at:
         for method in ("GET", "PUT", "DELETE"):
             await ask(at, "/auto", method=method, body=b"")
         assert (0, 0) == await tokens(at.kit)
         await ask(at, "/openai", method="GET", body=b"")
         assert (1420, 310) == await tokens(at.kit)
-
-
-async def test_auto_reads_answers_to_post_in_any_case(store_url: str) -> None:
-    """F-131: uvicorn's h11 hands ``post`` on, and frameworks other than Starlette run the handler for it."""
-    body = compact({**chat({"content": TEXT}), "usage": DETAILED})
-    async with metered(answering([body], JSON_TYPE), store_url) as at:
+        # F-131: uvicorn's h11 hands ``post`` on, and other frameworks than Starlette run the handler for it.
         await ask(at, "/auto", method="post")
-        assert (1420, 310) == await tokens(at.kit)
+        assert (2840, 620) == await tokens(at.kit)
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -355,26 +316,14 @@ async def test_auto_bills_no_stream_that_is_no_models(
     ends: bool, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F-33: nor at hang-up, whatever was asked."""
-    streams = [
+    for chunks in (
         [b": ping\n\n", b": ping\n\n"],
         [b"data: <div hx-swap='outerHTML'>1</div>\n\n", b"data: <p>\ndata: </p>\n\n"],
         [b"event: ping\ndata: 1700000000\n\n"],
         [b"data: {\n\n"],
         [sse({"message": {"content": TEXT}})] * 3,
-    ]
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        del scope
-        await read_all(receive)
-        kind = [(b"content-type", SSE_TYPE.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": kind})
-        for chunk in chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if ends:
-            await send({"type": "http.response.body", "body": b""})
-
-    async with metered(app, store_url) as at:
-        for chunks in streams:
+    ):
+        async with metered(answering(chunks, SSE_TYPE, ends=ends), store_url) as at:
             await ask(at, "/auto", body=b'{"form": 1}' if b": ping" in chunks[0] else PROMPT)
             assert (0, 0) == await tokens(at.kit), chunks
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -416,9 +365,8 @@ async def test_two_calls_with_equal_figures_are_two(store_url: str) -> None:
 
 async def test_events_that_only_one_line_end_parts_are_read(store_url: str) -> None:
     """F-40."""
-    events = [chat({"content": TEXT})] * 900
-    events.append(chat(None, usage=DETAILED))
-    body = b"".join(b"data: " + compact(event) + b"\n" for event in events) + b"data: [DONE]\n"
+    events = [*[compact(chat({"content": TEXT}))] * 900, compact(chat(None, usage=DETAILED)), b"[DONE]"]
+    body = b"".join(b"data: " + event + b"\n" for event in events)
     chunks = [body[at : at + 5_000] for at in range(0, len(body), 5_000)]
     async with metered(answering(chunks, SSE_TYPE), store_url) as at:
         await ask(at, "/auto")
@@ -426,7 +374,6 @@ async def test_events_that_only_one_line_end_parts_are_read(store_url: str) -> N
 
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
-WHOLE = compact({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED})
 
 
 async def rated(at: Served) -> int:
@@ -434,26 +381,18 @@ async def rated(at: Served) -> int:
     return next(rate["used"] for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens")
 
 
-async def post(at: Served, path: str = "/auto") -> bytes:
-    return (await at.client.post(path, content=PROMPT)).content
-
-
 @pytest.mark.parametrize("name", BY_NAME)
 async def test_each_recorded_answer_is_counted_and_passed_on(name: str, store_url: str) -> None:
     recording = BY_NAME[name]
     expected = amounts(recording.expected)
     async with metered(replaying(recording), store_url) as at:
-        assert recording.body == await post(at, f"/{recording.usage}")
+        assert recording.body == (await at.client.post(f"/{recording.usage}", content=PROMPT)).content
         assert expected == await tokens(at.kit, *METERS)
         assert expected[1] == await rated(at)
         if recording.auto:
-            await post(at, "/auto")
+            await ask(at, "/auto")
             assert tuple(2 * value for value in expected) == await tokens(at.kit, *METERS)
         assert (1 + recording.auto, 0) == await at.counted()
-
-
-async def ignore(message: Message) -> None:
-    del message
 
 
 @pytest.mark.parametrize(
@@ -461,21 +400,16 @@ async def ignore(message: Message) -> None:
     [
         ([*openai_stream(""), sse(chat({}, finish="stop")), DONE], SSE_TYPE, None, "include_usage"),
         ([b"{" * 90], JSON_TYPE, None, "no JSON"),
-        ([WHOLE], JSON_TYPE, "gzip", "compressed in another way"),
+        ([REPORTED], JSON_TYPE, "gzip", "compressed in another way"),
     ],
     ids=["no usage", "no JSON", "no gzip"],
 )
 async def test_an_answer_without_usage_and_text_is_warned_of_once(
-    chunks: list[bytes],
-    kind: str,
-    coding: str | None,
-    cause: str,
-    store_url: str,
-    caplog: pytest.LogCaptureFixture,
+    chunks: list[bytes], kind: str, coding: str | None, cause: str, store_url: str, caplog: Any
 ) -> None:
     async with metered(answering(chunks, kind, coding=coding), store_url) as at:
         for _ in range(3):
-            await at.app(http_scope("/openai"), no_more, ignore)
+            await ask(at, "/openai", method="GET", body=b"")
         assert (0, 0) == await tokens(at.kit)
         assert (3, 0) == await at.counted()
     (record,) = caplog.records
@@ -491,8 +425,8 @@ async def test_an_answer_without_usage_and_text_is_warned_of_once(
 async def test_billing_goes_by_outcome_and_rates_by_usage(
     path: str, status: int, recorded: tuple[int, int], seen: int, store_url: str
 ) -> None:
-    async with metered(answering([WHOLE], JSON_TYPE, status=status), store_url) as at:
-        await post(at, path)
+    async with metered(answering([REPORTED], JSON_TYPE, status=status), store_url) as at:
+        await ask(at, path)
         assert recorded == await tokens(at.kit)
         assert seen == await rated(at)
 
@@ -505,30 +439,20 @@ async def test_sources_that_are_not_listed_are_rated_and_not_billed(
     sources: str, whole: tuple[int, int], cut: tuple[int, int], store_url: str
 ) -> None:
     plans = PLANS + f"billing: {{sources: {sources}}}\n"
-    async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
-        await post(at)
-        assert whole == await tokens(at.kit)
-        assert 310 == await rated(at)
-    chunk = sse(chat({"content": "x"}, usage=chat_usage(7, 2)))
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
-        kind = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": kind})
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async with metered(app, store_url, plans=plans) as at:
-        await at.app(http_scope("/auto", method="POST"), no_more, ignore)
-        assert cut == await tokens(at.kit)
-        assert 2 == await rated(at)
+    torn = answering([sse(chat({"content": "x"}, usage=chat_usage(7, 2)))], SSE_TYPE, ends=False)
+    for app, billed, output in ((answering([REPORTED], JSON_TYPE), whole, 310), (torn, cut, 2)):
+        async with metered(app, store_url, plans=plans) as at:
+            await ask(at, "/auto")
+            assert billed == await tokens(at.kit)
+            assert output == await rated(at)
 
 
 async def test_only_declared_counters_are_fed(store_url: str) -> None:
     plans = PLANS.replace("  cached_input_tokens: {unit: token}\n", "").replace(
         "total_tokens: {unit: token}", "total_tokens: {unit: token, kind: gauge}"
     )
-    async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
-        await post(at)
+    async with metered(answering([REPORTED], JSON_TYPE), store_url, plans=plans) as at:
+        await ask(at, "/auto")
         assert (1420, 310, 0, 256, 0) == await tokens(at.kit, *METERS[:2], *METERS[3:])
 
 
@@ -542,11 +466,11 @@ async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
         raise ZeroDivisionError(words)
 
     monkeypatch.setattr(f"meterkit.tokens.response.ResponseReader.{where}", breaks)
-    async with metered(answering([WHOLE[:50], WHOLE[50:]], JSON_TYPE), store_url) as at:
+    async with metered(answering([REPORTED[:50], REPORTED[50:]], JSON_TYPE), store_url) as at:
         for _ in range(2):
-            assert WHOLE == await post(at)
+            assert (await at.client.post("/auto", content=PROMPT)).content == REPORTED
         assert (0, 0) == await tokens(at.kit)
         assert (2, 0) == await at.counted()
-    (record,) = caplog.records
-    assert "ZeroDivisionError" in record.getMessage()
+    (said,) = caplog.messages
+    assert "ZeroDivisionError" in said
     assert words not in caplog.text

@@ -16,7 +16,9 @@ from asgi.test_llm_model_prices import answering, ask
 from asgi.test_llm_money import PLANS as MONEY_PLANS
 from asgi.test_llm_money import SAID, give, price_of, spent
 from drivers.delivery import until
-from drivers.llm_apps import METERS, PLANS, metered, read_all, tokens
+from drivers.llm_apps import METERS, PLANS, metered, tokens
+from drivers.llm_apps import answering as llm_answering
+from drivers.plans import completed
 from meterkit import CallUsage, MeterKit, MeterkitError, QuantityError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
 from tokens.recordings import chat_usage, sse
@@ -37,14 +39,14 @@ WORKERS = PLANS.replace(
     "  requests: {rate: 10000/hour}",
     "  requests: {rate: 10000/hour}\n      mini_output: {included: 90, overage: deny}",
 )
-DETAILS: dict[str, Any] = {
+TWO_PARTS: Final[dict[str, Any]] = {
     "prompt_tokens_details": {"cached_tokens": 2},
     "completion_tokens_details": {"reasoning_tokens": 1},
 }
 
 
 def whole(model: str = "a-mini", **more: Any) -> dict[str, Any]:
-    usage = chat_usage(3, 4, **DETAILS)
+    usage = chat_usage(3, 4, **TWO_PARTS)
     return {"id": "c1", "object": "chat.completion", "model": model, "choices": [], "usage": usage, **more}
 
 
@@ -58,26 +60,14 @@ async def kit(store_url: str) -> AsyncGenerator[MeterKit]:
 
 def test_what_an_answer_used_can_be_read_anywhere() -> None:
     usage = usage_of(SimpleNamespace(**whole()))
-    assert usage == CallUsage(
-        input_tokens=3,
-        output_tokens=4,
-        cached_input_tokens=2,
-        reasoning_tokens=1,
-        model="a-mini",
-        provider="openai",
-        response_id="c1",
-        source="reported",
-    )
+    figures = {"input_tokens": 3, "output_tokens": 4, "cached_input_tokens": 2, "reasoning_tokens": 1}
+    names = {"model": "a-mini", "provider": "openai", "response_id": "c1"}
+    assert usage == CallUsage(**figures, **names, source="reported")  # type: ignore[arg-type]
     assert usage is not None
     assert 7 == usage.total_tokens
-    units = {"cache_read_tokens", "output_reasoning_tokens"}
+    units = {"input_tokens": 3, "output_tokens": 4, "cache_read_tokens": 2, "output_reasoning_tokens": 1}
+    assert usage.units == units
     assert usage.quantities().keys() == {*METERS, *units} - {"cache_write_tokens"}
-    assert usage.units == {
-        "input_tokens": 3,
-        "output_tokens": 4,
-        "cache_read_tokens": 2,
-        "output_reasoning_tokens": 1,
-    }
     assert usage == usage_of(usage)
     assert usage_of({"usage": None}) is None
 
@@ -114,9 +104,15 @@ async def test_an_object_without_usage_counts_nothing_and_is_warned_of(
     kit: MeterKit, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await kit.record_usage("acme", object()) is None
-    assert (0, 0) == await tokens(kit)
     (record,) = caplog.records
     assert (logging.WARNING, True) == (record.levelno, "type object" in record.getMessage())
+    async with kit.reserve("acme", {"output_tokens": 50}) as reservation:
+        with pytest.raises(MeterkitError, match=r"capture\(\) found no token usage in an object of type obj"):
+            await reservation.capture(object())
+        with pytest.raises(UnknownMeterError, match="prompts"):
+            await reservation.capture({"prompts": 5})
+        await reservation.capture({"output_tokens": 5})
+    assert (0, 5) == await tokens(kit)
 
 
 async def test_a_reservation_is_captured_with_an_answer(kit: MeterKit) -> None:
@@ -138,36 +134,19 @@ async def test_prices_per_model_apply_to_captured_quantities(kit: MeterKit) -> N
     assert (40, 10) == await tokens(kit, "output_tokens", "mini_output")
 
 
-async def test_an_object_without_usage_cannot_be_captured_with(kit: MeterKit) -> None:
-    async with kit.reserve("acme", {"output_tokens": 50}) as reservation:
-        with pytest.raises(
-            MeterkitError, match=r"capture\(\) found no token usage in an object of type object"
-        ):
-            await reservation.capture(object())
-        with pytest.raises(UnknownMeterError, match="prompts"):
-            await reservation.capture({"prompts": 5})
-        await reservation.capture({"output_tokens": 5})
-    assert (0, 5) == await tokens(kit)
-
-
 async def test_without_a_meter_for_tokens_it_says_so(store_url: str) -> None:
-    free = "{f: {price: {amount_cents: 0, interval: month}}}"
-    plans = f"schema: 1\ncurrency: usd\ndefault_plan: f\nmeters: {{pages: {{unit: page}}}}\nplans: {free}"
+    plans = completed("meters: {pages: {unit: page}}")
     async with MeterKit(loads(plans), redis_url=store_url, key_prefix="bare", flush=False) as kit:
         with pytest.raises(MeterkitError, match="no meter that counts tokens; declare any of input_tokens"):
             await kit.record_usage("acme", whole())
 
 
 FIGURES: Final = {"input_tokens": 1000, "output_tokens": 500}
-MONEY_ALONE: Final = (
-    MONEY_PLANS.partition("meters:")[0]
-    + """meters: {}
+MONEY_ALONE: Final = """
+meters: {}
 credits:
   usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
 """
-)
 
 
 async def capture(at: Served, used: object, *, requested: str | None = None, **names: Any) -> Fraction:
@@ -262,16 +241,16 @@ async def test_what_cannot_be_priced_is_counted_and_logged(
         assert all(words in line for words, line in zip(expected, logged, strict=True))
 
 
+text_answer: Final = llm_answering([b"Four."], "text/plain")
+
+
 def recording(figures: dict[str, int], *, late: bool) -> ASGIApp:
     """An app that answers with a text, and records what it knows of tokens itself."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
-        await read_all(receive)
         if not late:
             await to_thread(meterkit.record, **figures)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"Four."})
+        await text_answer(scope, receive, send)
         if late:
             meterkit.record(**figures)
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi.test_llm_estimates import ask
-from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
+from drivers.llm_apps import PLANS, answering, ask, metered, tokens
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError, StoreError, record_usage
@@ -33,18 +32,11 @@ HELD = PLANS.replace(
 ).replace("output_tokens: {rate: 1_000_000_000/hour}", "output_tokens: {included: 900, overage: deny}")
 
 
-def response(status: str, name: str = "resp_1", **more: Any) -> dict[str, Any]:
+def response(status: str, name: str = "resp_1") -> dict[str, Any]:
     """A background response, as `POST /v1/responses` and `GET /v1/responses/{id}` answer."""
-    return {
-        "id": name,
-        "object": "response",
-        "background": True,
-        "status": status,
-        "model": "gpt-5.6",
-        "output": [],
-        "usage": USAGE if status == "completed" else None,
-        **more,
-    }
+    usage = USAGE if status == "completed" else None
+    named = {"id": name, "object": "response", "background": True, "model": "gpt-5.6", "output": []}
+    return {**named, "status": status, "usage": usage}
 
 
 async def asked(at: Served, path: str, **options: Any) -> None:
@@ -55,6 +47,10 @@ async def asked(at: Served, path: str, **options: Any) -> None:
         for lane in at.kit.store.lanes.values():
             while lane.finishing:
                 await asyncio.wait(lane.finishing)
+
+
+async def polled(at: Served, path: str = "/auto") -> None:
+    await asked(at, path, method="GET", body=b"")
 
 
 def saying(*answers: dict[str, Any]) -> ASGIApp:
@@ -76,8 +72,8 @@ async def test_a_job_is_counted_once_however_often_it_is_fetched(
     async with metered(saying(*answers), store_url) as at:
         await asked(at, path)
         assert (0, 0) == await tokens(at.kit)
-        for _ in range(4):
-            await asked(at, path, method="GET", body=b"")
+        for times in (1, 1, 2, 20):
+            await asyncio.gather(*(polled(at, path) for _ in range(times)))
         assert (600, 400) == await tokens(at.kit)
     assert [] == caplog.records
 
@@ -89,39 +85,33 @@ async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
-            await answering([compact(response("completed"))], JSON_TYPE)(scope, receive, send)
+            await saying(response("completed"))(scope, receive, send)
             return
-        await read_all(receive)
-        kind = [(b"content-type", SSE_TYPE.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": kind})
-        for chunk in (begun, text):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await answering([begun, text], SSE_TYPE, ends=False)(scope, receive, send)
         raise OSError("the client is gone")
 
     async with metered(app, store_url) as at:
         with pytest.raises(OSError, match="gone"):
             await asked(at, "/auto")
         assert (0, 0) == await tokens(at.kit)
-        await asked(at, "/auto", method="GET", body=b"")
+        await polled(at)
         assert (600, 400) == await tokens(at.kit)
 
 
-async def held(at: Served) -> int:
-    return (await at.kit.usage("acme"))["meters"]["output_tokens"]["held"]
-
-
 async def becomes(at: Served, quantity: int) -> None:
-    async def has_become() -> bool:
-        return await held(at) == quantity
+    """Wait until so much is held."""
 
-    await eventually(has_become)
+    async def is_held() -> bool:
+        return (await at.counted(meter="output_tokens"))[1] == quantity
+
+    await eventually(is_held)
 
 
 async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None:
     async with metered(saying(response("queued"), response("failed")), store_url, plans=HELD) as at:
         await asked(at, "/held")
         await becomes(at, 500)
-        await asked(at, "/auto", method="GET", body=b"")
+        await polled(at)
         await becomes(at, 0)
         assert (0, 0) == await tokens(at.kit)
 
@@ -149,9 +139,9 @@ async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
         await becomes(at, 500)
         at.clock.advance(timedelta(hours=1, milliseconds=-1))
         await renew(at)
-        assert await held(at) == 500
+        assert (await at.counted(meter="output_tokens"))[1] == 500
         # What ends after that is counted.
-        await asked(at, "/auto", method="GET", body=b"")
+        await polled(at)
         assert (600, 400) == await tokens(at.kit)
 
 
@@ -164,25 +154,11 @@ async def test_i7_the_hold_does_not_outlive_the_kit(store_url: str) -> None:
     assert works == {}
 
 
-async def test_many_polls_at_once_count_once(store_url: str) -> None:
-    async with metered(saying(response("completed")), store_url) as at:
-        await asyncio.gather(*(asked(at, "/auto", method="GET", body=b"") for _ in range(20)))
-        assert (600, 400) == await tokens(at.kit)
-
-
+ANSWER: dict[str, Any] = {"id": "chatcmpl-a", "object": "chat.completion", "model": "gpt-5.6", "choices": []}
 OPENAI_LINE: dict[str, Any] = {
     "id": "batch_req_a",
     "custom_id": "a",
-    "response": {
-        "status_code": 200,
-        "body": {
-            "id": "chatcmpl-a",
-            "object": "chat.completion",
-            "model": "gpt-5.6",
-            "choices": [],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
-        },
-    },
+    "response": {"status_code": 200, "body": {**ANSWER, "usage": chat_usage(3, 4)}},
     "error": None,
 }
 
@@ -193,23 +169,16 @@ async def of_each(kit: MeterKit) -> list[tuple[int, ...]]:
 
 def another(at: Served, url: str) -> MeterKit:
     """The kit of another process: it shares nothing with the first one but the store."""
-    return MeterKit(
-        at.kit.catalog,
-        redis_url=url,
-        clock=at.clock,
-        key_prefix=at.kit.store.keys.prefix,
-        shards=4,
-        flush=False,
-    )
+    settings: Any = {"key_prefix": at.kit.store.keys.prefix, "shards": 4, "flush": False}
+    return MeterKit(at.kit.catalog, redis_url=url, clock=at.clock, **settings)
 
 
 async def test_the_customer_who_began_a_job_pays_whoever_polls(store_url: str) -> None:
     async with metered(saying(response("queued"), response("completed")), store_url) as at:
         await asked(at, "/auto")
         for _ in range(2):
-            answer = await at.client.get("/auto", headers={"x-customer-id": "other"})
-            assert answer.status_code == 200
-            await asked(at, "/auto", method="GET", body=b"")
+            assert await at.statuses("/auto", headers={"x-customer-id": "other"}) == [200]
+            await polled(at)
         assert [(600, 400), (0, 0)] == await of_each(at.kit)
 
 
@@ -297,5 +266,5 @@ async def test_an_end_seen_during_an_outage_counts_afterwards(valkey: Server) ->
             return False
 
         await eventually(is_counted)
-        await asked(at, "/auto", method="GET", body=b"")
+        await polled(at)
         assert [(600, 400), (0, 0)] == await of_each(at.kit)
