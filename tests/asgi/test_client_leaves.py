@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import meterkit
-from drivers.app import http_scope, staying
+from drivers.app import http_scope, ignore, staying
 from drivers.llm_apps import (
     PLANS,
     PROMPT,
@@ -36,7 +36,7 @@ from meterkit.llm import stop_on_disconnect
 from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,8 +77,7 @@ async def gone(request: Request) -> None:
 class Unheard(StreamingResponse):
     """Leaves it to its body to look whether the client is there, as servers of ASGI 2.4 have it."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await self.stream_response(send)
 
 
@@ -89,54 +88,33 @@ def app_of(endpoint: Any, *inside: Any) -> Starlette:
     )
 
 
-def polling(*chunks: bytes) -> Any:
-    """An endpoint that streams, and ends once its client is gone."""
+async def forever(_: Request) -> None:
+    await anyio.sleep_forever()
+
+
+def streaming(
+    chunks: Sequence[bytes],
+    kind: str = SSE,
+    *inside: Any,
+    rest: Callable[[Request], Awaitable[object]] = forever,
+    response: type[StreamingResponse] = StreamingResponse,
+) -> Starlette:
+    """An app that streams, and ends once its client is gone, or does not end before."""
 
     async def endpoint(request: Request) -> Response:
-        await request.body()
+        assert await request.body()
 
         async def body() -> AsyncIterator[bytes]:
             for chunk in chunks:
                 yield chunk
-            await gone(request)
+            await rest(request)
+            if rest is not gone:
+                yield b": too late\n\n"
+                raise AssertionError("the app was not stopped")
 
-        return Unheard(body(), media_type=SSE)
-
-    return endpoint
-
-
-def streaming(chunks: Sequence[bytes], kind: str = SSE, *inside: Any) -> Starlette:
-    """An app that streams, and does not end before its client leaves."""
-
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-
-        async def body() -> AsyncIterator[bytes]:
-            for chunk in chunks:
-                yield chunk
-            await anyio.sleep_forever()
-
-        return StreamingResponse(body(), headers={"content-type": kind})
+        return response(body(), headers={"content-type": kind})
 
     return app_of(endpoint, *inside)
-
-
-def sending_until(gone: asyncio.Event, chunks: Sequence[bytes]) -> Starlette:
-    """An app that sends chunks, and one more once the client is gone."""
-
-    async def endpoint(request: Request) -> Response:
-        assert await request.body() == PROMPT
-
-        async def body() -> AsyncIterator[bytes]:
-            for chunk in chunks:
-                yield chunk
-            await gone.wait()
-            yield b": too late\n\n"
-            raise AssertionError("the app was not stopped")
-
-        return StreamingResponse(body(), media_type=SSE)
-
-    return app_of(endpoint)
 
 
 class LeavingClient:
@@ -185,33 +163,6 @@ class LeavingClient:
 # Over real sockets.
 
 
-async def hang_up(port: int, path: str, *, after: bytes = b"", until: asyncio.Event | None = None) -> None:
-    """Ask, and leave as soon as some bytes have come, at an event, or at once."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\ncontent-length: {len(PROMPT)}\r\n\r\n"
-    writer.write(head.encode() + PROMPT)
-    if after:
-        await reader.readuntil(after)
-    if until is not None:
-        await until.wait()
-    writer.close()
-    await writer.wait_closed()
-
-
-class Watched:
-    """Tells when the app is done with a request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.over = asyncio.Event()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self.over.set()
-
-
 async def left(
     at: Served,
     path: str,
@@ -221,11 +172,26 @@ async def left(
     outside: Any = None,
     until: asyncio.Event | None = None,
 ) -> None:
-    """A client asks and leaves; until what it came to is settled."""
-    watched = Watched(at.app if outside is None else outside(at.app))
+    """A client asks, and leaves once some bytes have come or at an event; until all is settled."""
+    app, over = at.app if outside is None else outside(at.app), asyncio.Event()
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            over.set()
+
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\ncontent-length: {len(PROMPT)}\r\n\r\n"
     async with listening(watched, http=protocol) as port:
-        await hang_up(port, path, after=after, until=until)
-        await watched.over.wait()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + PROMPT)
+        if after:
+            await reader.readuntil(after)
+        if until is not None:
+            await until.wait()
+        writer.close()
+        await writer.wait_closed()
+        await over.wait()
     lane = at.kit.store.lanes[asyncio.get_running_loop()]
     await eventually(lambda: lane.unsettled == 0)
 
@@ -244,11 +210,14 @@ async def test_leaving_before_the_usage_pays_for_the_text(
     how: str, path: str, protocol: str, store_url: str
 ) -> None:
     """F-7: the response ends as it should, but nobody was there to get it."""
-    app, after, found = app_of(polling(*CHUNKS)), TEXTS[-1].encode(), (PROMPT_TOKENS, text_tokens(*TEXTS))
+    has_figures = how == "figures first"
+    after, found = TEXTS[-1].encode(), (PROMPT_TOKENS, text_tokens(*TEXTS))
+    if has_figures:
+        after, found = b'"total_tokens":110', (50, 60)
     if "base" in how:  # Behind it is_disconnected() never says so: there the response listens.
         app = streaming(CHUNKS, SSE, *([PassingOn] if how == "base inside" else []))
-    elif how == "figures first":
-        app, after, found = app_of(polling(*CHUNKS, USAGE)), b'"total_tokens":110', (50, 60)
+    else:
+        app = streaming([*CHUNKS, *([USAGE] if has_figures else [])], rest=gone, response=Unheard)
     outside = {"base outside": PassingOn, "gzip outside": GZipMiddleware}.get(how)
     async with metered(app, store_url, plans=LEFT) as at:
         await left(at, path, protocol, after=after, outside=outside)
@@ -265,7 +234,6 @@ async def test_leaving_before_the_first_byte_pays_if_answered(
     path: str, requests: int, protocol: str, store_url: str
 ) -> None:
     """F-20e: the work was done, whether the app has looked or not; uvicorn drops what is sent then."""
-
     asked = asyncio.Event()
 
     async def answers(request: Request) -> Response:
@@ -300,7 +268,7 @@ async def test_a_hang_up_is_billed_what_was_generated_by_then(
         return server
 
     outside = raising if spec == "2.4" else None
-    async with metered(sending_until(gone, CHUNKS[:sent]), store_url) as at:
+    async with metered(streaming(CHUNKS[:sent], rest=lambda _: gone.wait()), store_url) as at:
         after = CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n"
         await left(at, path, "h11", after=after, outside=outside)
         assert recorded == await tokens(at.kit)
@@ -310,18 +278,16 @@ async def test_a_hang_up_is_billed_what_was_generated_by_then(
 # Before the first byte.
 
 
-async def hears_leaving(request: Request) -> None:
-    """Read the request, and hear that its client has left."""
-    await request.body()
-    assert await request.is_disconnected()
-
-
 def answers(make: Any, *, looks: bool = True) -> Any:
+    """An endpoint that answers once it has heard that its client has left, or without a look."""
+
     async def endpoint(request: Request) -> Response:
         if looks:
-            await hears_leaving(request)
-        response: Response = make()
-        return response
+            await request.body()
+            assert await request.is_disconnected()
+        if isinstance(made := make(), BaseException):
+            raise made
+        return made  # type: ignore[no-any-return]
 
     return endpoint
 
@@ -332,28 +298,13 @@ def a_document() -> Response:
 
 def a_stream() -> Response:
     async def pieces() -> AsyncIterator[bytes]:
-        await asyncio.Event().wait()
+        await anyio.sleep_forever()
         yield b"piece"
 
     return StreamingResponse(pieces())
 
 
-def pieces_at_once() -> Response:
-    return StreamingResponse(stream_of([b"piece", b"piece"]))
-
-
-async def raising(request: Request) -> Response:
-    await hears_leaving(request)
-    raise RuntimeError("there is no client to work for")
-
-
-async def cancelled(request: Request) -> Response:
-    await hears_leaving(request)
-    raise asyncio.CancelledError
-
-
-async def silent(scope: Any, receive: Any, send: Any) -> None:
-    del scope, send
+async def silent(_scope: Any, receive: Any, _send: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -366,7 +317,7 @@ async def begun_too_late(scope: Any, receive: Any, send: Any) -> None:
     raise asyncio.CancelledError
 
 
-RAW: Final = (silent, begun_too_late)
+STREAMED: Final = answers(lambda: StreamingResponse(stream_of([b"piece", b"piece"])))
 CASES: Final[dict[str, tuple[Any, bool, str]]] = {
     # The app finished its work: an answer that no client takes is an answer.
     "a document by an app that looks": (answers(a_document), False, "success"),
@@ -377,19 +328,19 @@ CASES: Final[dict[str, tuple[Any, bool, str]]] = {
     "not found where sending raises": (answers(lambda: JSONResponse({}, 404)), True, "client_error"),
     "an error of the server": (answers(lambda: JSONResponse({}, 500)), False, "server_error"),
     # It was stopped, or stopped by itself.
-    "an app that raises": (raising, False, "server_error"),
-    "an app that is cancelled": (cancelled, False, "server_error"),
+    "an app that raises": (answers(RuntimeError), False, "server_error"),
+    "an app that is cancelled": (answers(asyncio.CancelledError), False, "server_error"),
     "an app without an answer": (silent, False, "server_error"),
     "a stream that begins when nobody listens": (begun_too_late, False, "server_error"),
     "a stream that is cancelled": (answers(a_stream, looks=False), False, "server_error"),
-    "a stream whose first piece cannot be sent": (answers(pieces_at_once), True, "server_error"),
+    "a stream whose first piece cannot be sent": (STREAMED, True, "server_error"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 async def test_f20e_only_an_app_that_answers_has_succeeded(case: str, store_url: str) -> None:
     endpoint, raises, expected = CASES[case]
-    app: ASGIApp = endpoint if endpoint in RAW else app_of(endpoint)
+    app: ASGIApp = endpoint if endpoint in {silent, begun_too_late} else app_of(endpoint)
     async with metered(app, store_url, plans=LEFT) as at:
         billed: list[str] = []
         for name in OUTCOMES:
@@ -409,7 +360,6 @@ async def test_f20e_a_stream_cut_behind_a_middleware_is_no_answer(store_url: str
 
 async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: str) -> None:
     """The client left within its own body; the app answers to the part that came."""
-    client = LeavingClient()
     leaves: Message = {"type": "http.disconnect"}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -418,18 +368,14 @@ async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: st
 
     async with metered(app, store_url, plans=LEFT) as at:
         for path in ("/success", "/reserved"):
-            said: list[Message] = [leaves, leaves, {"type": "http.request", "body": b"{", "more_body": True}]
-
-            async def receive(said: list[Message] = said) -> Message:
-                return said.pop()
-
+            said: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}, leaves, leaves]
             scope = http_scope(path, method="POST")
             scope["headers"] = [*scope["headers"], (b"content-length", b"100")]
-            await at.app(scope, receive, client.send)
+            await at.app(scope, lambda said=said: asyncio.sleep(0, said.pop(0)), ignore)
             await settled(at.kit)
             assert await at.counted() == (0, 0)
         # A request without a body is whole, though its client had left when the app first listened.
-        await at.app(http_scope("/success"), lambda: asyncio.sleep(0, leaves), client.send)
+        await at.app(http_scope("/success"), lambda: asyncio.sleep(0, leaves), ignore)
         await settled(at.kit)
         assert await at.counted() == (1, 0)
 
@@ -444,25 +390,18 @@ def told(how: str) -> Any:
         await request.body()
         if how == "tap":
             with suppress(asyncio.CancelledError):
-                async for _ in meterkit.tap(three_texts()):
+                async for _ in meterkit.tap(stream_of([chat({"content": text}) for text in TEXTS])):
                     break
         elif how == "record":
             meterkit.record(output_tokens=7, pages=2)
         else:
             meterkit.record_usage(chat({"content": "Four."}, usage=chat_usage(5, 6)))
         assert await request.is_disconnected()
-        if how == "status 499":
-            return Response(status_code=499)
-        if how == "status 500":
-            return Response(status_code=500)
+        if how.startswith("status"):
+            return Response(status_code=int(how[-3:]))
         raise RuntimeError("there is no client to work for")
 
     return endpoint
-
-
-async def three_texts() -> AsyncIterator[Any]:
-    for text in ("Hello, ", "world. ", "All is well."):
-        yield chat({"content": text})
 
 
 @pytest.mark.parametrize(
@@ -472,8 +411,8 @@ async def three_texts() -> AsyncIterator[Any]:
         ("status 499", "/none", (5, 6)),
         ("status 500", "/reserved", (5, 6)),
         ("record", "/openai", (0, 7)),
-        ("tap", "/reserved", (PROMPT_TOKENS, text_tokens("Hello, "))),
-        ("tap", "/none", (0, text_tokens("Hello, "))),
+        ("tap", "/reserved", (PROMPT_TOKENS, text_tokens(TEXTS[0]))),
+        ("tap", "/none", (0, text_tokens(TEXTS[0]))),
     ],
 )
 async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
@@ -527,15 +466,14 @@ async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -
             assert 76 == rates["used"]
 
 
+WRITTEN: Final = compact({"choices": [{"message": {"content": "x" * 300}}]})
+
+
 @pytest.mark.parametrize(
     ("kind", "chunk", "recorded"),
     [
         (SSE, CHUNKS[0][:20], (PROMPT_TOKENS, 1)),
-        (
-            "application/json",
-            compact({"choices": [{"message": {"content": "x" * 300}}]})[:-40],
-            (PROMPT_TOKENS, 66),
-        ),
+        ("application/json", WRITTEN[:-40], (PROMPT_TOKENS, 66)),
         ("application/json", b'{"items": [1, 2', (0, 0)),
         (SSE, sse({"tick": 1}), (0, 0)),
     ],
@@ -548,16 +486,15 @@ async def test_an_answer_torn_in_its_first_event_may_be_a_models(
         assert recorded == await tokens(at.kit)
 
 
+LONG: Final = [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]
+
+
 @pytest.mark.parametrize(
     ("body", "least", "most"),
     [
         (b"\xff\xfe" * 1000, 85, 85),
         (compact({"question": "x" * 300}), 75, 75),
-        (
-            compact({"messages": [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]}),
-            340_000,
-            352_000,
-        ),
+        (compact({"messages": LONG}), 340_000, 352_000),
         (compact({"messages": [{"content": "A" * 3_000_000}]}), 85, 700),
     ],
     ids=["binary", "own shape", "long", "image"],
@@ -646,11 +583,9 @@ async def test_f20e_an_ended_call_gives_its_result_or_error(store_url: str) -> N
 
 
 async def test_f20e_a_server_that_cancels_stops_the_call(store_url: str) -> None:
-    provider, client = Provider(), LeavingClient()
+    provider = Provider()
     async with metered(asking(provider), store_url, plans=LEFT) as at:
-        task = asyncio.ensure_future(
-            at.app(http_scope("/openai", method="POST"), staying(PROMPT), client.send)
-        )
+        task = asyncio.ensure_future(at.app(http_scope("/openai", method="POST"), staying(PROMPT), ignore))
         await provider.begun.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
