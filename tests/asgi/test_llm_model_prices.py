@@ -1,17 +1,23 @@
-"""Credits that pay by model: what an answer costs, what is held for it, and what may be spent at once."""
+"""Prices by model: what an answer costs, what is held for it, and models without a price."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import meterkit
+from asgi.test_websockets import echo, opened
+from drivers.app import hello
 from drivers.delivery import until
 from drivers.llm_apps import metered, read_all
-from tokens.recordings import compact
+from drivers.plans import completed
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from tokens.recordings import chat_usage, compact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -20,37 +26,27 @@ if TYPE_CHECKING:
 
     from drivers.app import Served
 
-
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
+RESERVE: Final = "reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}"
+PLANS: Final = f"""
 meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
+  output_tokens: {{unit: token, stripe: {{event_name: out}}}}
 prices:
   output:
     default: 4 per 1000
-    models: {"gpt-*-mini": 1 per 1000, "*opus*": 20 per 1000, "gpt-*": 8 per 1000}
+    models: {{"gpt-*-mini": 1 per 1000, "*opus*": 20 per 1000, "gpt-*": 8 per 1000}}
 credits:
-  ai: {costs: {output_tokens: prices.output}}
+  ai: {{costs: {{output_tokens: prices.output}}}}
 routes:
-  - match: "POST /chat"
-    usage: auto
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
-  - {match: "POST /plain", usage: openai}
-  - match: "POST /fixed"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
-    model: claude-opus-5
-  - match: "POST /chosen"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
-    model: any
+  - {{match: "POST /chat", usage: auto, {RESERVE}}}
+  - {{match: "POST /plain", usage: openai}}
+  - {{match: "POST /fixed", usage: openai, {RESERVE}, model: claude-opus-5}}
+  - {{match: "POST /chosen", usage: openai, {RESERVE}, model: any}}
 plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
-  paid: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: bill}}}
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters: {{output_tokens: {{included: 0, overage: deny}}}}
 """
 MICRO: Final = 10**6
 
@@ -61,14 +57,13 @@ def answering(meanwhile: Callable[[], Awaitable[object]] | None = None) -> ASGIA
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
         headers = dict(scope["headers"])
-        tokens, said = int(headers[b"x-tokens"]), headers.get(b"x-model", b"").decode()
-        usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-        content: dict[str, Any] = {"id": "1", "object": "chat.completion", "choices": [], "usage": usage}
+        usage, said = chat_usage(1, int(headers[b"x-tokens"])), headers.get(b"x-model", b"").decode()
+        content = {"id": "1", "object": "chat.completion", "choices": [], "usage": usage}
         if meanwhile is not None:
             await meanwhile()
+        body = compact(content | ({"model": said} if said else {}))
         start = {"status": 200, "headers": [(b"content-type", b"application/json")]}
         await send({"type": "http.response.start", **start})
-        body = compact(content | ({"model": said} if said else {}))
         await send({"type": "http.response.body", "body": body})
 
     return app
@@ -126,8 +121,8 @@ async def ask(
     return answer.status_code
 
 
-async def give(at: Served, credits_: int) -> None:
-    await at.kit.grants.add("acme", {"ai": credits_}, grant_id=f"{credits_}")
+async def give(at: Served, quantity: int, credit: str = "ai") -> None:
+    await at.kit.grants.add("acme", {credit: quantity}, grant_id=f"{quantity}")
 
 
 async def spent(at: Served) -> int:
@@ -159,8 +154,8 @@ async def test_a_request_that_cannot_be_read_costs_the_highest_price(store_url: 
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10_000)
         unread = b'{"model": "gpt-6-mini", "pad": "' + b"x" * 3_000_000
-        assert await ask(at, 50, body=unread) == 200
-        assert await ask(at, 50, body=b'{"model": "claude-opus-5", "Model": "gpt-6-mini"}') == 200
+        for body in (unread, b'{"model": "claude-opus-5", "Model": "gpt-6-mini"}'):
+            assert await ask(at, 50, body=body) == 200
         assert await spent(at) == 100 * 20_000
 
 
@@ -224,40 +219,35 @@ async def test_i3_racing_answers_spend_no_credit_twice(store_url: str) -> None:
         assert (row["overage"], row["held"]) == (0, 0)
 
 
-UNITS: Final = """
-schema: 1
-currency: usd
-default_plan: free
+UNITS: Final = f"""
 meters:
-  output_tokens: {unit: token}
-  input_audio_tokens: {unit: token}
-  web_searches: {unit: search, stripe: {event_name: searches}}
+  output_tokens: {{unit: token}}
+  input_audio_tokens: {{unit: token}}
+  web_searches: {{unit: search, stripe: {{event_name: searches}}}}
 credits:
   usd:
     unit: money
-    costs: {tokens: provider_prices}
+    costs: {{tokens: provider_prices}}
     models:
       "own-*":
         input_tokens: 0 per 1_000_000
         input_audio_tokens: 10_000 per 1_000_000
         output_tokens: 1_000 per 1_000_000
         web_searches: 1
-        service_tier: {priority: 200%, flex: 50%}
+        service_tier: {{priority: 200%, flex: 50%}}
 routes:
-  - match: "POST /chat"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {{match: "POST /chat", usage: openai, {RESERVE}}}
   - match: "POST /search"
     usage: openai
     records: [web_searches]
-    reserve: {output_tokens: {default: 1_000}, web_searches: {from: max_uses, default: 1, ceiling: 9}}
-  - {match: "POST /listen", usage: openai, records: [input_audio_tokens]}
+    reserve: {{output_tokens: {{default: 1_000}}, web_searches: {{from: max_uses, default: 1, ceiling: 9}}}}
+  - {{match: "POST /listen", usage: openai, records: [input_audio_tokens]}}
 plans:
   free:
-    price: {amount_cents: 0, interval: month}
+    price: {{amount_cents: 0, interval: month}}
     meters:
-      web_searches: {included: 4, overage: bill}
-      input_audio_tokens: {included: 10, overage: deny}
+      web_searches: {{included: 4, overage: bill}}
+      input_audio_tokens: {{included: 10, overage: deny}}
 """
 
 
@@ -283,46 +273,221 @@ async def test_f_216_a_hold_covers_the_dearest_of_the_request(
     more: dict[str, Any], status: int, store_url: str
 ) -> None:
     async with metered(answering(), store_url, plans=UNITS) as at:
-        await at.kit.grants.add("acme", {"usd": 1}, grant_id="first")
+        await give(at, 1, "usd")
         # 900 tokens of 1,000 micro-dollars; at priority twice that; sound goes in at 10,000 each.
         assert await asked(at, "/chat", max_tokens=900, **more) == status
 
 
 async def test_an_unreadable_request_is_held_at_the_dearest_way(store_url: str) -> None:
-    plans = UNITS.replace("ceiling: 100_000", "ceiling: 900").replace(
-        "usage: openai\n", "usage: openai\n    model: own-7b\n", 1
-    )
+    plans = UNITS.replace("ceiling: 100_000}}", "ceiling: 900}}, model: own-7b")
     async with metered(answering(), store_url, plans=plans) as at:
-        await at.kit.grants.add("acme", {"usd": 1}, grant_id="first")
-        answer = await at.client.post("/chat", content=b'{"max_tokens": 1', headers={"x-tokens": "5"})
-        assert answer.status_code == 402
+        await give(at, 1, "usd")
+        asked = {"content": b'{"max_tokens": 1', "headers": {"x-tokens": "5"}}
+        assert await at.statuses("/chat", method="POST", **asked) == [402]
 
 
 async def searching(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, and record three searches or eight tokens of sound."""
     await read_all(receive)
-    if scope["path"] == "/search":
-        meterkit.record("web_searches", 3)
-    else:
-        meterkit.record("input_audio_tokens", 8)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+    meterkit.record(**({"web_searches": 3} if scope["path"] == "/search" else {"input_audio_tokens": 8}))
+    await hello(scope, receive, send)
 
 
 async def test_meters_of_units_have_what_meters_have(store_url: str) -> None:
     async with metered(searching, store_url, plans=UNITS) as at:
-        await at.kit.grants.add("acme", {"usd": 100}, grant_id="first")
-        for status in (200, 200):
-            assert await asked(at, "/search", max_uses=3) == status
+        await give(at, 100, "usd")
+        assert [await asked(at, "/search", max_uses=uses) for uses in (3, 3, 10)] == [200, 200, 400]
         assert [await asked(at, "/listen") for _ in range(3)] == [200, 200, 429]
-        assert await asked(at, "/search", max_uses=10) == 400
         meters = (await at.kit.usage("acme"))["meters"]
         assert (meters["web_searches"]["recorded"], meters["web_searches"]["overage"]) == (6, 2)
         assert meters["input_audio_tokens"]["recorded"] == 16
-
-
-async def test_searches_that_are_set_aside_are_held_at_their_price(store_url: str) -> None:
     async with metered(searching, store_url, plans=UNITS) as at:
-        await at.kit.grants.add("acme", {"usd": 5}, grant_id="first")
+        await give(at, 5, "usd")
         # 1,000 tokens are a dollar, and so is each search.
         assert [await asked(at, "/search", max_uses=uses) for uses in (9, 1)] == [402, 200]
+
+
+NOT_PRICED: Final = "urn:meterkit:problem:model-not-priced"
+# `unknown_model`: a model without a price costs nothing, or a request that names it is refused.
+DENYING: Final = f"""
+meters:
+  requests: {{unit: request}}
+  input_tokens: {{unit: token}}
+  output_tokens: {{unit: token}}
+credits:
+  usd:
+    unit: money
+    costs: {{tokens: provider_prices}}
+    unknown_model: deny
+    models: {{"own-*": {{input_tokens: 2 per 1_000_000, output_tokens: 6 per 1_000_000}}}}
+routes:
+  - {{match: "POST /chat", usage: openai, {RESERVE}}}
+  - {{match: "POST /plain", usage: openai}}
+  - {{match: "POST /shadow", usage: openai, consume: {{requests: 1}}, enforcement: shadow}}
+  - {{match: "POST /fixed", usage: openai, model: own-7b}}
+  - {{match: "POST /chosen", usage: openai, model: any}}
+  - {{match: "POST /other", consume: {{requests: 1}}}}
+  - {{match: "POST /model/{{model:path}}", usage: bedrock}}
+  - {{match: "POST /auto/{{path:path}}", usage: auto, {RESERVE.replace("100_000", "1_000_000")}}}
+  - {{match: "POST /search", usage: openai, provider: perplexity}}
+  - {{match: "WS /live", usage: openai}}
+  - {{match: "WS /quiet", usage: openai, enforcement: shadow}}
+"""
+TABLE: Final = """
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  output: {unknown_model: deny, models: {"gpt-*": 4 per 1000}}
+credits:
+  ai: {costs: {output_tokens: prices.output}}
+routes:
+  - {match: "POST /plain", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+"""
+OVERAGE: Final = TABLE.replace("credits:\n  ai: {costs: {output_tokens: prices.output}}\n", "").replace(
+    "included: 0, overage: deny", "included: 5, overage: {bill: {price: prices.output}}"
+)
+
+
+async def post(at: Served, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The status and the problem of a request; no problem: empty."""
+    content = body if isinstance(body, bytes) else compact(body)
+    answer = await at.client.post(path, content=content, headers={"x-tokens": "5"})
+    return answer.status_code, {} if answer.status_code == 200 else answer.json()
+
+
+async def test_other_requests_are_served(store_url: str) -> None:
+    bedrock = "model/us.anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse"
+    async with metered(answering(), store_url, plans=DENYING) as at:
+        await give(at, 5, "usd")
+        for path, model in (
+            ("/plain", "OWN-7B"),
+            ("/plain", None),
+            ("/fixed", "gpt-99"),
+            ("/chosen", "gpt-99"),
+            ("/other", "gpt-99"),
+            ("/search", "sonar-pro"),
+            (f"/{bedrock}", None),
+            (f"/auto/{bedrock}", None),
+        ):
+            asked: dict[str, Any] = {"messages": []} if model is None else {"model": model}
+            assert await post(at, path, asked) == (200, {}), path
+        assert await post(at, "/plain", b"no JSON") == (200, {})
+
+
+@pytest.mark.parametrize(
+    ("deny", "most", "status"), [("unknown_model: deny", 300_000, 200), ("unknown_model: free", 400_000, 402)]
+)
+async def test_a_model_of_bedrock_is_held_at_its_price_under_auto(
+    deny: str, most: int, status: int, store_url: str
+) -> None:
+    """F-210. A million tokens cost 15 dollars, and the table knows such names as Bedrock's alone."""
+    path = "/auto/model/us.anthropic.claude-sonnet-4-20250514-v1:0/converse"
+    async with metered(answering(), store_url, plans=DENYING.replace("unknown_model: deny", deny)) as at:
+        await give(at, 5, "usd")
+        assert (await post(at, path, {"max_tokens": most}))[0] == status
+
+
+async def test_no_spelling_passes_a_model_without_a_price(store_url: str) -> None:
+    large = b"x" * (1 << 20)
+    async with metered(answering(), store_url, plans=DENYING) as at:
+        await give(at, 5, "usd")
+        for path, body in (
+            ("/chat", b'{"model": "gpt-4o-mini", "model": "gpt-99"}'),
+            ("/plain", b'{"model": "gpt-99", "model": "gpt-4o-mini"}'),
+            ("/plain", b'{"Model": "gpt-99", "model": "gpt-4o-mini"}'),
+            ("/plain", json.dumps({"model": "x" * 10_000}).encode()),
+            ("/plain", b'{"model": "openai/own-7b\\n"}'),
+            ("/plain", b'{"m\\u006Fdel": "gpt\\u002d99", "input": "' + large + b'"}'),
+            ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
+            ("/plain", b'{"model": "sonar-pro"}'),  # The name alone does not say whose it is.
+            ("/search", b'{"model": "sonar-99"}'),
+            ("/model/anthropic.claude-99/converse", b'{"messages": []}'),
+        ):
+            status, problem = await post(at, path, body)
+            assert (status, problem["type"]) == (400, NOT_PRICED), body[:60]
+            assert len(problem["model"]) <= 257
+        said = (
+            "The model 'anthropic.claude-99' is not sold here, because it has no price. Name another model."
+        )
+        assert problem["detail"] == said
+        assert (await at.kit.usage("acme"))["balance"] == {"usd": 5}
+
+
+async def test_a_model_is_refused_in_shadow_only_in_the_log(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=DENYING) as at:
+        await give(at, 5, "usd")
+        assert await post(at, "/shadow", {"model": "gpt-99"}) == (200, {})
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+
+
+async def test_a_websocket_for_an_unpriced_model_is_refused(store_url: str) -> None:
+    async with metered(echo, store_url, plans=DENYING) as at:
+        await give(at, 5, "usd")
+        for path, query, opens in (
+            ("/live", b"model=gpt-4o-realtime-preview", True),
+            ("/live", b"", True),
+            ("/live", b"model=gpt-4o&model=gpt-99", False),
+            ("/quiet", b"model=gpt-99", True),
+        ):
+            async with opened(at, path, query=query, extensions={"websocket.http.response": {}}) as socket:
+                assert socket.is_open == opens
+            if not opens:
+                assert socket.sent[0]["status"] == 400
+                assert json.loads(socket.sent[1]["body"])["type"] == NOT_PRICED
+
+
+@pytest.mark.parametrize("plans", [TABLE, OVERAGE], ids=["credits", "overage"])
+async def test_a_table_without_a_default_refuses_models_of_no_pattern(plans: str, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=plans) as at:
+        if "credits:" in plans:
+            await give(at, 5)
+        assert await post(at, "/plain", {"model": "gpt-5-mini"}) == (200, {})
+        status, problem = await post(at, "/plain", {"model": "claude-opus-5"})
+        assert (status, problem["type"]) == (400, NOT_PRICED)
+
+
+async def test_a_default_is_a_price_of_every_model(store_url: str) -> None:
+    plans = TABLE.replace("{unknown_model: deny,", "{unknown_model: deny, default: 1 per 1000,")
+    async with metered(answering(), store_url, plans=plans) as at:
+        await give(at, 5)
+        assert await post(at, "/plain", {"model": "claude-opus-5"}) == (200, {})
+        assert [note.path for note in at.kit.catalog.notes] == ["prices.output.unknown_model"]
+
+
+async def test_calls_of_a_model_without_a_price_are_counted_and_found(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = completed(DENYING.replace("    unknown_model: deny\n", ""))
+    async with metered(answering(), store_url, plans=plans) as at:
+        await give(at, 5, "usd")
+        tallies = at.kit.store.tally()
+        for model in ("gpt-99", "gpt-4o-mini", "gpt-99", "own-7b"):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        assert tallies.unpriced == {("gpt-99", "none"): 2}
+        assert (await at.kit.usage("acme"))["balance_micros"]["usd"] > 4_999_900
+        keys = at.kit.store.keys
+        same: Any = {"key_prefix": keys.prefix, "shards": keys.shards, "clock": at.kit.store.clock}
+        said = "1 model has no price, so calls of today and yesterday cost nothing: 'gpt-99' (calls: 2)"
+        async with MeterKit(loads(plans), redis_url=store_url, **same) as other:
+            for kit in (at.kit, other):  # Another process finds them, too.
+                assert await models_found(kit) == [said]
+        async with MeterKit(loads(plans.replace("own-*", "gpt-9*")), redis_url=store_url, **same) as priced:
+            assert await models_found(priced) == []
+    (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert error.startswith("nothing is charged for calls of model 'gpt-99':")
+
+
+async def models_found(kit: MeterKit) -> list[str]:
+    return [one.problem for one in (await kit.health()).findings if one.check == "models"]
+
+
+async def test_a_model_of_no_pattern_is_counted_and_found(store_url: str) -> None:
+    plans = TABLE.replace("unknown_model: deny", "unknown_model: free")
+    async with metered(answering(), store_url, plans=plans) as at:
+        await give(at, 5)
+        for model in ("gpt-5-mini", "claude-opus-5"):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        (finding,) = await models_found(at.kit)
+        assert "'claude-opus-5' (calls: 1)" in finding

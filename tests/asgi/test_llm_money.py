@@ -1,10 +1,8 @@
-"""A balance in money: calls are charged what their provider asks, and a markup; exactly, and never twice."""
+"""A balance in money and budgets: calls are charged exactly, and racing ones spend nothing twice."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import floor
@@ -14,33 +12,31 @@ import pytest
 from genai_prices import Usage, calc_price
 
 from asgi.test_llm_model_prices import answering, ask, drawn, race
-from drivers.llm_apps import metered
+from drivers.delivery import until
+from drivers.llm_apps import answering as llm_answering
+from drivers.llm_apps import metered, read_all
+from meterkit import identify
+from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
+RESERVE: Final = "reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}"
+PLANS: Final = f"""
 meters:
-  input_tokens: {unit: token}
-  output_tokens: {unit: token}
+  input_tokens: {{unit: token}}
+  output_tokens: {{unit: token}}
 credits:
   usd:
     unit: money
-    costs: {tokens: provider_prices, markup: 30%}
-    models: {"own-*": {input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}
+    costs: {{tokens: provider_prices, markup: 30%}}
+    models: {{"own-*": {{input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}}}
 routes:
-  - match: "POST /chat"
-    usage: openai
-    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
+  - {{match: "POST /chat", usage: openai, {RESERVE}}}
 """
 MICRO: Final = 10**6
 MARKUP: Final = Fraction(13, 10)
@@ -63,12 +59,8 @@ async def spent(at: Served) -> int:
 
 def price_of(model: str, *, left: int, entered: int = 1) -> Fraction:
     """What the package says that a call costs, and the markup (micro-dollars)."""
-    found = calc_price(
-        Usage(input_tokens=entered, output_tokens=left),
-        model,
-        provider_id="openai",
-        genai_request_timestamp=datetime.now(UTC),
-    )
+    used, now = Usage(input_tokens=entered, output_tokens=left), datetime.now(UTC)
+    found = calc_price(used, model, provider_id="openai", genai_request_timestamp=now)
     return Fraction(found.total_price) * MICRO * MARKUP
 
 
@@ -88,15 +80,14 @@ async def test_calls_are_charged_what_the_provider_asks_and_a_markup(store_url: 
 
 async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str) -> None:
     plans = PLANS.replace("input_tokens: {unit: token}", "requests: {unit: request}", 1)
-    plans = plans.replace("  output_tokens: {unit: token}\n", "", 1)
-    plans = re.sub(r"    reserve: .*\n", "", plans)
+    plans = plans.replace("  output_tokens: {unit: token}\n", "", 1).replace(f", {RESERVE}", "")
     async with metered(answering(), store_url, plans=plans) as at:
         assert await ask(at, 1000, model="own-7b", said="own-7b") == 429
         await give(at, 1)
         assert await ask(at, 1000, model="own-7b", said="own-7b") == 200
         # (1 * 0.2 + 1000 * 0.6) * 1.3 = 780.26 micro-dollars
         assert await spent(at) == 780
-        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
+        assert await at.counted() == (0, 0)
 
 
 async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
@@ -140,22 +131,232 @@ async def test_each_line_of_a_batch_is_charged_the_batch_price(store_url: str) -
         assert await spent(at) == 2 * 150_000 * Fraction(5, 4) * MARKUP
 
 
-async def test_figures_by_path_cost_the_requested_models_price(
-    store_url: str,
-) -> None:
+async def test_figures_by_path_cost_the_requested_models_price(store_url: str) -> None:
     line = "usage_fields: {input_tokens: stats.in, output_tokens: stats.out}"
-    plans = PLANS.replace("usage: openai", line).replace("    reserve", "    # reserve")
-    said = json.dumps({"stats": {"in": 1000, "out": 100}}).encode()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
-        headers = [(b"content-type", b"application/json")]
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": said})
-
+    app = llm_answering([compact({"stats": {"in": 1000, "out": 100}})], "application/json")
+    plans = PLANS.replace(f"usage: openai, {RESERVE}", line)
     async with metered(app, store_url, plans=plans) as at:
         await give(at, 1)
         assert await ask(at, 1, model="gpt-4o-mini") == 200
         assert await spent(at) == 273  # A thousand at 0.15 and a hundred at 0.6, and 30 %.
         assert await at.counted(meter="input_tokens") == (1000, 0)
+
+
+# Calls at once end a balance below zero, and what costs nothing is served without a balance.
+UNHELD: Final = """
+meters:
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models:
+      "own-*": {input_tokens: 0, output_tokens: 1.82 per 1_000_000}
+      "gift-*": {input_tokens: 0, output_tokens: 0}
+      "half-*": {input_tokens: 0, output_tokens: 0, requests: 0.5}
+routes:
+  - {match: "POST /plain", usage: openai}
+  - match: "POST /held"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 1_000}}
+"""
+
+
+async def balance(at: Served) -> int:
+    return (await at.kit.usage("acme"))["balance_micros"]["usd"]
+
+
+async def test_calls_admitted_at_once_are_paid_by_the_next_grant(store_url: str) -> None:
+    waiting, arrived = asyncio.Event(), list[bool]()
+
+    async def wait() -> None:
+        arrived.append(True)
+        await waiting.wait()
+
+    async with metered(answering(wait), store_url, plans=UNHELD) as at:
+        await give(at, 1)
+        asking = [asyncio.create_task(ask(at, MICRO, said="own-7b", path="/plain")) for _ in range(20)]
+        await until(lambda: len(arrived) == len(asking))
+        waiting.set()
+        assert set(await asyncio.gather(*asking)) == {200}
+        assert await balance(at) == MICRO - 20 * 1_820_000 == -35_400_000
+        refused = await at.client.post("/plain", content=b"{}")
+        assert (refused.status_code, refused.json()["reason"]) == (402, "credits")
+        assert b"-35" not in refused.content
+        await give(at, 40)
+        assert await balance(at) == 4_600_000
+        assert await ask(at, 1, said="own-7b", path="/plain") == 200
+
+
+@pytest.mark.parametrize("path", ["/plain", "/held"])
+async def test_without_charged_models_no_balance_is_needed(path: str) -> None:
+    plans = UNHELD.replace("tokens: provider_prices", 'tokens: provider_prices, markup: "-100%"')
+    async with metered(answering(), "memory://", plans=plans) as at:
+        for model in ("gpt-4o", "own-7b", "of-no-provider", None):
+            assert await ask(at, 7, model=model, said=model, path=path) == 200
+        assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["recorded"] == 0
+
+
+async def test_a_request_for_a_free_model_needs_no_balance() -> None:
+    both = b'{"model": "own-7b", "model": "gift-1", "max_tokens": 5, "messages": []}'
+    gifts = b'{"model": "gift-2", "model": "gift-1", "max_tokens": 5, "messages": []}'
+    async with metered(answering(), "memory://", plans=UNHELD) as at:
+        # No model is read off a request that reserves nothing.
+        assert await ask(at, 7, model="gift-1", said="gift-1", path="/plain") == 429
+        assert await ask(at, 7, body=both, path="/held") == 429
+        assert await ask(at, 7, body=gifts, path="/held") == 200
+        for grants in range(2):
+            assert await ask(at, 7, model="gift-1", said="gift-1", path="/held") == 200
+            for model in ("half-1", "own-7b", "of-no-provider", None):
+                status = await ask(at, 7, model=model, said=model, path="/held")
+                assert status == (402 if grants else 429)
+            await give(at, 1)
+            await at.kit.record("acme", "usd_charged", 3 * MICRO)
+        assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["held"] == 0
+
+
+# Budgets: racing answers and streams spend no more than there is, and all that fits.
+MONEY: Final = """
+default_plan: pro
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 30%}
+    models:
+      "small-*": {input_tokens: 10 per 1_000_000, output_tokens: 10 per 1_000_000}
+      "large-*": {input_tokens: 50 per 1_000_000, output_tokens: 50 per 1_000_000}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+plans:
+  pro: {price: {amount_cents: 0, interval: month}, budget: {amount_cents: BUDGET}}
+"""
+PRICED: Final = """
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  out: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 5.005 per 1000}}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 2_000_000}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: BUDGET}
+    subjects: {user: {budget: {amount_cents: OWN}}}
+    meters: {output_tokens: {included: 0, overage: {bill: {price: prices.out}}}}
+"""
+LIMIT: Final = 10_000_000
+USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})
+
+
+def streaming(ending: asyncio.Event) -> ASGIApp:
+    """An app that streams as many tokens of a model as headers say, and ends when it may."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        headers = dict(scope["headers"])
+        said = {"id": "1", "model": headers[b"x-model"].decode(), "choices": []}
+        usage = chat_usage(1, int(headers[b"x-tokens"]))
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        for piece in (chat(None, **said), chat(None, **said, usage=usage)):
+            await send({"type": "http.response.body", "body": sse(piece), "more_body": True})
+            await ending.wait()
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    return app
+
+
+async def spend_of(at: Served) -> int:
+    return (await at.counted(meter="spend"))[0]
+
+
+async def of_user(at: Served, user: str) -> int | None:
+    """What a user has spend_of."""
+    return {one.subject: one.spent_micros for one in await at.kit.usage("acme", by="user")}[user]
+
+
+async def test_i3_racing_answers_do_not_overshoot_a_budget(store_url: str) -> None:
+    ending, calls = asyncio.Event(), drawn(11, 250, "any")
+    plans = PRICED.replace("BUDGET", "1000").replace("OWN", "5000").replace("included: 0", "included: 5000")
+    async with metered(answering(ending.wait), store_url, plans=plans) as at:
+        served, refused = await race(at, ending, calls, [tokens for _, tokens in calls])
+        assert await spend_of(at) == (served - 5000) * 30 <= LIMIT
+        # Nothing was refused that fitted: ten dollars and what is included are 338,333 tokens.
+        assert 338_333 - served < refused
+
+
+@pytest.mark.parametrize(("budget", "balance"), [("1000", 50), ("5000", 10)])
+async def test_i3_answers_of_two_models_stay_in_budget_and_balance(
+    store_url: str, budget: str, balance: int
+) -> None:
+    """I3: ten dollars are spent to the last call that fits, whether the budget or the balance ends first."""
+    ending, calls = asyncio.Event(), drawn(13, 200, "small-1", "large-1")
+    async with metered(answering(ending.wait), store_url, plans=MONEY.replace("BUDGET", budget)) as at:
+        await give(at, balance)
+        costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
+        # One token goes in: what is held for the answer has room for it.
+        served, refused = await race(at, ending, calls, costs, room=1)
+        assert await spend_of(at) == served <= LIMIT
+        left = (await at.kit.usage("acme"))["balance_micros"]["usd"]
+        assert left == balance * 1_000_000 - served >= 0
+        assert LIMIT - served < refused
+
+
+async def test_i3_streams_paid_by_a_balance_stay_in_a_users_budget(store_url: str) -> None:
+    """I3: a user's ten dollars, of fifty that the customer has."""
+    ending, calls = asyncio.Event(), drawn(19, 200, "small-1", "large-1")
+    plans = MONEY.replace("BUDGET}", "5000}, subjects: {user: {budget: {amount_cents: 1000}}}")
+    async with metered(streaming(ending), store_url, plans=plans, who=USERS) as at:
+        await give(at, 50)
+        at.client.headers["x-user-id"] = "u_7"
+        costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
+        served, refused = await race(at, ending, calls, costs, room=1)
+        assert await of_user(at, "u_7") == await spend_of(at) == served <= LIMIT
+        assert LIMIT - served < refused
+        assert (await at.kit.usage("acme"))["balance_micros"]["usd"] == 50_000_000 - served
+
+
+@pytest.mark.parametrize(("budget", "own"), [(1000, 5000), (5000, 1000)])
+async def test_i3_streams_of_priced_models_stay_in_both_budgets(
+    store_url: str, budget: int, own: int
+) -> None:
+    """I3: ten dollars are spent to the last stream that fits, whether they are the customer's or a user's."""
+    ending, calls = asyncio.Event(), drawn(17, 300, "small-1", "large-1", "other")
+    plans = PRICED.replace("BUDGET", f"{budget}").replace("OWN", f"{own}")
+    async with metered(streaming(ending), store_url, plans=plans, who=USERS) as at:
+        at.client.headers["x-user-id"] = "u_7"
+        # In hundredths of a micro-dollar a token.
+        prices = {"small-1": 1000, "large-1": 5005, "other": 3000}
+        costs = [prices[model] * tokens for model, tokens in calls]
+        served, refused = await race(at, ending, calls, costs)
+        # Rounded up once for a customer, and down once for a user.
+        assert await spend_of(at) == -(-served // 100) <= budget * 10_000
+        assert await of_user(at, "u_7") == served // 100 <= own * 10_000
+        # Of three models, each may be rounded up while streams are open.
+        assert LIMIT - served // 100 - 3 < -(-refused // 100)
+        # Another user has a budget of its own, inside the customer's.
+        at.client.headers["x-user-id"] = "u_8"
+        again = await ask(at, 4000, model="large-1", said="large-1")
+        assert again == (402 if budget < own else 200)
+
+
+async def test_a_request_is_held_at_the_price_of_its_model(store_url: str) -> None:
+    ending = asyncio.Event()
+    ending.set()
+    plans = PRICED.replace("BUDGET", "1000").replace("OWN", "1000")
+    held = {"large-1": 199_800, "small-1": 1_000_000, "llama": 333_333, None: 199_800}
+    async with metered(streaming(ending), store_url, plans=plans) as at:
+        for model, most in held.items():
+            assert await ask(at, 0, model=model, said="small-1", at_most=most + 1) == 402, model
+            assert await ask(at, 0, model=model, said="small-1", at_most=most) == 200, model
+        # What the answer names counts, whatever was asked for.
+        assert await ask(at, 1000, model="small-1", said="large-1", at_most=1000) == 200
+        assert await spend_of(at) == 50_050

@@ -257,10 +257,8 @@ def recording(figures: dict[str, int], *, late: bool) -> ASGIApp:
     return app
 
 
-PLAIN: Final = MONEY_PLANS.replace(
-    "plans:\n",
-    '  - {match: "POST /plain"}\n  - {match: "POST /own", model: gpt-4o, usage: auto}\nplans:\n',
-    1,
+PLAIN: Final = MONEY_PLANS + (
+    '  - {match: "POST /plain"}\n  - {match: "POST /own", model: gpt-4o, usage: auto}\n'
 )
 
 

@@ -1,7 +1,5 @@
 """Websockets: decided when they open and per message, looked at every minute, closed with 1008."""
 
-# Internals: how long a socket may wait is a constant.
-
 from __future__ import annotations
 
 import asyncio
@@ -12,11 +10,8 @@ import pytest
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from drivers.app import served
-from drivers.delivery import NOW
+from drivers.plans import completed
 from faults.refusals import eventually
-from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.asgi import websocket
-from meterkit.testing import Clock
 from servers.stores import spawn_server
 
 if TYPE_CHECKING:
@@ -30,9 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests: {unit: request}
   messages: {unit: message}
@@ -45,7 +37,6 @@ routes:
   - {match: "WS /shadow", per_message: {messages: 1}, enforcement: shadow}
   - {match: "WS /strict", per_message: {messages: 1}, on_store_failure: deny}
   - {match: "WS /always", always: true, consume: {requests: 1}, per_message: {messages: 1}}
-  - {match: "*", consume: {requests: 1}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -53,12 +44,8 @@ plans:
       requests: {rate: 20/hour, concurrency: 2, included: 10, overage: deny}
       messages: {rate: 8/hour, included: 5, overage: deny}
 """
-CONNECT = {"type": "websocket.connect"}
+CONNECT: Message = {"type": "websocket.connect"}
 ANSWERS: Final[dict[str, dict[str, str]]] = {"websocket.http.response": {}}
-
-
-def put(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 class Socket:
@@ -69,22 +56,17 @@ class Socket:
         task: the app.
     """
 
-    def __init__(self, app: ASGIApp, path: str, *, customer: str | None, extensions: Any) -> None:
-        headers = [] if customer is None else [(b"x-customer-id", customer.encode())]
-        self.scope: Scope = {
+    def __init__(self, app: ASGIApp, path: str, *, query: bytes = b"", extensions: Any = None) -> None:
+        scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "path": path,
-            "headers": headers,
-            "extensions": extensions,
         }
+        scope |= {"headers": [(b"x-customer-id", b"acme")], "query_string": query, "extensions": extensions}
         self.sent: list[Message] = []
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
         self._incoming.put_nowait(CONNECT)
-        self.task = asyncio.create_task(self._run(app))
-
-    async def _run(self, app: ASGIApp) -> None:
-        await app(self.scope, self._incoming.get, self._send)
+        self.task = asyncio.ensure_future(app(scope, self._incoming.get, self._send))
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -92,9 +74,10 @@ class Socket:
             # As servers do: the app hears of it, whoever closes.
             self._incoming.put_nowait({"type": "websocket.disconnect", "code": message["code"]})
 
-    def say(self, text: str) -> None:
-        """Have the client send a message."""
-        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
+    def say(self, *texts: str) -> None:
+        """Have the client send messages."""
+        for text in texts:
+            self._incoming.put_nowait({"type": "websocket.receive", "text": text})
 
     async def leave(self) -> None:
         """Have the client close, and wait until the app has ended."""
@@ -113,12 +96,14 @@ class Socket:
         return [message["type"] for message in self.sent]
 
 
+def closed(reason: str) -> Message:
+    return {"type": "websocket.close", "code": 1008, "reason": reason}
+
+
 @asynccontextmanager
-async def opened(
-    at: Served, path: str = "/live", *, customer: str | None = "acme", extensions: Any = None
-) -> AsyncGenerator[Socket]:
+async def opened(at: Served, path: str = "/live", **options: Any) -> AsyncGenerator[Socket]:
     """A websocket that was opened, or refused."""
-    socket = Socket(at.app, path, customer=customer, extensions=extensions)
+    socket = Socket(at.app, path, **options)
     await eventually(lambda: bool(socket.sent) or socket.task.done())
     try:
         yield socket
@@ -138,8 +123,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_each_message_is_counted_before_the_app_has_it() -> None:
     async with served(echo, plans=PLANS) as at, opened(at) as socket:
-        for number in range(3):
-            socket.say(str(number))
+        socket.say(*map(str, range(3)))
         await eventually(lambda: len(socket.heard()) == 3)
         assert await at.counted(meter="messages") == (3, 0)
         assert dict(socket.sent[0]["headers"])[b"ratelimit-policy"].startswith(b'"requests-1h"')
@@ -149,12 +133,11 @@ async def test_i3_a_flooding_client_gets_no_more_than_its_plan() -> None:
     async with served(echo, plans=PLANS) as at:
         async with opened(at) as first, opened(at) as second:
             for socket in (first, second):
-                for number in range(100):
-                    socket.say(str(number))
+                socket.say(*map(str, range(100)))
             await asyncio.wait([first.task, second.task], timeout=300)
         assert len(first.heard()) + len(second.heard()) == 5
         for socket in (first, second):
-            assert {"type": "websocket.close", "code": 1008, "reason": "messages-period"} in socket.sent
+            assert closed("messages-period") in socket.sent
         assert await at.counted(meter="messages") == (5, 0)
         assert await at.counted() == (2, 0)
 
@@ -169,32 +152,24 @@ async def test_nothing_is_sent_after_a_close() -> None:
             await send({"type": "websocket.send", "text": "too late"})
 
     async with served(app, plans=PLANS) as at, opened(at) as socket:
-        for number in range(9):
-            socket.say(str(number))
+        socket.say(*map(str, range(9)))
         await socket.task
     assert socket.kinds() == ["websocket.accept", "websocket.close"]
 
 
-async def test_where_the_server_can_it_is_refused_like_a_request() -> None:
+async def test_it_is_refused_like_a_request_where_the_server_can() -> None:
     async with served(echo, plans=PLANS) as at:
         async with opened(at, "/feature", extensions=ANSWERS) as socket:
-            pass
-        start, body = socket.sent
+            start, body = socket.sent
         assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
         assert (b"content-type", b"application/problem+json") in start["headers"]
         assert body["type"] == "websocket.http.response.body"
         assert b'"feature":"live"' in body["body"]
+        others: tuple[Any, ...] = (None, {"http.response.push": {}})
+        for extensions in others:
+            async with opened(at, "/feature", extensions=extensions) as socket:
+                assert socket.sent == [closed("Feature Not In Plan")]
         assert await at.counted() == (0, 0)
-
-
-@pytest.mark.parametrize("extensions", [None, {"http.response.push": {}}])
-async def test_where_the_server_cannot_it_is_closed(extensions: Any) -> None:
-    async with (
-        served(echo, plans=PLANS) as at,
-        opened(at, "/feature", extensions=extensions) as socket,
-    ):
-        pass
-    assert socket.sent == [{"type": "websocket.close", "code": 1008, "reason": "Feature Not In Plan"}]
 
 
 async def test_concurrency_counts_open_websockets() -> None:
@@ -210,37 +185,41 @@ async def test_concurrency_counts_open_websockets() -> None:
         assert await at.counted() == (3, 0)
 
 
-async def rejecting(_: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send({"type": "websocket.close", "code": 1000})
+START: Message = {"type": "websocket.http.response.start", "status": 200, "headers": []}
+BODY: Message = {"type": "websocket.http.response.body", "body": b""}
 
 
-async def answering(_: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send({"type": "websocket.http.response.start", "status": 200, "headers": []})
-    await send({"type": "websocket.http.response.body", "body": b""})
+@pytest.mark.parametrize(
+    ("messages", "recorded"),
+    [
+        ([{"type": "websocket.close", "code": 1000}], 0),
+        ([START, BODY], 1),
+        ([{"type": "websocket.accept"}], 0),
+    ],
+    ids=["rejecting", "answering", "raising"],
+)
+async def test_what_did_not_succeed_is_not_billed(messages: list[Message], recorded: int) -> None:
+    raises = messages[0]["type"] == "websocket.accept"
 
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        for message in messages:
+            await send(message)
+        if raises:
+            raise RuntimeError("broken")
 
-async def raising(_: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send({"type": "websocket.accept"})
-    raise RuntimeError("broken")
-
-
-@pytest.mark.parametrize(("app", "recorded"), [(rejecting, 0), (answering, 1), (raising, 0)])
-async def test_what_did_not_succeed_is_not_billed(app: ASGIApp, recorded: int) -> None:
     async with served(app, plans=PLANS) as at:
         for path in ("/listen", "/attempt"):
             async with opened(at, path) as socket:
                 await asyncio.wait([socket.task])
-                assert isinstance(socket.task.exception(), RuntimeError) == (app is raising)
+                assert isinstance(socket.task.exception(), RuntimeError) is raises
         assert await at.counted() == (recorded + 1, 0)
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every few milliseconds in place of every minute."""
-    monkeypatch.setattr(websocket, "_LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.005)
 
 
 @pytest.mark.usefixtures("soon")
@@ -249,7 +228,7 @@ async def test_i4_a_customer_who_is_suspended_is_disconnected() -> None:
         assert socket.is_open
         await at.kit.customers.set_status("acme", "unpaid")
         await eventually(lambda: not socket.is_open)
-        assert socket.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "suspended"}
+        assert socket.sent[-1] == closed("suspended")
         assert always.is_open
         await socket.task
 
@@ -280,26 +259,19 @@ async def test_looking_counts_nothing_and_does_not_mind_rates(monkeypatch: pytes
 
 async def test_in_shadow_nothing_is_closed_and_all_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     async with served(echo, plans=PLANS) as at, opened(at, "/shadow") as socket:
-        for number in range(7):
-            socket.say(str(number))
+        socket.say(*map(str, range(7)))
         await eventually(lambda: len(socket.heard()) == 7)
         assert socket.is_open
         assert await at.counted(meter="messages") == (7, 0)
-    said = [
-        line for line in caplog.messages if line.startswith("would be refused, but enforcement is shadow")
-    ]
-    assert len(said) == 2
-    assert "customer='acme'" in said[0]
-    assert "limit='messages-period'" in said[0]
+    first, _ = [line for line in caplog.messages if line.startswith("would be refused, but enforcement is")]
+    assert "customer='acme'" in first
+    assert "limit='messages-period'" in first
 
 
-async def test_i9_without_the_store_messages_pass_by_the_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    settings = {"store_timeout": 0.2}
+async def test_i9_without_the_store_messages_pass_by_the_line(caplog: pytest.LogCaptureFixture) -> None:
     with spawn_server() as server:
         async with (
-            served(echo, plans=PLANS, redis_url=server.url, settings=settings) as at,
+            served(echo, plans=PLANS, redis_url=server.url, settings={"store_timeout": 0.2}) as at,
             opened(at) as allowed,
             opened(at, "/strict") as strict,
         ):
@@ -308,8 +280,7 @@ async def test_i9_without_the_store_messages_pass_by_the_line(
                 socket.say("anybody?")
             await eventually(lambda: allowed.heard() == ["anybody?"] and not strict.is_open)
             assert allowed.is_open
-            assert strict.heard() == []
-            assert strict.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "store"}
+            assert (strict.heard(), strict.sent[-1]) == ([], closed("store"))
     assert "requests are decided without the store" in caplog.text
 
 
@@ -332,8 +303,7 @@ async def starlettes(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_the_opening_is_billed_where_the_app_raises_a_leave() -> None:
     async with served(starlettes, plans=PLANS) as at:
         async with opened(at) as closed_here:
-            for number in range(6):
-                closed_here.say(str(number))
+            closed_here.say(*map(str, range(6)))
             await asyncio.wait([closed_here.task])
             assert isinstance(closed_here.task.exception(), WebSocketDisconnect)
         async with opened(at) as left:
@@ -364,23 +334,19 @@ async def test_a_message_is_not_lost_to_an_app_that_gives_up() -> None:
 
     async with served(impatient, plans=PLANS) as at:
         async with opened(at) as socket:
-            for text in ("one", "two"):
-                socket.say(text)
+            socket.say("one", "two")
             await eventually(lambda: heard == ["one", "two"])
         assert await at.counted(meter="messages") == (2, 0)
 
 
 async def test_i4_an_open_websocket_goes_by_the_plans_file_of_now(tmp_path: Path) -> None:
     path = tmp_path / "plans.yaml"
-    put(path, PLANS)
-    kit = MeterKit(path, redis_url="memory://", clock=Clock(NOW), shards=4, flush=False)
-    wrapped = MeterMiddleware(echo, kit=kit, identify=identify.header("x-customer-id"))
-    async with kit:
-        socket = Socket(wrapped, "/live", customer="acme", extensions=None)
-        put(path, PLANS.replace("rate: 8/hour, included: 5", "included: 7"))
-        assert await kit.reload()
-        for number in range(9):
-            socket.say(str(number))
+    path.write_text(completed(PLANS))
+    async with served(echo, plans=path) as at:
+        socket = Socket(at.app, "/live")
+        path.write_text(completed(PLANS.replace("rate: 8/hour, included: 5", "included: 7")))
+        assert await at.kit.reload()
+        socket.say(*map(str, range(9)))
         await asyncio.wait([socket.task])
         assert len(socket.heard()) == 7
 
