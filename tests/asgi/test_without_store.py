@@ -1,35 +1,43 @@
-"""While the store is away, requests are limited in this process, by what is known of their customer."""
+"""While the store is away, requests are limited in this process; what it decided too late is given back."""
+
+# pyright: reportPrivateUsage=false
+# Whether the last late reply has come is asked of the connections, which nothing shows.
 
 from __future__ import annotations
 
 import asyncio
 import json
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import httpx
 import pytest
 
 import meterkit
+from drivers.app import HEADERS
+from drivers.delivery import NOW
+from drivers.llm_apps import answering, openai_stream
 from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
+from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.errors import StoreError
 from meterkit.testing import Clock
-from tokens.recordings import JSON_TYPE, compact
+from tokens.recordings import JSON_TYPE, chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from meterkit import MeterKit
     from servers.stores import Server
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = pytest.mark.anyio
 
 PLANS = """
 schema: 1
 currency: usd
 default_plan: free
-anonymous: {plan: free, by: ip}
 meters:
   requests: {unit: request}
   output_tokens: {unit: token}
@@ -71,10 +79,8 @@ class Outage:
     """A kit that has lost its store, or will."""
 
     def __init__(self, kit: MeterKit, proxy: TcpProxy, clock: Clock) -> None:
-        self.kit = kit
-        self.app = metered(kit)
-        self.clock = clock
-        self._proxy = proxy
+        self.kit, self.clock, self._proxy = kit, clock, proxy
+        self.app: Any = metered(kit)
 
     @property
     def lane(self) -> Any:
@@ -100,8 +106,7 @@ class Outage:
         client = Client(self.app)
         status = await client.get(customer, path)
         headers = {name.decode(): value.decode() for name, value in client.messages[0]["headers"]}
-        body = b"".join(message.get("body", b"") for message in client.messages)
-        return status, headers, json.loads(body) if body.startswith(b"{") else {}
+        return status, headers, json.loads(client.messages[1]["body"])
 
 
 @asynccontextmanager
@@ -153,18 +158,16 @@ async def test_what_fails_without_the_store_is_rated_and_not_billed(valkey: Serv
 
 
 async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -> None:
-    usage = {"prompt_tokens": 1, "completion_tokens": 60, "total_tokens": 61}
-    answer = compact({"object": "chat.completion", "model": "m", "choices": [], "usage": usage})
+    said = compact(chat(None, usage=chat_usage(1, 60)))
 
-    async def chat(scope: Any, receive: Any, send: Any) -> None:
-        del scope, receive
+    async def answers(_scope: Any, _receive: Any, send: Any) -> None:
         headers = [(b"content-type", JSON_TYPE.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": said})
 
     async with outage(valkey) as store:
         await store.begins()
-        store.app = metered(store.kit, chat)
+        store.app = metered(store.kit, answers)
         assert await store.statuses("acme", 3, "/chat") == [200, 429, 429]
         store.clock.advance(timedelta(hours=2))
         assert await store.get("acme", "/chat") == 200
@@ -172,16 +175,13 @@ async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -
         assert await used(store.kit, "acme", "output_tokens") == (120, 0)
 
 
-async def test_i11_an_attempt_is_settled_once_before_the_app_runs(
-    valkey: Server,
-) -> None:
+async def test_i11_an_attempt_is_settled_once_before_the_app_runs(valkey: Server) -> None:
     waiting: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         waiting.append(store.lane.unsettled)
         if scope["path"] == "/tries/more":
-            meterkit.record("calls", 10)
-            meterkit.record("requests", 10)
+            meterkit.record(calls=10, requests=10)
         if scope["path"] == "/tries/fails":
             raise RuntimeError(scope["path"])
         await answer_ok(scope, receive, send)
@@ -194,17 +194,14 @@ async def test_i11_an_attempt_is_settled_once_before_the_app_runs(
         for path in ("/tries/", "/tries/more", "/tries/fails", "/tries/"):
             with suppress(RuntimeError):
                 assert await store.get("acme", path) == 200
-        assert await store.get("acme", "/tries/") == 200
-        assert await store.get("acme", "/tries/") == 429
+        assert await store.statuses("acme", 2, "/tries/") == [200, 429]
         assert waiting == [1, 2, 4, 5, 6]  # What the app has recorded waits besides.
         await store.ends()
         meters = (await store.kit.usage("acme"))["meters"]
         assert [meters[name]["recorded"] for name in ("calls", "requests")] == [1 + 5 + 10, 10]
 
 
-async def test_i3_known_suspensions_and_features_still_refuse(
-    valkey: Server,
-) -> None:
+async def test_i3_known_suspensions_and_features_still_refuse(valkey: Server) -> None:
     async with outage(valkey) as store:
         for customer in ("owes", "pays"):
             await store.kit.customers.set_plan(customer, "pro")
@@ -213,10 +210,8 @@ async def test_i3_known_suspensions_and_features_still_refuse(
         for customer, path in (("free", "/"), ("refused", "/exports")):
             await store.get(customer, path)
         await store.begins()
-        assert await store.get("pays") == 200
-        assert await store.get("pays", "/exports") == 200
-        assert await store.get("free", "/exports") == 403
-        assert await store.get("refused", "/exports") == 403
+        assert [await store.get("pays", path) for path in ("/", "/exports")] == [200, 200]
+        assert [await store.get(customer, "/exports") for customer in ("free", "refused")] == [403, 403]
         # It may be one who pays.
         assert await store.statuses("unknown", 6, "/exports") == [200] * 5 + [429]
         status, _, problem = await store.asked("owes")
@@ -224,9 +219,7 @@ async def test_i3_known_suspensions_and_features_still_refuse(
         assert await store.get("owes", "/billing/portal") == 200
 
 
-async def test_i3_who_was_out_of_credit_stays_refused(
-    valkey: Server,
-) -> None:
+async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
     async with outage(valkey) as store:
         for customer in ("poor", "rich"):
             await store.kit.grants.add(customer, {"coins": 1}, grant_id="first")
@@ -272,9 +265,182 @@ async def test_known_customers_are_bounded_and_the_quietest_goes(
     monkeypatch.setattr("meterkit.store.fallback._CUSTOMERS_MAX", 2)
     async with outage(valkey) as store:
         await store.begins()
-        assert await store.statuses("busy", 5) == [200] * 5
-        assert await store.statuses("quiet", 5) == [200] * 5
-        assert await store.get("busy") == 429
-        assert await store.get("third") == 200
-        assert await store.get("busy") == 429
-        assert await store.get("quiet") == 200
+        assert await store.statuses("busy", 5) == await store.statuses("quiet", 5) == [200] * 5
+        asked = [await store.get(customer) for customer in ("busy", "third", "busy", "quiet")]
+        assert asked == [429, 200, 429, 200]
+
+
+# Decisions that are heard too late: what they held, and what rates counted of it, is given back.
+
+
+LATE_PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests:      {unit: request}
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+routes:
+  - match: "/deny"
+    consume: {requests: 1}
+    usage: auto
+    reserve: &reserve {output_tokens: {from: max_tokens, default: 100, ceiling: 1000}}
+    on_store_failure: deny
+  - {match: "/allow", consume: {requests: 1}, usage: auto, reserve: *reserve, on_store_failure: allow}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:      {rate: 100/hour, concurrency: 5}
+      input_tokens:  {included: 100_000, overage: deny}
+      output_tokens: {rate: [5000/hour, 20_000/day], included: 100_000, overage: deny}
+"""
+RESERVED, SPENT, PROMPT = 400, 150, 4
+ASKED = [{"role": "user", "content": "0123456789ab"}]
+BODY = compact({"model": "m", "messages": ASKED, "max_tokens": RESERVED})
+Heard = Literal["made at once", "made late"]
+
+
+class Slow(TcpProxy):
+    """Keeps replies, or requests, until they are let through."""
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.replies = asyncio.Event()
+        self.replies.set()
+
+    async def keep(self, heard: Heard) -> None:
+        if heard == "made late":
+            await self.set("blackhole")
+        else:
+            self.replies.clear()
+
+    async def _pass_reply(self, chunk: bytes, to_client: asyncio.StreamWriter) -> bool:
+        await self.replies.wait()
+        return await super()._pass_reply(chunk, to_client)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """A kit over a slow network, and one that looks past it."""
+
+    kit: MeterKit
+    auditor: MeterKit
+    proxy: Slow
+    client: httpx.AsyncClient
+
+    async def left(self, meter: str = "output_tokens") -> int:
+        """How much more the customer may use now, over all limits."""
+        low, high = 0, 10_000
+        while low < high:
+            middle = (low + high + 1) // 2
+            is_allowed = (await self.auditor.check("acme", meter, middle)).allowed
+            low, high = (middle, high) if is_allowed else (low, middle - 1)
+        return low
+
+    async def is_held(self, heard: Heard) -> None:
+        """That the decision was made by now, or not yet."""
+
+        async def holds() -> bool:
+            _, held = await used(self.auditor, "acme", "output_tokens")
+            return held == (RESERVED if heard == "made at once" else 0)
+
+        await eventually(holds)
+
+    async def mended(self) -> None:
+        """Let through what was kept, and wait until it was heard and all is told to the store."""
+        lane = self.kit.store.lanes[asyncio.get_running_loop()]
+        connections: list[Any] = [*lane._reconnector._ended, lane._connection]
+        self.proxy.replies.set()
+        await self.proxy.set("pass")
+        await eventually(lambda: not any(link._pending for link in connections if link is not None))
+        await settled(self.kit)
+
+    async def comes_to(self, *, recorded: int, left: int, meter: str = "output_tokens") -> None:
+        """Wait until nothing is held, and so much is recorded and left."""
+
+        async def holds() -> bool:
+            await settled(self.kit)
+            return await used(self.auditor, "acme", meter) == (recorded, 0)
+
+        await eventually(holds)
+        assert await self.left(meter) == left
+
+
+@asynccontextmanager
+async def late(valkey: Server, *, timeout_s: float) -> AsyncGenerator[Late]:
+    """A model behind a kit that hears its store late."""
+    usage = chat_usage(PROMPT, SPENT)
+    model = answering([*openai_stream("Hello"), sse(chat(None, usage=usage))], "text/event-stream")
+    settings: dict[str, Any] = {"clock": Clock(NOW), "flush": False, "shards": 4}
+    async with (
+        Slow(valkey.port) as proxy,
+        MeterKit(loads(LATE_PLANS), redis_url=valkey.url, store_timeout=10.0, **settings) as auditor,
+        MeterKit(loads(LATE_PLANS), redis_url=proxy.url, store_timeout=timeout_s, **settings) as kit,
+    ):
+        for route in kit.catalog.routes:  # Known already: nothing but the decision is asked.
+            kit.store.cache.get("acme").prepare(route)
+        transport = httpx.ASGITransport(app=metered(kit, model))
+        async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:
+            yield Late(kit=kit, auditor=auditor, proxy=proxy, client=client)
+
+
+HEARD = pytest.mark.parametrize("heard", ["made at once", "made late"])
+
+
+@HEARD
+@pytest.mark.parametrize(
+    ("path", "status", "spent"), [("/allow", 200, (PROMPT, SPENT)), ("/deny", 503, (0, 0))]
+)
+async def test_a_request_served_without_an_answer_is_counted(
+    valkey: Server, heard: Heard, path: str, status: int, spent: tuple[int, int]
+) -> None:
+    async with late(valkey, timeout_s=0.2) as at:
+        await at.proxy.keep(heard)
+        assert (await at.client.post(path, content=BODY)).status_code == status
+        await at.is_held(heard)
+        await at.mended()
+        await at.comes_to(recorded=spent[1], left=5000 - spent[1])
+        assert await used(at.auditor, "acme", "input_tokens") == (spent[0], 0)
+        # Also a refused one was admitted, if nobody heard of it: the rate of requests counts it.
+        await at.comes_to(recorded=int(status == 200), left=99, meter="requests")
+
+
+@HEARD
+async def test_a_request_cancelled_before_its_decision_returns_all(valkey: Server, heard: Heard) -> None:
+    async with late(valkey, timeout_s=20.0) as at:
+        await at.proxy.keep(heard)
+        sent = at.proxy.requests
+        request = asyncio.create_task(at.client.post("/deny", content=BODY))
+        if heard == "made at once":
+            await eventually(lambda: at.proxy.requests > sent)
+        await at.is_held(heard)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await at.mended()
+        await at.comes_to(recorded=0, left=5000)
+        assert await used(at.auditor, "acme", "input_tokens") == (0, 0)
+
+
+@HEARD
+@pytest.mark.parametrize("ended", ["by the timeout", "by a cancellation"])
+async def test_a_late_reservation_holds_nothing(valkey: Server, heard: Heard, ended: str) -> None:
+    async with late(valkey, timeout_s=0.2 if ended == "by the timeout" else 20.0) as at:
+        assert (await at.kit.check("acme", "output_tokens")).allowed
+
+        async def reserve() -> None:
+            async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
+                raise AssertionError("it was not to begin")
+
+        await at.proxy.keep(heard)
+        asked = asyncio.create_task(reserve())
+        await asyncio.sleep(0)
+        if ended == "by a cancellation":
+            await at.is_held(heard)
+            asked.cancel()
+        (error,) = await asyncio.gather(asked, return_exceptions=True)
+        assert isinstance(error, StoreError | asyncio.CancelledError)
+        await at.is_held(heard)
+        await at.mended()
+        await at.comes_to(recorded=0, left=5000)
