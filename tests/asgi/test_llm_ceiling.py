@@ -18,7 +18,6 @@ from tokens.recordings import compact
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    import httpx
     from starlette.types import Receive, Scope, Send
 
     from drivers.app import Served
@@ -30,24 +29,15 @@ DEFAULT: Final = 100
 CEILING: Final = 1_000
 ABOVE: Final = "urn:meterkit:problem:request-above-ceiling"
 RESERVE: Final = f"default: {DEFAULT}, ceiling: {CEILING}"
+FROM: Final = f"reserve: {{output_tokens: {{from: max_tokens, {RESERVE}}}}}"
 PLANS: Final = f"""
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests:      {{unit: request}}
   output_tokens: {{unit: token}}
   pages:         {{unit: page}}
-features: [chat]
 routes:
-  - match: "/chat"
-    feature: chat
-    consume: {{requests: 1}}
-    reserve: {{output_tokens: {{from: max_tokens, {RESERVE}}}}}
-  - match: "/shadow"
-    consume: {{requests: 1}}
-    reserve: {{output_tokens: {{from: max_tokens, {RESERVE}}}}}
-    enforcement: shadow
+  - {{match: "/chat", consume: {{requests: 1}}, {FROM}}}
+  - {{match: "/shadow", consume: {{requests: 1}}, {FROM}, enforcement: shadow}}
   - match: "/gemini"
     reserve: {{output_tokens: {{from: generationConfig.maxOutputTokens, {RESERVE}}}}}
   - {{match: "/pages", reserve: {{pages: {{from: pages, default: 2, ceiling: 9}}}}}}
@@ -58,7 +48,6 @@ routes:
 plans:
   free:
     price: {{amount_cents: 0, interval: month}}
-    features: [chat]
     meters:
       requests:      {{rate: 1000/hour}}
       output_tokens: {{included: 2_000, overage: deny}}
@@ -66,29 +55,18 @@ plans:
 """
 
 
-class HoldingApp:
-    """Answers how much is held while it runs, and keeps the decisions about its requests."""
+@asynccontextmanager
+async def holding(url: str, *, plans: str = PLANS) -> AsyncGenerator[tuple[Served, list[Decision]]]:
+    """An app that answers how much is held while it runs, and the decisions about its requests."""
+    decisions: list[Decision] = []
 
-    def __init__(self) -> None:
-        self.decisions: list[Decision] = []
-        self.at: Served | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self.at is not None
-        self.decisions.append(current().decision)
-        meters = (await self.at.kit.usage("acme"))["meters"]
-        held = {name: meters[name]["held"] for name in ("output_tokens", "pages")}
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        decisions.append(current().decision)
+        held = {name: (await at.counted(meter=name))[1] for name in ("output_tokens", "pages")}
         await JSONResponse(held)(scope, receive, send)
 
-
-@asynccontextmanager
-async def holding(
-    url: str, *, plans: str = PLANS, **options: Any
-) -> AsyncGenerator[tuple[Served, HoldingApp]]:
-    app = HoldingApp()
-    async with metered(app, url, plans=plans, **options) as at:
-        app.at = at
-        yield at, app
+    async with metered(app, url, plans=plans) as at:
+        yield at, decisions
 
 
 async def outcome(
@@ -175,58 +153,50 @@ async def test_f20i_no_spelling_lowers_a_hold_or_passes_the_ceiling(store_url: s
         assert CEILING == await outcome(at, "/chat", packed[:-1], **coded)
 
 
-async def refused(at: Served, path: str = "/chat", **body: Any) -> httpx.Response:
-    return await at.client.post(path, json={"max_tokens": 99_999, "n": 2, **body})
+TOO_MUCH: Final = {"max_tokens": 99_999, "n": 2}
 
 
 async def test_f204_the_refusal_names_field_and_figures(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with holding(store_url) as (at, app):
-        answer = await refused(at)
+    async with holding(store_url) as (at, decisions):
+        answer = await at.client.post("/chat", json=TOO_MUCH)
         assert answer.status_code == 400
         assert answer.headers["x-should-retry"] == "false"
         said = answer.json()
         assert said.pop("instance").startswith("urn:uuid:")
+        detail = "max_tokens asks for 199998 (99999 for each answer); one request may ask for 1000 at most,"
         assert said == {
             "type": ABOVE,
             "title": "Request Above Ceiling",
             "status": 400,
-            "detail": (
-                "max_tokens asks for 199998 (99999 for each answer); one request may ask for 1000 at most,"
-                " all its answers together. Ask for less."
-            ),
+            "detail": f"{detail} all its answers together. Ask for less.",
             "field": "max_tokens",
             "asked": 199_998,
             "ceiling": 1_000,
         }
         await settled(at.kit)
-        assert app.decisions == []
+        assert decisions == []
         assert await at.counted() == await at.counted(meter="output_tokens") == (0, 0)
-    (line,) = [record for record in caplog.records if record.name == "meterkit.refusals"]
-    assert (
-        "customer='acme' plan='free' reason='request-above-ceiling' route='/chat' status=400"
-        in line.getMessage()
-    )
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "meterkit.refusals"]
+    assert "customer='acme' plan='free' reason='request-above-ceiling' route='/chat' status=400" in line
 
 
 async def test_f204_shadow_logs_the_request_and_serves_and_counts_it(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with holding(store_url) as (at, app):
-        answer = await refused(at, "/shadow")
+    async with holding(store_url) as (at, decisions):
+        answer = await at.client.post("/shadow", json=TOO_MUCH)
         assert (answer.status_code, answer.json()["output_tokens"]) == (200, CEILING)
         await settled(at.kit)
         assert await at.counted() == (1, 0)
-        (decision,) = app.decisions
-        assert (decision.allowed, decision.shadow, decision.reason) == (True, True, None)
-        assert decision.problem is not None
-        assert decision.problem.members == {"field": "max_tokens", "asked": 199_998, "ceiling": CEILING}
-    (line,) = [record for record in caplog.records if record.name == "meterkit.refusals"]
-    assert line.getMessage() == (
-        "would be refused, but enforcement is shadow: customer='acme' plan='free'"
-        " reason='request-above-ceiling' route='/shadow'"
-    )
+    (decision,) = decisions
+    assert (decision.allowed, decision.shadow, decision.reason) == (True, True, None)
+    assert decision.problem is not None
+    assert decision.problem.members == {"field": "max_tokens", "asked": 199_998, "ceiling": CEILING}
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "meterkit.refusals"]
+    said = "would be refused, but enforcement is shadow: customer='acme' plan='free'"
+    assert line == f"{said} reason='request-above-ceiling' route='/shadow'"
 
 
 async def test_f204_an_mcp_message_is_refused_in_its_own_form(store_url: str) -> None:
