@@ -1,17 +1,22 @@
-"""Answers of models over a websocket: OpenAI's Realtime API and Gemini Live."""
+"""What OpenAI-shaped answers and websockets of models count, and what they cost a balance in money."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.llm_apps import PLANS, metered, tokens
-from faults.refusals import settled
+from drivers.app import ignore, no_more
+from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
+from faults.refusals import eventually, settled
+from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
+from tokens.recordings import JSON_TYPE, SSE_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from starlette.types import Message, Receive, Scope, Send
 
@@ -28,13 +33,10 @@ SOCKETS = PLANS.replace(
 
 def done(name: str, entered: int, said: int, **more: Any) -> dict[str, Any]:
     """The end of an answer of the Realtime API."""
-    usage = {
-        "total_tokens": entered + said,
-        "input_tokens": entered,
-        "output_tokens": said,
-        "input_token_details": {"cached_tokens": 4, "text_tokens": entered, "audio_tokens": 0},
-    }
-    response = {"id": name, "object": "realtime.response", "status": "completed", "usage": usage, **more}
+    usage: dict[str, Any] = {"total_tokens": entered + said, "input_tokens": entered, "output_tokens": said}
+    details = {"cached_tokens": 4, "text_tokens": entered, "audio_tokens": 0}
+    response: dict[str, Any] = {"id": name, "object": "realtime.response", "status": "completed"}
+    response |= {"usage": {**usage, "input_token_details": details}, **more}
     return {"type": "response.done", "event_id": "e", "response": response}
 
 
@@ -42,10 +44,9 @@ def delta(text: str) -> dict[str, Any]:
     return {"type": "response.output_text.delta", "response_id": "r9", "delta": text}
 
 
-def turn(prompt: int, answer: int, thoughts: int = 0) -> dict[str, Any]:
+def turn(prompt: int, answer: int, **more: int) -> dict[str, Any]:
     """The figures of a turn of Gemini Live: the total is without the thoughts."""
     usage = {"promptTokenCount": prompt, "responseTokenCount": answer, "totalTokenCount": prompt + answer}
-    more = {"thoughtsTokenCount": thoughts} if thoughts else {}
     return {"usageMetadata": {**usage, **more}}
 
 
@@ -63,29 +64,30 @@ async def talk(
     query: str = "",
 ) -> None:
     """Open a websocket whose app sends events, and close it from the client's side."""
-    coming: list[Message] = [{"type": "websocket.connect"}]
-    coming += [
-        {"type": "websocket.receive", "text": one if isinstance(one, str) else json.dumps(one)}
-        for one in received
-    ]
-    coming.append({"type": "websocket.disconnect", "code": 1000})
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in received]
+    coming: list[Message] = [{"type": "websocket.receive", "text": text} for text in texts]
+    coming = [{"type": "websocket.connect"}, *coming, {"type": "websocket.disconnect", "code": 1000}]
 
     async def receive() -> Message:
         return coming.pop(0)
 
-    async def send(message: Message) -> None:
-        del message
-
-    scope = {
-        "type": "websocket",
-        "path": path,
-        "query_string": query.encode(),
-        "headers": [(b"x-customer-id", b"acme")],
-        "events": events,
-        "as_bytes": as_bytes,
-    }
-    await at.app(scope, receive, send)
+    scope: dict[str, Any] = {"type": "websocket", "path": path, "query_string": query.encode()}
+    scope |= {"headers": [(b"x-customer-id", b"acme")], "events": events, "as_bytes": as_bytes}
+    await at.app(scope, receive, ignore)
     await settled(at.kit)
+
+
+async def spent(at: Served, customer: str = "acme") -> int:
+    """What a customer's balance has paid, in millionths."""
+    return -sum(line.quantity for line in await at.kit.grants.ledger(customer) if line.entry == "burn")
+
+
+@asynccontextmanager
+async def funded(credit: str, plans: str) -> AsyncGenerator[Served]:
+    """A provider on websockets, and a customer who can pay."""
+    async with metered(provider, "memory://", plans=plans) as at:
+        await at.kit.grants.add("acme", {credit: 1000}, grant_id="one")
+        yield at
 
 
 async def provider(scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,17 +115,15 @@ async def test_each_answer_of_a_realtime_session_counts_once(path: str, as_bytes
 
 @pytest.mark.parametrize("path", ["/auto", "/gemini"])
 async def test_each_turn_of_gemini_live_counts(path: str) -> None:
-    events = [said("x" * 400), turn(522, 42, thoughts=136), said("y" * 400), turn(600, 10)]
+    events = [said("x" * 400), turn(522, 42, thoughtsTokenCount=136), said("y" * 400), turn(600, 10)]
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events)
         assert (1122, 42 + 136 + 10) == await tokens(at.kit)
 
 
 async def test_an_answer_that_the_close_cuts_off_is_estimated() -> None:
-    asked = {
-        "type": "conversation.item.create",
-        "item": {"content": [{"type": "input_text", "text": "a" * 80}]},
-    }
+    item = {"content": [{"type": "input_text", "text": "a" * 80}]}
+    asked = {"type": "conversation.item.create", "item": item}
     sound = {"type": "input_audio_buffer.append", "audio": "A" * 8_000}
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, "/gemini", [said("z" * 400)], received=[asked, sound])
@@ -146,9 +146,6 @@ async def test_an_error_within_is_not_heard_of_by_the_app(
 
 
 PRICED = """
-schema: 1
-currency: usd
-default_plan: free
 meters: {output_tokens: {unit: token}}
 prices: {output: {default: 4, models: {mini: 1, opus: 20}}}
 credits: {ai: {costs: {output_tokens: prices.output}}}
@@ -160,6 +157,7 @@ routes:
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
 """
+R1, R2 = done("r1", 1, 10), done("r2", 1, 10)
 
 
 def created(model: str | None, kind: str = "session.created", **more: Any) -> dict[str, Any]:
@@ -172,7 +170,7 @@ def update(model: str, **more: Any) -> dict[str, Any]:
     return {"type": "session.update", "session": {"model": model, **more}}
 
 
-TRANSCRIBED = {
+HEARD = {
     "type": "conversation.item.input_audio_transcription.completed",
     "item_id": "i1",
     "transcript": "four",
@@ -184,59 +182,167 @@ TRANSCRIBED = {
     ("path", "query", "received", "sent", "each"),
     [
         # OpenAI's Realtime API: the server has the last word, and the client may change the session.
-        ("/live", "", [update("mini")], [done("r1", 1, 10)], [1]),
-        ("/live", "model=opus", [update("opus")], [created("mini"), done("r1", 1, 10)], [1]),
-        ("/live", "model=mini", [update("mini")], [created("opus"), done("r1", 1, 10)], [20]),
-        (
-            "/live",
-            "",
-            [],
-            [created("mini"), done("r1", 1, 10), created("opus", "session.updated"), done("r2", 1, 10)],
-            [1, 20],
-        ),
-        ("/live", "model=opus", [update("mini")], [done("r1", 1, 10)], [20]),
-        ("/own", "model=opus", [update("opus")], [done("r1", 1, 10)], [1]),
-        ("/any", "model=mini", [], [done("r1", 1, 10)], [20]),
-        ("/live", "%ff=\xff&model=m%69ni", [], [done("r1", 1, 10)], [1]),
-        ("/live", "model=other", [], [done("r1", 1, 10)], [4]),
+        ("/live", "", [update("mini")], [R1], [1]),
+        ("/live", "model=opus", [update("opus")], [created("mini"), R1], [1]),
+        ("/live", "model=mini", [update("mini")], [created("opus"), R1], [20]),
+        ("/live", "", [], [created("mini"), R1, created("opus", "session.updated"), R2], [1, 20]),
+        ("/live", "model=opus", [update("mini")], [R1], [20]),
+        ("/own", "model=opus", [update("opus")], [R1], [1]),
+        ("/any", "model=mini", [], [R1], [20]),
+        ("/live", "%ff=\xff&model=m%69ni", [], [R1], [1]),
+        ("/live", "model=other", [], [R1], [4]),
         # Gemini Live: the client's first message.
         ("/auto", "", [{"setup": {"model": "models/mini"}}], [turn(1, 10)], [1]),
         ("/auto", "", [{"setup": {"model": "mini"}}, {"setup": {"model": "opus"}}], [turn(1, 10)], [20]),
         ("/auto", "", ['{"se\\u0074up": {"mod\\u0065l": "models/mini"}}'], [turn(1, 10)], [1]),
         # What cannot be read, or is no model.
-        ("/live", "", [update("mini" + "x" * 2_000_000)], [done("r1", 1, 10)], [20]),
-        ("/live", "", [{"setup": None}, {"setup": {"model": 7}}], [done("r1", 1, 10)], [20]),
+        ("/live", "", [update("mini" + "x" * 2_000_000)], [R1], [20]),
+        ("/live", "", [{"setup": None}, {"setup": {"model": 7}}], [R1], [20]),
     ],
 )
 async def test_a_socket_answer_costs_the_model_of_its_session(
-    path: str,
-    query: str,
-    received: Sequence[dict[str, Any] | str],
-    sent: Sequence[dict[str, Any]],
-    each: Sequence[int],
+    path: str, query: str, received: Any, sent: Sequence[dict[str, Any]], each: Sequence[int]
 ) -> None:
     """F-211."""
-    async with metered(provider, "memory://", plans=PRICED) as at:
-        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+    async with funded("ai", PRICED) as at:
         await talk(at, path, sent, received=received, query=query)
-        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
-        assert sum(spent) == sum(10 * one * 10**6 for one in each)
+        assert await spent(at) == sum(10 * one * 10**6 for one in each)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+async def test_what_the_client_says_costs_its_transcriber(*, is_server: bool) -> None:
+    session: dict[str, Any] = {"input_audio_transcription": {"model": "mini"}}
+    if is_server:
+        session = {"audio": {"input": {"transcription": {"model": "mini"}}}}
+    received = [] if is_server else [update("opus", **session)]
+    sent = [created("opus", **session)] if is_server else []
+    async with funded("ai", PRICED) as at:
+        await talk(at, "/live", [*sent, HEARD], received=received)
+        assert await spent(at) == 10 * 10**6
+
+
+# F-210, F-212, F-213, F-216: what OpenAI-shaped answers cost a balance in money, to the micro-dollar.
+# F-215, F-218: what OpenAI's websockets report beside tokens of answers.
+CHARGES: Final = """
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+  input_audio_tokens: {unit: token}
+  output_image_tokens: {unit: token}
+  web_searches: {unit: search}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+routes:
+  - {match: "POST /auto", usage: auto}
+  - {match: "POST /mistral", usage: mistral}
+  - {match: "WS /auto", usage: auto}
+  - {match: "WS /openai", usage: openai}
+"""
+PAID: Final = {name: floor(payload.micros) for name, payload in PAYLOADS.items() if name != "batch"}
+
+
+async def payload_provider(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the payload that the request names, in two pieces."""
+    payload = PAYLOADS[json.loads(await read_all(receive))["payload"]]
+    middle, kind = len(payload.body) // 2, SSE_TYPE if payload.is_stream else JSON_TYPE
+    await answering([payload.body[:middle], payload.body[middle:]], kind)(scope, no_more, send)
+
+
+async def ask(at: Served, word: str, name: str) -> int:
+    """Ask for a payload as a customer of its own; what that costs."""
+    customer, payload = name.replace(" ", "-"), PAYLOADS[name]
+    await at.kit.grants.add(customer, {"usd": 100}, grant_id="1")
+    asked = {"model": payload.asked, "payload": name}
+    sent = await at.client.post(f"/{word}", json=asked, headers={"x-customer-id": customer})
+    assert sent.content == payload.body
+    await settled(at.kit)
+    return await spent(at, customer)
+
+
+@pytest.mark.parametrize("word", ["auto", "mistral"])
+async def test_each_answer_costs_what_its_provider_asks(word: str) -> None:
+    async with metered(payload_provider, "memory://", plans=CHARGES) as at:
+        assert {name: await ask(at, word, name) for name in PAID} == PAID
+        heard = (await at.kit.usage("chat-with-sound"))["meters"]
+        assert heard["input_audio_tokens"]["recorded"] == 800
+        drawn = (await at.kit.usage("image-tool"))["meters"]
+        assert (drawn["input_tokens"]["recorded"], drawn["output_image_tokens"]["recorded"]) == (1850, 7024)
+        assert (await at.kit.usage("searches"))["meters"]["web_searches"]["recorded"] == 2
+
+
+async def test_a_batch_costs_what_batches_cost_once(store_url: str) -> None:
+    async with metered(payload_provider, store_url, plans=CHARGES) as at:
+
+        async def is_charged() -> bool:
+            return await spent(at, "batch") == 1_125
+
+        for _ in range(2):
+            await ask(at, "auto", "batch")
+            await eventually(is_charged)
+
+
+async def test_a_line_of_a_batch_costs_what_batches_cost() -> None:
+    line: dict[str, Any] = {"custom_id": "a", "response": {"status_code": 200, "body": response()}}
+    async with funded("usd", CHARGES) as at:
+        found = await at.kit.record_usage("acme", line, call_id="batch_1")
+        assert found is not None
+        # Half of 1000 * 1.25 + 100 * 10
+        assert found.cost_micros == found.charged_micros == await spent(at) == 1_125
+
+
+# F-215, F-218: what OpenAI's websockets report beside tokens of answers.
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+async def test_each_transcription_of_what_a_user_says_counts_once(path: str) -> None:
+    events = [TRANSCRIBED, TRANSCRIBED, done("r1", 40, 10), {**TRANSCRIBED, "item_id": "item_2"}, TRANSCRIBED]
+    async with funded("usd", CHARGES) as at:
+        await talk(at, path, events)
+        assert await tokens(at.kit, "input_tokens", "output_tokens", "input_audio_tokens") == (320, 50, 260)
+
+
+NAMED: Final = {"audio": {"input": {"transcription": {"model": "gpt-4o-transcribe"}}}}
 
 
 @pytest.mark.parametrize(
-    ("session", "is_server"),
+    ("path", "query", "session", "micros"),
     [
-        ({"audio": {"input": {"transcription": {"model": "mini"}}}}, True),
-        ({"input_audio_transcription": {"model": "mini"}}, False),
+        # 130 * 6 + 10 * 2.5 + 20 * 10, whatever model answers
+        ("/auto", "model=gpt-realtime", {"model": "gpt-realtime", **NAMED}, 1_005),
+        ("/openai", "intent=transcription", {"type": "transcription", **NAMED}, 1_005),
+        ("/auto", "intent=transcription&deployment=gpt-4o-transcribe", {"type": "transcription"}, 1_005),
+        # Another model than the one that answers, without a name.
+        ("/openai", "model=gpt-realtime", {"model": "gpt-realtime"}, 0),
+        ("/auto", "model=gpt-realtime", None, 0),
     ],
 )
-async def test_what_the_client_says_costs_its_transcriber(
-    session: dict[str, Any], *, is_server: bool
+async def test_a_transcription_costs_its_sessions_model(
+    path: str, query: str, session: dict[str, Any] | None, micros: int
 ) -> None:
-    received = [] if is_server else [update("opus", **session)]
-    sent = [created("opus", **session)] if is_server else []
-    async with metered(provider, "memory://", plans=PRICED) as at:
-        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
-        await talk(at, "/live", [*sent, TRANSCRIBED], received=received)
-        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
-        assert spent == [10 * 10**6]
+    begun = [] if session is None else [{"type": "session.created", "session": session}]
+    async with funded("usd", CHARGES) as at:
+        await talk(at, path, [*begun, TRANSCRIBED], query=query)
+        assert await spent(at) == micros
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+@pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 2_250), (1, 16_666)])
+async def test_a_live_session_costs_its_length_and_what_it_has_asked(
+    path: str, left_after: int, micros: int
+) -> None:
+    session: Any = PAYLOADS["live session"].said
+    first, second, closed = session
+    asked: Any = PAYLOADS["response in a live session"].said
+    # 20, 45 and 60 seconds at 3 dollars an hour; and 1000 * 1.25 + 100 * 10
+    events = [first, asked[1], second, closed][:left_after]
+    async with funded("usd", CHARGES) as at:
+        await talk(at, path, events, query="model=gpt-live-1")
+        assert await spent(at) == micros
+
+
+async def test_a_response_over_a_websocket_has_its_tools() -> None:
+    painted = {"type": "response.completed", "response": PAYLOADS["image tool"].said}
+    plain = {"type": "response.completed", "response": {**response(), "id": "resp_2"}}
+    async with funded("usd", CHARGES) as at:
+        await talk(at, "/auto", [painted, painted, plain])
+        assert await spent(at) == 226_270 + 2_250
