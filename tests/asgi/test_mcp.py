@@ -1,26 +1,58 @@
 """Tools of MCP servers, one line each: driven by the real servers and the real client."""
 
+# Internals: pure tables of bytes; a server shows each only as a count.
+
 from __future__ import annotations
 
+import gzip
 import json
 from base64 import b64decode
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 import httpx
 import pytest
 from mcp import MCPError
 
-from drivers.app import answering, served
-from drivers.mcp_apps import HOSTILE, PING, PLANS, SEARCH, SERVERS, Ran, agent, serving
+from drivers.app import answering, http_scope, ignore, served
+from drivers.llm_apps import answering as in_pieces
+from drivers.mcp_apps import (
+    COMPLETE,
+    FAILED,
+    HOSTILE,
+    INTERIM,
+    JSON,
+    LARGE,
+    LOG,
+    PING,
+    PLANS,
+    SEARCH,
+    SERVERS,
+    SSE,
+    Ran,
+    agent,
+    event,
+    pretty,
+    serving,
+)
 from drivers.sampled import pairs
 from faults.refusals import settled
 from meterkit import Caller
+from meterkit.asgi.mcp_answers import AnswerReader
+from meterkit.asgi.mcp_messages import McpMessage
+from meterkit.asgi.mcp_requests import McpLines
+from meterkit.asgi.routing import Router
+from meterkit.catalog import loads
+from meterkit.tokens.framing.incremental import drain
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from collections.abc import Sequence
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from drivers.app import Served
-
+    from meterkit.catalog import Route
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +80,7 @@ async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
     name: str, mode: str, dollars: int
 ) -> None:
     ran: Ran = []
+    url_of_shop = "https://shop.example/top-up"
     async with serving(name, ran) as (at, url):
         if dollars:
             await at.kit.grants.add("acme", {"usd": dollars}, grant_id="g0")
@@ -55,19 +88,14 @@ async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
             refused = await client.call_tool("write", {})
             await at.kit.grants.add("acme", {"usd": 10}, grant_id="g1")
             allowed = await client.call_tool("write", {})
-        assert (refused.is_error, allowed.is_error) == (True, False)
+        assert (refused.is_error, allowed.is_error, ran) == (True, False, ["write"])
         told = refused.structured_content
         assert told["x402Version"] == 2
         assert json.loads(refused.content[0].text) == told
         assert [one["amount"] for one in told["accepts"]] == ["1000", "5000"]
-        assert {one["extra"]["url"] for one in told["accepts"]} == {"https://shop.example/top-up"}
-        assert told["problem"]["offer"] == {
-            "credit": "usd",
-            "top_up_url": "https://shop.example/top-up",
-            "amounts_cents": [1000, 5000],
-            "currency": "usd",
-        }
-        assert ran == ["write"]
+        assert {one["extra"]["url"] for one in told["accepts"]} == {url_of_shop}
+        offer = {"credit": "usd", "top_up_url": url_of_shop, "amounts_cents": [1000, 5000], "currency": "usd"}
+        assert told["problem"]["offer"] == offer
 
 
 @pytest.mark.parametrize(("name", "mode"), pairs([*SERVERS], ["auto", "legacy"]))
@@ -154,8 +182,10 @@ async def test_http_refusals_carry_the_offer() -> None:
         assert first.json()["offer"]["amounts_cents"] == [1000, 5000]
         await at.kit.grants.add("acme", {"usd": 1}, grant_id="g1")
         refused = await at.client.post("/write", json={})
-        assert refused.status_code == 402
-        assert refused.json()["offer"]["top_up_url"] == "https://shop.example/top-up"
+        assert (refused.status_code, refused.json()["offer"]["top_up_url"]) == (
+            402,
+            "https://shop.example/top-up",
+        )
         told = json.loads(b64decode(refused.headers["payment-required"]))
         assert told["resource"] == {"url": "http://app/write"}
         assert [one["amount"] for one in told["accepts"]] == ["1000", "5000"]
@@ -245,3 +275,159 @@ async def test_an_ambiguous_message_is_refused_and_logged_once(caplog: pytest.Lo
             assert answer.json()["id"] is None
     told = [line for line in caplog.messages if "no message that can be read" in line]
     assert len(told) == len(set(told)) > 1
+
+
+def saying(*answers: bytes, kind: bytes = JSON, coding: str | None = None) -> ASGIApp:
+    """A server that gives one answer after the other, each in pieces of 100 bytes or two."""
+    left = list(answers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = left.pop(0)
+        step = max(100, len(body) // 2)
+        pieces = [body[at : at + step] for at in range(0, len(body), step)]
+        await in_pieces(pieces, kind.decode(), coding=coding)(scope, receive, send)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "rounds"),
+    [("mcp", "auto", 3), ("fastmcp stateless json", "auto", 3), ("mcp", "legacy", 1)],
+)
+async def test_a_call_that_asks_twice_counts_once_but_rates_thrice(name: str, mode: str, rounds: int) -> None:
+    """A call of an older client asks within one request."""
+    ran: Ran = []
+    async with serving(name, ran) as (at, url):
+        async with agent(url, mode) as client:
+            found = await client.call_tool("book", {})
+        assert (found.is_error, found.content[0].text) == (False, "booked True")
+        assert (1, 0) == await at.counted(meter="calls")
+        assert (await at.kit.check("acme", "calls")).remaining == 20 * 3 - rounds
+    assert ran == ["book"]
+
+
+ROUNDS: Final = {
+    "json": partial(saying, INTERIM, INTERIM, COMPLETE),
+    "events": partial(saying, event(INTERIM), event(LOG) + event(pretty(INTERIM)), event(COMPLETE), kind=SSE),
+    "gzip": partial(saying, *map(gzip.compress, (INTERIM, INTERIM, COMPLETE)), coding="gzip"),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+async def test_a_call_uses_included_quantity_when_it_completes(name: str) -> None:
+    """Of three searches that the plan includes, calls that asked twice use one each."""
+    async with served(ROUNDS[name](), plans=PLANS) as at:
+        for nth, recorded in enumerate([0, 0, 1]):
+            answer = await at.client.post("/mcp", json=call(id=nth))
+            assert (answer.status_code, recorded, 0) == (200, *await at.counted(meter="searches"))
+        assert (await at.kit.usage("acme"))["meters"]["searches"]["remaining"] == 2
+        assert (await at.kit.check("acme", "calls")).remaining == 17
+
+
+MONEY: Final = PLANS.replace(
+    "      calls: {rate: 20/hour}\n",
+    "      calls: {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}\n"
+    "    budget: {amount_cents: 500}\n",
+).replace("{unit: call}", "{unit: call, stripe: {event_name: calls}}")
+
+
+async def test_rounds_leave_a_budget_alone() -> None:
+    async with served(saying(INTERIM, INTERIM, COMPLETE, COMPLETE), plans=MONEY) as at:
+        for _ in range(3):
+            assert "result" in (await at.client.post("/mcp", json=call())).json()
+        refused = (await at.client.post("/mcp", json=call())).json()["result"]
+        assert refused["structuredContent"]["problem"]["spent_cents"] == 300
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "recorded"), [(INTERIM, JSON, 0), (event(FAILED), SSE, 0), (event(COMPLETE), SSE, 1)]
+)
+async def test_leaving_after_an_interim_answer_is_no_success(body: bytes, kind: bytes, recorded: int) -> None:
+    """Clients may close a stream once they have the response, before the server ends it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await in_pieces([body], kind.decode(), ends=False)(scope, receive, send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    said: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": SEARCH}]
+
+    async def receive() -> Message:
+        return said.pop()
+
+    async with served(app, plans=PLANS) as at:
+        await at.app(http_scope("/mcp", method="POST"), receive, ignore)
+        assert (recorded, 0) == await at.counted(meter="searches")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [(event(pretty(FAILED), end=b"\r\n"), SSE), (LARGE["server_error"], JSON)]
+)
+async def test_an_error_in_an_answer_is_passed_on_and_not_billed(body: bytes, kind: bytes) -> None:
+    async with served(saying(body, kind=kind), plans=PLANS) as at:
+        assert (await at.client.post("/mcp", json=call())).content == body
+        assert (0, 0) == await at.counted(meter="searches")
+
+
+ERROR: Final = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"x"}}'
+DEEP: Final = b"[" * 100_000
+ANSWERS: Final[list[tuple[bytes, bytes, str | None]]] = [
+    (COMPLETE, JSON, None),
+    (INTERIM, JSON, "interim"),
+    (INTERIM.replace(b"input_required", b"task"), JSON, None),
+    (FAILED, JSON, "server_error"),
+    (FAILED.replace(b"true", b"1"), JSON, None),
+    (LARGE["server_error"], JSON, "server_error"),
+    (FAILED.replace(b"{", b'{"resultType":"input_required",', 2), JSON, "server_error"),
+    (ERROR, JSON, "server_error"),
+    (ERROR.replace(b"-32603", b"-32602"), JSON, "client_error"),
+    (ERROR.replace(b"-32603", b"-32600"), b"Application/JSON", "client_error"),
+    (b"", JSON, None),
+    (DEEP, JSON, None),
+    (b'{"result":[]}', JSON, None),
+    (b'{"error":"x"}', JSON, None),
+    (event(INTERIM), SSE, "interim"),
+    (event(INTERIM, end=b"\r\n"), b"text/event-stream; charset=utf-8", "interim"),
+    (event(pretty(FAILED), end=b"\r"), SSE, "server_error"),
+    (event(FAILED.replace(b',"result"', b'\n,"result"')), SSE, "server_error"),
+    (event(pretty(LARGE["server_error"]), end=b"\r\n"), SSE, "server_error"),
+    (b"\xef\xbb\xbf" + event(FAILED), SSE, "server_error"),
+    (b": x\nid: 8\ndata:" + FAILED + b"\nretry: 1\n\n", SSE, "server_error"),
+    (event(LOG) * 3 + event(FAILED) + event(LOG), SSE, "server_error"),
+    (event(FAILED).rstrip(b"\n"), SSE, "server_error"),
+    (event(COMPLETE) + event(LOG), SSE, None),
+    (event(LOG), SSE, None),
+]
+
+
+@pytest.mark.parametrize(("coding", "answer"), pairs([b"", b"gzip"], ANSWERS))
+def test_an_answer_says_its_outcome(coding: bytes, answer: tuple[bytes, bytes, str | None]) -> None:
+    body, kind, expected = answer
+    sent = gzip.compress(body, 1) if coding else body
+    pieces = range(1, len(sent)) if len(sent) < 300 else (1, len(sent) // 2, len(sent) - 1)
+    for cut in [len(sent), *pieces]:
+        reader = AnswerReader([(b"Content-Type", kind), (b"content-encoding", coding)])
+        for piece in (sent[:cut], sent[cut:]):
+            drain(reader.read(piece))
+        assert (reader.close(), reader.close()) == (expected, expected)
+
+
+async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:
+    lines = [f'  - {{match: "MCP tools/call *{letter}*", rate: 9/hour}}' for letter in "abcdefghi"]
+    plans = PLANS.replace("routes:\n", "\n".join(["routes:", *lines, ""]))
+    made: WeakSet[Router] = WeakSet()
+
+    def router_of(routes: Sequence[Route]) -> Router:
+        router = Router(routes)
+        made.add(router)
+        return router
+
+    lines_of = McpLines(loads(plans).routes, router_of)
+    for nth in range(2**9):
+        name = "".join(letter for place, letter in enumerate("abcdefghi") if nth >> place & 1)
+        scope = http_scope("/mcp", method="POST")
+        found = lines_of.line(McpMessage(method="tools/call", name=name), scope)
+        expected = f"MCP tools/call *{name[0]}*" if name else "MCP tools/call"
+        assert found is not None
+        assert expected == found.match
+    assert len(made) <= 256
