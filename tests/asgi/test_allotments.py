@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import meterkit
-from drivers.app import answering, hello, served
+from drivers.app import answering, hello, ignore, served
 from faults.refusals import eventually, http_scope
 from meterkit import MeterKit
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio]
 
 PLANS = """
-schema: 1
-currency: usd
 default_plan: pro
 allotment: 250ms
 meters:
@@ -93,20 +91,14 @@ class Watched:
         assert self.lane.allotments is not None
         return self.lane.allotments
 
-    @property
-    def used(self) -> int:
-        """Units that requests have taken."""
-        taken: int = self.allotments.granted - self.allotments.returned - self.allotments.unused
-        return taken
-
     async def get(self, times: int, path: str = "/x") -> Counter[int]:
         """Send requests one after the other; how often each status came."""
-        return Counter([(await self.at.client.get(path)).status_code for _ in range(times)])
+        return Counter(await self.at.statuses(*[path] * times))
 
-    async def warm(self, path: str = "/x") -> int:
+    async def warm(self) -> int:
         """Send requests until units are there; how many."""
         for sent in range(1, 2000):
-            await self.get(1, path)
+            await self.get(1)
             await asyncio.sleep(0)
             if self.allotments.unused:
                 return sent
@@ -170,8 +162,7 @@ async def test_lines_decided_one_by_one_ask_the_store_each_time(store_url: str) 
             for nth in range(40):
                 asked: dict[str, Any] = {"content": b"hello"} if at % 2 else {}
                 asked["headers"] = {"idempotency-key": f"{path}{nth}"}
-                answer = await watch.at.client.request("GET", path, **asked)
-                assert answer.status_code == 200
+                assert await watch.at.statuses(path, **asked) == [200]
             assert (watch.asked, watch.allotments.granted) == (40, 0), path
         # The same customer gets allotments of other lines.
         await watch.get(60)
@@ -199,10 +190,9 @@ async def hot(watch: Watched, change: str) -> None:
 @asynccontextmanager
 async def elsewhere(watch: Watched, store_url: str) -> AsyncGenerator[MeterKit]:
     """Another process with the same customers."""
-    kit, clock = watch.at.kit, watch.at.clock
-    keys, catalog = kit.store.keys, kit.store.catalog
+    kit, keys = watch.at.kit, watch.at.kit.store.keys
     own: dict[str, Any] = {"key_prefix": keys.prefix, "shards": keys.shards, "flush": False}
-    async with MeterKit(catalog, clock=clock, redis_url=store_url, **own) as other:
+    async with MeterKit(kit.store.catalog, clock=watch.at.clock, redis_url=store_url, **own) as other:
         yield other
 
 
@@ -240,9 +230,10 @@ async def test_i4_two_plan_changes_in_a_term_leave_no_old_units(store_url: str) 
         for plan in ("small", "pro"):
             await other.customers.set_plan("acme", plan)
         await watch.at.kit.check("acme", "requests")  # Its reply tells of the newest state.
-        used = watch.used
+        allotments = watch.allotments
+        kept = allotments.granted - allotments.returned - allotments.unused
         assert await watch.get(1) == {200: 1}
-        assert watch.used == used
+        assert allotments.granted - allotments.returned - allotments.unused == kept
         await eventually(lambda: watch.allotments.unused == 0 and watch.lane.unsettled == 0)
         recorded, held = await watch.at.counted()
         (rate, *_) = await watch.at.kit.store.rates("acme")
@@ -317,9 +308,6 @@ async def test_the_last_milliseconds_of_a_period_count_in_it(before_ms: int) -> 
 
 
 async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
-    async def send(message: Any) -> None:
-        del message
-
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
@@ -329,5 +317,5 @@ async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
         scope = {**http_scope("acme", "/live"), "type": "websocket", "scheme": "ws"}
         del scope["method"]
         for _ in range(40):
-            await watch.at.app(scope, receive, send)
+            await watch.at.app(scope, receive, ignore)
         assert watch.asked == 40

@@ -12,11 +12,13 @@ from genai_prices import Usage, calc_price
 
 import meterkit
 from asgi.test_llm_model_prices import give, spent
+from drivers.app import hello
 from drivers.delivery import until
 from drivers.llm_apps import answering, metered, read_all, tokens
+from drivers.plans import completed
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
-from tokens.recordings import compact
+from tokens.recordings import chat_usage, compact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   output_tokens: {unit: token}
 prices:
@@ -49,7 +48,7 @@ routes:
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
 """
-USAGE: Final = {"prompt_tokens": 1, "completion_tokens": 10, "total_tokens": 11}
+USAGE: Final = chat_usage(1, 10)
 ANSWER: Final = compact({"id": "1", "object": "chat.completion", "choices": [], "usage": USAGE})
 answer_json: Final = answering([ANSWER], "application/json")
 MINI, HIGHEST = 10_000, 200_000
@@ -66,32 +65,33 @@ def reporting(*objects: dict[str, Any]) -> ASGIApp:
         await read_all(receive)
         for used in objects:
             meterkit.record_usage(used)
-        del scope
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"done"})
+        await hello(scope, receive, send)
 
     return app
 
 
-async def post(
-    at: Served, path: str, content: bytes | AsyncIterator[bytes] = b"{}", kind: str = JSON, **headers: str
-) -> int:
-    answer = await at.client.post(path, content=content, headers={"content-type": kind, **headers})
+async def post(at: Served, path: str, content: bytes | AsyncIterator[bytes] = b"{}", kind: str = JSON) -> int:
+    answer = await at.client.post(path, content=content, headers={"content-type": kind})
     lanes = at.kit.store.lanes.values()
     await until(lambda: not any(lane.unsettled for lane in lanes))
     return answer.status_code
 
 
-def part(name: str, value: str | bytes, *, more: str = "") -> bytes:
-    content = value.encode() if isinstance(value, str) else value
-    return b'--B\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (
-        name.encode(),
-        more.encode(),
-        content,
-    )
+async def cost_of(
+    app: ASGIApp, path: str, content: bytes | AsyncIterator[bytes] = b"{}", kind: str = JSON
+) -> int:
+    """What a request costs."""
+    async with metered(app, "memory://", plans=PLANS) as at:
+        await give(at, 100)
+        assert await post(at, path, content, kind) == 200
+        return await spent(at)
 
 
-FILE: Final = part("file", b"\x00\xff--\r\n" * 900, more='; filename="speech.wav"')
+def part(name: str, value: str, *, more: str = "") -> bytes:
+    return f'--B\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'.encode()
+
+
+FILE: Final = part("file", "\x00\xff--\r\n" * 900, more='; filename="speech.wav"')
 END: Final = b"--B--\r\n"
 
 
@@ -115,10 +115,7 @@ END: Final = b"--B--\r\n"
 )
 async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> None:
     """F-211."""
-    async with metered(answer_json, "memory://", plans=PLANS) as at:
-        await give(at, 100)
-        assert await post(at, path) == 200
-        assert await spent(at) == each
+    assert await cost_of(answer_json, path) == each
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,7 @@ async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> No
         ("multipart/form-data", part("model", "mini") + END, MINI),
         (ENCODED, b"prompt=a&m%6Fdel=mini+", MINI),
         # A form's field is none of the file's bytes, and of several the dearest counts.
-        (FORM, part("file", b'\r\nname="model"\r\n\r\nopus\r\n') + part("model", "mini") + END, MINI),
+        (FORM, part("file", '\r\nname="model"\r\n\r\nopus\r\n') + part("model", "mini") + END, MINI),
         (FORM, part("model", "mini") + part("model", "opus") + END, HIGHEST),
         (FORM, part("super-model", "mini") + part("models", "mini") + END, HIGHEST),
         (ENCODED, b"model=mini&model=opus", HIGHEST),
@@ -139,25 +136,19 @@ async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> No
 )
 async def test_the_body_names_the_model(kind: str, body: bytes, each: int) -> None:
     """F-211."""
-    async with metered(answer_json, "memory://", plans=PLANS) as at:
-        await give(at, 100)
-        assert await post(at, "/v1/audio/transcriptions", body, kind) == 200
-        assert await spent(at) == each
+    assert await cost_of(answer_json, "/v1/audio/transcriptions", body, kind) == each
 
 
 async def test_a_form_names_its_model_behind_a_file_of_any_size() -> None:
     async def pieces() -> AsyncIterator[bytes]:
-        yield part("file", b"", more='; filename="a"').removesuffix(b"\r\n")
+        yield part("file", "", more='; filename="a"').removesuffix(b"\r\n")
         for _ in range(40):
             yield b"\x00" * (64 << 10)
         last = b"\r\n" + part("model", "mini") + END
         yield last[:30]
         yield last[30:]
 
-    async with metered(answer_json, "memory://", plans=PLANS) as at:
-        await give(at, 100)
-        assert await post(at, "/v1/audio/transcriptions", pieces(), FORM) == 200
-        assert await spent(at) == MINI
+    assert await cost_of(answer_json, "/v1/audio/transcriptions", pieces(), FORM) == MINI
 
 
 @pytest.mark.parametrize(
@@ -205,17 +196,11 @@ async def test_what_the_app_reports_costs_the_model_of_the_request(
     path: str, objects: list[dict[str, Any]], asked: str | None, each: int
 ) -> None:
     """F-211."""
-    async with metered(reporting(*objects), "memory://", plans=PLANS) as at:
-        await give(at, 100)
-        body = compact({} if asked is None else {"model": asked})
-        assert await post(at, path, body) == 200
-        assert await spent(at) == each
+    body = compact({} if asked is None else {"model": asked})
+    assert await cost_of(reporting(*objects), path, body) == each
 
 
 MONEY: Final = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   output_tokens: {unit: token}
 credits:
@@ -258,7 +243,7 @@ async def test_a_money_balance_pays_the_requested_models_price(
 ) -> None:
     """F-210, F-211."""
     async with metered(answer_json, "memory://", plans=MONEY) as at:
-        await at.kit.grants.add("acme", {"usd": 1}, grant_id="one")
+        await give(at, 1, "usd")
         assert await post(at, path, body) == 200
         assert await spent(at) == price_of(provider, model)
 
@@ -282,7 +267,7 @@ async def test_other_spellings_do_not_hide_the_model(kind: str) -> None:
         "query": (f"/v1/chat?{encoded}", b"{}", JSON),
     }[kind]
     async with metered(answer_json, "memory://", plans=MONEY) as at:
-        await at.kit.grants.add("acme", {"usd": 1}, grant_id="one")
+        await give(at, 1, "usd")
         assert await post(at, path, body, content_type) == 200
         assert await spent(at) == price_of("openai", "gpt-4o")
 
@@ -304,14 +289,11 @@ async def test_money_is_held_at_the_price_of_the_provider_of_the_route(
 ) -> None:
     """F-210. A million tokens of Grok 4 cost 15 dollars."""
     async with metered(answer_json, "memory://", plans=MONEY) as at:
-        await at.kit.grants.add("acme", {"usd": dollars}, grant_id="one")
+        await give(at, dollars, "usd")
         assert await post(at, "/held/v1", body) == status
 
 
 PROVIDERS: Final = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   output_tokens: {unit: token}
   grok: {unit: token, from: output_tokens, where: {provider: x-ai}}
@@ -319,23 +301,16 @@ routes:
   - {match: "POST /read", usage: openai, provider: x-ai}
   - {match: "POST /other", usage: openai}
   - {match: "POST /reported", records: [output_tokens], provider: x-ai}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
 """
 
 
-@pytest.mark.parametrize(("path", "counted"), [("/read", 10), ("/other", 0)])
+@pytest.mark.parametrize(("path", "counted"), [("/read", 10), ("/other", 0), ("/reported", 10)])
 async def test_calls_of_a_route_are_of_the_provider_that_it_names(path: str, counted: int) -> None:
     """F-210."""
-    async with metered(answer_json, "memory://", plans=PROVIDERS) as at:
+    app = reporting(USAGE) if path == "/reported" else answer_json
+    async with metered(app, "memory://", plans=PROVIDERS) as at:
         assert await post(at, path) == 200
         assert (10, counted) == await tokens(at.kit, "output_tokens", "grok")
-
-
-async def test_reported_calls_are_of_their_routes_provider() -> None:
-    async with metered(reporting(USAGE), "memory://", plans=PROVIDERS) as at:
-        assert await post(at, "/reported") == 200
-        assert (10, 10) == await tokens(at.kit, "output_tokens", "grok")
 
 
 @pytest.mark.parametrize(
@@ -347,5 +322,5 @@ async def test_reported_calls_are_of_their_routes_provider() -> None:
 )
 def test_a_provider_that_no_price_can_go_by_is_refused(route: str, message: str) -> None:
     with pytest.raises(PlansError) as caught:
-        loads(PROVIDERS.replace("usage: openai, provider: x-ai", route, 1))
+        loads(completed(PROVIDERS).replace("usage: openai, provider: x-ai", route, 1))
     assert message in str(caught.value)
