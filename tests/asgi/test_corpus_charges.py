@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 import meterkit
+from drivers.app import ignore
 from drivers.llm_apps import read_all
+from drivers.plans import completed
 from drivers.sampled import some
 from faults.refusals import eventually, settled
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -39,25 +41,20 @@ def line(path: str, usage: str, provider: str, more: str = "") -> str:
     return f'  - {{match: "{path}", usage: {usage}{more}{f", provider: {provider}" if provider else ""}}}\n'
 
 
-PLANS: Final = (
-    """
-schema: 1
-currency: usd
-default_plan: free
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
-plans:
-  free: {price: {amount_cents: 0, interval: month}}
-meters:
-"""
-    + "".join(f"  {unit}: {{unit: unit}}\n" for unit in UNITS)
-    + "routes:\n"
-    + line("POST /given", "none", "", f", {RESERVE}")
-    + "".join(
-        line(f"POST /{usage}/{provider or 'any'}/{{path:path}}", usage, provider, f", {RESERVE}")
-        for usage, provider in LINES
+def routes() -> str:
+    """A route for each API and provider, over HTTP and over websockets; and one for what the app reports."""
+    named = [(usage, provider, f"/{usage}/{provider or 'any'}") for usage, provider in LINES]
+    posts = "".join(
+        line(f"POST {at}/{{path:path}}", usage, name, f", {RESERVE}") for usage, name, at in named
     )
-    + "".join(line(f"WS /{usage}/{provider or 'any'}/live", usage, provider) for usage, provider in LINES)
+    sockets = "".join(line(f"WS {at}/live", usage, name) for usage, name, at in named)
+    return line("POST /given", "none", "", f", {RESERVE}") + posts + sockets
+
+
+PLANS: Final = completed(
+    "credits:\n  usd: {unit: money, costs: {tokens: provider_prices}}\nmeters:\n"
+    + "".join(f"  {unit}: {{unit: unit}}\n" for unit in UNITS)
+    + f"routes:\n{routes()}"
 )
 
 
@@ -91,9 +88,8 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def serving() -> AsyncGenerator[tuple[MeterKit, Any]]:
     kit = MeterKit(loads(PLANS), clock=Clock(AT), redis_url="memory://", shards=4, flush=False)
-    app = MeterMiddleware(provider, kit=kit, identify=identify.header("x-customer-id"))
     async with kit:
-        yield kit, app
+        yield kit, MeterMiddleware(provider, kit=kit, identify=identify.header("x-customer-id"))
 
 
 async def ask(app: Any, name: str, row: Row, headers: dict[str, str]) -> None:
@@ -113,24 +109,17 @@ async def ask(app: Any, name: str, row: Row, headers: dict[str, str]) -> None:
 
 
 async def talk(app: Any, row: Row, headers: dict[str, str]) -> None:
-    coming: list[Message] = [{"type": "websocket.connect"}]
-    if row.asked is not None:
-        coming.append({"type": "websocket.receive", "text": json.dumps({"setup": {"model": row.asked}})})
-    coming.append({"type": "websocket.disconnect", "code": 1000})
+    setup = {"type": "websocket.receive", "text": json.dumps({"setup": {"model": row.asked}})}
+    coming: list[Message] = [{"type": "websocket.disconnect", "code": 1000}]
+    coming += ([] if row.asked is None else [setup]) + [{"type": "websocket.connect"}]
 
     async def receive() -> Message:
-        return coming.pop(0)
+        return coming.pop()
 
-    async def send(message: Message) -> None:
-        del message
-
-    scope = {
-        "type": "websocket",
-        "path": f"/{row.usage}/{row.provider or 'any'}/live",
-        "query_string": b"",
-        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
-    }
-    await app(scope, receive, send)
+    fields = [(key.encode(), value.encode()) for key, value in headers.items()]
+    path = f"/{row.usage}/{row.provider or 'any'}/live"
+    scope = {"type": "websocket", "path": path, "query_string": b"", "headers": fields}
+    await app(scope, receive, ignore)
 
 
 def expected(row: Row) -> dict[str, int]:

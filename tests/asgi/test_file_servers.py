@@ -29,9 +29,6 @@ pytestmark = pytest.mark.anyio
 SECRET = b"what the report says"
 PUBLIC = b"what all may read"
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters: {requests: {unit: request}}
 features: [reports]
 routes:
@@ -49,11 +46,13 @@ plans:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `data` with a gated folder, a gated file and a public folder."""
     folder = tmp_path_factory.mktemp("served") / "data"
-    public = ("public/a.txt", "public/guide/index.html")
-    for name, content in (
-        *((name, SECRET) for name in ("reports/a.txt", "report.txt")),
-        *((name, PUBLIC) for name in public),
-    ):
+    files = {
+        "reports/a.txt": SECRET,
+        "report.txt": SECRET,
+        "public/a.txt": PUBLIC,
+        "pricing/index.html": PUBLIC,
+    }
+    for name, content in (files | {"public/guide/index.html": PUBLIC}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
@@ -86,11 +85,11 @@ class OtherRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is below /files, in any case."""
         first, *segments = [segment for segment in scope["path"].split("/") if segment]
-        if first.lower() == "files":
-            path = f"/files/{'/'.join(segments)}"
-            await self._files({**scope, "path": path, "root_path": "/files"}, receive, send)
-        else:
+        if first.lower() != "files":
             await PlainTextResponse("none", status_code=404)(scope, receive, send)
+            return
+        path = f"/files/{'/'.join(segments)}"
+        await self._files({**scope, "path": path, "root_path": "/files"}, receive, send)
 
 
 def front(folder: Path) -> FastAPI:
@@ -129,12 +128,8 @@ def spellings(name: str) -> Iterator[str]:
     yield f"/files/public/{'x/../' * 5_000}../{name}"
 
 
-SPELLINGS = [
-    *spellings("reports/a.txt"),
-    "/files/report.txt/",
-    "/files//report.txt",
-    "/files/public/../report.txt/.",
-]
+SPELLINGS = [*spellings("reports/a.txt"), "/files/report.txt/", "/files//report.txt"]
+SPELLINGS += ["/files/public/../report.txt/."]
 # Below an exempt line, and as browsers ask for them.
 OPEN = ("/files/public/a.txt", "/files/public/guide/", "/files/public/guide/index.html")
 
@@ -179,11 +174,8 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
     async def item(_: Request) -> PlainTextResponse:
         return PlainTextResponse("an item")
 
-    (folder / "pricing").mkdir(exist_ok=True)
-    (folder / "pricing" / "index.html").write_bytes(PUBLIC)
-    plans = PLANS.replace('"/files/reports/{path:path}"', '"/pricing"').replace(
-        '"/files/{path:path}", always', '"*", exempt'
-    )
+    plans = PLANS.replace('"/files/reports/{path:path}"', '"/pricing"')
+    plans = plans.replace('"/files/{path:path}", always', '"*", exempt')
     app = Starlette(routes=[Route("/pricing", item), Mount("/", static(folder))])
     async with served(app, plans=plans) as at:
         assert (await answer(at.app, "/pricing", customer="acme"))[0] == 403
@@ -191,12 +183,9 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
 
 
 async def test_a_trailing_slash_gets_around_no_gate(folder: Path) -> None:
-    plans = PLANS.replace("/files/reports/{path:path}", "/files/public/{path:path}").replace(
-        '{match: "/files/public/{path:path}", exempt: true}', '{match: "/files/public", feature: reports}'
-    )
-    plans = plans.replace(
-        '"/files/public/{path:path}", feature: reports', '"/files/public/{path:path}", always: true', 1
-    )
+    open_line, gate = "/files/public/{path:path}", "/files/public"
+    plans = PLANS.replace(f'{{match: "{open_line}", exempt: true}}', f'{{match: "{gate}", feature: reports}}')
+    plans = plans.replace('"/files/reports/{path:path}", feature: reports', f'"{open_line}", always: true')
     async with served(APPS["unknown app"](folder), plans=plans) as at:
         assert (await answer(at.app, "/files/public/", customer="acme"))[0] == 403
         assert (await answer(at.app, "/files/public/a.txt", customer="acme")) == (200, PUBLIC)
@@ -204,11 +193,8 @@ async def test_a_trailing_slash_gets_around_no_gate(folder: Path) -> None:
 
 @pytest.mark.parametrize("fold", ["x/../", "%2e%2e/", "a/"])
 async def test_a_path_of_ten_thousand_segments_gets_the_strictest(fold: str, folder: Path) -> None:
-    targets = [
-        f"/files/public/{fold * 10_000}..%2freports/a.txt",
-        f"/files/{fold * 10_000}public/../reports/a.txt",
-    ]
-    for app in (APPS["mount"](folder), APPS["unknown app"](folder)):
-        async with served(app, plans=PLANS) as at:
-            for target in targets:
-                assert (await answer(at.app, target, customer="acme"))[0] == 403
+    many = fold * 10_000
+    for name in ("mount", "unknown app"):
+        async with served(APPS[name](folder), plans=PLANS) as at:
+            for target in (f"public/{many}..%2freports/a.txt", f"{many}public/../reports/a.txt"):
+                assert (await answer(at.app, f"/files/{target}", customer="acme"))[0] == 403

@@ -8,6 +8,7 @@ import asyncio
 import gzip
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import thread_time
@@ -48,9 +49,13 @@ SAID = "some words "
 OPENAI = Route(match="*", method=None, path=None, usage="openai")
 
 
-def opened(kind: str, coding: bytes = b"", route: Route = OPENAI) -> Reading:
-    complaints: list[str] = []
-    reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=complaints.append)
+COMPLAINTS: list[str] = []
+
+
+def opened(
+    kind: str, coding: bytes = b"", route: Route = OPENAI, complain: Callable[[str], None] = COMPLAINTS.append
+) -> Reading:
+    reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=complain)
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading
@@ -186,69 +191,48 @@ def events(inner: bytes, end: bytes = b"]}") -> bytes:
     return many(b'data: {"choices":[' + items(inner, EVENT_BYTES) + end + b"\n\n")
 
 
-BODIES: dict[str, tuple[str, bytes]] = {
-    "tiny choices": (JSON_TYPE, choices(items(b'{"index":0,"message":{"content":"a"}}'))),
-    "deep choices": (JSON_TYPE, choices(items(b"[" * 12 + b'"a"' + b"]" * 12))),
-    "brackets": (JSON_TYPE, b'{"x":[' + items(b"[" * 400 + b"]" * 400) + b"]}"),
-    "open brackets": (JSON_TYPE, b'{"x":' + b"[" * 900 + items(b"[[[[[[[[[[]],1")),
-    "objects without an array": (JSON_TYPE, many(b"{}", 20_000)),
-    "a line of objects": (NDJSON_TYPE, many(b"{}", 20_000) + b"\n"),
-    "torn lines": (NDJSON_TYPE, many(b'{"message":{"content":"a"}}' * 580 + b"x\n")),
-    "comments": (SSE_TYPE, many(b":\n\n")),
-    "one event's lines": (SSE_TYPE, b'data: {"a":' + many(b"\ndata:")),
-    "events without blank lines": (SSE_TYPE, many(b"data:{}\n" * 2_000 + b"\n")),
-    "dense events": (SSE_TYPE, events(b'{"text":"a"}')),
-    "iterations": (
-        SSE_TYPE,
-        many(
-            b'data: {"type":"message_delta","usage":{"output_tokens":1,"iterations":['
-            + items(b"{}", EVENT_BYTES)
-            + b"]}}\n\n"
-        ),
-    ),
-    "token figures": (
-        JSON_TYPE,
-        items(b'{"a_tokens":0,"max_tokens":1}', EVENT_BYTES // 2).join((b'{"x":[', b"]}")),
-    ),
-    "a large frame": (EVENTSTREAM_TYPE, invoked({"content": [{"text": "a"}] * (BODY_BYTES // 14)})),
-}
-CODED: dict[str, tuple[str, bytes, bytes]] = {
+ITERATIONS = b'data: {"type":"message_delta","usage":{"output_tokens":1,"iterations":['
+TOKEN_FIGURES = items(b'{"a_tokens":0,"max_tokens":1}', EVENT_BYTES // 2)
+CASES: dict[str, tuple[str, bytes, bytes]] = {
+    "tiny choices": (JSON_TYPE, choices(items(b'{"index":0,"message":{"content":"a"}}')), b""),
+    "deep choices": (JSON_TYPE, choices(items(b"[" * 12 + b'"a"' + b"]" * 12)), b""),
+    "brackets": (JSON_TYPE, b'{"x":[' + items(b"[" * 400 + b"]" * 400) + b"]}", b""),
+    "open brackets": (JSON_TYPE, b'{"x":' + b"[" * 900 + items(b"[[[[[[[[[[]],1"), b""),
+    "objects without an array": (JSON_TYPE, many(b"{}", 20_000), b""),
+    "a line of objects": (NDJSON_TYPE, many(b"{}", 20_000) + b"\n", b""),
+    "torn lines": (NDJSON_TYPE, many(b'{"message":{"content":"a"}}' * 580 + b"x\n"), b""),
+    "comments": (SSE_TYPE, many(b":\n\n"), b""),
+    "one event's lines": (SSE_TYPE, b'data: {"a":' + many(b"\ndata:"), b""),
+    "events without blank lines": (SSE_TYPE, many(b"data:{}\n" * 2_000 + b"\n"), b""),
+    "dense events": (SSE_TYPE, events(b'{"text":"a"}'), b""),
+    "iterations": (SSE_TYPE, many(ITERATIONS + items(b"{}", EVENT_BYTES) + b"]}}\n\n"), b""),
+    "token figures": (JSON_TYPE, b'{"x":[' + TOKEN_FIGURES + b"]}", b""),
+    "a large frame": (EVENTSTREAM_TYPE, invoked({"content": [{"text": "a"}] * (BODY_BYTES // 14)}), b""),
     "compressed choices": (JSON_TYPE, gzip.compress(choices(items(b'{"text":"a"}'))), b"gzip"),
     "nothing compressed": (JSON_TYPE, many(gzip.compress(b"")), b"gzip"),
-    "nothing compressed twice": (
-        JSON_TYPE,
-        gzip.compress(many(gzip.compress(b""), 300_000)),
-        b"gzip, gzip",
-    ),
+    "nothing compressed twice": (JSON_TYPE, gzip.compress(many(gzip.compress(b""), 300_000)), b"gzip, gzip"),
 }
 
 
-class Steps:
-    """Reads a body as the middleware does, and measures what is done without others being let run.
+def longest_step(reading: Reading, body: bytes, piece_bytes: int, measure: Callable[[], float]) -> float:
+    """Read a body as the middleware does; the most that is done without others being let run."""
+    most = 0.0
 
-    Args:
-        measure: what a step is measured by; the difference counts.
-    """
-
-    def __init__(self, measure: Callable[[], float]) -> None:
-        self._measure = measure
-        self.most = 0.0
-
-    def read(self, reading: Reading, body: bytes, piece_bytes: int) -> None:
-        for at in range(0, len(body), piece_bytes):
-            piece = body[at : at + piece_bytes]
-            is_last = at + piece_bytes >= len(body)
-            if self._step(partial(reading.read, piece)) or is_last:
-                step = partial(next_of, reading.catch_up(complete=is_last))
-                while self._step(step):
-                    pass
-        self._step(partial(reading.close, complete=True, gone=False))
-
-    def _step(self, step: Callable[[], Any]) -> Any:
-        before = self._measure()
-        done = step()
-        self.most = max(self.most, self._measure() - before)
+    def step(work: Callable[[], Any]) -> Any:
+        nonlocal most
+        before = measure()
+        done = work()
+        most = max(most, measure() - before)
         return done
+
+    for at in range(0, len(body), piece_bytes):
+        is_last = at + piece_bytes >= len(body)
+        if step(partial(reading.read, body[at : at + piece_bytes])) or is_last:
+            catching_up = partial(next_of, reading.catch_up(complete=is_last))
+            while step(catching_up):
+                pass
+    step(partial(reading.close, complete=True, gone=False))
+    return most
 
 
 def next_of(coroutine: Any) -> bool:
@@ -261,13 +245,8 @@ def next_of(coroutine: Any) -> bool:
 
 USAGE = Route(match="*", method=None, path=None, usage="auto")
 # Its last names are in nearly every event above.
-FIELDS = Route(
-    match="*",
-    method=None,
-    path=None,
-    usage="fields",
-    usage_fields={"words": ("a", "choices.text", "x.content")},
-)
+USED = {"words": ("a", "choices.text", "x.content")}
+FIELDS = Route(match="*", method=None, path=None, usage="fields", usage_fields=USED)
 
 
 @pytest.fixture
@@ -275,9 +254,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which it is always time for a pause."""
     ticks: Iterator[int] = count()
     monkeypatch.setattr("meterkit.asgi.reading.monotonic", lambda: float(next(ticks)))
-
-
-CASES = {**{name: (*case, b"") for name, case in BODIES.items()}, **CODED}
 
 
 @pytest.mark.usefixtures("impatient")
@@ -288,9 +264,8 @@ def test_whatever_an_answer_is_made_of_no_step_is_long(route: Route, name: str, 
     """By the number of functions that are called, which no other load on the machine changes."""
     kind, body, coding = CASES[name]
     with calls_of_functions() as measure:
-        steps = Steps(measure)
-        steps.read(opened(kind, coding, route), body, piece_bytes)
-    assert 0 < steps.most <= PAUSES_CALLS_MAX
+        most = longest_step(opened(kind, coding, route), body, piece_bytes, measure)
+    assert 0 < most <= PAUSES_CALLS_MAX
 
 
 @pytest.mark.whole
@@ -300,9 +275,7 @@ def test_no_step_takes_five_milliseconds(name: str) -> None:
     kind, body, coding = CASES[name]
     best = float("inf")
     for _ in range(5):
-        steps = Steps(thread_time)
-        steps.read(opened(kind, coding, USAGE), body, 1 << 20)
-        best = min(best, steps.most)
+        best = min(best, longest_step(opened(kind, coding, USAGE), body, 1 << 20, thread_time))
         if best <= STEP_S_MAX:
             break
     assert best <= STEP_S_MAX
@@ -310,10 +283,9 @@ def test_no_step_takes_five_milliseconds(name: str) -> None:
 
 async def test_an_answer_that_was_cut_is_not_told_to_lack_a_figure() -> None:
     told: list[str] = []
-    route = Route(match="*", method=None, path=None, usage="fields", usage_fields={"searches": ("used",)})
+    route = replace(FIELDS, usage_fields={"searches": ("used",)})
     for gone, complete in ((True, False), (False, False), (False, True)):
-        reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=told.append)
-        reading.begin({"type": "http.response.start", "status": 200, "headers": []})
+        reading = opened(JSON_TYPE, route=route, complain=told.append)
         reading.read(b'{"text": 1}')
         await reading.catch_up(complete=complete)
         reading.close(complete=complete, gone=gone)
