@@ -13,6 +13,7 @@ from uuid import UUID
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -33,6 +34,7 @@ INSTANCE = UUID("6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11")
 NOW_S = 1_800_000_000
 IANA = "https://iana.org/assignments/http-problem-types#"
 URN = "urn:meterkit:problem:"
+REGISTERED = {"quota-exceeded", "temporary-reduced-capacity"}
 
 
 def policy(name: str, quota: int, window_s: int | None = None, unit: str | None = None) -> Policy:
@@ -59,7 +61,7 @@ def told(decision: Decision, circumstances: ProblemContext = NOWHERE) -> Denial:
 
 # One row per line of the table of refusals: what is decided.
 BOTH = (RATE.name, PERIOD.name)
-DAY, NEVER = timedelta(days=1), {"x-should-retry": "false"}
+DAY = timedelta(days=1)
 PORTAL = "https://example.com/billing"
 SPENT, UNSPENT = SpendLevel(limit_cents=100, spent_cents=90), SpendLevel(limit_cents=100, spent_cents=0)
 UNENTITLED = ProblemContext(feature="full_ai", plan="free", available_in=("pro", "enterprise"))
@@ -92,123 +94,105 @@ DECIDED: Mapping[str, tuple[Decision, ProblemContext]] = {
     "the store": (denied("store", retry_after=timedelta(seconds=5)), NOWHERE),
 }
 # What the client gets: status and type, the detail, further members, and fields.
-TOLD: Mapping[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
-    "a rate": (
-        f"429 {IANA}quota-exceeded",
-        'Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.',
-        {"violated-policies": ["requests-1h"]},
-        {"ratelimit": '"requests-1h";r=0;t=23', "retry-after": "23"},
-    ),
-    "concurrency": (
-        f"429 {IANA}quota-exceeded",
-        'Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.',
-        {"violated-policies": ["requests-concurrency"]},
-        {"ratelimit": '"requests-concurrency";r=0;t=1', "retry-after": "1"},
-    ),
-    "included": (
-        f"429 {IANA}quota-exceeded",
-        'Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.',
-        {"violated-policies": [*BOTH]},
-        {"ratelimit": '"requests-period";r=0;t=957600', "retry-after": "957600", **NEVER},
-    ),
-    "a cap that waiting does not lift": (
-        f"429 {IANA}quota-exceeded",
-        'Policy "requests-period" allows 1000 requests per billing period. '
-        "Waiting does not help: ask for less at once, or choose a plan with more.",
-        {"violated-policies": ["requests-period"]},
-        {"ratelimit": '"requests-period";r=3;t=86400', **NEVER},
-    ),
-    "suspended": (
-        f"402 {URN}payment-required",
-        f"This account is suspended until its payments are settled. Pay at {PORTAL} to go on.",
-        {"reason": "suspended", "portal_url": PORTAL},
-        NEVER,
-    ),
-    "a payment is required": (
-        f"402 {URN}payment-required",
-        "This request needs a payment. Pay to go on.",
-        {"reason": "payment_required"},
-        NEVER,
-    ),
-    "credits": (
-        f"402 {URN}payment-required",
-        "What is left of the prepaid credits or grants does not cover this request. Buy more to go on.",
-        {"reason": "credits"},
-        NEVER,
-    ),
-    "a budget": (
-        f"402 {URN}spend-limit-reached",
-        "This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for "
-        "requests in progress. More can be spent in 9 hours.",
-        {"limit_cents": 100, "spent_cents": 90, "currency": "usd", "reset_after_s": 32400},
-        {"ratelimit": '"spend-1d";r=10;t=32400', **NEVER},
-    ),
-    "more than a budget": (
-        f"402 {URN}spend-limit-reached",
-        "This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside "
-        "for requests in progress. This request may cost more than that: ask for less.",
-        {"limit_cents": 100, "spent_cents": 0, "currency": "jpy"},
-        NEVER,
-    ),
-    "a feature": (
-        f"403 {URN}feature-not-in-plan",
-        "The plan 'free' does not include the feature 'full_ai'. It is available in 'pro', 'enterprise'.",
-        {"feature": "full_ai", "plan": "free", "available_in": ["pro", "enterprise"]},
-        NEVER,
-    ),
-    "seats": (
-        f"403 {URN}seats-limit-exceeded",
-        "This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.",
-        {"limit": 3, "used": 3},
-        NEVER,
-    ),
-    "storage": (
-        f"413 {URN}storage-limit-exceeded",
-        "This plan allows 5000000 bytes; in use: 4999000, requested: 5000. "
-        "Delete something or choose a plan with more.",
-        {"limit": 5_000_000, "used": 4_999_000, "requested": 5000},
-        NEVER,
-    ),
-    "no customer": (
-        f"401 {URN}customer-unknown",
-        "This request does not say which customer it belongs to. Send valid credentials.",
-        {},
-        {**NEVER, "www-authenticate": 'ApiKey realm="x"'},
-    ),
-    "an invalid customer": (
-        f"400 {URN}customer-invalid",
-        "The customer id of this request is not valid. "
-        "Allowed is a text of 1 to 256 bytes of UTF-8 without control characters.",
-        {},
-        NEVER,
-    ),
-    "a request in flight": (
-        f"409 {URN}request-in-flight",
-        "The first request with this idempotency key has not ended yet. Retry in 1 second.",
-        {},
-        {"retry-after": "1"},
-    ),
-    "an identify that failed": (
-        f"503 {IANA}temporary-reduced-capacity",
-        "The customer of this request could not be determined; the request was not served. "
-        "Retry in 1 second.",
-        {},
-        {"retry-after": "1"},
-    ),
-    "the store": (
-        f"503 {IANA}temporary-reduced-capacity",
-        "Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds.",
-        {},
-        {"retry-after": "5"},
-    ),
-}
+TOLD: Mapping[str, tuple[str, str, dict[str, Any], dict[str, str]]] = yaml.safe_load("""
+a rate:
+- 429 quota-exceeded
+- Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.
+- {violated-policies: [requests-1h]}
+- {ratelimit: '"requests-1h";r=0;t=23', retry-after: "23"}
+concurrency:
+- 429 quota-exceeded
+- Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.
+- {violated-policies: [requests-concurrency]}
+- {ratelimit: '"requests-concurrency";r=0;t=1', retry-after: "1"}
+included:
+- 429 quota-exceeded
+- Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.
+- {violated-policies: [requests-1h, requests-period]}
+- {ratelimit: '"requests-period";r=0;t=957600', retry-after: "957600", x-should-retry: "false"}
+a cap that waiting does not lift:
+- 429 quota-exceeded
+- 'Policy "requests-period" allows 1000 requests per billing period.
+  Waiting does not help: ask for less at once, or choose a plan with more.'
+- {violated-policies: [requests-period]}
+- {ratelimit: '"requests-period";r=3;t=86400', x-should-retry: "false"}
+suspended:
+- 402 payment-required
+- This account is suspended until its payments are settled. Pay at https://example.com/billing to go on.
+- {reason: suspended, portal_url: "https://example.com/billing"}
+- {x-should-retry: "false"}
+a payment is required:
+- 402 payment-required
+- This request needs a payment. Pay to go on.
+- {reason: payment_required}
+- {x-should-retry: "false"}
+credits:
+- 402 payment-required
+- What is left of the prepaid credits or grants does not cover this request. Buy more to go on.
+- {reason: credits}
+- {x-should-retry: "false"}
+a budget:
+- 402 spend-limit-reached
+- This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for requests in progress.
+  More can be spent in 9 hours.
+- {limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400}
+- {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}
+more than a budget:
+- 402 spend-limit-reached
+- 'This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside
+  for requests in progress. This request may cost more than that: ask for less.'
+- {limit_cents: 100, spent_cents: 0, currency: jpy}
+- {x-should-retry: "false"}
+a feature:
+- 403 feature-not-in-plan
+- The plan 'free' does not include the feature 'full_ai'. It is available in 'pro', 'enterprise'.
+- {feature: full_ai, plan: free, available_in: [pro, enterprise]}
+- {x-should-retry: "false"}
+seats:
+- 403 seats-limit-exceeded
+- 'This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.'
+- {limit: 3, used: 3}
+- {x-should-retry: "false"}
+storage:
+- 413 storage-limit-exceeded
+- 'This plan allows 5000000 bytes; in use: 4999000, requested: 5000.
+  Delete something or choose a plan with more.'
+- {limit: 5000000, used: 4999000, requested: 5000}
+- {x-should-retry: "false"}
+no customer:
+- 401 customer-unknown
+- This request does not say which customer it belongs to. Send valid credentials.
+- {}
+- {x-should-retry: "false", www-authenticate: 'ApiKey realm="x"'}
+an invalid customer:
+- 400 customer-invalid
+- The customer id of this request is not valid.
+  Allowed is a text of 1 to 256 bytes of UTF-8 without control characters.
+- {}
+- {x-should-retry: "false"}
+a request in flight:
+- 409 request-in-flight
+- The first request with this idempotency key has not ended yet. Retry in 1 second.
+- {}
+- {retry-after: "1"}
+an identify that failed:
+- 503 temporary-reduced-capacity
+- The customer of this request could not be determined; the request was not served. Retry in 1 second.
+- {}
+- {retry-after: "1"}
+the store:
+- 503 temporary-reduced-capacity
+- Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds.
+- {}
+- {retry-after: "5"}
+""")
 
 
 @pytest.mark.parametrize("row", DECIDED)
 def test_every_refusal_is_told_exactly(row: str) -> None:
     decision, circumstances = DECIDED[row]
     heading, detail, members, headers = TOLD[row]
-    status, kind = int(heading[:3]), heading[4:]
+    status, kind = int(heading[:3]), f"{IANA if heading[4:] in REGISTERED else URN}{heading[4:]}"
     denial = told(decision, circumstances)
     title = re.split("[:#]", kind)[-1].replace("-", " ").title()
     common = {"type": kind, "title": title, "status": status, "detail": detail, "instance": INSTANCE.urn}
