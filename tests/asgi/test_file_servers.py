@@ -15,14 +15,14 @@ from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from drivers.app import served, staying
+from drivers.app import SentMessages, served, staying
 from faults.refusals import http_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -136,15 +136,11 @@ OPEN = ("/files/public/a.txt", "/files/public/guide/", "/files/public/guide/inde
 
 async def answer(app: ASGIApp, target: str, *, method: str = "GET", customer: str = "") -> tuple[int, bytes]:
     """Ask an app directly: clients and servers would tidy the path."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
+    sent = SentMessages()
     scope = http_scope(customer, unquote(target))
     scope.update(method=method, raw_path=target.encode(), headers=[*scope["headers"], (b"host", b"a")])
     try:
-        await app(scope, staying(), send)
+        await app(scope, staying(), sent)
     except HTTPException as error:  # A router without an app around it.
         return error.status_code, b""
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])

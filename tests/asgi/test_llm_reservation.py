@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.app import hello, http_scope, no_more
+from drivers.app import SentMessages, hello, http_scope, no_more
 from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
@@ -592,16 +592,13 @@ async def test_an_estimator_that_fails_lets_nobody_pass(
 async def test_a_body_that_fails_leaves_the_request_undecided(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answered: list[Any] = []
+    answered = SentMessages()
 
     async def broken() -> Any:
         raise LookupError("what stands outside has failed")
 
-    async def send(message: Any) -> None:
-        answered.append(message)
-
     async with metered(hello, store_url, plans=HELD_PLANS) as at:
-        await at.app(http_scope("/chat", method="POST"), broken, send)
+        await at.app(http_scope("/chat", method="POST"), broken, answered)
     assert answered[0]["status"] == 200
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.getMessage() == "a request under the line '/chat' could not be decided"

@@ -15,7 +15,7 @@ import trio
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from drivers.app import HEADERS, hello, http_scope, ignore, no_more
+from drivers.app import HEADERS, SentMessages, hello, http_scope, ignore, no_more
 from drivers.delivery import NOW, RunningClock, kit_for, until
 from drivers.llm_apps import listening
 from faults.refusals import Client, eventually, kit_at, loop_clock, metered
@@ -244,14 +244,11 @@ WORDS = "asyncio and uvloop.*trio is not supported.*hypercorn: -k asyncio"
 
 def run(app: Any, scope: Scope, receive: Receive) -> list[Message]:
     """Call an app once; what it has sent, also where it fails."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
+    sent = SentMessages()
 
     async def call() -> None:
         with pytest.raises(MeterkitError, match=WORDS):
-            await app(scope, receive, send)
+            await app(scope, receive, sent)
 
     trio.run(call)
     return sent

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from drivers.app import PLANS, Served, hello, http_scope, no_more, served
+from drivers.app import PLANS, SentMessages, Served, hello, http_scope, no_more, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit import Decision
 
@@ -239,14 +239,10 @@ async def test_what_fails_in_the_midst_of_its_answer_is_raised() -> None:
 @pytest.mark.parametrize("on_denied", [None, later])
 async def test_a_refused_head_has_the_fields_of_the_answer_and_no_body(on_denied: Any) -> None:
     """A body would be taken for the next response on the connection."""
-    sent: list[Message] = []
-
-    async def keep(message: Message) -> None:
-        sent.append(message)
-
+    sent = SentMessages()
     async with served(hello, on_denied=on_denied) as at:
         shown = await at.client.get("/full")
-        await at.app(http_scope("/full", method="HEAD"), no_more, keep)
+        await at.app(http_scope("/full", method="HEAD"), no_more, sent)
     start, *bodies = sent
     assert start["status"] == shown.status_code == (403 if on_denied is None else 418)
     assert dict(start["headers"])[b"content-length"] == shown.headers["content-length"].encode()

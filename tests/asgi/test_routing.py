@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from drivers.app import PLANS, answering, hello, no_more, served
+from drivers.app import PLANS, SentMessages, answering, hello, no_more, served
 from drivers.llm_apps import listening
 from drivers.plans import completed
 from drivers.sampled import few_examples, pairs
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.catalog import Catalog
 
@@ -430,13 +430,9 @@ def test_a_preflight_has_neither_credentials_nor_a_body(name: bytes, value: byte
 
 async def dispatched(app: ASGIApp, scope: dict[str, Any]) -> str | None:
     """The name of the route whose handler ran; None for a redirect, or where none did."""
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
+    sent = SentMessages()
     try:
-        await app({**scope, "query_string": b"", "server": ("a.example", 80)}, no_more, send)
+        await app({**scope, "query_string": b"", "server": ("a.example", 80)}, no_more, sent)
     except ValueError:  # An {x:int} of more digits than Python reads.
         return None
     body = b"".join(message.get("body", b"") for message in sent).decode()

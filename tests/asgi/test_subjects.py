@@ -12,12 +12,12 @@ import meterkit
 from asgi.test_llm_model_prices import answering as answering_with_tokens
 from asgi.test_llm_model_prices import ask
 from asgi.test_websockets import closed, echo, looked, opened
-from drivers.app import hello, http_scope, no_more, served
+from drivers.app import SentMessages, hello, http_scope, no_more, served
 from faults.refusals import eventually, settled
 from meterkit import Caller, MeterkitError, identify
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from drivers.app import Served
 
@@ -200,14 +200,10 @@ async def test_a_subject_field_without_one_id_is_refused(
     values: list[bytes], found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A request of a user whose id cannot be read must not pass without the limits of a user."""
-    answers: list[Message] = []
-
-    async def keep(message: Message) -> None:
-        answers.append(message)
-
+    answers = SentMessages()
     async with served(hello, plans=PLANS, who=WHO) as at:
         fields = [(b"x-user-id", value) for value in values]
-        await at.app(http_scope(headers=[(b"x-customer-id", b"acme"), *fields]), no_more, keep)
+        await at.app(http_scope(headers=[(b"x-customer-id", b"acme"), *fields]), no_more, answers)
         assert answers[0]["status"] == 400
         problem = json.loads(answers[1]["body"])
         assert problem["type"] == "urn:meterkit:problem:customer-invalid"

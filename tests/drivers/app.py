@@ -158,6 +158,13 @@ async def ignore(_: Message) -> None:
     """A client that reads nothing of its answer."""
 
 
+class SentMessages(list["Message"]):
+    """A client that keeps what it is sent."""
+
+    async def __call__(self, message: Message) -> None:
+        self.append(message)
+
+
 async def no_more() -> Message:
     """A client that has sent all it will."""
     return {"type": "http.request", "body": b"", "more_body": False}
