@@ -116,18 +116,6 @@ async def test_a_hang_up_is_billed_from_the_first_body_byte(
     assert await used(kit, "acme") == (recorded, 0)
 
 
-async def test_an_app_that_fails_after_the_first_byte_is_not_billed(kit: MeterKit, valkey: Server) -> None:
-    async def breaks(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
-        raise ValueError("a bug of the app")
-
-    with pytest.raises(ValueError, match="a bug of the app"):
-        await Client(metered(kit, breaks)).get("acme")
-    await eventually(lambda: nothing_held(kit, valkey, "acme"))
-    assert await used(kit, "acme") == (0, 0)
-
-
 # Customers.
 
 

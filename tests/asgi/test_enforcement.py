@@ -28,7 +28,7 @@ SHADOW = PLANS + "enforcement: shadow\n"
 
 
 @pytest.mark.parametrize(("given", "by"), pairs(["on", "shadow"], ["keyword", "variable"]))
-async def test_it_stands_over_the_file_and_its_routes(
+async def test_the_setting_stands_over_the_file_and_its_routes(
     given: str, by: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"enforcement": given} if by == "keyword" else {}

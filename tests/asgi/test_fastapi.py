@@ -81,7 +81,7 @@ def told(response: Any) -> tuple[int, list[tuple[bytes, bytes]], dict[str, Any]]
         ["/v1/sync", "/v1/async"],
     ),
 )
-async def test_it_refuses_as_the_plans_file_does(path: str, origin: str, cors: tuple[str, ...]) -> None:
+async def test_requires_refuses_as_the_plans_file_does(path: str, origin: str, cors: tuple[str, ...]) -> None:
     asked = {"origin": origin} if origin else {}
     async with served(an_app(), cors=cors) as at:
         assert await at.statuses("/attempt") == [403]
@@ -282,7 +282,7 @@ async def test_a_request_knows_the_features_of_its_plan(method: str) -> None:
     assert later == ([False, True] if method == "GET" else [])
 
 
-async def test_it_asks_nobody(valkey: Server, store_url: str) -> None:
+async def test_allows_within_a_request_asks_no_store(valkey: Server, store_url: str) -> None:
     async with served(APP, redis_url=store_url) as at:
         await at.client.get("/quiet")
         before = evalsha_calls(valkey)

@@ -55,6 +55,15 @@ OLLAMA = {"model": "m", "created_at": "t", "done": True}
 TEXT = "Grüße aus 東京, alle miteinander. "
 TOKENS = len(TEXT.encode()) // 4
 WHOLE = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED}
+
+
+async def counted(app: ASGIApp, url: str, path: str = "/auto", **options: Any) -> tuple[int, ...]:
+    """The input and output tokens that a request counts."""
+    async with metered(app, url, **options) as at:
+        await ask(at, path)
+        return await tokens(at.kit)
+
+
 REPORTED = compact(WHOLE)
 NUMBERS = random.Random(1)  # noqa: S311 - No secret.
 """Tokens of an answer with log probabilities, each 2 KB."""
@@ -122,9 +131,7 @@ async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url
     body = make()
     assert len(body) > 100_000
     chunks = [body[at : at + piece] for at in range(0, len(body), piece)]
-    async with metered(answering(chunks, kind), store_url) as at:
-        await ask(at, "/auto")
-        assert (1420, 310) == await tokens(at.kit)
+    assert (1420, 310) == await counted(answering(chunks, kind), store_url, "/auto")
 
 
 # Complete, and without usage: F-31.
@@ -188,9 +195,9 @@ async def test_an_answer_that_only_calls_a_tool_is_not_free(word: str, size: int
     if word == "ollama":
         said = {**OLLAMA, "message": {"tool_calls": [{"function": {"name": "f", "arguments": tool}}]}}
     length = len(("city" + TEXT.replace(" ", "").replace(",", "") * size).encode())
-    async with metered(answering([compact(said)], JSON_TYPE), store_url) as at:
-        await ask(at, f"/{word}")
-        assert (PROMPT_TOKENS, length // 4) == await tokens(at.kit)
+    assert (PROMPT_TOKENS, length // 4) == await counted(
+        answering([compact(said)], JSON_TYPE), store_url, f"/{word}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,9 +213,7 @@ async def test_an_answer_that_only_calls_a_tool_is_not_free(word: str, size: int
 async def test_figures_count_and_text_where_there_are_none(
     chunks: list[bytes], expected: tuple[int, int], store_url: str
 ) -> None:
-    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
-        await ask(at, "/auto")
-        assert expected == await tokens(at.kit)
+    assert expected == await counted(answering(chunks, SSE_TYPE), store_url, "/auto")
 
 
 async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: str) -> None:
@@ -217,9 +222,7 @@ async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: s
         return 77 if model == "m" else 0
 
     app = answering([*openai_stream(TEXT), DONE], SSE_TYPE)
-    async with metered(app, store_url, settings={"estimate_input": estimate}) as at:
-        await ask(at, "/auto")
-        assert (77, TOKENS) == await tokens(at.kit)
+    assert (77, TOKENS) == await counted(app, store_url, settings={"estimate_input": estimate})
 
 
 # In a coding that is not decoded: F-36.
@@ -346,9 +349,7 @@ async def test_auto_reads_the_beginning_without_a_content_type(
     kind: str, chunks: list[bytes], expected: tuple[int, int], store_url: str
 ) -> None:
     """F-34."""
-    async with metered(answering(chunks, kind), store_url) as at:
-        await ask(at, "/auto")
-        assert expected == await tokens(at.kit)
+    assert expected == await counted(answering(chunks, kind), store_url, "/auto")
 
 
 # Several calls in one stream, and events that are told in passing: F-40.
@@ -358,9 +359,7 @@ async def test_two_calls_with_equal_figures_are_two(store_url: str) -> None:
     """F-40: an agent's stream of two answers of the same length."""
     said = [chat({"content": "Hello"}), chat({}, finish="stop"), chat(None, usage=chat_usage(7, 5))]
     chunks = [sse({**chunk, "id": name}) for name in ("a", "b") for chunk in said]
-    async with metered(answering([*chunks, DONE], SSE_TYPE), store_url) as at:
-        await ask(at, "/auto")
-        assert (14, 10) == await tokens(at.kit)
+    assert (14, 10) == await counted(answering([*chunks, DONE], SSE_TYPE), store_url, "/auto")
 
 
 async def test_events_that_only_one_line_end_parts_are_read(store_url: str) -> None:
@@ -368,9 +367,7 @@ async def test_events_that_only_one_line_end_parts_are_read(store_url: str) -> N
     events = [*[compact(chat({"content": TEXT}))] * 900, compact(chat(None, usage=DETAILED)), b"[DONE]"]
     body = b"".join(b"data: " + event + b"\n" for event in events)
     chunks = [body[at : at + 5_000] for at in range(0, len(body), 5_000)]
-    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
-        await ask(at, "/auto")
-        assert (1420, 310) == await tokens(at.kit)
+    assert (1420, 310) == await counted(answering(chunks, SSE_TYPE), store_url, "/auto")
 
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}

@@ -96,16 +96,6 @@ async def test_concurrency_counts_requests_in_flight() -> None:
         assert body(inner)["violated-policies"] == ["pages-concurrency"]
 
 
-async def test_a_feature_not_in_the_plan() -> None:
-    async with served(hello) as at:
-        response = await at.client.get("/full")
-        told = body(response)
-        assert (told["status"], told["feature"], told["plan"]) == (response.status_code, "full", "free")
-        assert (response.status_code, told["available_in"]) == (403, ["pro"])
-        await at.kit.customers.set_plan("acme", "pro")
-        assert await at.statuses("/full") == [200]
-
-
 async def test_suspended_comes_before_all_else_and_always_is_served() -> None:
     plans = PLANS + "billing: {portal_url: https://pay.example}\n"
     async with served(hello, plans=plans) as at:

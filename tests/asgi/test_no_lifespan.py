@@ -263,7 +263,7 @@ async def startup() -> Message:
     return {"type": "lifespan.startup"}
 
 
-def test_the_lifespan_fails_with_words() -> None:
+def test_on_trio_the_lifespan_fails_with_words() -> None:
     # Each request was a 500, "no running event loop".
     app = metered(kit_at("memory://"), waits_for_startup)
     (message,) = run(app, {"type": "lifespan"}, startup)
@@ -271,7 +271,7 @@ def test_the_lifespan_fails_with_words() -> None:
     assert "trio is not supported" in message["message"]
 
 
-def test_every_request_and_the_kit_itself_say_so() -> None:
+def test_on_trio_every_request_and_the_kit_say_so() -> None:
     kit = kit_at("memory://")
     for _ in range(2):
         assert run(metered(kit), http_scope("/deny"), no_more) == []

@@ -103,7 +103,7 @@ async def test_whoever_cancels_waits_until_what_was_sent_is_read() -> None:
     assert ("partial", 3, 4) == figures(call)[:3]
 
 
-async def test_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whoever_cancels_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.asgi.reading._PAUSES_MAX", 3)
     reading = opened(JSON_TYPE)
     reading.read(document(50_000))

@@ -129,7 +129,7 @@ async def later(scope: Scope, decision: Decision) -> Response:
     return teapot(scope, decision)
 
 
-async def test_it_is_asked_with_the_decision_and_may_leave_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_on_denied_gets_the_decision_and_may_leave_it(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, Decision]] = []
 
     def on_denied(scope: Scope, decision: Decision) -> Response | None:
@@ -147,7 +147,7 @@ async def test_it_is_asked_with_the_decision_and_may_leave_it(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("on_denied", [teapot, later])
-async def test_it_gets_every_field_of_ours_that_it_lacks(on_denied: Callable[..., Any]) -> None:
+async def test_an_own_answer_gets_every_field_of_ours_that_it_lacks(on_denied: Callable[..., Any]) -> None:
     """F-62: it had lost Retry-After, RateLimit, no-store and CORS; an async one raised."""
     async with (
         served(hello, plans=RATED, cors=[ORIGIN]) as at,
@@ -167,7 +167,7 @@ async def test_it_gets_every_field_of_ours_that_it_lacks(on_denied: Callable[...
     assert {name: theirs.headers[name] for name in added} == added
 
 
-async def test_it_keeps_what_it_says_itself_and_nothing_is_doubled() -> None:
+async def test_an_own_answer_keeps_its_fields_and_none_is_doubled() -> None:
     own = {"Retry-After": "7", "RateLimit": '"mine";r=0', "Vary": "Accept"}
     own["Access-Control-Expose-Headers"] = "X-Mine, retry-after"
 
@@ -210,7 +210,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("on_denied", [raises_later, no_response, breaks])
-async def test_where_it_fails_the_answer_is_ours_and_logged_once(
+async def test_where_on_denied_fails_our_answer_is_sent_and_logged(
     on_denied: Callable[..., Any], caplog: pytest.LogCaptureFixture, now: list[float]
 ) -> None:
     async with served(hello, on_denied=on_denied) as at:
@@ -226,7 +226,7 @@ async def test_where_it_fails_the_answer_is_ours_and_logged_once(
     assert last.getMessage() == first.getMessage()
 
 
-async def test_what_fails_in_the_midst_of_its_answer_is_raised() -> None:
+async def test_what_fails_in_the_midst_of_an_own_answer_is_raised() -> None:
     async def halves() -> AsyncIterator[bytes]:
         yield b"half"
         raise LookupError("the rest is gone")
