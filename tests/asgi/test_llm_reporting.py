@@ -22,14 +22,7 @@ from drivers.llm_apps import METERS, PLANS, PROMPT, metered, openai_stream, stre
 from faults.refusals import eventually
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
-from tokens.recordings import (
-    LIE,
-    anthropic_events,
-    chat,
-    chat_usage,
-    compact,
-    sse,
-)
+from tokens.recordings import LIE, anthropic_events, chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -44,10 +37,7 @@ pytestmark = pytest.mark.anyio
 PATIENT = {"store_timeout": 10.0}
 LAST = b"data: [DONE]\n\n"
 DETAILED = chat_usage(
-    1000,
-    50,
-    prompt_tokens_details={"cached_tokens": 400},
-    completion_tokens_details={"reasoning_tokens": 30},
+    1000, 50, prompt_tokens_details={"cached_tokens": 400}, completion_tokens_details={"reasoning_tokens": 30}
 )
 ALL = (1000, 50, 400, 0, 30, 1050)
 
@@ -124,11 +114,7 @@ OLLAMA = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 8,
         ("/auto", [chat({"content": "x"}, usage=chat_usage(7, n)) for n in range(5)], (7, 4)),
         ("/none", [*anthropic(), *anthropic()], (16, 16)),
         ("/auto", anthropic()[:5], (13, 10)),
-        (
-            "/none",
-            [EMBEDDINGS, EMBEDDINGS],
-            (16, 0),
-        ),
+        ("/none", [EMBEDDINGS, EMBEDDINGS], (16, 0)),
         ("/auto", [OLLAMA, OLLAMA], (16, 18)),
     ],
 )
@@ -424,11 +410,7 @@ def test_the_provider_is_asked_whatever_the_client_asked(
 
 
 async def through(
-    chunks: Sequence[Any],
-    store_url: str,
-    *,
-    asked: dict[str, Any] = ASKED,
-    sync: bool = False,
+    chunks: Sequence[Any], store_url: str, *, asked: dict[str, Any] = ASKED, sync: bool = False
 ) -> tuple[list[Any], tuple[int, ...]]:
     """What is left of a stream, and what it counts."""
     left: list[Any] = []

@@ -258,8 +258,7 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
 
 
 POLLS = JOBS.replace(
-    "routes:\n",
-    'routes:\n  - {match: "GET /jobs/{id}", consume: {requests: 1}, records: [output_tokens]}\n',
+    "routes:\n", 'routes:\n  - {match: "GET /jobs/{id}", consume: {requests: 1}, records: [output_tokens]}\n'
 )
 
 
