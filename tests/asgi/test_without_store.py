@@ -302,33 +302,21 @@ BODY = compact({"model": "m", "messages": ASKED, "max_tokens": RESERVED})
 Heard = Literal["made at once", "made late"]
 
 
-class Slow(TcpProxy):
-    """Keeps replies, or requests, until they are let through."""
-
-    def __init__(self, target_port: int) -> None:
-        super().__init__(target_port)
-        self.replies = asyncio.Event()
-        self.replies.set()
-
-    async def keep(self, heard: Heard) -> None:
-        if heard == "made late":
-            await self.set("blackhole")
-        else:
-            self.replies.clear()
-
-    async def _pass_reply(self, chunk: bytes, to_client: asyncio.StreamWriter) -> bool:
-        await self.replies.wait()
-        return await super()._pass_reply(chunk, to_client)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
     """A kit over a slow network, and one that looks past it."""
 
     kit: MeterKit
     auditor: MeterKit
-    proxy: Slow
+    proxy: TcpProxy
     client: httpx.AsyncClient
+
+    async def keep(self, heard: Heard) -> None:
+        """Keep replies, or requests, until they are let through."""
+        if heard == "made late":
+            await self.proxy.set("blackhole")
+        else:
+            self.proxy.replies.clear()
 
     async def left(self, meter: str = "output_tokens") -> int:
         """How much more the customer may use now, over all limits."""
@@ -375,7 +363,7 @@ async def late(valkey: Server, *, timeout_s: float) -> AsyncGenerator[Late]:
     model = answering([*openai_stream("Hello"), sse(chat(None, usage=usage))], "text/event-stream")
     settings: dict[str, Any] = {"clock": Clock(NOW), "flush": False, "shards": 4}
     async with (
-        Slow(valkey.port) as proxy,
+        TcpProxy(valkey.port) as proxy,
         MeterKit(loads(LATE_PLANS), redis_url=valkey.url, store_timeout=10.0, **settings) as auditor,
         MeterKit(loads(LATE_PLANS), redis_url=proxy.url, store_timeout=timeout_s, **settings) as kit,
     ):
@@ -397,7 +385,7 @@ async def test_a_request_served_without_an_answer_is_counted(
     valkey: Server, heard: Heard, path: str, status: int, spent: tuple[int, int]
 ) -> None:
     async with late(valkey, timeout_s=0.2) as at:
-        await at.proxy.keep(heard)
+        await at.keep(heard)
         assert (await at.client.post(path, content=BODY)).status_code == status
         await at.is_held(heard)
         await at.mended()
@@ -410,7 +398,7 @@ async def test_a_request_served_without_an_answer_is_counted(
 @HEARD
 async def test_a_request_cancelled_before_its_decision_returns_all(valkey: Server, heard: Heard) -> None:
     async with late(valkey, timeout_s=20.0) as at:
-        await at.proxy.keep(heard)
+        await at.keep(heard)
         sent = at.proxy.requests
         request = asyncio.create_task(at.client.post("/deny", content=BODY))
         if heard == "made at once":
@@ -433,7 +421,7 @@ async def test_a_late_reservation_holds_nothing(valkey: Server, heard: Heard, en
             async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
                 raise AssertionError("it was not to begin")
 
-        await at.proxy.keep(heard)
+        await at.keep(heard)
         asked = asyncio.create_task(reserve())
         await asyncio.sleep(0)
         if ended == "by a cancellation":

@@ -45,6 +45,8 @@ class TcpProxy:
         self._cut_after = 0
         self._moving = asyncio.Event()
         self._moving.set()
+        self.replies = asyncio.Event()  # Cleared: replies are kept until it is set.
+        self.replies.set()
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._mute = WeakSet[asyncio.StreamWriter]()
@@ -137,6 +139,8 @@ class TcpProxy:
     ) -> None:
         while chunk := await reader.read(_CHUNK):
             await self._moving.wait()
+            if is_reply:
+                await self.replies.wait()
             if not is_reply:
                 self.requests += len(chunk)
             elif self._mode == "drop_reply" or writer in self._mute:
