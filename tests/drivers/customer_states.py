@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.states import States
+from meterkit.customers.stranding import let_go_of_usage
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.periods import to_ms
+from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.live_subscription import LiveSubscription
 
@@ -69,3 +72,15 @@ async def prepare_change(
             await api.close()
 
     return send
+
+
+async def strand_usage(kit: MeterKit, customer: str = "acme") -> None:
+    """Let go of pending usage, as a change of plan does before its process has stored the new plan."""
+    await let_go_of_usage(kit.store, customer, changed_ms=kit.store.now_ms())
+
+
+async def note_findings(kit: MeterKit, customer: str, meter: str) -> None:
+    """Store what a night may find of a customer: a difference of its subscription, and a spike."""
+    drift = Drift(subscription="sub_1", kind="other_price", message="another price")
+    await Drifts(kit.store).put(customer, [drift])
+    await SpikesToday(kit.store).note(FoundSpike(customer, meter, kit.store.now_ms(), "day", 900, 9))

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from meterkit.testing import StripeEmulator
 
 # What is not its own.
-__all__ = ["Pricing", "Tier"]
+__all__ = [
+    "Pricing",
+    "Tier",
+    "usage_lines",
+]
 
 PLANS: Final = plans_text("priced_shop")
 CATALOG: Final = loads(PLANS)
@@ -71,12 +75,25 @@ async def metered_lines(at: Shop) -> list[tuple[str, int, int]]:
     return found
 
 
+async def usage_lines(at: Shop, stripe_customer: str | None = None) -> list[tuple[dict[str, Any], int, int]]:
+    """The lines of usage on all invoices, or on those of a customer: price, units, cents; none of no unit."""
+    listed = await at.stripe_list("/v1/prices")
+    metered = {price["id"]: price for price in listed if price["recurring"].get("meter")}
+    found: list[tuple[dict[str, Any], int, int]] = []
+    for invoice in await at.invoices():
+        for line in await at.stripe_list(f"/v1/invoices/{invoice['id']}/lines"):
+            price = metered.get(line["pricing"]["price_details"]["price"])
+            units = int(line["quantity_decimal"])
+            if price and units and stripe_customer in {None, invoice["customer"]}:
+                found.append((price, units, line["amount"]))
+    return found
+
+
 async def renewed(at: Shop) -> None:
-    """The period is over, and the invoice of it final."""
-    at.clock.set(END)
-    at.emulator.advance()
-    at.clock.set(END + timedelta(hours=2))
-    at.emulator.advance()
+    """All usage is delivered, the period is over, and the invoice of it final."""
+    await at.kit.flush(everything=True)
+    at.go(END)
+    at.go(END + timedelta(hours=2))
 
 
 NEW_PRICES: Final = (

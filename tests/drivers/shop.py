@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -44,6 +44,28 @@ class Shop:
         found = await self.kit.subscriptions.sync(customer)
         assert found is not None
         return found
+
+    async def begun(self, plan: str) -> Subscription:
+        """Make the prices at Stripe, subscribe, and go to mid-period."""
+        await self.kit.stripe.sync()
+        found = await self.subscribed(plan=plan)
+        self.clock.set(HALF)
+        return found
+
+    def go(self, to: datetime | timedelta) -> None:
+        """Go to an instant, or on by a while, and have Stripe do what is due by then."""
+        if isinstance(to, timedelta):
+            self.clock.advance(to)
+        else:
+            self.clock.set(to)
+        self.emulator.advance()
+
+    async def fail_payments(self, customer: str = "acme") -> str:
+        """Have each payment of a customer be declined; the Stripe customer."""
+        linked = (await self.kit.customers.get(customer)).stripe_customer
+        assert linked is not None
+        self.emulator.fail_payments(linked)
+        return linked
 
     def changes(self) -> list[Exchange]:
         """What has changed anything at Stripe: requests that took effect for the first time."""

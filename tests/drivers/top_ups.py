@@ -57,6 +57,15 @@ async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
     return await at.kit.credits.buy("acme", amount_cents, **how)
 
 
+async def refund(at: Hooked, invoice: str = "", cents: int = 1000) -> None:
+    """Give back a purchase: by default what was bought first."""
+    if not invoice:
+        invoice = str((await at.client.v1.invoices.list_async({"customer": "cus_acme"})).data[-1].id)
+    paid = await at.client.v1.invoice_payments.list_async({"invoice": invoice})
+    intent = str(paid.data[0].payment.payment_intent)
+    await at.client.v1.refunds.create_async({"payment_intent": intent, "amount": cents})
+
+
 async def night(at: Hooked) -> None:
     """The nightly sync looks at the customer."""
     await HookQueue(at.kit.store).look("cus_acme", NIGHTLY)

@@ -64,6 +64,12 @@ class Hooked:
         found: tuple[Delivery, ...] = await self.emulator.deliver(*events, **how)
         return [delivery.status for delivery in found]
 
+    async def live(self, on: timedelta) -> None:
+        """Let a while pass, and have Stripe do and deliver what is due by then, and work it off."""
+        self.clock.advance(on)
+        self.emulator.advance()
+        await self.settle()
+
     async def settle(self) -> None:
         """Have Stripe deliver what is due, and work it off."""
         await self.bring()

@@ -18,7 +18,10 @@ Step = Literal[
     "a late item is noted",
     "a restart is confirmed",
     "a state is stored",
+    "a webhook entry is kept",
     "a webhook entry is taken",
+    "billed usage is read",
+    "credits are kept",
     "summaries are counted",
     "the store is asked whether to deliver",
 ]
@@ -27,7 +30,10 @@ _PLACES: Final[dict[Step, str]] = {
     "a late item is noted": "meterkit.outbox.late_items.LateItems.settle",
     "a restart is confirmed": "meterkit.store.server_lives.ServerLives.confirm",
     "a state is stored": "meterkit.customers.states.States.change",
+    "a webhook entry is kept": "meterkit.subscriptions.webhooks.queue.HookQueue.keep",
     "a webhook entry is taken": "meterkit.subscriptions.webhooks.queue.HookQueue.take",
+    "billed usage is read": "meterkit.delivery.correction_credits.read_billed",
+    "credits are kept": "meterkit.delivery.correction_credits.CreditIssuer._keep_credits",
     "summaries are counted": "meterkit.delivery.summaries.StripeSummaries.counted",
     "the store is asked whether to deliver": "meterkit.outbox.outbox.Outbox.refusal",
 }

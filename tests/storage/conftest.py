@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from drivers.delivery import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+from storage.moto_bucket import BOTO3
+from storage.test_histories import PLANS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +46,26 @@ def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, value)
     forget_all(moto)
     return moto
+
+
+@pytest.fixture
+def s3(address: str) -> Any:
+    """A client of S3, where ``uploads`` is a bucket with versions."""
+    client: Any = BOTO3.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="uploads")
+    client.put_bucket_versioning(Bucket="uploads", VersioningConfiguration={"Status": "Enabled"})
+    return client
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(clock: Clock) -> AsyncIterator[MeterKit]:
+    endpoint = "http://127.0.0.1:9"  # Nothing is there.
+    async with MeterKit(
+        loads(PLANS), clock=clock, redis_url="memory://", flush=False, storage_endpoint=endpoint
+    ) as kit:
+        yield kit

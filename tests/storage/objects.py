@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import Page, Version
@@ -44,6 +44,11 @@ class Happened:
     number: int
     stored_number: int
     """Of the upload of what was removed: MinIO numbers a removal so."""
+
+    @classmethod
+    def put(cls, key: str, size: int, at_ms: int, number: int = 5, version: str | None = None) -> Self:
+        """An upload."""
+        return cls("ObjectCreated:Put", key, size, version, at_ms, number, number)
 
     def as_body(self, form: Format, bucket: str) -> bytes:
         if form == "eventbridge":

@@ -1,42 +1,61 @@
-"""A listing of a large bucket: compared by a sorted merge, and kept on disk instead of in memory."""
-# Internals: the merge of two sorted streams, and its files.
+"""Listings of buckets: merged with what is known, on disk instead of in memory; through boto3 from moto."""
+# Internals: the merge of two sorted streams and its files, and one turn of the worker's tasks at a time.
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import sys
 import tracemalloc
-from typing import TYPE_CHECKING, Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 
 from drivers.delivery import NOW
-from meterkit import MeterKit
+from drivers.kit_parts import parts_of
+from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
+from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.health.backlogs import look_at_stored_objects
+from meterkit.storage import aws
 from meterkit.storage.aws import Page, Version
 from meterkit.storage.recalculation import Difference, Listed, Listing, differences
+from meterkit.storage.service import ObjectStorage
 from meterkit.storage.shelf import Known
+from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
+from storage.moto_bucket import BOTO3
 from storage.objects import Happened
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 pytestmark = pytest.mark.anyio
 
+NOW_MS: Final = int(NOW.timestamp() * 1000)
+OLD_MS: Final = 1_600_000_000_000  # Long before: moto answers with the time of this host.
+A, B = "ada/images/a.png", "ada/images/b.png"
 
-def test_two_sorted_streams_are_merged() -> None:
-    there = Known(is_there=True, size=1, at_ms=0, type="a")
-    gone = Known(is_there=False, size=1, at_ms=0, type="a")
-    listed = [("b", 1, "a"), ("c", 1, "a"), ("d", 2, "a"), ("e", 1, "a")]
-    assert list(differences(listed, [("a", there), ("b", there), ("c", gone), ("d", there)])) == [
-        Difference("a", None, there),
-        Difference("c", (1, "a"), gone),
-        Difference("d", (2, "a"), there),
-        Difference("e", (1, "a"), None),
-    ]
+
+def kit_at(url: str, clock: Clock | None = None, plans: str = PLANS, **settings: Any) -> MeterKit:
+    return MeterKit(loads(plans), clock=clock or Clock(NOW), redis_url=url, flush=False, **settings)
+
+
+class Objects:
+    """A bucket of these objects with their sizes, listed so many minutes after noon."""
+
+    def __init__(self, objects: Mapping[str, int], minutes: int | None = None) -> None:
+        self._objects, self._at_ms = objects, None if minutes is None else NOW_MS + minutes * 60_000
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        del bucket
+        found = [(key, size) for key, size in self._objects.items() if key.startswith(prefix)]
+        yield Page([Version(key, "null", size) for key, size in found], self._at_ms)
 
 
 class Large:
@@ -52,53 +71,45 @@ class Large:
             yield Page([Version(key, "null", 7) for key in keys], None)
 
 
-class Empty:
-    """A store of objects without any."""
-
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
-        del bucket, prefix
-        yield Page([], None)
+async def stored(kit: MeterKit, key: str, size: int, minutes: int = 0, bucket: str = "uploads") -> None:
+    """Count the event of an upload so many minutes after noon."""
+    put = Happened.put(key, size, NOW_MS + minutes * 60_000, 1 + minutes)
+    await kit.storage.count(put.as_body("s3", bucket).decode())
 
 
-def record(bucket: str, key: str, size: int) -> dict[str, object]:
-    return {
-        "eventVersion": "2.1",
-        "eventTime": NOW.isoformat(),
-        "eventName": "ObjectCreated:Put",
-        "s3": {"bucket": {"name": bucket}, "object": {"key": key, "size": size, "sequencer": "0A"}},
-    }
+@pytest.fixture
+async def far(address: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    """A kit whose buckets are moto's."""
+    async with kit_at("memory://", clock, storage_endpoint=address) as kit:
+        yield kit
+
+
+def test_two_sorted_streams_are_merged() -> None:
+    there = Known(is_there=True, size=1, at_ms=0, type="a")
+    gone = Known(is_there=False, size=1, at_ms=0, type="a")
+    listed = [("b", 1, "a"), ("c", 1, "a"), ("d", 2, "a"), ("e", 1, "a")]
+    assert list(differences(listed, [("a", there), ("b", there), ("c", gone), ("d", there)])) == [
+        Difference("a", None, there),
+        Difference("c", (1, "a"), gone),
+        Difference("d", (2, "a"), there),
+        Difference("e", (1, "a"), None),
+    ]
 
 
 async def test_objects_of_a_bucket_that_is_named_no_more_are_taken_out(store_url: str) -> None:
-    moved = PLANS.replace("bucket: uploads", "bucket: moved")
-    records = [record("uploads", "ada/images/a.png", 700), record("uploads", "bob/images/b.png", 40)]
-
-    def kit_of(plans: str) -> MeterKit:
-        return MeterKit(loads(plans), clock=Clock(NOW), redis_url=store_url, flush=False)
-
-    async with kit_of(PLANS) as kit:
-        await kit.storage.count(json.dumps({"Records": records}))
+    empty = Objects({})
+    async with kit_at(store_url) as kit:
+        await stored(kit, "ada/images/a.png", 700)
+        await stored(kit, "bob/images/b.png", 40)
         assert await kit.gauges.get("ada", "storage") == 700
-    async with kit_of(moved) as kit:
-        await kit.storage.count(json.dumps({"Records": [record("moved", "ada/images/c.png", 5)]}))
-        assert await kit.storage.recalculate(dry_run=True, lister=Empty()) == {"ada": -700, "bob": -40}
-        assert await kit.storage.recalculate("bob", lister=Empty()) == {"bob": -40}
-        assert await kit.storage.recalculate(lister=Empty()) == {"ada": -700}
-        assert await kit.storage.recalculate(lister=Empty()) == {}
+    async with kit_at(store_url, plans=PLANS.replace("bucket: uploads", "bucket: moved")) as kit:
+        await stored(kit, "ada/images/c.png", 5, bucket="moved")
+        assert await kit.storage.recalculate(dry_run=True, lister=empty) == {"ada": -700, "bob": -40}
+        assert await kit.storage.recalculate("bob", lister=empty) == {"bob": -40}
+        assert await kit.storage.recalculate(lister=empty) == {"ada": -700}
+        assert await kit.storage.recalculate(lister=empty) == {}
         assert await kit.gauges.get("ada", "storage") == 5  # An event of just now: no listing has it yet.
         assert await kit.gauges.get("bob", "storage") == 0
-
-
-class Small:
-    """A bucket of some objects with their sizes."""
-
-    def __init__(self, objects: Mapping[str, int]) -> None:
-        self._objects = objects
-
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
-        del bucket
-        found = [(key, size) for key, size in self._objects.items() if key.startswith(prefix)]
-        yield Page([Version(key, "null", size) for key, size in found], None)
 
 
 async def test_a_key_under_two_patterns_is_listed_once() -> None:
@@ -107,41 +118,39 @@ async def test_a_key_under_two_patterns_is_listed_once() -> None:
         ' {bucket: uploads, key: "{customer}/{type}/{path:path}"}]'
     )
     plans = PLANS.replace('objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}', objects)
-    small = Small({"shared/ada/a": 5, "ada/images/a": 7, "bob/images/a": 9})
-    async with MeterKit(loads(plans), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
+    small = Objects({"shared/ada/a": 5, "ada/images/a": 7, "bob/images/a": 9})
+    async with kit_at("memory://", plans=plans) as kit:
         assert await kit.storage.recalculate(dry_run=True, lister=small) == {"ada": 12, "bob": 9}
         assert await kit.storage.recalculate(lister=small) == {"ada": 12, "bob": 9}
         assert await kit.storage.recalculate(lister=small) == {}
 
 
-async def test_damaged_customers_hinder_no_others() -> None:
+async def test_damaged_customers_hinder_no_others(kit: MeterKit) -> None:
     """Ten in a row are a store that is away."""
     names = [f"c{number:02}" for number in range(36)]
     damaged = [name for number, name in enumerate(names) if number % 3]
-    small = Small({f"{name}/images/a": 7 for name in names})
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
-        client = (await kit.store.admin()).client
-        for name in damaged:
-            await client.set(kit.store.keys.customer(name).objects, "no hash")
-        with pytest.raises(StoreError, match=r"of 24 customers are not recalculated, 'c01' first"):
-            await kit.storage.recalculate(lister=small)
-        whole = sorted({*names} - {*damaged})
-        for name in names[:10]:
-            await client.set(kit.store.keys.customer(name).objects, "no hash")
-        with pytest.raises(StoreError, match="WRONGTYPE"):
-            await kit.storage.recalculate(lister=small)
-        assert [await kit.gauges.get(name, "storage") for name in whole] == [7] * 12
+    small = Objects({f"{name}/images/a": 7 for name in names})
+    client = (await kit.store.admin()).client
+    for name in damaged:
+        await client.set(kit.store.keys.customer(name).objects, "no hash")
+    with pytest.raises(StoreError, match=r"of 24 customers are not recalculated, 'c01' first"):
+        await kit.storage.recalculate(lister=small)
+    whole = sorted({*names} - {*damaged})
+    for name in names[:10]:
+        await client.set(kit.store.keys.customer(name).objects, "no hash")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await kit.storage.recalculate(lister=small)
+    assert [await kit.gauges.get(name, "storage") for name in whole] == [7] * 12
 
 
-async def test_memory_does_not_grow_with_the_bucket() -> None:
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
-        await kit.storage.recalculate(dry_run=True, lister=Large(1))
-        tracemalloc.start()
-        try:
-            assert await kit.storage.recalculate(dry_run=True, lister=Large(16)) == {"ada": 16 * 7000}
-            _, most = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+async def test_memory_does_not_grow_with_the_bucket(kit: MeterKit) -> None:
+    await kit.storage.recalculate(dry_run=True, lister=Large(1))
+    tracemalloc.start()
+    try:
+        assert await kit.storage.recalculate(dry_run=True, lister=Large(16)) == {"ada": 16 * 7000}
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert most < 2_000_000  # 16,000 versions in a dict take 4.5 MB.
 
 
@@ -164,61 +173,138 @@ async def test_a_listing_that_is_cancelled_frees_the_disk() -> None:
         await listing.sort()
 
 
-NOW_MS: Final = int(NOW.timestamp() * 1000)
-MINUTE_MS: Final = 60_000
-
-
-def stored(key: str, size: int, minutes: int, number: int) -> Happened:
-    """An upload so many minutes after noon; `number` orders it among those of the same key."""
-    return Happened("ObjectCreated:Put", key, size, None, NOW_MS + minutes * MINUTE_MS, number, number)
-
-
-class Racing:
-    """A listing of several pages; events arrive after each of them.
-
-    Args:
-        kit: counts the events.
-        pages: of each page the minute that it was made, its objects with their sizes, and the events.
-    """
-
-    def __init__(self, kit: MeterKit, *pages: tuple[int, dict[str, int], list[Happened]]) -> None:
-        self._kit, self._pages = kit, pages
-
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
-        del bucket, prefix
-        for minute, objects, events in self._pages:
-            versions = [Version(key, "null", size) for key, size in objects.items()]
-            yield Page(versions, NOW_MS + minute * MINUTE_MS)
-            await told(self._kit, *events)
-
-
-async def told(kit: MeterKit, *events: Happened) -> None:
-    for event in events:
-        await kit.storage.count(event.as_body("s3", "uploads").decode())
-
-
-A, B = "ada/images/a.png", "ada/images/b.png"
-
-
-async def test_an_event_from_before_a_listing_changes_nothing_after_it(store_url: str) -> None:
+async def test_an_event_from_before_a_listing_changes_nothing_after_it(kit: MeterKit) -> None:
     """The listing agreed with all that was known, and its bucket has the object no more."""
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
-        await told(kit, stored(B, 5, 0, 1))
-        assert await kit.storage.recalculate(lister=Racing(kit, (30, {B: 5}, []))) == {}
-        await told(kit, stored(A, 900, 10, 1))
-        assert await kit.gauges.get("ada", "storage") == 5
-        assert await kit.storage.unclear() == {}
-        await told(kit, stored(A, 900, 40, 2))  # It was stored anew.
-        assert await kit.gauges.get("ada", "storage") == 905
+    await stored(kit, B, 5)
+    assert await kit.storage.recalculate(lister=Objects({B: 5}, 30)) == {}
+    await stored(kit, A, 900, 10)
+    assert await kit.gauges.get("ada", "storage") == 5
+    assert await kit.storage.unclear() == {}
+    await stored(kit, A, 900, 40)  # It was stored anew.
+    assert await kit.gauges.get("ada", "storage") == 905
 
 
-async def test_a_rule_that_removes_all_versions_asks_for_a_listing(store_url: str) -> None:
+async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit) -> None:
     """Of those versions the event names one, and no other event comes with it."""
     removed = Happened("ObjectRemoved:DeleteAllVersions", A, None, "v1", NOW_MS, 2, 1)
-    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
-        await told(kit, stored(A, 900, 0, 1))
-        assert await kit.storage.unclear() == {}
-        await kit.storage.count(removed.as_body("minio", "uploads"))
-        assert list(await kit.storage.unclear()) == ["ada"]
-        assert await kit.storage.recalculate("ada", lister=Racing(kit, (30, {}, []))) == {"ada": -900}
-        assert await kit.storage.unclear() == {}
+    await stored(kit, A, 900)
+    assert await kit.storage.unclear() == {}
+    await kit.storage.count(removed.as_body("minio", "uploads"))
+    assert list(await kit.storage.unclear()) == ["ada"]
+    assert await kit.storage.recalculate("ada", lister=Objects({}, 30)) == {"ada": -900}
+    assert await kit.storage.unclear() == {}
+
+
+async def test_a_recalculation_counts_what_no_event_told_of(far: MeterKit, s3: Any) -> None:
+    for key, size in (("ada/images/a b", 10), ("ada/images/a b", 7), ("ada/x/b", 5), ("bob/documents/c", 3)):
+        s3.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
+    s3.delete_object(Bucket="uploads", Key="ada/images/a b")  # A marker: both versions remain.
+    s3.put_object(Bucket="uploads", Key="nobody", Body=b"x")
+    lost = Happened.put("ada/images/gone", 900, OLD_MS, version="v9")
+    await far.storage.count(lost.as_body("s3", "uploads"))
+    assert await far.storage.recalculate(dry_run=True) == {"ada": 22 - 900, "bob": 3}
+    assert await far.gauges.get("ada", "storage") == 900
+    assert await far.storage.recalculate("ada") == {"ada": 22 - 900}
+    assert [await far.gauges.get(name, "storage") for name in ("ada", "bob")] == [22, 0]
+    assert await far.storage.recalculate() == {"bob": 3}
+    assert await far.storage.recalculate() == {}
+    usage = (await far.usage("ada"))["meters"]["storage"]
+    assert (usage["recorded"], usage.get("types")) == (22, {"documents": 0, "images": 17, "other": 5})
+    [entry] = await far.customers.history("ada")
+    told = (entry.kind, entry.before, entry.after, entry.cause)
+    assert told == ("storage", "900 bytes", "22 bytes", "recalculation")
+
+
+async def test_messages_of_a_queue_count_and_go(far: MeterKit, address: str) -> None:
+    client: Any = BOTO3.client("sqs", endpoint_url=address)
+    queue = client.create_queue(QueueName="events", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
+    put, again, more = (
+        Happened.put(key, size, OLD_MS + number, number)
+        for key, size, number in (("ada/images/a", 900, 5), ("ada/images/a", 800, 6), ("ada/x/a", 40, 7))
+    )
+    enveloped = {"Type": "Notification", "Message": again.as_body("s3", "uploads").decode()}
+    bodies = (put.as_body("s3", "uploads").decode(), json.dumps(enveloped), "not of an object store")
+    for body in (*bodies, more.as_body("eventbridge", "uploads").decode()):
+        client.send_message(QueueUrl=queue, MessageBody=body)
+    assert sum([await far.storage.poll(queue, wait_s=0) for _ in range(8)]) == 3
+    assert await far.gauges.get("ada", "storage") == 840
+    left = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
+    assert [message["Body"] for message in left] == ["not of an object store"]
+
+
+async def test_one_process_recalculates_each_hour(
+    far: MeterKit, s3: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 7)
+    assert await far.storage.recalculate(dry_run=True) == {"ada": 7}
+    assert await far.storage.recalculate("bob") == {}
+    assert (await Upkeep(far.store).seen()).listed_ms is None
+    assert await far.storage.recalculate_due()
+    assert "a listing has corrected 7 bytes of 1 customers" in caplog.text
+    seen = await Upkeep(far.store).seen()
+    assert (seen.listed_ms, seen.drift_bytes, seen.drift_customers) == (far.store.now_ms(), 7, 1)
+    s3.put_object(Bucket="uploads", Key="ada/images/b", Body=b"x" * 5)
+    clock.advance(timedelta(minutes=59, seconds=59))
+    assert not await far.storage.recalculate_due()
+    clock.advance(timedelta(seconds=1))
+    other = ObjectStorage(far.store, far.settings.reveal(far.settings.storage_endpoint))
+    key = far.store.keys.shard(HOOKS_SHARD, "storage:lease")
+    async with TaskLease(far.store, key, lasts_ms=1000).held():
+        assert not await other.recalculate_due()  # Another process does.
+    assert await other.recalculate_due()
+    assert await far.gauges.get("ada", "storage") == 12
+
+
+async def test_a_worker_without_what_it_needs(far: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    missing = re.escape("pip install 'meterkit[storage]'")
+    with pytest.raises(MeterkitError, match=missing):
+        far.storage.worker_tasks("https://sqs.example/queue")
+    with pytest.raises(MeterkitError, match=missing):
+        await far.storage.recalculate()
+    with pytest.raises(MeterkitError, match=missing):
+        await far.storage.presign("ada", "ada/images/a", 1)
+
+
+async def test_what_is_neglected_is_found(far: MeterKit, clock: Clock) -> None:
+    async def problems() -> list[str]:
+        _, found = await look_at_stored_objects(parts_of(far))
+        return [one.problem for one in found]
+
+    unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"
+    assert await problems() == [unlisted]
+    upkeep = Upkeep(far.store)
+    await upkeep.listed({"ada": -4, "bob": 3})
+    await upkeep.read("https://sqs.example/queue")
+    clock.advance(timedelta(minutes=15))
+    assert await problems() == []
+    transport = httpx.ASGITransport(metrics_app(far))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        text = (await client.get("/")).text.splitlines()
+    assert {"meterkit_storage_drift_bytes 7.0", "meterkit_storage_queue_age_seconds 900.0"} <= {*text}
+    assert "meterkit_storage_listed_age_seconds 900.0" in text
+    clock.advance(timedelta(hours=3))
+    assert await problems() == [
+        "the queue of storage events was last read 3 h ago: the events in it do not count",
+        "the buckets of storage.objects were not listed for 3 h: lost events stay lost",
+    ]
+    clock.advance(timedelta(days=7))
+    assert await problems() == [unlisted]
+
+
+async def test_a_listing_goes_on_where_a_page_ends(
+    far: MeterKit, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
+    called: list[dict[str, Any]] = []
+    whole = aws._called  # pyright: ignore[reportPrivateUsage]
+
+    async def paged(what: str, call: Any) -> Any:
+        call.keywords["MaxKeys"] = 2
+        called.append(call.keywords)
+        return await whole(what, call)
+
+    monkeypatch.setattr(aws, "_called", paged)
+    assert await far.storage.recalculate() == {"ada": 11111}
+    assert len(called) > 1

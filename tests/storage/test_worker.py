@@ -75,33 +75,18 @@ class _Passed(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def put(key: str, size: int, number: int) -> str:
-    event = Happened("ObjectCreated:Put", key, size, None, AT_MS + number, number, number)
-    return event.as_body("s3", "uploads").decode()
-
-
-@pytest.fixture
-def s3(address: str) -> Any:
-    client: Any = BOTO3.client("s3", endpoint_url=address)
-    client.create_bucket(Bucket="uploads")
-    for key, size in (("ada/images/a", 900), ("ada/images/b", 50), ("bob/documents/a", 7)):
-        client.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
-    yield client
-    for one in client.list_objects_v2(Bucket="uploads")["Contents"]:
-        client.delete_object(Bucket="uploads", Key=one["Key"])
-    client.delete_bucket(Bucket="uploads")
-
-
 @pytest.mark.dear("a worker in a process of its own, killed, and another one, at servers of S3 and SQS")
 async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
     address: str, s3: Any, store_url: str, tmp_path: Path
 ) -> None:
-    assert s3
+    for key, size in (("ada/images/a", 900), ("ada/images/b", 50), ("bob/documents/a", 7)):
+        s3.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
     (tmp_path / "plans.yaml").write_text(PLANS)
     sqs: Any = BOTO3.client("sqs")
     queue = sqs.create_queue(QueueName="killed", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
     for key, size, number in (("ada/images/a", 900, 5), ("ada/images/b", 50, 6)):
-        sqs.send_message(QueueUrl=queue, MessageBody=put(key, size, number))
+        event = Happened.put(key, size, AT_MS + number, number)
+        sqs.send_message(QueueUrl=queue, MessageBody=event.as_body("s3", "uploads").decode())
     with StripeEmulator().running() as stripe, Gate(address) as gate:
         shell = Shell(
             tmp_path,

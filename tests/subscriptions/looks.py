@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from drivers.shop import Shop
     from meterkit import Subscription
 
-__all__ = ["known", "linked_of", "synced"]
+__all__ = ["known", "linked_of", "pending", "synced"]
 
 
 async def linked_of(at: Shop) -> str:
@@ -30,3 +32,9 @@ async def synced(at: Shop) -> Subscription:
     found = await at.kit.subscriptions.sync("acme")
     assert found is not None
     return found
+
+
+def pending(found: Subscription) -> tuple[str | None, int, datetime] | None:
+    """The plan and seats that are scheduled, and when they begin."""
+    change = found.pending_change
+    return None if change is None else (change.plan, change.seats, change.effective_at)

@@ -1,19 +1,30 @@
-"""F-223: a plan that changes within a period gives what its share of the period pays for."""
+"""F-223, F-225: allowances and grants follow the share of a period that is paid for; caps bound bills."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 
+import meterkit
+from drivers.period_ends import MAY, paying
 from drivers.plans import plans_text
-from drivers.priced_shop import metered_lines, renewed
-from drivers.shop import END, HALF, shop
+from drivers.priced_shop import metered_lines, renewed, usage_lines
+from drivers.shop import END, HALF, sell_nothing, shop
+from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
+
+    from drivers.period_ends import Ending
     from drivers.shop import Shop
+
 
 pytestmark = pytest.mark.anyio
 
@@ -31,9 +42,8 @@ async def given(at: Shop, customer: str = "acme") -> tuple[Any, Any, int]:
     return meters["requests"]["included"], meters["tokens"]["included"], usage["balance"]["usd"]
 
 
-async def change(at: Shop, plan: str, when: datetime | None = None) -> None:
-    if when is not None:
-        at.clock.set(when)
+async def change(at: Shop, plan: str, when: datetime) -> None:
+    at.clock.set(when)
     await at.kit.subscriptions.change_plan("acme", plan)
 
 
@@ -83,9 +93,7 @@ async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str)
         assert sorted(june) == [("adjustment", -80), ("burn", -31), ("expire", -69), ("grant", 180)]
 
 
-async def test_usage_without_a_limit_counts_as_included(
-    store_url: str,
-) -> None:
+async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
         await at.subscribed(plan="endless")
         await at.kit.record("acme", "requests", 7_000)
@@ -110,3 +118,202 @@ async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> Non
         at.clock.set(END - HOUR)
         await at.kit.subscriptions.sync("acme")
         assert await given(at) == (550, 550, 100)
+
+
+DAY: Final = timedelta(days=1)
+MOVED: Final = plans_text("moved_grants")
+PRICES: Final = ("price_pro", "price_pro_requests")
+TRIAL: Final = {"trial_end": int((MAY + 14 * DAY).timestamp())}
+
+
+async def change_at_stripe(at: Ending, **params: Any) -> None:
+    """Change the subscription in Stripe's Dashboard; its webhooks come later."""
+    (found,) = (await at.found.client.v1.subscriptions.list_async()).data
+    asked: Any = params
+    await at.found.client.v1.subscriptions.update_async(found["id"], asked)
+
+
+async def balance(at: Ending) -> int:
+    return (await at.kit.usage("acme"))["balance"]["ai"]
+
+
+async def granted(at: Ending) -> int:
+    """Credits that were given in all, by the ledger, once they are on file."""
+    await at.kit.record("acme", "tokens", 1)
+    lines = await at.kit.grants.ledger("acme")
+    return sum(line.quantity for line in lines if line.entry in {"grant", "adjustment"}) // 10**6
+
+
+async def test_a_cycle_begun_anew_ends_the_grant_of_its_period(store_url: str) -> None:
+    async with paying(store_url, MOVED, prices=PRICES) as at:
+        at.go(MAY + 10 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        assert await balance(at) == 37
+        await change_at_stripe(at, billing_cycle_anchor={"type": "now"})
+        await at.found.settle()
+        # Ten of 31 days pay for 19 credits. One more was used: the new period lacks it.
+        assert await balance(at) == 57 - 1
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["used"] == 0
+        assert await granted(at) == 20 + 57 - 1
+
+
+async def test_a_shorter_trial_ends_its_grant(store_url: str) -> None:
+    async with paying(store_url, MOVED, prices=PRICES, begun=TRIAL) as at:
+        at.go(MAY + 5 * DAY)
+        await at.kit.record("acme", "tokens", 20)
+        await change_at_stripe(at, trial_end=int((MAY + 7 * DAY).timestamp()))
+        await at.found.settle()
+        assert await balance(at) == 37
+        at.go(MAY + 8 * DAY)
+        assert await balance(at) == 50 + 7 + 7
+
+
+async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str) -> None:
+    async with paying(store_url, MOVED, prices=PRICES, begun=TRIAL) as at:
+        at.go(MAY + 13 * DAY)
+        await change_at_stripe(at, trial_end=int((MAY + 28 * DAY).timestamp()))
+        at.go(MAY + 15 * DAY)
+        await at.kit.record("acme", "tokens", 20)  # By our clock the trial is over.
+        before, left = await granted(at), await balance(at)
+        await at.found.settle()
+        assert await balance(at) == left
+        assert await granted(at) == before
+        at.go(MAY + 27 * DAY)
+        assert await balance(at) == left - 1
+
+
+CAPPED_PLANS: Final = plans_text("caps")
+CAPPED: Final = loads(CAPPED_PLANS)
+
+
+async def charged(at: Shop) -> list[tuple[int, int]]:
+    """Units and cents of each line of usage on all invoices, once the period is over."""
+    await renewed(at)
+    return [(units, cents) for _, units, cents in await usage_lines(at)]
+
+
+async def counted(at: Shop, meter: str = "words") -> tuple[int, int, int]:
+    """Recorded units, of these the overage, and those over the cap."""
+    found = (await at.kit.usage("acme"))["meters"][meter]
+    return found["recorded"], found["overage"], found["over_cap"]
+
+
+@pytest.fixture
+async def capped(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CAPPED, selling=sell_nothing) as opened:
+        yield opened
+
+
+async def test_ten_requests_at_once_bill_no_more_than_the_cap(capped: Shop) -> None:
+    together = asyncio.Barrier(10)
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await together.wait()
+        meterkit.record(words=50_000)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    await capped.begun("pro")
+    wrapped = MeterMiddleware(app, kit=capped.kit, identify=identify.header("x-customer-id"))
+    transport = httpx.ASGITransport(app=wrapped)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        asked = (client.get("/", headers={"x-customer-id": "acme"}) for _ in range(10))
+        answers = await asyncio.gather(*asked)
+    assert {answer.status_code for answer in answers} == {200}
+    assert await counted(capped) == (500_000, 100_000, 399_000)
+    assert (await capped.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 1_200
+    assert (await capped.kit.check("acme", "words")).reason == "cap"
+    assert await charged(capped) == [(100_000, 1_200)]
+    assert all(one.agrees for one in await capped.kit.reconcile("acme", at=HALF))
+
+
+@pytest.mark.parametrize("parts", [[50_000], [1_000, 4_999, 2, 43_999], [5_000] * 10])
+async def test_what_is_recorded_at_once_or_in_parts_costs_the_same(capped: Shop, parts: list[int]) -> None:
+    await capped.begun("small")
+    for quantity in parts:
+        await capped.kit.record("acme", "words", quantity)
+    assert await counted(capped) == (50_000, 5_000, 44_000)
+    assert await charged(capped) == [(5_000, 60)]
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "lines"),
+    [
+        ("twice", 150_000, [(5_000, 60), (150_000, 3_600)]),
+        ("twice", 300_000, [(5_000, 60), (195_000, 4_680)]),
+        ("override", 300, [(5_300, 64)]),
+    ],
+)
+async def test_a_higher_cap_bills_what_is_recorded_from_then_on(
+    store_url: str, change: str, more: int, lines: list[tuple[int, int]]
+) -> None:
+    # Plans that bill a meter with `report: usage` change at the period's end.
+    catalog = loads(CAPPED_PLANS.replace(", report: usage", ""))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.begun("small")
+        await at.kit.record("acme", "words", 9_000)
+        if change == "override":
+            await at.kit.customers.override("acme", {"words": {"overage": {"bill": {"cap": 7_000}}}})
+        else:
+            await at.kit.subscriptions.change_plan("acme", change)
+        await at.kit.record("acme", "words", more)
+        recorded, overage, _ = await counted(at)
+        assert (recorded, overage) == (9_000 + more, sum(units for units, _ in lines))
+        assert sorted(await charged(at)) == lines
+
+
+async def test_late_usage_fills_the_cap_of_the_period_that_bills_it(capped: Shop) -> None:
+    await capped.begun("small")
+    await capped.kit.record("acme", "words", 11_000)
+    assert await charged(capped) == [(5_000, 60)]
+    capped.clock.advance(timedelta(days=1))
+    await capped.kit.record("acme", "words", 4_000)
+    await capped.kit.record("acme", "words", 7_000, occurred_at=HALF)
+    assert await counted(capped) == (11_000, 5_000, 5_000)
+    before = (await capped.kit.usage("acme", period=HALF))["meters"]["words"]
+    assert (before["recorded"], before["over_cap"], before["late"]) == (11_000, 5_000, 7_000)
+    await capped.kit.flush(everything=True)
+    events = [one for one in capped.emulator.events if one.counted and one.event_name == "words"]
+    assert sum(int(one.value) for one in events) == 10_000
+
+
+async def test_a_correction_takes_units_over_the_cap_first(capped: Shop) -> None:
+    await capped.begun("small")
+    await capped.kit.record("acme", "words", 8_000)
+    await capped.kit.flush(everything=True)
+    capped.clock.advance(timedelta(minutes=9))
+    (first,) = await capped.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.over_cap, first.overage) == (1_500, 1_500, 0)
+    (second,) = await capped.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-2")
+    assert (second.taken_back, second.over_cap) == (1_500, 500)
+    assert (second.overage, second.sent_back) == (1_000, 1_000)
+    assert await counted(capped) == (5_000, 4_000, 0)
+    assert await charged(capped) == [(4_000, 48)]
+
+
+async def test_grants_and_credits_pay_before_the_cap_is_reached(capped: Shop) -> None:
+    await capped.begun("small")
+    await capped.kit.grants.add("acme", {"words": 300, "ai": 2}, grant_id="gift")
+    await capped.kit.record("acme", "words", 1_000 + 300 + 2_000 + 5_000 + 7)
+    assert await counted(capped) == (8_307, 5_000, 7)
+    await capped.kit.grants.add("acme", {"words": 10}, grant_id="later")
+    await capped.kit.record("acme", "words", 12)
+    assert await counted(capped) == (8_319, 5_000, 9)
+    assert await charged(capped) == [(5_000, 60)]
+
+
+async def use(at: Shop, model: str, **tokens: int) -> None:
+    usage = {"prompt_tokens": tokens.get("input", 0), "completion_tokens": tokens.get("output", 0)}
+    answer: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    await at.kit.record_usage("acme", answer)
+
+
+async def test_prices_by_model_share_one_cap(capped: Shop) -> None:
+    await capped.begun("pro")
+    await use(capped, "opus", input=3_000)
+    await use(capped, "mini", input=6_000)
+    await use(capped, "opus", input=500)
+    assert await counted(capped, "input_tokens") == (9_500, 5_000, 4_500)
+    assert (await capped.kit.usage("acme"))["meters"]["input_tokens"]["overage_cents"] == 300 + 20
+    assert sorted(await charged(capped)) == [(2_000, 20), (3_000, 300)]

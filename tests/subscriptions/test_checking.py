@@ -38,34 +38,26 @@ def kinds(found: dict[str, tuple[Drift, ...]]) -> dict[str, list[str]]:
     return {customer: sorted(drift.kind for drift in drifts) for customer, drifts in found.items()}
 
 
-async def night(at: Shop) -> None:
-    await queue_sync(at.kit, cause="reconcile")
-
-
 WHOLE = {"items[0][price]": "price_team", "items[1][price]": "price_team_ai_tokens"}
 
 
-CASES: dict[str, tuple[dict[str, str], list[str]]] = {
-    "the base price alone": ({"items[0][price]": "price_team"}, ["missing_meter"]),
-    "seven of the base price": ({**WHOLE, "items[0][quantity]": "7"}, ["base_quantity"]),
-    "the price of another plan's usage": (
-        {**WHOLE, "items[1][price]": "price_pro_ai_tokens"},
-        ["other_price"],
-    ),
-    "items of two plans": (
-        {
-            "items[0][price]": "price_team",
-            "items[1][price]": "price_pro",
-            "items[2][price]": "price_team_ai_tokens",
-        },
-        ["other_price", "two_plans"],
-    ),
-}
+BASE_ONLY = {"items[0][price]": "price_team"}
+OTHER_USAGE = {**WHOLE, "items[1][price]": "price_pro_ai_tokens"}
+TWO_PLANS = {**WHOLE, "items[2][price]": "price_pro"}
 
 
-@pytest.mark.parametrize("case", CASES)
-async def test_a_manual_change_is_found_and_repaired_to_the_plan(store_url: str, case: str) -> None:
-    params, expected = CASES[case]
+@pytest.mark.parametrize(
+    ("params", "expected", "plan"),
+    [
+        (BASE_ONLY, ["missing_meter"], "team"),
+        ({**WHOLE, "items[0][quantity]": "7"}, ["base_quantity"], "team"),
+        (OTHER_USAGE, ["other_price"], "team"),
+        (TWO_PLANS, ["other_price", "two_plans"], "pro"),
+    ],
+)
+async def test_a_manual_change_is_found_and_repaired_to_the_plan(
+    store_url: str, params: dict[str, str], expected: list[str], plan: str
+) -> None:
     async with shop(store_url) as at:
         subscription = await by_hand(at, **params)
         assert kinds(await at.kit.subscriptions.check()) == {"acme": expected}
@@ -75,19 +67,16 @@ async def test_a_manual_change_is_found_and_repaired_to_the_plan(store_url: str,
         assert await at.items(subscription) == items
         done = await at.kit.subscriptions.repair("acme")
         assert (done.mended, done.left, done.subscription) == (tried.mended, (), subscription)
-        plan = "pro" if "two" in case and "plans" in case else "team"
         assert await at.items(subscription) == {f"price_{plan}": 1, f"price_{plan}_ai_tokens": None}
         assert await at.kit.subscriptions.check() == {}
-        found = await known(at)
-        assert found.plan == plan
+        assert (await known(at)).plan == plan
         before = len(at.changes())
         assert (await at.kit.subscriptions.repair("acme")).mended == ()
         assert len(at.changes()) == before
 
 
 async def test_nothing_is_repaired_while_stripe_rejects_usage(at: Shop) -> None:
-    params, _ = CASES["the price of another plan's usage"]
-    subscription = await by_hand(at, **params)
+    subscription = await by_hand(at, **OTHER_USAGE)
     await at.kit.record("acme", "tokens", 150)
     at.clock.advance(HOUR)
     items = await at.items(subscription)
@@ -116,23 +105,23 @@ async def test_two_live_subscriptions_are_for_a_person_to_decide(at: Shop) -> No
 
 
 async def test_the_night_reports_each_difference_once(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    await by_hand(at, **{"items[0][price]": "price_team"})
+    await by_hand(at, **BASE_ONLY)
     assert await drifts_of(at.kit) == {}
     for _ in range(2):
-        await night(at)
+        await queue_sync(at.kit, cause="reconcile")
         at.clock.advance(2 * HOUR)
     assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
     assert caplog.text.count("differs from the plans file") == 1
     await at.kit.subscriptions.repair("acme")
     assert await drifts_of(at.kit) == {}
-    await night(at)
+    await queue_sync(at.kit, cause="reconcile")
     assert await drifts_of(at.kit) == {}
 
 
 async def test_without_the_prices_a_customer_is_still_read(at: Shop) -> None:
-    await by_hand(at, **{"items[0][price]": "price_team"})
+    await by_hand(at, **BASE_ONLY)
     at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
-    await night(at)
+    await queue_sync(at.kit, cause="reconcile")
     assert (await at.kit.webhooks.backlog()).entries == 0
     assert await drifts_of(at.kit) == {}
 
@@ -140,10 +129,9 @@ async def test_without_the_prices_a_customer_is_still_read(at: Shop) -> None:
 async def test_debtors_and_unsubscribed_customers_are_not_repaired(at: Shop) -> None:
     with pytest.raises(NoSubscriptionError):
         await at.kit.subscriptions.repair("new")
-    await by_hand(at, **{"items[0][price]": "price_team"})
+    await by_hand(at, **BASE_ONLY)
     at.emulator.fail_payments("cus_acme")
-    at.clock.set(END + 2 * HOUR)
-    at.emulator.advance()
+    at.go(END + 2 * HOUR)
     with pytest.raises(SubscriptionError, match="past_due"):
         await at.kit.subscriptions.repair("acme")
 
@@ -164,29 +152,20 @@ async def test_an_unknown_price_in_the_portal_is_reported_once(
     assert await drifts_of(at.kit) == {}
 
 
-async def ledger_messages(at: Shop) -> list[str]:
-    drifts = (await at.kit.subscriptions.check()).get("acme", ())
-    return [drift.message for drift in drifts if drift.kind == "ledger"]
-
-
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (("plan", b'"plan":"team"', b'"plan":"pro"'), "its state has plan 'pro', and its ledger 'team'"),
-        (("seats", b'"seats":7', b'"seats":70'), "its state has seats '70', and its ledger '7'"),
-        (
-            ("status", b'"status":"active"', b'"status":"trialing"'),
-            "its state has status 'trialing', and its ledger 'active'",
-        ),
-    ],
+    ("field", "stored", "by_hand"),
+    [("plan", "team", "pro"), ("seats", "7", "70"), ("status", "active", "trialing")],
 )
 async def test_a_state_that_was_changed_by_hand_is_named(
-    at: Shop, change: tuple[str, bytes, bytes], words: str
+    at: Shop, field: str, stored: str, by_hand: str
 ) -> None:
     await at.subscribed(plan="team", seats=7)
     client: Any = (await at.kit.store.admin()).client
-    key, (_, old, new) = at.kit.store.keys.customer("acme").state, change
+    key, quote = at.kit.store.keys.customer("acme").state, "" if field == "seats" else '"'
+    old, new = (f'"{field}":{quote}{value}{quote}'.encode() for value in (stored, by_hand))
     data = await client.hget(key, "data")
     assert old in data
     await client.hset(key, "data", data.replace(old, new))
-    assert await ledger_messages(at) == [words]
+    drifts = (await at.kit.subscriptions.check())["acme"]
+    said = [drift.message for drift in drifts if drift.kind == "ledger"]
+    assert said == [f"its state has {field} '{by_hand}', and its ledger '{stored}'"]

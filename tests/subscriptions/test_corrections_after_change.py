@@ -1,28 +1,25 @@
 """Units are taken back at the price that they were billed at, whatever changed since (F-222)."""
-# Internals: a crash between a credit note and its note in the store.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import pytest
 
+from drivers.customer_states import strand_usage
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, sell_nothing, shop
+from faults.inner_steps import failing, wrapped
 from meterkit.catalog import loads
-from meterkit.customers.stranding import let_go_of_usage
-from meterkit.delivery import correction_credits
-from meterkit.delivery.billed_usage import read_billed
-from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.errors import StoreError, StripeUnavailableError
-from subscriptions.looks import linked_of
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
-from subscriptions.test_prices_by_model import answer, lines
+from subscriptions.test_prices_by_model import lines
+from subscriptions.test_prices_by_model import use as use_models
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -30,13 +27,14 @@ if TYPE_CHECKING:
     from drivers.shop import Shop
     from meterkit import Corrected, Subscription
     from meterkit.catalog import Catalog
-    from meterkit.customers.by_hand_lines import BilledUsage
     from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
 MINUTE: Final = timedelta(minutes=1)
 HOUR: Final = timedelta(hours=1)
+USAGE: Final = loads(plans_text("corrections_after_change_usage"))
+LOOP: Final[dict[str, Any]] = {"reason": "a loop", "correction_id": "c-1"}
 
 
 async def use(at: Shop, quantity: int, meter: str = "tokens") -> None:
@@ -71,7 +69,7 @@ async def correct(
     at: Shop, quantity: int, *, credit: bool = False, id_: str = "c-1", meter: str = "tokens"
 ) -> Corrected:
     """Correct units, after a dry run that says the same; and deliver what takes them back."""
-    given: dict[str, Any] = {"reason": "a loop", "correction_id": id_}
+    given = LOOP | {"correction_id": id_}
     (tried,) = await at.kit.correct("acme", {meter: quantity}, **given, dry_run=True)
     (found,) = await at.kit.correct("acme", {meter: quantity}, **given, credit=credit)
     parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
@@ -101,9 +99,6 @@ async def notes(at: Shop) -> Sequence[int]:
 async def agrees(at: Shop) -> None:
     for one in await at.kit.reconcile("acme", at=HALF):
         assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
-
-
-USAGE: Final = loads(plans_text("corrections_after_change_usage"))
 
 
 @pytest.fixture
@@ -141,8 +136,8 @@ async def test_without_credit_a_correction_names_the_invoice_line(at: Shop) -> N
     invoice = (await at.invoices())[-1]
     assert found.by_hand_lines[0].invoice == invoice["id"]
     assert found.by_hand_lines[0].line in {line["id"] for line in invoice["lines"]["data"]}
-    given: Any = {"reason": "a loop", "correction_id": "c-1", "credit": True}
-    again, last = [one for _ in range(2) for one in await at.kit.correct("acme", {"tokens": 84}, **given)]
+    asked = [await at.kit.correct("acme", {"tokens": 84}, **LOOP, credit=True) for _ in range(2)]
+    ((again,), (last,)) = asked
     assert again == last
     assert (again.is_repeated, again.left_by_hand) == (True, 0)
     assert (await notes(at), await balance(at)) == ([420], 420)
@@ -160,10 +155,8 @@ async def test_without_credit_a_correction_names_the_invoice_line(at: Shop) -> N
 async def test_an_open_invoice_is_lowered(at: Shop) -> None:
     begun = await begin(at)
     at.clock.set(END)
-    linked = await linked_of(at)
-    at.emulator.fail_payments(linked)
-    at.clock.set(END + 2 * HOUR)
-    at.emulator.advance()
+    await at.fail_payments()
+    at.go(END + 2 * HOUR)
     await at.kit.subscriptions.sync("acme")
     invoice = (await at.invoices())[-1]
     assert (invoice["status"], invoice["amount_due"], begun.plan) == ("open", 1_300, "basic")
@@ -174,26 +167,21 @@ async def test_an_open_invoice_is_lowered(at: Shop) -> None:
 
 async def test_the_line_named_on_a_draft_is_the_one_credited(at: Shop) -> None:
     await begin(at, "cheaper")
-    at.clock.set(END)
-    at.emulator.advance()
+    at.go(END)
     await at.kit.subscriptions.sync("acme")
     draft = await correct(at, 30, credit=True)
     assert (by_hand(draft), "is a draft: correct again" in draft.not_credited) == ([(30, 90)], True)
-    at.clock.set(END + 2 * HOUR)
-    at.emulator.advance()
+    at.go(END + 2 * HOUR)
     final = await correct(at, 30, credit=True)
-    assert (final.by_hand_lines, final.credits[0].line) == (
-        draft.by_hand_lines,
-        draft.by_hand_lines[0].line,
-    )
+    assert final.by_hand_lines == draft.by_hand_lines
+    assert final.credits[0].line == draft.by_hand_lines[0].line
 
 
 async def test_usage_that_was_billed_more_than_35_days_ago_stays(at: Shop) -> None:
     await begin(at, "cheaper")
     await renewed(at)
     await at.kit.subscriptions.sync("acme")
-    at.clock.set(END + timedelta(days=35))
-    at.emulator.advance()
+    at.go(END + timedelta(days=35))
     await at.kit.subscriptions.sync("acme")
     assert by_hand(await correct(at, 1)) == [(1, 3)]
     at.clock.set(END + timedelta(days=35, seconds=1))
@@ -203,18 +191,13 @@ async def test_usage_that_was_billed_more_than_35_days_ago_stays(at: Shop) -> No
 async def test_one_id_credits_once_asked_at_the_same_time(at: Shop) -> None:
     await begin(at)
     await switch(at, "cheaper")
-    found: dict[str, set[int]] = {"c-1": set(), "c-2": set()}
-
-    async def ask(id_: str) -> None:
-        given: Any = {"reason": "a loop", "correction_id": id_, "credit": True}
-        (one,) = await at.kit.correct("acme", {"tokens": 40}, **given)
-        found[id_].add(one.by_hand)
-
-    async with anyio.create_task_group() as group:
-        for id_ in ("c-1", "c-1", "c-1", "c-2"):
-            group.start_soon(ask, id_)
+    asked = (
+        at.kit.correct("acme", {"tokens": 40}, reason="a loop", correction_id=id_, credit=True)
+        for id_ in ("c-1", "c-1", "c-1", "c-2")
+    )
+    *firsts, other = [one.by_hand for (one,) in await asyncio.gather(*asked)]
     # Of 60 units on the line the first id got 40, and the other one the rest.
-    assert sorted(map(sorted, found.values())) == [[20], [40]]
+    assert sorted([*{*firsts}, other]) == [20, 40]
     assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
 
 
@@ -224,40 +207,34 @@ async def test_a_plan_change_after_reading_invoices_is_noticed(
     begun = await begin(at)
     reads: list[str] = []
 
-    async def read_then_change(*given: Any, **more: Any) -> BilledUsage | None:
-        found = await read_billed(*given, **more)
-        reads.append("change" if not reads else "again")
-        if reads == ["change"]:
-            # A change of plan, before its process has stored the new plan.
-            await change_at_stripe(at, begun.id, "basic", "cheaper", proration_behavior="always_invoice")
-            await let_go_of_usage(at.kit.store, "acme", changed_ms=at.kit.store.now_ms())
-        return found
+    def changing(read: Any) -> Any:
+        async def read_then_change(*given: Any, **more: Any) -> Any:
+            found = await read(*given, **more)
+            reads.append("change" if not reads else "again")
+            if reads == ["change"]:
+                # A change of plan, before its process has stored the new plan.
+                await change_at_stripe(at, begun.id, "basic", "cheaper", proration_behavior="always_invoice")
+                await strand_usage(at.kit)
+            return found
 
-    monkeypatch.setattr(correction_credits, "read_billed", read_then_change)
-    given: Any = {"reason": "a loop", "correction_id": "c-1"}
-    (found,) = await at.kit.correct("acme", {"tokens": 60}, **given)
+        return read_then_change
+
+    wrapped(monkeypatch, "billed usage is read", changing)
+    (found,) = await at.kit.correct("acme", {"tokens": 60}, **LOOP)
     assert (found.taken_back, by_hand(found), set(reads)) == (0, [(60, 300)], {"change", "again"})
 
 
-async def test_a_credit_note_is_issued_once_despite_a_crash(
-    at: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_credit_note_is_issued_once_despite_a_crash(at: Shop) -> None:
     await begin(at)
     await switch(at, "cheaper")
     at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
-    with monkeypatch.context() as patched:
-        patched.setattr(CreditIssuer, "_keep_credits", die)
-        with pytest.raises(InterruptedError):
-            await correct(at, 60, credit=True)
+    with failing("credits are kept", InterruptedError()), pytest.raises(InterruptedError):
+        await correct(at, 60, credit=True)
     # By then Stripe has forgotten the idempotency key, and knows the credit note.
     at.clock.advance(timedelta(days=2))
     found = await correct(at, 60, credit=True)
     assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
     assert (await notes(at), await balance(at)) == ([300], 300)
-
-
-async def die(*_: object) -> None:
-    raise InterruptedError
 
 
 async def test_nothing_is_corrected_while_invoices_are_unreadable(at: Shop) -> None:
@@ -327,58 +304,44 @@ def sell_with_tax(emulator: StripeEmulator, catalog: Catalog) -> None:
 @pytest.mark.parametrize("plan", ["flat", whole("dear"), whole("more")])
 async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url: str, plan: str) -> None:
     async with shop(store_url, catalog=BY_MODEL, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        for model, tokens in {"grok-4": 2_000, "claude-opus-4": 10_000, "gpt-5-mini": 20_000}.items():
-            await at.kit.record_usage("acme", answer(model, tokens))
-        await at.kit.flush(everything=True)
-        at.clock.advance(5 * MINUTE)
+        await at.begun("pro")
+        await use_models(at, other=2_000, opus=10_000, mini=20_000)
+        await use(at, 0, "output_tokens")
         await switch(at, plan)
-        for model, tokens in {"grok-4": 1_000, "claude-opus-4": 3_000, "gpt-5-mini": 4_000}.items():
-            await at.kit.record_usage("acme", answer(model, tokens))
-        await at.kit.flush(everything=True)
-        at.clock.advance(5 * MINUTE)
+        await use_models(at, other=1_000, opus=3_000, mini=4_000)
+        await use(at, 0, "output_tokens")
         first = await correct(at, 5_000, meter="output_tokens")
         second = await correct(at, 9_000, credit=True, id_="c-2", meter="output_tokens")
-        assert (first.taken_back, second.taken_back, by_hand(second)) == (
-            5_000,
-            3_000,
-            [(1_000, 4), (5_000, 2)],
-        )
+        assert (first.taken_back, second.taken_back) == (5_000, 3_000)
+        assert by_hand(second) == [(1_000, 4), (5_000, 2)]
         shown = (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"]
         await renewed(at)
         assert shown == sum(cents for *_, cents in await lines(at)) == 214
         await agrees(at)
 
 
-async def test_of_several_ended_prices_the_newest_goes_first(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await use(at, 130)  # 30 at 5 cents
-        await switch(at, "cheaper")
-        await use(at, 20)  # at 3 cents
-        await switch(at, "same")
-        await use(at, 10)  # at 5 cents again
-        first = await correct(at, 22, credit=True)
-        assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
-        await use(at, 4)
-        second = await correct(at, 30, credit=True, id_="c-2")
-        assert (second.taken_back, by_hand(second)) == (4, [(8, 24), (18, 90)])
-        assert (await balance(at), sorted(await notes(at))) == (150, [24, 36, 90])
-        third = await correct(at, 30, credit=True, id_="c-3")
-        assert (third.taken_back, third.included, by_hand(third)) == (18, 18, [(12, 60)])
-        await renewed(at)
-        assert await metered_lines(at) == [("price_basic_tokens", 30, 5), ("price_cheaper_tokens", 20, 3)]
-        await agrees(at)
+async def test_of_several_ended_prices_the_newest_goes_first(at: Shop) -> None:
+    await begin(at, used=130)  # 30 at 5 cents
+    await switch(at, "cheaper")
+    await use(at, 20)  # at 3 cents
+    await switch(at, "same")
+    await use(at, 10)  # at 5 cents again
+    first = await correct(at, 22, credit=True)
+    assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
+    await use(at, 4)
+    second = await correct(at, 30, credit=True, id_="c-2")
+    assert (second.taken_back, by_hand(second)) == (4, [(8, 24), (18, 90)])
+    assert (await balance(at), sorted(await notes(at))) == (150, [24, 36, 90])
+    third = await correct(at, 30, credit=True, id_="c-3")
+    assert (third.taken_back, third.included, by_hand(third)) == (18, 18, [(12, 60)])
+    await renewed(at)
+    assert await metered_lines(at) == [("price_basic_tokens", 30, 5), ("price_cheaper_tokens", 20, 3)]
+    await agrees(at)
 
 
 async def test_corrections_return_the_last_tier_first(store_url: str) -> None:
     async with shop(store_url, catalog=USAGE, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
+        await at.begun("pro")
         await use(at, 150, "words")  # 100 cost nothing, and 50 cost 166.67 cents
         await renewed(at)
         await at.kit.subscriptions.sync("acme")

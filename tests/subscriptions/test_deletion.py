@@ -1,47 +1,43 @@
-"""A customer who is deleted is not charged on, and no event brings the customer back."""
-# Internals: a deletion in the middle of a read from Stripe.
+"""A customer who is deleted is not charged on, is brought back by no event, and leaves no id behind."""
 
 from __future__ import annotations
 
+import logging
+import re
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 
-from meterkit.customers.customers import Customers
+from drivers.app import answering
+from drivers.audited_kit import sqlite_in
+from drivers.customer_states import note_findings
+from drivers.messages import SECRET, contact, courier
+from drivers.plans import plans_text
+from drivers.subscribed_customer import erase
+from drivers.webhooks import NOW, Hooked, hooked
+from faults.inner_steps import wrapped
+from meterkit import Caller, MeterMiddleware
+from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StripeUnavailableError
-from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.top_up_payments import TopUpPayments
-from meterkit.subscriptions.webhooks.customer_sync import Looker
-from meterkit.subscriptions.webhooks.hint_scripts import Entry
-from meterkit.subscriptions.webhooks.queue import HookQueue
+from storage.objects import Happened
 from subscriptions.looks import linked_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
+
+    from starlette.types import Scope
 
     from drivers.shop import Shop
-    from meterkit.store.store import Store
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
 URLS: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
-
-
-class DeletesMeanwhile(HookQueue):
-    """The customer is deleted after its subscription was fetched, and before that is stored."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._customers = Customers(store)
-
-    async def keep(self, entry: Entry) -> bool:
-        await self._customers.delete("acme")
-        return await super().keep(entry)
-
-
-async def refused(event_id: str) -> None:
-    raise AssertionError(event_id)
 
 
 async def events_arrive(at: Shop, linked: str) -> None:
@@ -92,20 +88,23 @@ async def test_no_event_brings_a_deleted_customer_back(at: Shop) -> None:
     assert [one async for one in at.kit.customers.list()] == []
 
 
-async def ends_nothing(_customer: str, _ended: Mapping[int, int]) -> None:
-    """No period has ended."""
-
-
-async def test_a_look_that_began_before_the_deletion_stores_nothing(at: Shop) -> None:
+async def test_a_look_that_began_before_the_deletion_stores_nothing(
+    at: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await at.subscribed()
     linked = await linked_of(at)
-    api, queue = StripeApi(at.kit.settings), DeletesMeanwhile(at.kit.store)
-    await queue.look(linked, "evt_1")
-    entry = await queue.take_one(linked)
-    assert isinstance(entry, Entry)
-    top_ups = TopUpPayments(at.kit.store, lambda: api)
-    await Looker(at.kit.store, lambda: api, queue, refused, top_ups, refused, ends_nothing).look(entry)
-    await api.close()
+
+    def deleting(keep: Any) -> Any:
+        async def keep_after_deletion(queue: Any, entry: Any) -> bool:
+            """The subscription is fetched by now, and not stored yet."""
+            await erase(at.kit, "acme")
+            found: bool = await keep(queue, entry)
+            return found
+
+        return keep_after_deletion
+
+    wrapped(monkeypatch, "a webhook entry is kept", deleting)
+    await events_arrive(at, linked)
     assert not await at.kit.customers.known("acme")
 
 
@@ -141,3 +140,173 @@ async def test_a_customer_deleted_at_stripe_gets_a_new_one(at: Shop) -> None:
     assert at.emulator.accepted(second, "ai_tokens") == 300
     await events_arrive(at, first)
     assert await linked_of(at) == second
+
+
+WHO: Final = "zoe@example.org"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "redis-keys.md"
+PLANS: Final = plans_text("deletion_traces")
+JOB: Final[dict[str, Any]] = {
+    "id": "resp_1",
+    "object": "response",
+    "background": True,
+    "status": "queued",
+    "usage": None,
+    "output": [],
+}
+USED: Final = {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000}
+DONE: Final = JOB | {"status": "completed", "usage": USED}
+
+LEFT: Final = {
+    "mk:{s}:closes": "a period of which it is still to be confirmed that Stripe has all of it",
+    "mk:{s}:unclosed": "the same, overdue",
+    "mk:{s}:delivered:DAY": "what Stripe accepted, to be compared with Stripe's books for 36 days",
+    "mk:{s}:audit": "entries on their way to the audit log, which keeps the customer",
+    "mk:{s}:audit:sums": "the same, added up",
+    "mk:{s}:x:DIGEST": "an event that was found and not queued before the process was killed; 2 days",
+    "mk:{s}:b:CUSTOMER": "a lock of a minute",
+}
+"""Keys that may still have the id after a deletion, and why."""
+REFUSED: Final = {
+    *("mk:{s}:intents", "mk:{s}:outbox", "mk:{s}:parked", "mk:{s}:dead", "mk:{s}:compare"),
+    "mk:{s}:items",
+}
+"""Keys of usage on its way to Stripe: with any of it a deletion is refused."""
+WITHOUT_ID: Final = re.compile(
+    r"mk:(meta|events)|mk:\{[s0]\}:(e:|y:|w:|r:|batches:|storage$|tried|life|hints:|hooks:(entries|dead|due|cursor|"
+    r"swept|night|sweep)|messages:CHANNEL:(due|dead|event|text)|period|overview|degraded|doctor|lease|closing|"
+    r"recover|audit:lease|unpriced|revenue|usage.spike|storage|a:IP|av:|ai:)"
+)
+"""Keys of digests, Stripe customers, addresses and the store; further states of keys that are filled."""
+
+
+async def scan(server: Server, text: str = WHO) -> dict[str, str]:
+    """By key, the content of each key whose name or content has a text."""
+    found: dict[str, str] = {}
+    with server.client() as client:
+        each: Any = client
+        reads: Mapping[str, Any] = {
+            "string": each.get,
+            "hash": each.hgetall,
+            "list": partial(each.lrange, start=0, end=-1),
+            "set": each.smembers,
+            "zset": partial(each.zrange, start=0, end=-1),
+            "stream": each.xrange,
+        }
+        for key in each.keys("*"):
+            content = repr(reads[each.type(key).decode()](key))
+            if text in key.decode() or text in content:
+                found[key.decode()] = content
+    return found
+
+
+def pattern_of(name: str) -> re.Pattern[str]:
+    """A key of the page as a pattern of keys."""
+    return re.compile(re.sub(r"[A-Z_]{2,}", ".+", re.escape(name).replace(r"\{s\}", r"\{\d+\}")) + "$")
+
+
+def keys_of_the_page() -> list[str]:
+    rows = re.findall(r"^\| (`mk:[^|]+`) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@asynccontextmanager
+async def at_work(store_url: str, directory: Path) -> AsyncGenerator[Hooked]:
+    async with hooked(
+        store_url,
+        catalog=loads(PLANS),
+        notify_secret=SECRET,
+        smtp_url="smtp://127.0.0.1:9",
+        contact=contact,
+        audit_url=sqlite_in(directory),
+        storage_endpoint="http://127.0.0.1:9",
+    ) as at:
+        at.emulator.add_meter("requests")
+        yield at
+
+
+async def live(at: Hooked) -> None:
+    """Do everything for a customer that leaves something in the store."""
+    kit, store = at.kit, at.kit.store
+    at.emulator.add_customer("cus_former")
+    await kit.customers.link(WHO, "cus_former")
+    await kit.customers.unlink(WHO)
+    linked = at.emulator.add_customer("cus_zoe")
+    at.emulator.add_payment_method(linked)
+    await at.subscribe("zoe", metadata={"meterkit_customer": WHO})
+    await at.settle()
+    app = MeterMiddleware(answering(200), kit=kit, identify=who)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        for nth in range(6):
+            assert (await client.get("/", headers={"Idempotency-Key": f"k{nth}"})).status_code == 200
+    await kit.grants.add(WHO, {"ai": 5}, grant_id="gift")
+    for nth in range(3):
+        await kit.record(WHO, {"words": 2}, event_id=f"job-{nth}")
+    await kit.gauges.set(WHO, "seats", 1, event_id="job-1")
+    until = at.clock.now() + timedelta(days=9)
+    await kit.customers.override(WHO, {"words": {"included": 1}}, until=until)
+    await kit.correct(WHO, {"words": 1}, reason="broken", correction_id="ticket-1")
+    await kit.record_usage(WHO, JOB)
+    await kit.notify.preferences(WHO, {"credits.low": False})
+    await kit.storage.presign(WHO, f"{WHO}/a", 700)
+    stored = Happened.put(f"{WHO}/b", 5, int(NOW.timestamp() * 1000))
+    await kit.storage.count(stored.as_body("s3", "uploads").decode())
+    for channel in ("webhook", "email"):
+        await courier(kit, channel).collect()
+    await kit.webhooks.look_later(linked)
+    # What a night finds.
+    await note_findings(kit, WHO, "words")
+    admin, shard = await store.admin(), store.keys.customer(WHO).shard
+    hooks = (store.keys.hooks("changes"), store.keys.hooks("prices"))
+    for key in (*hooks, store.keys.relist(shard), store.keys.shard(shard, "unclosed")):
+        await admin.ask(admin.client.zadd(key, {WHO: store.now_ms()}))
+        await admin.ask(admin.client.pexpire(key, 9_000))
+    await admin.ask(admin.client.set(store.keys.watched(WHO, "0a"), f'{{"customer":"{WHO}"}}', px=9_000))
+    await admin.ask(admin.client.set(store.keys.beginning(WHO), "process", px=9_000))
+    await admin.ask(admin.client.hset(store.keys.audit_sums(shard), f"7|{WHO}", 1))
+
+
+def who(_scope: Scope) -> Caller:
+    return Caller(WHO, {"user": "u_7"})
+
+
+@pytest.fixture(autouse=True)
+def signing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+async def test_a_deleted_customers_id_stays_only_where_listed(
+    valkey: Server, store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with at_work(store_url, tmp_path) as at:
+        await at.kit.record(WHO, "requests", 1)
+        filled = {*await scan(valkey)}  # Not linked yet.
+        await live(at)
+        filled |= {*await scan(valkey)}
+        at.clock.advance(timedelta(minutes=6))
+        await at.kit.flush(everything=True)
+        filled |= {*await scan(valkey)}
+        page = keys_of_the_page()
+        # Every kind of key that may name a customer is tried: a new one fails here until it is.
+        kinds = [name for name in page if not (WITHOUT_ID.match(name) or name in REFUSED)]
+        empty = [name for name in kinds if not any(pattern_of(name).match(key) for key in filled)]
+        assert empty == []
+        deleted = await at.kit.customers.delete(WHO, cancel=True)
+        assert (deleted.state, deleted.link, deleted.jobs, deleted.subjects) == (1, 1, 1, 1)
+        await at.settle()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "meterkit"):
+            for customer in (None, None, "yan"):
+                assert await at.kit.record_usage(customer, DONE) is None
+            await at.kit.record_usage(None, JOB | {"status": "in_progress"})
+        told = [line.getMessage() for line in caplog.records if "'resp_1' is dropped" in line.getMessage()]
+        assert len(told) == 1
+        assert WHO not in told[0]
+        assert (await at.kit.usage("yan"))["meters"]["input_tokens"]["recorded"] == 0
+        assert not await at.kit.customers.known(WHO)
+        left = await scan(valkey)
+        allowed = [pattern_of(name) for name in LEFT]
+        assert [key for key in left if not any(one.match(key) for one in allowed)] == []
+        told_by_page = PAGE.read_text("utf-8").partition("## Customers")[0]
+        assert [name for name in LEFT if f"`{name.partition('}:')[2]}`" not in told_by_page] == []

@@ -1,25 +1,35 @@
-"""Money that is given back buys no quantity: no order of acts includes a month again."""
+"""Nothing for nothing: no order of acts has more than the money that came, and stayed, pays for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
-from drivers.shop import END, shop
+from drivers.shop import END, HALF, PLANS, shop
+from meterkit import PaymentMethodMissingError, SubscriptionError
+from meterkit.catalog import loads
+from subscriptions.looks import linked_of, synced
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from drivers.shop import Shop
     from meterkit.catalog import Catalog
+
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def at(store_url: str) -> AsyncGenerator[Shop]:
+def gainer(gains: Shop) -> Gainer:
+    return Gainer(at=gains)
+
+
+@pytest.fixture
+async def gains(store_url: str) -> AsyncGenerator[Shop]:
     async with shop(store_url, catalog=CATALOG) as opened:
         yield opened
 
@@ -60,44 +70,41 @@ async def test_unused_credit_goes_back_with_the_money(store_url: str) -> None:
         assert (await at.kit.usage("acme"))["balance"] == {"usd": 210 + 2}
 
 
-async def test_a_plan_without_a_price_includes_its_quantity_once(at: Shop) -> None:
-    gainer = Gainer(at=at)
+async def test_a_plan_without_a_price_includes_its_quantity_once(gainer: Gainer) -> None:
     for _ in range(4):
         await gainer.do("create payg")
-        at.clock.advance(HOUR)
+        gainer.at.clock.advance(HOUR)
         await gainer.do("cancel now")
     await gainer.do("create payg")
     assert gainer.taken <= 50 + 4 + 10
     await gainer.do("wait 744")
 
 
-async def test_a_month_that_was_kept_is_included_again(at: Shop) -> None:
+async def test_a_month_that_was_kept_is_included_again(gainer: Gainer) -> None:
     """The money of two months pays for two months."""
-    gainer = Gainer(at=at)
     await gainer.do("create pro")
     for end in ("cancel now", "portal keep"):
-        at.clock.advance(DAY)
+        gainer.at.clock.advance(DAY)
         before = gainer.taken
         await gainer.do(end)
         await gainer.do("create pro")
         assert gainer.taken - before >= 1_210
 
 
-async def test_what_was_overdrawn_is_made_up_for_once(at: Shop) -> None:
+async def test_what_was_overdrawn_is_made_up_for_once(gains: Shop) -> None:
     """A smaller plan makes up for it over several periods, also where it ends and begins again."""
-    await at.subscribed(plan="pro")
-    assert (await at.kit.consume("acme", "requests", 252)).allowed
-    at.clock.advance(HOUR)
-    await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
-    await at.subscribed(plan="team")
+    await gains.subscribed(plan="pro")
+    assert (await gains.kit.consume("acme", "requests", 252)).allowed
+    gains.clock.advance(HOUR)
+    await gains.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+    await gains.subscribed(plan="team")
     given = list[object]()
     for _ in range(4):  # 250 of 252 requests were not paid.
-        given.append((await at.kit.usage("acme"))["meters"]["requests"]["included"])
-        await at.kit.subscriptions.cancel("acme")
-        at.clock.advance(31 * DAY)
-        at.emulator.advance()
-        await at.kit.subscriptions.sync("acme")
-        await at.subscribed(plan="team")
+        given.append((await gains.kit.usage("acme"))["meters"]["requests"]["included"])
+        await gains.kit.subscriptions.cancel("acme")
+        gains.go(31 * DAY)
+        await gains.kit.subscriptions.sync("acme")
+        await gains.subscribed(plan="team")
     assert given == [0, 0, 50, 100]
 
 
@@ -116,22 +123,20 @@ async def test_what_was_overdrawn_is_made_up_for_once(at: Shop) -> None:
         ],
     ],
 )
-async def test_no_order_of_acts_gives_more_than_the_money_pays_for(at: Shop, acts: list[str]) -> None:
-    gainer = Gainer(at=at)
+async def test_no_order_of_acts_gives_more_than_the_money_pays_for(gainer: Gainer, acts: list[str]) -> None:
     for act in (*acts, "wait 744"):
         await gainer.do(act)
     assert gainer.taken <= await gainer.paid_for(), gainer.acts
 
 
 async def test_a_key_that_may_not_read_invoices_is_told_of(
-    at: Shop, caplog: pytest.LogCaptureFixture
+    gainer: Gainer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gainer = Gainer(at=at)
     await gainer.do("create pro")
-    at.clock.advance(HOUR)
+    gainer.at.clock.advance(HOUR)
     await gainer.portal("invoice")
-    at.emulator.fail_next("error", path="/v1/invoices", status=403, times=1)
-    await at.kit.subscriptions.sync("acme")
+    gainer.at.emulator.fail_next("error", path="/v1/invoices", status=403, times=1)
+    await gainer.at.kit.subscriptions.sync("acme")
     await gainer.do("create pro")
     assert gainer.taken == 2 * 1_210
     assert "allow the key to read invoices" in caplog.text
@@ -145,33 +150,259 @@ async def left(at: Shop) -> int:
     return remaining - usage["balance"]["usd"]
 
 
-async def test_the_default_plan_is_included_once_a_month(at: Shop) -> None:
+async def test_the_default_plan_is_included_once_a_month(gains: Shop) -> None:
     """Who begins a subscription and ends it again has the rest of the month, not another one."""
-    assert (await at.kit.consume("acme", "requests", 7)).allowed
+    assert (await gains.kit.consume("acme", "requests", 7)).allowed
     given = list[int]()
     for plan in ("payg", "pro", "payg"):
-        at.clock.advance(HOUR)
-        await at.subscribed(plan=plan)
-        assert (await at.kit.consume("acme", "requests")).allowed
-        at.clock.advance(HOUR)
-        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
-        given.append(await left(at))
-        await at.kit.consume("acme", "requests")
+        gains.clock.advance(HOUR)
+        await gains.subscribed(plan=plan)
+        assert (await gains.kit.consume("acme", "requests")).allowed
+        gains.clock.advance(HOUR)
+        await gains.kit.subscriptions.cancel("acme", immediately=True, give_back=plan == "pro")
+        given.append(await left(gains))
+        await gains.kit.consume("acme", "requests")
     assert given == [3, 2, 1]
-    at.clock.set(END)
-    assert await left(at) == 10
+    gains.clock.set(END)
+    assert await left(gains) == 10
 
 
-async def test_a_renewal_that_is_never_collected_is_not_paid(at: Shop) -> None:
+async def test_a_renewal_that_is_never_collected_is_not_paid(gainer: Gainer) -> None:
     """Stripe stops the collection of a draft if its subscription is canceled."""
-    gainer = Gainer(at=at)
     await gainer.do("create pro")
-    at.clock.set(END + HOUR / 6)
+    gainer.at.clock.set(END + HOUR / 6)
     await gainer.do("wait 0")
-    (draft,) = await at.stripe_list("/v1/invoices", status="draft")
-    await at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance="false")
+    (draft,) = await gainer.at.stripe_list("/v1/invoices", status="draft")
+    await gainer.at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance="false")
     await gainer.do("portal keep")
-    at.clock.advance(HOUR)
+    gainer.at.clock.advance(HOUR)
     before = gainer.taken
     await gainer.do("create pro")
     assert gainer.taken - before == 1 + 1
+
+
+FREE = 10
+MINUTES = timedelta(minutes=5)
+
+
+async def balance(at: Shop) -> int:
+    """What a customer has at Stripe: below 0 is a credit."""
+    linked = await linked_of(at)
+    (found,) = [one for one in await at.stripe_list("/v1/customers") if one["id"] == linked]
+    owed: int = found["balance"]
+    return owed
+
+
+async def balance_at_end(at: Shop, *, give_back: bool = True) -> int:
+    """The same once the subscription has ended at once, and its last invoice is final."""
+    await at.kit.subscriptions.cancel("acme", immediately=True, give_back=give_back)
+    at.go(timedelta(hours=2))
+    return await balance(at)
+
+
+async def admitted(at: Shop, requests: int) -> int:
+    return sum([(await at.kit.consume("acme", "requests")).allowed for _ in range(requests)])
+
+
+async def test_an_unpaid_subscription_includes_nothing_anew(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+        assert await admitted(at, FREE + 1) == FREE
+        for plan in ("pro", "team", "pro"):  # Each gives way to the next.
+            await at.kit.subscriptions.create("acme", plan)
+            at.clock.advance(MINUTES)
+            assert await admitted(at, 1) == 0
+        await at.kit.subscriptions.cancel("acme")
+        at.clock.advance(MINUTES)
+        assert await admitted(at, 1) == 0
+        made = await at.kit.subscriptions.create("acme", "team")
+        at.clock.advance(timedelta(hours=24))
+        assert await at.kit.subscriptions.sync("acme")
+        assert (await at.stripe_subscription(made.subscription.id))["status"] == "incomplete_expired"
+        assert await admitted(at, 1) == 0
+        found = await at.subscribed(plan="team")
+        assert found.status == "active"
+        at.clock.advance(MINUTES)
+        assert await admitted(at, 101) == 100
+
+
+async def test_a_new_subscription_after_an_end_is_paid_too(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+        for _ in range(3):
+            await at.subscribed(plan="team")
+            at.clock.advance(MINUTES)
+            assert await admitted(at, 101) == 100
+            await at.kit.subscriptions.cancel("acme", immediately=True)
+            at.clock.advance(timedelta(hours=2))  # A last invoice would be final by then.
+        at.emulator.advance()
+        assert sum(invoice["amount_paid"] for invoice in await at.invoices()) == 3 * 1500
+        assert await balance(at) == 0
+
+
+async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+        made = await at.kit.subscriptions.create("acme", "pro", 20)
+        assert made.subscription.status == "incomplete"
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        await at.subscribed(plan="pro")
+        await at.fail_payments()
+        at.clock.advance(timedelta(days=31))
+        found = await synced(at)
+        assert (found.status, found.access) == ("past_due", "grace")
+        assert await balance_at_end(at) == 0
+
+
+async def test_one_subscribe_page_is_open_so_one_trial_is_given(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+
+        async def page(number: int) -> str:
+            urls: Any = {"success_url": f"https://app.example/{number}", "cancel_url": "https://app.example/"}
+            return (await at.kit.subscriptions.checkout("acme", "tried", **urls)).id
+
+        pages = [await page(number) for number in (0, 1, 0, 1)]
+        assert len(set(pages)) == 4
+        assert await page(1) == pages[-1]
+        for closed in pages[:3]:
+            with pytest.raises(ValueError, match="open"):
+                at.emulator.complete_checkout(closed)
+        await at.kit.subscriptions.create("acme", "tried")
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        with pytest.raises(ValueError, match="open"):
+            at.emulator.complete_checkout(pages[3])
+        at.emulator.complete_checkout(await page(1))
+        found = await synced(at)
+        assert (found.status, found.trial_end) == ("active", None)
+
+
+async def test_a_plan_without_a_trial_has_none_by_way_of_another(at: Shop) -> None:
+    service = at.kit.subscriptions
+    begun = (await service.create("acme", "tried")).subscription
+    assert begun.status == "trialing"
+    at.clock.advance(timedelta(days=3))
+    preview = await service.preview("acme", plan="pro")
+    with pytest.raises(PaymentMethodMissingError):  # Nothing to pay with yet.
+        await service.change_plan("acme", "pro")
+    found = await synced(at)
+    assert (found.plan, found.status) == ("tried", "trialing")
+    linked = await linked_of(at)
+    at.emulator.add_payment_method(linked, "pm_card_visa")
+    changed = await service.change_plan("acme", "pro")
+    assert changed.proration == preview.proration
+    cost, now = changed.proration, changed.subscription
+    assert (cost.credit_cents, cost.charge_cents, cost.effective_at) == (0, 2900, at.clock.now())
+    assert cost.description.startswith("tried to pro, 0 to 10 seats now, prorated to 2031-07-04 ")
+    assert (now.plan, now.status, now.current_period_start) == ("pro", "active", at.clock.now())
+    assert [invoice["amount_paid"] for invoice in await at.invoices()] == [0, 2900]
+    assert (await service.change_plan("acme", "pro")).subscription == now
+
+
+@pytest.mark.parametrize("seats", [6, 3])
+async def test_seats_are_not_changed_while_a_payment_is_overdue(at: Shop, seats: int) -> None:
+    """Fewer seats would be credited for a month that was never paid; more would end the dunning once paid."""
+    await at.subscribed(plan="team", seats=5)
+    linked = await at.fail_payments()
+    at.go(timedelta(days=32))
+    overdue = await synced(at)
+    before = len(at.changes())
+    for _ in range(2):
+        with pytest.raises(SubscriptionError, match="past_due: it has to be paid for first"):
+            await at.kit.subscriptions.set_seats("acme", seats)
+    assert len(at.changes()) == before
+    assert await synced(at) == overdue
+    assert (overdue.status, overdue.access, overdue.seats) == ("past_due", "grace", 5)
+    at.emulator.mend_payments(linked)
+    at.clock.advance(timedelta(days=8))  # Stripe tries again.
+    at.emulator.advance()
+    paid = await synced(at)
+    assert paid.status == "active"
+    assert (await at.kit.subscriptions.set_seats("acme", seats)).proration is not None
+
+
+async def add_draft(at: Shop) -> None:
+    """Let the renewal be made, which stays a draft for an hour."""
+    at.go(END + MINUTES)
+
+
+async def test_a_renewal_that_is_still_a_draft_is_not_credited(at: Shop) -> None:
+    """F-22f: the month was credited as paid, its payment failed, and the credit bought the next plan."""
+    await at.subscribed(plan="pro", seats=20)
+    linked = await linked_of(at)
+    await add_draft(at)
+    assert [invoice["status"] for invoice in await at.invoices()] == ["paid", "draft"]
+    at.emulator.fail_payments(linked)
+    assert await balance_at_end(at) == 0
+
+
+async def void_renewal(at: Shop) -> None:
+    """Let the renewal fail, and void it: the subscription is active again."""
+    await at.fail_payments()
+    at.go(END + timedelta(hours=2))
+    at.emulator.mend_payments(await linked_of(at))
+    await at.stripe_change(f"/v1/invoices/{(await at.invoices())[-1]['id']}/void")
+
+
+async def add_credit_note(at: Shop) -> None:
+    """Pay the month back by bank, with a credit note, as a person does in the Dashboard."""
+    paid = (await at.invoices())[-1]
+    await at.stripe_change("/v1/credit_notes", invoice=paid["id"], amount="2900", out_of_band_amount="2900")
+
+
+async def refund(at: Shop) -> None:
+    """Refund the payment of the month in the Dashboard, without a credit note."""
+    (paid,) = await at.stripe_list("/v1/invoice_payments", invoice=(await at.invoices())[-1]["id"])
+    await at.stripe_change("/v1/refunds", payment_intent=paid["payment"]["payment_intent"])
+
+
+@pytest.mark.parametrize("undo", [void_renewal, add_credit_note, refund])
+async def test_money_that_went_back_or_never_came_is_not_credited(
+    at: Shop, undo: Callable[[Shop], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    await at.subscribed(plan="pro")
+    at.clock.advance(timedelta(days=2))
+    await undo(at)
+    found = await synced(at)
+    assert found.status == "active"
+    assert await balance_at_end(at) == 0
+    assert "ends without a credit for the rest of its period: " in caplog.text
+
+
+@pytest.mark.parametrize("reduce", ["seats", "plan"])
+@pytest.mark.parametrize("leave", [add_draft, void_renewal])
+async def test_an_unpaid_period_is_not_credited_by_a_reduction(
+    store_url: str, reduce: str, leave: Callable[[Shop], Awaitable[None]]
+) -> None:
+    """Fewer seats in a month that was never paid, and then the end: the credit bought the next plan."""
+    catalog = loads(PLANS + "billing: {changes: {downgrade: now}}\n")
+    async with shop(store_url, catalog=catalog) as at:
+        await at.subscribed(plan="pro", seats=30)
+        await leave(at)
+        service = at.kit.subscriptions
+        with pytest.raises(SubscriptionError, match=r"gives back a part .* is (draft|void)\. Ask again"):
+            await (
+                service.set_seats("acme", 12) if reduce == "seats" else service.change_plan("acme", "team")
+            )
+        await at.fail_payments()
+        assert await balance_at_end(at, give_back=False) == 0
+
+
+async def pay_out_of_band(at: Shop) -> None:
+    """The renewal is paid outside of Stripe, which a person notes there."""
+    await at.fail_payments()
+    at.go(END + timedelta(hours=2))
+    await at.stripe_change(f"/v1/invoices/{(await at.invoices())[-1]['id']}/pay", paid_out_of_band="true")
+
+
+async def pay_from_balance(at: Shop) -> None:
+    linked = await linked_of(at)
+    await at.stripe_change(f"/v1/customers/{linked}/balance_transactions", amount="-2900", currency="usd")
+    at.go(END + timedelta(hours=2))
+
+
+@pytest.mark.parametrize("pay", [pay_out_of_band, pay_from_balance])
+async def test_a_month_that_is_paid_without_a_charge_is_credited(
+    at: Shop, pay: Callable[[Shop], Awaitable[None]]
+) -> None:
+    """The end failed with HTTP 404 where an invoice was paid without a charge at Stripe."""
+    await at.subscribed(plan="pro")
+    await pay(at)
+    await at.kit.subscriptions.sync("acme")
+    assert await balance_at_end(at) == -2892  # 29.00 less two hours.

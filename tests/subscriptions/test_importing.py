@@ -1,38 +1,40 @@
-"""A business that has subscribers at Stripe already: they are linked, and on their plans at once (F-111)."""
+"""Links read the Stripe customer's subscription at once; an import links whole businesses (F-111)."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.webhooks import hooked
-from meterkit import MeterkitError, StripeUnavailableError
+from meterkit import CustomerError, MeterkitError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from drivers.shop import Shop
     from drivers.webhooks import Hooked
     from meterkit import Imported, ImportProgress
 
 pytestmark = pytest.mark.anyio
 
 
-def at_stripe(at: Hooked, *customers: str, email: str | None = None, **metadata: str) -> None:
+def at_stripe(hooks: Hooked, *customers: str, email: str | None = None, **metadata: str) -> None:
     """Customers at Stripe with a card, as a business has them that does not know meterkit."""
-    emulator: Any = at.emulator
+    emulator: Any = hooks.emulator
     for customer in customers:
-        found = emulator._account.customers.find(at.customer(customer))
+        found = emulator._account.customers.find(hooks.customer(customer))
         found.texts["email"] = email
         found.metadata.update(metadata)
 
 
 async def paying(
-    at: Hooked, customer: str, price: str = "price_pro", *, ids: bool = True, **params: Any
+    hooks: Hooked, customer: str, price: str = "price_pro", *, ids: bool = True, **params: Any
 ) -> str:
     """A customer at Stripe with a subscription; the subscription."""
-    at_stripe(at, customer, **({"meterkit_customer": customer} if ids else {}))
-    return await at.subscribe(customer, price, metadata={}, **params)
+    at_stripe(hooks, customer, **({"meterkit_customer": customer} if ids else {}))
+    return await hooks.subscribe(customer, price, metadata={}, **params)
 
 
 def why(done: Imported) -> dict[str, str]:
@@ -44,97 +46,102 @@ def counts(done: Imported) -> tuple[int, int, int, int]:
     return done.linked, done.known, done.skipped, len(done.misfits)
 
 
+async def customers(hooks: Hooked) -> set[str]:
+    return {one.customer async for one in hooks.kit.customers.list()}
+
+
 @pytest.fixture
-async def at(store_url: str) -> AsyncGenerator[Hooked]:
+async def hooks(store_url: str) -> AsyncGenerator[Hooked]:
     async with hooked(store_url) as opened:
         yield opened
 
 
-async def test_paying_customers_are_on_their_plans_after_the_import(at: Hooked) -> None:
-    first = await paying(at, "acme")
-    await paying(at, "beta", "price_max")
-    done = await at.kit.subscriptions.import_from_stripe()
-    assert counts(done) == (2, 0, 0, 0)
-    assert [(await at.kit.customers.get(who)).plan for who in ("acme", "beta")] == ["pro", "max"]
-    known = await at.kit.customers.get("acme")
+async def test_paying_customers_are_on_their_plans_after_the_import(hooks: Hooked) -> None:
+    first = await paying(hooks, "acme")
+    await paying(hooks, "beta", "price_max")
+    seven: Any = [{"price": "price_pro", "quantity": 7}]
+    await paying(hooks, "seven", items=seven)
+    done = await hooks.kit.subscriptions.import_from_stripe()
+    assert counts(done) == (3, 0, 0, 1)
+    plans = [(await hooks.kit.customers.get(who)).plan for who in ("acme", "beta", "seven")]
+    assert plans == ["pro", "max", "pro"]
+    known = await hooks.kit.customers.get("acme")
     assert (known.stripe_customer, known.subscription, known.status) == ("cus_acme", first, "active")
+    # A quantity above one is reported, and linked.
+    assert (done.misfits[0].kind, done.misfits[0].linked) == ("base_quantity", True)
 
 
-async def test_what_is_stored_is_what_a_look_at_each_customer_stores(at: Hooked) -> None:
-    await paying(at, "acme")
-    await paying(at, "tried", trial_period_days=14)
-    await paying(at, "leaver", cancel_at_period_end=True)
-    gone = await paying(at, "gone")
-    await at.client.v1.subscriptions.cancel_async(gone)
+async def test_what_is_stored_is_what_a_look_at_each_customer_stores(hooks: Hooked) -> None:
+    await paying(hooks, "acme")
+    await paying(hooks, "tried", trial_period_days=14)
+    await paying(hooks, "leaver", cancel_at_period_end=True)
+    gone = await paying(hooks, "gone")
+    await hooks.client.v1.subscriptions.cancel_async(gone)
     seats: Any = [{"price": "price_pro"}, {"price": "price_seat", "quantity": 4}]
-    at_stripe(at, "seated", meterkit_customer="seated")
-    await at.subscribe("seated", metadata={}, items=seats)
-    assert (await at.kit.subscriptions.import_from_stripe()).linked == 5
+    at_stripe(hooks, "seated", meterkit_customer="seated")
+    await hooks.subscribe("seated", metadata={}, items=seats)
+    assert (await hooks.kit.subscriptions.import_from_stripe()).linked == 5
     for customer in ("acme", "tried", "leaver", "gone", "seated"):
-        imported = await at.state(customer)
-        await at.kit.subscriptions.sync(customer)
-        assert imported == await at.state(customer)
+        imported = await hooks.state(customer)
+        await hooks.kit.subscriptions.sync(customer)
+        assert imported == await hooks.state(customer)
         assert imported.subscription is not None
 
 
 async def test_an_import_that_was_stopped_goes_on_where_it_was(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+    hooks: Hooked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.subscriptions.service.importing._PAGE", 5)
-    async with hooked(store_url) as at:
-        for number in range(12):
-            await paying(at, f"c{number}")
-
-        def stop(now: ImportProgress) -> None:
-            if (now.step, now.done) == ("links", 5):
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            await at.kit.subscriptions.import_from_stripe(progress=stop)
-        assert len([one async for one in at.kit.customers.list()]) == 5
-        assert counts(await at.kit.subscriptions.import_from_stripe()) == (7, 5, 0, 0)
-
-
-async def test_an_import_without_stripe_fails_and_changes_nothing(at: Hooked) -> None:
-    await paying(at, "acme")
-    at.emulator.fail_next("error", status=500, path="/v1/subscriptions", times=None)
+    for number in range(12):
+        await paying(hooks, f"c{number}")
+    hooks.emulator.fail_next("error", status=500, path="/v1/subscriptions", times=None)
     with pytest.raises(StripeUnavailableError):
-        await at.kit.subscriptions.import_from_stripe()
-    assert [one async for one in at.kit.customers.list()] == []
+        await hooks.kit.subscriptions.import_from_stripe()
+    assert await customers(hooks) == set()
+    hooks.emulator.clear_faults()
+
+    def stop(now: ImportProgress) -> None:
+        if (now.step, now.done) == ("links", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await hooks.kit.subscriptions.import_from_stripe(progress=stop)
+    assert len(await customers(hooks)) == 5
+    assert counts(await hooks.kit.subscriptions.import_from_stripe()) == (7, 5, 0, 0)
 
 
-async def test_ids_may_stand_at_the_subscription_and_a_file_wins(at: Hooked) -> None:
-    at_stripe(at, "acme", "beta")
+async def test_ids_may_stand_at_the_subscription_and_a_file_wins(hooks: Hooked) -> None:
+    at_stripe(hooks, "acme", "beta")
     for customer in ("acme", "beta"):
-        await at.subscribe(customer, metadata={"user": customer})
-    done = await at.kit.subscriptions.import_from_stripe(
+        await hooks.subscribe(customer, metadata={"user": customer})
+    done = await hooks.kit.subscriptions.import_from_stripe(
         id_from="metadata.user", ids={"cus_beta": "b", "cus_none": "n"}
     )
     assert counts(done) == (2, 0, 0, 1)
     assert why(done) == {"cus_none": "no_such_customer"}
-    assert {one.customer async for one in at.kit.customers.list()} == {"acme", "b"}
+    assert await customers(hooks) == {"acme", "b"}
     for id_from in ("metadata.", "phone"):
         with pytest.raises(MeterkitError, match=r"allowed are metadata\.KEY and email"):
-            await at.kit.subscriptions.import_from_stripe(id_from=id_from)
+            await hooks.kit.subscriptions.import_from_stripe(id_from=id_from)
 
 
-async def test_customers_that_do_not_fit_are_named_with_the_reason(at: Hooked) -> None:
-    await paying(at, "nameless", ids=False)
-    at_stripe(at, "odd", meterkit_customer="a\nb")
-    at_stripe(at, "torn", meterkit_customer="torn")
-    await at.subscribe("torn", metadata={"meterkit_customer": "other"})
-    await paying(at, "double")
-    await at.subscribe("double", "price_max", metadata={})
+async def test_customers_that_do_not_fit_are_named_with_the_reason(hooks: Hooked) -> None:
+    await paying(hooks, "nameless", ids=False)
+    at_stripe(hooks, "odd", meterkit_customer="a\nb")
+    at_stripe(hooks, "torn", meterkit_customer="torn")
+    await hooks.subscribe("torn", metadata={"meterkit_customer": "other"})
+    await paying(hooks, "double")
+    await hooks.subscribe("double", "price_max", metadata={})
     for name in ("twin1", "twin2"):
-        at_stripe(at, name, meterkit_customer="twin")
-        await at.subscribe(name, metadata={})
-    await paying(at, "stranger", "price_other")
+        at_stripe(hooks, name, meterkit_customer="twin")
+        await hooks.subscribe(name, metadata={})
+    await paying(hooks, "stranger", "price_other")
     both: Any = [{"price": "price_pro"}, {"price": "price_max"}]
-    await paying(at, "both", items=both)
-    await paying(at, "fine")
-    tried = await at.kit.subscriptions.import_from_stripe(dry_run=True)
-    assert [one async for one in at.kit.customers.list()] == []
-    done = await at.kit.subscriptions.import_from_stripe()
+    await paying(hooks, "both", items=both)
+    await paying(hooks, "fine")
+    tried = await hooks.kit.subscriptions.import_from_stripe(dry_run=True)
+    assert await customers(hooks) == set()
+    done = await hooks.kit.subscriptions.import_from_stripe()
     assert (counts(tried), tried.misfits, tried.dry_run) == (counts(done), done.misfits, True)
     assert why(done) == {
         "cus_nameless": "no_id",
@@ -147,13 +154,48 @@ async def test_customers_that_do_not_fit_are_named_with_the_reason(at: Hooked) -
         "cus_both": "two_plans",
     }
     assert all(misfit.message and not misfit.linked for misfit in done.misfits)
-    assert [one.customer async for one in at.kit.customers.list()] == ["fine"]
+    assert await customers(hooks) == {"fine"}
 
 
-async def test_a_quantity_above_one_is_reported_and_linked(at: Hooked) -> None:
-    seven: Any = [{"price": "price_pro", "quantity": 7}]
-    await paying(at, "acme", items=seven)
-    done = await at.kit.subscriptions.import_from_stripe()
-    assert counts(done) == (1, 0, 0, 1)
-    assert (done.misfits[0].kind, done.misfits[0].linked) == ("base_quantity", True)
+async def subscribed_at_stripe(at: Shop) -> str:
+    linked = at.emulator.add_customer(name="Acme")
+    at.emulator.add_payment_method(linked)
+    await at.stripe_change("/v1/subscriptions", customer=linked, **{"items[0][price]": "price_pro"})
+    return linked
+
+
+async def test_a_paying_customer_is_on_its_plan_when_the_link_returns(at: Shop) -> None:
+    """F-111: the customer was ``free`` for up to a day."""
+    found = await at.kit.customers.link("acme", await subscribed_at_stripe(at))
+    assert (found.plan, found.status, found.access) == ("pro", "active", "full")
+    assert await at.kit.allows("acme", "full")
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_stripe_customer_that_does_not_exist_is_not_linked(at: Shop, deleted: bool) -> None:
+    """F-206."""
+    if deleted:
+        at.emulator.add_customer("cus_typo")
+        await at.stripe_delete("/v1/customers/cus_typo")
+    why = "has deleted this customer" if deleted else "has no such customer"
+    with pytest.raises(CustomerError, match=f"'carol' is not linked .*cus_typo.*{why}.*--force"):
+        await at.kit.customers.link("carol", "cus_typo")
+    assert (await at.kit.customers.get("carol")).stripe_customer is None
+    at.emulator.add_customer("cus_carol")
+    assert (await at.kit.customers.link("carol", "cus_carol")).stripe_customer == "cus_carol"
+
+
+async def test_in_an_outage_a_forced_link_queues_its_look(at: Shop) -> None:
+    linked = await subscribed_at_stripe(at)
+    at.emulator.fail_next("error", status=503, path="*", times=None)
+    with pytest.raises(StripeUnavailableError, match=r"'acme' is not linked: .* try again, or .*--force"):
+        await at.kit.customers.link("acme", linked)
+    assert (await at.kit.customers.get("acme")).stripe_customer is None
+    with pytest.raises(StripeUnavailableError, match="tried again in the background"):
+        await at.kit.customers.link("acme", linked, force=True)
+    assert (await at.kit.customers.get("acme")).stripe_customer == linked
+    assert (await at.kit.webhooks.backlog()).entries == 1
+    at.emulator.clear_faults()
+    at.clock.advance(timedelta(minutes=10))
+    await at.kit.webhooks.work_off()
     assert (await at.kit.customers.get("acme")).plan == "pro"

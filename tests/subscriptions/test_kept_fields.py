@@ -19,6 +19,7 @@ from drivers.sampled import some
 from drivers.sdk_parameters import sample
 from drivers.shop import CATALOG, END, HALF, START, Shop, sell
 from meterkit.testing import Clock, StripeEmulator
+from subscriptions.looks import linked_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,10 +30,11 @@ pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
 AHEAD: Final = tuple(int((END + days * DAY).timestamp()) for days in (62, 92))
-OF_ITS_OWN: Final[dict[str, str]] = dict.fromkeys(
-    ("start_date", "end_date", "duration", "items", "trial", "trial_end"), "own"
+TEAM: Final = ["price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"]
+OF_A_PHASE: Final = ("start_date", "end_date", "duration", "items", "trial", "trial_end")
+PHASE: Final = sample(
+    schedule_types.SubscriptionScheduleModifyParamsPhase, without=dict.fromkeys(OF_A_PHASE, "own")
 )
-PHASE: Final = sample(schedule_types.SubscriptionScheduleModifyParamsPhase, without=OF_ITS_OWN)
 PHASE_ITEM: Final = sample(
     schedule_types.SubscriptionScheduleModifyParamsPhaseItem, without={"price": "own", "quantity": "own"}
 )
@@ -47,18 +49,14 @@ OF_PAYMENTS: Final[dict[str, Any]] = {
     "payment_settings": {"payment_method_types": ["card", "link"], "save_default_payment_method": "off"},
     "trial_settings": {"end_behavior": {"missing_payment_method": "pause"}},
 }
+OF_THE_CALL: Final = (
+    *("api_key", "content_type", "headers", "idempotency_key", "max_network_retries"),
+    *("stripe_account", "stripe_context", "stripe_version"),
+    *("collection_method", "days_until_due", "default_payment_method"),  # The test sets these.
+)
 TERMS: Final = sample(
     subscription_types.SubscriptionModifyParams,
-    without=dict.fromkeys(
-        (
-            *OF_A_CHANGE,
-            *OF_PAYMENTS,
-            *("collection_method", "days_until_due", "default_payment_method"),
-            *("api_key", "content_type", "headers", "idempotency_key", "max_network_retries"),
-            *("stripe_account", "stripe_context", "stripe_version"),
-        ),
-        "of the call, or set by the test",
-    ),
+    without=dict.fromkeys((*OF_A_CHANGE, *OF_PAYMENTS, *OF_THE_CALL), "own"),
 )
 ITEM_TERMS: Final = sample(
     subscription_types.SubscriptionModifyParamsItem,
@@ -104,24 +102,22 @@ async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGe
     ):
         at = Rich(kit=kit, emulator=emulator, clock=clock, url=url, client=client)
         begun = await at.subscribed(plan=plan, seats=seats)
-        customer = (await kit.customers.get("acme")).stripe_customer or ""
+        customer = await linked_of(at)
         await at.stripe_change(f"/v1/customers/{customer}", **{"address[country]": "DE"})
         method = emulator.add_payment_method(customer, "pm_card_visa")
         await client.v1.coupons.create_async({"id": "HALF", "percent_off": 50, "duration": "forever"})
-        items: list[Any] = [
-            {"id": item["id"], **ITEM_TERMS}
-            for item in (await at.stripe_subscription(begun.id))["items"]["data"]
-        ]
-        added: dict[str, Any] = {"price": "price_addon", "quantity": 0, **ITEM_TERMS}
-        asked: Any = {**TERMS, **OF_PAYMENTS, "default_payment_method": method, "items": [*items, added]}
+        shown = (await at.stripe_subscription(begun.id))["items"]["data"]
+        items: list[Any] = [{"id": item["id"], **ITEM_TERMS} for item in shown]
+        items += [{"price": "price_addon", "quantity": 0, **ITEM_TERMS}]
+        asked: Any = {**TERMS, **OF_PAYMENTS, "default_payment_method": method, "items": items}
         await client.v1.subscriptions.update_async(begun.id, asked)
         await kit.subscriptions.sync("acme")
         clock.set(HALF)
         yield replace(at, subscription=begun.id)
 
 
-def of_items(phase: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
-    return {item["price"]: {name: item[name] for name in names} for item in phase["items"]}
+def without(phase: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in phase.items() if name not in names}
 
 
 async def by_operator(at: Rich, *, ends: bool = False) -> dict[str, Any]:
@@ -133,11 +129,8 @@ async def by_operator(at: Rich, *, ends: bool = False) -> dict[str, Any]:
     schedule = await at.client.v1.subscription_schedules.create_async({"from_subscription": at.subscription})
     terms = {**PHASE, "default_payment_method": found["default_payment_method"]}
     items = [
-        {
-            **PHASE_ITEM,
-            "price": item["price"]["id"],
-            **({"quantity": item["quantity"]} if "quantity" in item else {}),
-        }
+        {**PHASE_ITEM, "price": item["price"]["id"]}
+        | ({"quantity": item["quantity"]} if "quantity" in item else {})
         for item in found["items"]["data"]
     ]
     starts = [schedule.phases[0].start_date, *AHEAD]
@@ -166,22 +159,18 @@ async def test_a_downgrade_at_the_periods_end_keeps_every_field(at: Rich) -> Non
     before, items = await at.shown(), await at.item_terms()
     await at.kit.subscriptions.change_plan("acme", "team")
     first, second = (await at.schedule())["phases"]
+    own = ("add_invoice_items", "billing_cycle_anchor", "metadata")  # Those of a phase alone.
     for phase in (first, second):
-        own = {"add_invoice_items", "billing_cycle_anchor", "metadata"}  # Those of a phase alone.
-        kept = {name for name in PHASE if name not in own}
-        assert {name for name in kept if not phase[name]} == set()
-    assert second["discounts"] == [
-        {"coupon": None, "discount": before["discounts"][0], "promotion_code": None}
-    ]
-    assert {price: set(fields) for price, fields in of_items(second, *PHASE_ITEM).items()} == {
-        price: set(PHASE_ITEM)
-        for price in ("price_team", "price_team_seat", "price_team_ai_tokens", "price_addon")
-    }
+        assert all(phase[name] for name in PHASE if name not in own)
+    discount = {"coupon": None, "discount": before["discounts"][0], "promotion_code": None}
+    assert second["discounts"] == [discount]
+    assert [item["price"] for item in second["items"]] == TEAM
+    assert all(PHASE_ITEM.keys() <= item.keys() for item in second["items"])
     assert await at.shown() == before
     at.clock.set(END + DAY)
     assert await at.shown() == before
     after = await at.item_terms()
-    assert list(after) == ["price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"]
+    assert list(after) == TEAM
     assert list(after.values()) == list(items.values())
 
 
@@ -197,20 +186,14 @@ async def test_an_operators_schedule_keeps_its_phases_and_every_field(at: Rich) 
     for phase, was in ((second, before["phases"][1]), (third, before["phases"][2])):
         assert {**phase, "items": []} == {**was, "items": []}
     own = ("add_invoice_items", "billing_cycle_anchor", "discounts", "end_date", "items", "start_date")
-    assert {name: cut[name] for name in cut if name not in own} == {
-        name: first[name] for name in first if name not in own
-    }
+    assert without(cut, own) == without(first, own)
     assert (cut["start_date"], cut["end_date"]) == (end, AHEAD[0])
     assert cut["add_invoice_items"] == []  # They are charged once.
     for phase in (cut, second, third):
-        assert [item["price"] for item in phase["items"]] == [
-            *("price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"),
-        ]
+        assert [item["price"] for item in phase["items"]] == TEAM
     for was, now in zip(before["phases"][1]["items"], second["items"], strict=True):
         changed = ("plan", "price", "quantity")
-        assert {name: now[name] for name in now if name not in changed} == {
-            name: was[name] for name in was if name not in changed
-        }
+        assert without(now, changed) == without(was, changed)
 
 
 CHANGES: Final[dict[str, Callable[[Rich], Awaitable[object]]]] = {
@@ -325,18 +308,15 @@ async def test_an_operators_phases_ahead_stay_through(store_url: str, name: str)
         await act(at)
         after = await at.schedule()
         assert (after["status"], after["end_behavior"]) == ("active", "cancel")
+        was, now = (
+            [phase for phase in schedule["phases"] if phase["start_date"] in AHEAD]
+            for schedule in (before, after)
+        )
         own = ("items", "discounts")
-        assert [without(phase, own) for phase in after["phases"] if phase["start_date"] in AHEAD] == [
-            without(phase, own) for phase in before["phases"] if phase["start_date"] in AHEAD
-        ]
-        assert [phase["discounts"] for phase in after["phases"] if phase["start_date"] in AHEAD] == [[], []]
-        assert {item["price"] for phase in after["phases"] for item in phase["items"]} == {
-            *("price_pro", "price_pro_seat", "price_pro_ai_tokens", "price_addon"),
-        }
+        assert [without(phase, own) for phase in now] == [without(phase, own) for phase in was]
+        assert [phase["discounts"] for phase in now] == [[], []]
+        prices = {item["price"] for phase in after["phases"] for item in phase["items"]}
+        assert prices == {"price_pro", "price_pro_seat", "price_pro_ai_tokens", "price_addon"}
         assert await at.shown() == live
         at.clock.set(END + 70 * DAY)
         assert (await at.shown())["discounts"] == []
-
-
-def without(phase: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in phase.items() if name not in names}

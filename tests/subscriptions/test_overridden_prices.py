@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pytest
 
 from drivers.delivery import kit_for
-from drivers.priced_shop import CATALOG, PLANS, renewed, sell
+from drivers.priced_shop import CATALOG, PLANS, renewed, sell, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, shop
 from drivers.sync_queue import forget_due_price, queue_sync
@@ -29,6 +29,9 @@ pytestmark = pytest.mark.anyio
 SOLD: Final = {
     f"price_{plan}{meter}" for plan in CATALOG.plans for meter in ("", "_tokens", "_pages", "_seat")
 }
+
+
+BASIC: Final = {"price_basic": 1, "price_basic_tokens": None}
 
 
 def priced(cents: int) -> dict[str, Any]:
@@ -66,23 +69,9 @@ async def shown(at: Shop) -> int | None:
 
 async def billed(at: Shop) -> list[tuple[int, int]]:
     """Units and cents a unit of all invoice lines of usage, after the period's end."""
-    await at.kit.flush(everything=True)
     await renewed(at)
     await at.kit.flush(everything=True)
-    return await lines(at)
-
-
-async def lines(at: Shop) -> list[tuple[int, int]]:
-    """The same of the invoices there are."""
-    found: list[tuple[int, int]] = []
-    prices = {price["id"]: price for price in await at.stripe_list("/v1/prices")}
-    for invoice in await at.invoices():
-        for line in invoice["lines"]["data"]:
-            price = prices[line["pricing"]["price_details"]["price"]]
-            units = int(line["quantity_decimal"])
-            if price["recurring"].get("meter") and units:
-                found.append((units, line["amount"] // units))
-    return found
+    return [(units, cents // units) for _, units, cents in await usage_lines(at)]
 
 
 @pytest.fixture
@@ -115,7 +104,7 @@ async def test_a_price_that_rises_takes_effect_when_the_period_ends(at: Shop) ->
     assert await shown(at) == 50
     await at.kit.record("acme", "tokens", 20)
     assert await shown(at) == 150
-    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.items(begun.id) == BASIC
     assert await at.kit.subscriptions.check() == {}
     assert await billed(at) == [(30, 5)]
     await at.kit.subscriptions.sync("acme")
@@ -138,7 +127,7 @@ async def test_a_price_that_is_taken_back_holds_until_the_period_ends(at: Shop) 
     assert await billed(at) == [(20, 2)]
     await at.kit.subscriptions.sync("acme")
     await at.kit.subscriptions.retry_accepted()
-    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.items(begun.id) == BASIC
     await at.kit.record("acme", "tokens", 101)
     assert await shown(at) == 5
     assert await at.kit.subscriptions.check() == {}
@@ -171,7 +160,7 @@ async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(at: Shop) -> N
     assert (await at.kit.usage("acme"))["meters"]["pages"]["overage_cents"] == 24
     at.clock.advance(timedelta(minutes=5))
     await at.kit.customers.override("acme", {"pages": {}})
-    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.items(begun.id) == BASIC
     assert await at.kit.subscriptions.check() == {}
     assert await billed(at) == [(6, 4)]
 
@@ -218,16 +207,13 @@ async def test_a_retry_finishes_after_stripe_failed_between_steps(
     assert await billed(at) == [(10, 5), (10, 2)]
 
 
-REFUSED: Final = {
-    "tokens that are sent whole": ("report: usage", "its free tier begins anew"),
-    "tokens that are not sent": ("report: none", "its usage is not sent to Stripe"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(store_url: str, case: str) -> None:
-    report, words = REFUSED[case]
-    catalog = loads(PLANS.replace("event_name: ai_tokens", f"event_name: ai_tokens, {report}"))
+@pytest.mark.parametrize(
+    ("report", "words"), [("usage", "its free tier begins anew"), ("none", "its usage is not sent to Stripe")]
+)
+async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(
+    store_url: str, report: str, words: str
+) -> None:
+    catalog = loads(PLANS.replace("event_name: ai_tokens", f"event_name: ai_tokens, report: {report}"))
     async with shop(store_url, catalog=catalog, selling=sell) as at:
         await at.subscribed(plan="basic")
         with pytest.raises(MeterkitError, match=words):
@@ -235,19 +221,17 @@ async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(store_url: s
         assert (await at.kit.customers.get("acme")).overrides == {}
 
 
-async def test_without_a_subscription_only_prices_are_refused(at: Shop) -> None:
+async def test_without_a_subscription_or_key_only_prices_are_refused(at: Shop, store_url: str) -> None:
     with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
         await at.kit.customers.override("acme", priced(2))
     await at.kit.customers.override("acme", {"tokens": {"included": 7, "overage": {"bill": {"cap": 9}}}})
-    assert (await at.kit.customers.get("acme")).overrides["tokens"]["included"] == 7
-
-
-async def test_without_a_stripe_key_a_price_is_refused(at: Shop, store_url: str) -> None:
+    stored = (await at.kit.customers.get("acme")).overrides
+    assert stored["tokens"]["included"] == 7
     await at.subscribed(plan="basic")
     async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None) as keyless:
         with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
             await keyless.customers.override("acme", priced(2))
-        assert (await keyless.customers.get("acme")).overrides == {}
+        assert (await keyless.customers.get("acme")).overrides == stored
 
 
 async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) -> None:
@@ -265,11 +249,7 @@ async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) 
         await at.kit.record("acme", "tokens", 10)
         assert await shown(at) == 50
         assert await billed(at) == [(10, 2), (10, 3)]
-        assert await at.items(begun.id) == {
-            "price_basic": 1,
-            "price_basic_seat": 4,
-            "price_basic_tokens": None,
-        }
+        assert await at.items(begun.id) == BASIC | {"price_basic_seat": 4}
 
 
 async def test_a_change_in_doubt_is_settled_by_the_store(at: Shop) -> None:
@@ -286,7 +266,7 @@ async def test_a_change_in_doubt_is_settled_by_the_store(at: Shop) -> None:
     assert (await at.kit.customers.get("acme")).overrides == {}
     at.clock.advance(timedelta(minutes=5))
     await at.kit.subscriptions.retry_accepted()
-    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.items(begun.id) == BASIC
     assert await at.kit.subscriptions.check() == {}
     assert await billed(at) == [(10, 5)]
 
@@ -298,21 +278,20 @@ async def test_the_nightly_sync_finds_a_price_that_ended(at: Shop) -> None:
     at.clock.set(HALF)
     await queue_sync(at.kit, cause="reconcile")
     await at.kit.subscriptions.retry_accepted()
-    assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+    assert await at.items(begun.id) == BASIC
     assert await at.kit.subscriptions.check() == {}
 
 
-async def test_a_price_ends_at_its_until(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
-        await at.kit.record("acme", "tokens", 100)
-        await at.kit.customers.override("acme", priced(2), until=HALF)
-        await at.kit.record("acme", "tokens", 10)
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 10)
-        await at.kit.subscriptions.retry_accepted()
-        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
-        await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 90
-        assert await at.kit.subscriptions.check() == {}
-        assert await billed(at) == [(20, 2), (10, 5)]
+async def test_a_price_ends_at_its_until(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    await at.kit.record("acme", "tokens", 100)
+    await at.kit.customers.override("acme", priced(2), until=HALF)
+    await at.kit.record("acme", "tokens", 10)
+    at.clock.set(HALF)
+    await at.kit.record("acme", "tokens", 10)
+    await at.kit.subscriptions.retry_accepted()
+    assert await at.items(begun.id) == BASIC
+    await at.kit.record("acme", "tokens", 10)
+    assert await shown(at) == 90
+    assert await at.kit.subscriptions.check() == {}
+    assert await billed(at) == [(20, 2), (10, 5)]

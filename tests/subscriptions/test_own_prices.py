@@ -1,9 +1,10 @@
-"""Usage, pages and statements have the price of the customer's own subscription items at Stripe."""
+"""The customer's own subscription items price usage, pages, statements and previews, to the cent."""
 
 from __future__ import annotations
 
+import re
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ from drivers.customer_states import closed_period_cents, forget_prices, state_of
 from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
-from drivers.priced_shop import buyer, renewed
+from drivers.priced_shop import buyer, renewed, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_figures import Tables
@@ -26,84 +27,33 @@ from meterkit.catalog import loads
 from meterkit.pages import usage_page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
+    from drivers.priced_shop import Buyer
     from drivers.shop import Shop
-    from meterkit import MeterKit
+    from meterkit import MeterKit, Proration
 
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = plans_text("own_prices")
-
-
 PRESENT: Final = "present"
-
-
 NEW: Final = "new"
-
-
 NEW_END: Final = HALF + timedelta(days=30)
-
-
-@dataclass(kw_only=True)
-class Books:
-    """A shop whose plans file is edited amid a period: what each customer is shown, limited by and billed."""
-
-    shop: Shop
-    kit: MeterKit
-
-    async def shown(self, customer: str, meter: str = "words") -> int | None:
-        return (await self.kit.usage(customer))["meters"][meter]["overage_cents"]
-
-    async def most(self, customer: str, meter: str = "words") -> int:
-        """How many units more the customer's budget admits."""
-        low, high = 0, 100_000
-        while low < high:
-            middle = (low + high + 1) // 2
-            is_admitted = (await self.kit.check(customer, meter, middle)).allowed
-            low, high = (middle, high) if is_admitted else (low, middle - 1)
-        return low
-
-    async def invoiced(self, customer: str) -> int:
-        """What the lines of usage on all invoices of a customer come to, in cents."""
-        linked = (await self.kit.customers.get(customer)).stripe_customer
-        prices = await self.shop.stripe_list("/v1/prices")
-        metered = {price["id"] for price in prices if price["recurring"].get("meter")}
-        return sum(
-            line["amount"]
-            for invoice in await self.shop.invoices()
-            if invoice["customer"] == linked
-            for line in invoice["lines"]["data"]
-            if line["pricing"]["price_details"]["price"] in metered
-        )
-
-    async def end_periods(self) -> list[str]:
-        """Deliver all, and end both periods with final invoices; what closes and books ask for."""
-        asked = list[str]()
-        await self.kit.flush(everything=True)
-        for end in (END, NEW_END):
-            for wait in (timedelta(0), timedelta(minutes=11)):
-                self.shop.clock.set(end + wait)
-                self.shop.emulator.advance()
-            looked = await look_at_closes(self.kit)
-            asked += looked.late
-            assert looked.open == 0
-            self.shop.clock.set(end + timedelta(hours=3))
-            self.shop.emulator.advance()
-        for customer, end in ((PRESENT, END), (NEW, NEW_END)):
-            found = await self.kit.reconcile(customer, at=end - timedelta(hours=1))
-            asked += [one.advice for one in found if one.advice]
-        return asked
+HOUR: Final = timedelta(hours=1)
+MINUTE: Final = timedelta(minutes=1)
+DEARER: Final = ("amount_cents: 5}", "amount_cents: 7}")
+YEARLY: Final = ("1000, interval: month", "1000, interval: year")
+EVENT: Final = ("api_words", "api_words_2")
+USAGE_SENT: Final = ("api_words}", "api_words, report: usage}")
 
 
 @asynccontextmanager
 async def edited(
     store_url: str, before: str, after: str, refused: Sequence[str] = (), *, used: int = 30
-) -> AsyncGenerator[Books]:
+) -> AsyncGenerator[Shop]:
     """A present customer bought ``pro`` under one plans file, and a new one under the next, after `sync`."""
-    catalog = loads(before)
-    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(PRESENT, plan="pro")
         at.clock.set(HALF)
@@ -113,16 +63,45 @@ async def edited(
             assert [problem.partition(":")[0] for problem in done.problems] == [*refused]
             now = replace(at, kit=kit)
             await now.subscribed(NEW, plan="pro")
-            yield Books(shop=now, kit=kit)
+            yield now
 
 
-DEARER: Final = ("amount_cents: 5}", "amount_cents: 7}")
+async def cents(at: Shop, customer: str = PRESENT) -> int | None:
+    """The overage that is shown."""
+    return (await at.kit.usage(customer))["meters"]["words"]["overage_cents"]
 
 
-YEARLY: Final = ("1000, interval: month", "1000, interval: year")
+async def most(at: Shop, customer: str = PRESENT) -> int:
+    """How many units more the customer's budget admits."""
+    low, high = 0, 100_000
+    while low < high:
+        middle = (low + high + 1) // 2
+        is_admitted = (await at.kit.check(customer, "words", middle)).allowed
+        low, high = (middle, high) if is_admitted else (low, middle - 1)
+    return low
 
 
-EVENT: Final = ("api_words", "api_words_2")
+async def invoiced(at: Shop, customer: str = PRESENT) -> int:
+    """What the lines of usage on all invoices of a customer come to, in cents."""
+    linked = (await at.kit.customers.get(customer)).stripe_customer
+    return sum(amount for _, _, amount in await usage_lines(at, linked))
+
+
+async def check_invoices(at: Shop, present: int, new: int = 0) -> None:
+    """Deliver all, and end both periods: books ask for nothing, and invoices charge so many cents."""
+    asked = list[str]()
+    await at.kit.flush(everything=True)
+    for end in (END, NEW_END):
+        for wait in (timedelta(0), 11 * MINUTE):
+            at.go(end + wait)
+        looked = await look_at_closes(at.kit)
+        asked += looked.late
+        assert looked.open == 0
+        at.go(end + 3 * HOUR)
+    for customer, end in ((PRESENT, END), (NEW, NEW_END)):
+        asked += [one.advice for one in await at.kit.reconcile(customer, at=end - HOUR) if one.advice]
+    assert asked == []
+    assert (await invoiced(at), await invoiced(at, NEW)) == (present, new)
 
 
 @pytest.mark.parametrize(
@@ -141,56 +120,48 @@ async def test_shown_limited_and_invoiced_prices_agree(
     present, new = units
     # Sync makes nothing where the interval differs: new customers get the price of before, too.
     refused = ("pro, base", "pro, words") if "interval: year" in after else ()
-    async with edited(store_url, PLANS, after, refused) as books:
-        assert (await books.shown(PRESENT), await books.shown(NEW)) == (100, 0)
-        await books.kit.record(PRESENT, "words", 70)
-        await books.kit.record(NEW, "words", 100)
-        assert (await books.shown(PRESENT), await books.shown(NEW)) == units
+    async with edited(store_url, PLANS, after, refused) as at:
+        assert (await cents(at), await cents(at, NEW)) == (100, 0)
+        await at.kit.record(PRESENT, "words", 70)
+        await at.kit.record(NEW, "words", 100)
+        assert (await cents(at), await cents(at, NEW)) == units
         own = {"per": 1, "amount_cents": present // 90, "currency": "usd", "interval": "month"}
-        assert (await books.kit.usage(PRESENT))["meters"]["words"].get("price") == own
+        assert (await at.kit.usage(PRESENT))["meters"]["words"].get("price") == own
         left = ((1000 - present) // (present // 90), (1000 - new) // (new // 90))
-        assert (await books.most(PRESENT), await books.most(NEW)) == left
-        assert await books.end_periods() == []
-        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == units
+        assert (await most(at), await most(at, NEW)) == left
+        await check_invoices(at, *units)
 
 
-async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str) -> None:
-    """The plan stays the same: units before the change keep their price, later ones have the new price."""
-    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
-        at = books.shop
-        await books.kit.flush(everything=True)
-        at.clock.advance(timedelta(hours=1))
-        found = await books.kit.subscriptions.get(PRESENT)
-        assert found is not None
-        items = (await at.stripe_subscription(found.id))["items"]["data"]
-        metered = next(item["id"] for item in items if item["price"]["recurring"].get("meter"))
-        price = next(
-            one["id"] for one in await at.stripe_list("/v1/prices") if one["unit_amount_decimal"] == "7"
-        )
-        await at.stripe_change(f"/v1/subscription_items/{metered}", price=price)
-        await books.kit.subscriptions.sync(PRESENT)
-        assert await books.shown(PRESENT) == 100
-        at.clock.advance(timedelta(minutes=2))
-        await books.kit.record(PRESENT, "words", 10)
-        assert await books.shown(PRESENT) == 170
-        assert await books.most(PRESENT) == (1000 - 170) // 7
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 170
+async def metered_item(at: Shop) -> dict[str, Any]:
+    """The item of usage of the present customer."""
+    found = await at.kit.subscriptions.get(PRESENT)
+    assert found is not None
+    items: list[dict[str, Any]] = (await at.stripe_subscription(found.id))["items"]["data"]
+    return next(item for item in items if item["price"]["recurring"].get("meter"))
 
 
-async def test_a_repair_moves_a_present_customer_to_the_new_event_name(store_url: str) -> None:
-    """Units before it are billed by the former item, later ones by the new one, each at its own price."""
-    async with edited(store_url, PLANS, PLANS.replace(*EVENT).replace(*DEARER)) as books:
-        assert [drift.kind for drift in (await books.kit.subscriptions.check())[PRESENT]] == ["missing_meter"]
-        await books.kit.subscriptions.repair(PRESENT)
-        books.shop.clock.advance(timedelta(minutes=2))
-        await books.kit.record(PRESENT, "words", 10)
-        assert await books.shown(PRESENT) == 170
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 170
-
-
-USAGE_SENT: Final = ("api_words}", "api_words, report: usage}")
+@pytest.mark.parametrize("way", ["at Stripe", "repair"])
+async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str, way: str) -> None:
+    """Units before it keep their price, later ones have the new price; also under another event name."""
+    after = PLANS.replace(*DEARER)
+    async with edited(store_url, PLANS, after.replace(*EVENT) if way == "repair" else after) as at:
+        await at.kit.flush(everything=True)
+        at.clock.advance(HOUR)
+        if way == "repair":
+            drifts = (await at.kit.subscriptions.check())[PRESENT]
+            assert [drift.kind for drift in drifts] == ["missing_meter"]
+            await at.kit.subscriptions.repair(PRESENT)
+        else:
+            prices = {one["unit_amount_decimal"]: one["id"] for one in await at.stripe_list("/v1/prices")}
+            path = f"/v1/subscription_items/{(await metered_item(at))['id']}"
+            await at.stripe_change(path, price=prices["7"])
+            await at.kit.subscriptions.sync(PRESENT)
+        assert await cents(at) == 100
+        at.clock.advance(2 * MINUTE)
+        await at.kit.record(PRESENT, "words", 10)
+        assert await cents(at) == 170
+        assert await most(at) == (1000 - 170) // 7
+        await check_invoices(at, 170)
 
 
 @pytest.mark.parametrize(("becomes", "used"), [("usage", 4), ("overage", 30)])
@@ -199,68 +170,40 @@ async def test_an_edited_report_keeps_what_the_price_says(store_url: str, become
     before, after = PLANS, PLANS.replace(*USAGE_SENT)
     if becomes == "overage":
         before, after = after, before
-    async with edited(store_url, before, after, used=used) as books:
-        assert (await books.shown(PRESENT), await books.shown(NEW)) == (5 * max(0, used - 10), 0)
-        await books.kit.subscriptions.sync(PRESENT)
-        await books.kit.record(PRESENT, "words", 100 - used)
-        await books.kit.record(NEW, "words", 100)
+    async with edited(store_url, before, after, used=used) as at:
+        assert (await cents(at), await cents(at, NEW)) == (5 * max(0, used - 10), 0)
+        await at.kit.subscriptions.sync(PRESENT)
+        await at.kit.record(PRESENT, "words", 100 - used)
+        await at.kit.record(NEW, "words", 100)
         # Of 100 units 10 are included, once.
-        assert (await books.shown(PRESENT), await books.shown(NEW)) == (450, 450)
-        assert (await books.most(PRESENT), await books.most(NEW)) == (110, 110)
-        assert await books.end_periods() == []
-        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 450)
+        assert (await cents(at), await cents(at, NEW)) == (450, 450)
+        assert (await most(at), await most(at, NEW)) == (110, 110)
+        await check_invoices(at, 450, 450)
 
 
-async def move_to_price(at: Shop, subscription: str, **price: str) -> None:
-    """Have a person make another price of the same meter at Stripe, and put it in the subscription."""
-    items = (await at.stripe_subscription(subscription))["items"]["data"]
-    metered = next(item for item in items if item["price"]["recurring"].get("meter"))
-    meter = metered["price"]["recurring"]["meter"]
-    recurring = {"interval": "month", "usage_type": "metered", "meter": meter}
-    asked = {"currency": "usd", "product": metered["price"]["product"], **price}
-    asked |= {f"recurring[{name}]": value for name, value in recurring.items()}
-    await at.stripe_change("/v1/prices", **asked)
-    made = (await at.stripe_list("/v1/prices"))[0]
-    await at.stripe_change(f"/v1/subscription_items/{metered['id']}", price=made["id"])
-    await at.kit.subscriptions.sync(PRESENT)
-    at.clock.advance(timedelta(minutes=2))
+def tiers(mode: str, *cents: int) -> dict[str, str]:
+    """Two tiers: up to 100 units, and the others."""
+    found = {"billing_scheme": "tiered", "tiers_mode": mode}
+    for place, (up_to, amount) in enumerate(zip(("100", "inf"), cents, strict=True)):
+        found |= {f"tiers[{place}][up_to]": up_to, f"tiers[{place}][unit_amount]": str(amount)}
+    return found
 
 
-ODD_PRICES: Final = {
-    "packages": (
-        {"unit_amount": "30", "transform_quantity[divide_by]": "10", "transform_quantity[round]": "up"},
-        "it is of packages of several units",
-    ),
-    "volume tiers": (
-        {
-            "billing_scheme": "tiered",
-            "tiers_mode": "volume",
-            "tiers[0][up_to]": "100",
-            "tiers[0][unit_amount]": "5",
-            "tiers[1][up_to]": "inf",
-            "tiers[1][unit_amount]": "4",
-        },
-        "it has tiers that are not graduated",
-    ),
-    "graduated tiers": (
-        {
-            "billing_scheme": "tiered",
-            "tiers_mode": "graduated",
-            "tiers[0][up_to]": "100",
-            "tiers[0][unit_amount]": "4",
-            "tiers[1][up_to]": "inf",
-            "tiers[1][unit_amount]": "3",
-        },
-        "it has several tiers that cost something",
-    ),
-}
+PACKAGES: Final = {"transform_quantity[divide_by]": "10", "transform_quantity[round]": "up"}
 
 
 @pytest.mark.usefixtures("valkey")
-@pytest.mark.parametrize("name", ODD_PRICES)
-async def test_f_227_an_uncomputable_price_is_named_by_health(store_url: str, name: str) -> None:
-    price, reason = ODD_PRICES[name]
-
+@pytest.mark.parametrize(
+    ("price", "reason"),
+    [
+        ({"unit_amount": "30", **PACKAGES}, "it is of packages of several units"),
+        (tiers("volume", 5, 4), "it has tiers that are not graduated"),
+        (tiers("graduated", 4, 3), "it has several tiers that cost something"),
+    ],
+)
+async def test_f_227_an_uncomputable_price_is_named_by_health(
+    store_url: str, price: dict[str, str], reason: str
+) -> None:
     async def named(at: Shop) -> list[str]:
         problems = [one.problem for one in (await at.kit.health()).findings if one.check == "subscriptions"]
         drifts = (await at.kit.subscriptions.check()).get(PRESENT, ())
@@ -268,24 +211,26 @@ async def test_f_227_an_uncomputable_price_is_named_by_health(store_url: str, na
 
     async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
-        found = await at.subscribed(PRESENT, plan="pro")
+        await at.subscribed(PRESENT, plan="pro")
         assert await named(at) == []
-        own = (await at.stripe_subscription(found.id))["items"]["data"]
-        await move_to_price(at, found.id, **price)
-        item = next(
-            one
-            for one in (await at.stripe_subscription(found.id))["items"]["data"]
-            if one["price"]["recurring"].get("meter")
+        item = await metered_item(at)
+        path, own = f"/v1/subscription_items/{item['id']}", item["price"]
+        recurring = {"interval": "month", "usage_type": "metered", "meter": own["recurring"]["meter"]}
+        # A person makes another price of the meter at Stripe, and puts it in the subscription.
+        made = await at.post(
+            "/v1/prices", {"currency": "usd", "product": own["product"], "recurring": recurring} | price
         )
+        await at.stripe_change(path, price=made["id"])
+        await at.kit.subscriptions.sync(PRESENT)
+        at.clock.advance(2 * MINUTE)
         said = await named(at)
         assert len(said) >= 2
         for words in (said[-2], said[-1]):
-            assert f"words is billed at {item['price']['id']}" in words
+            assert f"words is billed at {made['id']}" in words
             assert reason in words
             assert "kit.usage, budgets and spend limits count its overage at the plans file's price" in words
         assert any(PRESENT in words for words in said)
-        before = next(one["price"]["id"] for one in own if one["price"]["recurring"].get("meter"))
-        await at.stripe_change(f"/v1/subscription_items/{item['id']}", price=before)
+        await at.stripe_change(path, price=own["id"])
         await at.kit.subscriptions.sync(PRESENT)
         assert await named(at) == []
 
@@ -300,50 +245,48 @@ MORE: Final = f"""{PLANS}  max:
 
 async def test_a_price_that_becomes_known_covers_the_whole_period(store_url: str) -> None:
     """A release before this one stored no prices: the next look at Stripe ends no segment."""
-    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
+    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as at:
 
         async def shown() -> tuple[int | None, bool | None]:
-            words = (await books.kit.usage(PRESENT))["meters"]["words"]
+            words = (await at.kit.usage(PRESENT))["meters"]["words"]
             return words["overage_cents"], words.get("price", {}).get("estimated")
 
-        await forget_prices(books.kit, PRESENT)
+        await forget_prices(at.kit, PRESENT)
         assert await shown() == (140, True)
-        await books.kit.subscriptions.check()
+        await at.kit.subscriptions.check()
         assert await shown() == (100, None)
-        await books.kit.record(PRESENT, "words", 70)
+        await at.kit.record(PRESENT, "words", 70)
         assert await shown() == (450, None)
-        assert await books.end_periods() == []
+        await check_invoices(at, 450)
 
 
 async def test_overage_is_rounded_like_the_invoice_lines(store_url: str) -> None:
     """F-221: half cents were rounded to even, and only once over prices that have a line each."""
     after = MORE.replace("per: 1, amount_cents: 3", "per: 1000, amount_cents: 7")
     before = after.replace("per: 1, amount_cents: 5", "per: 1000, amount_cents: 12")
-    async with edited(store_url, before, after) as books:
+    async with edited(store_url, before, after) as at:
         # 20 units of before come to 0.24 cents.
-        await books.kit.record(PRESENT, "words", 1_355)
-        assert await books.shown(PRESENT) == 17  # 16.5
-        await books.kit.subscriptions.change_plan(PRESENT, "max")
-        await books.kit.record(PRESENT, "words", 206)
-        assert await books.shown(PRESENT) == 18  # 16.5 and 1.442
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 18
+        await at.kit.record(PRESENT, "words", 1_355)
+        assert await cents(at) == 17  # 16.5
+        await at.kit.subscriptions.change_plan(PRESENT, "max")
+        await at.kit.record(PRESENT, "words", 206)
+        assert await cents(at) == 18  # 16.5 and 1.442
+        await check_invoices(at, 18)
 
 
 @pytest.mark.parametrize("currency", ["usd", whole("jpy")])
 async def test_units_the_plan_did_not_bill_stay_free(store_url: str, currency: str) -> None:
     """F-22h: the cost of later units was not shown."""
     plans = PLANS.replace("currency: usd", f"currency: {currency}")
-    async with edited(store_url, plans, plans.replace(*DEARER)) as books:
-        await books.kit.customers.override(PRESENT, {"words": {"overage": "deny"}})
-        await books.kit.record(PRESENT, "words", 10)
-        assert await books.shown(PRESENT) == 100
-        await books.kit.customers.override(PRESENT, {"words": {}})
-        await books.kit.record(PRESENT, "words", 7)
-        assert await books.shown(PRESENT) == 135
-        assert await books.most(PRESENT) == (1000 - 135) // 5
-        assert await books.end_periods() == []
-        assert await books.invoiced(PRESENT) == 135
+    async with edited(store_url, plans, plans.replace(*DEARER)) as at:
+        await at.kit.customers.override(PRESENT, {"words": {"overage": "deny"}})
+        await at.kit.record(PRESENT, "words", 10)
+        assert await cents(at) == 100
+        await at.kit.customers.override(PRESENT, {"words": {}})
+        await at.kit.record(PRESENT, "words", 7)
+        assert await cents(at) == 135
+        assert await most(at) == (1000 - 135) // 5
+        await check_invoices(at, 135)
 
 
 async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str) -> None:
@@ -354,15 +297,12 @@ async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str)
         await at.kit.subscriptions.change_plan(PRESENT, "pro")
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(MORE.replace(*DEARER))) as kit:
             await kit.stripe.sync()
-            at.clock.set(END + timedelta(minutes=1))
-            at.emulator.advance()
+            at.go(END + MINUTE)
             await kit.record(PRESENT, "words", 30)
-            assert await Books(shop=at, kit=kit).shown(PRESENT) == 100
+            assert await cents(replace(at, kit=kit)) == 100
 
 
 OLDER_FILE: Final = plans_text("older_plans_file_older")
-
-
 NEWER_FILE: Final = f"""{OLDER_FILE}  plus:
     rank: 20
     price: {{amount_cents: 2000, interval: month}}
@@ -370,82 +310,54 @@ NEWER_FILE: Final = f"""{OLDER_FILE}  plus:
 """
 
 
-@asynccontextmanager
-async def two_files(store_url: str) -> AsyncGenerator[tuple[Shop, MeterKit]]:
-    """A shop with the newer file, whose customer ``acme`` has ``plus``; and a process with the older one."""
+async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None:
     async with shop(store_url, catalog=loads(NEWER_FILE), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
-        await at.subscribed(plan="plus")
+        await at.subscribed(PRESENT, plan="plus")
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(OLDER_FILE)) as older:
-            yield at, older
-
-
-async def shown_words(kit: MeterKit) -> tuple[str, int | None]:
-    usage = await kit.usage("acme")
-    return usage["plan"], usage["meters"]["words"]["overage_cents"]
-
-
-async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None:
-    async with two_files(store_url) as (at, older):
-        await older.subscriptions.sync("acme")
-        await older.subscriptions.check()
-        await at.kit.record("acme", "words", 30)
-        assert await shown_words(at.kit) == ("plus", 60)
+            await older.subscriptions.sync(PRESENT)
+            await older.subscriptions.check()
+            await at.kit.record(PRESENT, "words", 30)
+            assert ((await at.kit.usage(PRESENT))["plan"], await cents(at)) == ("plus", 60)
 
 
 DERIVED: Final = plans_text("derived_costs")
-
-
-def answer_of(model: str, tokens: int) -> dict[str, Any]:
-    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
-    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
-
-
-async def charged_cents(at: Shop) -> int:
-    metered = {price["id"] for price in await at.stripe_list("/v1/prices") if price["recurring"].get("meter")}
-    return sum(
-        line["amount"]
-        for invoice in await at.invoices()
-        for line in invoice["lines"]["data"]
-        if line["pricing"]["price_details"]["price"] in metered
-    )
+BILLED: Final = "{overage: {bill: {per: 1000, amount_cents: 6}}}"
 
 
 @pytest.mark.parametrize(
-    ("large", "then", "granted", "cents"),
+    ("large", "then", "granted", "expected"),
     [
         # 10,000 included, then 90,000 at 2 cents a thousand and 100,000 of the large model at 6.
-        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 0, 180 + 600),
+        (BILLED, None, 0, 180 + 600),
         ("{included: unlimited}", None, 0, 180 + 200),  # Stripe has the source's price for both.
-        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 50_000, 80 + 600),
+        (BILLED, None, 50_000, 80 + 600),
         # The same again on another plan, at 1 and 4 cents.
-        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", "more", 0, 180 + 600 + 100 + 400),
+        (BILLED, "more", 0, 180 + 600 + 100 + 400),
     ],
     ids=["own price", "price of the source", "grant", "change of plan"],
 )
 async def test_costs_that_are_shown_are_those_of_the_invoice(
-    large: str, then: str | None, granted: int, cents: int
+    large: str, then: str | None, granted: int, expected: int
 ) -> None:
     catalog = loads(DERIVED.replace("LARGE", large))
-    async with shop("memory://", catalog=catalog, selling=sell_nothing, key_prefix=f"{cents}") as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
+    async with shop("memory://", catalog=catalog, selling=sell_nothing, key_prefix=f"{expected}") as at:
+        await at.begun("pro")
         if granted:
             await at.kit.grants.add("acme", {"output_tokens": granted}, grant_id="sorry")
         for plan in filter(None, ("pro", then)):
             if plan == then:
                 await at.kit.subscriptions.change_plan("acme", plan)
-            await at.kit.record_usage("acme", answer_of("our-small", 100_000))
-            await at.kit.record_usage("acme", answer_of("our-large", 100_000))
-        meters = (await at.kit.usage("acme"))["meters"]
-        assert sum(meters[name]["overage_cents"] or 0 for name in catalog.meters) == cents
-        period = (await at.kit.usage("acme"))["period"]
-        await at.kit.flush(everything=True)
+            for model in ("our-small", "our-large"):
+                answer: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": []}
+                answer["usage"] = {"prompt_tokens": 0, "completion_tokens": 100_000, "total_tokens": 100_000}
+                await at.kit.record_usage("acme", answer)
+        usage = await at.kit.usage("acme")
+        assert sum(usage["meters"][name]["overage_cents"] or 0 for name in catalog.meters) == expected
         await renewed(at)
-        assert await charged_cents(at) == cents
-        ended = await at.kit.usage("acme", period=period["start"])
-        assert await closed_period_cents(at.kit, ended) == cents
+        assert await invoiced(at, "acme") == expected
+        ended = await at.kit.usage("acme", period=usage["period"]["start"])
+        assert await closed_period_cents(at.kit, ended) == expected
 
 
 JSON: Final = {"accept": "application/json"}
@@ -489,11 +401,9 @@ async def test_a_forecast_has_the_kept_price_of_usage_and_of_the_plan(store_url:
         await drain_all(kit, url)
         async with page_of(kit) as client:
             figures = (await client.get("/", headers=JSON)).json()
-        (expected, *_), (cents, *_) = (
-            figures["forecast"]["meters"]["words"],
-            figures["forecast"]["cost_cents"],
-        )
-        assert cents == 1003 + 3 * 703 + 5 * (expected - 10)
+        forecast = figures["forecast"]
+        expected = forecast["meters"]["words"][0]
+        assert forecast["cost_cents"][0] == 1003 + 3 * 703 + 5 * (expected - 10)
 
 
 async def test_a_statement_without_an_invoice_has_the_kept_prices(store_url: str, tmp_path: Path) -> None:
@@ -522,16 +432,172 @@ async def test_before_its_webhook_a_period_is_the_customers_own(store_url: str) 
 
 
 async def test_present_customers_keep_their_report_in_the_next_period(store_url: str) -> None:
-    async with edited(store_url, PLANS, PLANS.replace(*USAGE_SENT)) as books:
-        await books.kit.flush(everything=True)
-        books.shop.clock.set(END + timedelta(hours=3))
-        books.shop.emulator.advance()
-        await books.kit.subscriptions.sync(PRESENT)
-        await books.kit.record(PRESENT, "words", 30)
-        assert await books.shown(PRESENT) == 100
-        await books.kit.flush(everything=True)
-        books.shop.clock.set(END + timedelta(days=31, hours=3))
-        books.shop.emulator.advance()
-        books.shop.clock.advance(timedelta(hours=2))
-        books.shop.emulator.advance()
-        assert await books.invoiced(PRESENT) == 200
+    async with edited(store_url, PLANS, PLANS.replace(*USAGE_SENT)) as at:
+        await at.kit.flush(everything=True)
+        at.go(END + 3 * HOUR)
+        await at.kit.subscriptions.sync(PRESENT)
+        await at.kit.record(PRESENT, "words", 30)
+        assert await cents(at) == 100
+        await at.kit.flush(everything=True)
+        at.go(END + timedelta(days=31, hours=3))
+        at.go(2 * HOUR)
+        assert await invoiced(at) == 200
+
+
+CHANGES: Final[Mapping[str, dict[str, Any]]] = {
+    "more seats": {"seats": 6},
+    "fewer seats": {"seats": 3},
+    "a dearer plan": {"plan": "pro"},
+    "a cheaper plan": {"plan": "team"},
+}
+COUPONS: Final[Mapping[str, dict[str, Any]]] = {
+    "no coupon": {},
+    "a percentage": {"percent_off": 33, "duration": "forever"},
+    "an amount": {"amount_off": 251, "currency": "usd", "duration": "forever"},
+    "the first month": {"percent_off": 50, "duration": "repeating", "duration_in_months": 1},
+}
+
+
+def period_cents(proration: Proration) -> int:
+    """The price of the next period that a preview says."""
+    found = re.search(r"From the next period on it costs USD ([\d,.]+) a", proration.description)
+    assert found is not None, proration.description
+    return int(found[1].replace(",", "").replace(".", ""))
+
+
+async def compare(found: Buyer, change: Mapping[str, Any]) -> None:
+    """See that a change is invoiced as it was previewed, now and for the period after it."""
+    preview = await found.preview(**change)
+    now = found.shop.clock.now()
+    made = await found.change(**change)
+    assert made == preview
+    known = await found.shop.kit.subscriptions.sync("acme")
+    assert known is not None
+    end = known.current_period_end
+    later = end + timedelta(minutes=1)
+    while found.shop.clock.now() < later:
+        found.shop.clock.set(min(later, found.shop.clock.now() + timedelta(days=30)))
+        found.shop.emulator.advance()
+    charged = await found.invoiced(now) if preview.effective_at == now else 0
+    assert charged == preview.net_cents == preview.charge_cents - preview.credit_cents
+    assert await found.invoiced(end) == period_cents(preview)
+
+
+MATRIX: Final = (
+    ("no coupon", "no tax", False),
+    ("the first month", "no tax", False),
+    ("an amount", "tax within", False),
+    ("a percentage", "tax on top", False),
+    ("a percentage", "tax on top", True),
+)
+
+
+# Each change and each of the terms once; the rest of the matrix in `make field`.
+PAIRS: Final = [
+    (row if nth % len(CHANGES) == place else whole(*row))
+    for nth, terms in enumerate(MATRIX)
+    for place, row in enumerate((change, *terms) for change in CHANGES)
+]
+
+
+@pytest.mark.parametrize(("change", "coupon", "tax", "item"), PAIRS)
+async def test_a_change_at_kept_prices_is_invoiced_as_previewed(
+    store_url: str, change: str, coupon: str, tax: str, item: bool
+) -> None:
+    plan = "pro" if change == "a cheaper plan" else "team"
+    async with buyer(store_url, plan=plan, coupon=COUPONS[coupon], tax=tax, item=item) as found:
+        await compare(found, CHANGES[change])
+
+
+@pytest.mark.parametrize(
+    ("shop_of", "change"),
+    [
+        ({"plan": "team", "tax": "tax on top"}, {"plan": "year"}),
+        # Scheduled: the cost of the periods of another interval, and a price that was scheduled already.
+        ({"plan": "year", "coupon": COUPONS["a percentage"]}, {"plan": "team"}),
+        ({"plan": "pro", "scheduled": "team"}, {"seats": 6}),
+    ],
+)
+async def test_a_yearly_or_scheduled_price_is_invoiced_as_previewed(
+    store_url: str, shop_of: dict[str, Any], change: dict[str, Any]
+) -> None:
+    async with buyer(store_url, **shop_of) as found:
+        await compare(found, change)
+
+
+async def test_charges_already_waiting_are_no_part_of_a_preview(store_url: str) -> None:
+    """Changes of seats wait for the next invoice: Stripe's preview has them too."""
+    async with buyer(store_url, plan="team") as found:
+        waiting = 0
+        for seats in (6, 9, 3):
+            preview = await found.preview(seats=seats)
+            assert await found.change(seats=seats) == preview
+            waiting += preview.net_cents
+            pending = await found.shop.stripe_list("/v1/invoiceitems", pending="true")
+            assert sum(item["amount"] for item in pending) == waiting
+        preview = await found.preview(plan="pro")
+        assert await found.change(plan="pro") == preview
+        assert (await found.shop.invoices())[-1]["total"] == waiting + preview.net_cents
+
+
+@pytest.mark.parametrize(("plan", "change"), [("team", "a dearer plan"), ("pro", "a cheaper plan")])
+async def test_usage_is_no_part_of_a_preview(store_url: str, plan: str, change: str) -> None:
+    """Also where a change bills the usage until then."""
+    async with buyer(store_url, plan=plan, coupon={}) as found:
+        await found.shop.kit.record("acme", "words", 30)
+        await found.shop.kit.flush(everything=True)
+        preview = await found.preview(**CHANGES[change])
+        assert await found.change(**CHANGES[change]) == preview
+        found.shop.go(END + timedelta(hours=2))
+        totals = sum(invoice["total"] for invoice in (await found.shop.invoices())[1:])
+        usage = 20 * (4 if plan == "pro" else 5)
+        assert totals == preview.net_cents + period_cents(preview) + usage
+
+
+async def test_a_preview_refused_by_stripe_is_marked_an_estimate(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with buyer(store_url, plan="team") as found:
+        found.shop.emulator.fail_next("error", status=400, path="/v1/invoices/create_preview")
+        estimate = await found.preview(seats=8)
+        assert estimate.charge_cents == (6 * 809 + 1) // 2
+        assert "is estimated by the prices of the plans file" in estimate.description
+        assert any("does not preview a change of subscription" in one.message for one in caplog.records)
+
+
+async def renew(at: Shop) -> None:
+    at.go(END + timedelta(days=6))
+
+
+def change(**params: str) -> Callable[[Shop], Awaitable[None]]:
+    async def act(at: Shop) -> None:
+        at.clock.set(HALF)
+        (begun,) = await at.stripe_list("/v1/subscriptions")
+        await at.stripe_change(f"/v1/subscriptions/{begun['id']}", **params)
+        at.clock.advance(timedelta(days=1))
+
+    return act
+
+
+MOVES: Final[Mapping[str, Callable[[Shop], Awaitable[None]]]] = {
+    "renewed": renew,
+    "begun anew": change(**{"billing_cycle_anchor[type]": "now"}),
+    "given a trial": change(trial_end=str(int((HALF + timedelta(days=9)).timestamp()))),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+async def test_a_preview_is_what_is_charged_after_a_late_webhook(store_url: str, move: str) -> None:
+    """F-227: no webhook has told of the period at Stripe."""
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team")
+        await MOVES[move](at)
+        before = len(await at.invoices())
+        preview = (await at.kit.subscriptions.preview("acme", plan="pro")).proration
+        changed = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert changed.proration == preview
+        lines = [line for invoice in (await at.invoices())[before:] for line in invoice["lines"]["data"]]
+        now_s = int(at.clock.now().timestamp())
+        prorated = sum(line["amount"] for line in lines if line["period"]["start"] == now_s)
+        assert prorated == preview.net_cents
+        assert preview.net_cents > 0 or move == "given a trial"

@@ -1,4 +1,4 @@
-"""``payment_method: required``: such a plan is in force once a payment method is saved (F-205)."""
+"""Payment methods: required plans wait for one (F-205), and trials without one end as the file says."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.shop import START, shop
+from drivers.sampled import whole
+from drivers.shop import PLANS, START, shop
+from drivers.webhooks import DAY, hooked
 from drivers.webhooks import NOW as HOOKED_AT
-from drivers.webhooks import hooked
 from meterkit import SubscriptionExistsError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
-from subscriptions.looks import synced
+from subscriptions.looks import linked_of, synced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.shop import Shop
     from drivers.webhooks import Hooked
-    from meterkit import NewSubscription
+    from meterkit import NewSubscription, Subscription
+    from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 
-PLANS = plans_text("payment_method")
+REQUIRED = plans_text("payment_method")
 TRIED = """
   tried:
     rank: 7
@@ -38,9 +41,10 @@ TRIED = """
     trial: {for: 14d, without_card: invoice}
     meters: {tokens: {included: 10, overage: bill}}
 """
-OPTIONAL = PLANS.replace(
+OPTIONAL = REQUIRED.replace(
     "stripe_price: price_payg}", "stripe_price: price_payg}\n    payment_method: optional"
 )
+TRIAL = timedelta(days=14)
 TRIAL_BEGINS = datetime(2031, 8, 25, 9, 20, tzinfo=UTC)
 PAGE = "https://app.example/plans"
 METHOD_MISSING = "urn:meterkit:problem:payment-method-missing"
@@ -54,7 +58,7 @@ def sell_in_euros(emulator: StripeEmulator, _: object = None) -> None:
         emulator.add_price(9, price_id=f"price_{plan}_t", product=product, currency="eur", meter=meter)
 
 
-def selling(store_url: str, plans: str = PLANS) -> AbstractAsyncContextManager[Shop]:
+def selling(store_url: str, plans: str = REQUIRED) -> AbstractAsyncContextManager[Shop]:
     return shop(store_url, catalog=loads(plans), selling=sell_in_euros)
 
 
@@ -136,19 +140,15 @@ async def test_optional_asks_for_no_card(at: Shop) -> None:
     assert await in_force(at) == ("open", True)
 
 
-async def set_by_hand(at: Shop) -> tuple[str, object]:
-    usage = await at.kit.usage("acme")
-    return usage["plan"], usage["meters"]["requests"]["included"]
-
-
 async def test_what_was_set_by_hand_stays_while_a_card_is_awaited(at: Shop) -> None:
     await at.kit.customers.set_plan("acme", "open")
     await at.kit.customers.override("acme", {"requests": {"included": 7}})
     made = await at.kit.subscriptions.create("acme", "payg")
     assert made.subscription.status == "incomplete"
-    assert await set_by_hand(at) == ("open", 7)
+    awaited = await at.kit.usage("acme")
     assert (await at.kit.subscriptions.cancel("acme")).status == "canceled"
-    assert await set_by_hand(at) == ("open", 7)
+    for usage in (awaited, await at.kit.usage("acme")):
+        assert (usage["plan"], usage["meters"]["requests"]["included"]) == ("open", 7)
 
 
 @pytest.mark.parametrize("how", ["declined", "canceled", "confirmed"])
@@ -214,7 +214,7 @@ async def test_present_subscribers_keep_a_plan_that_now_needs_a_card(store_url: 
     async with selling(store_url, OPTIONAL) as at:
         await at.kit.subscriptions.create("acme", "payg")
         assert await in_force(at) == PAYG
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(PLANS)) as kit:
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(REQUIRED)) as kit:
             for _ in range(2):
                 found = await kit.subscriptions.sync("acme")
                 assert found is not None
@@ -224,12 +224,12 @@ async def test_present_subscribers_keep_a_plan_that_now_needs_a_card(store_url: 
 
 async def test_a_period_begins_where_a_trial_without_a_card_ended(store_url: str) -> None:
     """Nothing was used since, and the month began amid the trial."""
-    async with selling(store_url, PLANS + TRIED) as at:
+    async with selling(store_url, REQUIRED + TRIED) as at:
         at.clock.set(TRIAL_BEGINS)
         await at.kit.subscriptions.create("acme", "tried")
         await at.kit.record("acme", "requests", 1)
-        ends = TRIAL_BEGINS + timedelta(days=14)
-        at.clock.set(ends + timedelta(days=2))
+        ends = TRIAL_BEGINS + TRIAL
+        at.clock.set(ends + 2 * DAY)
         for _ in range(2):  # By the clock, and as Stripe shows it.
             assert (await at.kit.usage("acme"))["period"]["start"] == ends
             await at.kit.subscriptions.sync("acme")
@@ -243,7 +243,7 @@ def told_by_webhooks(store_url: str) -> AbstractAsyncContextManager[Hooked]:
     clock = Clock(HOOKED_AT)
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     sell_in_euros(emulator)
-    return hooked(store_url, clock=clock, emulator=emulator, catalog=loads(PLANS))
+    return hooked(store_url, clock=clock, emulator=emulator, catalog=loads(REQUIRED))
 
 
 @pytest.mark.parametrize("how", ["setup", "attached"])
@@ -266,9 +266,9 @@ async def test_a_saved_card_is_told_by_a_webhook(store_url: str, how: str) -> No
 
 async def test_an_import_names_customers_without_a_card(store_url: str) -> None:
     async with told_by_webhooks(store_url) as at:
+        items = [{"price": "price_payg"}, {"price": "price_payg_t"}]
         for customer, card in (("acme", None), ("beta", "pm_card_visa"), ("gamma", None)):
             at.customer(customer, card=card)
-            items = [{"price": "price_payg"}, {"price": "price_payg_t"}]
             await at.subscribe(customer, items=items)
         await at.client.v1.payment_methods.attach_async("pm_card_visa", {"customer": "cus_gamma"})
         tried = await at.kit.subscriptions.import_from_stripe(dry_run=True)
@@ -313,14 +313,12 @@ plans:
     assert required == {"priced", "seated", "billed", "capped", "left_out", "asked"}
 
 
-async def test_a_trial_going_free_without_a_card_ends_at_its_second(
-    store_url: str,
-) -> None:
-    async with selling(store_url, PLANS + TRIED) as at:
+async def test_a_trial_going_free_without_a_card_ends_at_its_second(store_url: str) -> None:
+    async with selling(store_url, REQUIRED + TRIED) as at:
         made = await at.kit.subscriptions.create("acme", "tried")
         assert (made.subscription.status, made.missing) == ("trialing", None)
         assert await in_force(at) == ("tried", True)
-        at.clock.set(START + timedelta(days=14))
+        at.clock.set(START + TRIAL)
         for _ in range(2):  # By the clock, and as Stripe shows it.
             customer = await at.kit.customers.get("acme")
             assert (customer.status, customer.access, customer.plan) == ("incomplete", "full", "free")
@@ -333,3 +331,176 @@ async def test_a_trial_going_free_without_a_card_ends_at_its_second(
         at.emulator.confirm_setup(again.client_secret or "", card="pm_card_visa")
         await at.kit.subscriptions.sync("acme")
         assert await in_force(at) == ("tried", True)
+
+
+@pytest.mark.parametrize(
+    ("way", "without_card", "sent", "ended"),
+    [
+        ("create", "", "cancel", ("canceled", "full", "free")),
+        ("create", "pause", "pause", ("paused", "restricted", "free")),
+        ("checkout", "pause", "pause", ("active", "full", "tried")),  # The page saves a card.
+        ("create", "invoice", "create_invoice", ("past_due", "grace", "tried")),
+    ],
+)
+async def test_a_trial_without_a_card_ends_as_the_plans_file_says(
+    store_url: str, way: str, without_card: str, sent: str, ended: tuple[str, str, str]
+) -> None:
+    """F-115: a trial without a card gave the plan for seven days of grace more."""
+    trial = f"trial: {{for: 14d, without_card: {without_card}}}" if without_card else "trial: 14d"
+    catalog = loads(PLANS.replace("trial: 14d", trial))
+    async with shop(store_url, catalog=catalog) as at:
+        made = await try_plan(at, way)
+        assert (made.status, made.trial_end) == ("trialing", START + TRIAL)
+        settings = (await at.stripe_subscription(made.id))["trial_settings"]
+        assert settings["end_behavior"]["missing_payment_method"] == sent
+        assert await end_trial(at, by_clock=sent != "create_invoice") == ended
+
+
+async def try_plan(at: Shop, way: str) -> Subscription:
+    """Begin the trial of a plan, by a call or on a page of Checkout."""
+    if way == "create":
+        return (await at.kit.subscriptions.create("acme", "tried")).subscription
+    page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
+    at.emulator.complete_checkout(page.id)
+    return await synced(at)
+
+
+async def end_trial(at: Shop, *, by_clock: bool) -> tuple[str | None, str, str]:
+    """Status, access and plan after it: by the clock alone, or once Stripe has said so."""
+    at.clock.set(START + TRIAL)
+    at_once = await at.kit.customers.get("acme")
+    at.go(timedelta(hours=2))
+    await at.kit.subscriptions.sync("acme")
+    found = await at.kit.customers.get("acme")
+    ended = found.status, found.access, found.plan
+    assert not by_clock or (at_once.status, at_once.access, at_once.plan) == ended
+    return ended
+
+
+ENDS = {"cancel": "canceled", "pause": "paused", "invoice": "past_due"}
+
+
+def plans_with_trials(small: str, large: str) -> Catalog:
+    """Two plans with a trial of 14 days, each with its `without_card`."""
+    text = plans_text("trial_ends_trials").replace("DOWNGRADE", "now")
+    for name, without_card in (("SMALL", small), ("LARGE", large)):
+        text = text.replace(name, f"trial: {{for: 14d, without_card: {without_card}}}")
+    return loads(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "small", "large"),
+    [
+        (("small", "large"), "cancel", "pause"),
+        (("small", "large"), "pause", "invoice"),
+        (("large", "small"), "pause", "cancel"),
+    ],
+)
+async def test_a_trial_on_another_plan_ends_as_that_plan_says(
+    store_url: str, change: tuple[str, str], small: str, large: str
+) -> None:
+    """F-22e: a trial kept the `without_card` of the plan that it began with."""
+    before, after = change
+    wanted = {"small": small, "large": large}[after]
+    async with shop(store_url, catalog=plans_with_trials(small, large)) as at:
+        await at.kit.subscriptions.create("acme", before)
+        at.clock.advance(DAY)
+        changed = (await at.kit.subscriptions.change_plan("acme", after)).subscription
+        assert (changed.plan, changed.status, changed.trial_end) == (after, "trialing", START + TRIAL)
+        assert await at.kit.subscriptions.check() == {}
+        assert (await end_trial(at, by_clock=wanted != "invoice"))[0] == ENDS[wanted]
+
+
+@pytest.mark.parametrize("mend", ["repair", "change"])
+async def test_a_trial_end_that_differs_from_its_plan_is_repaired(store_url: str, mend: str) -> None:
+    async with shop(store_url, catalog=plans_with_trials("pause", "cancel")) as at:
+        begun = (await at.kit.subscriptions.create("acme", "small")).subscription
+        path = f"/v1/subscriptions/{begun.id}"
+        await at.stripe_change(path, **{"trial_settings[end_behavior][missing_payment_method]": "cancel"})
+        (drift,) = (await at.kit.subscriptions.check())["acme"]
+        assert (drift.kind, drift.can_repair) == ("trial_settings", True)
+        assert "by Stripe's 'cancel'; plan small has `without_card: pause`" in drift.message
+        assert (await at.kit.subscriptions.repair("acme", dry_run=True)).mended == (drift,)
+        if mend == "repair":
+            assert (await at.kit.subscriptions.repair("acme")).mended == (drift,)
+        else:
+            await at.kit.subscriptions.change_plan("acme", "small")
+        settings = (await at.stripe_subscription(begun.id))["trial_settings"]
+        assert settings == {"end_behavior": {"missing_payment_method": "pause"}}
+        assert await at.kit.subscriptions.check() == {}
+        assert [invoice["total"] for invoice in await at.invoices()] == [0]
+
+
+async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url: str) -> None:
+    # F-22a: `kit.usage` showed overage in cents that no invoice bills.
+    text = PLANS.replace(
+        "      tokens:   {included: 100, overage: bill}\n      seats:    {included: 5, overage: deny}\n",
+        "      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}\n",
+    )
+    async with shop(store_url, catalog=loads(text)) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        at.emulator.add_payment_method(await linked_of(at))
+        await at.kit.subscriptions.sync("acme")
+
+        async def use(quantity: int) -> tuple[int, int | None]:
+            await at.kit.record("acme", "tokens", quantity)
+            await at.kit.flush(everything=True)
+            tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+            return tokens["overage"], tokens["overage_cents"]
+
+        assert await use(150) == (50, 0)
+        at.clock.set(START + TRIAL)
+        # Before a webhook tells of the end of the trial, too.
+        assert await use(130) == (30, 60)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert await use(0) == (30, 60)
+        at.go(timedelta(days=32))
+        lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+        assert [line["amount"] for line in lines if line["amount"] not in {0, 2000}] == [60]
+        # Summaries and revenue of the trial, and of the month after it.
+        charges = [
+            await closed_period_cents(at.kit, await at.kit.usage("acme", period=day))
+            for day in (START, START + TRIAL)
+        ]
+        assert charges == [0, 60]
+
+
+@pytest.mark.parametrize(
+    ("how", "begins"),
+    [
+        ("customers.delete", "create"),
+        whole("customers.delete", "checkout"),
+        whole("deleted at Stripe", "create"),
+        ("deleted at Stripe", "checkout"),
+    ],
+)
+async def test_a_deleted_customer_who_returns_gets_no_second_trial(
+    store_url: str, how: str, begins: str
+) -> None:
+    # F-22a
+    async with shop(store_url) as at:
+        first = await try_plan(at, "create")
+        assert first.status == "trialing"
+        if how == "customers.delete":
+            await at.kit.customers.delete("acme", cancel=True)
+        else:
+            await at.stripe_delete(f"/v1/customers/{await linked_of(at)}")
+            await at.kit.subscriptions.sync("acme")
+        found = await try_plan(at, begins)
+        assert (found.id != first.id, found.trial_end) == (True, None)
+        # Another customer has a trial.
+        assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
+
+
+async def test_a_deleted_customer_is_forgotten_after_400_days(store_url: str) -> None:
+    async with shop(store_url, shards=1) as at:
+        for customer, days in (("acme", 0), ("bob", 399), ("eve", 2)):
+            at.clock.advance(timedelta(days=days))
+            await at.kit.subscriptions.create(customer, "tried")
+            await at.kit.customers.delete(customer, cancel=True)
+        found = {name: await at.kit.subscriptions.create(name, "tried") for name in ("acme", "bob", "eve")}
+        trials = [name for name, one in found.items() if one.subscription.status == "trialing"]
+        assert trials == ["acme"]
+        client = (await at.kit.store.admin()).client
+        assert await client.zcount(at.kit.store.keys.shard(0, "tried"), "-inf", "+inf") == 2

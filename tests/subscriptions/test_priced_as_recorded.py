@@ -1,7 +1,8 @@
-"""I13: usage is billed at the price that was in force when it was recorded, whatever changes afterwards."""
+"""I13: usage is billed at the price in force when it was recorded, whoever changes it afterwards."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -10,16 +11,18 @@ import pytest
 
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from drivers.sampled import whole
-from drivers.shop import HALF, shop
+from drivers.shop import END, HALF, START, shop
+from faults.inner_steps import failing
 from meterkit.catalog import loads
-from meterkit.errors import StripeUnavailableError
-from subscriptions.looks import known, linked_of
+from meterkit.errors import StoreError, StripeUnavailableError
+from subscriptions.looks import known, synced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.shop import Shop
     from meterkit import SubscriptionChanged
+
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +33,28 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
         yield opened
 
 
+async def switch(at: Shop, plan: str = "cheaper") -> None:
+    """Change the price from 5 to 3 cents, or to none, past the kit, of which no webhook tells."""
+    (begun,) = await at.stripe_list("/v1/subscriptions")
+    items = {item["price"]["id"]: item["id"] for item in begun["items"]["data"]}
+    changed = {"items[0][id]": items["price_basic"], "items[0][price]": f"price_{plan}"}
+    changed["items[1][id]"] = items["price_basic_tokens"]
+    metered = {"items[1][price]": "price_cheaper_tokens"}
+    changed |= metered if plan == "cheaper" else {"items[1][deleted]": "true"}
+    await at.stripe_change(f"/v1/subscriptions/{begun['id']}", **changed)
+
+
+async def late(at: Shop) -> tuple[int, int]:
+    """Units of the period that are late; of those of tokens that are pending or on their way."""
+    tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+    return tokens["late"], tokens["pending"]
+
+
+async def billed_late(at: Shop) -> list[tuple[int, int]]:
+    """Units and cents of invoice items for late usage."""
+    return [(units, cents) for _, units, cents in await item_lines(at)]
+
+
 @pytest.mark.parametrize(
     ("plan", "to", "lines"),
     [
@@ -37,7 +62,6 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
         ("basic", "other", [("price_basic_tokens", 1_000, 5)]),
         ("cheaper", "basic", [("price_cheaper_tokens", 1_000, 3), ("price_basic_tokens", 70, 5)]),
     ],
-    ids=["upgrade", "upgrade to another meter", "downgrade"],
 )
 async def test_i13_usage_pending_at_an_upgrade_has_the_old_price(
     store_url: str, plan: str, to: str, lines: list[tuple[str, int, int]]
@@ -51,29 +75,8 @@ async def test_i13_usage_pending_at_an_upgrade_has_the_old_price(
         change = await at.kit.subscriptions.change_plan("acme", to)
         assert (change.confirmed, change.subscription.plan) == (True, to)
         await at.kit.record("acme", "tokens", 70)
-        await at.kit.flush(everything=True)
         await renewed(at)
         assert await metered_lines(at) == lines
-
-
-DOWN_NOW: Final = loads(
-    PLANS.replace("plans:\n  free:", "billing: {changes: {downgrade: now}}\nplans:\n  free:")
-)
-
-
-async def test_i13_a_downgrade_at_once_bills_earlier_usage_as_before(
-    store_url: str,
-) -> None:
-    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
-        await at.subscribed(plan="cheaper")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 1_100)
-        change = await at.kit.subscriptions.change_plan("acme", "basic")
-        assert (change.confirmed, change.subscription.plan) == (True, "basic")
-        await at.kit.record("acme", "tokens", 70)
-        await at.kit.flush(everything=True)
-        await renewed(at)
-        assert await metered_lines(at) == [("price_cheaper_tokens", 1_000, 3), ("price_basic_tokens", 70, 5)]
 
 
 async def test_i13_overage_costs_what_it_cost_when_recorded(at: Shop) -> None:
@@ -124,30 +127,40 @@ async def test_i13_usage_recorded_during_a_change_has_the_new_price(at: Shop) ->
         await at.kit.record("acme", "tokens", 40)
         await at.kit.flush()
         assert (await at.kit.usage("acme"))["meters"]["tokens"]["pending"] == 40
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), ("price_cheaper_tokens", 40, 3)]
 
 
-async def test_i13_a_slow_change_goes_on_and_reports_its_outcome(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+@asynccontextmanager
+async def slow(store_url: str, lag_s: int = 60) -> AsyncGenerator[Shop]:
+    """A shop with a change of plan that Stripe, which counts what it accepts later, has not confirmed yet."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
+        async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+            await at.subscribed(plan="basic")
+            at.clock.set(HALF)
+            await at.kit.record("acme", "tokens", 1_100)
+            at.emulator.summary_lag_s = lag_s
+            change = await at.kit.subscriptions.change_plan("acme", "cheaper")
+            assert (change.confirmed, change.subscription.plan) == (False, "basic")
+            assert change.subscription.pending_change is not None
+            assert change.subscription.pending_change.plan == "cheaper"
+            yield at
+
+
+async def retried(at: Shop, minutes: int) -> tuple[str | None, str | None]:
+    """The plan and the pending one, so many minutes after the change was asked for."""
+    at.clock.set(HALF + timedelta(minutes=minutes))
+    await at.kit.subscriptions.retry_accepted()
+    found = await known(at)
+    return found.plan, found.pending_change.plan if found.pending_change else None
+
+
+async def test_i13_a_slow_change_goes_on_and_reports_its_outcome(store_url: str) -> None:
+    async with slow(store_url) as at:
         told: list[SubscriptionChanged] = []
         at.kit.on("subscription.changed")(told.append)
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 1_100)
-        at.emulator.summary_lag_s = 60  # Stripe counts what it accepts a minute later.
-        change = await at.kit.subscriptions.change_plan("acme", "cheaper")
-        assert (change.confirmed, change.subscription.plan) == (False, "basic")
-        assert change.subscription.pending_change is not None
-        assert change.subscription.pending_change.plan == "cheaper"
-        at.clock.advance(timedelta(minutes=3))
-        await at.kit.subscriptions.retry_accepted()
-        found = await known(at)
-        assert (found.plan, found.pending_change) == ("cheaper", None)
+        assert await retried(at, 3) == ("cheaper", None)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5)]
         with anyio.fail_after(240):
@@ -155,41 +168,19 @@ async def test_i13_a_slow_change_goes_on_and_reports_its_outcome(
                 await anyio.sleep(0.05)
 
 
-async def test_a_change_refused_after_acceptance_leaves_the_plan(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 1_100)
-        at.emulator.summary_lag_s = 60
-        assert not (await at.kit.subscriptions.change_plan("acme", "cheaper")).confirmed
-        linked = await linked_of(at)
-        at.emulator.fail_payments(linked)
-        at.clock.advance(timedelta(minutes=3))
-        await at.kit.subscriptions.retry_accepted()
-        found = await known(at)
-        assert (found.plan, found.pending_change) == ("basic", None)
+async def test_a_change_refused_after_acceptance_leaves_the_plan(store_url: str) -> None:
+    async with slow(store_url) as at:
+        await at.fail_payments()
+        assert await retried(at, 3) == ("basic", None)
 
 
 async def test_a_change_that_stripe_never_confirms_is_given_up(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
     monkeypatch.setattr("meterkit.subscriptions.service.pending_changes._PATIENCE_S", 0.5)
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
-        await at.subscribed(plan="basic")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 1_100)
-        at.emulator.summary_lag_s = 86_400
-        assert not (await at.kit.subscriptions.change_plan("acme", "cheaper")).confirmed
-        for minutes, pending in ((3, "cheaper"), (20, None)):
-            at.clock.set(HALF + timedelta(minutes=minutes))
-            await at.kit.subscriptions.retry_accepted()
-            found = await known(at)
-            assert found.plan == "basic"
-            assert (found.pending_change.plan if found.pending_change else None) == pending
+    async with slow(store_url, lag_s=86_400) as at:
+        assert await retried(at, 3) == ("basic", "cheaper")
+        assert await retried(at, 20) == ("basic", None)
 
 
 @pytest.mark.parametrize(
@@ -203,36 +194,207 @@ async def test_i13_usage_that_missed_a_foreign_change_is_late(
         PLANS.replace("plans:\n  free:", f"billing: {{late_usage: {late_usage}}}\nplans:\n  free:")
     )
     async with shop(store_url, catalog=catalog, selling=sell) as at:
-        begun = await at.subscribed(plan="basic")
+        await at.subscribed(plan="basic")
         at.clock.set(HALF + timedelta(seconds=20))
         await at.kit.record("acme", "tokens", 600)
         await at.kit.flush(everything=True)
         at.clock.advance(timedelta(minutes=5))
         await at.kit.record("acme", "tokens", 50)
-        items = {
-            item["price"]["id"]: item["id"]
-            for item in (await at.stripe_subscription(begun.id))["items"]["data"]
-        }
-        metered = (
-            {"items[1][price]": "price_cheaper_tokens"}
-            if plan == "cheaper"
-            else {"items[1][deleted]": "true"}
-        )
-        await at.stripe_change(
-            f"/v1/subscriptions/{begun.id}",
-            **{"items[0][id]": items["price_basic"], "items[0][price]": f"price_{plan}"},
-            **{"items[1][id]": items["price_basic_tokens"], **metered},
-        )
+        await switch(at, plan)
         await at.kit.subscriptions.sync("acme")
-        found = await at.kit.subscriptions.sync("acme")  # Looked at again: nothing more is late.
-        assert found is not None
-        assert found.plan == plan
+        assert (await synced(at)).plan == plan  # Looked at again: nothing more is late.
         assert "50 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
-        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
-        assert tokens["late"] == 50
-        assert tokens["pending"] == 0
-        await at.kit.flush(everything=True)
+        assert await late(at) == (50, 0)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
-        billed = [(units, cents) for _, units, cents in await item_lines(at)]
-        assert billed == ([(50, 250)] if late_usage == "next_period" else [])
+        assert await billed_late(at) == ([(50, 250)] if late_usage == "next_period" else [])
+
+
+GATHERED: Final = timedelta(seconds=310)
+LOOKS: Final = "/v1/subscriptions"
+
+
+@pytest.fixture
+async def used(store_url: str) -> AsyncGenerator[Shop]:
+    """A shop with a subscriber who has 500 units of overage at 5 cents that Stripe has counted."""
+    async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
+        await opened.subscribed(plan="basic")
+        opened.clock.set(HALF + timedelta(seconds=20))
+        await opened.kit.record("acme", "tokens", 600)
+        await opened.kit.flush(everything=True)
+        opened.clock.advance(timedelta(minutes=5))
+        yield opened
+
+
+async def refused(at: Shop) -> None:
+    """What is pending is sealed, and Stripe refuses it for the moment."""
+    at.clock.advance(GATHERED)
+    at.emulator.fail_next("error", status=429, times=None)
+    at.emulator.fail_next("error", status=503, times=None, path=LOOKS)
+    await at.kit.flush()
+    at.emulator.clear_faults()
+
+
+async def counted(at: Shop) -> int:
+    (begun,) = await at.stripe_list("/v1/subscriptions")
+    return int(at.emulator.accepted(begun["customer"], "ai_tokens"))
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+async def test_i13_usage_that_has_waited_is_sent_after_a_look(
+    used: Shop, is_sealed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await used.kit.record("acme", "tokens", 50)
+    if is_sealed:
+        await refused(used)
+    used.clock.advance(timedelta(minutes=30))
+    await switch(used)
+    used.clock.advance(timedelta(minutes=30))
+    used.emulator.clear_faults()
+    await used.kit.flush(everything=True)
+    assert "50 units of tokens that customer 'acme' used at USD 0.05 each were not delivered" in caplog.text
+    assert "an invoice item bills them at that price" in caplog.text
+    assert await late(used) == (50, 0)
+    await renewed(used)
+    assert await metered_lines(used) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(used) == [("Tokens, 50 units of 1\N{EN DASH}16 Jun 2031", 50, 250)]
+
+
+async def test_i13_usage_sealed_after_the_change_has_the_new_price(used: Shop) -> None:
+    for quantity in (50, 20, 7):  # Before the change; around it; after it.
+        await used.kit.record("acme", "tokens", quantity)
+        if quantity == 20:
+            await switch(used)
+        await refused(used)
+    used.emulator.clear_faults()
+    await used.kit.flush(everything=True)
+    assert await late(used) == (70, 0)
+    await renewed(used)
+    cheaper = sum(units for price, units, _ in await metered_lines(used) if price == "price_cheaper_tokens")
+    assert cheaper == 7
+    assert await billed_late(used) == [(70, 350)]
+
+
+@pytest.mark.parametrize("stripe_has_it", [True, False])
+async def test_i13_usage_in_doubt_is_late_once_its_summary_lacks_it(used: Shop, stripe_has_it: bool) -> None:
+    await used.kit.record("acme", "tokens", 50)
+    used.clock.advance(GATHERED)
+    used.emulator.fail_next("drop", when="after" if stripe_has_it else "before", times=1)
+    await used.kit.flush()
+    used.clock.advance(timedelta(minutes=30))
+    await switch(used)
+    await used.kit.subscriptions.sync("acme")
+    await used.kit.flush(everything=True, timeout_s=0.1)
+    assert await late(used) == (0, 0)  # Nobody knows yet.
+    for _ in range(2):
+        used.clock.advance(timedelta(hours=26))
+        await used.kit.flush(everything=True)
+    assert await late(used) == (0 if stripe_has_it else 50, 0)
+    await renewed(used)
+    assert await metered_lines(used) == [("price_basic_tokens", 550 if stripe_has_it else 500, 5)]
+    assert await billed_late(used) == ([] if stripe_has_it else [(50, 250)])
+
+
+async def test_i13_an_interrupted_look_makes_nothing_late_twice(used: Shop) -> None:
+    await used.kit.record("acme", "tokens", 50)
+    await switch(used)
+    with failing("a state is stored"), pytest.raises(StoreError):
+        await used.kit.subscriptions.sync("acme")
+    used.clock.advance(timedelta(minutes=3))
+    await used.kit.subscriptions.sync("acme")
+    assert await late(used) == (50, 0)
+    await renewed(used)
+    assert await metered_lines(used) == [("price_basic_tokens", 500, 5)]
+    assert await billed_late(used) == [(50, 250)]
+
+
+async def test_a_key_that_may_not_read_subscriptions_holds_nothing_up(used: Shop) -> None:
+    await used.kit.record("acme", "tokens", 50)
+    used.clock.advance(timedelta(minutes=30))
+    used.emulator.fail_next("error", status=403, times=None, path=LOOKS)
+    await used.kit.flush()
+    used.emulator.clear_faults()
+    assert await counted(used) == 550
+
+
+@pytest.mark.parametrize("ago", [timedelta(hours=1), timedelta(seconds=1), -timedelta(minutes=10)])
+async def test_i13_pending_usage_of_a_closed_period_keeps_its_price(used: Shop, ago: timedelta) -> None:
+    """F-226: webhook and worker were late, and the draft had the price of the portal, or no line at all."""
+    used.clock.set(END - timedelta(minutes=3) - max(ago, timedelta()))
+    await used.kit.record("acme", "tokens", 50)
+    used.go(END - ago)
+    await switch(used)
+    used.go(END + timedelta(minutes=20))
+    await used.kit.record("acme", "tokens", 10)
+    await used.kit.flush(everything=True)
+    used.go(END + timedelta(hours=2))
+    used.go(END + timedelta(days=31))
+    assert await metered_lines(used) == [("price_basic_tokens", 500, 5)]
+    assert await billed_late(used) == [(50, 250)]
+    assert all(one.agrees for one in await used.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_a_correction_unknown_at_a_price_change_is_undone(
+    used: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-222: units were shown as taken back, and their line or their invoice item billed them."""
+    await used.kit.record("acme", "tokens", 20)
+    await refused(used)
+    used.clock.advance(timedelta(minutes=2))
+    (first,) = await used.kit.correct("acme", {"tokens": 50}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.by_hand) == (50, 0)
+    await switch(used)
+    used.clock.advance(timedelta(minutes=2))
+    await used.kit.subscriptions.sync("acme")
+    # Of 50 units Stripe did not have 20, and no invoice bills these.
+    usage = (await used.kit.usage("acme"))["meters"]["tokens"]
+    assert (usage["overage"], usage["overage_cents"], usage["late"]) == (500, 2_500, 0)
+    assert (
+        "a correction took back 30 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
+    )
+    used.clock.advance(timedelta(minutes=5))
+    await used.kit.flush(everything=True)
+    (again,) = await used.kit.correct("acme", {"tokens": 30}, reason="a loop", correction_id="c-2")
+    assert (again.taken_back, again.by_hand, again.by_hand_cents) == (0, 30, 150)
+    await renewed(used)
+    assert await metered_lines(used) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(used) == []
+    assert all(one.agrees for one in await used.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_pending_units_that_are_taken_back_are_not_sent(used: Shop) -> None:
+    """As many units are pending as a correction takes back that Stripe does not have: neither is sent."""
+    (first,) = await used.kit.correct("acme", {"tokens": 30}, reason="a loop", correction_id="c-1")
+    assert (first.taken_back, first.by_hand) == (30, 0)
+    await used.kit.record("acme", "tokens", 30)
+    await switch(used)
+    used.clock.advance(timedelta(minutes=2))
+    await used.kit.subscriptions.sync("acme")
+    assert await late(used) == (0, 0)
+    used.clock.advance(timedelta(minutes=5))
+    await used.kit.flush(everything=True)
+    assert await counted(used) == 500
+    await renewed(used)
+    assert await metered_lines(used) == [("price_basic_tokens", 500, 5)]
+    assert await item_lines(used) == []
+    assert all(one.agrees for one in await used.kit.reconcile("acme", at=HALF))
+
+
+async def test_i13_each_invoice_item_says_its_own_period(used: Shop) -> None:
+    used.clock.set(END - timedelta(minutes=3))
+    await used.kit.record("acme", "tokens", 50)
+    used.go(END + timedelta(minutes=10))
+    await used.kit.record("acme", "tokens", 110)
+    await switch(used)
+    changed = int(used.clock())
+    await used.kit.subscriptions.sync("acme")
+    used.clock.advance(timedelta(minutes=2))
+    await used.kit.flush(everything=True)
+    items = await used.stripe_list("/v1/invoiceitems")
+    spans = sorted(
+        (one["period"]["start"], one["period"]["end"], int(float(one["quantity_decimal"])))
+        for one in items
+        if one["metadata"].get("meterkit_meter") == "tokens"
+    )
+    ended, began = int(END.timestamp()), int(START.timestamp())
+    assert spans == [(began, ended, 50), (ended, changed, 10)]

@@ -11,7 +11,7 @@ import pytest
 from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.priced_shop import item_lines, renewed
+from drivers.priced_shop import item_lines, renewed, usage_lines
 from drivers.sampled import whole
 from drivers.shop import HALF, sell_nothing, shop
 from meterkit.catalog import loads
@@ -27,10 +27,11 @@ pytestmark = pytest.mark.anyio
 
 TABLE: Final = """{default: 4 per 1000, models: {"gpt-*-mini": 0.5 per 1000, "claude-opus-*": 20 per 1000}}"""
 REORDERED: Final = (
-    """{default: 4 per 1000, models: {"claude-opus-*": 20 per 1000, "gpt-*-mini": 0.5 per 1000}}"""
+    """{models: {"claude-opus-*": 20 per 1000, "gpt-*-mini": 0.5 per 1000}, default: 4 per 1000}"""
 )
 PLANS: Final = plans_text("prices_by_model")
 CATALOG: Final = loads(PLANS.replace("TABLE", TABLE))
+FLAT: Final[dict[str, Any]] = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
 MINI, OPUS = "gpt-5-mini", "claude-opus-4"
 
 
@@ -52,18 +53,7 @@ async def use(at: Shop, **tokens: int) -> None:
 async def lines(at: Shop) -> list[tuple[str, int, int]]:
     """All lines of usage on all invoices: product, units, cents."""
     names = {product["id"]: product["name"] for product in await at.stripe_list("/v1/products")}
-    metered = {
-        price["id"]: names[price["product"]]
-        for price in await at.stripe_list("/v1/prices")
-        if price["recurring"].get("meter")
-    }
-    found: list[tuple[str, int, int]] = []
-    for invoice in await at.invoices():
-        for line in await at.stripe_list(f"/v1/invoices/{invoice['id']}/lines"):
-            units, price = int(line["quantity_decimal"]), line["pricing"]["price_details"]["price"]
-            if units and price in metered:
-                found.append((metered[price], units, line["amount"]))
-    return found
+    return [(names[price["product"]], units, cents) for price, units, cents in await usage_lines(at)]
 
 
 @pytest.fixture
@@ -73,9 +63,7 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
 
 
 async def test_a_month_of_three_models_has_a_line_for_each_price(at: Shop) -> None:
-    await at.kit.stripe.sync()
-    await at.subscribed(plan="pro")
-    at.clock.set(HALF)
+    await at.begun("pro")
     await at.kit.customers.override("acme", {"output_tokens": {"overage": {"bill": {"cap": 900_000}}}})
     await use(at, opus=1_000, mini=300_000)
     await use(at, opus=70_000, other=2_500)
@@ -84,7 +72,6 @@ async def test_a_month_of_three_models_has_a_line_for_each_price(at: Shop) -> No
     assert meters["output_tokens"]["overage"] == 375_000
     assert meters["output_tokens"]["overage_cents"] == 150 + 1_400 + 20
     assert meters["output_tokens:claude-opus-*"]["overage_cents"] == 1_400
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert sorted(await lines(at)) == [
         ("Output tokens", 5_000, 20),
@@ -99,30 +86,19 @@ async def test_a_month_of_three_models_has_a_line_for_each_price(at: Shop) -> No
 @pytest.mark.parametrize(
     ("plan", "after", "cents"),
     [
-        (
-            "flat",
-            [("Output tokens", 15_000, 150)],
-            150,
-        ),
-        (
-            "dear",
-            [("Output tokens", 10_000, 80), ("Output tokens: claude-*", 5_000, 250)],
-            330,
-        ),
+        ("flat", [("Output tokens", 15_000, 150)], 150),
+        ("dear", [("Output tokens", 10_000, 80), ("Output tokens: claude-*", 5_000, 250)], 330),
     ],
 )
 async def test_i13_a_change_of_plan_bills_each_unit_as_recorded(
     at: Shop, plan: str, after: list[tuple[str, int, int]], cents: int
 ) -> None:
-    await at.kit.stripe.sync()
-    await at.subscribed(plan="pro")
-    at.clock.set(HALF)
+    await at.begun("pro")
     await use(at, other=3_500, mini=100_000, opus=10_000)
     change = await at.kit.subscriptions.change_plan("acme", plan)
     assert (change.confirmed, change.subscription.plan) == (True, plan)
     await use(at, mini=10_000, opus=5_000)
     assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 260 + cents
-    await at.kit.flush(everything=True)
     await renewed(at)
     before = [
         ("Output tokens", 2_500, 10),
@@ -172,7 +148,6 @@ async def test_i13_usage_that_missed_a_change_keeps_its_model_price(
         "output_tokens": (300, 300 * is_same),
         "output_tokens:claude-opus-*": (500, 500 * is_same),
     }
-    await at.kit.flush(everything=True)
     await renewed(at)
     own = [("Output tokens", 300, 1), ("Output tokens: claude-opus-*", 500, 10)]
     by_item = [(name.partition(",")[0], units, cents) for name, units, cents in await item_lines(at)]
@@ -196,27 +171,26 @@ async def test_sync_makes_each_price_once_in_any_order(at: Shop, store_url: str)
     assert {line.name: line.id for line in again.lines if line.what == "price"} == ids
 
 
+async def problems(at: Shop) -> list[str]:
+    return [one.problem for one in (await at.kit.health()).findings if one.check == "stripe"]
+
+
 async def test_the_doctor_names_models_missing_at_stripe(at: Shop) -> None:
-
-    async def found() -> list[str]:
-        health = await at.kit.health()
-        return [one.problem for one in health.findings if one.check == "stripe"]
-
-    missing = await found()
+    missing = await problems(at)
     event = "output_tokens:claude-opus-*"
     assert f"meter {event}: Stripe has no active meter with the event name {event}" in missing
     assert "plan pro: Stripe has no price of the plan itself" in missing
     await at.kit.stripe.sync()
-    assert await found() == []
+    assert await problems(at) == []
     prices = {price["lookup_key"]: price["id"] for price in await at.stripe_list("/v1/prices")}
     for key in ("pro:meter:output_tokens:gpt-*-mini", "pro:meter:output_tokens", "dear:base"):
         await at.stripe_change(f"/v1/prices/{prices[f'meterkit:{key}']}", active="false")
-    assert await found() == [
+    assert await problems(at) == [
         "plan pro: Stripe has no price of output_tokens, output_tokens:gpt-*-mini",
         "plan dear: Stripe has no price of the plan itself",
     ]
     at.emulator.fail_next("error", status=403, path="/v1/prices")
-    assert await found() == []  # The key may not list them.
+    assert await problems(at) == []  # The key may not list them.
 
 
 def table_of(prefix: str) -> str:
@@ -234,96 +208,69 @@ async def test_the_doctor_counts_prices_that_only_stripe_has(store_url: str) -> 
     plans = plans.replace(f"{output}}}", f"{output}, images: {{included: 0, overage: bill}}}}", 1)
     async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
-
-        async def found() -> list[str]:
-            health = await at.kit.health()
-            return [one.problem for one in health.findings if one.check == "stripe"]
-
-        assert await found() == []
+        assert await problems(at) == []
         keyed = {price["lookup_key"]: price for price in await at.stripe_list("/v1/prices")}
         meters = {one["event_name"]: one["id"] for one in await at.stripe_list("/v1/billing/meters")}
-        asked = {
-            "product": keyed["meterkit:pro:base"]["product"],
-            "currency": "usd",
-            "unit_amount": "5",
-            "recurring[interval]": "month",
-            "recurring[usage_type]": "metered",
-            "recurring[meter]": meters["images"],
-        }
-        await at.stripe_change("/v1/prices", **asked)
-        (problem,) = await found()
+        recurring = {"interval": "month", "usage_type": "metered", "meter": meters["images"]}
+        product = keyed["meterkit:pro:base"]["product"]
+        price = {"product": product, "currency": "usd", "unit_amount": 5, "recurring": recurring}
+        await at.post("/v1/prices", price)
+        (problem,) = await problems(at)
         assert problem.startswith("plan pro has 21 prices at Stripe")
 
 
-async def test_an_override_of_a_table_is_refused_and_changes_no_cost(store_url: str) -> None:
+async def test_an_override_of_a_table_is_refused_and_changes_no_cost(at: Shop) -> None:
     """F-22i: 230 cents were shown for 200 once the price was overridden, and 0 once it was not."""
-    flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan="pro")
-        at.clock.set(HALF)
-        await use(at, other=3_500, mini=100_000, opus=7_000)
-        with pytest.raises(MeterkitError, match="has prices by model for it, which one price cannot replace"):
-            await at.kit.customers.override("acme", flat)
-        assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 50 + 140
+    await at.begun("pro")
+    await use(at, other=3_500, mini=100_000, opus=7_000)
+    with pytest.raises(MeterkitError, match="has prices by model for it, which one price cannot replace"):
+        await at.kit.customers.override("acme", FLAT)
+    assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 50 + 140
 
 
-async def test_a_tables_segment_ends_where_a_flat_price_follows(store_url: str) -> None:
+async def test_a_tables_segment_ends_where_a_flat_price_follows(at: Shop) -> None:
     """F-22i: an override that an earlier release stored, and its end."""
-    flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
-        at.clock.set(HALF)
-        await at.kit.customers.set_plan("acme", "pro")
-        await use(at, other=3_500, mini=100_000, opus=7_000)
-        cents = list[int | None]()
-        for overrides, tokens in (({}, 0), (flat, 3_000), ({}, 1_000)):
-            at.clock.advance(timedelta(minutes=1))
-            await store_overrides(at.kit, overrides)
-            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
-            await use(at, opus=tokens)
-            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
-        assert cents == [200, 200, 200, 230, 230, 250]
+    at.clock.set(HALF)
+    await at.kit.customers.set_plan("acme", "pro")
+    await use(at, other=3_500, mini=100_000, opus=7_000)
+    cents = list[int | None]()
+    for overrides, tokens in (({}, 0), (FLAT, 3_000), ({}, 1_000)):
+        at.clock.advance(timedelta(minutes=1))
+        await store_overrides(at.kit, overrides)
+        cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+        await use(at, opus=tokens)
+        cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+    assert cents == [200, 200, 200, 230, 230, 250]
 
 
-PRO: Final = """    rank: 1
+PRO: Final = """  pro:
+    rank: 1
     price: {{amount_cents: 1000, interval: month}}
     meters: {{output_tokens: {{included: 1000, overage: {{bill: {}}}}}}}"""
-EDITS: Final = {
-    "a model added": (
-        "pro",
-        ("0.5 per 1000, ", '0.5 per 1000, "grok-*": 9 per 1000, '),
-        [("Output tokens", 2_500, 10), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 5_000, 3)],
-    ),
-    "a model removed": (
-        "pro",
-        ('"gpt-*-mini": 0.5 per 1000, ', ""),
-        [("Output tokens", 4_500, 18), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 3_000, 2)],
-    ),
-    "a flat price in place of the table of one plan": (
-        "pro",
-        (
-            f"  pro:\n{PRO.format('{price: prices.output}')}",
-            f"  pro:\n{PRO.format('{per: 1000, amount_cents: 6}')}",
-        ),
-        [("Output tokens", 5_500, 22), ("claude-opus-*", 1_000, 20), ("gpt-*-mini", 3_000, 2)],
-    ),
-    "a table in place of a flat price": (
-        "flat",
-        ("bill: {per: 100, amount_cents: 1}", "bill: {price: prices.output}"),
-        [("Output tokens", 9_500, 95)],
-    ),
-}
+ADDED: Final = [("Output tokens", 2_500, 10), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 5_000, 3)]
+REMOVED: Final = [("Output tokens", 4_500, 18), ("claude-opus-*", 2_000, 40), ("gpt-*-mini", 3_000, 2)]
+FLATTENED: Final = [("Output tokens", 5_500, 22), ("claude-opus-*", 1_000, 20), ("gpt-*-mini", 3_000, 2)]
+FLAT_PRO: Final = PRO.format("{per: 1000, amount_cents: 6}")
 
 
-@pytest.mark.parametrize("edit", EDITS)
-async def test_an_edited_table_leaves_present_customers_their_prices(store_url: str, edit: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "old", "new", "billed"),
+    [
+        # A model is added, or removed.
+        ("pro", "0.5 per 1000, ", '0.5 per 1000, "grok-*": 9 per 1000, ', ADDED),
+        ("pro", '"gpt-*-mini": 0.5 per 1000, ', "", REMOVED),
+        # A flat price in place of the table of one plan, and a table in place of a flat price.
+        ("pro", PRO.format("{price: prices.output}"), FLAT_PRO, FLATTENED),
+        ("flat", "{per: 100, amount_cents: 1}", "{price: prices.output}", [("Output tokens", 9_500, 95)]),
+    ],
+)
+async def test_an_edited_table_leaves_present_customers_their_prices(
+    store_url: str, plan: str, old: str, new: str, billed: list[tuple[str, int, int]]
+) -> None:
     """F-221: a new model was on no invoice, and units at prices that are gone were shown at others."""
-    plan, (old, new), billed = EDITS[edit]
     before = PLANS.replace("TABLE", TABLE)
     async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
-        await at.kit.stripe.sync()
-        await at.subscribed(plan=plan)
-        at.clock.set(HALF)
+        await at.begun(plan)
         await use(at, opus=2_000, mini=3_000, other=1_000)  # 1,000 are included.
         after = before.replace(old, new)
         assert after != before

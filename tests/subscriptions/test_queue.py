@@ -1,42 +1,57 @@
-"""The queue of Stripe customers to be looked at: nothing twice, nothing lost, nobody by two at once."""
-# Internals: the scripts of the queue, which have no model.
+"""The queue of Stripe customers to be read, over all shards; the sweep and the night, which fill it."""
+# Internals: the queue's scripts, also as an older release calls them, and one turn of the night at a time.
+
+# pyright: reportPrivateUsage=false
+# What an older release does is done by the scripts under its keys; no public name is for that.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drivers.delivery import CATALOG
-from meterkit import CustomerError, MeterKit, StripeError, StripeUnavailableError
-from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry
+from drivers.webhooks import DAY, NOW, hooked, hooked_kit
+from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUnavailableError
+from meterkit.decisions.keys import shard_of
+from meterkit.insights.store_readings import read_webhooks
+from meterkit.store.hints import read_entries
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry, HintScripts, older_place
+from meterkit.subscriptions.webhooks.nightly_sync import Night, Sweeper, due_shards
+from meterkit.subscriptions.webhooks.older_queue import SIDE_BY_SIDE_MS
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, Next, next_of
 from meterkit.testing import Clock
+from servers.clusters import Cluster, spawn_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-
 pytestmark = pytest.mark.anyio
 
-NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
-LEASE = timedelta(milliseconds=LEASE_MS)
+MS = timedelta(milliseconds=1)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+ALARM = "v1.billing.meter.no_meter_found"
 
 
-def hint(event: str, customer: str | None = "cus_1", note: str | None = None) -> Hint:
-    told = None if note is None else Note(name=note, kind="payment.failed", data={"invoice": note})
-    return Hint(event=event, stripe_customer=customer, note=told)
+def note_of(name: str) -> Note:
+    return Note(name=name, kind="payment.failed", data={"invoice": name})
+
+
+def hint(event: str, customer: str = "cus_1", note: str | None = None) -> Hint:
+    return Hint(event=event, stripe_customer=customer, note=None if note is None else note_of(note))
 
 
 @asynccontextmanager
-async def queued(url: str, *, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[HookQueue]:
-    given: dict[str, Any] = {"shards": 4, "store_timeout": 10.0} | settings
+async def kit_of(url: str, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[MeterKit]:
+    given: dict[str, Any] = {"shards": 16, "store_timeout": 10.0, "flush": False} | settings
     async with MeterKit(CATALOG, redis_url=url, clock=clock or Clock(NOW), **given) as kit:
-        yield HookQueue(kit.store)
+        yield kit
 
 
 async def one(queue: HookQueue) -> Entry:
@@ -44,14 +59,23 @@ async def one(queue: HookQueue) -> Entry:
     return entry
 
 
-async def names(queue: HookQueue) -> list[str]:
-    return [entry.stripe_customer for entry in await queue.take(10)]
+def names(entries: list[Entry]) -> list[str]:
+    return sorted(entry.stripe_customer for entry in entries)
+
+
+def notes(entry: Entry) -> list[str]:
+    return [note.name for note in entry.notes]
 
 
 @pytest.fixture
-async def queue(any_store_url: str) -> AsyncGenerator[HookQueue]:
-    async with queued(any_store_url) as opened:
-        yield opened
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def queue(any_store_url: str, clock: Clock) -> AsyncGenerator[HookQueue]:
+    async with kit_of(any_store_url, clock, shards=4) as kit:
+        yield HookQueue(kit.store)
 
 
 @pytest.mark.each_store
@@ -60,8 +84,8 @@ async def test_an_event_is_noted_once_taken_once_and_done(queue: HookQueue) -> N
     assert await queue.add(hint("evt_1", note="in_1")) == "duplicate"
     entry = await one(queue)
     assert (entry.stripe_customer, entry.cause, entry.attempts) == ("cus_1", "evt_1", 0)
-    assert entry.notes == (Note(name="in_1", kind="payment.failed", data={"invoice": "in_1"}),)
-    assert await names(queue) == []
+    assert entry.notes == (note_of("in_1"),)
+    assert await queue.take(10) == []
     assert await queue.done(entry, entry.notes)
     assert not await queue.done(entry)
     assert (await queue.waiting()).entries == 0
@@ -73,56 +97,52 @@ async def test_a_hint_during_a_look_causes_another_look(queue: HookQueue) -> Non
     await queue.add(hint("evt_1", note="in_1"))
     entry = await one(queue)
     await queue.add(hint("evt_2", note="in_2"))
-    assert await names(queue) == []  # Not by two at once.
+    assert await queue.take(10) == []  # Not by two at once.
     assert await queue.done(entry, entry.notes)
     again = await one(queue)
-    assert (again.cause, [note.name for note in again.notes]) == ("evt_2", ["in_2"])
+    assert (again.cause, notes(again)) == ("evt_2", ["in_2"])
     assert await queue.done(again, again.notes)
-    assert await names(queue) == []
+    assert await queue.take(10) == []
 
 
-async def test_the_entry_of_a_worker_that_is_gone_is_taken_by_the_next(any_store_url: str) -> None:
-    clock = Clock(NOW)
-    async with queued(any_store_url, clock=clock) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        lost = await one(queue)
-        clock.advance(LEASE / 2)
-        assert await queue.keep(lost)
-        clock.advance(LEASE - timedelta(milliseconds=1))
-        assert await names(queue) == []
-        clock.advance(timedelta(milliseconds=1))
-        found = await one(queue)
-        assert found.notes == lost.notes
-        # The one before has no say any more.
-        assert [await queue.keep(lost), await queue.done(lost), await queue.give_up(lost, "x")] == [False] * 3
-        assert not await queue.later(lost, "x", delay_ms=0, counts=True)
-        assert await queue.done(found)
-
-
-async def test_a_failed_look_is_retried_later_with_its_notes(
-    any_store_url: str,
+async def test_the_entry_of_a_worker_that_is_gone_is_taken_by_the_next(
+    queue: HookQueue, clock: Clock
 ) -> None:
-    clock = Clock(NOW)
-    async with queued(any_store_url, clock=clock) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        await queue.later(await one(queue), "no answer", delay_ms=5_000, counts=True)
-        await queue.add(hint("evt_2", note="in_2"))
-        assert await names(queue) == []
-        clock.advance(timedelta(seconds=5))
-        entry = await one(queue)
-        assert (entry.attempts, [note.name for note in entry.notes]) == (1, ["in_1", "in_2"])
-        await queue.later(entry, "held back", delay_ms=0, counts=False, notes=entry.notes[:1])
-        entry = await one(queue)
-        assert (entry.attempts, [note.name for note in entry.notes]) == (1, ["in_2"])
-        await queue.done(entry, entry.notes)
-        await queue.add(hint("evt_3"))
-        assert (await one(queue)).attempts == 0
+    await queue.add(hint("evt_1", note="in_1"))
+    lost = await one(queue)
+    clock.advance(LEASE_MS / 2 * MS)
+    assert await queue.keep(lost)
+    clock.advance((LEASE_MS - 1) * MS)
+    assert await queue.take(10) == []
+    clock.advance(MS)
+    found = await one(queue)
+    assert found.notes == lost.notes
+    # The one before has no say any more.
+    assert [await queue.keep(lost), await queue.done(lost), await queue.give_up(lost, "x")] == [False] * 3
+    assert not await queue.later(lost, "x", delay_ms=0, counts=True)
+    assert await queue.done(found)
+
+
+async def test_a_failed_look_is_retried_later_with_its_notes(queue: HookQueue, clock: Clock) -> None:
+    await queue.add(hint("evt_1", note="in_1"))
+    await queue.later(await one(queue), "no answer", delay_ms=5_000, counts=True)
+    await queue.add(hint("evt_2", note="in_2"))
+    assert await queue.take(10) == []
+    clock.advance(5 * SECOND)
+    entry = await one(queue)
+    assert (entry.attempts, notes(entry)) == (1, ["in_1", "in_2"])
+    await queue.later(entry, "held back", delay_ms=0, counts=False, notes=entry.notes[:1])
+    entry = await one(queue)
+    assert (entry.attempts, notes(entry)) == (1, ["in_2"])
+    await queue.done(entry, entry.notes)
+    await queue.add(hint("evt_3"))
+    assert (await one(queue)).attempts == 0
 
 
 async def test_a_named_entry_is_taken_unless_a_worker_has_it(queue: HookQueue) -> None:
     assert await queue.take_one("cus_1") == "gone"
     await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
-    assert await names(queue) == []
+    assert await queue.take(10) == []
     entry = await queue.take_one("cus_1")
     assert isinstance(entry, Entry)
     assert (entry.cause, await queue.take_one("cus_1")) == ("reconcile", "taken")
@@ -131,26 +151,24 @@ async def test_a_named_entry_is_taken_unless_a_worker_has_it(queue: HookQueue) -
 
 
 @pytest.mark.each_store
-async def test_what_is_given_up_is_kept_and_can_be_tried_again(any_store_url: str) -> None:
-    clock = Clock(NOW)
-    async with queued(any_store_url, clock=clock) as queue:
-        await queue.add(hint("evt_1", note="in_1"))
-        await queue.give_up(await one(queue), "linked elsewhere")
-        await queue.add(hint("evt_2", "cus_2"))
-        clock.advance(timedelta(seconds=1))
-        await queue.give_up(await one(queue), "refused")
-        dead = await queue.dead()
-        assert [(entry.stripe_customer, entry.why, entry.cause, entry.notes) for entry in dead] == [
-            ("cus_1", "linked elsewhere", "evt_1", ("in_1",)),
-            ("cus_2", "refused", "evt_2", ()),
-        ]
-        assert dead[1].at_ms - dead[0].at_ms == 1000
-        waiting = await queue.waiting()
-        assert (waiting.entries, waiting.dead) == (0, 2)
-        await queue.redrive(["cus_1"])
-        entry = await one(queue)
-        assert (entry.cause, entry.attempts, len(entry.notes)) == ("operator", 0, 1)
-        assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
+async def test_what_is_given_up_is_kept_and_can_be_tried_again(queue: HookQueue, clock: Clock) -> None:
+    await queue.add(hint("evt_1", note="in_1"))
+    await queue.give_up(await one(queue), "linked elsewhere")
+    await queue.add(hint("evt_2", "cus_2"))
+    clock.advance(SECOND)
+    await queue.give_up(await one(queue), "refused")
+    dead = await queue.dead()
+    assert [(entry.stripe_customer, entry.why, entry.cause, entry.notes) for entry in dead] == [
+        ("cus_1", "linked elsewhere", "evt_1", ("in_1",)),
+        ("cus_2", "refused", "evt_2", ()),
+    ]
+    assert dead[1].at_ms - dead[0].at_ms == 1000
+    waiting = await queue.waiting()
+    assert (waiting.entries, waiting.dead) == (0, 2)
+    await queue.redrive(["cus_1"])
+    entry = await one(queue)
+    assert (entry.cause, entry.attempts, len(entry.notes)) == ("operator", 0, 1)
+    assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
 
 
 async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: HookQueue) -> None:
@@ -161,7 +179,7 @@ async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: HookQue
     await queue.done(entry, entry.notes)
     # It had no room, so it was not noted: the same of a later event is.
     await queue.add(hint("evt_later", note="in_200"))
-    assert [note.name for note in (await one(queue)).notes] == ["in_200"]
+    assert notes(await one(queue)) == ["in_200"]
 
 
 LAST = ATTEMPTS_MAX - 1
@@ -182,3 +200,208 @@ LAST = ATTEMPTS_MAX - 1
 )
 def test_what_becomes_of_a_failed_look(error: Exception, attempts: int, expected: Next) -> None:
     assert next_of(error, attempts) == expected
+
+
+class Older:
+    """A process of an older release: the same scripts, on keys that all lie in shard 0."""
+
+    def __init__(self, kit: MeterKit) -> None:
+        self.scripts, self.place = HintScripts(kit.store), older_place(kit.store.keys)
+
+    async def add(self, event: str, customer: str, note: str | None = None, **more: Any) -> int:
+        named: dict[str, Any] = {} if note is None else {"name": note, "note": note_of(note).dump()}
+        return await self.scripts.hint(self.place, customer, event, is_event=True, **named, **more)
+
+    async def take(self) -> list[Entry]:
+        return [entry for entry in await self.scripts.take(self.place, most=100) if entry is not None]
+
+
+async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
+    customers = [f"cus_{number}" for number in range(300)]
+    async with kit_of(cluster.url, shards=128) as kit, kit_of(cluster.url, shards=128) as other:
+        queue, far = HookQueue(kit.store), HookQueue(other.store)
+        for customer in customers[:-1]:
+            await queue.look(customer, "reconcile")
+        found = [names(await far.take(1000)) for _ in range(4)]
+        assert sorted(name for page in found for name in page) == sorted(customers[:-1])
+        assert all(0 < len({shard_of(name, 128) for name in page}) <= 32 for page in found)
+        # The process that took the hint looks at once, whatever its turn is.
+        await queue.look(customers[-1], "reconcile")
+        assert names(await queue.take(8)) == [customers[-1]]
+
+
+async def test_a_customer_held_by_an_older_process_is_left_to_it(store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await older.add("evt_1", "cus_1", "in_1")
+        (entry,) = await older.take()
+        await queue.add(hint("evt_2", "cus_1", "in_2"))
+        assert await queue.take(10) == []
+        assert await queue.take_one("cus_1") == "taken"
+        assert await older.scripts.finish(older.place, entry, "done", notes=entry.notes)
+        clock.advance(SECOND)
+        found = await one(queue)
+        assert notes(found) == ["in_2"]
+        # And the other way about.
+        await older.add("evt_3", "cus_1", "in_3")
+        assert await older.take() == []
+        assert await queue.done(found, found.notes)
+        (entry,) = await older.take()
+        assert notes(entry) == ["in_3"]
+
+
+async def test_all_shards_and_older_entries_are_counted_once(store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        for number in range(20):
+            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
+        await older.add("evt_a", "cus_3")
+        await older.add("evt_b", "cus_older")
+        for number in range(5):
+            await queue.add(Hint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
+        await older.add("evt_alarm", "", alarm=ALARM)
+        waiting = await queue.waiting()
+        assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 6})
+        clock.advance(90 * SECOND)
+        seen = await read_webhooks(kit.store)
+        assert (seen["due"].items, seen["due"].age_s, seen["later"].items) == (21, 90.0, 0)
+        found = [entry for _ in range(2) for entry in await queue.take(100)]
+        seen = await read_webhooks(kit.store)
+        assert (len(found), seen["due"].items, seen["later"].items) == (21, 0, 21)
+        for entry in found:
+            await queue.later(entry, f"why {entry.stripe_customer}", delay_ms=1000, counts=True)
+        tried = {name: entry["why"] for name, entry in await read_entries(kit.store, 100)}
+        assert (len(tried), tried["cus_older"]) == (21, "why cus_older")
+        assert len(await read_entries(kit.store, 4)) == 4
+
+
+async def test_a_node_that_is_away_holds_up_its_own_shards_only(clock: Clock) -> None:
+    customers = {f"cus_{number}" for number in range(60)}
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
+        async with kit_of(cluster.url, clock, store_timeout=2.0) as kit:
+            queue, keys = HookQueue(kit.store), kit.store.keys
+            await queue.take(1)
+            clock.advance(SIDE_BY_SIDE_MS * MS)
+            assert await queue.take(1) == []
+            for customer in customers:
+                await queue.look(customer, "reconcile")
+            lost = next(node for node in cluster.masters if node is not cluster.owner(keys.hooks("due")))
+            left = {
+                name for name in customers if cluster.owner(keys.hints(shard_of(name, 16), "due")) is not lost
+            }
+            assert 0 < len(left) < len(customers)
+            lost.stop()
+            found = list[Entry]()
+            async with asyncio.timeout(240):
+                while len(found) < len(left):
+                    found += await queue.take(100)
+            assert names(found) == sorted(left)
+            with pytest.raises(StoreError):
+                await queue.take(100)
+
+
+def sweeper(kit: MeterKit) -> Sweeper:
+    webhooks: Any = kit.webhooks
+    return Sweeper(kit.store, webhooks._api, HookQueue(kit.store))
+
+
+async def test_an_undelivered_event_is_found_and_processed(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        assert await at.kit.webhooks.sweep() > 0
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert await at.kit.webhooks.sweep() == 0
+
+
+async def test_the_sweep_goes_on_where_it_was_with_an_overlap(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        for number in range(3):
+            at.customer(f"c{number}")
+            await at.subscribe(f"c{number}")
+            assert await at.kit.webhooks.sweep() > 0
+            # What is listed late, of before the last sweep, is found too.
+            late: dict[str, object] = {"id": f"sub_{number}", "customer": f"cus_c{number}"}
+            at.emulator.emit("customer.subscription.updated", late)
+            at.clock.advance(10 * MINUTE)
+        assert await at.kit.webhooks.sweep() == 1
+        at.clock.advance(20 * DAY)  # Nobody was there for a while.
+        await at.subscribe("c0", price="price_max")
+        assert await at.kit.webhooks.sweep() > 0
+
+
+async def test_one_process_sweeps_at_a_time_and_every_five_minutes(store_url: str) -> None:
+    async with hooked(store_url) as at, hooked_kit(store_url, at.url, at.clock) as other:
+        both = [sweeper(at.kit), sweeper(other)]
+        for waits, sweeps in ((timedelta(0), 1), (5 * MINUTE - SECOND, 1), (SECOND, 2)):
+            at.clock.advance(waits)
+            for each in both:
+                await each.turn()
+            assert at.asked("/v1/events") == sweeps
+
+
+async def test_a_sweep_without_stripe_is_retried_and_logged_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        night = sweeper(at.kit)
+        at.emulator.fail_next("error", status=500, path="/v1/events", times=None)
+        for _ in range(3):
+            await night.turn()
+        at.emulator.clear_faults()
+        await night.turn()
+        assert (await at.kit.webhooks.backlog()).entries == 1
+    assert sum("looked for later" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.dear("a night of sixteen turns, with twelve customers")
+async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> None:
+    clock = Clock(NOW.replace(hour=0) - MINUTE)
+    async with hooked(store_url, clock=clock) as at:
+        for number in range(12):
+            at.customer(f"c{number}")
+            await at.kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
+            await at.subscribe(f"c{number}", metadata={})
+        await at.kit.customers.set_plan("unlinked", "pro")
+        night = sweeper(at.kit)
+        await night.turn()  # Yesterday's, which nobody has done yet; what was swept comes with it.
+        await at.kit.webhooks.work_off()
+        clock.advance(360 * MINUTE)
+        await at.kit.webhooks.work_off()
+        before, seen = at.asked(), list[int]()
+        clock.advance(18 * 60 * MINUTE + 2 * MINUTE)
+        for _ in range(16):
+            await night.turn()
+            await at.kit.webhooks.work_off()
+            seen.append(at.asked() - before)
+            clock.advance(30 * MINUTE)
+        assert seen[-1] == 12
+        assert seen[0] <= 6, "not all at once"
+        assert len(set(seen)) >= 4
+        assert (await at.kit.customers.get("c5")).plan == "pro"
+
+
+SIX_HOURS_MS = 6 * 3_600_000
+DAY_MS = 4 * SIX_HOURS_MS
+
+
+@pytest.mark.parametrize(
+    ("done", "now_ms", "expected"),
+    [
+        (None, 0, [0]),
+        (None, SIX_HOURS_MS // 4, [0, 1]),
+        (Night(0, 0), SIX_HOURS_MS // 4, [1]),
+        (None, DAY_MS - 1, [0, 1, 2, 3]),
+        (Night(0, 3), DAY_MS, [0]),
+        (Night(5, 1), DAY_MS, []),
+    ],
+)
+def test_whose_turn_it_is(done: Night | None, now_ms: int, expected: list[int]) -> None:
+    found = list(due_shards(done, now_ms, 4))
+    assert [night.shard for night, _ in found] == expected
+    is_late = now_ms % DAY_MS > SIX_HOURS_MS
+    assert {span_ms for _, span_ms in found} <= {SIX_HOURS_MS if is_late else SIX_HOURS_MS // 4}
+    assert all(night.day == now_ms // DAY_MS for night, _ in found)

@@ -1,16 +1,23 @@
-"""What is read off a subscription as Stripe shows it."""
+"""Tables of subscriptions as Stripe shows them: state, monthly amount, differences from the plans file."""
 # Internals: a pure table of subscriptions as Stripe shows them.
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from drivers import shop
 from drivers.webhooks import CATALOG
+from meterkit.customers.drifts import Drift
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.subscriptions.drift import drift_of, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.item_price_reading import PriceFacts
+from meterkit.subscriptions.monthly_amount import NOTHING, Recurring, recurring_of
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,
@@ -18,19 +25,16 @@ from meterkit.subscriptions.subscription_reading import (
     read_subscription,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 START = 1_938_816_000
 END = START + 30 * 86_400
 
 
 def item(price: str, quantity: int | None = 1, **more: Any) -> dict[str, Any]:
-    return {
-        "id": f"si_{price}",
-        "price": {"id": price},
-        "quantity": quantity,
-        "current_period_start": START,
-        "current_period_end": END,
-        **more,
-    }
+    period = {"current_period_start": START, "current_period_end": END}
+    return {"id": f"si_{price}", "price": {"id": price}, "quantity": quantity, **period, **more}
 
 
 def shown(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def shown(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
         "id": "sub_1",
         "object": "subscription",
         "status": "active",
+        "currency": "usd",
         "customer": "cus_1",
         "created": START - 5,
         "billing_cycle_anchor": START,
@@ -62,25 +67,15 @@ def read(*items: dict[str, Any], has_payment_method: bool = False, **more: Any) 
     return read_subscription(shown(*items, **more), CATALOG, has_payment_method=has_payment_method)
 
 
-@pytest.mark.parametrize(
-    ("items", "expected"),
-    [
-        ((item("price_gone"),), replace(PRO, plan=None, seats=0)),
-        # The period of the base price counts.
-        ((item("price_other", current_period_end=END + 335 * 86_400), item("price_pro")), PRO),
-        (({**item("price_pro"), "price": "price_pro"},), PRO),
-    ],
-)
-def test_items_say_plan_and_period(items: tuple[Any, ...], expected: SubscriptionState) -> None:
-    assert read(*items) == expected
-
-
-def test_a_period_at_the_subscription_is_read_as_before_basil() -> None:
+def test_items_say_plan_period_and_seats() -> None:
+    assert read(item("price_gone")) == replace(PRO, plan=None, seats=0)
+    # The period of the base price counts.
+    assert read(item("price_other", current_period_end=END + 335 * 86_400), item("price_pro")) == PRO
+    assert read(item("price_pro") | {"price": "price_pro"}) == PRO
+    # Before basil the period stood at the subscription.
     old = {"id": "si_1", "price": {"id": "price_pro"}, "quantity": 1}
     assert read(old, current_period_start=START, current_period_end=END) == PRO
-
-
-def test_seats_are_those_covered_and_those_paid_for() -> None:
+    # Seats are those covered and those paid for.
     assert read(item("price_pro"), item("price_seat", 4)).seats == 7
     # The plan sells no seats.
     assert read(item("price_max"), item("price_seat", 4)) == replace(PRO, plan="max", seats=0)
@@ -96,17 +91,18 @@ def test_when_it_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("invoice", "more", "expected"),
+    ("reason", "status", "more", "expected"),
     [
-        ({"billing_reason": "subscription_create", "status": "open"}, {}, True),
-        ({"billing_reason": "subscription_create", "status": "paid"}, {}, False),
-        ({"billing_reason": "subscription_cycle", "status": "open"}, {}, False),
-        ({"billing_reason": "subscription_create", "status": "open"}, {"trial_start": START}, False),
+        ("subscription_create", "open", {}, True),
+        ("subscription_create", "paid", {}, False),
+        ("subscription_cycle", "open", {}, False),
+        ("subscription_create", "open", {"trial_start": START}, False),
     ],
 )
 def test_whether_one_that_was_ended_had_ever_begun(
-    invoice: dict[str, Any], more: dict[str, Any], expected: bool
+    reason: str, status: str, more: dict[str, Any], expected: bool
 ) -> None:
+    invoice = {"billing_reason": reason, "status": status}
     ended = read(status="canceled", ended_at=START + 7, latest_invoice=invoice, **more)
     assert (ended.never_began, ended.has_begun) == (expected, not expected)
     assert not read(status="incomplete", latest_invoice=invoice).has_begun
@@ -127,8 +123,8 @@ def test_what_a_trial_ends_in_without_a_payment_method(behavior: str, expected: 
     assert (found.trial_end_ms, found.trial_end_action) == (END * 1000, expected)
     assert asks_for_payment_method(shown(**trial)) is (expected != "continue")
     assert read(**trial, has_payment_method=True).trial_end_action == "continue"
-    assert read(**trial, default_payment_method="pm_1").trial_end_action == "continue"
-    assert read(**trial, default_payment_method={"id": "pm_1"}).trial_end_action == "continue"
+    for card in ("pm_1", {"id": "pm_1"}):
+        assert read(**trial, default_payment_method=card).trial_end_action == "continue"
     assert not asks_for_payment_method(shown(**{**trial, "status": "active"}))
 
 
@@ -138,56 +134,48 @@ def invoice(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("latest", "expected"),
+    ("latest", "failures", "failed_at_s"),
     [
-        (invoice(), (2, (START + 3_600) * 1000)),
-        (invoice(status="paid"), (0, 0)),
-        (invoice(attempt_count=0), (0, 0)),
+        (invoice(), 2, START + 3_600),
+        (invoice(status="paid"), 0, 0),
+        (invoice(attempt_count=0), 0, 0),
         # It was sent to be paid in 30 days: nothing is owed before.
-        (invoice(attempt_count=0, due_date=END), (0, END * 1000)),
+        (invoice(attempt_count=0, due_date=END), 0, END),
         # The next one is a draft already, of a period that may be a year.
-        (invoice(status="draft", attempt_count=0, created=END), (0, END * 1000)),
-        (invoice(status_transitions=None), (2, 0)),
-        (None, (0, 0)),
+        (invoice(status="draft", attempt_count=0, created=END), 0, END),
+        (invoice(status_transitions=None), 2, 0),
+        (None, 0, 0),
     ],
 )
-def test_failed_attempts_count_while_the_invoice_is_open(latest: object, expected: tuple[int, int]) -> None:
+def test_failed_attempts_count_while_the_invoice_is_open(
+    latest: object, failures: int, failed_at_s: int
+) -> None:
     found = read(status="past_due", latest_invoice=latest)
-    assert (found.failures, found.failed_at_ms) == expected
+    assert (found.failures, found.failed_at_ms) == (failures, failed_at_s * 1000)
     assert read(latest_invoice=invoice(status="draft", created=END)).failed_at_ms == 0
-
-
-def schedule(*phases: dict[str, Any], status: str = "active") -> dict[str, Any]:
-    return {
-        "id": "sub_sched_1",
-        "status": status,
-        "current_phase": {"start_date": START, "end_date": END},
-        "phases": list(phases),
-    }
-
-
-def test_what_is_scheduled() -> None:
-    found = read(schedule=schedule(NOW_PHASE, NEXT_PHASE))
-    assert (found.pending_plan, found.pending_at_ms, found.pending_seats) == ("max", END * 1000, 0)
 
 
 NOW_PHASE = {"start_date": START, "end_date": END, "items": [{"price": "price_pro", "quantity": 1}]}
 NEXT_PHASE = {"start_date": END, "end_date": END + 9, "items": [{"price": "price_max", "quantity": 1}]}
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
+def schedule(*phases: dict[str, Any], status: str = "active") -> dict[str, Any]:
+    current = {"start_date": START, "end_date": END}
+    return {"id": "sub_sched_1", "status": status, "current_phase": current, "phases": list(phases)}
+
+
+def test_what_is_scheduled() -> None:
+    found = read(schedule=schedule(NOW_PHASE, NEXT_PHASE))
+    assert (found.pending_plan, found.pending_at_ms, found.pending_seats) == ("max", END * 1000, 0)
+    for without in (
         schedule(NOW_PHASE),
         schedule(NOW_PHASE, {**NOW_PHASE, "start_date": END}),
         schedule(NOW_PHASE, NEXT_PHASE, status="released"),
         schedule(NOW_PHASE, {**NEXT_PHASE, "items": [{"price": "price_gone"}]}),
         "sub_sched_1",
         None,
-    ],
-)
-def test_nothing_that_matters_is_scheduled(found: object) -> None:
-    assert read(schedule=found) == PRO
+    ):
+        assert read(schedule=without) == PRO, without
 
 
 @pytest.mark.parametrize(
@@ -198,34 +186,38 @@ def test_what_is_no_subscription_is_refused(broken: dict[str, object]) -> None:
         read_subscription({**shown(), **broken}, CATALOG)
 
 
-def test_of_paid_subscriptions_the_best_plan_counts() -> None:
-    # F-22a: the youngest one counted. One that is past due gives way to one that is paid.
-    active_pro = shown(id="sub_a", created=1)
-    rising = [
-        shown(item("price_max"), id="sub_b", status="past_due", created=9),
-        active_pro,
-        shown(id="sub_c", status="trialing", created=2),
-        shown(item("price_max"), id="sub_d", status="trialing", created=0),
-        shown(item("price_max"), id="sub_e", created=1),
-    ]
-    for count in range(1, len(rising) + 1):
-        for order in (rising[:count], rising[:count][::-1]):
-            assert in_force(order, CATALOG) == rising[count - 1]
-    # One whose price the plans file has lost is of no plan.
-    lost = shown(item("price_gone"), id="sub_f", created=99)
-    assert in_force([lost, active_pro], CATALOG, known="sub_f") == active_pro
+MAX = item("price_max")
 
 
-def test_of_ended_subscriptions_the_one_that_ended_last_counts() -> None:
-    """Its rank and its beginning count only where several ended at once, as by the customer's deletion."""
-    rising = [
-        shown(item("price_max"), id="sub_a", status="canceled", created=5, ended_at=10),
-        shown(id="sub_b", status="canceled", created=9, ended_at=11),
-        shown(id="sub_c", status="incomplete_expired", created=8, ended_at=12),
-        shown(id="sub_d", status="canceled", created=1, ended_at=20),
-        shown(item("price_max"), id="sub_e", status="canceled", created=0, ended_at=20),
-        shown(id="sub_f", status="incomplete", created=0),
-    ]
+@pytest.mark.parametrize(
+    "rising",
+    [
+        pytest.param(
+            # F-22a: the youngest one counted. One that is past due gives way to one that is paid.
+            [
+                shown(MAX, id="sub_b", status="past_due", created=9),
+                shown(id="sub_a", created=1),
+                shown(id="sub_c", status="trialing", created=2),
+                shown(MAX, id="sub_d", status="trialing", created=0),
+                shown(MAX, id="sub_e", created=1),
+            ],
+            id="of_paid_ones_the_best_plan",
+        ),
+        pytest.param(
+            # Rank and beginning count only where several ended at once, as by the customer's deletion.
+            [
+                shown(MAX, id="sub_a", status="canceled", created=5, ended_at=10),
+                shown(id="sub_b", status="canceled", created=9, ended_at=11),
+                shown(id="sub_c", status="incomplete_expired", created=8, ended_at=12),
+                shown(id="sub_d", status="canceled", created=1, ended_at=20),
+                shown(MAX, id="sub_e", status="canceled", created=0, ended_at=20),
+                shown(id="sub_f", status="incomplete", created=0),
+            ],
+            id="of_ended_ones_the_last",
+        ),
+    ],
+)
+def test_one_of_several_subscriptions_counts(rising: list[dict[str, Any]]) -> None:
     for count in range(1, len(rising) + 1):
         for order in (rising[:count], rising[:count][::-1]):
             assert in_force(order, CATALOG) == rising[count - 1]
@@ -237,22 +229,206 @@ def test_a_foreign_subscription_is_ignored_unless_it_counted() -> None:
     assert (is_sold_here(other, CATALOG), is_sold_here(mine, CATALOG)) == (False, True)
     assert in_force([other], CATALOG) is None
     assert in_force([other, mine], CATALOG) == mine
-    # The plans file has lost its price: it is still what the customer has.
+    # The plans file has lost its price: it is still what the customer has, unless one of a plan is active.
     assert in_force([other, mine], CATALOG, known="sub_x") == other
-
-
-METERED = {
-    "id": "price_words",
-    "currency": "usd",
-    "unit_amount_decimal": "3",
-    "recurring": {"meter": "mtr_1", "usage_type": "metered"},
-}
-FACTS = PriceFacts({"mtr_1": "api_words"}, {})
+    assert in_force([other, active := shown(id="sub_a", created=1)], CATALOG, known="sub_x") == active
 
 
 @pytest.mark.parametrize(("currency", "label"), [("usd", "1/3"), ("eur", "?it is in eur")])
 def test_a_price_in_several_currencies_has_its_default_one(currency: str, label: str) -> None:
     # https://docs.stripe.com/payments/checkout/localize-prices/manual-currency-prices
-    found = shown(item("price_pro"), item("price_words") | {"price": METERED}, currency=currency)
-    (price,) = read_subscription(found, CATALOG, facts=FACTS).prices
+    recurring = {"meter": "mtr_1", "usage_type": "metered"}
+    words = {"id": "price_words", "currency": "usd", "unit_amount_decimal": "3", "recurring": recurring}
+    found = shown(item("price_pro"), item("price_words") | {"price": words}, currency=currency)
+    (price,) = read_subscription(found, CATALOG, facts=PriceFacts({"mtr_1": "api_words"}, {})).prices
     assert price.label == label
+
+
+MICRO = 1_000_000
+
+
+def price(amount: object = 2900, interval: str = "month", count: int = 1, **more: Any) -> dict[str, Any]:
+    recurring = {"interval": interval, "interval_count": count, "usage_type": "licensed"}
+    return {"unit_amount": amount, "recurring": recurring, **more}
+
+
+def coupon(duration: str = "forever", **off: object) -> dict[str, Any]:
+    return {"source": {"type": "coupon", "coupon": {"duration": duration, **off}}}
+
+
+def monthly(*items: dict[str, Any], discounts: Sequence[Any] = ()) -> int:
+    found = recurring_of({"items": {"data": list(items)}, "discounts": list(discounts), "currency": "usd"})
+    assert found == (Recurring(found.micro_cents, "usd") if found.micro_cents else NOTHING)
+    return found.micro_cents
+
+
+@pytest.mark.parametrize(
+    ("price", "quantity", "micro_cents"),
+    [
+        (price(), 1, 2900 * MICRO),
+        (price(), 3, 8700 * MICRO),
+        (price(1000, "year"), 1, 83_333_333),
+        (price(1200, "month", 3), 1, 400 * MICRO),
+        (price(300, "week"), 1, 1300 * MICRO),
+        # https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal: of a fraction of a cent.
+        (price(None, unit_amount_decimal="0.05"), 100, 5 * MICRO),
+        (price(100, transform_quantity={"divide_by": 10, "round": "up"}), 11, 200 * MICRO),
+        (price(100, transform_quantity={"divide_by": 10, "round": "down"}), 19, 100 * MICRO),
+        (price(None, billing_scheme="tiered"), 1, 0),
+        ({"unit_amount": 5, "recurring": {"interval": "month", "usage_type": "metered"}}, 1, 0),
+        ("price_1", 1, 0),
+        (price("9" * 100), 1, 0),
+        (price(None, unit_amount_decimal="1e999999999"), 1, 0),
+    ],
+)
+def test_an_item_counts_by_the_month(price: object, quantity: int, micro_cents: int) -> None:
+    assert monthly({"price": price, "quantity": quantity}) == micro_cents
+    if quantity == 1:
+        assert monthly({"price": price}) == micro_cents
+
+
+@pytest.mark.parametrize(
+    ("discounts", "cents"),
+    [
+        ([coupon(percent_off=50)], 500),
+        ([coupon(percent_off=33.3)], 667),
+        ([coupon(amount_off=250)], 750),
+        ([coupon(amount_off=1250)], 0),
+        ([coupon(percent_off=10), coupon(percent_off=10)], 810),
+        ([coupon("once", percent_off=50)], 1000),
+        (["di_1"], 1000),
+        # As the API shows it before 2025-09-30.clover.
+        ([{"coupon": {"duration": "forever", "percent_off": 20}}], 800),
+    ],
+)
+def test_a_coupon_that_lasts_is_taken_off_the_whole_or_its_item(discounts: list[Any], cents: int) -> None:
+    one: dict[str, Any] = {"price": price(1000)}
+    assert monthly(one, discounts=discounts) == cents * MICRO
+    # F-22a: one of an item was taken off the other item, too.
+    assert monthly(one | {"discounts": discounts}, one) == (cents + 1000) * MICRO
+    # An amount is taken off each invoice, of which a yearly price has one.
+    assert monthly({"price": price(12_000, "year")}, discounts=[coupon(amount_off=1200)]) == 900 * MICRO
+
+
+# Differences of a subscription from the plans file (F-105).
+METERED = {
+    "price_team_ai_tokens": "mtr_tokens",
+    "price_pro_ai_tokens": "mtr_tokens",
+    "price_mine": "mtr_mine",
+}
+LICENSED = ("price_team", "price_pro", "price_team_seat", "price_pro_seat", "price_addon")
+PRICES = {
+    plan: PlanPrices(
+        plan=plan,
+        base=f"price_{plan}",
+        seat=f"price_{plan}_seat",
+        metered={f"price_{plan}_ai_tokens": "mtr_tokens"},
+        meters={"mtr_tokens": "ai_tokens"},
+    )
+    for plan in ("team", "pro")
+}
+
+
+def sold(price: str, quantity: int | None = 1, **recurring: Any) -> dict[str, Any]:
+    metered = {"usage_type": "metered", "meter": METERED[price]} if price in METERED else {}
+    every = {"interval": "month", "interval_count": 1, **metered, **recurring}
+    found = item(price, quantity) | {"price": {"id": price, "product": f"prod_{price}", "recurring": every}}
+    if metered:
+        del found["quantity"]
+    return found
+
+
+WHOLE = (sold("price_team"), sold("price_team_ai_tokens"))
+
+
+def kinds(found: tuple[Drift, ...]) -> list[str]:
+    return [drift.kind for drift in found]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (shown(*WHOLE), []),
+        (shown(*WHOLE, sold("price_addon", 9), sold("price_mine")), []),
+        (shown(*WHOLE, billing_mode={"type": "flexible"}, pause_collection=None), []),
+        (shown(sold("price_addon")), ["unknown_price"]),
+        (shown(sold("price_team", 0), WHOLE[1]), ["base_quantity"]),
+        (shown(sold("price_team")), ["missing_meter"]),
+        (shown(sold("price_team"), sold("price_pro_ai_tokens")), ["other_price"]),
+        (shown(*WHOLE, sold("price_pro_ai_tokens")), ["metered_twice"]),
+        (shown(*WHOLE, sold("price_pro_seat")), ["seats"]),
+        (shown(*WHOLE, sold("price_pro")), ["two_plans", "other_price"]),
+        (shown(*WHOLE, currency="eur"), ["currency"]),
+        (shown(sold("price_team", interval="year"), WHOLE[1]), ["interval"]),
+        (shown(*WHOLE, billing_mode={"type": "classic"}), ["billing_mode"]),
+        (shown(*WHOLE, pause_collection={"behavior": "void"}), ["collection_paused"]),
+    ],
+)
+def test_each_difference_has_its_kind(found: dict[str, Any], expected: list[str]) -> None:
+    plan = plan_in(items_of(found), shop.CATALOG)
+    drifts = drift_of(found, shop.CATALOG, PRICES[plan.key] if plan else None)
+    assert kinds(drifts) == expected
+    assert all(drift.subscription == "sub_1" and drift.message for drift in drifts)
+    assert [Drift.of(drift.kept()) for drift in drifts] == list(drifts)
+
+
+@given(
+    items=st.lists(
+        st.one_of(
+            st.builds(sold, st.sampled_from(LICENSED), st.integers(0, 9)),
+            st.sampled_from(sorted(METERED)).map(sold),
+        ),
+        max_size=6,
+        unique_by=lambda one: str(one["id"]),
+    )
+)
+def test_what_is_found_is_what_a_repair_changes(items: list[dict[str, Any]]) -> None:
+    found = shown() | {"items": {"data": items}}
+    have = items_of(found)
+    plan = plan_in(have, shop.CATALOG)
+    if plan is None:
+        assert kinds(drift_of(found, shop.CATALOG, None)) == ["unknown_price"]
+        return
+    drifts = drift_of(found, shop.CATALOG, PRICES[plan.key])
+    changes = updates(have, shop.CATALOG, PRICES[plan.key], paid_in(have, plan, shop.CATALOG))
+    assert bool(changes) == any(drift.can_repair for drift in drifts)
+    assert read_subscription(found, shop.CATALOG).plan == plan.key
+
+
+@pytest.mark.parametrize(
+    ("items", "status", "differs"),
+    [
+        (WHOLE, "past_due", True),
+        ((sold("price_team_ai_tokens"),), "past_due", True),
+        ((sold("price_pro"),), "active", True),
+        (WHOLE, "canceled", False),
+        (WHOLE, "incomplete", False),
+        ((sold("price_addon"), sold("price_mine")), "active", False),
+    ],
+)
+def test_a_second_subscription_that_bills_usage_or_a_plan_is_one(
+    items: tuple[Any, ...], status: str, differs: bool
+) -> None:
+    chosen, other = shown(*WHOLE), shown(*items, id="sub_2", status=status)
+    found = drift_of_customer([chosen, other], chosen, shop.CATALOG, PRICES["team"])
+    assert kinds(found) == ["two_subscriptions"] * differs
+    assert all("sub_1, sub_2" in one.message and not one.can_repair for one in found)
+
+
+def test_a_draft_that_an_end_has_left_is_never_collected() -> None:
+    for status, advances, expected in (
+        ("draft", False, ["draft_invoice"]),
+        ("draft", True, []),
+        ("paid", False, []),
+        (None, None, []),
+    ):
+        invoice = {"id": "in_1", "status": status, "auto_advance": advances} if status else None
+        ended = shown(*WHOLE, status="canceled", latest_invoice=invoice)
+        assert kinds(drift_of_customer([ended], ended, shop.CATALOG, PRICES["team"])) == expected
+
+
+def test_a_paying_customer_without_a_plan_is_named() -> None:
+    for status, expected in (("active", ["unknown_price"]), ("canceled", [])):
+        stranger = shown(sold("price_addon"), status=status)
+        assert kinds(drift_of_customer([stranger], None, shop.CATALOG, None)) == expected
+    assert drift_of_customer([], None, shop.CATALOG, None) == ()

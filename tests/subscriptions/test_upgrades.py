@@ -1,13 +1,16 @@
-"""Upgrades whose payment is refused, or wants its customer: nothing is had for nothing, nothing is lost."""
+"""Changes that wait: for a payment, an authentication, a card, or the end of tiers; and plans set by hand."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 
 from drivers.customer_states import prepare_change
-from drivers.shop import END, HALF, PLANS, shop
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, PLANS, Shop, shop
+from meterkit import MeterkitError
 from meterkit.catalog import loads
 from meterkit.errors import (
     PaymentAuthenticationError,
@@ -15,9 +18,12 @@ from meterkit.errors import (
     StripeError,
     SubscriptionError,
 )
-from subscriptions.looks import linked_of, synced
+from meterkit.testing import StripeEmulator
+from subscriptions.looks import known, linked_of, pending, synced
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
@@ -38,13 +44,12 @@ async def test_a_scheduled_downgrade_survives_an_unpaid_upgrade(store_url: str) 
     async with shop(store_url, catalog=THREE) as at:
         await at.subscribed(plan="pro")
         down = await at.kit.subscriptions.change_plan("acme", "team")
-        at.emulator.fail_payments(await linked_of(at))
+        await at.fail_payments()
         with pytest.raises(StripeError):
             await at.kit.subscriptions.change_plan("acme", "tried")
         found = await synced(at)
         assert (found.plan, found.pending_change) == ("pro", down.subscription.pending_change)
-        at.clock.set(END)
-        at.emulator.advance()
+        at.go(END)
         assert "price_team" in await at.items(found.id)
 
 
@@ -71,15 +76,14 @@ async def test_an_upgrade_takes_effect_after_its_authentication(at: Shop) -> Non
     at.clock.set(HALF)
     before = await at.items(begun.id)
     asked = await at.kit.subscriptions.change_plan("acme", "pro")
-    assert asked.client_secret is not None
-    assert asked.client_secret.startswith("seti_")
+    secret = asked.client_secret or ""
+    assert secret.startswith("seti_")
     assert (asked.subscription.plan, asked.subscription.status) == ("team", "active")
     assert not await at.kit.allows("acme", "full")
     assert await at.items(begun.id) == before
-    again = await at.kit.subscriptions.change_plan("acme", "pro")
-    assert again.client_secret == asked.client_secret
+    assert (await at.kit.subscriptions.change_plan("acme", "pro")).client_secret == secret
 
-    at.emulator.confirm_setup(asked.client_secret)
+    at.emulator.confirm_setup(secret)
     done = await at.kit.subscriptions.change_plan("acme", "pro")
     assert (done.client_secret, done.subscription.plan) == (None, "pro")
     assert await at.kit.allows("acme", "full")
@@ -119,3 +123,161 @@ async def test_the_loser_of_two_changes_is_told_so(at: Shop, what: Literal["item
     await at.kit.subscriptions.set_seats("acme", 10)  # So is the item of the seats.
     with pytest.raises(SubscriptionError, match="changed by another request"):
         await change()
+
+
+TIERS: Final = loads(plans_text("tiers_once"))
+
+
+async def usage_cents(at: Shop) -> int:
+    lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+    return sum(line["amount"] for line in lines if "Requests" in line["description"])
+
+
+@pytest.fixture
+async def tiered(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=TIERS, selling=StripeEmulator.add_plans) as opened:
+        yield opened
+
+
+async def test_f_224_an_upgrade_waits_for_the_end_of_the_period(tiered: Shop) -> None:
+    await tiered.subscribed(plan="team")
+    await tiered.kit.record("acme", "requests", 195)
+    tiered.clock.set(HALF)
+    preview = (await tiered.kit.subscriptions.preview("acme", plan="pro")).proration
+    assert (preview.effective_at, preview.net_cents, preview.charge_cents) == (END, 0, 0)
+    change = await tiered.kit.subscriptions.change_plan("acme", "pro")
+    assert change.proration == preview
+    assert change.subscription.plan == "team"
+    assert pending(change.subscription) == ("pro", 0, END)
+    await tiered.kit.record("acme", "requests", 95)
+    shown = (await tiered.kit.usage("acme"))["meters"]["requests"]["overage_cents"]
+    await tiered.kit.flush(everything=True)
+    tiered.clock.set(END)
+    found = await synced(tiered)
+    assert (found.plan, found.pending_change) == ("pro", None)
+    assert (shown, await usage_cents(tiered)) == (1900, 1900)
+
+
+@pytest.mark.parametrize(
+    ("way", "plan_now"),
+    [
+        (["flat", "back"], "flat"),  # It has begun the tiers of `team` in this period.
+        (["flat", "flat_too"], "flat_too"),
+    ],
+)
+async def test_f_224_a_way_around_does_not_begin_tiers_again(
+    tiered: Shop, way: list[str], plan_now: str
+) -> None:
+    await tiered.subscribed(plan="team")
+    for plan in way:
+        tiered.clock.advance(timedelta(days=1))
+        preview = (await tiered.kit.subscriptions.preview("acme", plan=plan)).proration
+        assert (await tiered.kit.subscriptions.change_plan("acme", plan)).proration == preview
+    found = await known(tiered)
+    assert found.plan == plan_now
+    assert (found.pending_change is not None) == (plan_now != way[-1])
+
+
+async def test_a_new_subscription_keeps_an_unpaid_periods_tiers(tiered: Shop) -> None:
+    await tiered.subscribed(plan="payg")
+    await tiered.kit.record("acme", "requests", 100)
+    tiered.clock.advance(timedelta(hours=1))
+    await tiered.kit.subscriptions.cancel("acme", immediately=True)
+    for plan in ("payg", "team"):
+        with pytest.raises(SubscriptionError, match="until 2031-07-01 00:00 UTC"):
+            await tiered.kit.subscriptions.create("acme", plan)
+    with pytest.raises(SubscriptionError, match="tiers"):
+        await tiered.kit.subscriptions.checkout(
+            "acme", "team", success_url="https://a", cancel_url="https://a"
+        )
+    await tiered.subscribed(plan="flat")
+    await tiered.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+    with pytest.raises(SubscriptionError, match="tiers"):
+        await tiered.kit.subscriptions.create("acme", "payg")
+    tiered.clock.set(END + timedelta(hours=2))
+    assert (await tiered.subscribed(plan="payg")).plan == "payg"
+
+
+@pytest.mark.parametrize("given", [{"included": 50}, {"included": 150, "overage": "deny"}])
+async def test_an_included_quantity_stripes_tiers_lack_is_refused(
+    tiered: Shop, given: dict[str, object]
+) -> None:
+    """The price at Stripe has the free tier: the override was stored, and invoices went by the tier."""
+    await tiered.subscribed(plan="team")
+    with pytest.raises(MeterkitError, match=r"override of requests: found `included: .*kit\.grants\.add"):
+        await tiered.kit.customers.override("acme", {"requests": given})
+    assert (await tiered.kit.customers.get("acme")).overrides == {}
+    # Without a subscription no invoice bills it, and its own quantity differs from no tier.
+    for customer, included in (("bob", 7), ("acme", 100)):
+        await tiered.kit.customers.override(customer, {"requests": {"included": included}})
+    await tiered.kit.grants.add("acme", {"requests": 50}, grant_id="more")
+    await tiered.kit.record("acme", "requests", 160)
+    shown = (await tiered.kit.usage("acme"))["meters"]["requests"]
+    assert (shown["included"], shown["overage"], shown["overage_cents"]) == (100, 10, 100)
+    await tiered.kit.flush(everything=True)
+    tiered.go(END + timedelta(hours=3))
+    assert await usage_cents(tiered) == 100
+
+
+async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) -> None:
+    async with shop(store_url, catalog=TIERS, selling=StripeEmulator.add_plans) as at:
+        await at.subscribed(plan="team")
+        await at.kit.subscriptions.change_plan("acme", "flat")
+        at.clock.set(END + timedelta(days=1))
+        await at.kit.subscriptions.sync("acme")
+        change = await at.kit.subscriptions.change_plan("acme", "back")
+        assert change.subscription.plan == "back"
+
+
+async def test_a_plan_that_was_set_by_hand_is_taken_back_by_hand(at: Shop) -> None:
+    customers = at.kit.customers
+    await at.subscribed(plan="team")
+    assert (await customers.set_plan("acme", "pro")).plan == "pro"
+    assert await at.kit.allows("acme", "full")
+    await at.kit.subscriptions.sync("acme")  # The same again: what was set by hand stands.
+    assert (await customers.get("acme")).plan == "pro"
+    asked = len(at.emulator.requests)
+    assert (await customers.set_plan("acme", None)).plan == "team"
+    assert not await at.kit.allows("acme", "full")
+    assert len(at.emulator.requests) == asked
+    entered = [(line.before, line.after) for line in await customers.history("acme") if line.kind == "plan"]
+    assert entered[-2:] == [("team", "pro"), ("pro", "team")]
+
+
+@pytest.mark.parametrize(("plan", "expected"), [(None, "free"), ("pro", "pro")])
+async def test_incomplete_set_by_hand_restricts_nothing(at: Shop, plan: str | None, expected: str) -> None:
+    # F-22g
+    await at.subscribed(plan="team")
+    for customer in ("acme", "eve"):
+        await at.kit.customers.set_plan(customer, plan)
+        found = await at.kit.customers.set_status(customer, "incomplete")
+        assert (found.plan, found.status, found.access) == (expected, "incomplete", "full")
+        assert (await at.kit.usage(customer))["plan"] == expected
+    assert (await at.kit.customers.set_status("acme", None)).plan == (plan or "team")
+
+
+OVERRIDE = {"requests": {"included": 7}}
+
+
+async def in_force(at: Shop) -> tuple[str, str, object]:
+    """The plan, the access, and what is included of the meter that is overridden."""
+    customer, usage = await at.kit.customers.get("acme"), await at.kit.usage("acme")
+    return customer.plan, customer.access, usage["meters"]["requests"]["included"]
+
+
+async def test_an_unpaid_signup_keeps_what_was_set_by_hand(at: Shop) -> None:
+    """F-110."""
+    await at.kit.customers.set_plan("acme", "pro")
+    await at.kit.customers.override("acme", OVERRIDE)
+    before = await in_force(at)
+    assert before == ("pro", "full", 7)
+    made = await at.kit.subscriptions.create("acme", "team")
+    assert (made.subscription.status, made.subscription.access) == ("incomplete", "full")
+    assert await in_force(at) == before
+
+    at.clock.advance(timedelta(hours=24))
+    ended = await synced(at)
+    assert ended.status == "incomplete_expired"
+    assert await in_force(at) == before
+    await at.subscribed(plan="team")  # The first payment ends what was set by hand.
+    assert (await in_force(at))[:2] == ("team", "full")

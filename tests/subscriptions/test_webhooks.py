@@ -1,4 +1,4 @@
-"""The way of an event: taken, queued, worked off; what is stored is what Stripe has then."""
+"""The way of an event: taken, queued, worked off. What is stored is what Stripe has then, debts included."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,24 @@ import anyio
 import httpx
 import pytest
 import stripe
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from drivers.kit_parts import BackgroundTasks
 from drivers.payment_process import Paying
 from drivers.sampled import whole
+from drivers.subscribed_customer import INSTANT
 from drivers.sync_queue import FORGERIES, LEASE_MS
-from drivers.webhooks import DAY, HOOK, NOW, SECRET, hooked, hooked_kit, shop
+from drivers.webhooks import DAY, HOOK, NOW, PLANS, SECRET, hooked, hooked_kit, shop
 from drivers.workers import start
 from faults.inner_steps import replaced
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
-from meterkit import (
-    PaymentFailed,
-    PaymentSucceeded,
-    StripeError,
-    SubscriptionChanged,
-    TrialEnding,
-)
-from meterkit.errors import StoreError
-from meterkit.starlette import stripe_webhook
+from meterkit import PaymentFailed, PaymentSucceeded, StripeError, SubscriptionChanged, TrialEnding
+from meterkit.catalog import loads
+from meterkit.errors import InvoiceOpenError, StoreError
+from meterkit.starlette import billing_routes, stripe_webhook
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from servers.stores import Server
 
-BODY_BYTES_MAX = 524_288
+
 pytestmark = pytest.mark.anyio
+
+BODY_BYTES_MAX = 524_288
 
 SDK: Any = stripe
 SUBSCRIPTIONS = "/v1/subscriptions"
@@ -87,11 +89,18 @@ async def test_a_subscription_made_at_stripe_is_linked_and_binds(at: Hooked) -> 
     await at.kit.webhooks.work_off()
     found = await at.kit.customers.get("acme")
     assert (found.plan, found.stripe_customer) == ("pro", "cus_acme")
-    state = await at.state()
-    assert state.subscription is not None
-    assert (state.subscription.id, state.subscription.seats) == (subscription, 3)
+    known = (await at.state()).subscription
+    assert known is not None
+    assert (known.id, known.seats) == (subscription, 3)
     assert (await at.kit.check("acme", "requests", 100)).allowed
     assert at.asked() == 1  # Five events, one look.
+    # What an event says counts for nothing.
+    lie: dict[str, object] = {"id": subscription, "customer": "cus_acme", "status": "canceled"}
+    at.emulator.emit("customer.subscription.deleted", lie)
+    await at.settle()
+    known = (await at.state()).subscription
+    assert known is not None
+    assert known.status == "active"
 
 
 async def test_an_unsigned_event_is_refused(at: Hooked) -> None:
@@ -158,9 +167,7 @@ async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Ser
         await proxy.set("refuse")
         assert set(await at.bring()) == {503}
         await proxy.set("pass")
-        async with asyncio.timeout(240):
-            while not all(lane.connected for lane in at.kit.store.lanes.values()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # It connects by itself, and tells nobody.
+        await eventually(lambda: all(lane.connected for lane in at.kit.store.lanes.values()))
         at.clock.advance(timedelta(hours=1))  # Stripe tries again.
         assert set(await at.bring()) == {200}
         await at.kit.webhooks.work_off()
@@ -176,50 +183,33 @@ async def test_secrets_roll_without_a_gap(store_url: str) -> None:
 
 
 async def test_usage_that_stripe_does_not_bill_is_an_alarm_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    at: Hooked, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind = "v1.billing.meter.error_report_triggered"
     notice = {"id": "evt_t", "object": "v2.core.event", "type": kind, "related_object": {"id": "mtr_1"}}
-    async with hooked(store_url) as at, client_of(at.kit) as client:
-        for _ in range(3):
-            assert (await client.post("/", **signed(notice))).status_code == 200
-        backlog = await at.kit.webhooks.backlog()
+    for _ in range(3):
+        assert (await client.post("/", **signed(notice))).status_code == 200
+    backlog = await at.kit.webhooks.backlog()
     assert (backlog.entries, backlog.alarms) == (1, {kind: 1})
     assert [record.levelno for record in caplog.records if "mtr_1" in record.message] == [logging.ERROR]
 
 
-async def test_what_an_event_says_counts_for_nothing(at: Hooked) -> None:
-    at.customer()
-    subscription = await at.subscribe()
-    await at.settle()
-    lie: dict[str, object] = {"id": subscription, "customer": "cus_acme", "status": "canceled"}
-    at.emulator.emit("customer.subscription.deleted", lie)
-    await at.settle()
-    state = await at.state()
-    assert state.subscription is not None
-    assert state.subscription.status == "active"
-
-
-async def test_events_are_queued_while_stripe_is_down(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with hooked(store_url) as at:
-        customers = ("c0", "c1")
-        for customer in customers:
-            at.customer(customer)
-            await at.subscribe(customer)
-        at.emulator.fail_next("drop", path="*", times=None)
-        assert set(await at.bring()) == {200}
-        for _ in range(10):
-            await at.kit.webhooks.work_off()
-            at.clock.advance(timedelta(minutes=21))
-        backlog = await at.kit.webhooks.backlog()
-        assert (backlog.entries, backlog.dead) == (2, 0)
-        at.emulator.clear_faults()
-        at.clock.advance(timedelta(hours=1))
+async def test_events_are_queued_while_stripe_is_down(at: Hooked, caplog: pytest.LogCaptureFixture) -> None:
+    for customer in ("c0", "c1"):
+        at.customer(customer)
+        await at.subscribe(customer)
+    at.emulator.fail_next("drop", path="*", times=None)
+    assert set(await at.bring()) == {200}
+    for _ in range(10):
         await at.kit.webhooks.work_off()
-        assert [(await at.kit.customers.get(customer)).plan for customer in customers] == ["pro"] * 2
-        assert await waiting(at) == 0
+        at.clock.advance(timedelta(minutes=21))
+    backlog = await at.kit.webhooks.backlog()
+    assert (backlog.entries, backlog.dead) == (2, 0)
+    at.emulator.clear_faults()
+    at.clock.advance(timedelta(hours=1))
+    await at.kit.webhooks.work_off()
+    assert [(await at.kit.customers.get(customer)).plan for customer in ("c0", "c1")] == ["pro"] * 2
+    assert await waiting(at) == 0
     alarms = [record for record in caplog.records if record.levelno == logging.ERROR]
     # One an hour, not one a customer.
     assert 1 <= len([record for record in alarms if "none is lost" in record.message]) <= 5
@@ -250,15 +240,9 @@ async def test_a_repeated_refusal_is_given_up_and_kept(at: Hooked) -> None:
 
 async def complete_session(at: Hooked) -> None:
     """Have Stripe report a checkout session of cus_acme that names customer acme."""
-    session = await at.client.v1.checkout.sessions.create_async(
-        {
-            "mode": "subscription",
-            "customer": "cus_acme",
-            "client_reference_id": "acme",
-            "success_url": "http://app/",
-            "line_items": [{"price": "price_pro", "quantity": 1}],
-        }
-    )
+    sold: Any = {"mode": "subscription", "line_items": [{"price": "price_pro", "quantity": 1}]}
+    named = {"customer": "cus_acme", "client_reference_id": "acme", "success_url": "http://app/"}
+    session = await at.client.v1.checkout.sessions.create_async(sold | named)
     at.emulator.emit("checkout.session.completed", json.loads(str(session)))
 
 
@@ -289,12 +273,13 @@ async def test_a_second_paying_stripe_customer_is_named(at: Hooked, status: str)
     await complete_session(at)
     await at.settle()
     (dead,) = await at.kit.webhooks.dead()
-    told = f"its subscription {subscription} of plan 'max' is active without effect"
-    assert (told in dead.why) == (status == "active")
-    cure = "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`"
-    assert (cure in dead.why) == (status == "active")
     # The visitor of a Payment Link writes the id: acme's Stripe customer is not replaced by the payer's.
-    assert ("the payer wrote that id" in dead.why) == (status == "active")
+    for words in (
+        f"its subscription {subscription} of plan 'max' is active without effect",
+        "`meterkit customers unlink acme`, then `meterkit webhooks redrive cus_acme`",
+        "the payer wrote that id",
+    ):
+        assert (words in dead.why) == (status == "active")
     assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
     assert (await at.kit.customers.get("acme")).plan == "free"
     (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
@@ -346,9 +331,7 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_has(at: Hooked) -> No
     at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
     before = at.asked()
     running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
-    async with asyncio.timeout(240):
-        while at.emulator.faults:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # Stripe has been asked.
+    await eventually(lambda: not at.emulator.faults)  # Stripe has been asked.
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await at.kit.webhooks.work_off()  # At once: not when its lease is over.
@@ -360,11 +343,8 @@ async def test_no_secret_and_no_body_is_in_the_log_or_the_store(
     client: httpx.AsyncClient, valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    private = {
-        **event(1),
-        "data": {"object": {"id": "in_1", "customer": "cus_a", "email": "ada@x.example"}},
-    }
-    request = signed(private)
+    told = {"id": "in_1", "customer": "cus_a", "email": "ada@x.example"}
+    request = signed({**event(1), "data": {"object": told}})
     await client.post("/", **request)
     await client.post("/", content=b"ada@x.example", headers=request["headers"])
     signature = request["headers"]["Stripe-Signature"].partition("v1=")[2]
@@ -385,18 +365,12 @@ async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url
         trial: Any = {"trial_end": int((NOW + 10 * DAY).timestamp())}
         await at.subscribe(**trial)
         await at.settle()
-        at.clock.advance(8 * DAY)
-        at.emulator.advance()
-        await at.settle()
+        await at.live(8 * DAY)
         at.emulator.fail_payments("cus_acme")
         for _ in range(8):
-            at.clock.advance(DAY)
-            at.emulator.advance()
-            await at.settle()
+            await at.live(DAY)
         at.emulator.mend_payments("cus_acme")
-        at.clock.advance(7 * DAY)
-        at.emulator.advance()
-        await at.settle()
+        await at.live(7 * DAY)
         for again in at.emulator.webhook_events:
             await at.bring(again)
         await at.kit.webhooks.work_off()
@@ -474,3 +448,169 @@ async def test_what_a_killed_worker_had_is_finished_by_the_next(valkey: Server, 
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
         assert (await at.kit.webhooks.backlog()).entries == 0
+
+
+PAGE = "https://app.example/"
+
+
+@asynccontextmanager
+async def paying(store_url: str, after_retries: str, **settings: Any) -> AsyncGenerator[Hooked]:
+    """A subscriber; and what Stripe does after its last retry of a payment."""
+    clock = Clock(NOW)
+    emulator = shop(clock, after_retries=after_retries)
+    async with hooked(store_url, clock=clock, emulator=emulator, **settings) as at:
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        yield at
+
+
+@asynccontextmanager
+async def debtor(store_url: str, dunning: str = "") -> AsyncGenerator[Hooked]:
+    """A customer whose subscription Stripe has canceled after its last retry."""
+    async with paying(store_url, "cancel", catalog=loads(PLANS + dunning)) as at:
+        at.emulator.fail_payments("cus_acme")
+        for _ in range(20):
+            await at.live(3 * DAY)
+        at.emulator.mend_payments("cus_acme")
+        yield at
+
+
+async def open_invoice(at: Hooked) -> tuple[str, str]:
+    """The invoice that is owed: its id, and the page where it is paid."""
+    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "open"})
+    (invoice,) = found.data
+    assert invoice.id is not None
+    assert invoice.hosted_invoice_url is not None
+    return invoice.id, invoice.hosted_invoice_url
+
+
+async def test_a_debtor_pays_first_and_may_subscribe_then(store_url: str) -> None:
+    """F-115: after Stripe's `cancel` a debtor could subscribe again with the debt open."""
+    async with debtor(store_url) as at:
+        known = await at.kit.customers.get("acme")
+        assert (known.status, known.access, known.plan) == ("canceled", "full", "free")
+        invoice, url = await open_invoice(at)
+        before = at.asked(method="POST"), at.asked("/v1/checkout/sessions", "POST")
+        for _ in range(2):
+            with pytest.raises(InvoiceOpenError, match=invoice) as caught:
+                await at.kit.subscriptions.create("acme", "pro")
+            assert (caught.value.invoice, caught.value.url) == (invoice, url)
+            with pytest.raises(InvoiceOpenError):
+                await at.kit.subscriptions.checkout("acme", "max", success_url=PAGE, cancel_url=PAGE)
+        assert (at.asked(method="POST"), at.asked("/v1/checkout/sessions", "POST")) == before
+        await at.client.v1.invoices.pay_async(invoice)
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+
+
+async def test_a_browser_is_told_where_to_pay(store_url: str) -> None:
+    async with debtor(store_url) as at:
+        invoice, url = await open_invoice(at)
+        routes = billing_routes(at.kit, customer=lambda _: "acme", origins=[PAGE.rstrip("/")])
+        transport = httpx.ASGITransport(Starlette(routes=[Mount("/billing", routes=routes)]))
+        async with httpx.AsyncClient(transport=transport, base_url="https://app.example/billing") as client:
+            pages = {"success_url": PAGE, "cancel_url": PAGE}
+            for path, more in (("/subscription", {}), ("/checkout", pages)):
+                answer = await client.post(path, json={"plan": "pro", "seats": 1, **more})
+                found = answer.json()
+                assert (answer.status_code, found["type"]) == (402, "urn:meterkit:problem:invoice-open")
+                assert found["url"] == url
+            await at.client.v1.invoices.void_invoice_async(invoice)  # It is let go.
+            answer = await client.post("/checkout", json={"plan": "pro", "seats": 1, **pages})
+            assert answer.status_code == 200
+
+
+async def test_the_plans_file_may_allow_debts(store_url: str) -> None:
+    async with debtor(store_url, "dunning: {debt: allow}\n") as at:
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+
+
+async def days(at: Hooked, count: int) -> list[str]:
+    """The access of each day from now on, with all webhooks worked off."""
+    found: list[str] = []
+    for _ in range(count):
+        at.emulator.advance()
+        await at.settle()
+        found.append((await at.kit.customers.get("acme")).access)
+        at.clock.advance(DAY)
+    return found
+
+
+async def test_the_invoice_of_another_period_begins_no_grace_anew(store_url: str) -> None:
+    """Stripe can be set to leave a subscription past due, and then invoices it month after month."""
+    async with paying(store_url, "past_due") as at:
+        at.emulator.fail_payments("cus_acme")
+        at.clock.advance(30 * DAY)  # 10 June to 10 July.
+        found = await days(at, 100)
+        first = found.index("grace")
+        assert found[first:] == ["grace"] * 7 + ["restricted"] * 7 + ["suspended"] * (100 - first - 14)
+        at.emulator.mend_payments("cus_acme")
+        assert (await days(at, 40))[-1] == "full"
+        # Once it was paid for a while, the next failure is the first again.
+        at.emulator.fail_payments("cus_acme")
+        found = await days(at, 40)
+        first = found.index("grace")
+        assert found[first : first + 8] == ["grace"] * 7 + ["restricted"]
+
+
+async def paused(at: Hooked, behavior: str, **more: Any) -> str:
+    """A customer who pays for a month from 10 June, and whose collection is paused ten days later."""
+    at.customer()
+    subscription = await at.subscribe()
+    await at.settle()
+    at.clock.advance(10 * DAY)
+    params: Any = {"pause_collection": {"behavior": behavior, **more}}
+    await at.client.v1.subscriptions.update_async(subscription, params)
+    await at.settle()
+    return subscription
+
+
+async def access(at: Hooked) -> tuple[str | None, str, str]:
+    found = await at.kit.customers.get("acme")
+    return found.status, found.access, found.plan
+
+
+async def renewed_daily(at: Hooked, days: int = 32) -> None:
+    """Let days pass, with all that Stripe does and tells in them."""
+    for _ in range(days):
+        await at.live(DAY)
+
+
+async def test_voided_invoices_give_what_is_paid_and_no_more(at: Hooked) -> None:
+    """F-115: `pause_collection: void` was free for ever."""
+    subscription = await paused(at, "void")
+    assert await access(at) == ("active", "full", "pro")
+    state = (await at.state()).subscription
+    assert state is not None
+    ends = state.end_ms / 1000
+    at.clock.set(at.clock.now().fromtimestamp(ends, at.clock.now().tzinfo) - INSTANT)
+    assert await access(at) == ("active", "full", "pro")
+    at.clock.advance(INSTANT)
+    assert await access(at) == ("active", "restricted", "free")  # By the clock, before Stripe tells.
+    await renewed_daily(at, 70)
+    assert await access(at) == ("active", "restricted", "free")
+    # Resumed, it is as its status says; and the next invoice is collected.
+    nothing: Any = {"pause_collection": ""}
+    await at.client.v1.subscriptions.update_async(subscription, nothing)
+    await at.settle()
+    assert await access(at) == ("active", "full", "pro")
+
+
+async def test_a_pause_that_ends_by_itself_ends_at_its_second(at: Hooked) -> None:
+    resumes = at.clock.now() + 50 * DAY
+    await paused(at, "void", resumes_at=int(resumes.timestamp()))
+    await renewed_daily(at, 35)
+    assert await access(at) == ("active", "restricted", "free")
+    at.clock.set(resumes - INSTANT)
+    assert await access(at) == ("active", "restricted", "free")
+    at.clock.set(resumes)
+    assert await access(at) == ("active", "full", "pro")
+    await at.live(0 * DAY)
+    assert await access(at) == ("active", "full", "pro")
+
+
+@pytest.mark.parametrize("behavior", ["keep_as_draft", "mark_uncollectible"])
+async def test_what_is_collected_later_or_given_away_is_served(at: Hooked, behavior: str) -> None:
+    await paused(at, behavior)
+    await renewed_daily(at, 70)
+    assert await access(at) == ("active", "full", "pro")

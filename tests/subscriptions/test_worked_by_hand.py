@@ -1,10 +1,11 @@
-"""Three months of three customers, worked out by hand: every cent of invoices, ledgers, spend and margin.
+"""Whole lives: three months of three customers, worked out by hand to the cent, and a year of one customer.
 
-All expected figures are literals. ``worked_by_hand.rst`` beside this file works out each of them.
+All expected figures are literals. ``worked_by_hand.rst`` beside this file works out those of the months.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -17,33 +18,37 @@ from drivers.audited_kit import sqlite_in
 from drivers.llm_apps import read_all
 from drivers.plans import plans_text
 from drivers.sync_queue import queue_sync
+from drivers.top_ups import BACK, balance, refund
 from drivers.webhooks import hooked
 from faults.refusals import eventually
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.errors import SeatsInUseError
 from meterkit.testing import Clock, StripeEmulator
+from subscriptions.looks import pending
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from starlette.types import Receive, Scope, Send
 
     from drivers.webhooks import Hooked
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
 CATALOG: Final = loads(plans_text("worked_by_hand"))
 PATH: Final = "/v1/chat/completions"
-BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
 BOBS_PRICES: Final = ("_output_tokens", "_output_tokens:small-*", "_output_tokens:large-*")
 TINY: Final = ("small-1", 7, 3)
 SMALL: Final = ("small-1", 1_000, 500)
 LARGE: Final = ("large-1", 100_000, 20_000)
 
 
-def on(month: int, day: int, hour: int = 12) -> datetime:
-    return datetime(2031, month, day, hour, tzinfo=UTC)
+def on(month: int, day: int, hour: int = 12, *, year: int = 2031) -> datetime:
+    return datetime(year, month, day, hour, tzinfo=UTC)
 
 
 async def provider(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,13 +56,7 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
     model, entered, left = dict(scope["headers"])[b"x-call"].decode().split()
     usage = {"prompt_tokens": int(entered), "completion_tokens": int(left)}
     usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
-    said: dict[str, Any] = {
-        "id": "1",
-        "object": "chat.completion",
-        "model": model,
-        "choices": [],
-        "usage": usage,
-    }
+    said = {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": compact(said)})
@@ -77,20 +76,22 @@ class Months:
             await self.at.settle()
             await self.at.kit.flush(everything=True)
 
-    async def call(self, customer: str, what: tuple[str, int, int], *, times: int = 1) -> list[int]:
-        """Call a model so often; the statuses."""
-        found: list[int] = []
-        for _ in range(times):
+    async def calls(self, *calls: tuple[datetime, str, tuple[str, int, int], int, int, int]) -> None:
+        """Call models: when, who, model and tokens, how often, the status, and the balance afterwards."""
+        for when, customer, what, times, status, micros in calls:
+            await self.go(when)
             headers = {"x-customer-id": customer, "x-call": " ".join(map(str, what))}
             asked = compact({"model": what[0], "max_tokens": what[2], "messages": []})
-            found.append((await self.client.post(PATH, content=asked, headers=headers)).status_code)
-        return found
+            for _ in range(times):
+                answer = await self.client.post(PATH, content=asked, headers=headers)
+                assert answer.status_code == status
+            await self.has(customer, micros)
 
     async def has(self, customer: str, micros: int) -> None:
         """The balance is, or becomes, so many micro-dollars."""
 
         async def found() -> bool:
-            return (await self.at.kit.usage(customer))["balance_micros"].get("usd", 0) == micros
+            return await balance(self.at, customer) == micros
 
         await eventually(found)
 
@@ -122,72 +123,50 @@ async def june(months: Months) -> None:
     at.emulator.complete_checkout(session.id)
     await at.settle()
     await months.has("eve", 50_000_000)
-    await months.go(on(6, 3))
-    assert await months.call("ada", SMALL, times=3) == [200] * 3
-    await months.has("ada", 9_998_245)
-    await months.go(on(6, 8))
-    assert await months.call("eve", LARGE, times=10) == [200] * 10
-    await months.has("eve", 42_200_000)
-    await months.go(on(6, 10))
-    assert await months.call("ada", TINY) == [200]
-    await months.has("ada", 9_998_242)
-    assert await months.call("bob", ("small-1", 0, 900_000)) == [200]
-    await months.go(on(6, 12))
-    assert await months.call("ada", LARGE, times=6) == [200] * 6
-    await months.has("ada", 5_318_242)
-    await months.go(on(6, 15))
-    assert await months.call("bob", ("large-1", 0, 500_000)) == [200]
-    await months.go(on(6, 18))
-    assert await months.call("bob", ("large-1", 0, 300_000)) == [200]
-    await months.go(on(6, 19))
-    # The 19th: one token more than fits is refused, what fits is served, and then nothing is.
-    assert await months.call("bob", ("small-1", 0, 600_000)) == [200]
-    assert await months.call("bob", ("large-1", 0, 100_001)) == [402]
-    assert await months.call("bob", ("large-1", 0, 100_000)) == [200]
-    assert await months.call("bob", ("small-1", 0, 1)) == [402]
+    await months.calls(
+        (on(6, 3), "ada", SMALL, 3, 200, 9_998_245),
+        (on(6, 8), "eve", LARGE, 10, 200, 42_200_000),
+        (on(6, 10), "ada", TINY, 1, 200, 9_998_242),
+        (on(6, 10), "bob", ("small-1", 0, 900_000), 1, 200, 0),
+        (on(6, 12), "ada", LARGE, 6, 200, 5_318_242),
+        (on(6, 15), "bob", ("large-1", 0, 500_000), 1, 200, 0),
+        (on(6, 18), "bob", ("large-1", 0, 300_000), 1, 200, 0),
+        # The 19th: one token more than fits is refused, what fits is served, and then nothing is.
+        (on(6, 19), "bob", ("small-1", 0, 600_000), 1, 200, 0),
+        (on(6, 19), "bob", ("large-1", 0, 100_001), 1, 402, 0),
+        (on(6, 19), "bob", ("large-1", 0, 100_000), 1, 200, 0),
+        (on(6, 19), "bob", ("small-1", 0, 1), 1, 402, 0),
+    )
     assert await months.spent(on(6, 19)) == 50_000_000
-    await months.go(on(6, 20))
-    assert await months.call("ada", LARGE) == [200]
-    await months.has("ada", 24_538_242)
-    await months.go(on(6, 30))
-    assert await months.call("bob", ("small-1", 0, 1)) == [402]
+    await months.calls(
+        (on(6, 20), "ada", LARGE, 1, 200, 24_538_242),
+        (on(6, 30), "bob", ("small-1", 0, 1), 1, 402, 0),
+    )
 
 
 async def july(months: Months) -> None:
     at = months.at
-    await months.go(on(7, 5))
-    assert await months.call("ada", TINY, times=2) == [200] * 2
-    await months.has("ada", 24_538_234)
-    await months.go(on(7, 9))
-    assert await months.call("ada", LARGE, times=20) == [200] * 20
-    await months.has("ada", 8_938_234)
-    await months.go(on(7, 11))
-    assert await months.call("eve", LARGE, times=5) == [200] * 5
-    await months.has("eve", 38_300_000)
-    await months.go(on(7, 12))
-    assert await months.call("bob", ("large-1", 0, 350_000)) == [200]
-    await months.go(on(7, 15))
-    assert await months.call("ada", LARGE, times=6) == [200] * 6
-    await months.has("ada", 24_258_234)
-    await months.go(on(7, 20))
-    assert await months.call("bob", ("other-1", 0, 10_001)) == [200]
+    await months.calls(
+        (on(7, 5), "ada", TINY, 2, 200, 24_538_234),
+        (on(7, 9), "ada", LARGE, 20, 200, 8_938_234),
+        (on(7, 11), "eve", LARGE, 5, 200, 38_300_000),
+        (on(7, 12), "bob", ("large-1", 0, 350_000), 1, 200, 0),
+        (on(7, 15), "ada", LARGE, 6, 200, 24_258_234),
+        (on(7, 20), "bob", ("other-1", 0, 10_001), 1, 200, 0),
+    )
     (grant,) = await at.kit.grants.list("eve")
-    payments = await at.client.v1.invoice_payments.list_async({"invoice": grant.grant_id})
-    intent = str(payments.data[0].payment.payment_intent)
-    await at.client.v1.refunds.create_async({"payment_intent": intent})
+    await refund(at, grant.grant_id, cents=5000)
     await at.settle()
     await queue_sync(at.kit, "eve")
     await months.has("eve", 0)
 
 
 async def august(months: Months) -> None:
-    await months.go(on(8, 2))
-    assert await months.call("bob", ("small-1", 0, 40_000)) == [200]
-    await months.go(on(8, 20))
-    assert await months.call("ada", LARGE, times=10) == [200] * 10
-    await months.has("ada", 16_458_234)
-    await months.go(on(8, 21))
-    assert await months.call("eve", LARGE) == [429]
+    await months.calls(
+        (on(8, 2), "bob", ("small-1", 0, 40_000), 1, 200, 0),
+        (on(8, 20), "ada", LARGE, 10, 200, 16_458_234),
+        (on(8, 21), "eve", LARGE, 1, 429, 0),
+    )
     await months.go(on(9, 2))
 
 
@@ -197,12 +176,7 @@ async def ledger(months: Months, customer: str) -> list[tuple[int | None, str, s
     grants = sorted(await at.kit.grants.list(customer), key=lambda grant: grant.created_at)
     names = {grant.grant_id: f"grant {place}" for place, grant in enumerate(grants, 1)}
     return sorted(
-        (
-            line.period_start.month if line.period_start else 0,
-            line.entry,
-            names[line.grant_id],
-            line.quantity,
-        )
+        (line.period_start.month if line.period_start else 0, line.entry, names[line.grant_id], line.quantity)
         for line in await at.kit.grants.ledger(customer)
     )
 
@@ -241,11 +215,8 @@ async def check_bob(months: Months) -> None:
     sent = [months.at.emulator.accepted("cus_bob", f"out{row}") for row in (":small-*", ":large-*", "")]
     assert sent == [1_400_000, 900_000 + 250_000, 10_001]
     warned = [event for event in months.told["usage.threshold"] if event.customer == "bob"]
-    assert [(event.meter, event.percent) for event in warned] == [
-        ("spend", 50),
-        ("spend", 80),
-        ("spend", 100),
-    ]
+    warnings = [(event.meter, event.percent) for event in warned]
+    assert warnings == [("spend", 50), ("spend", 80), ("spend", 100)]
     assert await ledger(months, "bob") == []
 
 
@@ -330,3 +301,230 @@ async def test_three_months_match_a_calculation_by_hand(store_url: str, tmp_path
             await check_eve(months)
             assert await drain(at.kit) == 0
             await check_margins(months)
+
+
+SECOND: Final = timedelta(seconds=1)
+YEAR: Final = loads(plans_text("year"))
+
+
+# A meter event is of a whole minute; a subscription that ends at its first instant would not bill it.
+CANCELED: Final = on(12, 17) + timedelta(seconds=30)
+
+
+@dataclass(kw_only=True)
+class Year:
+    kit: MeterKit
+    stripe: StripeEmulator
+    clock: Clock
+
+    async def look(self) -> tuple[str, str | None, str, bool]:
+        """Plan, status, access, and whether the next request is served, which is counted."""
+        customer = await self.kit.customers.get("acme")
+        decision = await self.kit.consume("acme", "requests")
+        return customer.plan, customer.status, customer.access, decision.allowed
+
+    async def linked(self) -> str:
+        return (await self.kit.customers.get("acme")).stripe_customer or ""
+
+    async def use(self, quantity: int) -> None:
+        for _ in range(quantity):
+            assert (await self.kit.consume("acme", "requests")).allowed
+
+    async def counted(self) -> tuple[datetime, datetime, int, int | str, int]:
+        """The period's bounds; what is recorded of requests, included, overage."""
+        usage = await self.kit.usage("acme")
+        requests, period = usage["meters"]["requests"], usage["period"]
+        return period["start"], period["end"], requests["recorded"], requests["included"], requests["overage"]
+
+    async def webhooks(self) -> None:
+        due = await self.stripe.deliver()
+        await self.stripe.deliver(*(delivery.event for delivery in reversed(due)))
+        await self.kit.webhooks.work_off()
+
+    async def go(self, to: datetime) -> None:
+        """Go to an instant: at Stripe all happens that is due, and is told."""
+        await self.kit.flush(everything=True)
+        self.clock.set(to)
+        self.stripe.advance()
+        await self.webhooks()
+
+    async def ledger(self, kind: str) -> list[tuple[datetime, str | None, str]]:
+        """What the ledger has of a kind: when, what, and by whom."""
+        history = await self.kit.customers.history("acme")
+        return [
+            (entry.at, entry.after, "event" if entry.cause.startswith("evt_") else entry.cause)
+            for entry in history
+            if entry.kind == kind
+        ]
+
+    async def invoices(self) -> list[tuple[str, int, str]]:
+        found = await self.kit.subscriptions.invoices("acme")
+        return [
+            (f"{invoice.created_at:%m-%d}", invoice.total_cents, invoice.status)
+            for invoice in reversed(found)
+        ]
+
+
+@asynccontextmanager
+async def acme(store_url: str) -> AsyncGenerator[Year]:
+    clock = Clock(on(1, 31))
+    stripe = StripeEmulator(clock=clock, automatic_webhooks=False, after_retries="past_due")
+    stripe.add_plans(YEAR)
+    async with hooked(store_url, clock=clock, emulator=stripe, catalog=YEAR) as found:
+        yield Year(kit=found.kit, stripe=stripe, clock=clock)
+
+
+async def begin(year: Year) -> None:
+    assert await year.look() == ("free", None, "full", True)
+    assert (await year.counted())[:3] == (on(1, 1, 0), on(2, 1, 0), 1)
+
+
+async def be_tried(year: Year) -> None:
+    kit, clock = year.kit, year.clock
+    await kit.subscriptions.create("acme", "pro", seats=2)
+    assert await year.look() == ("pro", "trialing", "full", True)
+    assert await year.counted() == (on(1, 31), on(2, 14), 1, 10, 0)
+    year.stripe.add_payment_method(await year.linked())
+    await year.webhooks()
+
+    # Its end binds at its second, before Stripe tells of it.
+    clock.set(on(2, 14) - SECOND)
+    assert await year.look() == ("pro", "trialing", "full", True)
+    clock.set(on(2, 14))
+    assert await year.look() == ("pro", "active", "full", True)
+    assert await year.counted() == (on(2, 14), on(3, 14), 1, 10, 0)
+    await year.go(on(2, 14, 14))
+    assert await year.invoices() == [("01-31", 0, "paid"), ("02-14", 1000, "paid")]
+
+
+async def upgrade(year: Year) -> None:
+    """Beyond what is included, then an upgrade in mid-period, and seats up and down."""
+    kit = year.kit
+    await year.go(on(2, 20))
+    await year.use(11)
+    assert await year.counted() == (on(2, 14), on(3, 14), 12, 10, 2)
+    await year.go(on(2, 28))
+    preview = await kit.subscriptions.preview("acme", plan="max")
+    changed = await kit.subscriptions.change_plan("acme", "max")
+    # 14 of 28 days are left: of 10 and 100 included requests, half each.
+    assert preview.proration == changed.proration
+    assert (changed.proration.credit_cents, changed.proration.charge_cents) == (500, 1500)
+    assert await year.look() == ("max", "active", "full", True)
+    assert await year.counted() == (on(2, 14), on(3, 14), 13, 55, 2)
+
+    # Seats up; down no further than those in use.
+    assert (await kit.subscriptions.set_seats("acme", 7)).proration.net_cents == 200
+    await kit.gauges.set("acme", "seats", 6)
+    with pytest.raises(SeatsInUseError):
+        await kit.subscriptions.set_seats("acme", 5)
+    await kit.gauges.set("acme", "seats", 4)
+    assert (await kit.subscriptions.set_seats("acme", 5)).proration.net_cents == -200
+
+
+async def fail_to_pay(year: Year) -> None:
+    kit, clock = year.kit, year.clock
+    year.stripe.fail_payments(await year.linked())
+    await year.go(on(3, 14, 14))
+    assert await year.look() == ("max", "past_due", "grace", True)
+    await year.go(on(3, 17, 14))
+    assert await year.look() == ("max", "past_due", "grace", True)
+    clock.set(on(3, 21, 13) - SECOND)
+    assert (await kit.customers.get("acme")).access == "grace"
+    clock.set(on(3, 21, 13))  # Seven days after the first failure, whether the third has come or not.
+    assert await year.look() == ("free", "past_due", "restricted", True)
+    assert not await kit.allows("acme", "export")
+    await year.go(on(3, 22, 14))
+    clock.set(on(3, 28, 13) - SECOND)
+    assert (await kit.customers.get("acme")).access == "restricted"
+    clock.set(on(3, 28, 13))
+    assert await year.look() == ("max", "past_due", "suspended", False)
+    assert (await kit.consume("acme", "requests")).reason == "suspended"
+
+    # Paid: everything is back at once.
+    year.stripe.mend_payments(await year.linked())
+    (unpaid,) = [invoice for invoice in await kit.subscriptions.invoices("acme") if invoice.status == "open"]
+    year.stripe.confirm_payment(unpaid.id)
+    await year.webhooks()
+    assert await year.look() == ("max", "active", "full", True)
+    assert await kit.allows("acme", "export")
+
+
+async def downgrade(year: Year) -> None:
+    kit, clock = year.kit, year.clock
+    changed = await kit.subscriptions.change_plan("acme", "pro")
+    assert pending(changed.subscription) == ("pro", 2, on(4, 14))
+    clock.set(on(4, 14) - SECOND)
+    assert (await year.look())[0] == "max"
+    clock.set(on(4, 14))
+    assert await year.look() == ("pro", "active", "full", True)
+    assert await year.counted() == (on(4, 14), on(5, 14), 1, 10, 0)
+    await year.go(on(4, 14, 14))
+
+
+async def pay_by_the_year(year: Year) -> None:
+    """From months to years: the anchor stays, and what is included goes on by the month."""
+    kit = year.kit
+    await year.go(on(5, 1))
+    await kit.subscriptions.change_plan("acme", "pro_yearly")
+    found = await kit.subscriptions.get("acme")
+    assert found is not None
+    assert (found.plan, found.current_period_end) == ("pro_yearly", on(2, 14, year=2032))
+    assert (await year.counted())[:2] == (on(4, 14), on(5, 14))
+    for month in range(5, 13):
+        await year.go(on(month, 14))
+        assert await year.look() == ("pro_yearly", "active", "full", True)
+        assert (await year.counted())[2] == 1
+
+
+async def end(year: Year) -> None:
+    """Canceled at once: what was used is billed, and what was paid in advance is given back."""
+    kit = year.kit
+    await year.go(CANCELED)
+    await year.use(13)
+    await kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+    await year.webhooks()
+    assert await year.look() == ("free", "canceled", "full", True)
+    assert not await kit.allows("acme", "export")
+    assert (await kit.usage("acme"))["meters"]["requests"]["pending"] == 0
+    await year.go(on(12, 17, 14))
+    assert await year.invoices() == [
+        ("01-31", 0, "paid"),
+        ("02-14", 1000, "paid"),
+        ("02-28", 1000 + 2 * 5, "paid"),
+        ("03-14", 3000 + 200 - 200, "paid"),
+        ("04-14", 1000, "paid"),
+        ("05-01", 7918 - 433, "paid"),
+        ("12-17", 4 * 5 - 1616, "paid"),
+    ]
+
+
+async def check_ledger(year: Year) -> None:
+    """The ledger has it all at its own instant, also what nobody looked at then."""
+    assert await year.ledger("access") == [
+        (on(3, 14, 14), "grace", "event"),
+        (on(3, 21, 13), "restricted", "clock"),
+        (on(3, 28, 13), "suspended", "clock"),
+        (on(3, 28, 13), "full", "event"),
+    ]
+    assert await year.ledger("plan") == [
+        (on(1, 31), "pro", "api"),
+        (on(2, 28), "max", "api"),
+        (on(3, 21, 13), "free", "clock"),
+        (on(3, 28, 13), "max", "clock"),
+        (on(4, 14), "pro", "clock"),
+        (on(5, 1), "pro_yearly", "api"),
+        (CANCELED, "free", "api"),
+    ]
+
+
+@pytest.mark.dear("a year of a customer, event by event")
+async def test_i4_a_year_of_a_customer(store_url: str) -> None:
+    async with acme(store_url) as year:
+        await begin(year)
+        await be_tried(year)
+        await upgrade(year)
+        await fail_to_pay(year)
+        await downgrade(year)
+        await pay_by_the_year(year)
+        await end(year)
+        await check_ledger(year)
