@@ -67,13 +67,7 @@ class Wanted:
     counted: Mapping[str, int]
 
     def text(self) -> str:
-        meters = {
-            meter_token(meter): {
-                "name": meter,
-                "units": units,
-            }
-            for meter, units in self.units.items()
-        }
+        meters = {meter_token(meter): {"name": meter, "units": units} for meter, units in self.units.items()}
         told = {"dry": int(self.dry), "period": self.period, "stripe": self.stripe, "by": "ada"}
         told |= {"events": {meter_token(meter): event for meter, event in self.events.items()}}
         told |= {"counted": dict(self.counted)}
@@ -244,8 +238,7 @@ class Rebuilding(Checks):
         )
         wanted = self._wanted(customer, view, now)
         lives = Lives(
-            outlive_ms=random.choice((900_000, 40 * DAY_MS)),
-            least_ms=random.choice((900_000, 90 * DAY_MS)),
+            outlive_ms=random.choice((900_000, 40 * DAY_MS)), least_ms=random.choice((900_000, 90 * DAY_MS))
         )
         self._rebuild(customer, view, wanted, lives, now)
 

@@ -79,12 +79,7 @@ class Refusing(Delivery):
         identifier, short = self.random.choice(list(delivered.items()))
         token = next(meter_token(one) for one in METERS if (one == "tokens") == (short[2] == "tokens"))
         asked = Refuse(
-            identifier=identifier,
-            new_identifier="r",
-            state="dead",
-            why="refused",
-            token=token,
-            customer=NAME,
+            identifier=identifier, new_identifier="r", state="dead", why="refused", token=token, customer=NAME
         )
         begun = [int(name[:-6]) for name in customer.closed if name.endswith(f"|{token}d")]
         period = max((one for one in begun if one <= int(short[3]) * 1000), default=None)

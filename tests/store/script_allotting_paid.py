@@ -64,11 +64,7 @@ _METERS: Final = ("requests", "words", "pages", "images")
 _EDGES: Final = (
     ("spare", ("words",), 40),  # A grant.
     ("bounded", ("words",), 140),  # A budget.
-    (
-        "bounded",
-        ("pages", "requests"),
-        57,
-    ),  # What the last one takes of the credit counts.
+    ("bounded", ("pages", "requests"), 57),  # What the last one takes of the credit counts.
 )
 _NEVER_MS: Final = 9 * 10**15
 

@@ -421,14 +421,7 @@ class Model:
         self.notices.append((kind, name, of, " ".join(map(str, numbers))))
 
     def _parts(
-        self,
-        meter: str,
-        use: Use,
-        view: View,
-        customer: Customer,
-        means: Means | None,
-        *,
-        is_dead: bool,
+        self, meter: str, use: Use, view: View, customer: Customer, means: Means | None, *, is_dead: bool
     ) -> Iterable[Part]:
         """How units are classified: as the meter's own, and as those of meters derived from it."""
         quantity, meters = use.recorded.get(meter, 0), self.catalog.meters

@@ -218,10 +218,7 @@ class Means:
             elif more > 0 and known is not None and (known.expires > self.now or not is_over):
                 longer = max(known.expires, new.expires) if known.expires > self.now else known.expires
                 self.grants[known.name] = replace(
-                    known,
-                    quantity=known.quantity + more,
-                    expires=longer,
-                    stays=max(known.stays, longer),
+                    known, quantity=known.quantity + more, expires=longer, stays=max(known.stays, longer)
                 )
 
     @property

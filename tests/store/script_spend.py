@@ -93,11 +93,7 @@ def row_of(model: str | None) -> str:
     return {None: "(default)", "other": "(default)", "opus": "opus", "a-mini": "*mini"}[model]
 
 
-PRICES: Final = {
-    "words": Fraction(3 * CENT, 7),
-    "images": Fraction(50 * CENT, 3),
-    "seconds": Fraction(CENT),
-}
+PRICES: Final = {"words": Fraction(3 * CENT, 7), "images": Fraction(50 * CENT, 3), "seconds": Fraction(CENT)}
 INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 0}
 FEWER_WORDS: Final = 5
 CAP: Final = 60

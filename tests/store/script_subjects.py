@@ -321,14 +321,7 @@ class SubjectWorld(ScriptWorld):
         if policies and policies[nearest].is_rate:
             self.compare(f"before {what}", policies[nearest].told[1], reply[4])
 
-    def _take(
-        self,
-        given: Given,
-        demands: Mapping[str, Demand],
-        *,
-        in_flight: bool,
-        asks: bool,
-    ) -> None:
+    def _take(self, given: Given, demands: Mapping[str, Demand], *, in_flight: bool, asks: bool) -> None:
         """Count and hold what was admitted."""
         calls, words = demands.get("calls"), demands.get("words")
         taken = words.taken if words is not None and asks else 0
