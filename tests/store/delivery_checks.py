@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
-from meterkit.redis.connection import pack
-from store.delivery_model import Shard
-from store.delivery_texts import item_text
+from meterkit.redis.connection import pack, pack_numbers
+from store.delivery_model import Shard, item_text
 from store.script_model import NEVER_MS
-from store.script_world import MismatchError
+from store.script_world import MismatchError, fields_of, load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from store.script_model import View
     from store.script_wires import Wire
 
 NAMES: Final = (
@@ -26,7 +26,6 @@ NAMES: Final = (
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
-_NOTICE: Final = ("kind", "customer", "of", "numbers", "data")
 _CLOCK: Final = "return tonumber(caller_ms)"
 _SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns", "items")
 # A script that went on for ever would take the server with it.
@@ -94,12 +93,11 @@ class Checks:
             key: _counters(content) if key.startswith("c:") else _READ[kind.decode()](content)
             for key, (kind, _, _, content) in self.rows.items()
         }
-        if "intents" in found:
-            found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
-        if "items" in found:
-            found["items"] = dict(sorted(_items(cast("Mapping[str, int]", found["items"]))))
-        if "delivered:1" in found:
-            found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
+        for texts in ("intents", "delivered:1"):
+            if texts in found:
+                found[texts] = {known: json.loads(text) for known, text in found[texts].items()}
+        if "items" in found:  # Whatever the order of their fields is.
+            found["items"] = {item_text(json.loads(text)): due for text, due in found["items"].items()}
         if "audit" in found:
             told = map(_audited, cast("list[dict[str, Any]]", found["audit"]))
             found["audit"] = [entry for entry in told if entry is not None]
@@ -136,36 +134,27 @@ class Checks:
         """Everything that the model says is stored, by key without its prefix."""
         shard = self.shard
         stored: dict[str, Any] = {
+            **{name: getattr(shard, name) for name in _SORTED},
             "customers": shard.members,
-            "dirty": shard.dirty,
-            "unlinked": shard.unlinked,
             "intents": {known: intent.stored() for known, intent in shard.intents.items()},
-            "outbox": shard.outbox,
             "delivered:1": shard.delivered,
             "batches:1": shard.batches,
-            "parked": shard.parked,
-            "dead": shard.dead,
-            "compare": shard.compare,
-            "turns": shard.turns,
             "notices": [
-                dict(zip(_NOTICE, (kind, name, "", "", data), strict=True))
+                {"kind": kind, "customer": name, "of": "", "numbers": "", "data": data}
                 for kind, name, data in shard.notices
             ],
             "audit": shard.audit,
-            "items": shard.items,
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},
             **{f"k:{name}": digests for name, digests in shard.corrections.items()},
+            **{f"h:{name}": entries for name, entries in shard.histories.items()},
         }
-        for name, entries in shard.histories.items():
-            stored[f"h:{name}"] = [list(entry) for entry in entries]
         for name, customer in shard.customers.items():
             stored[f"c:{name}"] = texts_of(customer.fields())
             force = {"force": shard.forces[name]} if name in shard.forces else {}
-            stored[f"s:{name}"] = (
-                {"rev": customer.rev, "data": customer.data, **force} if customer.data else {}
-            )
+            state = {"rev": customer.rev, "data": customer.data, **force}
+            stored[f"s:{name}"] = state if customer.data else {}
             stored[f"t:{name}"] = texts_of(customer.closed)
         return {key: content for key, content in stored.items() if content}
 
@@ -210,10 +199,7 @@ class Checks:
     def _load(self, text: str) -> str:
         """Have the server compile a script that also tells what is stored after it."""
         head, _, body = text.partition("\n") if text.startswith("#!") else ("", "", text)
-        sha = self.wire(pack("SCRIPT", "LOAD", f"{head}\n{_GO}{body}\n{_AND_TELL}"))
-        if not isinstance(sha, bytes | str):
-            raise MismatchError(f"a script does not compile: {sha}")
-        return sha.decode() if isinstance(sha, bytes) else sha
+        return load_script(self.wire, "a script", f"{head}\n{_GO}{body}\n{_AND_TELL}").sha
 
 
 def pairs(flat: list[bytes]) -> dict[str, str]:
@@ -228,8 +214,15 @@ def _counters(flat: list[bytes]) -> dict[str, str]:
         return {name: repr(packed) for name, packed in fields.items()}
 
 
-def fields_of(flat: list[bytes]) -> dict[str, bytes]:
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+def own_keys(name: str, kinds: str) -> tuple[str, ...]:
+    """The keys of a customer, by their first letters."""
+    return tuple(f"{kind}:{name}" for kind in kinds)
+
+
+def terms_of(view: View, outlive_ms: int = 0, live_ms: int = 0) -> bytes:
+    """What a script is told of a customer's periods, and of how long its counters live."""
+    until_ms = min(view.valid_until_ms, view.next_end_ms)
+    return pack_numbers([until_ms, *view.period, view.next_end_ms, outlive_ms, live_ms])
 
 
 def texts_of(fields: Mapping[str, int | str]) -> dict[str, str]:
@@ -245,25 +238,11 @@ def _audited(entry: dict[str, Any]) -> dict[str, Any] | None:
     return {**entry, "d": what} if what["meters"] else None
 
 
-def _items(found: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Invoice items that wait, whatever the order of their fields is."""
-    for text, due in found.items():
-        yield item_text(json.loads(text)), due
-
-
-def _members(names: Iterable[bytes]) -> set[str]:
-    return {name.decode() for name in names}
-
-
-def _entries(found: list[tuple[bytes, list[bytes]]]) -> list[dict[str, str]]:
-    return [pairs(fields) for _, fields in found]
-
-
 _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
     "hash": pairs,
     "zset": lambda flat: {name: int(float(score)) for name, score in pairs(flat).items()},
-    "set": _members,
+    "set": lambda names: {name.decode() for name in names},
     "string": bytes.decode,
-    "stream": _entries,
+    "stream": lambda found: [pairs(fields) for _, fields in found],
     "list": lambda found: list(map(json.loads, found)),
 }

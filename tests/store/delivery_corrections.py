@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_model import AHEAD_MS, METERS, TOTALS_MS, VALUE_MAX, Intent, free_minute, stand
+from store.delivery_model import AHEAD_MS, TOKENS, TOTALS_MS, VALUE_MAX, Intent, free_minute, lines_of, stand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from store.script_model import Customer, Times, View
 
 ONCE = "r:1"
-_NAMES = {meter_token(meter): meter for meter in METERS}
 CLASSES = ("over_cap", "overage", "credited", "granted", "included")
+"""In the order in which units are taken back."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Prices:
     """What units cost that are taken back.
 
@@ -40,7 +40,7 @@ class Prices:
     paid: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Billed:
     """What invoices have.
 
@@ -94,23 +94,16 @@ def restore(
         return ending, None
     if ONCE in shard.strings:
         return [1, now], None
-    closed = dict(customer.closed)
-    customer.roll(now, view)
-    if closed != customer.closed:
-        shard.keep(f"t:{name}", TOTALS_MS)
-    done: dict[str, str] = {}
+    shard.roll(name, view, now)
     start = customer.period[0] if customer.period else view.period_at(now)[0]
-    is_held = customer.closed.get(f"{start}|w", 0) > now
+    is_held = customer.closed[f"{start}|w"] > now
     billed = asked.billed
     if billed is not None and (is_held or str(customer.closed.get(f"{start}|y", "")) != billed.changed):
         return [9, now, int(is_held)], None
     work, before = _Work(shard, name, asked, start, now), _numbers(customer)
-    for meter, quantity in asked.quantities.items():
-        done[meter] = work.take(meter, quantity)
-    waits = any(customer.pending.values()) or any(
-        count for field, count in customer.closed.items() if field[-1] == "p"
-    )
-    if not waits:
+    done = {meter: work.take(meter, quantity) for meter, quantity in asked.quantities.items()}
+    closed = (count for field, count in customer.closed.items() if field[-1] == "p")
+    if not any((*customer.pending.values(), *closed)):
         shard.unlinked.pop(name, None)
     if is_audited:
         _enter(shard, work, before)
@@ -131,11 +124,8 @@ def _turn(name: str, fields: Sequence[str]) -> tuple[int, int, int, str]:
 
 def _numbers(customer: Customer) -> dict[str, tuple[int, ...]]:
     """By token what the audit log is told of a meter."""
-    kinds = (
-        *(customer.included, customer.granted, customer.credited, customer.overage, customer.over_cap),
-        *(customer.pending, customer.marked),
-    )
-    return {meter_token(meter): tuple(counts[meter] for counts in kinds) for meter in METERS}
+    kinds = (*CLASSES[::-1], "pending", "marked")
+    return {token: tuple(getattr(customer, kind)[meter] for kind in kinds) for token, meter in TOKENS.items()}
 
 
 def _enter(shard: Shard, work: _Work, before: Mapping[str, tuple[int, ...]]) -> None:
@@ -165,7 +155,7 @@ class _Work:
         self.by_hand: dict[str, list[list[str]]] = {}
 
     def count(self, token: str, letter: str) -> int:
-        return self.customer.closed.get(f"{self.start}|{token}{letter}", 0)
+        return int(self.customer.closed[f"{self.start}|{token}{letter}"])
 
     def net(self, tokens: Sequence[str], letters: str) -> int:
         """What was sealed of meters and is in some states, less what was taken back."""
@@ -178,7 +168,6 @@ class _Work:
     def take(self, meter: str, quantity: int) -> str:
         customer, asked = self.customer, self.asked
         tokens = asked.tokens[meter]
-        names = _NAMES
         lost = {event: -self.sent(event) for _, event, _ in asked.prices.rows}
         too = [token for token in tokens if token in asked.included_too]
         repaid, paid = self.count(meter_token(meter), "r"), customer.credited[meter]
@@ -192,7 +181,7 @@ class _Work:
             reported = {"overage": tokens, "included": too}.get(kind, ())
             unsent, off = counts[meter] + (behind if kind == "overage" else 0), 0
             for token in reported:
-                known = names.get(token)
+                known = TOKENS.get(token)
                 if known is not None:
                     unsent -= customer.pending[known]
                     less = min(part - off, customer.pending[known])
@@ -202,7 +191,7 @@ class _Work:
             done = off + min(part - off, unsent, counts[meter])
             counts[meter] -= done
             taken[kind], missing[kind] = done, part - done
-        by_item = 0 if asked.billed is None else sum(asked.billed.items.get(token, 0) for token in tokens)
+        by_item = sum(asked.billed.items.get(token, 0) for token in tokens) if asked.billed else 0
         owed = max(0, min(missing["overage"], self.net(tokens, "qlkd") + by_item - behind - repaid))
         back = self.at_stripe(tokens, owed)
         back_included = self.at_stripe(too, missing["included"])
@@ -257,43 +246,38 @@ class _Work:
             is_this, known = period == self.start, self.assigned(period, token)
             before, field = known.pop(name, 0), f"{period}|{meter_token(meter)}"
             closed = self.customer.closed
-            most = owed if is_this else closed.get(f"{field}o", 0) - self.repaid(field, by_period[period])
+            # In a period before: but for what there was compensation for then, and not now.
+            most = owed if is_this else closed[f"{field}o"] - closed[f"{field}r"] + by_period[period]
             part = min(rest[is_this], units - before, most - by_period[period])
             if part > 0:
                 rest[is_this] -= part
                 by_period[period] += part
                 texts = [f"{other} {count};" for other, count in {**known, name: before + part}.items()]
-                closed[f"{period}|{token}H"] = cast("int", "".join(texts))
+                closed[f"{period}|{token}H"] = "".join(texts)
                 kept[is_this].append([told, str(before), str(part)])
                 if not is_this:
-                    closed[f"{field}r"] = closed.get(f"{field}r", 0) + part
+                    closed[f"{field}r"] += part
         self.by_hand[meter] = kept[True] + kept[False]
         if self.by_hand[meter]:
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
         ended = by_period.pop(self.start, 0)
         return stuck, ended, by_period.total()
 
-    def repaid(self, field: str, now: int) -> int:
-        """What there was compensation for in a period before, and not now."""
-        return self.customer.closed.get(f"{field}r", 0) - now
-
     def assigned(self, period: int, token: str) -> dict[str, int]:
         """By its lines, how many units of a period corrections have assigned to them."""
-        text = str(self.customer.closed.get(f"{period}|{token}H", ""))
-        return {name: int(count) for name, count in re.findall(r"(\S+) (\d+);", text)}
+        return {name: int(count) for name, count in lines_of(self.customer.closed, f"{period}|{token}H")}
 
     def sent(self, token: str) -> int:
         """How many units an event has lost by now, and so many more."""
-        return self.back.get(token, 0) - self.customer.pending[_NAMES[token]]
+        return self.back.get(token, 0) - self.customer.pending[TOKENS[token]]
 
     def lower_rows(self, overage: int, lost: Mapping[str, int]) -> None:
         """Take units off the prices by model: where their events lost them, then in the order of rows."""
         for most in (lost, dict.fromkeys(lost, overage)):
             for token, event, label in self.asked.prices.rows:
-                row = _NAMES[token]
-                part = max(
-                    0, min(most[event], self.customer.overage[row] - self.ended(token, label), overage)
-                )
+                row = TOKENS[token]
+                open_ = self.customer.overage[row] - self.ended(token, label)
+                part = max(0, min(most[event], open_, overage))
                 self.customer.overage[row] -= part
                 overage -= part
                 counted = self.customer.included[row] + self.customer.overage[row]
@@ -302,10 +286,10 @@ class _Work:
 
     def ended(self, token: str, label: str | None) -> int:
         """How much overage of a row has the prices that ended; a change that Stripe refused ended none."""
-        ends = re.findall(r"(\S+) \d+ (\d+);", str(self.customer.closed.get(f"{self.start}|{token}s", "")))
+        ends = lines_of(self.customer.closed, f"{self.start}|{token}s")
         if ends and ends[-1][0] == label:
             ends.pop()
-        return int(ends[-1][1]) if ends else 0
+        return int(ends[-1][2]) if ends else 0
 
     def lower_spent(self, meter: str, overage: int, paid: int) -> None:
         """Lower what is spent by the cost of units: of overage, and of those that grants and credits paid."""
@@ -390,14 +374,10 @@ class _Work:
             self.made, done = self.made + 1, done + part
             self.back[token] = self.back.get(token, 0) + part
             identifier = f"{asked.nonce}-{self.made}"
-            intent = Intent(
-                *(self.name, asked.stripe, customer.period[0], token, asked.events[token], -part, minute),
-                at=self.now,
-                key=identifier,
-            )
+            known = (self.name, asked.stripe, customer.period[0], token, asked.events[token])
+            intent = Intent(*known, -part, minute, self.now, key=identifier)
             self.shard.intents[identifier], self.shard.outbox[identifier] = intent, self.now
-            field = intent.field("queued")
-            customer.closed[field] = customer.closed.get(field, 0) + part
+            customer.closed[intent.field("queued")] += part
             customer.stamps[names[token]] = minute
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
         return done

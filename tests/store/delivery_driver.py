@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
-from meterkit.redis.connection import pack, pack_numbers
-from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
+from meterkit.redis.connection import pack
+from store.delivery_checks import SKEWS, Checks, own_keys, pairs, terms_of, texts_of
 from store.delivery_corrections import ONCE, Prices, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Cut, Intent, Move, Refuse, Seal, Steer
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
+from store.script_world import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from store.delivery_corrections import Billed
-    from store.delivery_late import Invoices
+    from store.delivery_model import Invoices
+    from store.script_model import Customer
     from store.script_wires import Wire
 
     Deed = Callable[["Delivery", str], None]
@@ -36,7 +38,8 @@ ANCHORS: Final = {"ada": None, "bob": START_MS - 20 * DAY_MS + 30_000, "cid": ST
 # Pages have another name by now.
 EVENTS: Final = {"requests": meter_token("rows"), "tokens": "tokens", "pages": "db rows", "rows": "db rows"}
 QUANTITIES: Final = (1, 2, 700, 10**15 - 1, 10**15, 2 * 10**15 - 2, 3 * 10**15 + 5, 9 * 10**15)
-TOKENS: Final = ("worker-a", "worker-b")
+NAME: Final = "ada"
+WORKERS: Final = ("worker-a", "worker-b")
 WRITERS: Final = ("w:1", "w:2")
 LINK: Final = "l:cus_1"
 BESIDE: Final = (-1, 0, 0, 1)
@@ -44,8 +47,8 @@ BESIDE: Final = (-1, 0, 0, 1)
 LIFE: Final = 80
 
 
-def invoices_text(asked: Invoices) -> str:
-    """Invoices as a seal is asked with them."""
+def text_of(asked: Any) -> str:
+    """What a script is asked with as JSON, without what is None."""
     return json.dumps({name: told for name, told in asdict(asked).items() if told is not None})
 
 
@@ -132,9 +135,8 @@ class Delivery(Checks):
         customer, token = self.shard.customers[name], meter_token(self.random.choice(METERS))
         begins = START_MS - self.random.randrange(3) * 31 * DAY_MS
         edge = self.wall // MINUTE_MS + self.random.choice((-9, 1, 4, 5, 6, 7))
-        customer.closed.setdefault(
-            f"{begins}|e", edge * MINUTE_MS + self.random.choice((0, 0, -1, 1, 30_000))
-        )
+        ends = edge * MINUTE_MS + self.random.choice((0, 0, -1, 1, 30_000))
+        customer.closed.setdefault(f"{begins}|e", ends)
         customer.closed[f"{begins}|{token}p"] = self.random.choice(QUANTITIES)
         if self.random.random() < 0.3:
             customer.closed[f"{begins}|{token}i"] = 7
@@ -157,10 +159,8 @@ class Delivery(Checks):
         for meter in METERS:
             if self.random.random() < 0.5:
                 changed = [customer.closed.get(f"{begins}|{kind}", minute) for kind in "wy"]
-                vacant = self.random.choice(
-                    (begins - MINUTE_MS, begins, minute - MINUTE_MS, minute, *changed)
-                )
-                vacant = -(-vacant // MINUTE_MS) * MINUTE_MS
+                near = (begins - MINUTE_MS, begins, minute - MINUTE_MS, minute, *changed)
+                vacant = -(-self.random.choice(near) // MINUTE_MS) * MINUTE_MS
                 customer.closed[f"{begins}|{meter_token(meter)}v"] = vacant
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
         self.store(f"t:{name}")
@@ -181,7 +181,7 @@ class Delivery(Checks):
         """A lease that is lost, or somebody else's."""
         self.shard.strings.pop("lease", None)
         if self.random.random() < 0.7:
-            self.shard.strings["lease"] = self.random.choice(TOKENS)
+            self.shard.strings["lease"] = self.random.choice(WORKERS)
             self.shard.ttls["lease"] = DAY_MS
         self.store("lease")
 
@@ -196,20 +196,22 @@ class Delivery(Checks):
         """Nothing is on its way of a customer, or in one state only."""
         customer = self.shard.customers[name]
         kept = self.random.choice(("", *"qlkdxQLKX"))
-        customer.closed = {
-            field: count for field, count in customer.closed.items() if field[-1].lower() not in "qlkdxpz"
-        }
+        for field in [field for field in customer.closed if field[-1].lower() in "qlkdxpz"]:
+            del customer.closed[field]
         if kept:
             self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
             customer.closed[f"{START_MS}|{meter_token('rows')}{kept}"] = self.random.randrange(2)
-        self.shard.intents = {
-            known: intent for known, intent in self.shard.intents.items() if intent.customer != name
-        }
-        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead, self.shard.compare):
-            for known in set(scores) - set(self.shard.intents):
-                del scores[known]
         self.shard.dirty.pop(name, None)
-        self.store(f"t:{name}", "intents", "outbox", "parked", "dead", "compare", "dirty")
+        self._drop_intents(name)
+        self.store(f"t:{name}", "dirty")
+
+    def _drop_intents(self, name: str) -> None:
+        kept = {known: intent for known, intent in self.shard.intents.items() if intent.customer != name}
+        self.shard.intents = kept
+        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead, self.shard.compare):
+            for known in set(scores) - set(kept):
+                del scores[known]
+        self.store("intents", "outbox", "parked", "dead", "compare")
 
     def plant_gone(self, name: str) -> None:
         """What the server does with counters whose time has come."""
@@ -235,10 +237,8 @@ class Delivery(Checks):
         view = self._view(name, now if self.random.random() < 0.9 else now - 20 * DAY_MS)
         events = {meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9}
         this = now // MINUTE_MS * MINUTE_MS
-        ends = [
-            count // MINUTE_MS * MINUTE_MS for field, count in customer.closed.items() if field[-1] == "e"
-        ]
-        beside = [at + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
+        ends = [end for field, end in customer.closed.items() if field[-1] == "e"]
+        beside = [at // MINUTE_MS * MINUTE_MS + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
         taken = self.random.sample(beside, self.random.choice((0, 0, 0, 1, 3, 6)))
         cutting = self.random.choice(("", "", "", "cut", "cut", "moved"))
         if cutting == "moved":  # By a little, or too little to be another period.
@@ -251,36 +251,29 @@ class Delivery(Checks):
             events=events,
             outlive_ms=self.random.choice((900_000, 400 * DAY_MS)),
             live_ms=self.random.choice((900_000, 60 * DAY_MS)),
-            invoices=self.invoices(now, [n for name, n in customer.closed.items() if name[-1] == "e"]),
-            cut=Cut(till_ms=self.wall + 90_000, labels=self._labels()) if cutting == "cut" else None,
+            invoices=self.invoices(now, ends),
+            cut=(self.wall + 90_000, self._labels()) if cutting == "cut" else None,
             is_moved=cutting == "moved",
         )
         skew = self.random.choice(SKEWS) if self.random.random() < 0.1 else 0
         times = Times(wall=self.wall, claimed=self.wall - skew)
         nonce = f"{self.random.getrandbits(128):032x}"
-        until_ms = min(view.valid_until_ms, view.next_end_ms)
-        terms = [until_ms, *view.period, view.next_end_ms, asked.outlive_ms, asked.live_ms]
-        argv: list[str | bytes] = [
-            view.rev,
-            pack_numbers(terms),
-            nonce,
-            name,
-            asked.stripe,
-            json.dumps(taken),
-            "" if asked.invoices is None else invoices_text(asked.invoices),
-            json.dumps({"till": str(asked.cut.till_ms), "labels": asked.cut.labels})
-            if asked.cut
-            else cutting,
-        ]
-        argv += [part for event in events.items() for part in event]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}", "items")
-        reply, found = self.ask("seal", keys, *argv, times.claimed, skew=skew)
+        cut = json.dumps({"till": str(asked.cut[0]), "labels": asked.cut[1]}) if asked.cut else cutting
+        argv: tuple[str | bytes, ...] = (
+            *(view.rev, terms_of(view, asked.outlive_ms, asked.live_ms), nonce, name, asked.stripe),
+            *(json.dumps(taken), "" if asked.invoices is None else text_of(asked.invoices), cut),
+            *(part for event in events.items() for part in event),
+        )
+        reply, found = self.ask("seal", self._seal_keys(name), *argv, times.claimed, skew=skew)
         if reply[0] == 0:  # Meters come in no order.
             reply = [*reply[:5], *sorted(zip(reply[5::2], reply[6::2], strict=False))]
             self.seen["late"] += len(reply[4])
         expected, made = self.shard.seal(name, view, asked, times)
         self._adopt(made, nonce, found.get("intents", {}), now)
         self.check(f"seal {name} {view} {asked} {times}", expected, reply, found)
+
+    def _seal_keys(self, name: str) -> tuple[str, ...]:
+        return (*own_keys(name, "cst"), "dirty", "intents", "outbox", f"h:{name}", "items")
 
     def invoices(self, now: int, ends: Sequence[int]) -> Invoices | None:
         """The invoices that a seal goes by, of periods with these ends: none, but see Overtaking."""
@@ -289,49 +282,28 @@ class Delivery(Checks):
 
     def seal_broken(self, name: str) -> None:
         """A field that must be a whole number is none: nothing is done."""
-        broken = self._break(name)
-        if broken is None:
-            return
-        view, key, field = broken
-        terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
-        argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]", "", ""]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}", "items")
-        reply, found = self.ask("seal", keys, *argv, self.wall)
-        self._mend(name, key, found)
-        self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
+        self._ask_broken("seal", name, self._seal_keys(name), "f" * 32, name, f"cus_{name}", "[]", "", "")
 
     def restore_broken(self, name: str) -> None:
         """So it is with units that are to be taken back."""
-        broken = self._break(name)
-        if broken is None:
-            return
-        view, key, field = broken
-        terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
-        own = [f"{kind}:{name}" for kind in "cstgjh"]
-        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}', "2", "{}"]
-        names = (*own[:3], "unlinked", *own[3:], "r:2", f"k:{name}", "intents", "outbox")
-        reply, found = self.ask("restore", names, *argv, self.wall)
-        self._mend(name, key, found)
-        self.check(f"restore broken {field}", [4, self.wall, field.encode()], reply, found)
+        self._ask_broken("restore", name, self._restore_keys(name, "r:2"), name, '{"meters": []}', "2", "{}")
 
-    def _break(self, name: str) -> tuple[View, str, str] | None:
-        """Have a field of the counters or totals be no whole number; its key, and its name."""
+    def _ask_broken(self, script: str, name: str, keys: tuple[str, ...], *argv: str) -> None:
+        """Have a field of the counters or totals be no whole number."""
         customer = self.shard.customers[name]
-        view = self._view(name, max(self.wall, customer.seen))
+        view = replace(self._view(name, max(self.wall, customer.seen)), valid_until_ms=NEVER_MS)
         counters = packed_of(self._stored().get(f"c:{name}", {}))
         fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
         fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "efhpigcoqlkdxztrafQLKDXZ"]
         if not any(fields.values()):
-            return None
+            return
         key = self.random.choice([key for key, names in fields.items() if names])
         field = self.random.choice(fields[key])
         self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))
-        return view, key, field
-
-    def _mend(self, name: str, key: str, found: dict[str, Any]) -> None:
-        customer = self.shard.customers[name]
+        reply, found = self.ask(script, keys, view.rev, terms_of(view), *argv, self.wall)
         self.store(key)
         found[key] = texts_of(customer.fields() if key[0] == "c" else customer.closed)
+        self.check(f"{script} broken {field}", [4, self.wall, field.encode()], reply, found)
 
     def move(self, _: str) -> None:
         latest = list(self.shard.intents)[-4:]
@@ -341,7 +313,7 @@ class Delivery(Checks):
         states = self.random.sample(list(LETTERS), self.random.choice((1, 2, 3)))
         if intents[0] is not None and intents[0].state not in states and self.random.random() < 0.8:
             states[0] = intents[0].state
-        token = self.random.choice((*TOKENS, *[self.shard.strings.get("lease", "nobody")] * 9))
+        token = self.random.choice((*WORKERS, *[self.shard.strings.get("lease", "nobody")] * 9))
         moves = [self._move(identifier) for identifier in wanted]
         names = [intent.customer if intent is not None else "ada" for intent in intents]
         batches = {
@@ -381,24 +353,15 @@ class Delivery(Checks):
             delay_ms=self.random.choice((0, 1, 60_000)),
             key=self.random.choice(("", f"key-{self.random.randrange(99)}")),
             why=self.random.choice(("", "", "no such customer")),
-            untried=self.random.random() < 0.3,
+            untried=int(self.random.random() < 0.3),
         )
 
     def _ask_move(
-        self,
-        token: str,
-        states: Sequence[str],
-        moves: Sequence[Move],
-        names: Sequence[str],
-        batches: Mapping[str, str],
+        self, token: str, states: Sequence[str], moves: Sequence[Move], names: Sequence[str], sent: Any
     ) -> tuple[Any, dict[str, Any]]:
         shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead", "compare", "batches:1")
-        asked = [
-            (move.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
-            for move in moves
-        ]
-        sent = json.dumps(list(batches.items()))
-        argv = (token, "".join(f"{state} " for state in states), json.dumps(asked), sent)
+        words = "".join(f"{state} " for state in states)
+        argv = (token, words, json.dumps(moves), json.dumps(list(sent.items())))
         return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
 
     def change_state(self, _: str) -> None:
@@ -431,27 +394,16 @@ class Delivery(Checks):
 
     def _ask_steer(self, asked: Steer) -> tuple[Any, dict[str, Any]]:
         name = asked.intent.customer
-        keys = (
-            "intents",
-            "outbox",
-            "parked",
-            "dead",
-            "compare",
-            f"t:{name}",
-            f"h:{name}",
-            "delivered:1",
-            *self._audit(),
-        )
+        sets = ("intents", "outbox", "parked", "dead", "compare")
+        keys = (*sets, *own_keys(name, "th"), "delivered:1", *self._audit())
         compare = "" if asked.compare_ms is None else asked.compare_ms
         argv = (asked.identifier, asked.read, asked.new_identifier, json.dumps(asked.intent.stored()))
-        return self.ask(
-            "change_state", keys, *argv, compare, json.dumps(asked.entries), asked.dropped, self.wall
-        )
+        more = (compare, json.dumps(asked.entries), asked.dropped)
+        return self.ask("change_state", keys, *argv, *more, self.wall)
 
     def _steer(self, identifier: str, known: Intent) -> Steer:
         """Another state, or the same, under its identifier or another."""
-        # What the server keeps of it may have been put in another order by Lua.
-        read = self.wire(pack("HGET", self._key("intents"), identifier)).decode()
+        read = self.read_intent(identifier)
         state = self.random.choice((*STEERED, known.state, known.state))
         state = "parked" if state == "leased" else state
         renamed = state != known.state and self.random.random() < 0.3
@@ -481,10 +433,12 @@ class Delivery(Checks):
             token=self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event]),
             customer=self.random.choice((*[owner] * 9, name)),
         )
-        keys = ("intents", "outbox", "delivered:1", asked.state, f"t:{asked.customer}")
-        argv = (identifier, asked.new_identifier, asked.state, asked.why, asked.token, asked.customer)
-        reply, found = self.ask("refuse", keys, *argv, self.wall)
+        reply, found = self.ask_refuse(asked)
         self.check(f"refuse {asked}", self.shard.refuse(asked, self.wall), reply, found)
+
+    def ask_refuse(self, asked: Refuse) -> tuple[Any, dict[str, Any]]:
+        keys = ("intents", "outbox", "delivered:1", asked.state, f"t:{asked.customer}")
+        return self.ask("refuse", keys, *asked, self.wall)
 
     def to_restore(self) -> dict[str, list[str]]:
         """The meters that units are taken back of, each with the tokens of its events."""
@@ -514,42 +468,18 @@ class Delivery(Checks):
         included_too = [token for token in dict.fromkeys(every) if self.random.random() < 0.4]
         if prices.rows:  # Included units have no price.
             included_too = []
-        asked = {
-            "meters": [
-                [
-                    *(meter, meter_token(meter), quantity),
-                    [[token, int(token in included_too)] for token in tokens[meter]],
-                    *([prices.rows] if prices.rows else []),
-                ]
-                for meter, quantity in quantities.items()
-            ],
-            "id": "c-1",
-            "reason": "a loop",
-            "by": "ada",
-            **({"prices": prices.paid} if prices.paid else {}),
-        }
-        text = json.dumps(asked)
+        meters: list[list[Any]] = []
+        for meter, quantity in quantities.items():
+            too = [[token, int(token in included_too)] for token in tokens[meter]]
+            rows = [prices.rows] if prices.rows else []
+            meters.append([meter, meter_token(meter), quantity, too, *rows])
+        paid = {"prices": prices.paid} if prices.paid else {}
+        text = json.dumps({"meters": meters, "id": "c-1", "reason": "a loop", "by": "ada", **paid})
         if self.random.random() < 0.9:
             self.shard.strings.pop(ONCE, None)
             self.store(ONCE)
         skew = self.random.choice((0, 0, 0, -60_001, 60_001))
         times = Times(wall=self.wall, claimed=self.wall - skew)
-        keys = (
-            f"c:{name}",
-            f"s:{name}",
-            f"t:{name}",
-            "unlinked",
-            f"g:{name}",
-            f"j:{name}",
-            f"h:{name}",
-            ONCE,
-            f"k:{name}",
-            "intents",
-            "outbox",
-            *self._audit(),
-        )
-        until_ms = min(view.valid_until_ms, view.next_end_ms)
-        terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
         restored = Restore(
             quantities=quantities,
             tokens=tokens,
@@ -566,18 +496,15 @@ class Delivery(Checks):
             prices=prices,
             billed=self.billed(tokens),
         )
-        sending: dict[str, Any] = {
-            "stripe": restored.stripe,
-            "nonce": restored.nonce,
-            "events": restored.events,
-            "taken": restored.taken,
-        }
+        names = ("stripe", "nonce", "events", "taken")
+        sending = {name: getattr(restored, name) for name in names}
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
         if restored.billed is not None:
             sending["billed"] = asdict(restored.billed)
-        argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
-        reply, found = self._ask_restore(keys, argv, times)
+        keys = (*self._restore_keys(name, ONCE), *self._audit())
+        argv = (view.rev, terms_of(view), name, text, restored.digest, json.dumps(sending), times.claimed)
+        reply, found = self.ask("restore", keys, *argv, skew=skew)
         audited = bool(self._audit())
         expected, kept = restore(self.shard, name, view, restored, times, is_audited=audited)
         if reply[0] <= 1 and len(reply) > 2:
@@ -612,21 +539,14 @@ class Delivery(Checks):
                 customer.closed[f"{field}{letter}"] = self.random.choice((0, 1, 2))
             ahead = self.random.choice((None, -9, -1, 0, 1, 2, 3))
             customer.stamps[meter] = 0 if ahead is None else (self.wall // MINUTE_MS + ahead) * MINUTE_MS
-        self.shard.intents = {
-            known: intent for known, intent in self.shard.intents.items() if intent.customer != name
-        }
-        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead, self.shard.compare):
-            for known in set(scores) - set(self.shard.intents):
-                del scores[known]
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
-        self.store(f"c:{name}", f"t:{name}", "intents", "outbox", "parked", "dead", "compare")
+        self._drop_intents(name)
+        self.store(f"c:{name}", f"t:{name}")
         self.restore(name)
 
-    def _ask_restore(
-        self, keys: tuple[str, ...], argv: tuple[str | bytes, ...], times: Times
-    ) -> tuple[Any, dict[str, Any]]:
-        """Ask at another time than the server's: what is asked of it is told the difference."""
-        return self.ask("restore", keys, *argv, times.claimed, skew=times.wall - times.claimed)
+    def _restore_keys(self, name: str, once: str) -> tuple[str, ...]:
+        own = own_keys(name, "cst"), own_keys(name, "gjh")
+        return (*own[0], "unlinked", *own[1], once, f"k:{name}", "intents", "outbox")
 
     def recall(self, name: str) -> None:
         rev = self._rev(name)
@@ -634,27 +554,21 @@ class Delivery(Checks):
         wanted = list(
             dict.fromkeys(self.random.choice((*own * 4, *self.shard.intents, "nobody")) for _ in range(3))
         )
-        keys = ("intents", "outbox", f"t:{name}", f"c:{name}", f"s:{name}", "unlinked")
+        keys = ("intents", "outbox", *own_keys(name, "tcs"), "unlinked")
         reply, found = self.ask("recall", keys, rev, name, *wanted, self.wall)
         expected = self.shard.recall(name, rev, wanted, self.wall)
         self.check(f"recall {name} {rev} {wanted}", expected, reply, found)
 
     def count(self, _: str) -> None:
         keys = ("dirty", "outbox", "unlinked", "parked", "dead")
-        places = [
-            self.shard.dirty,
-            self.shard.outbox,
-            self.shard.unlinked,
-            self.shard.parked,
-            self.shard.dead,
-        ]
+        places: list[dict[str, int]] = [getattr(self.shard, key) for key in keys]
         scores = [score for place in places for score in place.values()]
         limit = str(self.random.choice(("+inf", *scores)))
         reply, found = self.ask("count", keys, limit, self.wall)
         self.check(f"count {limit}", [9, *self.shard.count(places, float(limit))], [9, *reply], found)
 
     def lease(self, _: str) -> None:
-        token, ttl_ms = self.random.choice(TOKENS), self.random.choice((0, 600_000, 900_000))
+        token, ttl_ms = self.random.choice(WORKERS), self.random.choice((0, 600_000, 900_000))
         reply, found = self.ask("lease", ("lease",), token, ttl_ms, self.wall)
         self.check(f"lease {token} {ttl_ms}", self.shard.lease(token, ttl_ms), reply, found)
 
@@ -675,11 +589,9 @@ class Delivery(Checks):
             labels=self._labels() if self.random.random() < 0.6 else {},
         )
         shared = ("customers", "dirty", "unlinked", "turns")
-        keys = (f"c:{name}", f"s:{name}", *shared, f"h:{name}", "notices", f"v:{name}", f"t:{name}")
-        ended = {"at": str(asked.ended_ms), "labels": asked.labels}
-        changes = json.dumps(
-            {"entries": asked.entries, "notices": asked.notices, "gauges": [], "ended": ended}
-        )
+        keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"))
+        changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
+        changes = json.dumps({**changed, "ended": {"at": str(asked.ended_ms), "labels": asked.labels}})
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         reply, found = self.ask("amend", keys, *argv, *more, self.wall)
@@ -702,24 +614,9 @@ class Delivery(Checks):
 
     def forget(self, name: str) -> None:
         read = self._rev(name)
-        keys = (
-            f"c:{name}",
-            f"s:{name}",
-            f"t:{name}",
-            "customers",
-            "dirty",
-            "unlinked",
-            f"g:{name}",
-            f"j:{name}",
-            f"v:{name}",
-            f"i:{name}",
-            f"h:{name}",
-            "turns",
-            f"k:{name}",
-            f"q:{name}",
-            *self._audit(),
-        )
-        reply, found = self.ask("forget", keys, read, name, self.wall)
+        keys = (*own_keys(name, "cst"), "customers", "dirty", "unlinked", *own_keys(name, "gjvih"))
+        more = ("turns", *own_keys(name, "kq"), *self._audit())
+        reply, found = self.ask("forget", (*keys, *more), read, name, self.wall)
         reply[1:2] = [min(1, fields) for fields in reply[1:2]]
         if reply[0] == 0:
             reply[-1].sort()
@@ -743,8 +640,7 @@ class Delivery(Checks):
 
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", f"g:{name}", f"v:{name}")
-        reply, found = self.ask("usage", keys, self.wall)
+        reply, found = self.ask("usage", own_keys(name, "cstgv"), self.wall)
         *head, counters, totals, grants, levels = reply
         assert levels == []
         shown = [*head, flat_of(fields_of(counters)), pairs(totals), pairs(grants)]
@@ -753,6 +649,11 @@ class Delivery(Checks):
         self.check(f"usage {name}", expected, shown, found)
 
     # What deeds are made of.
+
+    def read_intent(self, identifier: str) -> str:
+        """What the server keeps of it, which Lua may have put in another order."""
+        text: bytes = self.wire(pack("HGET", self._key("intents"), identifier))
+        return text.decode()
 
     def _audit(self) -> tuple[str, ...]:
         """The key of the audit log; every other step there is none."""
@@ -765,15 +666,8 @@ class Delivery(Checks):
         bounds = bounds_at(now, anchor_ms=ANCHORS[name])
         rev = self.random.choice((*[self.shard.customers[name].rev] * 19, f"{FORMAT}:other"))
         until = self.random.choice((*[NEVER_MS] * 19, now))
-        return View(
-            rev=rev,
-            valid_until_ms=until,
-            period=(bounds.start_ms, bounds.end_ms),
-            next_end_ms=bounds.next_end_ms,
-            entitlements={},
-            linked=True,
-            seal_delay_ms=0,
-        )
+        period = bounds.start_ms, bounds.end_ms
+        return View(rev=rev, valid_until_ms=until, period=period, next_end_ms=bounds.next_end_ms)
 
     def _adopt(self, made: list[Intent], nonce: str, found: Mapping[str, Any], now: int) -> None:
         """Give what was made the identifiers that it was given: meters come in no order."""
@@ -784,6 +678,29 @@ class Delivery(Checks):
             chosen = next((intent for intent in made if intent.stored() == found.get(identifier)), made[0])
             made.remove(chosen)
             self.shard.intents[identifier], self.shard.outbox[identifier] = chosen, now
+
+
+class Anew(Delivery):
+    """One customer, anew in each step."""
+
+    def begin_anew(self, name: str = NAME) -> Customer:
+        self.empty()
+        self.wall = START_MS + self.random.randrange(DAY_MS)
+        customer = self.shard.customers[name]
+        customer.rev, customer.data = "2:7", "{}"
+        return customer
+
+    def new_intent(self, meter: str, period: int, value: int, minute: int, name: str = NAME) -> Intent:
+        return Intent(
+            name, f"cus_{name}", period, meter_token(meter), EVENTS[meter], value, minute, self.wall
+        )
+
+    def plant_intent(self, identifier: str, intent: Intent) -> None:
+        """An intent where the outbox or another set has it, and where it is counted."""
+        intent.key, self.shard.intents[identifier] = identifier, intent
+        places = {"parked": self.shard.parked, "dead": self.shard.dead}
+        places.get(intent.state, self.shard.outbox)[identifier] = self.wall
+        self.shard.customers[intent.customer].closed[intent.field(intent.state)] += abs(intent.value)
 
 
 _PLANTS: Final = (

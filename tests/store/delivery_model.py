@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_late import overtake
-from store.delivery_texts import item_text
-from store.script_counts import DAY_MS, MINUTE_MS
+from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_model import NEVER_MS, Customer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from store.delivery_late import Invoices
-    from store.script_model import Answer, Times, View
+    from store.script_model import Answer, Times, Totals, View
 
 METERS: Final = ("requests", "tokens", "pages", "rows")
+TOKENS: Final = {meter_token(meter): meter for meter in METERS}
+BY_ITEM: Final = 2
 VALUE_MAX: Final = 10**15 - 1
 AHEAD_MS: Final = 3 * MINUTE_MS
 SKEW_MS: Final = 2_000
@@ -52,23 +52,10 @@ class Intent:
     refused: int = 0
 
     def stored(self) -> dict[str, str]:
-        return {
-            "v": "1",
-            "state": self.state,
-            "customer": self.customer,
-            "stripe": self.stripe,
-            "period": str(self.period),
-            "meter": self.token,
-            "event": self.event,
-            "value": str(self.value),
-            "time": str(self.minute // 1000),
-            "first": str(self.first),
-            "attempts": str(self.attempts),
-            "key": self.key,
-            "at": str(self.at),
-            **({"why": self.why} if self.why else {}),
-            **({"refused": str(self.refused)} if self.refused else {}),
-        }
+        names = ["state", "customer", "stripe", "period", "event", "value", "first", "attempts", "key", "at"]
+        names += ["why"] * bool(self.why) + ["refused"] * bool(self.refused)
+        stored = {name: str(getattr(self, name)) for name in names}
+        return {**stored, "v": "1", "meter": self.token, "time": str(self.minute // 1000)}
 
     def field(self, state: str) -> str:
         """Where it is counted: apart where it takes units back."""
@@ -81,7 +68,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """What a seal is asked with: event names by meter token, minutes taken, lives of counters (ms)."""
+    """What a seal is asked with: event names by meter token, minutes taken, lives of counters (ms).
+
+    ``cut``: until when usage is held back that comes after, and the labels of the prices that end.
+    """
 
     stripe: str
     taken: tuple[int, ...]
@@ -89,20 +79,11 @@ class Seal:
     outlive_ms: int
     live_ms: int
     invoices: Invoices | None = None
-    cut: Cut | None = None
+    cut: tuple[int, Mapping[str, str]] | None = None
     is_moved: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """Until when usage is held back that comes after, and the labels of the prices that end."""
-
-    till_ms: int
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(NamedTuple):
     """What a move is asked with, but for the lease and the states it may come from."""
 
     identifier: str
@@ -110,7 +91,7 @@ class Move:
     delay_ms: int
     key: str
     why: str
-    untried: bool
+    untried: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +123,7 @@ class Amend:
     labels: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse:
+class Refuse(NamedTuple):
     """What Stripe has refused later: how it is called, whose it is, and what is to become of it."""
 
     identifier: str
@@ -154,6 +134,33 @@ class Refuse:
     customer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoices:
+    """The invoices that a seal goes by (ms), and each meter by token.
+
+    Of a meter: class, name, price in words, label of the price, token of the meter that has it, whether one
+    price of a unit says what it costs. ``item``: what invoice items have in common.
+    """
+
+    since: int
+    before: int
+    latest: int
+    hour: int
+    margin: int
+    meters: Mapping[str, tuple[str, str, str, str, str, int]]
+    item: Mapping[str, str] | None
+
+    def takes(self, closed: Totals, period: str, now: int) -> bool:
+        """Whether the invoice of a closed period still takes usage of now."""
+        begins, ends = int(period), closed[f"{period}|e"]
+        if f"{period}|f" in closed:
+            return False
+        if not self.since <= begins < self.latest:
+            return True
+        made = self.latest if begins >= self.before else ends
+        return now < max(made + self.hour, int(closed[f"{period}|h"])) - self.margin
+
+
 class Shard:
     """Customers, what is to be delivered, and who may; ``ttls`` are the lives given to keys, by key.
 
@@ -162,32 +169,27 @@ class Shard:
 
     def __init__(self) -> None:
         self.customers: defaultdict[str, Customer] = defaultdict(Customer)
-        self.members: set[str] = set()
-        self.dirty: dict[str, int] = {}
-        self.unlinked: dict[str, int] = {}
-        self.intents: dict[str, Intent] = {}
-        self.outbox: dict[str, int] = {}
-        self.delivered: dict[str, list[str]] = {}
-        self.batches: dict[str, str] = {}
-        self.parked: dict[str, int] = {}
-        self.dead: dict[str, int] = {}
-        self.compare: dict[str, int] = {}
-        self.grants: dict[str, dict[str, str]] = {}
-        self.ledgers: dict[str, dict[str, str]] = {}
+        self.members, self.fresh, self.ttls = set[str](), set[str](), dict[str, int]()
+        self.dirty, self.unlinked, self.turns = dict[str, int](), dict[str, int](), dict[str, int]()
+        self.outbox, self.parked, self.dead = dict[str, int](), dict[str, int](), dict[str, int]()
+        self.compare, self.items = dict[str, int](), dict[str, int]()
+        self.intents, self.delivered = dict[str, Intent](), dict[str, list[str]]()
+        self.batches, self.strings, self.forces = dict[str, str](), dict[str, str](), dict[str, str]()
+        self.grants, self.ledgers = dict[str, dict[str, str]](), dict[str, dict[str, str]]()
         self.corrections: dict[str, set[str]] = {}
-        self.strings: dict[str, str] = {}
-        self.forces: dict[str, str] = {}
-        self.turns: dict[str, int] = {}
-        self.items: dict[str, int] = {}
         self.histories: defaultdict[str, list[list[str]]] = defaultdict(list)
-        self.notices: list[list[str]] = []
-        self.audit: list[dict[str, Any]] = []
-        self.ttls: dict[str, int] = {}
-        self.fresh: set[str] = set()
+        self.notices, self.audit = list[list[str]](), list[dict[str, Any]]()
 
     def keep(self, key: str, ttl_ms: int) -> None:
         self.ttls[key] = ttl_ms
         self.fresh.add(key)
+
+    def roll(self, name: str, view: View, now: int) -> None:
+        """Bring a customer's counters to now; what that closes is kept."""
+        closed = dict(self.customers[name].closed)
+        self.customers[name].roll(now, view)
+        if closed != self.customers[name].closed:
+            self.keep(f"t:{name}", TOTALS_MS)
 
     # Delivery.
 
@@ -196,12 +198,10 @@ class Shard:
         customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
         self.items[item_text({**item, "v": "1", "at": str(now)})] = now
         units = int(item["value"])
-        customer.closed[f"{name}a"] = customer.closed.get(f"{name}a", 0) + units
-        known = dict(line.split() for line in str(customer.closed.get(f"{name}n", "")).split(";")[:-1])
-        known[item["label"]] = str(int(known.pop(item["label"], "0")) + units)
-        customer.closed[f"{name}n"] = cast(
-            "int", "".join(f"{label} {sum_};" for label, sum_ in known.items())
-        )
+        customer.closed[f"{name}a"] += units
+        known = {label: int(counted) for label, counted in lines_of(customer.closed, f"{name}n")}
+        known[item["label"]] = known.pop(item["label"], 0) + units
+        customer.closed[f"{name}n"] = "".join(f"{label} {counted};" for label, counted in known.items())
 
     def settle_item(self, item: Mapping[str, str], letter: str, entry: list[str]) -> None:
         """Take an invoice item out of the queue, which has no other."""
@@ -209,13 +209,12 @@ class Shard:
         customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
         units = int(item["value"])
         customer.closed[f"{name}a"] -= units
-        customer.closed[f"{name}{letter}"] = customer.closed.get(f"{name}{letter}", 0) + units
+        customer.closed[f"{name}{letter}"] += units
         if letter == "t":
-            known = dict(line.split() for line in str(customer.closed[f"{name}n"]).split(";")[:-1])
-            left = int(known.pop(item["label"])) - units
-            lines = "".join(f"{label} {counted};" for label, counted in known.items())
-            lines += f"{item['label']} {left};" * bool(left)
-            customer.closed[f"{name}n"] = cast("int", lines)
+            known = {label: int(counted) for label, counted in lines_of(customer.closed, f"{name}n")}
+            left = known.pop(item["label"]) - units
+            known |= {item["label"]: left} if left else {}
+            customer.closed[f"{name}n"] = "".join(f"{label} {counted};" for label, counted in known.items())
             self._lower_mark(customer, name, item["label"], units)
         self.histories[item["customer"]].append(entry)
         self.keep(f"t:{item['customer']}", TOTALS_MS)
@@ -223,14 +222,13 @@ class Shard:
     @staticmethod
     def _lower_mark(customer: Customer, name: str, label: str, units: int) -> None:
         """Take units off the ended segments of a price; each counts those before it, too."""
-        marks = [line.split() for line in str(customer.closed.get(f"{name}s", "")).split(";")[:-1]]
         less, before, lines = 0, 0, list[str]()
-        for known, sealed, overage in marks:
+        for known, sealed, overage in lines_of(customer.closed, f"{name}s"):
             less += min(units - less, int(overage) - before) if known == label else 0
             before = int(overage)
             lines.append(f"{known} {sealed} {before - less};")
         if lines:
-            customer.closed[f"{name}s"] = cast("int", "".join(lines))
+            customer.closed[f"{name}s"] = "".join(lines)
 
     def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""
@@ -252,8 +250,8 @@ class Shard:
             intent.at = now
             _count(customer, intent, intent.value)
         if asked.cut is not None:
-            customer.closed[f"{period}|w"] = asked.cut.till_ms
-            mark_prices(customer, period, asked.cut.labels)
+            customer.closed[f"{period}|w"], labels = asked.cut
+            mark_prices(customer, period, labels)
             self.keep(f"t:{name}", TOTALS_MS)
         if made or closed != customer.closed:
             self.keep(f"t:{name}", TOTALS_MS)
@@ -276,8 +274,7 @@ class Shard:
         return [0, now, *(self._move(states, move, now) for move in moves)]
 
     def _move(self, states: Sequence[str], asked: Move, now: int) -> list[int]:
-        identifier = asked.identifier
-        intent = self.intents.get(identifier)
+        identifier, intent = asked.identifier, self.intents.get(asked.identifier)
         if intent is None or intent.state not in states:
             return [1]
         customer = self.customers[intent.customer]
@@ -319,8 +316,7 @@ class Shard:
         if known.state != intent.state:
             customer = self.customers[intent.customer]
             for state, way in ((known.state, -1), (intent.state, 1)):
-                field = known.field(state)
-                customer.closed[field] = customer.closed.get(field, 0) + way * abs(known.value)
+                customer.closed[known.field(state)] += way * abs(known.value)
             self.keep(f"t:{intent.customer}", TOTALS_MS)
             places = {"queued": self.outbox, "parked": self.parked, "dead": self.dead}
             places[known.state].pop(asked.identifier)
@@ -347,8 +343,7 @@ class Shard:
             return [1, now]
         customer = self.customers[intent.customer]
         for state, way in ((intent.state, -1), ("pending", 1)):
-            field = intent.field(state)
-            customer.closed[field] = customer.closed.get(field, 0) + way * intent.value
+            customer.closed[intent.field(state)] += way * intent.value
         customer.closed.setdefault(f"{intent.period}|e", intent.minute + MINUTE_MS)
         self.keep(f"t:{intent.customer}", TOTALS_MS)
         for place in (self.intents, self.outbox, self.parked, self.compare):
@@ -390,9 +385,7 @@ class Shard:
         period = max((begin for begin in begins if begin <= minute), default=None)
         if period is None:
             return None
-        intent = Intent(owner, stripe, period, asked.token, event, int(value), minute, at=now)
-        intent.state = "delivered"
-        return intent
+        return Intent(owner, stripe, period, asked.token, event, int(value), minute, now, "delivered")
 
     def recall(self, name: str, rev: str, identifiers: Sequence[str], now: int) -> Answer:
         customer = self.customers[name]
@@ -407,11 +400,9 @@ class Shard:
                 continue
             _count(customer, intent, -intent.value)
             if customer.period is not None and customer.period[0] == intent.period:
-                meter = next(meter for meter in METERS if meter_token(meter) == intent.token)
-                customer.pending[meter] += intent.value
+                customer.pending[TOKENS[intent.token]] += intent.value
             else:
-                field = f"{intent.period}|{intent.token}p"
-                customer.closed[field] = customer.closed.get(field, 0) + intent.value
+                customer.closed[intent.field("pending")] += intent.value
                 customer.closed.setdefault(f"{intent.period}|e", intent.minute + MINUTE_MS)
             del self.intents[identifier]
             self.outbox.pop(identifier, None)
@@ -479,7 +470,6 @@ class Shard:
             return [2]
         if states & set("kxKX"):
             return [3]
-        customer = self.customers[name]
         grants, ledger = self.grants.get(name, {}), self.ledgers.get(name, {})
         # Of the counters' fields it is only known whether there are any.
         counted = [int(bool(customer.fields())), int(bool(customer.data)), len(customer.closed)]
@@ -526,13 +516,18 @@ def stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | N
 
 
 def _count(customer: Customer, intent: Intent, quantity: int) -> None:
-    field = intent.field(intent.state)
-    customer.closed[field] = customer.closed.get(field, 0) + (quantity if intent.value >= 0 else -quantity)
+    customer.closed[intent.field(intent.state)] += quantity if intent.value >= 0 else -quantity
 
 
 def _sharing(events: Mapping[str, str], token: str) -> list[str]:
     """The meters of an event name, which share its minutes."""
     return [other for other, event in events.items() if event == events.get(token)]
+
+
+def _stamped(customer: Customer, events: Mapping[str, str], token: str) -> int:
+    """The last minute that a meter of an event name was stamped with."""
+    sharing = _sharing(events, token)
+    return max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
 
 
 def free_minute(
@@ -544,15 +539,13 @@ def free_minute(
     from_ms: int = 0,
 ) -> tuple[int, int]:
     """The first minute that an intent of this period may have, and the last that one can."""
-    assert customer.period is not None
-    begins, ends = customer.period
-    sharing = _sharing(events, token)
-    stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
+    begins, ends = customer.begun
+    stamped = _stamped(customer, events, token)
     first = -(-max(begins, from_ms) // MINUTE_MS) * MINUTE_MS
     minute = max(first, (now - SKEW_MS) // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
     while minute in taken:
         minute += MINUTE_MS
-    return minute, (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
+    return minute, (ends // MINUTE_MS - 1 - len(_sharing(events, token))) * MINUTE_MS
 
 
 def mark_prices(
@@ -562,14 +555,9 @@ def mark_prices(
     overages: Mapping[str, int] | None = None,
     since: Mapping[str, int] | None = None,
 ) -> None:
-    """End a price segment of each of these meters.
+    """End a price segment of each of these meters, which had recorded ``overages`` by then (default: all).
 
-    Args:
-        customer: whose.
-        period: its first instant (ms).
-        labels: of the prices that end, by token.
-        overages: by meter what had been recorded by then; default: all.
-        since: by meter what was sealed after that.
+    ``labels`` are of the prices that end, by token; ``since`` has by meter what was sealed after that.
     """
     begin_prices(customer, period, labels)
     for meter in METERS:
@@ -577,24 +565,27 @@ def mark_prices(
         if token not in labels:
             continue
         field = f"{period}|{token}"
-        sealed = sum(customer.closed.get(f"{field}{state}", 0) for state in "qlkdx")
+        sealed = sum(customer.closed[f"{field}{state}"] for state in "qlkdx")
         sealed = max(0, sealed - (since or {}).get(meter, 0))
         overage = (customer.overage if overages is None else overages)[meter]
-        before = str(customer.closed.get(f"{field}s", ""))
-        if not sealed + overage and not before:
+        lines = lines_of(customer.closed, f"{field}s")
+        if not sealed + overage and not lines:
             continue
-        lines = before.split(";")[:-1]
-        if lines and lines[-1].split()[0] == labels[token]:
+        if lines and lines[-1][0] == labels[token]:
             del lines[-1]
-        lines.append(f"{labels[token]} {sealed} {overage}")
-        # The one field of totals that is no number.
-        customer.closed[f"{field}s"] = cast("int", "".join(f"{line};" for line in lines))
+        lines.append([labels[token], str(sealed), str(overage)])
+        customer.closed[f"{field}s"] = "".join(f"{' '.join(line)};" for line in lines)
 
 
 def begin_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
     """Keep the prices that a period began with, where they end."""
     for token, label in labels.items():
-        customer.closed.setdefault(f"{period}|{token}y", cast("int", label))
+        customer.closed.setdefault(f"{period}|{token}y", label)
+
+
+def lines_of(closed: Mapping[str, Any], field: str) -> list[list[str]]:
+    """The words of each line of a field that has lines."""
+    return [line.split() for line in closed.get(field, "").split(";")[:-1]]
 
 
 def _seal_closed(
@@ -617,8 +608,7 @@ def _seal_closed(
             waits.append(minute - AHEAD_MS)
         else:
             for done in range(0, pending, VALUE_MAX):
-                value = min(pending - done, VALUE_MAX)
-                event = asked.events[token]
+                event, value = asked.events[token], min(pending - done, VALUE_MAX)
                 made.append(Intent(name, asked.stripe, int(period), token, event, value, minute))
             del customer.closed[field]
     return made, waits, nameless
@@ -626,12 +616,8 @@ def _seal_closed(
 
 def _before(customer: Customer, asked: Seal, token: str, minute: int, from_ms: int) -> int | None:
     """The minute before one, where an intent may have it, too."""
-    assert customer.period is not None
-    before = minute - MINUTE_MS
-    stamped = max(
-        customer.stamps[other] for other in METERS if meter_token(other) in _sharing(asked.events, token)
-    )
-    is_free = before >= max(customer.period[0], from_ms) and before > stamped and before not in asked.taken
+    before, stamped = minute - MINUTE_MS, _stamped(customer, asked.events, token)
+    is_free = before >= max(customer.begun[0], from_ms) and before > stamped and before not in asked.taken
     return before if is_free else None
 
 
@@ -649,7 +635,7 @@ def _seal_open(
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif pending:
-            held, changed = (customer.closed.get(f"{begins}|{name}", 0) for name in "wy")
+            held, changed = (customer.closed[f"{begins}|{kind}"] for kind in "wy")
             if held > now and asked.cut is None:
                 waits.append(held)
                 continue
@@ -659,12 +645,11 @@ def _seal_open(
             if asked.cut is not None and minute > now - SKEW_MS:
                 if vacant is not None:
                     minute, vacant = vacant, None
-                elif customer.closed.get(field, 0) >= max(begins, from_ms):
+                elif customer.closed[field] >= max(begins, from_ms):
                     minute = customer.closed.pop(field)
             is_full = minute > last
             if not is_full and minute <= now + AHEAD_MS:
-                value = min(pending, VALUE_MAX)
-                event = asked.events[token]
+                event, value = asked.events[token], min(pending, VALUE_MAX)
                 made.append(Intent(name, asked.stripe, begins, token, event, value, minute))
                 customer.pending[meter] = pending - value
                 customer.stamps[meter] = max(customer.stamps[meter], minute)
@@ -673,3 +658,78 @@ def _seal_open(
             if customer.pending[meter]:
                 waits.append(ends if is_full else max(now + 1000, minute - AHEAD_MS))
     return made, waits, nameless
+
+
+def overtake(
+    shard: Shard, name: str, view: View, events: Mapping[str, str], asked: Invoices, now: int
+) -> list[list[bytes | int]]:
+    """Count what is late, in the order of the fields; the part of the reply that tells of it."""
+    customer, told_of = shard.customers[name], list[list[bytes | int]]()
+    for field in sorted(customer.closed):
+        period, token = field.partition("|")[0], field[-5:-1]
+        quantity = customer.closed[field] if field[-1] == "p" else 0
+        if not quantity or token not in events or asked.takes(customer.closed, period, now):
+            continue
+        told = asked.meters.get(token, ("", events[token], "", "-", token, 0))
+        for part in parts_of(customer.closed, period, token, quantity, told[3], told[4]):
+            told_of.append(_bill(shard, name, view, asked, (period, token, told), part, events, now))
+        del customer.closed[field]
+    return told_of
+
+
+def _bill(
+    shard: Shard,
+    name: str,
+    view: View,
+    asked: Invoices,
+    of: tuple[str, str, tuple[str, str, str, str, str, int]],
+    part: tuple[str, int],
+    events: Mapping[str, str],
+    now: int,
+) -> list[bytes | int]:
+    """Count what is late at one price; the part of the reply that tells of it."""
+    customer, (period, token, told), (label, quantity) = shard.customers[name], of, part
+    counts = {"included": customer.included, "overage": customer.overage}
+    kind, known, price, open_label, _, is_flat = told
+    meter, outcome = TOKENS[token], 0
+    most = max(customer.marked[meter], customer.pending[meter], counts[kind][meter] if kind else 0)
+    if label == open_label and kind and most + quantity <= MOST:
+        outcome = 1
+        if customer.period is None:
+            customer.begin(now, view)
+            customer.seen, customer.lives, customer.cached = now, NEVER_MS, view.rev
+        for count in (counts[kind], customer.marked, customer.pending):
+            count[meter] += quantity
+    elif is_flat and asked.item is not None and label[0].isdigit():
+        outcome, price = 2, ""
+        own = {"customer": name, "period": period, "meter": token, "name": known, "event": events[token]}
+        own |= {"label": label, "value": str(quantity), "till": str(customer.closed[f"{period}|e"])}
+        shard.queue_item({**own, **asked.item}, now)
+    if outcome != BY_ITEM:
+        customer.closed[f"{period}|{token}t"] += quantity
+    after = ("not billed", "billed in the period that is open", "billed by an invoice item")[outcome]
+    shard.histories[name].append(["late", str(now), f"{period} {quantity} of {known}{price}", after, "clock"])
+    return [period.encode(), token.encode(), b"%d" % quantity, outcome]
+
+
+def parts_of(
+    closed: Totals, period: str, token: str, quantity: int, label: str, priced: str
+) -> list[tuple[str, int]]:
+    """The prices of pending units of a closed period, the youngest units first."""
+    begun = {int(name[:-6]): text for name, text in closed.items() if name.endswith(f"|{priced}y")}
+    later = [begins for begins in begun if begins > int(period)]
+    label = begun[min(later)] if later else label
+    marks = lines_of(closed, f"{period}|{priced}s")
+    if marks and priced != token:
+        return [("?", quantity)]
+    parts, recorded = list[tuple[str, int]](), closed[f"{period}|{token}o"]
+    for ended, _, overage in reversed(marks):
+        units = min(quantity, max(0, recorded - int(overage)))
+        parts += [(label.removesuffix("*"), units)] * bool(units)
+        quantity, recorded, label = quantity - units, min(recorded, int(overage)), ended
+    return parts + [(label.removesuffix("*"), quantity)] * bool(quantity)
+
+
+def item_text(item: Mapping[str, str]) -> str:
+    """An invoice item as the model has it, without the name that the script gives it."""
+    return json.dumps({name: text for name, text in item.items() if name != "id"}, sort_keys=True)

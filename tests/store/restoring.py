@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import meter_token
+from store.delivery_checks import own_keys
 from store.delivery_corrections import CLASSES, Billed, Prices
-from store.delivery_driver import Delivery
-from store.delivery_model import METERS, VALUE_MAX
+from store.delivery_driver import NAME, Anew
+from store.delivery_model import METERS, TOKENS, VALUE_MAX
 from store.script_counts import DAY_MS, MINUTE_MS
+from store.script_model import NEVER_MS
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
     from store.script_model import Customer
 
-NAME: Final = "ada"
-NEVER_MS: Final = 9 * 10**15
 PAID: Final = (0, 1, 2, 700)
 ASKED: Final = "tokens"
 ROWS: Final = ("pages", "rows")
@@ -28,16 +28,13 @@ PAST: Final = (START_MS - 3 * LONG_MS, START_MS - 2 * LONG_MS)
 SPENT: Final = (0, 5, 900, 10**6)
 
 
-class Restoring(Delivery):
-    """One customer's usage, anew in each step, of which some is taken back."""
+class Restoring(Anew):
+    """Some of a customer's usage is taken back."""
 
     def step(self) -> None:
         """Plant usage, what paid for it and what became of it, and take some of it back."""
         self.steps += 1
-        self.empty()
-        self.wall = START_MS + self.random.randrange(DAY_MS)
-        customer = self.shard.customers[NAME]
-        customer.rev, customer.data = "2:7", "{}"
+        customer = self.begin_anew()
         self.plant_usage(NAME)
         for meter in METERS:
             self._plant_meter(customer, meter)
@@ -47,13 +44,13 @@ class Restoring(Delivery):
         if self.random.random() < 0.5:
             customer.closed[f"{customer.begun[0]}|y"] = self.wall
         self.shard.ttls[f"t:{NAME}"] = DAY_MS
-        self.store(*(f"{kind}:{NAME}" for kind in "cstgj"))
+        self.store(*own_keys(NAME, "cstgj"))
         self.restore(NAME)
         self.shard.fresh.clear()
         self.restore(NAME)  # What had compensation is as good as taken back.
 
     def billed(self, tokens: Mapping[str, Sequence[str]]) -> Billed | None:
-        """See :meth:`Delivery.billed`."""
+        """Invoices of some of the meters, of this period and of earlier ones."""
         random, every = self.random, list(dict.fromkeys(token for own in tokens.values() for token in own))
         customer = self.shard.customers[NAME]
         start = customer.begun[0]
@@ -61,35 +58,25 @@ class Restoring(Delivery):
         changed = random.choice((None, None, "", str(self.wall), read, read, read))
         if changed is None:
             return None
-        instants = (
-            start,
-            start,
-            start + 1,
-            start - 1,
-            *PAST,
-            PAST[0] - 1,
-            PAST[1] + LONG_MS,
-            PAST[1] + LONG_MS - 1,
-        )
-        return Billed(
-            changed=changed,
-            items={token: random.choice((0, 0, 3, 700)) for token in every},
-            units={
-                token: [(random.choice(instants), random.choice(PAID)) for _ in range(random.choice((1, 2)))]
-                for token in every
-                if random.random() < 0.5
-            },
-            lines={
-                meter: [
-                    (
-                        *(random.choice(own), f"line@{nth}", random.choice(instants)),
-                        *(random.choice((1, 6, 700)), f"kept {nth}"),
-                    )
-                    for nth in random.sample(range(6), random.choice((0, 1, 3, 5)))
-                ]
-                for meter, own in tokens.items()
-            },
-        )
+        ends = PAST[1] + LONG_MS
+        instants = (start, start, start + 1, start - 1, *PAST, PAST[0] - 1, ends, ends - 1)
+        items = {token: random.choice((0, 0, 3, 700)) for token in every}
+        units = {
+            token: [(random.choice(instants), random.choice(PAID)) for _ in range(random.choice((1, 2)))]
+            for token in every
+            if random.random() < 0.5
+        }
+        lines: dict[str, list[tuple[str, str, int, int, str]]] = {}
+        for meter, own in tokens.items():
+            lines[meter] = []
+            for nth in random.sample(range(6), random.choice((0, 1, 3, 5))):
+                token, instant, count = (
+                    random.choice(own),
+                    random.choice(instants),
+                    random.choice((1, 6, 700)),
+                )
+                lines[meter].append((token, f"line@{nth}", instant, count, f"kept {nth}"))
+        return Billed(changed, items, units, lines)
 
     def _plant_lines(self, customer: Customer) -> None:
         """Earlier periods, and units that corrections have left to credit notes."""
@@ -97,14 +84,14 @@ class Restoring(Delivery):
         for period in PAST:
             customer.closed[f"{period}|e"] = period + LONG_MS
         for period in (*PAST, customer.begun[0]):
-            for token in map(meter_token, METERS):
+            for token in TOKENS:
                 if period in PAST and random.random() < 0.7:
                     customer.closed[f"{period}|{token}o"] = random.choice((5, 600, 700))
                 if random.random() < 0.3:
                     customer.closed[f"{period}|{token}r"] = random.choice((1, 3, 500))
                 if random.random() < 0.3:
                     units = random.choice(("line@0 5;", "line@1 2;line@0 699;", "line@5 1;line@2 700;"))
-                    customer.closed[f"{period}|{token}H"] = cast("int", units)
+                    customer.closed[f"{period}|{token}H"] = units
 
     def _plant_meter(self, customer: Customer, meter: str) -> None:
         random, period = self.random, customer.begun[0]
@@ -175,26 +162,22 @@ class Repricing(Restoring):
                     counts[meter] = 0
         if meter in ROWS and random.random() < 0.5:
             ended = "".join(random.sample(ENDED, random.choice((1, 2))))
-            customer.closed[f"{customer.begun[0]}|{meter_token(meter)}s"] = cast("int", ended)
+            customer.closed[f"{customer.begun[0]}|{meter_token(meter)}s"] = ended
         recorded = min(VALUE_MAX, sum(getattr(customer, kind)[meter] for kind in CLASSES))
         customer.marked[meter] = random.choice((0, recorded // 2, recorded))
 
     def to_restore(self) -> dict[str, list[str]]:
-        """See :meth:`Delivery.to_restore`."""
         return {ASKED: [meter_token(ASKED), meter_token(ROWS[1])]}
 
     def prices(self) -> Prices:
-        """See :meth:`Delivery.prices`."""
         random, tokens = self.random, [meter_token(meter) for meter in (ASKED, *ROWS)]
         labels = [random.choice(("1/5", "1/7", "1/9", None)) for _ in ROWS]
         rows = list(zip(tokens[1:], (tokens[0], tokens[2]), labels, strict=True))
         priced = random.sample(tokens, random.choice((0, 1, 2, 3)))
-        return Prices(
-            rows=random.choice((rows, rows, rows[:1], ())),
-            of={
-                token: (random.randrange(1, 20), random.randrange(1, 9), int(random.random() < 0.3))
-                for token in priced
-            },
-            spend=random.choice((SPEND, SPEND, SPEND, "")),
-            paid={token: [7, 3] for token in random.sample(tokens, random.choice((0, 1)))},
-        )
+        asked = random.choice((rows, rows, rows[:1], ()))
+        of = {
+            token: (random.randrange(1, 20), random.randrange(1, 9), int(random.random() < 0.3))
+            for token in priced
+        }
+        spend, paid = random.choice((SPEND, SPEND, SPEND, "")), random.sample(tokens, random.choice((0, 1)))
+        return Prices(asked, of, spend, {token: [7, 3] for token in paid})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import NO_STATE
@@ -33,6 +33,13 @@ NO_REV: Final = NO_STATE
 Answer = list[int | bytes]
 
 
+class Totals(dict[str, Any]):
+    """Fields of totals: numbers, and a few texts; what is missing counts 0."""
+
+    def __missing__(self, _: str) -> int:
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """What a caller believes of a customer when it asks."""
@@ -41,9 +48,9 @@ class View:
     valid_until_ms: int
     period: tuple[int, int]
     next_end_ms: int
-    entitlements: Mapping[str, Entitlement]
-    linked: bool
-    seal_delay_ms: int
+    entitlements: Mapping[str, Entitlement] = field(default_factory=dict[str, "Entitlement"])
+    linked: bool = True
+    seal_delay_ms: int = 0
     billable: bool = True
     plan: Plan | None = None
     has_purse: bool = False
@@ -115,7 +122,7 @@ class Customer:
     over_cap: Counter[str] = field(default_factory=Counter[str])
     pending: Counter[str] = field(default_factory=Counter[str])
     marked: Counter[str] = field(default_factory=Counter[str])
-    closed: dict[str, int] = field(default_factory=dict[str, int])
+    closed: Totals = field(default_factory=Totals)
     purse: Purse = field(default_factory=Purse)
 
     @property
@@ -174,8 +181,7 @@ class Customer:
         for kind, counts in self._classes():
             for meter, count in counts.items():
                 if count:
-                    name = f"{period[0]}|{meter_token(meter)}{kind}"
-                    self.closed[name] = self.closed.get(name, 0) + count
+                    self.closed[f"{period[0]}|{meter_token(meter)}{kind}"] += count
                     self.closed[f"{period[0]}|e"] = period[1]
             counts.clear()
 
@@ -219,8 +225,7 @@ class Customer:
         """Count what came for a closed period."""
         for part in parts:
             if part.quantity:
-                name = f"{period}|{meter_token(part.meter)}u"
-                self.closed[name] = self.closed.get(name, 0) + part.quantity
+                self.closed[f"{period}|{meter_token(part.meter)}u"] += part.quantity
                 self.marked[part.meter] += 0 if is_dead else part.quantity
 
     def total(self, meter: str) -> int:

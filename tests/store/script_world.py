@@ -26,6 +26,11 @@ class MismatchError(AssertionError):
     """The scripts and the model do not agree."""
 
 
+def fields_of(flat: Sequence[bytes]) -> dict[str, bytes]:
+    """The fields of a hash, of which a reply has names and values in turn."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
 def load_script(wire: Wire, name: str, text: str) -> Script:
     """The script, which the server knows from then on; a MismatchError where it does not compile."""
     sha = wire(pack("SCRIPT", "LOAD", text))

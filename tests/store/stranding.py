@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
-from store.delivery_checks import texts_of
-from store.delivery_driver import EVENTS, Delivery
-from store.delivery_model import METERS, TOTALS_MS, Intent, mark_prices
+from store.delivery_checks import own_keys, texts_of
+from store.delivery_driver import NAME, Anew, text_of
+from store.delivery_model import METERS, TOKENS, TOTALS_MS, mark_prices
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_model import NEVER_MS
 from store.script_plans import START_MS
@@ -20,10 +19,9 @@ from store.script_plans import START_MS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from store.delivery_model import Shard
+    from store.delivery_model import Intent, Shard
     from store.script_model import Customer
 
-NAME: Final = "ada"
 NONCE: Final = "0123456789abcdef" * 2
 QUANTITIES: Final = (1, 7, 700, 4 * 10**15)
 LETTERS_OF_METERS: Final = "iogcjpmzhH"
@@ -44,14 +42,10 @@ class Strand:
     changed: str
     cause: str
 
-    def text(self) -> str:
-        """It in JSON, without what is None."""
-        return json.dumps({name: told for name, told in asdict(self).items() if told is not None})
-
 
 def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
     """What the reply must be; the model holds afterwards what the store must."""
-    customer, tokens = shard.customers[NAME], {meter_token(meter): meter for meter in METERS}
+    customer = shard.customers[NAME]
     begins = None if customer.period is None else customer.period[0]
     is_once = begins is not None and bool(asked.rev)
     if is_once and customer.closed.get(f"{begins}|n") == cast("int", asked.rev):
@@ -59,15 +53,15 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
     known = {field[:-1] for field in customer.fields() if field[-1] in LETTERS_OF_METERS}
     late = Counter[str]()
     for token in asked.pending:
-        late[f"{begins}|{token}"] += customer.pending[tokens[token]]
-        customer.pending[tokens[token]] = 0
+        late[f"{begins}|{token}"] += customer.pending[TOKENS[token]]
+        customer.pending[TOKENS[token]] = 0
         for period in _at_one_price(customer, begins, token) if token in asked.items else ():
             late[f"{period}|{token}"] += customer.closed.pop(f"{period}|{token}p")
     for intent in _taken(shard, asked.intents):
         late[f"{intent.period}|{intent.token}"] += intent.value
     reply: list[int | bytes] = [0, now]
     for intent in _taken(shard, asked.back or (), period=begins):
-        name, meter = f"{begins}|{intent.token}", tokens[intent.token]
+        name, meter = f"{begins}|{intent.token}", TOKENS[intent.token]
         less = min(-intent.value, late[name])
         late[name] -= less
         left = -intent.value - less
@@ -78,25 +72,18 @@ def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
             shard.histories[NAME].append(["correction", str(now), what, after, asked.cause])
             reply += [name.encode(), b"%d" % left, 3]
     if begins is not None:
-        since = {tokens[token]: count for token, count in asked.since.items() if token in known}
-        overages = Counter(
-            {
-                meter: max(
-                    0,
-                    customer.overage[meter]
-                    - since.get(meter, 0)
-                    - (0 if token in asked.items else late[f"{begins}|{token}"]),
-                )
-                for token, meter in tokens.items()
-            }
-        )
+        since = {TOKENS[token]: count for token, count in asked.since.items() if token in known}
+        overages = dict[str, int]()
+        for token, meter in TOKENS.items():
+            again = 0 if token in asked.items else late[f"{begins}|{token}"]
+            overages[meter] = max(0, customer.overage[meter] - since.get(meter, 0) - again)
         mark_prices(customer, begins, asked.labels, overages, since)
     for name, quantity in sorted((+late).items()):
         reply += [name.encode(), b"%d" % quantity, _again(shard, asked, name, quantity, now)]
     if 1 in reply[4::3]:
         customer.lives, shard.dirty[NAME] = NEVER_MS, now
     if is_once:
-        customer.closed[f"{begins}|n"] = cast("int", asked.rev)
+        customer.closed[f"{begins}|n"] = asked.rev
         customer.closed[f"{begins}|y"] = int(asked.changed)
     shard.keep(f"t:{NAME}", TOTALS_MS)
     return reply
@@ -125,11 +112,11 @@ def _taken(shard: Shard, wanted: Sequence[tuple[str, str]], period: int | None =
 def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> int:
     """Count what is late of a period and meter; 1: recorded once more, 2: billed by an item, 0: neither."""
     customer, token = shard.customers[NAME], name[-4:]
-    meter = next(meter for meter in METERS if meter_token(meter) == token)
+    meter = TOKENS[token]
     kind, told, price = asked.meters[token]
     item = asked.items.get(token)
     if item is None:
-        customer.closed[f"{name}t"] = customer.closed.get(f"{name}t", 0) + quantity
+        customer.closed[f"{name}t"] += quantity
     else:
         own = {"customer": NAME, "period": name[:-5], "meter": token, "name": told, "value": str(quantity)}
         is_open = customer.period is not None and name[:-5] == str(customer.period[0])
@@ -148,15 +135,12 @@ def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> i
     return int(is_billed) if item is None else 2
 
 
-class Stranding(Delivery):
-    """One customer, anew in each step, whose prices are changed at Stripe by others."""
+class Stranding(Anew):
+    """Prices are changed at Stripe by others."""
 
     def step(self) -> None:
         """Plant usage that is pending and intents of it, then have prices end."""
-        self.empty()
-        self.wall = START_MS + self.random.randrange(DAY_MS)
-        customer = self.shard.customers[NAME]
-        customer.rev, customer.data = "2:7", "{}"
+        customer = self.begin_anew()
         if self.random.random() < 0.85:
             for _ in range(self.random.randrange(1, 4)):
                 self.plant_usage(NAME)
@@ -169,14 +153,12 @@ class Stranding(Delivery):
         asked, now = self._asked(), self.wall
         if self.random.random() < 0.15 and customer.period is not None:
             begins = customer.period[0]
-            customer.closed[f"{begins}|n"] = cast(
-                "int", self.random.choice(("2:8", "2:9", asked.rev or "2:8"))
-            )
+            customer.closed[f"{begins}|n"] = self.random.choice(("2:8", "2:9", asked.rev or "2:8"))
             self.store(f"t:{NAME}")
         if self.random.random() < 0.2:
             self._strand_audited(asked)
             return
-        reply, found = self.ask("strand", self._names(), NAME, NONCE, asked.text(), now)
+        reply, found = self.ask("strand", self._names(), NAME, NONCE, text_of(asked), now)
         expected = strand(self.shard, asked, now)
         self.check(f"strand {asked}", expected, reply, found)
         self.seen["late"] += len(reply) > 2
@@ -187,7 +169,7 @@ class Stranding(Delivery):
     def _strand_audited(self, asked: Strand) -> None:
         """With an audit log, which has an entry of each meter that is recorded once more."""
         names = [self._key(name) for name in (*self._names(), "audit")]
-        argv = (NAME, NONCE, asked.text(), self.wall)
+        argv = (NAME, NONCE, text_of(asked), self.wall)
         reply, rows = self.wire(pack("EVALSHA", self.shas["strand", 0], len(names), *names, *argv))
         expected = strand(self.shard, asked, self.wall)
         self._compare("the reply", expected, reply)
@@ -207,12 +189,11 @@ class Stranding(Delivery):
         self._compare("the audit log", entries, [list(unpack_field(fields[1])) for _, fields in stream])
         self.wire(pack("DEL", names[-1]))
         self.shard.fresh.clear()
-        _, found = self.ask("usage", tuple(f"{kind}:{NAME}" for kind in "cstgv"), self.wall)
+        _, found = self.ask("usage", own_keys(NAME, "cstgv"), self.wall)
         self.check(f"strand audited {asked}", [8], [8], found)
 
     def _names(self) -> tuple[str, ...]:
-        sets = ("dirty", "intents", "outbox", "parked", "compare", "items")
-        return (f"c:{NAME}", f"t:{NAME}", f"h:{NAME}", *sets)
+        return (*own_keys(NAME, "cth"), "dirty", "intents", "outbox", "parked", "compare", "items")
 
     def _plant_sealed(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]
@@ -220,25 +201,16 @@ class Stranding(Delivery):
         periods = (open_ms, open_ms, open_ms - 31 * DAY_MS)
         for nth in range(random.randrange(5)):
             meter = random.choice(METERS)
-            intent = Intent(
-                *(NAME, f"cus_{NAME}", random.choice(periods), meter_token(meter), EVENTS[meter]),
-                value=random.choice((1, 7, 700)) * random.choice((1, 1, 1, -1)),
-                minute=open_ms + nth * MINUTE_MS,
-                at=self.wall,
-                state=random.choice(("queued", "queued", "parked")),
-                key=f"intent-{nth}",
-            )
-            field = intent.field(intent.state)
-            customer.closed[field] = customer.closed.get(field, 0) + abs(intent.value)
-            self.shard.intents[intent.key] = intent
+            period, value = random.choice(periods), random.choice((1, 7, 700)) * random.choice((1, 1, 1, -1))
+            intent = self.new_intent(meter, period, value, open_ms + nth * MINUTE_MS)
+            intent.state = random.choice(("queued", "queued", "parked"))
+            self.plant_intent(f"intent-{nth}", intent)
             if intent.state == "parked":
-                self.shard.parked[intent.key] = self.shard.compare[intent.key] = self.wall
-            else:
-                self.shard.outbox[intent.key] = self.wall
+                self.shard.compare[intent.key] = self.wall
         for meter in METERS:
             if random.random() < 0.3:
                 field = f"{open_ms}|{meter_token(meter)}"
-                customer.closed[f"{field}s"] = cast("int", random.choice(("1/5 0 0;", "1/5 1 1;1/7 9 9;")))
+                customer.closed[f"{field}s"] = random.choice(("1/5 0 0;", "1/5 1 1;1/7 9 9;"))
                 customer.closed[f"{field}{random.choice('qlkdxt')}"] = random.choice((0, 3, 800))
             self._plant_closed(meter_token(meter), open_ms)
         for intent in self.shard.intents.values():
@@ -255,28 +227,23 @@ class Stranding(Delivery):
             if random.random() < 0.3:
                 closed[f"{period}|{token}p"] = random.choice((1, 7, 700))
             if random.random() < 0.1:
-                closed[f"{period}|{token}s"] = cast("int", "1/5 0 3;")
+                closed[f"{period}|{token}s"] = "1/5 0 3;"
             if random.random() < 0.3:
                 closed[f"{period}|e"] = period + 31 * DAY_MS
         if random.random() < 0.2:
-            closed[f"{open_ms}|{token}y"] = cast("int", "1/5")
+            closed[f"{open_ms}|{token}y"] = "1/5"
 
     def _asked(self) -> Strand:
         random = self.random
-        known = {
-            identifier: self.wire(pack("HGET", self._key("intents"), identifier)).decode()
-            for identifier in self.shard.intents
-        }
+        known = {identifier: self.read_intent(identifier) for identifier in self.shard.intents}
         intents = [
             (identifier, read + " " * (random.random() < 0.15))
             for identifier, read in {**known, "nobody": "{}"}.items()
             if random.random() < 0.8
         ]
         back = [one for one in intents if one[0] in known and self.shard.intents[one[0]].value < 0]
-        meters = {
-            meter_token(meter): (random.choice(("overage", "overage", "included", "")), meter, " at USD 0.05")
-            for meter in METERS
-        }
+        kinds = ("overage", "overage", "included", "")
+        meters = {token: (random.choice(kinds), meter, " at USD 0.05") for token, meter in TOKENS.items()}
         tokens = list(meters)
         item = {"label": "1/5", "stripe": "cus_ada", "subscription": "sub_1", "till": "9"}
         return Strand(
@@ -298,7 +265,7 @@ class Stranding(Delivery):
         field += self.random.choice("qlkdxtpaQLK")
         self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
         words = f"DAMAGED a customer cannot be read: no whole numbers in field {field}"
-        asked = self._asked().text()
+        asked = text_of(self._asked())
         reply, found = self.ask("strand", self._names(), NAME, NONCE, asked, self.wall)
         self._compare("the refusal", words, str(reply))
         self.store(f"t:{NAME}")

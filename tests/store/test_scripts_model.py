@@ -20,9 +20,7 @@ from store.audit_driver import Rebuilding
 from store.audit_folding import Folding
 from store.delivery_driver import Delivery
 from store.moving import Moving
-from store.overtaking import Overtaking
-from store.recalling import Recalling
-from store.refusing import Refusing
+from store.delivery_worlds import Overtaking, Recalling, Refusing
 from store.restoring import Repricing, Restoring
 from store.script_allotting import AllotWorld
 from store.script_allotting_paid import PaidAllotWorld
