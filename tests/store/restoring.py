@@ -70,12 +70,8 @@ class Restoring(Anew):
         for meter, own in tokens.items():
             lines[meter] = []
             for nth in random.sample(range(6), random.choice((0, 1, 3, 5))):
-                token, instant, count = (
-                    random.choice(own),
-                    random.choice(instants),
-                    random.choice((1, 6, 700)),
-                )
-                lines[meter].append((token, f"line@{nth}", instant, count, f"kept {nth}"))
+                on_line = random.choice(own), f"line@{nth}", random.choice(instants)
+                lines[meter].append((*on_line, random.choice((1, 6, 700)), f"kept {nth}"))
         return Billed(changed, items, units, lines)
 
     def _plant_lines(self, customer: Customer) -> None:

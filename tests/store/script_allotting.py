@@ -1,11 +1,13 @@
 """Two customers to whom the same happens: one is decided for many requests at once, the other one by one.
 
 So the decision script says what the allotting script must leave behind. For how many requests, and how long,
-is worked out here, from what is stored.
+is worked out here, from what is stored. Where grants, credits and a budget stand behind plans, as many
+decisions, one after the other, show for how many requests there is room; then the store is put back.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +17,7 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.in_process import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import MeterCounts, unpack_field
-from meterkit.decisions.policies import CONCURRENCY
+from meterkit.decisions.policies import CONCURRENCY, SPENT
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.store.allotment import given_back
@@ -24,10 +26,11 @@ from meterkit.store.script_terms import pack_head
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import PreparedDecision
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_world import ScriptWorld, amended
+from store.script_model import NEVER_MS
+from store.script_world import ScriptWorld, amended, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from random import Random
 
     from meterkit.decisions.program import Program
@@ -67,8 +70,7 @@ class AllotWorld(ScriptWorld):
     catalog = CATALOG
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        super().__init__(wire, texts)
-        self.random = random
+        super().__init__(wire, texts, random)
         self.caches = [self.process(), self.process()]
         self.open: list[tuple[Program, int]] = []
         self.rev = NO_STATE
@@ -80,11 +82,8 @@ class AllotWorld(ScriptWorld):
         """Let time pass, then let something happen to both."""
         self._tick()
         self.cache = self.random.choice(self.caches)
-        deed = self.random.choices(
-            (self.ask, self.allot, self.settle, self.record, self.amend, self.give_back),
-            (20, 30, 25, 3, 2, 8),
-        )[0]
-        deed()
+        deeds = (self.ask, self.allot, self.settle, self.record, self.amend, self.give_back)
+        self.random.choices(deeds, (20, 30, 25, 3, 2, 8))[0]()
         self._compare_all()
 
     def _tick(self) -> None:
@@ -189,6 +188,9 @@ class AllotWorld(ScriptWorld):
             status_since_ms=self.wall if late else 0,
             anchor_ms=self.random.choice((None, self.wall)),
         )
+        self._put(state)
+
+    def _put(self, state: CustomerState) -> None:
         rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
         amend = self.scripts["amend"]
         for name in (ONE, MANY):
@@ -222,13 +224,8 @@ class AllotWorld(ScriptWorld):
 
     def _asked(self) -> tuple[int, ...]:
         """At most and at least how many requests, the share, how long at most and at least (ms)."""
-        return (
-            self.random.choice((1, 4, 16, 64, 4096)),
-            self.random.choice((1, 1, 2, 4)),
-            self.random.choice((1, 1, 2, 8)),
-            self.random.choice((250, 250, 10_000)),
-            self.random.choice((1, 25)),
-        )
+        choices = (1, 4, 16, 64, 4096), (1, 1, 2, 4), (1, 1, 2, 8), (250, 250, 10_000), (1, 25)
+        return tuple(map(self.random.choice, choices))
 
     def _demands(self) -> dict[str, Demand]:
         found = {"requests": _one(self.random.choice((1, 1, 3)))}
@@ -302,15 +299,9 @@ class AllotWorld(ScriptWorld):
     def _room(self, program: Program, asked: tuple[int, ...], reply: Any) -> tuple[int, int]:
         """For how many requests there is room, and how long nothing ends, by what is stored of the other."""
         now = reply[1]
-        most, _, share, lasts_ms, _ = asked
+        most, _, share, *_ = asked
         stored, view = self._fields(ONE), self._view(ONE)
-        bounds, rooms = view.effective.bounds, [most]
-        end_ms = bounds.end_ms if now < bounds.end_ms else bounds.next_end_ms
-        lasts_ms = min(lasts_ms, end_ms - now, view.effective.valid_until_ms - now)
-        for field, kind, window, limit, refill, needed, _ in program.rate_terms:
-            _, used = advance(kind, window, refill, self._window(stored, field), now)
-            rooms.append((limit - used - needed) // (share * needed) + 1 if used + needed <= limit else 0)
-            lasts_ms = min(lasts_ms, window - now % window)
+        rooms = [most, *self._rooms_of_rates(stored, program, share, now)]
         rates = len(program.rate_terms)
         for field, measure in zip(program.fields[rates:], program.measures[rates:], strict=True):
             kept = MeterCounts.read(stored.get(field))
@@ -321,7 +312,24 @@ class AllotWorld(ScriptWorld):
             left = max(0, own - kept.included) + max(0, cap) - kept.held_at(now)
             needed = measure.needed
             rooms.append((left - needed) // (share * needed) + 1 if needed <= left else 0)
-        return min(rooms), lasts_ms
+        return min(rooms), self._lasts_ms(program, asked, now)
+
+    def _lasts_ms(self, program: Program, asked: tuple[int, ...], now: int) -> int:
+        """How long no period or window ends."""
+        effective = self._view(ONE).effective
+        bounds = effective.bounds
+        end_ms = bounds.end_ms if now < bounds.end_ms else bounds.next_end_ms
+        windows = [window - now % window for _, _, window, *_ in program.rate_terms]
+        return min(asked[3], end_ms - now, effective.valid_until_ms - now, *windows)
+
+    def _rooms_of_rates(
+        self, stored: Mapping[str, bytes], program: Program, share: int, now: int
+    ) -> list[int]:
+        rooms = list[int]()
+        for field, kind, window, limit, refill, needed, _ in program.rate_terms:
+            _, used = advance(kind, window, refill, self._window(stored, field), now)
+            rooms.append((limit - used - needed) // (share * needed) + 1 if used + needed <= limit else 0)
+        return rooms
 
     @staticmethod
     def _taken(program: Program) -> list[int]:
@@ -343,8 +351,7 @@ class AllotWorld(ScriptWorld):
         self.compare("totals", *totals)
 
     def _fields(self, name: str) -> dict[str, bytes]:
-        flat = self.wire(pack("HGETALL", self._keys(name).counters))
-        return {field.decode(): value for field, value in sorted(zip(flat[::2], flat[1::2], strict=True))}
+        return fields_of(self.wire(pack("HGETALL", self._keys(name).counters)))
 
     def _view(self, name: str) -> CustomerView:
         return self.cache.get(name)
@@ -355,3 +362,182 @@ class AllotWorld(ScriptWorld):
 
 def _one(quantity: int) -> Demand:
     return Demand(needed=quantity, taken=quantity)
+
+
+PAID: Final = loads("""
+schema: 1
+currency: usd
+default_plan: bounded
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words: {unit: word, stripe: {event_name: words}}
+  pages: {unit: page, stripe: {event_name: pages}}
+  images: {unit: image, stripe: {event_name: images}}
+prices:
+  images: {default: 1, models: {opus: 3}}
+credits:
+  ai: {costs: {requests: 1 per 4, pages: 2, images: prices.images}}
+plans:
+  spare:
+    price: {amount_cents: 0, interval: month}
+    grants:
+      - {credit: ai, quantity: 90, every: period}
+      - {meter: words, quantity: 40, every: period}
+    meters:
+      requests: {rate: 400/second, concurrency: 90, included: 30, overage: deny}
+      words: {included: 0, overage: deny}
+      pages: {included: 4, overage: {bill: {per: 1, amount_cents: 2}}}
+      images: {included: 5, overage: {bill: {cap: 20}}}
+  bounded:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 120}
+    meters:
+      requests: {included: 200, overage: {bill: {per: 4, amount_cents: 1}}}
+      words: {rate: 900/9 seconds, included: 20, overage: {bill: {per: 1, amount_cents: 1}}}
+      pages: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
+      images: {included: 0, overage: deny}
+""")
+_METERS: Final = ("requests", "words", "pages", "images")
+# A grant; a budget; what the last one takes of the credit counts.
+_EDGES: Final = (("spare", "words", 40), ("bounded", "words", 140), ("bounded", "pages requests", 57))
+
+
+class PaidAllotWorld(AllotWorld):
+    """Two customers with one history, who have prepaid something or may spend so much."""
+
+    catalog = PAID
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super().__init__(wire, texts, random)
+        self.granted: list[str] = []  # Nothing stands behind their plan before they have a state.
+
+    def step(self) -> None:
+        chance = self.random.random()
+        if chance < 0.05:
+            self.grant()
+        elif chance < 0.06:
+            self.void()
+        super().step()
+
+    def grant(self) -> None:
+        """Give both the same, for a while."""
+        target = self.random.choice(("c:ai", "c:ai", "m:requests", "m:words", "m:images"))
+        quantity = self.random.choice((20, 60, 200)) * (10**6 if target == "c:ai" else 1)
+        expires_ms = self.random.choice((NEVER_MS, self.wall + 400, self.wall + 9000, self.wall + DAY_MS))
+        begins_ms = self.random.choice((0, 0, self.wall + 100))
+        grant_id = f"g{self.random.randrange(10**9)}"
+        words = (grant_id, 256, 100, begins_ms, expires_ms, target, quantity, self.wall)
+        self._both("grant", words)
+        self.granted.append(f"a {target} {grant_id}")
+        self.seen["grant"] += 1
+
+    def void(self) -> None:
+        """Take back what one grant has left."""
+        if self.granted:
+            self._both("void", (self.random.choice(self.granted), self.wall))
+
+    def amend(self) -> None:
+        self._put(CustomerState(plan=self.random.choice(("spare", "bounded")), granted=True))
+
+    def record(self) -> None:
+        recorded = {self.random.choice(_METERS): self.random.choice((1, 5, 30))}
+        self._settle_both(Held(), Used(recorded, recorded))
+
+    def damage(self) -> None:
+        """Damage each field that the script reads: it allots nothing."""
+        for plan, demands, times in _EDGES:
+            self.edge(plan, {name: Demand.of(1) for name in demands.split()}, times)
+        while "h" not in self._fields(MANY):
+            self.ask()
+        program = self._compile(self._view(MANY), {"requests": Demand.of(1)})
+        counters = self._keys(MANY).counters
+        for field in program.fields:
+            whole = self.wire(pack("HGET", counters, field))
+            self.wire(pack("HSET", counters, field, b"1x"))
+            self.compare(f"damaged {field}", True, "DAMAGED field" in str(self._insist(program)))
+            mend = pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole)
+            self.wire(mend)
+
+    def edge(self, plan: str, demands: dict[str, Demand], times: int) -> None:
+        """Allot to new customers all that there is, to the last unit."""
+        for name in (ONE, MANY):
+            keys = self._keys(name)
+            self.wire(pack("DEL", keys.counters, keys.totals, keys.grants, keys.ledger))
+        self._put(CustomerState(plan=plan, granted=True))
+        self._both("grant", ("edge", 256, 100, 0, NEVER_MS, "c:ai", 50 * 10**6, self.wall))
+        self._settle_both(Held(), Used({"requests": 200}))
+        program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+        while reply[0] == 2:
+            self._learn(reply)
+            program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+        self._look(program)
+        self.compare(f"all of {plan}", [0, times], [reply[0], *reply[5:6]])
+        self.compare(f"last of {plan}", self._decide_each(program, times, reply[1])[:4], reply[:4])
+        self._compare_all()
+
+    def _asked(self) -> tuple[int, ...]:
+        return self.random.choice((1, 4, 7, 16, 31)), *super()._asked()[1:]
+
+    def _demands(self) -> dict[str, Demand]:
+        count = self.random.choice((1, 1, 1, 2, 3))
+        chosen = self.random.sample(_METERS, count)
+        return {name: Demand.of(self.random.choice((1, 1, 2))) for name in chosen}
+
+    def _room(self, program: Program, asked: tuple[int, ...], reply: Any) -> tuple[int, int]:
+        """What the script found, if as many decisions agree; and how long nothing ends."""
+        most, least, share, _, lasts_least_ms = asked
+        now = reply[1]
+        lasts_ms = self._lasts_ms(program, asked, now)
+        if "asked" in json.loads(program.further or "{}"):
+            lasts_ms = min(lasts_ms, self._changes_ms() - now)
+        if lasts_ms < lasts_least_ms:
+            return 0, lasts_ms
+        found = reply[5] if reply[0] == 0 else 0
+        tried = min([most, *self._rooms_of_rates(self._fields(ONE), program, share, now)])
+        while tried > max(found, least - 1):
+            self.compare("not more are allowed", False, self._fits(program, 1 + (tried - 1) * share))
+            self.seen["short"] += 1
+            tried //= 2
+        if tried >= least:
+            self.compare("so many are tried", tried, found)
+            self.compare("the last is allowed", True, self._fits(program, 1 + (found - 1) * share))
+        return found, lasts_ms
+
+    def _fits(self, program: Program, times: int) -> bool:
+        """Whether so many requests of one are allowed, one after the other, within the budget."""
+        counters = self._keys(ONE).counters
+        before = self.wire(pack("DUMP", counters))
+        lives_ms = self.wire(pack("PEXPIRETIME", counters))
+        request = self._packed(self._view(ONE), program, "d") + pack_each([self.wall])
+        replies = self.wire(*[request] * times, pack("PING"))[:-1]
+        is_within = all(reply[0] == 0 for reply in replies) and not self._is_overspent(program)
+        self.wire(pack("DEL", counters))
+        if before is not None:
+            self.wire(pack("RESTORE", counters, max(0, lives_ms), before, "ABSTTL"))
+        return is_within
+
+    def _is_overspent(self, program: Program) -> bool:
+        """Whether what is spent and what is held come to more than the budget."""
+        if all(measure.kind != SPENT for measure in program.measures):
+            return False
+        asked = self._compile(self._view(ONE), {"words": Demand(needed=10**9, taken=0)})
+        reply = self.send(self._packed(self._view(ONE), asked, "c"))
+        nth = next(nth for nth, measure in enumerate(asked.measures) if measure.kind == SPENT)
+        free, held, _ = reply[3 + 3 * nth : 6 + 3 * nth]
+        return bool(held > free)
+
+    def _changes_ms(self) -> int:
+        balance = self.wire(pack("HGET", self._keys(ONE).grants, "balance"))
+        return NEVER_MS if balance is None else int(balance.split(b" ")[1])
+
+    def _compare_all(self) -> None:
+        super()._compare_all()
+        for key in ("grants", "ledger"):
+            keys = [getattr(self._keys(name), key) for name in (ONE, MANY)]
+            one, many = (fields_of(self.wire(pack("HGETALL", of))) for of in keys)
+            self.compare(key, one | {"balance": b""}, many | {"balance": b""})
+
+    def _both(self, script: str, words: Sequence[str | int]) -> None:
+        keys = [self._keys(name) for name in (ONE, MANY)]
+        replies = [self.run(script, (of.grants, of.ledger), *words) for of in keys]
+        self.compare(f"{script} {words}", *replies)

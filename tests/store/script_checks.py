@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from fractions import Fraction
 from math import floor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from drivers.counters import flat_of
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
@@ -18,10 +18,11 @@ from store.script_model import NEVER_MS, Model
 from store.script_plans import ANONYMOUS, PLAIN
 from store.script_purse import MICRO, Claims, Means, Purse, ledger_sums, may_have, room
 from store.script_weighing import ceiling_of, own_of
-from store.script_world import MismatchError, ScriptWorld
+from store.script_world import MismatchError, ScriptWorld, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from random import Random
 
     from meterkit.catalog import Entitlement
     from meterkit.decisions.keys import CustomerKeys
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 class Checks(ScriptWorld):
     """A store with the scripts in it, and the model of what it holds."""
 
-    def __init__(self, wire: Wire, texts: Mapping[str, str], sales: Sales = PLAIN) -> None:
-        super().__init__(wire, texts)
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, sales: Sales = PLAIN) -> None:
+        super().__init__(wire, texts, random)
         self._known: dict[tuple[str | int | bytes, ...], Any] = {}
         self.sales, self.catalog, self.model = sales, sales.catalog, Model(sales.catalog)
         self.writers = ["w0", "w1", "w2"]
@@ -61,9 +62,8 @@ class Checks(ScriptWorld):
             text = "c" * known.fenced + str(known.last)
             key = self.keys.producer(0, writer)
             found = self.ask("GET", key)
-            self.compare(
-                f"writer {writer}", text if known.last or known.fenced else "", (found or b"").decode()
-            )
+            expected_text = text if known.last or known.fenced else ""
+            self.compare(f"writer {writer}", expected_text, (found or b"").decode())
             if found:  # Eight days by the server's own clock, less the minutes that a test may take.
                 lives = 690_000_000 < self.ask("PTTL", key) <= 691_200_000
                 self.compare(f"life of {writer}", True, lives)
@@ -129,36 +129,25 @@ class Checks(ScriptWorld):
             return
         self.seen["balance"] += 1
         means = Means(customer.purse, standing.plan, period, now, allowance=standing.allowance)
-        found: dict[str, tuple[str, ...]] = {}
-        for line in lines:
-            target, left, had, last, first = line.split(" ", 4)
-            found[target] = left, had, last, first
-        known = {grant.target for grant in (*means.grants.values(), *means.ended)} | {
-            *means.left,
-            *means.debts,
-        }
-        expected: dict[str, tuple[str, ...]] = {}
-        for target in known:
+        found = {target: told for target, *told in (line.split(" ", 4) for line in lines)}
+        granted = {grant.target for grant in (*means.grants.values(), *means.ended)}
+        expected: dict[str, list[str]] = {}
+        for target in granted | {*means.left, *means.debts}:
             paying = [g for g in means.in_order if g.target == target and g.pays_at(now) and g.left]
             numbers = means.of(target), int(means.had((target,))), means.last(target) or 0
-            expected[target] = (*map(str, numbers), paying[0].name if paying else "")
+            expected[target] = [*map(str, numbers), paying[0].name if paying else ""]
         self.compare(f"balance that is kept of {name}", expected, found)
         is_written = means.grants == customer.purse.grants
         self.compare(f"what is due of {name}", not is_written, is_due == "1")
-        turning = [
-            at
-            for grant in means.grants.values()
-            for at in (grant.effective, grant.expires, grant.stays)
-            if at > now
-        ]
-        self.compare(f"when the balance of {name} turns", min(turning, default=NEVER_MS), int(turns))
+        instants = [at for g in means.grants.values() for at in (g.effective, g.expires, g.stays)]
+        turning = min((at for at in instants if at > now), default=NEVER_MS)
+        self.compare(f"when the balance of {name} turns", turning, int(turns))
 
     def _texts(self, key: str) -> dict[str, str]:
         return {field: value.decode() for field, value in self.fields(key).items()}
 
     def fields(self, key: str) -> dict[str, bytes]:
-        flat = self.ask("HGETALL", key)
-        return {field.decode(): value for field, value in zip(flat[::2], flat[1::2], strict=True)}
+        return fields_of(self.ask("HGETALL", key))
 
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
@@ -166,47 +155,36 @@ class Checks(ScriptWorld):
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, self.wall)
         entitlements = entitlements_of(standing, self.catalog)
-        period, bounds = customer.period, standing.bounds
-        over = (
-            period is None
-            or self.wall >= period[1]
-            or (bounds.end_ms != period[1] and bounds.start_ms >= period[0] + 2 * MINUTE_MS)
-        )
+        period, bounds, now = customer.period, standing.bounds, max(self.wall, customer.seen)
+        is_over = period is None or self.wall >= period[1]
+        if period is not None and bounds.end_ms != period[1]:
+            is_over |= bounds.start_ms >= period[0] + 2 * MINUTE_MS
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
-        purse = customer.purse if is_entitled else Purse()
-        means = Means(
-            purse, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall, allowance=standing.allowance
-        )
+        purse, span = customer.purse if is_entitled else Purse(), (bounds.start_ms, bounds.end_ms)
+        means = Means(purse, standing.plan, span, self.wall, allowance=standing.allowance)
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
 
-        def covered(meter: str) -> int:
-            return 0 if over else customer.included[meter]
-
-        def held(meter: str) -> int:
-            return sum(customer.holds[meter].live(max(self.wall, customer.seen)))
-
-        def held_credit(meter: str) -> int:
-            return sum(customer.credit_holds[meter].live(max(self.wall, customer.seen)))
-
+        claims = Claims(
+            counted=lambda meter: 0 if is_over else customer.included[meter],
+            held=lambda meter: sum(customer.holds[meter].live(now)),
+            held_credit=lambda meter: sum(customer.credit_holds[meter].live(now)),
+        )
+        kinds = ("included", "overage", "pending", "granted", "credited", "over_cap")
         for meter, given in entitlements.items():
-            overage, pending, granted, credited, over_cap = (
-                0 if over else counter[meter]
-                for counter in (
-                    *(customer.overage, customer.pending, customer.granted, customer.credited),
-                    customer.over_cap,
-                )
-            )
-            left: int | str = "unlimited"
+            counts: list[Counter[str]] = [getattr(customer, kind) for kind in kinds]
+            numbers = [0 if is_over else counter[meter] for counter in counts]
+            covered, overage, pending, granted, _, over_cap = numbers
+            held, left = claims.held(meter), cast("int | str", "unlimited")
             if ceiling_of(given) is not None:
-                more = room(meter, means, self.catalog, entitlements, Claims(covered, held, held_credit))
-                left = max(0, own_of(given, covered(meter), overage) + more - held(meter))
-            recorded = covered(meter) + overage + granted + credited + over_cap
+                more = room(meter, means, self.catalog, entitlements, claims)
+                left = max(0, own_of(given, covered, overage) + more - held)
+            recorded = sum(numbers) - pending
             expected = {
-                "used": recorded + held(meter),
+                "used": recorded + held,
                 "included": "unlimited" if given.included is None else given.included,
                 "granted": granted + means.of(f"m:{meter}"),
-                "held": held(meter),
+                "held": held,
                 "remaining": left,
                 "overage": overage,
                 "overage_cents": _cents(given, overage),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from store.script_counts import DAY_MS, SLOT_MS
 from store.script_world import ScriptWorld, amended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from random import Random
 
     from meterkit.catalog import Catalog
@@ -78,8 +79,8 @@ class Gauge:
     level: int = 0
     over_ms: int = 0
     fitted: int = 0
-    held: dict[int, int] = field(default_factory=dict[int, int])
-    presigned: dict[int, int] = field(default_factory=dict[int, int])
+    held: Counter[int] = field(default_factory=Counter[int])
+    presigned: Counter[int] = field(default_factory=Counter[int])
 
     def live(self, now: int) -> int:
         presigned = sum(held for slot, held in self.presigned.items() if slot > now // SLOT_MS)
@@ -113,8 +114,7 @@ class GaugeWorld(ScriptWorld):
     allows: bool = False
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        super().__init__(wire, texts)
-        self.random = random
+        super().__init__(wire, texts, random)
         self.processes = [self.process() for _ in range(2)]
         self.plan, self.rev = "free", NO_STATE
         self.number_of_keys = 0
@@ -154,7 +154,9 @@ class GaugeWorld(ScriptWorld):
         if self.random.random() < 0.5:
             demands = {"jobs": Demand.of(1), **demands}
         mode = self.random.choice("dddcsf")
-        decision, reply = self._ask(lambda view: view.prepare_asking(demands, mode, in_flight=True))
+        decision, reply = self.decided(
+            self._view, lambda view: view.prepare_asking(demands, mode, in_flight=True)
+        )
         if mode != "f":  # Which goes by what its process knows, whatever that is.
             self.compare("plan", self.plan, decision.view.effective.plan.key)
         limits: dict[str, int] = {}
@@ -183,8 +185,7 @@ class GaugeWorld(ScriptWorld):
             self.compare("nearest", "jobs", nearest)
         if mode != "c" and reply[0] != 1:
             for name in limits:
-                slots = self.gauges[name].held
-                slots[self.wall // SLOT_MS] = slots.get(self.wall // SLOT_MS, 0) + demands[name].taken
+                self.gauges[name].held[self.wall // SLOT_MS] += demands[name].taken
             self.open.append((decision, self.wall // SLOT_MS))
 
     def _asked(self, name: str) -> int:
@@ -203,7 +204,7 @@ class GaugeWorld(ScriptWorld):
         for name in GAUGES:
             slots, given = self.gauges[name].held, held.quantities.get(name, 0)
             if slot >= self.wall // SLOT_MS - 1:
-                slots[slot] = max(0, slots.get(slot, 0) - given)
+                slots[slot] = max(0, slots[slot] - given)
 
     def presign(self) -> None:
         """Presigned uploads hold something, each of a key of its own."""
@@ -214,17 +215,14 @@ class GaugeWorld(ScriptWorld):
             self.wire(pack("HDEL", self._keys.levels, f"{name}+"))
         self.number_of_keys += 1
         upload = f"upload{self.number_of_keys}"
-        keys = (self._keys.levels, "uploads")
-        asked = (name, upload, size, self.wall)
-        reply = self.wire(pack("EVALSHA", self.scripts["presign"].sha, len(keys), *keys, *asked))
+        reply = self.run("presign", (self._keys.levels, "uploads"), name, upload, size, self.wall)
         self.compare("presign", [0, self.wall, ends * SLOT_MS], reply)
-        gauge.presigned[ends] = gauge.presigned.get(ends, 0) + size
+        gauge.presigned[ends] += size
         kept = {slot: held for slot, held in gauge.presigned.items() if slot > self.wall // SLOT_MS}
         flat = [number for held in kept.items() for number in held]
         self.compare("held", pack_field(*flat), self.wire(pack("HGET", self._keys.levels, f"{name}+")))
-        self.compare(
-            "upload", pack_field(size, self.wall, ends, ""), self.wire(pack("HGET", "uploads", upload))
-        )
+        expected = pack_field(size, self.wall, ends, "")
+        self.compare("upload", expected, self.wire(pack("HGET", "uploads", upload)))
         self.seen.add("presign")
 
     def change(self) -> None:
@@ -233,9 +231,9 @@ class GaugeWorld(ScriptWorld):
         near = [limit.included, limit.included + 1, limit.most, limit.most + 1] if limit else [120]
         quantity = self.random.choice((*near, 0, MOST))
         if how == "adjust":
-            quantity = self.random.choice(
-                (-gauge.level, -gauge.level - 1, quantity - gauge.level, MOST - gauge.level + 1, 1, -1, 0)
-            )
+            to_zero, to_most = -gauge.level, MOST - gauge.level
+            by = (to_zero, to_zero - 1, quantity - gauge.level, to_most + 1, 1, -1, 0)
+            quantity = self.random.choice(by)
         event = self.random.choice((None, None, f"e{self.random.randrange(40)}"))
         counted = None if event is None else self.events.get((event, name))
         if counted is not None and self.random.random() < 0.5:
@@ -254,7 +252,7 @@ class GaugeWorld(ScriptWorld):
                 *(-1 if given.included is None else given.included, how, quantity, "ada", thresholds),
                 *(meter_token(name), self.wall),
             )
-            reply = self.wire(pack("EVALSHA", self.scripts["level"].sha, len(keys), *keys, *argv))
+            reply = self.run("level", keys, *argv)
             is_known = known.rev == self.rev and bounds.start_ms <= self.wall < bounds.next_end_ms
             self.compare("whether it is stale", not is_known, reply[0] == 2)
         changed = quantity if how == "set" else gauge.level + quantity
@@ -333,26 +331,12 @@ class GaugeWorld(ScriptWorld):
         amend = self.scripts["amend"]
         return amended(self.keys, amend, customer, (known, self.rev), data, self.wall, changes)
 
-    def check(self, name: str) -> None:
-        """For tests of all scripts: each step compares what is stored."""
-
-    def damage(self, name: str = "ida") -> None:
+    def damage(self) -> None:
         """What cannot be a level is told, and stays as it is."""
-        del name
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
-        argv = (
-            known.rev,
-            *(9 * 10**15, 0, *(9 * 10**15,) * 2),
-            "storage",
-            5,
-            "set",
-            1,
-            "ida",
-            "",
-            "t",
-            self.wall,
-        )
         names = (keys.levels, keys.state, keys.notices)
+        view = (known.rev, 9 * 10**15, 0, 9 * 10**15, 9 * 10**15)
+        argv = (*view, "storage", 5, "set", 1, "ida", "", "t", self.wall)
         level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
         packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)
         amend = self._amending("ida", NO_STATE, "{}", {"storage": 5})
@@ -363,17 +347,13 @@ class GaugeWorld(ScriptWorld):
             self.compare("state", 0, self.wire(pack("EXISTS", keys.state)))
             self.compare(f"after {wrong!r}", wrong, self.wire(pack("HGET", keys.levels, "storage")))
         self.wire(pack("HDEL", keys.levels, "storage"))
-        presign = pack(
-            "EVALSHA", self.scripts["presign"].sha, 2, keys.levels, "u", "storage", "a", 1, self.wall
-        )
+        sha, asked = self.scripts["presign"].sha, ("storage", "a", 1, self.wall)
+        presign = pack("EVALSHA", sha, 2, keys.levels, "u", *asked)
         for wrong in (b"1x", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
             self.wire(pack("HSET", keys.levels, "storage+", wrong))
             for request in (presign, packed + pack_each([self.wall])):
                 self.compare(f"{wrong!r}+", True, "DAMAGED holds storage" in str(self.wire(request)))
             self.compare("uploads", 0, self.wire(pack("EXISTS", "u")))
-
-    def _ask(self, prepare: Callable[[CustomerView], PreparedDecision]) -> tuple[PreparedDecision, Any]:
-        return self.decided(self._view, prepare)
 
     @property
     def _view(self) -> CustomerView:

@@ -14,7 +14,6 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
 from meterkit.redis.settling import CONFLICT, PARTLY
 from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
@@ -23,19 +22,20 @@ from store.script_counts import DAY_MS, SLOT_MS
 from store.script_model import Times, Use, View
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
 from store.script_purse import may_have
-from store.script_world import load_script
+from store.script_world import fields_of, load_script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
+    from meterkit.catalog import Entitlement
     from meterkit.decisions.program import Program
     from meterkit.store.views import CustomerView
     from store.script_plans import Sales
     from store.script_wires import Wire
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Open:
     """What was admitted and has not ended: when, and what was set aside until the true quantity is known."""
 
@@ -58,8 +58,8 @@ class Requests(Checks):
         anchors: bool = True,
         sales: Sales = PLAIN,
     ) -> None:
-        super().__init__(wire, texts, sales)
-        self.random, self.anchors, self.skews = random, anchors, False
+        super().__init__(wire, texts, random, sales)
+        self.anchors, self.skews = anchors, False
         self._skewed = {
             (name, skew): load_script(wire, name, text).sha.encode()
             for name in ("decide", "settle")
@@ -83,15 +83,12 @@ class Requests(Checks):
         known = self._customer(name)
         reserved: dict[str, int] = {}
         dimensions = self.random.choice(_DIMENSIONS)
-        costs: Mapping[str, int] | None = None
-        if known.prepaid is not None:
-            model = dimensions.get("model")
-            costs = known.prepaid.held_costs(model)
+        costs = known.prepaid.held_costs(dimensions.get("model")) if known.prepaid is not None else None
         for meter in self.random.sample(self.sales.meters, self.random.choice((1, 1, 2))):
             reserved[meter] = max(1, self._quantity(known, meter))
             for derived in derived_from(self.catalog.meters, meter, dimensions):
                 reserved[derived.name] = reserved[meter]
-        demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in reserved.items()}
+        demands = {meter: Demand.of(quantity) for meter, quantity in reserved.items()}
         flags = {"billed_always": False, "rates_only": self.random.random() < 0.05}
         self.ask_for(known, demands, "d", flags, reserved, costs)
 
@@ -105,15 +102,8 @@ class Requests(Checks):
         costs: Mapping[str, int] | None = None,
     ) -> None:
         if any(flags.values()) or costs:
-            program = compile_program(
-                known.entitlements,
-                self.catalog,
-                demands,
-                billed_always=flags["billed_always"],
-                rates_only=flags["rates_only"],
-                prepaid=known.prepaid,
-                at=AtModel(costs),
-            )
+            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": AtModel(costs)}
+            program = compile_program(known.entitlements, self.catalog, demands, **more)
             packed = b"".join(known.pack_decide(program, mode))
         else:
             decision = known.prepare_asking(demands, mode, in_flight=True)
@@ -123,9 +113,7 @@ class Requests(Checks):
             costs = known.prepaid.held_costs(None) if any(flags.values()) else known.prepaid.costs_of(None)
         reply = self._decide(known, packed, demands, mode, view_of(known), flags, costs or {})
         if reply[0] in {0, 5} and mode in "dfs" and program.settles:
-            slot = reply[1] // SLOT_MS
-            opened = Open(known=known, program=program, decided_ms=reply[1], slot=slot, reserved=reserved)
-            self.open.append(opened)
+            self.open.append(Open(known, program, reply[1], reply[1] // SLOT_MS, reserved))
         elif reply[0] == 1:
             self.refused(known, program, reply)
 
@@ -138,29 +126,15 @@ class Requests(Checks):
             return
         held = self.open.pop(self.random.randrange(len(self.open)))
         known, program = held.known, held.program
-        decision, view = (
-            known.prepare_renewing(program.held, program.concurrency, program.costs),
-            view_of(known),
-        )
-        demands = {
-            name: Demand(needed=0, taken=program.held.get(name, 0))
-            for name in (*program.held, *program.concurrency)
-        }
-        kept = {
-            name: replace(
-                given, rates=(), concurrency=given.concurrency if name in program.concurrency else None
-            )
-            for name, given in known.entitlements.items()
-        }
-        reply = self._decide(
-            known,
-            b"".join(decision.packed),
-            demands,
-            "h",
-            replace(view, entitlements=kept),
-            {},
-            program.costs,
-        )
+        decision = known.prepare_renewing(program.held, program.concurrency, program.costs)
+        names = (*program.held, *program.concurrency)
+        demands = {name: Demand(needed=0, taken=program.held.get(name, 0)) for name in names}
+        kept: dict[str, Entitlement] = {}
+        for name, given in known.entitlements.items():
+            concurrency = given.concurrency if name in program.concurrency else None
+            kept[name] = replace(given, rates=(), concurrency=concurrency)
+        view, packed = replace(view_of(known), entitlements=kept), b"".join(decision.packed)
+        reply = self._decide(known, packed, demands, "h", view, {}, program.costs)
         if reply[0] == 0:
             self.open.append(replace(held, program=decision.program, slot=reply[1] // SLOT_MS))
             self.end(held, recorded={}, seen=None)
@@ -172,11 +146,8 @@ class Requests(Checks):
         known, program = opened.known, opened.program
         other = {meter: self._quantity(known, meter) for meter in self.sales.meters}
         settled = {meter: taken for meter, taken in program.settled.items() if meter in other}
-        recorded = self.random.choice(
-            ({}, settled, settled, {meter: other[meter] for meter in settled}, {})
-            if opened.reserved
-            else ({}, settled, settled, {meter: other[meter] for meter in settled})
-        )
+        choices = [{}, settled, settled, {meter: other[meter] for meter in settled}]
+        recorded = self.random.choice([*choices, {}] if opened.reserved else choices)
         seen = recorded
         if opened.reserved and self.random.random() < 0.2:
             seen = {**settled, self.random.choice(self.sales.meters): 3}
@@ -188,18 +159,12 @@ class Requests(Checks):
     def end(self, opened: Open, *, recorded: Mapping[str, int], seen: Mapping[str, int] | None) -> None:
         """Give back what was held, record what is billed, and correct the rates by what was seen."""
         reserved: Mapping[str, int] = {} if seen is None else opened.reserved
-        seen = seen or {}
-        self._settle(
-            Settlement(
-                opened.known,
-                held=Held(opened.program.held, opened.program.concurrency, opened.slot, opened.program.costs),
-                used=Used(
-                    *(recorded, seen if reserved else {}, self.random.choice(_DIMENSIONS)),
-                    self._measured(seen or recorded),
-                ),
-                correction=Correction(reserved, opened.program.rates, opened.decided_ms),
-            )
-        )
+        seen, program = seen or {}, opened.program
+        held = Held(program.held, program.concurrency, opened.slot, program.costs)
+        dimensions = self.random.choice(_DIMENSIONS)
+        used = Used(recorded, seen if reserved else {}, dimensions, self._measured(seen or recorded))
+        correction = Correction(reserved, program.rates, opened.decided_ms)
+        self._settle(Settlement(opened.known, held=held, used=used, correction=correction))
 
     def record(self, name: str) -> None:
         known = self._customer(name)
@@ -208,15 +173,10 @@ class Requests(Checks):
         event = self._event(name, recorded) if self.random.random() < 0.15 else None
         recorded, rated = self.random.choice(((recorded, recorded), (recorded, {}), ({}, recorded)))
         dimensions = self.random.choice(_DIMENSIONS)
-        self._settle(
-            Settlement(
-                known,
-                used=Used(recorded, rated, dimensions, self._measured(recorded or rated)),
-                event=event,
-                occurred_ms=self._occurred(name) if self.random.random() < 0.12 else None,
-                tells_revenue=self.random.random() < 0.12,
-            )
-        )
+        used = Used(recorded, rated, dimensions, self._measured(recorded or rated))
+        occurred_ms = self._occurred(name) if self.random.random() < 0.12 else None
+        tells = self.random.random() < 0.12
+        self._settle(Settlement(known, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells))
 
     def _event(self, name: str, quantities: Mapping[str, int]) -> EventMark:
         """An event id; where it has counted these meters, mostly as before."""
@@ -225,10 +185,8 @@ class Requests(Checks):
         chance = self.random.random()
         if chance < 0.1:
             return EventMark(key)
-        given = {
-            **quantities,
-            **{meter: known[meter] for meter in quantities if meter in known and chance < 0.8},
-        }
+        before = {meter: known[meter] for meter in quantities if meter in known and chance < 0.8}
+        given = {**quantities, **before}
         return EventMark(key, "id", given | dict.fromkeys(given, UNCOMPARED) if chance > 0.95 else given)
 
     # What deeds are made of.
@@ -261,11 +219,7 @@ class Requests(Checks):
         number = self.numbers[writer] + 1
         if self.random.random() < 0.08:
             number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
-        head, tail = settlement.pack()
-        packed = (
-            head + pack_each([self.keys.producer(0, writer)]) + tail + pack_sequence(settlement.slot, number)
-        )
-        times, request = self._clocks("settle", packed)
+        times, request = self._clocks("settle", self.packed(settlement, writer, number))
         use = Use(
             held=held.quantities,
             held_costs=held.costs,
@@ -321,8 +275,9 @@ class Requests(Checks):
         """What was told of since, and nothing else; then it is forgotten."""
         key = self.keys.notices(0)
         entries = self.ask("XRANGE", key, "-", "+")
-        found = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in entries]
-        told = [tuple(entry[word].decode() for word in _WORDS) for entry in found]
+        words = ("kind", "customer", "of", "numbers")
+        found = [fields_of(fields) for _, fields in entries]
+        told = [tuple(entry[word].decode() for word in words) for entry in found]
         self.compare("notices", sorted(self.model.notices), sorted(told))
         for kind, *_ in self.model.notices:
             self.seen[kind] += 1
@@ -397,7 +352,6 @@ def view_of(known: CustomerView) -> View:
     )
 
 
-_WORDS: Final = (b"kind", b"customer", b"of", b"numbers")
 _CLOCK: Final = "return tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
     *({}, {}, {"size": "large"}, {"size": "small", "code": "yes"}, {"size": "l", "code": "yes"}),

@@ -19,7 +19,7 @@ from meterkit.redis.connection import pack
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, SLOT_MS, Slots
-from store.script_world import ScriptWorld
+from store.script_world import ScriptWorld, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,8 +117,7 @@ class SpendWorld(ScriptWorld):
     models: tuple[str | None, ...] = (None, "opus", "a-mini")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        super().__init__(wire, texts)
-        self.random = random
+        super().__init__(wire, texts, random)
         self.processes = [self.process() for _ in range(2)]
         self.rev = NO_STATE
         self.limits: dict[str, int] = {}
@@ -160,9 +159,8 @@ class SpendWorld(ScriptWorld):
         }
         self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
         self.given["words"] = self.random.choice((INCLUDED["words"], FEWER_WORDS))
-        overrides: dict[str, dict[str, object]] = {"words": {"included": self.given["words"]}}
-        if self.limits:
-            overrides["spend"] = dict(self.limits)
+        overrides: dict[str, Any] = {"words": {"included": self.given["words"]}}
+        overrides |= {"spend": self.limits} if self.limits else {}
         data = CustomerState(overrides=overrides).dump()
         keys = self._keys
         self.wire(pack("HSET", keys.state, "rev", self.rev, "data", data))
@@ -174,12 +172,11 @@ class SpendWorld(ScriptWorld):
     def decide(self) -> None:
         meters = [name for name in QUANTITIES if name in self.catalog.meters]
         asked = self.random.sample(meters, self.random.choice((1, 1, 1, 2, 3)))
-        demands = {
-            name: Demand(needed=1, taken=0)
-            if self.random.random() < 0.15
-            else Demand.of(self.random.choice((0, *QUANTITIES[name])))
-            for name in asked
-        }
+        demands: dict[str, Demand] = {}
+        for name in asked:
+            is_open = self.random.random() < 0.15
+            quantity = 0 if is_open else self.random.choice((0, *QUANTITIES[name]))
+            demands[name] = Demand(needed=1, taken=0) if is_open else Demand.of(quantity)
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self.decided(
             self._view, lambda view: view.prepare_asking(demands, mode, model=model)
@@ -203,9 +200,8 @@ class SpendWorld(ScriptWorld):
                 self.compare("level", True, 0 <= verdict.spend.spent_cents)
         elif shares:
             nearest = min(shares, key=lambda nth: (shares[nth][0], nth))
-            self.compare(
-                f"nearest {what}", [nearest + 1, shares[nearest][1], told[nearest][1]], list(reply[2:])
-            )
+            expected = [nearest + 1, shares[nearest][1], told[nearest][1]]
+            self.compare(f"nearest {what}", expected, list(reply[2:]))
         if mode != "c" and reply[0] != 1:
             self.period = self.period or self._bounds()
             for name, demand in demands.items():
@@ -252,19 +248,14 @@ class SpendWorld(ScriptWorld):
             left -= takes[name]
             shares[nth] = left / max(1, whole), left
         before = {name: self._owed(name, takes, model, 0) for name in self._priced}
-        needs, takes_more = (
-            sum(
-                self._owed(name, takes, model, quantity) - before[name]
-                for name, quantity in quantities.items()
-                if name in before
-            )
-            for quantities in ({name: demand.needed for name, demand in demands.items()}, takes)
-        )
-        if before.keys().isdisjoint(demands):
+        priced, needs, takes_more = before.keys() & demands.keys(), 0, 0
+        for name in priced:
+            needs += self._owed(name, takes, model, demands[name].needed) - before[name]
+            takes_more += self._owed(name, takes, model, takes[name]) - before[name]
+        if not priced:
             return refuses, told, shares
-        for nth, (most, spent) in enumerate(
-            self._budgets(), start=len(demands) + self._rows_asked(demands, model)
-        ):
+        start = len(demands) + self._rows_asked(demands, model)
+        for nth, (most, spent) in enumerate(self._budgets(), start):
             left = most - spent - sum(before.values())
             refuses |= 0 < needs > left
             told[nth] = most - spent, sum(before.values()), needs
@@ -322,11 +313,9 @@ class SpendWorld(ScriptWorld):
         if self.open and self.random.random() < 0.8:
             decision, slot = self.open.pop(self.random.randrange(len(self.open)))
             held = Held.of(decision, slot)
-            recorded = {
-                name: self.random.choice((quantity, quantity, quantity // 2, quantity + 1, 0))
-                for name, quantity in held.quantities.items()
-                if name in self.holds
-            }
+            for name, quantity in held.quantities.items():
+                if name in self.holds:
+                    recorded[name] = self.random.choice((quantity, quantity, quantity // 2, quantity + 1, 0))
         elif self.random.random() < 0.5:
             name = self.random.choice([name for name in QUANTITIES if name in self.catalog.meters])
             recorded = {name: self.random.choice(QUANTITIES[name])}
@@ -374,12 +363,9 @@ class SpendWorld(ScriptWorld):
         for span, ms in SPANS.items():
             if span in self.limits:
                 self.windows[span][self.wall // ms] += spent
-        crossed = [
-            percent
-            for percent in (50, 100)
-            if most and 100 * before < percent * most <= 100 * (before + spent)
-        ]
-        self._check_notices([f"{before + spent} {percent} {most}" for percent in crossed])
+        after = before + spent
+        crossed = [percent for percent in (50, 100) if 100 * before < percent * most <= 100 * after]
+        self._check_notices([f"{after} {percent} {most}" for percent in crossed])
 
     def _cost_of(self, name: str, rest: int, model: str | None) -> int:  # noqa: ARG002 - one price for all
         return _cost(name, self.overage[name] + rest) - _cost(name, self.overage[name])
@@ -396,11 +382,8 @@ class SpendWorld(ScriptWorld):
 
     def _check_notices(self, expected: list[str]) -> None:
         key, token = self._keys.notices, meter_token("spend").encode()
-        found = [
-            dict(zip(fields[::2], fields[1::2], strict=True))
-            for _, fields in self.wire(pack("XRANGE", key, "-", "+"))
-        ]
-        told = [" ".join(one[b"numbers"].decode().split()[3:]) for one in found if one[b"of"] == token]
+        found = [fields_of(fields) for _, fields in self.wire(pack("XRANGE", key, "-", "+"))]
+        told = [" ".join(one["numbers"].decode().split()[3:]) for one in found if one["of"] == token]
         self.compare("notices", expected, told)
         self.seen |= {"notice"} if expected else set()
         self.wire(pack("DEL", key))
@@ -420,12 +403,9 @@ class SpendWorld(ScriptWorld):
                 self.compare(f"stored {span}", self.windows[span][now], counted if slot == now else 0)
 
     def _roll(self) -> None:
-        start, end = self._bounds()
-        if self.period is not None and self.period != (start, end):
+        if self.period != self._bounds():
             self._begin()
-            self.period = start, end
-        elif self.period is None:
-            self._begin()
+            self.period = self.period and self._bounds()
 
     def _bounds(self) -> tuple[int, int]:
         bounds = bounds_at(self.wall)
@@ -438,12 +418,6 @@ class SpendWorld(ScriptWorld):
     @property
     def _keys(self) -> Any:
         return self.keys.customer("ada")
-
-    def check(self, name: str) -> None:
-        """For tests of all scripts: each settlement compares what is stored."""
-
-    def damage(self, name: str = "") -> None:
-        """Likewise: nothing is kept here that other lives do not damage."""
 
 
 class RowsSpendWorld(SpendWorld):
@@ -495,10 +469,8 @@ class RowsSpendWorld(SpendWorld):
         for row in dearest:
             part = min(left, there[row])
             most, left = most + ceil(part * prices[row]), left - part
-        every = sum(
-            ceil((counted[row] + there[row]) * prices[row]) - ceil(counted[row] * prices[row])
-            for row in dearest
-        )
+        after = {row: ceil((counted[row] + there[row]) * prices[row]) for row in dearest}
+        every = sum(after[row] - ceil(counted[row] * prices[row]) for row in dearest)
         parts = sum(map(bool, there.values()))
         return min(every + len(prices) * bool(unknown), most + parts * bool(parts > 1 and most))
 

@@ -194,10 +194,9 @@ class SubjectWorld(ScriptWorld):
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         pattern = rf"\b{_MOST_IN_SCRIPTS}\b"
-        super().__init__(
-            wire, {name: re.sub(pattern, str(MOST), texts[name]) for name in ("decide", "settle")}
-        )
-        self.random, self.others = random, Counter[int]()
+        few = {name: re.sub(pattern, str(MOST), texts[name]) for name in ("decide", "settle")}
+        super().__init__(wire, few, random)
+        self.others = Counter[int]()
         plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
         self.catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
         self.processes = [self.process() for _ in range(2)]

@@ -13,6 +13,7 @@ from store.script_plans import START_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from random import Random
 
     from meterkit.catalog import Catalog
     from meterkit.store.settlement import Settlement
@@ -44,13 +45,17 @@ class ScriptWorld:
 
     catalog: Catalog
 
-    def __init__(self, wire: Wire, texts: Mapping[str, str]) -> None:
-        self.wire = wire
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random = wire, random
         self.wall: int = START_MS
         self.wire(pack("FLUSHALL"))
         self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
         self.number = 0  # Of the newest settlement.
+
+    def run(self, script: str, keys: Sequence[str], *argv: str | int) -> Any:
+        """The reply of a script."""
+        return self.wire(pack("EVALSHA", self.scripts[script].sha, len(keys), *keys, *argv))
 
     def process(self, seal_delay_ms: int = 0) -> CustomerCache:
         """A process that knows customers by the clock of this world."""
@@ -84,15 +89,19 @@ class ScriptWorld:
         """Have a settlement applied by the newest state of its customer; the reply."""
         self.number += 1
         while True:
-            head, tail = settlement.pack()
-            producer = pack_each([self.keys.producer(0, "w")])
-            reply = self.send(head + producer + tail + pack_sequence(settlement.slot, self.number))
+            reply = self.send(self.packed(settlement, "w", self.number))
             if isinstance(reply, Exception) or reply[0] != 4:
                 break
             settlement.on_stale(reply)
         found: list[Any] = [reply] if isinstance(reply, int | bytes | str | Exception) else reply
         self.compare(f"settled {settlement.used} {settlement.occurred_ms}", 0, found[0])
         return found
+
+    def packed(self, settlement: Settlement, writer: str, number: int) -> bytes:
+        """A settlement of a writer, but for the time."""
+        head, tail = settlement.pack()
+        producer = pack_each([self.keys.producer(0, writer)])
+        return head + producer + tail + pack_sequence(settlement.slot, number)
 
     def compare(self, what: str, expected: Any, found: Any) -> None:
         if expected != found:

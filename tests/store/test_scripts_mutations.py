@@ -18,8 +18,7 @@ from store.delivery_driver import Delivery
 from store.moving import Moving
 from store.delivery_worlds import Overtaking, Recalling, Refusing
 from store.restoring import Repricing, Restoring
-from store.script_allotting import AllotWorld
-from store.script_allotting_paid import PaidAllotWorld
+from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_corners import FullWorld, MonthWorld, SharesWorld, TurnWorld
 from store.script_driver import AgingWorld, World
 from store.script_gauges import GaugeWorld, KeepingWorld
