@@ -12,9 +12,9 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import pack, pack_numbers
 from store import delivery_checks
 from store.delivery_checks import Checks, texts_of
-from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent, stand
+from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_model import NEVER_MS, Times, View
+from store.script_model import NEVER_MS, Times, View, stand
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:

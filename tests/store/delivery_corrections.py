@@ -10,7 +10,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_model import AHEAD_MS, TOKENS, TOTALS_MS, VALUE_MAX, Intent, free_minute, lines_of, stand
+from store.delivery_model import AHEAD_MS, TOKENS, TOTALS_MS, VALUE_MAX, Intent, free_minute, lines_of
+from store.script_model import stand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.keys import meter_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
-from store.script_model import NEVER_MS, Customer
+from store.script_model import NEVER_MS, Customer, stand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -502,17 +502,6 @@ class Shard:
         """The counters are gone; what was set up for the customer and what was closed is not."""
         gone = self.customers[name]
         self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
-
-
-def stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | None]:
-    """The time, and the reply where that ends it."""
-    now = max(times.wall, customer.seen)
-    is_known = customer.rev == view.rev
-    if not is_known or not view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms):
-        return now, [2, now, customer.rev.encode(), customer.data.encode()]
-    is_over = customer.period is not None and now >= customer.period[1]
-    moves = times.wall - customer.seen > MINUTE_MS or is_over
-    return now, [3, now] if moves and abs(times.wall - times.claimed) > MINUTE_MS else None
 
 
 def _count(customer: Customer, intent: Intent, quantity: int) -> None:

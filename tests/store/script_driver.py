@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from drivers.counters import flat_of, pack_field, packed_of
+from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import compile_program
-from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
+from meterkit.redis.connection import pack
 from meterkit.store.hold import Correction, Used
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
-from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
+from store.script_plans import ANONYMOUS, CUSTOMERS, PLAIN, PLANS, WINDOWS_MS
 from store.script_requests import Requests
-from store.script_world import NO_CHANGES
+from store.script_world import amended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.decisions.subscription import Status
+    from store.script_wires import Wire
 
 
 def _damaged(reply: Any) -> Any:
@@ -140,8 +142,7 @@ class World(Requests):
         left = MOST - self.model.customers[name].total(meter)
         for quantity in (left, 1):
             if quantity < 10**15:
-                recorded = {meter: quantity}
-                self._settle(Settlement(known, used=Used(recorded)))
+                self._settle(Settlement(known, used=Used({meter: quantity})))
         for _ in range(10):
             demands = {meter: Demand(needed=1, taken=3)}
             self.ask_for(known, demands, "d", {"billed_always": True, "rates_only": False})
@@ -161,18 +162,11 @@ class World(Requests):
         times = 1
         if self.random.random() < 0.1:
             quantity, times = 10**15 - 1, 10
+        rates = frozenset({rate_field(meter, rate.window_ms, rate.algorithm)})
         for _ in range(times):
-            self._settle(
-                Settlement(
-                    known,
-                    used=Used(rated={meter: max(quantity, 0)}),
-                    correction=Correction(
-                        {meter: max(-quantity, 0)},
-                        frozenset({rate_field(meter, rate.window_ms, rate.algorithm)}),
-                        self.wall - back_ms,
-                    ),
-                )
-            )
+            correction = Correction({meter: max(-quantity, 0)}, rates, self.wall - back_ms)
+            used = Used(rated={meter: max(quantity, 0)})
+            self._settle(Settlement(known, used=used, correction=correction))
 
     def stranger(self, _: str) -> None:
         """Somebody never seen before comes once."""
@@ -205,16 +199,13 @@ class World(Requests):
 
     def put(self, name: str, state: CustomerState, *, gone: bool = False) -> None:
         """Replace a customer's state, or take it away."""
-        customer, keys = self.model.customers[name], self.keys.customer(name)
+        customer, amend = self.model.customers[name], self.scripts["amend"]
         rev, data = f"{FORMAT}:{self.random.randrange(10**12):012x}", state.dump()
         if gone:
             rev, data = NO_STATE, ""
-        is_linked = state.stripe_customer is not None
-        argv = (customer.rev, rev, data, name, int(is_linked), self.wall, "", "", 0, NO_CHANGES, self.wall)
-        names = [keys.counters, keys.state, self.keys.shard(0, "customers"), keys.dirty, keys.unlinked]
-        names += [self.keys.turns(0), keys.history, keys.notices, keys.levels, keys.totals]
-        reply = self.wire(pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv))
-        self.compare(f"amend {name} {state}", [0], reply)
+        is_linked, revs = state.stripe_customer is not None, (customer.rev, rev)
+        request = amended(self.keys, amend, name, revs, data, self.wall, linked=int(is_linked))
+        self.compare(f"amend {name} {state}", [0], self.wire(request))
         self.model.amend(name, rev, data, linked=is_linked, seal_at_ms=self.wall)
         self.wall = max(self.wall, customer.seen) + 1
 
@@ -236,7 +227,7 @@ class World(Requests):
     def fence(self, _: str) -> None:
         nth = self.random.randrange(3)
         writer = self.writers[nth]
-        reply = self.wire(pack("EVALSHA", self.scripts["fence"].sha, 1, self.keys.producer(0, writer)))
+        reply = self.run("fence", (self.keys.producer(0, writer),))
         self.compare(f"fence {writer}", self.model.fence(writer), reply)
         if self.random.random() < 0.7:
             self.writers[nth] = f"w{self.random.randrange(10**9)}"
@@ -268,18 +259,11 @@ class World(Requests):
         while reply[0] == 2:  # Stale.
             if len(reply) > 1:
                 known = known.cache.learn(known, reply)
-            program = compile_program(
-                *(known.entitlements, self.catalog, dict[str, Demand]()),
-                billed_always=False,
-                rates_only=False,
-                prepaid=known.prepaid,
-            )
-            reply = self.wire(b"".join(known.pack_decide(program, "d")) + pack_each([self.wall]))
-            reply = _damaged(reply)
+            program = compile_program(known.entitlements, self.catalog, {}, prepaid=known.prepaid)
+            reply = _damaged(self.send(b"".join(known.pack_decide(program, "d"))))
         self.compare(f"decide {name} by {key} {field} {wrong!r}", ["DAMAGED", field], reply)
         writer = self.keys.producer(0, "damaged")
-        head, tail = Settlement(known).pack()
-        reply = self.wire(head + pack_each([writer]) + tail + pack_sequence(0, 1) + pack_each([self.wall]))
+        reply = self.send(self.packed(Settlement(known), "damaged", 1))
         # What every settlement reads is not read any further; what only the end of a period reads is told.
         expected = [7, field.encode()] if _damaged(reply) is reply else ["DAMAGED", field]
         self.compare(f"settle {name} by {key} {field} {wrong!r}", expected, _damaged(reply))
@@ -297,9 +281,8 @@ class World(Requests):
         """What a seal leaves behind: nothing pending of a meter."""
         if name not in self.model.dirty or not any(self.model.customers[name].pending.values()):
             return
-        meter = self.random.choice(
-            [meter for meter, count in self.model.customers[name].pending.items() if count]
-        )
+        pending = self.model.customers[name].pending
+        meter = self.random.choice([meter for meter, count in pending.items() if count])
         counters = self.keys.customer(name).counters
         minute = self.wall - self.wall % MINUTE_MS + self.random.randrange(4) * MINUTE_MS
         self.model.sealed(name, meter, minute)
@@ -318,11 +301,38 @@ class AgingWorld(World):
     """A world in which mostly periods of which nothing is to be delivered are over for 400 days."""
 
     def aging(self, closed: Mapping[str, int]) -> set[str]:
-        """See :meth:`World.aging`."""
         to_deliver = {name.partition("|")[0] for name, kept in closed.items() if name[-1] in "pqlkx" and kept}
         return super().aging(closed) - to_deliver
 
 
+class MonthWorld(World):
+    """A world of buckets that leak a few units in a month: their products pass 2^53 if not kept small."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super().__init__(wire, texts, random, sales=_SLOW)
+
+
+class TurnWorld(World):
+    """A world in which clocks differ at the very end of a period."""
+
+    def deeds(self) -> Mapping[str, float]:
+        return {**super().deeds(), "turn": 10}
+
+    def turn(self, name: str) -> None:
+        """Ask shortly before the period ends, and several times at its end."""
+        customer = self.model.customers[name]
+        if customer.period is None or max(self.wall, customer.seen) > customer.period[1] - 30_000:
+            return
+        demands, flags = {"jobs": Demand.of(1)}, {"billed_always": False, "rates_only": False}
+        for mode, before_ms, times in (("d", 30_000, 2), ("c", 0, 5)):
+            self.wall = customer.period[1] - before_ms
+            for _ in range(times):
+                self.skews = before_ms == 0
+                self.ask_for(self._customer(name), demands, mode, flags)
+
+
+_LEAKS: Final = "{limit: 7/30 days, algorithm: token-bucket, burst: 30}"
+_SLOW: Final = replace(PLAIN, catalog=loads(PLANS.replace("rate: 30/5 minutes", f"rate: {_LEAKS}")))
 _DEEDS: Final[Mapping[str, float]] = {
     "decide": 51,
     "reserve": 4,

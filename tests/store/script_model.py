@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.asked import Demand
     from meterkit.decisions.event_marks import EventMark
+    from meterkit.store.settlement import Settlement
 
 NEVER_MS: Final = 9 * 10**15
 NO_REV: Final = NO_STATE
@@ -70,34 +71,6 @@ class Times:
     claimed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """What a settlement tells."""
-
-    held: Mapping[str, int]
-    concurrency: tuple[str, ...]
-    recorded: Mapping[str, int]
-    rated: Mapping[str, int]
-    slot: int
-    event: EventMark | None = None
-    occurred: int | None = None
-    reserved: Mapping[str, int] = field(default_factory=dict[str, int])
-    decided: frozenset[str] = frozenset()
-    counted_ms: int = 0
-    dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
-    measured: Mapping[str, int] = field(default_factory=dict[str, int])
-    held_costs: Mapping[str, int] = field(default_factory=dict[str, int])
-    tells: bool = False
-
-    def paid(self, parts: Iterable[Part]) -> list[bytes]:
-        """The words of units that are paid for."""
-        return [
-            f"paid {meter_field(part.meter)} {part.credited} {part.overage}".encode()
-            for part in parts
-            if self.tells and part.quantity
-        ]
-
-
 @dataclass(slots=True)
 class Customer:
     """Everything that is known of a customer; ``seen`` is 0 and ``period`` None until something is kept."""
@@ -109,9 +82,7 @@ class Customer:
     period: tuple[int, int] | None = None
     lives: int = 0
     stamps: Counter[str] = field(default_factory=Counter[str])
-    rates: dict[tuple[str, int, str], Windows | Bucket] = field(
-        default_factory=dict[tuple[str, int, str], Windows | Bucket]
-    )
+    rates: dict[tuple[str, int, str], Windows | Bucket] = field(default_factory=dict[Any, Any])
     holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
     concurrency: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
     credit_holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
@@ -186,14 +157,8 @@ class Customer:
             counts.clear()
 
     def _classes(self) -> Iterable[tuple[str, Counter[str]]]:
-        return zip(
-            "iogcjpm",
-            (
-                *(self.included, self.overage, self.granted, self.credited, self.over_cap),
-                *(self.pending, self.marked),
-            ),
-            strict=True,
-        )
+        classes = (self.included, self.overage, self.granted, self.credited, self.over_cap)
+        return zip("iogcjpm", (*classes, self.pending, self.marked), strict=True)
 
     def keeps_until(self, view: View) -> int:
         """How long it is known at least what was recorded in the period."""
@@ -298,7 +263,7 @@ class Model:
         rates_only: bool = False,
     ) -> Answer:
         customer = self.customers[name]
-        now, ending = _stand(customer, view, times, forced=mode == "f")
+        now, ending = stand(customer, view, times, forced=mode == "f")
         if ending:
             return ending
         if mode == "v":
@@ -342,39 +307,42 @@ class Model:
             return [0, now, 0, 0, 0]
         return [0, now, nearest + 1, told[nearest][0], numbers[3 * nearest + 1]]
 
-    def settle(self, name: str, view: View, use: Use, *, writer: str, number: int, times: Times) -> Answer:
+    def settle(
+        self, name: str, view: View, use: Settlement, writer: str, number: int, times: Times
+    ) -> Answer:
         customer = self.customers[name]
-        now, ending = _stand(customer, view, times, forced=False)
+        now, ending = stand(customer, view, times)
         if ending:
             return [{2: 4, 3: 5}[int(ending[0])], *ending[1:]]
         answer = self._number(writer, number, now, None if use.event is None else self._counted(use.event))
         if answer:
             return answer
         customer.roll(now, view)
-        late = None if use.occurred is None else customer.overdue(use.occurred, view, now)
-        before = customer.means(now, view) if any(use.recorded.values()) else None
+        recorded, held = use.used.recorded, use.held
+        late = None if use.occurred_ms is None else customer.overdue(use.occurred_ms, view, now)
+        before = customer.means(now, view) if any(recorded.values()) else None
         after = customer.means(now, view) if before else None
-        parts = [
-            part
-            for meter in dict.fromkeys((*use.held, *use.recorded))
-            for part in self._parts(
-                meter, use, view, customer, after, is_dead=late is not None and view.late_is_dead
-            )
-        ]
+        parts, is_dead = list[Part](), late is not None and view.late_is_dead
+        for meter in dict.fromkeys((*held.quantities, *recorded)):
+            parts += self._parts(meter, use, view, customer, after, is_dead=is_dead)
         refused = [meter_field(part.meter).encode() for part in parts if part.is_too_much]
         if use.event is not None:
             self.events.setdefault(use.event.key, {}).update(use.event.quantities)
-        for meter, quantity in use.held.items():
+        for meter, quantity in held.quantities.items():
             customer.holds[meter].give_back(now, use.slot, quantity)
-        for meter, cost in use.held_costs.items():
-            customer.credit_holds[meter].give_back(now, use.slot, min(use.held[meter] * cost, MOST))
-        for meter in use.concurrency:
+        for meter, cost in held.costs.items():
+            customer.credit_holds[meter].give_back(now, use.slot, min(held.quantities[meter] * cost, MOST))
+        for meter in held.concurrency:
             customer.concurrency[meter].give_back(now, use.slot, 1)
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)
-        self._record(name, customer, view, parts, now, keep, has_recorded=any(use.recorded.values()))
-        words = use.paid(parts)
+        self._record(name, customer, view, parts, now, keep, has_recorded=any(recorded.values()))
+        words = [
+            f"paid {meter_field(part.meter)} {part.credited} {part.overage}".encode()
+            for part in parts
+            if use.tells_revenue and part.quantity
+        ]
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
             for target, left in lowered(self.catalog, before, after):
@@ -415,7 +383,7 @@ class Model:
     def _cross(self, name: str, customer: Customer, given: Entitlement, part: Part, now: int) -> None:
         """Notice the shares of what is included that these units have reached."""
         after = customer.total(part.meter)
-        counted = part.within + part.granted + part.credited + part.overage + part.over_cap
+        counted = sum(part.classes)
         included = given.included or 0
         for percent in given.warn_at if included else ():
             if 100 * (after - counted) < included * percent <= 100 * after:
@@ -426,14 +394,21 @@ class Model:
         self.notices.append((kind, name, of, " ".join(map(str, numbers))))
 
     def _parts(
-        self, meter: str, use: Use, view: View, customer: Customer, means: Means | None, *, is_dead: bool
+        self,
+        meter: str,
+        use: Settlement,
+        view: View,
+        customer: Customer,
+        means: Means | None,
+        *,
+        is_dead: bool,
     ) -> Iterable[Part]:
         """How units are classified: as the meter's own, and as those of meters derived from it."""
-        quantity, meters = use.recorded.get(meter, 0), self.catalog.meters
+        quantity, meters = use.used.recorded.get(meter, 0), self.catalog.meters
         derived = self._derived(meter, use) if quantity else ()
         reported_as = next((found.name for found in derived if found.stripe is not None), meter)
         for name in (meter, *(found.name for found in derived)):
-            given, quantity = view.entitlements[name], use.recorded.get(meter, 0)
+            given, quantity = view.entitlements[name], use.used.recorded.get(meter, 0)
             is_too_much = customer.total(name) + quantity > MOST
             quantity = within = 0 if is_too_much else quantity
             if is_dead:
@@ -443,7 +418,7 @@ class Model:
                 within = min(quantity, max(0, given.included - customer.included[name]))
             granted, credited, reported = 0, 0, 0
             if name == meter and means is not None:
-                credit, model = credit_of(self.catalog, meter), use.dimensions.get("model")
+                credit, model = credit_of(self.catalog, meter), use.used.dimensions.get("model")
                 granted, credited = means.pay(meter, quantity - within, credit, model)
             beyond, stripe = quantity - within - granted - credited, meters[reported_as].stripe
             over_cap = customer.over_cap_of(given, beyond)
@@ -464,25 +439,26 @@ class Model:
         """How many units a derived meter counts as over its own cap."""
         if given.included is None or customer.total(given.meter) + quantity > MOST:
             return 0
-        return customer.over_cap_of(
-            given, max(0, quantity - max(0, given.included - customer.included[given.meter]))
+        within = max(0, given.included - customer.included[given.meter])
+        return customer.over_cap_of(given, max(0, quantity - within))
+
+    def _derived(self, meter: str, use: Settlement) -> tuple[Meter, ...]:
+        return derived_from(
+            self.catalog.meters, meter, use.used.dimensions if measured_of(use).get(meter) else {}
         )
 
-    def _derived(self, meter: str, use: Use) -> tuple[Meter, ...]:
-        return derived_from(self.catalog.meters, meter, use.dimensions if use.measured.get(meter) else {})
-
-    def _rate(self, customer: Customer, view: View, use: Use, now: int) -> int:
+    def _rate(self, customer: Customer, view: View, use: Settlement, now: int) -> int:
         """Count into rates; how long they must be kept (ms)."""
-        counted = dict(use.rated)
-        for source, quantity in use.measured.items():
+        counted, correction = dict(use.used.rated), use.correction
+        for source, quantity in measured_of(use).items():
             counted.update({found.name: quantity for found in self._derived(source, use) if quantity})
         keep = QUARTER_HOUR_MS
-        for meter in {**counted, **use.reserved}:
+        for meter in {**counted, **correction.reserved}:
             for rate in view.entitlements[meter].rates:
                 key = (meter, rate.window_ms, rate.algorithm)
                 quantity, at = counted.get(meter, 0), now
-                if meter in use.reserved and rate_field(*key) in use.decided:
-                    quantity, at = quantity - use.reserved[meter], use.counted_ms
+                if meter in correction.reserved and rate_field(*key) in correction.rates:
+                    quantity, at = quantity - correction.reserved[meter], correction.at_ms
                 elif meter not in counted:
                     continue
                 kept = customer.rates[key] = customer.rate(meter, rate)
@@ -503,12 +479,10 @@ class Model:
     ) -> None:
         assert customer.period is not None
         ends, lives, begins_to_wait = customer.period[1], now + keep, False
+        kinds = (customer.included, customer.granted, customer.credited, customer.overage, customer.over_cap)
         for part in parts:
-            customer.included[part.meter] += part.within
-            customer.granted[part.meter] += part.granted
-            customer.credited[part.meter] += part.credited
-            customer.overage[part.meter] += part.overage
-            customer.over_cap[part.meter] += part.over_cap
+            for counts, units in zip(kinds, part.classes, strict=True):
+                counts[part.meter] += units
             begins_to_wait |= part.reported > 0 and customer.pending[part.reported_as] == 0
             customer.pending[part.reported_as] += part.reported
         if has_recorded:
@@ -554,16 +528,17 @@ class Model:
             customer.lives = customer.period[1] + 400 * DAY_MS
 
 
-def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tuple[int, Answer | None]:
+def stand(customer: Customer, view: View, times: Times, *, forced: bool = False) -> tuple[int, Answer | None]:
+    """The time, and the reply where that ends it."""
     now = max(times.wall, customer.seen)
-    is_current = customer.rev == view.rev and view.period[0] <= now < min(
-        view.valid_until_ms, view.next_end_ms
-    )
-    if not is_current and not forced:
+    is_current = customer.rev == view.rev and view.period[0] <= now
+    if not (forced or (is_current and now < min(view.valid_until_ms, view.next_end_ms))):
         return now, [2, now, customer.rev.encode(), customer.data.encode()]
-    moves = times.wall - customer.seen > MINUTE_MS or (
-        customer.period is not None and now >= customer.period[1]
-    )
-    if moves and abs(times.wall - times.claimed) > MINUTE_MS:
-        return now, [3, now]
-    return now, None
+    is_over = customer.period is not None and now >= customer.period[1]
+    moves = times.wall - customer.seen > MINUTE_MS or is_over
+    return now, [3, now] if moves and abs(times.wall - times.claimed) > MINUTE_MS else None
+
+
+def measured_of(use: Settlement) -> Mapping[str, int]:
+    """The quantities whose dimensions are known."""
+    return use.used.rated if use.used.measured is None else use.used.measured

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.gauges import Level
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
-from store.script_world import MismatchError
+from store.script_counts import MINUTE_MS, SLOT_MS
+from store.script_world import MismatchError, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,19 +22,13 @@ if TYPE_CHECKING:
 NOW: Final = 1_900_000_000_000
 MOST: Final = 10**15 - 1
 INCLUDED: Final = 50
-FIELDS: Final = ("one", "two", "v1", "v2")
-TYPES: Final = ("a", "b")
 REMOVED, STORED, LISTED = 0, 1, 2
-
-UPLOADS: Final = ("", "", "x", "y")
-SLOT_MS: Final = 300_000
 HOUR_MS: Final = 12 * SLOT_MS
 SEVEN_DAYS_H: Final = 7 * 24
 
 Change = tuple[str, int, int, int, str, str, int, str]
 Known = tuple[int, int, int, str, str]
 Upload = tuple[int, int, int, bytes]
-MINUTE_MS: Final = 60_000
 MOST_UPLOADS: Final = 100
 
 
@@ -62,12 +59,8 @@ class ObjectsWorld:
     """One customer, whose gauge the app may set beside: what happens, and a look at all of it."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self._wire = wire
-        self._script = texts["shelve"]
-        self._presign = texts["presign"]
-        self.random = random
-        self.seen: set[str] = set()
-        self.wall = NOW
+        self._wire, self._texts, self.random = wire, texts, random
+        self.seen, self.wall = set[str](), NOW
         self.objects: dict[str, Known] = {}
         self.window = (0, 0)
         self.level = Level()
@@ -75,18 +68,17 @@ class ObjectsWorld:
         self.ledger = 0
         self.hours_left = SEVEN_DAYS_H
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
-        self.presigned: dict[int, int] = {}
+        self.presigned = Counter[int]()
         wire(pack("DEL", *self._keys))
 
     _keys = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
 
     @property
-    def _sums(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _sums(self) -> Counter[str]:
+        found = Counter[str]()
         for kind, size, _, _, of_type in self.objects.values():
-            if kind != REMOVED and size:
-                found[of_type] = found.get(of_type, 0) + size
-        return found
+            found[of_type] += size if kind != REMOVED else 0
+        return +found
 
     def step(self) -> None:
         self.wall += self.random.choice((0, 1, 2, 0, 1, 2, 0, 1, 2, self._edge()))
@@ -102,26 +94,24 @@ class ObjectsWorld:
         else:
             listing = self.random.random() < 0.3
             changes = [self._change() for _ in range(self.random.randrange(4))]
-            # A listing has each version once.
-            self._shelve(
-                list({one[0]: one for one in changes}.values()) if listing else changes, listing=listing
-            )
+            if listing:  # Which has each version once.
+                changes = list({one[0]: one for one in changes}.values())
+            self._shelve(changes, listing=listing)
         self._look()
 
     def _change(self) -> Change:
         random = self.random
-        field = random.choice(FIELDS)
-        kind = random.choice((REMOVED, STORED))
+        field, kind = random.choice(("one", "two", "v1", "v2")), random.choice((REMOVED, STORED))
         size = 0 if kind == REMOVED else random.choice((0, 1, 2, 10, 40))
         if kind == STORED and random.random() < 0.02:
             size = random.choice((MOST, MOST - 1))
         at_ms = self.wall - 1000 + random.randrange(4)
         number = random.choice(("", "1", "2", "10", "12", "20", "0a"))
-        upload = random.choice(UPLOADS) if kind == STORED else ""
+        upload = random.choice(("", "", "x", "y")) if kind == STORED else ""
         if upload and random.random() < 0.3:
             made = [one[1] for uploads in self.uploads.values() for one in uploads.get(upload, ())]
             at_ms = random.choice(made or [self.wall]) - MINUTE_MS + random.randrange(-1, 2)
-        return field, kind, size, at_ms, number, random.choice(TYPES), int(field.startswith("v")), upload
+        return field, kind, size, at_ms, number, random.choice("ab"), int(field.startswith("v")), upload
 
     def _ask(
         self, changes: Sequence[Change], window: tuple[Any, Any], relist: str, rev: str = NO_STATE
@@ -129,7 +119,7 @@ class ObjectsWorld:
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
         own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
         flat = [value for change in changes for value in change]
-        return self._wire(pack("EVAL", self._script, 8, *self._keys, *view, *own, *flat, self.wall))
+        return self._wire(pack("EVAL", self._texts["shelve"], 8, *self._keys, *view, *own, *flat, self.wall))
 
     def _edge(self) -> int:
         """Milliseconds until the slot ends, or one more or less."""
@@ -143,7 +133,7 @@ class ObjectsWorld:
     def _presigned(self) -> None:
         upload, size = self.random.choice(("x", "x", "x", "y")), self.random.choice((1, 2, 10, 40, 10**9))
         argv = ("storage", upload, size, self.wall)
-        reply = self._wire(pack("EVAL", self._presign, 2, "levels", "newer", *argv))
+        reply = self._wire(pack("EVAL", self._texts["presign"], 2, "levels", "newer", *argv))
         found = self.uploads["newer"].setdefault(upload, [])
         if len(found) == MOST_UPLOADS:
             self._same("too many", [1, self.wall], reply)
@@ -158,29 +148,31 @@ class ObjectsWorld:
         self.seen.add("presigned")
 
     def _hold(self, ends: int, by: int) -> None:
-        self.presigned[ends] = self.presigned.get(ends, 0) + by
-        now = self.wall // SLOT_MS
-        self.presigned = {slot: held for slot, held in self.presigned.items() if slot > now and held > 0}
+        self.presigned[ends] += by
+        for slot in [slot for slot in self.presigned if slot <= self.wall // SLOT_MS]:
+            del self.presigned[slot]
+        self.presigned = +self.presigned
 
     def _settle(self, upload: str, size: int, at_ms: int, cause: str) -> None:
         """Give back the first upload that is held still with this size, or the first, once a cause."""
         every = [
-            (key, nth) for key, uploads in self.uploads.items() for nth in range(len(uploads.get(upload, ())))
+            (found, one)
+            for uploads in self.uploads.values()
+            for found in (uploads.get(upload, []),)
+            for one in found
         ]
-        said = [self.uploads[key][upload][nth] for key, nth in every]
-        if not said or cause.encode() in {by for *_, by in said}:
-            return
         now = self.wall // SLOT_MS
+        if cause.encode() in {by for _, (*_, by) in every}:
+            return
         live = [
-            (asked != size, place)
-            for place, (asked, made, ends, by) in zip(every, said, strict=True)
-            if not by and ends > now and made <= at_ms + MINUTE_MS
+            (found, one)
+            for found, one in every
+            if not one[3] and one[2] > now and one[1] <= at_ms + MINUTE_MS
         ]
         if live:
-            _, (key, nth) = min(live, key=lambda one: one[0])
-            asked, made, ends, _ = self.uploads[key][upload][nth]
-            self.uploads[key][upload][nth] = (asked, made, ends, cause.encode())
-            self._hold(ends, -asked)
+            found, one = min(live, key=lambda place: place[1][0] != size)
+            found[found.index(one)] = (*one[:3], cause.encode())
+            self._hold(one[2], -one[0])
             self.seen.add("settled")
 
     def _stale(self) -> None:
@@ -191,8 +183,7 @@ class ObjectsWorld:
     def _set_by_hand(self) -> None:
         quantity = self.random.choice((1, 40, 70))
         self.level = self._standing(quantity)
-        packed = b"\xfd" + b"".join(b"\xcf" + number.to_bytes(8, "big") for number in self.level)
-        self._wire(pack("HSET", "levels", "storage", packed))
+        self._wire(pack("HSET", "levels", "storage", pack_field(*self.level)))
 
     def _standing(self, quantity: int) -> Level:
         over, fitted = self.level.over_ms, self.level.fitted
@@ -277,32 +268,23 @@ class ObjectsWorld:
         return not (same and there), False
 
     def _look(self) -> None:
-        levels = dict(self._pairs("levels"))
-        sums = self._sums
-        total = sum(sums.values())
-        expected: dict[bytes, tuple[int, ...]] = {
-            f"storage:{name}".encode(): (size, 0, 0) for name, size in sums.items() if size
+        total = self._sums.total()
+        expected: dict[str, tuple[int, ...]] = {
+            f"storage:{name}": (size, 0, 0) for name, size in self._sums.items()
         }
-        if total:
-            expected[b"storage:"] = (total, 0, 0)
+        expected |= {"storage:": (total, 0, 0)} if total else {}
         if self.presigned:
-            expected[b"storage+"] = tuple(number for held in self.presigned.items() for number in held)
+            expected["storage+"] = tuple(number for held in self.presigned.items() for number in held)
         if self.level.level:
-            expected[b"storage"] = tuple(self.level)
-        self._same("levels", expected, {name: tuple(unpack_field(value)) for name, value in levels.items()})
-        objects = dict(self._pairs("objects"))
-        window = objects.pop(b"buck", None)
-        self._same("window", self.window, (0, 0) if window is None else tuple(unpack_field(window)))
-        known = {
-            name.encode(): (kind, size, at_ms, number.encode(), of_type.encode())
-            for name, (kind, size, at_ms, number, of_type) in self.objects.items()
-        }
-        self._same("objects", known, {name: tuple(unpack_field(value)) for name, value in objects.items()})
+            expected["storage"] = tuple(self.level)
+        self._same("levels", expected, self._stored("levels"))
+        objects = self._stored("objects")
+        self._same("window", self.window, objects.pop("buck", (0, 0)))
+        known = {name: (*one[:3], *map(str.encode, one[3:])) for name, one in self.objects.items()}
+        self._same("objects", known, objects)
         for key, uploads in self.uploads.items():
-            flat = {
-                name.encode(): [value for one in found for value in one] for name, found in uploads.items()
-            }
-            self._same(key, flat, {name: unpack_field(value) for name, value in self._pairs(key)})
+            flat = {name: tuple(value for one in found for value in one) for name, found in uploads.items()}
+            self._same(key, flat, self._stored(key))
         relist = self._wire(pack("ZSCORE", "relist", "acme"))
         self._same("relist", self.relisted, None if relist is None else int(relist))
         self._same("life of objects", True, self._lives(total))
@@ -322,9 +304,9 @@ class ObjectsWorld:
             self._wire(pack("PEXPIRE", "objects", self.hours_left * HOUR_MS))
         return most - MINUTE_MS < lives <= most
 
-    def _pairs(self, key: str) -> list[tuple[bytes, bytes]]:
-        flat: list[bytes] = self._wire(pack("HGETALL", key))
-        return list(zip(flat[::2], flat[1::2], strict=True))
+    def _stored(self, key: str) -> dict[str, tuple[Any, ...]]:
+        fields = fields_of(self._wire(pack("HGETALL", key)))
+        return {name: tuple(unpack_field(value)) for name, value in fields.items()}
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -336,13 +318,8 @@ class ObjectsWorld:
             *(b"\xfd\x00", b"\x02\x00\x00", b"\x02\x00\x00\x00", b"text", b"\xfd" + b"\x00" * 9),
             *(b"\x02\x00\x00\x00\xa15\xa1a", b"\xfd\x00\x00\x00\xa15", b"\xfd\x00\x00\x00\xa15\xa1a\x00"),
         )
-        for key, field in (
-            ("levels", "storage"),
-            ("levels", "storage:"),
-            ("levels", "storage+"),
-            ("objects", "one"),
-            ("objects", "buck"),
-        ):
+        of_levels = [("levels", field) for field in ("storage", "storage:", "storage+")]
+        for key, field in (*of_levels, ("objects", "one"), ("objects", "buck")):
             for value in (b"\xfd\x00", b"\x02", b"\x02\x00\x00") if field[-1] == "+" else damaged:
                 self._wire(pack("DEL", "levels", "objects"))
                 self._wire(pack("HSET", key, field, value))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.customer_state import CustomerState, bounds_of
+from meterkit.decisions.plan_history import with_plan_changes
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.connection import pack
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
+    from meterkit.store.views import CustomerView
     from store.script_wires import Wire
 
 
@@ -65,9 +68,8 @@ class PaidWorld(World):
             else:
                 grant_id = f"g{self.random.randrange(10**6)}"
                 targets = self.random.sample(_TARGETS, self.random.choice((1, 1, 2, 3)))
-            self.add(
-                name, grant_id, {target: self._granted(name, target, grant_id) for target in targets}, terms
-            )
+            granted = {target: self._granted(name, target, grant_id) for target in targets}
+            self.add(name, grant_id, granted, terms)
 
     def add(
         self, name: str, grant_id: str, quantities: Mapping[str, int], terms: tuple[int, int, int]
@@ -81,22 +83,11 @@ class PaidWorld(World):
             self.put(name, replace(state, granted=True))
         priority, effective, expires = terms
         asked = sorted(quantities.items())
-        new = [
-            Given(
-                name=f"a {target} {grant_id}",
-                target=target,
-                quantity=quantity,
-                priority=priority,
-                effective=effective or self.wall,
-                expires=expires,
-                created=self.wall,
-                stays=expires,
-            )
-            for target, quantity in asked
-        ]
+        more = (priority, effective or self.wall, expires, self.wall, expires)
+        new = [Given(f"a {target} {grant_id}", target, quantity, *more) for target, quantity in asked]
         most = self.random.choice((256, 256, 8, len(customer.purse.grants) + 1))
         words = (grant_id, most, *terms, *(word for one in asked for word in one), self.wall)
-        reply = self.wire(pack("EVALSHA", self.scripts["grant"].sha, 2, keys.grants, keys.ledger, *words))
+        reply = self.run("grant", (keys.grants, keys.ledger), *words)
         expected = customer.purse.add(grant_id, new, self.wall, most=most)
         self.compare(f"grant {name} {words}", expected, reply)
         self.seen[f"grant {expected[0]!r}"] += 1
@@ -108,8 +99,7 @@ class PaidWorld(World):
         live = sorted(grant for grant in purse.grants if grant.startswith("a "))
         names = [*self.random.sample(live, min(len(live), self.random.choice((1, 1, 2)))), "a m:calls none"]
         names = names[: self.random.choice((1, 2, 3))]
-        head = ("EVALSHA", self.scripts["void"].sha, 2, keys.grants, keys.ledger)
-        reply = self.wire(pack(*head, *names, self.wall))
+        reply = self.run("void", (keys.grants, keys.ledger), *names, self.wall)
         expected = purse.void(names, self.wall)
         self.compare(f"void {name} {names}", expected, reply)
         self.seen[f"void {expected > 0}"] += 1
@@ -130,8 +120,7 @@ class PaidWorld(World):
             self.add(name, f"h{self.wall}", {**more, "m:calls": MOST + 1 - left}, terms)
         known = self._customer(name)
         for quantity in (*[most] * 9, 10, 9, 8, 1, 1, 1):
-            recorded = {"calls": quantity}
-            self._settle(Settlement(known, used=Used(recorded)))
+            self._settle(Settlement(known, used=Used({"calls": quantity})))
 
     def dwindle(self, name: str) -> None:
         """Use so much that exactly the share is left below which a balance is low; then one unit more."""
@@ -146,16 +135,13 @@ class PaidWorld(World):
         own = max(0, included - customer.included["words"]) + means.of("m:words")
         for quantity in (own + spare // credit.costs["words"], 1):
             if 0 < quantity < 10**15 and spare >= 0:
-                recorded = {"words": quantity}
-                self._settle(Settlement(known, used=Used(recorded)))
+                self._settle(Settlement(known, used=Used({"words": quantity})))
 
     def outgrow(self, name: str) -> None:
         """Change the plan, and use something, when what a plan gave expires, or just before or after."""
         customer = self.model.customers[name]
         now = max(self.wall, customer.seen)
-        ending = [
-            grant.expires for grant in customer.purse.grants.values() if now < grant.expires < grant.stays
-        ]
+        ending = [g.expires for g in customer.purse.grants.values() if now < g.expires < g.stays]
         if name == ANONYMOUS or not ending:
             return
         self.wall = min(ending) + self.random.choice((-2, -1, -1, 0))
@@ -171,16 +157,12 @@ class PaidWorld(World):
 
     def _terms(self) -> tuple[int, int, int]:
         """Priority, when it becomes effective, when it expires."""
-        effective = self.random.choice(
-            (0, 0, 0, 0, self.wall - DAY_MS, self.wall + 1, self.wall + self.random.randrange(3 * DAY_MS))
-        )
+        later = self.wall + 1, self.wall + self.random.randrange(3 * DAY_MS)
+        effective = self.random.choice((0, 0, 0, 0, self.wall - DAY_MS, *later))
         lives = self.random.choice((1, 1000, MINUTE_MS, DAY_MS, 9 * DAY_MS, 40 * DAY_MS))
         expires = max(self.wall, effective) + lives
-        return (
-            self.random.choice((0, 5, 20, 20, 50, 50, 1000)),
-            effective,
-            expires if self.random.random() < 0.6 else NEVER_MS,
-        )
+        priority = self.random.choice((0, 5, 20, 20, 50, 50, 1000))
+        return priority, effective, expires if self.random.random() < 0.6 else NEVER_MS
 
     def _granted(self, name: str, target: str, grant_id: str) -> int:
         purse = self.model.customers[name].purse
@@ -194,6 +176,58 @@ class PaidWorld(World):
         return self.random.choice(_GRANTED[target])
 
 
+class FullWorld(PaidWorld):
+    """A world in which somebody is granted exactly as much as can be counted."""
+
+    def deeds(self) -> Mapping[str, float]:
+        return {**super().deeds(), "fill": 5}
+
+    def fill(self, name: str) -> None:
+        """Grant all that can be of a meter of which no other grant gives anything, for a moment."""
+        self.add(name, f"f{self.wall}", {_APART: MOST}, (0, 0, self.wall + 1))
+
+    def _granted(self, name: str, target: str, grant_id: str) -> int:
+        return 1 if target == _APART else super()._granted(name, target, grant_id)
+
+
+class SharesWorld(PaidWorld):
+    """A world of subscribers whose plans change amid a period, and who have units that money pays for."""
+
+    def deeds(self) -> Mapping[str, float]:
+        return {**super().deeds(), "amend": 12, "outgrow": 0, "vouch": 5}
+
+    def amend(self, name: str) -> None:
+        """Change the plan of a subscription, or begin one."""
+        if name == ANONYMOUS:
+            return
+        state = CustomerState.parse(self.model.customers[name].data)
+        begins = self.wall - DAY_MS if state.subscription is None else state.subscription.start_ms
+        subscription = SubscriptionState(
+            id="sub_1",
+            status="active",
+            plan=self.random.choice(("gift", "more", "more", "bare", "vast")),
+            start_ms=begins,
+            end_ms=begins + 31 * DAY_MS,
+            anchor_ms=begins,
+            created_ms=begins,
+        )
+        changed = replace(state, subscription=subscription, stripe_customer=f"cus_{name}")
+        self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
+
+    def vouch(self, name: str) -> None:
+        """Grant some of what a balance in money pays for."""
+        units = self.random.choice((1, 400_000, 3_000_000))
+        self.add(name, f"v{self.wall}", {_CHARGED: units}, (50, 0, NEVER_MS))
+
+    def _granted(self, name: str, target: str, grant_id: str) -> int:
+        return 1 if target == _CHARGED else super()._granted(name, target, grant_id)
+
+    def _own_start(self, known: CustomerView, at: int) -> int:
+        return bounds_of(known.state, known.effective.counting, at).start_ms
+
+
+_APART: Final = "m:notes"
+_CHARGED: Final = "m:usd_charged"
 _GRANTED: Final = {
     "c:ai": (MICRO, MICRO, 2 * MICRO, 3 * MICRO, 20 * MICRO),
     "c:ink": (MICRO, 2 * MICRO, 9 * MICRO),

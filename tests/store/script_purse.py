@@ -30,7 +30,7 @@ MICRO: Final = 10**6
 Period = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Given:
     """A grant: units of a meter (``m:NAME``) or micro-credits of a credit (``c:NAME``), times in ms."""
 
@@ -81,48 +81,26 @@ class Youngest(NamedTuple):
 
 def due(plan: Plan, period: Period) -> Sequence[Given]:
     """What a plan gives in a period, in the order in which it is used up; equal lines together."""
-    start, end = period
-    found: dict[tuple[str, str], Given] = {}
-    lives: dict[str, float] = {}
+    found: dict[str, GrantLine] = {}
     for grant in plan.grants:
-        target = f"{'c' if grant.kind == 'credit' else 'm'}:{grant.name}"
-        life = "period" if grant.expires_ms is None else f"{grant.expires_ms}ms"
-        key = target, grant.id or f"{grant.priority}-{life}"
-        quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
-        expires = end if grant.expires_ms is None else start + grant.expires_ms
-        name = f"p {target} {key[1]} {start}"
-        lives[name] = grant.expires_ms or float("inf")
-        new = Given(
-            name=name,
-            target=target,
-            quantity=quantity,
-            priority=grant.priority,
-            effective=start,
-            expires=expires,
-            created=start,
-            stays=max(end, expires),
-        )
-        found[key] = replace(found[key], quantity=found[key].quantity + quantity) if key in found else new
-    return sorted(found.values(), key=lambda new: (new.priority, lives[new.name], new.name.split(" ")[1:3]))
+        life_ms, target = grant.expires_ms or 0, f"{'c' if grant.kind == 'credit' else 'm'}:{grant.name}"
+        of = grant.id or f"{grant.priority}-{f'{life_ms}ms' if life_ms else 'period'}"
+        name, quantity = f"p {target} {of}", grant.quantity * (MICRO if grant.kind == "credit" else 1)
+        quantity += found[name][2] if name in found else 0
+        found[name] = (name, target, quantity, grant.priority, life_ms)
+    lines = sorted(found.values(), key=lambda line: (line[3], line[4] or FOREVER_MS, line[0].split(" ")[1:]))
+    return due_of(lines, period)
 
 
 def due_of(lines: Sequence[GrantLine], period: Period) -> Sequence[Given]:
     """The grants of a period, by the lines of its plans."""
     start, end = period
-    ends = [start + life if life else end for *_, life in lines]
-    return [
-        Given(
-            name=f"{name} {start}",
-            target=target,
-            quantity=quantity,
-            priority=priority,
-            effective=start,
-            expires=expires,
-            created=start,
-            stays=max(end, expires),
-        )
-        for (name, target, quantity, priority, _), expires in zip(lines, ends, strict=True)
-    ]
+    found: list[Given] = []
+    for name, target, quantity, priority, life_ms in lines:
+        expires = start + life_ms if life_ms else end
+        of_app = (f"{name} {start}", target, quantity, priority, start, expires)
+        found.append(Given(*of_app, created=start, stays=max(end, expires)))
+    return found
 
 
 class Part(NamedTuple):
@@ -138,6 +116,11 @@ class Part(NamedTuple):
     reported: int
     reported_as: str
     is_too_much: bool
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Included units, units that grants and credits paid, overage, and units over the cap."""
+        return self[2:7]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +153,7 @@ class Means:
         for grant in list(self.grants.values()):
             if grant.is_of(self.start):
                 self.grants[grant.name] = replace(grant, stays=max(grant.stays, period[1]))
-        births = [g.created for g in purse.grants.values()] + [
-            found.created for found in purse.births.values()
-        ]
+        births = [g.created for g in purse.grants.values()] + [one.created for one in purse.births.values()]
         for earlier in allowance.earlier if allowance else ():
             span = earlier.start_ms, earlier.end_ms
             gifts = [gift for gift in due_of(earlier.grants.lines, span) if gift.expires > now]
@@ -195,12 +176,10 @@ class Means:
         start, end = period
 
         def given(target: str) -> Sequence[Given]:
-            return [
-                g
-                for g in self.in_order
-                if g.target == target
-                and (g.is_of(start) or (is_over and g.name.startswith("p ") and start <= g.effective < end))
-            ]
+            return [g for g in self.in_order if g.target == target and (g.is_of(start) or is_within(g))]
+
+        def is_within(grant: Given) -> bool:
+            return is_over and grant.name.startswith("p ") and start <= grant.effective < end
 
         for target, limit in limits.items():
             for grant in reversed(given(target)):
@@ -258,11 +237,8 @@ class Means:
 
     def last(self, target: str) -> int | None:
         """The quantity of the youngest grant of a target that there ever was, but for those that are void."""
-        known = [
-            Youngest(g.created, g.quantity)
-            for g in (*self.grants.values(), *self.ended)
-            if g.target == target
-        ]
+        every = [g for g in (*self.grants.values(), *self.ended) if g.target == target]
+        known = [Youngest(g.created, g.quantity) for g in every]
         known += [self.births[target]] if target in self.births else []
         return max(known).quantity if known else None
 
@@ -296,10 +272,8 @@ class Means:
         def after(grant: Given) -> Given:
             return replace(grant, used=grant.used + paid[id(grant)])
 
-        self.grants, self.ended = (
-            {g.name: after(g) for g in self.grants.values()},
-            [after(g) for g in self.ended],
-        )
+        self.grants = {name: after(grant) for name, grant in self.grants.items()}
+        self.ended = list(map(after, self.ended))
         self.repaid = +self.repaid
         self.burned += Counter({f"repay {name}": part for name, part in self.repaid.items()})
 
@@ -314,12 +288,9 @@ class Purse:
     """
 
     def __init__(self) -> None:
-        self.grants: dict[str, Given] = {}
-        self.lines: dict[str, tuple[int, ...]] = {}
-        self.ids: dict[str, tuple[tuple[str, int], ...]] = {}
-        self.left: dict[str, int] = {}
-        self.births: dict[str, Youngest] = {}
-        self.debts: dict[str, Debt] = {}
+        self.grants, self.debts = dict[str, Given](), dict[str, Debt]()
+        self.lines, self.ids = dict[str, tuple[int, ...]](), dict[str, tuple[tuple[str, int], ...]]()
+        self.left, self.births = dict[str, int](), dict[str, Youngest]()
         self.lives = 0
 
     def add(self, grant_id: str, new: Sequence[Given], now: int, *, most: int) -> list[int | bytes]:

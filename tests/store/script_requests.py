@@ -19,7 +19,7 @@ from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
 from store.script_checks import Checks
 from store.script_counts import DAY_MS, SLOT_MS
-from store.script_model import Times, Use, View
+from store.script_model import Times, View
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
 from store.script_purse import may_have
 from store.script_world import fields_of, load_script
@@ -202,9 +202,8 @@ class Requests(Checks):
         costs: Mapping[str, int],
     ) -> Any:
         times, request = self._clocks("decide", packed)
-        expected = self.model.decide(
-            known.customer, view, demands, mode=mode, times=times, costs=costs, **flags
-        )
+        told: dict[str, Any] = {"mode": mode, "times": times, "costs": costs, **flags}
+        expected = self.model.decide(known.customer, view, demands, **told)
         reply = self.wire(request)
         self.compare(f"decide {mode} {known.customer} {demands} {flags} {times}", expected, reply)
         self.seen[f"decide {mode} {expected[0]!r}"] += 1
@@ -214,32 +213,15 @@ class Requests(Checks):
 
     def _settle(self, settlement: Settlement) -> None:
         known = settlement.view.cache.newest(settlement.view)
-        held, used, correction = settlement.held, settlement.used, settlement.correction
         name, writer = known.customer, self.random.choice(self.writers)
         number = self.numbers[writer] + 1
         if self.random.random() < 0.08:
             number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
         times, request = self._clocks("settle", self.packed(settlement, writer, number))
-        use = Use(
-            held=held.quantities,
-            held_costs=held.costs,
-            concurrency=held.concurrency,
-            recorded=used.recorded,
-            rated=used.rated,
-            slot=settlement.slot,
-            event=settlement.event,
-            occurred=settlement.occurred_ms,
-            reserved=correction.reserved,
-            decided=correction.rates,
-            counted_ms=correction.at_ms,
-            dimensions=used.dimensions,
-            measured=used.rated if used.measured is None else used.measured,
-            tells=settlement.tells_revenue,
-        )
         view = view_of(known)
         if settlement.occurred_ms is not None:
             view = replace(view, own_start=self._own_start(known, settlement.occurred_ms))
-        expected = self.model.settle(name, view, use, writer=writer, number=number, times=times)
+        expected = self.model.settle(name, view, settlement, writer, number, times)
         self.seen["late"] += any(str(word).startswith("b'late") for word in expected)
         self.seen["paid"] += any(str(word).startswith("b'paid") for word in expected)
         self.numbers[writer] = self.model.writers[writer].last
@@ -248,7 +230,8 @@ class Requests(Checks):
         kept = reply.pop() if code in {CONFLICT, PARTLY} else None
         if kept is not None:
             self._check_mark(settlement.event, kept)
-        self.compare(f"settle {name} {use} {writer} {number} {times}", expected, reply)
+        told = f"{settlement.held} {settlement.used} {settlement.correction} {settlement.event}"
+        self.compare(f"settle {name} {told} {writer} {number} {times}", expected, reply)
         self._check_notices()
         self.seen[f"settle {code}"] += 1
         if code in {0, 6} and settlement.event is not None:

@@ -16,12 +16,13 @@ from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import rate_numbers
-from meterkit.redis.connection import pack, pack_each
+from meterkit.redis.connection import pack
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
-from store.script_world import MismatchError, ScriptWorld
+from store.script_weighing import span_ms
+from store.script_world import MismatchError, ScriptWorld, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -103,11 +104,9 @@ class Owner:
     lives: int = 0
     most: int = 0
     expires: int = 0
-    rates: dict[str, tuple[Rate, Windows | Bucket]] = field(
-        default_factory=dict[str, "tuple[Rate, Windows | Bucket]"]
-    )
+    rates: dict[str, tuple[Rate, Windows | Bucket]] = field(default_factory=dict[str, Any])
     meters: dict[str, Counts] = field(
-        default_factory=lambda: {"calls": Counts(), "words": Counts(), SPEND: Counts()}
+        default_factory=lambda: {name: Counts() for name in ("calls", "words", SPEND)}
     )
     flight: Slots = field(default_factory=Slots)
     spent: Counter[int] = field(default_factory=Counter[int])
@@ -122,15 +121,13 @@ class Owner:
     def window_ms(self) -> int:
         return 0 if self.limits.budget is None else self.limits.budget.window_ms
 
+    def hold(self, now: int, words: int, spent: int, in_flight: int) -> None:
+        self.meters["words"].holds.take(now, words)
+        self.meters[SPEND].holds.take(now, spent)
+        self.flight.take(now, in_flight)
+
     def policies(
-        self,
-        demands: Mapping[str, Demand],
-        now: int,
-        period: int,
-        *,
-        in_flight: bool,
-        asks: bool,
-        takes: bool,
+        self, demands: Mapping[str, Demand], now: int, period: int, in_flight: bool, asks: bool, takes: bool
     ) -> Iterator[Policy]:
         """What each of its policies says, in the order in which they are weighed."""
         calls, words = demands.get("calls"), demands.get("words")
@@ -155,10 +152,8 @@ class Owner:
             left = most - sum(live)
             yield Policy(left < 1, (most, *live), left - takes, most)
         if words is not None and self.limits.budget is not None:
-            micros = self.limits.budget.micros
-            spent = (
-                self.spent[now // self.window_ms] if self.window_ms else self.meters[SPEND].recorded[period]
-            )
+            micros, recorded = self.limits.budget.micros, self.meters[SPEND].recorded
+            spent = self.spent[now // self.window_ms] if self.window_ms else recorded[period]
             held = sum(self.meters[SPEND].holds.live(now))
             needed, taken = (MICROS * units if asks else 0 for units in (words.needed, words.taken))
             left = micros - spent - held
@@ -230,11 +225,10 @@ class SubjectWorld(ScriptWorld):
         month = bounds_at(self.wall).end_ms - self.wall
         turns = [SLOT_MS, SLOT_MS, MINUTE_MS, MINUTE_MS, HOUR_MS, *([DAY_MS] * (self.random.random() < 0.2))]
         ends = [owner.expires - self.wall for owner in self.owners.values() if owner.exists]
-        for left in (
-            *(window - self.wall % window for window in turns),
-            *([min(ends)] if ends and self.random.random() < 0.1 else ()),
-            *([month] if self.random.random() < 0.03 else ()),
-        ):
+        left_ms = [window - self.wall % window for window in turns]
+        left_ms += [min(ends)] if ends and self.random.random() < 0.1 else []
+        left_ms += [month] if self.random.random() < 0.03 else []
+        for left in left_ms:
             yield max(0, left + self.random.choice((-1, 0, 0, 1)))
 
     @property
@@ -276,15 +270,9 @@ class SubjectWorld(ScriptWorld):
 
     def _demand(self, name: str) -> Demand:
         quantity = self.random.choice(QUANTITIES[name])
-        return self.random.choice(
-            (
-                Demand.of(quantity),
-                Demand.of(quantity),
-                Demand(needed=1, taken=quantity),
-                Demand(needed=1, taken=0),
-                Demand(needed=0, taken=0),
-            )
-        )
+        known, opened = Demand.of(quantity), Demand(needed=1, taken=quantity)
+        nothing = Demand(needed=1, taken=0), Demand(needed=0, taken=0)
+        return self.random.choice((known, known, opened, *nothing))
 
     def _twin(self, digest: str) -> int:
         if not digest:
@@ -304,9 +292,7 @@ class SubjectWorld(ScriptWorld):
             taken = words.taken if takes and asks else 0
             yield Policy(asks and words.needed > left, (available, *live), left - taken, INCLUDED + CAP)
         for of in given:
-            yield from self.owners[of].policies(
-                demands, self.wall, self.period, in_flight=in_flight, asks=asks, takes=takes
-            )
+            yield from self.owners[of].policies(demands, self.wall, self.period, in_flight, asks, takes)
 
     def _compare_reply(self, what: str, code: int, policies: list[Policy], reply: Any) -> None:
         told = [number for one in policies for number in one.told]
@@ -331,19 +317,13 @@ class SubjectWorld(ScriptWorld):
             rated = calls is not None and bool(owner.rates)
             if not (rated or taken) or not self._has_room(owner):
                 continue
-            windows = [
-                max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit))
-                for rate, _ in owner.rates.values()
-            ]
+            windows = [span_ms(rate) for rate, _ in owner.rates.values()]
             keep_ms = QUARTER_HOUR_MS + (max(windows, default=0) if calls is not None else 0)
             owner.keep(now + keep_ms, keep_ms // 8)
-            if calls is not None:
-                for rate, counted in owner.rates.values():
-                    counted.add(rate, now, calls.taken)
-                if in_flight and owner.rates:
-                    owner.flight.take(now, 1)
-            owner.meters["words"].holds.take(now, taken)
-            owner.meters[SPEND].holds.take(now, MICROS * taken)
+            for rate, counted in owner.rates.values() if calls is not None else ():
+                counted.add(rate, now, calls.taken if calls else 0)
+            is_in_flight = calls is not None and in_flight and bool(owner.rates)
+            owner.hold(now, taken, MICROS * taken, int(is_in_flight))
 
     def _has_room(self, owner: Owner) -> bool:
         live = [one for one in self.owners.values() if one.exists and max(one.lives, one.expires) > self.wall]
@@ -354,11 +334,9 @@ class SubjectWorld(ScriptWorld):
         """A request ends: with what it came to, or without."""
         if not self.open:
             return
-        one = self.open.pop(self.random.randrange(len(self.open)))
-        recorded = {
-            name: self.random.choice((quantity, quantity, quantity // 2, 2 * quantity, 0))
-            for name, quantity in one.decision.held.items()
-        }
+        one, recorded = self.open.pop(self.random.randrange(len(self.open))), dict[str, int]()
+        for name, quantity in one.decision.held.items():
+            recorded[name] = self.random.choice((quantity, quantity, quantity // 2, 2 * quantity, 0))
         if one.is_repeat or self.random.random() < 0.2:
             recorded = {}
         elif self.random.random() < 0.3:
@@ -381,9 +359,8 @@ class SubjectWorld(ScriptWorld):
         ago = self.random.choice((0, 0, 1, 1000, MINUTE_MS, HOUR_MS, DAY_MS))
         rated_ms = self.wall - ago if ago else 0
         occurred_ms = self.random.choice((None, self.wall - ago, self.period - 1))
-        settlement = Settlement(
-            self._view(given), used=Used.of({name: quantity}), occurred_ms=occurred_ms, rated_ms=rated_ms
-        )
+        view, used = self._view(given), Used.of({name: quantity})
+        settlement = Settlement(view, used=used, occurred_ms=occurred_ms, rated_ms=rated_ms)
         self._settle(settlement, None, (quantity, rated_ms) if name == "calls" else None)
 
     def _settle(self, settlement: Settlement, one: Open | None, rated: tuple[int, int] | None) -> None:
@@ -442,24 +419,17 @@ class SubjectWorld(ScriptWorld):
                 ends = bounds_at(now).end_ms
         spent = MICROS * recorded.get("words", 0)
         owner.meters[SPEND].recorded[self.period] += spent
-        if (
-            self.catalog.plans["pro"].subjects[kind].budget
-            and owner.window_ms
-            and settlement.used.recorded.get("words")
-        ):
+        if owner.window_ms and settlement.used.recorded.get("words"):
             window, at = owner.window_ms, settlement.rated_ms or now
             if at // window >= now // window - 1:
                 owner.spent[at // window] += spent
             longest = 2 * window
         if hold is not None:
-            for name, quantity in hold.quantities.items():
+            for name, quantity in {**hold.quantities, SPEND: hold.spent}.items():
                 owner.meters[name].holds.give_back(now, settlement.slot, quantity)
-            owner.meters[SPEND].holds.give_back(now, settlement.slot, hold.spent)
-            for _ in hold.concurrency:
-                owner.flight.give_back(now, settlement.slot, 1)
+            owner.flight.give_back(now, settlement.slot, len(hold.concurrency))
         for rate, counted in rates:
-            assert rated is not None
-            self._rate(rate, counted, settlement, rated)
+            self._rate(rate, counted, settlement, rated or (0, 0))
             longest = max(longest, counted.keeps_ms(rate))
         owner.keep(QUARTER_HOUR_MS + max(ends, now + longest), longest // 8)
         return True
@@ -482,9 +452,8 @@ class SubjectWorld(ScriptWorld):
         decision, subjects = one.decision, one.decision.subjects
         if not (decision.held or any(hold.quantities or hold.concurrency for hold in subjects.values())):
             return
-        renewing = self._view(one.given).prepare_renewing(
-            decision.held, decision.program.concurrency, subjects=subjects
-        )
+        in_flight = decision.program.concurrency
+        renewing = self._view(one.given).prepare_renewing(decision.held, in_flight, subjects=subjects)
         reply = self._send(renewing)
         self.compare("renewed", [0, self.wall], reply[:2])
         self.words.holds.take(self.wall, decision.held.get("words", 0))
@@ -493,10 +462,7 @@ class SubjectWorld(ScriptWorld):
             if hold is None or not (hold.quantities or hold.concurrency) or not self._has_room(owner):
                 continue
             owner.keep(self.wall + QUARTER_HOUR_MS, QUARTER_HOUR_MS // 8)
-            owner.meters["words"].holds.take(self.wall, hold.quantities.get("words", 0))
-            owner.meters[SPEND].holds.take(self.wall, hold.spent)
-            for _ in hold.concurrency:
-                owner.flight.take(self.wall, 1)
+            owner.hold(self.wall, hold.quantities.get("words", 0), hold.spent, len(hold.concurrency))
         self.seen["renewed"] += 1
         self.open[self.open.index(one)] = Open(renewing, one.given, 0, self.wall, is_repeat=one.is_repeat)
         self._settle(Settlement(self._view(one.given), held=Held.of(decision, one.slot)), one, None)
@@ -511,7 +477,7 @@ class SubjectWorld(ScriptWorld):
         wrong = self.random.choice((head[:1], head + b"\0", b"\xfc" + head[1:]))
         decision = self._view((of,)).prepare_asking({"calls": Demand(needed=0, taken=0)}, "s")
         self.wire(pack("HSET", key, "h", wrong))
-        reply: list[Any] | Exception = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        reply = self.send(b"".join(decision.packed))
         self.wire(pack("HSET", key, "h", head))
         if isinstance(reply, list):
             self.compare("of a damaged head", 2, reply[0])  # Before it is read: the view is of another state.
@@ -549,7 +515,7 @@ class SubjectWorld(ScriptWorld):
         return decision, self._send(decision)
 
     def _send(self, decision: PreparedDecision) -> Any:
-        reply: list[Any] | Exception = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        reply = self.send(b"".join(decision.packed))
         if isinstance(reply, Exception):
             raise MismatchError(f"{decision.packed}: {reply}")
         if reply[0] == 2:
@@ -570,11 +536,10 @@ class SubjectWorld(ScriptWorld):
         )
         expires = dict(zip(keys, others, strict=False))
         scores = dict(zip(keys, others[len(keys) :], strict=False))
-        self.compare(
-            "held", sum(self.words.holds.live(self.wall)), MeterCounts.read(fields).held_at(self.wall)
-        )
+        held = sum(self.words.holds.live(self.wall))
+        self.compare("held", held, MeterCounts.read(fields).held_at(self.wall))
         for of, flat in zip(given, others[2 * len(keys) :], strict=True):
-            found = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+            found = fields_of(flat)
             self.compare(f"{of} is there", self.owners[of].exists, bool(found))
             if found:
                 self._check_owner(of, found, expires[of])

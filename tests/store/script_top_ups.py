@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.script_plans import START_MS
-from store.script_world import MismatchError, load_script
+from store.script_world import ScriptWorld, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 TARGETS: Final = ("c:usd", "c:ai")
 INVOICES: Final = ("in_1", "in_2", "in 3")
 EVENTS: Final = ("e1", "e1+2", "e1+3", "e2")
-MONTHS: Final = ("2040-01", "2040-02")
+MONTHS: Final = ("2040-01",) * 9 + ("2040-02",)
 KEYS: Final = Keys("mk", 1).customer("ada")
 MOST: Final = 2
 PATIENCE_MS: Final = 1000
@@ -128,24 +127,22 @@ class Books:
         return [more, part]
 
 
-class TopUps:
+class TopUps(ScriptWorld):
     """One customer's top-ups, refunds, and a clock."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random, self.now = wire, random, START_MS
+        super().__init__(wire, texts, random)
         self.seen: set[str] = set()
-        wire(pack("FLUSHALL"))
-        self._shas = {name: load_script(wire, name, text).sha for name, text in texts.items()}
         self._begin()
 
     def step(self) -> None:
         """Let time pass, and something be asked."""
         if self.random.random() < 0.02:
             self._begin()
-        self.now += self.random.choice((0, 0, 1))
+        self.wall += self.random.choice((0, 0, 1))
         pending = [auto.began_ms for auto in self.books.autos.values() if auto.state == "pending"]
         if pending and self.random.random() < 0.3:
-            self.now = max(self.now, self.random.choice(pending) + PATIENCE_MS - self.random.choice((0, 1)))
+            self.wall = max(self.wall, self.random.choice(pending) + PATIENCE_MS - self.random.choice((0, 1)))
         self.random.choice((self._buy, self._use, self._top_up, self._top_up, self._reclaim))()
         self._check()
 
@@ -172,27 +169,21 @@ class TopUps:
             self.wire(pack("HSET", KEYS.grants, *(part for pair in fields.items() for part in pair)))
 
     def _top_up(self) -> None:
-        what = self.random.choice(
-            ("begin", "begin", "begin", "paid", "paid", "failed", "none", "bought", "on", "off")
-        )
-        asked = (
-            self.random.choice(TARGETS),
-            what,
-            self.random.choice(EVENTS),
-            self.random.choice((*MONTHS[:1] * 9, MONTHS[1])),
-        )
-        reply = self._ask("top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS)
-        expected = self.books.top_up(*asked, self.now)
-        self._compare(f"top_up {asked}", expected, reply)
+        kinds = (*["begin"] * 3, "paid", "paid", "failed", "none", "bought", "on", "off")
+        what, target, event = (self.random.choice(every) for every in (kinds, TARGETS, EVENTS))
+        asked = target, what, event, self.random.choice(MONTHS)
+        reply = self.run("top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)
+        expected = self.books.top_up(*asked, self.wall)
+        self.compare(f"top_up {asked}", expected, reply)
         self.seen.add(f"{what} {expected[0]}")
 
     def _reclaim(self) -> None:
         target, invoice = self.random.choice(TARGETS), self.random.choice(INVOICES)
         refunded, is_all = self.random.choice((0, 1, 2, 5, 700)), self.random.random() < 0.5
         name = f"a {target} {invoice}"
-        reply = self._ask("reclaim", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all))
-        expected = self.books.reclaim(target, invoice, refunded, self.now, is_all=is_all)
-        self._compare(f"reclaim {name} {refunded}", expected, reply)
+        reply = self.run("reclaim", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), self.wall)
+        expected = self.books.reclaim(target, invoice, refunded, self.wall, is_all=is_all)
+        self.compare(f"reclaim {name} {refunded}", expected, reply)
         self.seen.add(f"reclaim {'more' if expected[0] > expected[1] else 'all' if expected[1] else 'none'}")
 
     def _check(self) -> None:
@@ -202,13 +193,5 @@ class TopUps:
         ledger |= {f"auto {target}": str(auto) for target, auto in self.books.autos.items()}
         balance = {"balance": "as it was"} if self.books.has_balance else {}
         for key, expected in ((KEYS.grants, grants | balance), (KEYS.ledger, ledger)):
-            found = self.wire(pack("HGETALL", key))
-            texts = [text.decode() for text in found]
-            self._compare(key, expected, dict(zip(texts[::2], texts[1::2], strict=True)))
-
-    def _ask(self, name: str, keys: tuple[str, ...], *argv: str | int) -> Any:
-        return self.wire(pack("EVALSHA", self._shas[name], len(keys), *keys, *argv, self.now))
-
-    def _compare(self, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+            found = fields_of(self.wire(pack("HGETALL", key)))
+            self.compare(key, expected, {name: text.decode() for name, text in found.items()})

@@ -116,10 +116,12 @@ def amended(
     state: str,
     wall: int,
     changes: str = NO_CHANGES,
+    *,
+    linked: int = 0,
 ) -> bytes:
     """The request that gives a customer another state in place of that with the first rev."""
     names = keys.customer(customer)
-    argv: tuple[str | int, ...] = (*revs, state, customer, 0, wall, "", "", 0, changes, wall)
+    argv: tuple[str | int, ...] = (*revs, state, customer, linked, wall, "", "", 0, changes, wall)
     touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
     touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
     return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)

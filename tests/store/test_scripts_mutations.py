@@ -19,13 +19,12 @@ from store.moving import Moving
 from store.delivery_worlds import Overtaking, Recalling, Refusing
 from store.restoring import Repricing, Restoring
 from store.script_allotting import AllotWorld, PaidAllotWorld
-from store.script_corners import FullWorld, MonthWorld, SharesWorld, TurnWorld
-from store.script_driver import AgingWorld, World
+from store.script_driver import AgingWorld, MonthWorld, TurnWorld, World
 from store.script_gauges import GaugeWorld, KeepingWorld
 from store.script_lives import Mutated
 from store.script_mutants import CONSTANTS, MORE_SWAPS, equivalents, in_depth, is_sampled, source, wrongs
 from store.script_objects import ObjectsWorld
-from store.script_paid import PaidWorld
+from store.script_paid import FullWorld, PaidWorld, SharesWorld
 from store.script_repeats import RepeatWorld
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
