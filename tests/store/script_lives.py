@@ -8,9 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.redis.connection import pack
-from store import audit_driver, delivery_checks, moving, script_top_ups, script_wires
-from store.audit_driver import Rebuilding
-from store.audit_folding import Folding, folding_texts
+from store import audit_driver, delivery_checks, script_top_ups, script_wires
+from store.audit_driver import Folding, Rebuilding, folding_texts
 from store.moving import Moving
 from store.script_allotting import AllotWorld
 from store.script_driver import World, life

@@ -21,7 +21,7 @@ from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
-from store.script_weighing import span_ms
+from store.script_model import span_ms
 from store.script_world import MismatchError, ScriptWorld, fields_of
 
 if TYPE_CHECKING:

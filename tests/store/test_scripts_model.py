@@ -16,26 +16,21 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.audit_driver import Rebuilding
-from store.audit_folding import Folding
+from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
 from store.moving import Moving
-from store.delivery_worlds import Overtaking, Recalling, Refusing
-from store.restoring import Repricing, Restoring
+from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
 from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_counts import MOST
-from store.script_driver import MonthWorld, TurnWorld, World
-from store.script_gauges import GaugeWorld, KeepingWorld
+from store.script_driver import FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
+from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import live
 from store.script_mutants import in_depth, source
 from store.script_objects import ObjectsWorld
-from store.script_paid import FullWorld, PaidWorld, SharesWorld
-from store.script_repeats import RepeatWorld
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
 from store.script_wires import CLOCK, clock_answers, fake_wire, server_wire
-from store.stranding import Stranding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
