@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.in_process import EMPTY, advance
-from meterkit.decisions.keys import FORMAT, Keys, concurrency_field, meter_field
+from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.errors import StoreError
-from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
+from meterkit.redis.connection import pack
 from meterkit.store.allotment import TERM_MS
 from meterkit.store.allotting import Allotments
 from meterkit.store.settlement import settlement_of
-from meterkit.store.views import CustomerCache
 from store.script_plans import START_MS
-from store.script_world import amended, load_script
+from store.script_world import ScriptWorld, amended, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,21 +107,13 @@ class Timer:
 
 @dataclass(eq=False)
 class Request:
-    """One that is being served."""
-
     decided: PreparedDecision
     slot: int
 
 
 @dataclass(eq=False)
 class Granted:
-    """The newest units of a line.
-
-    Attributes:
-        left: what the store had left of the policy that their replies tell of.
-        unused: how many of them are left.
-        taken: what each of them takes of that policy.
-    """
+    """The newest units of a line: what the store had left then of a policy, what each takes of that."""
 
     left: int
     unused: int
@@ -132,8 +122,6 @@ class Granted:
 
 @dataclass(eq=False)
 class Queue:
-    """Settlements of a process, in their order."""
-
     waiting: deque[Settlement] = field(default_factory=deque["Settlement"])
 
     def settle(self, settlement: Settlement) -> None:
@@ -146,16 +134,14 @@ class Process:
     def __init__(self, world: Processes) -> None:
         self.world = world
         self.connected, self.is_open = True, False
-        self.cache = world.cache()
+        self.cache = world.process()
         self.queues = [Queue()]
         self.timers: list[Timer] = []
         self.calls: list[tuple[Call, Reply]] = []
         self.replies: list[tuple[Call, Reply, Any]] = []
         self.serving: list[Request] = []
-        self.taken = 0
         self.granted: dict[PreparedDecision, Granted] = {}
-        self.producer = f"p{next(world.numbers)}"
-        self.number = 0
+        self.producer, self.number, self.taken = f"p{next(world.numbers)}", 0, 0
         self.allotments = Allotments(cast("Lane", self), clock=lambda: world.mono_us / 10**6)
 
     def settle(self, settlement: Settlement) -> None:
@@ -181,42 +167,35 @@ class Process:
                 timer.do()
 
 
-class Processes:
+class Processes(ScriptWorld):
     """Some processes, one customer, one store, and time."""
 
-    catalog: ClassVar[Catalog] = CATALOG
+    catalog: Catalog = CATALOG
     says: ClassVar = frozenset(
         {"unit", "decided", "refused", "killed", "stopped", "late", "full c", "exact", "exact c", "exact n"}
     )
     """What a run comes to, so that no check is idle."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random, self.numbers = wire, random, count()
-        self.wire(pack("FLUSHALL"))
-        self.keys = Keys("mk", 1)
-        self.names = self.keys.customer(CUSTOMER)
-        self.scripts = {
-            name: load_script(wire, name, texts[name])
-            for name in ("decide", "settle", "allot", "amend", "grant")
-        }
+        super().__init__(wire, texts, random)
+        self.numbers, self.names = count(), self.keys.customer(CUSTOMER)
         self.wall_us, self.mono_us, self.seen = START_MS * 1000, 10**9, 0
         self.stepped_us = -1  # When the store's clock was set forward last, by the clock that is not.
         self.rev, self.amended_us = NO_STATE, -1
         self.inexact_ms = 0  # A kill or another plan leaves units counted in the windows that are on.
-        self.admitted: dict[tuple[str, int], int] = {}  # Of each rate and window.
+        self.admitted = Counter[tuple[str, int]]()  # Of each rate and window.
         self.billed = self.lost = 0
         self.plan = self.catalog.default_plan
         self.least = Counter[tuple[str, str]]()  # Of each meter by kind: what is left below 0 already.
         self.unheld = Counter[str]()  # Units recorded since the last step without a hold.
         self.looked_ms = 0  # When that was.
-        self.said: dict[str, int] = {}
+        self.said = Counter[str]()
         self.processes = [Process(self) for _ in range(3)]
         self.rates = self._rates()
 
     # Steps.
 
     def step(self) -> None:
-        """Let one process do something, or time pass."""
         process = self.random.choice(self.processes)
         deeds = {
             self.requests: 24,
@@ -255,19 +234,15 @@ class Processes:
             most = granted.left + granted.unused * granted.taken
             assert reply[3] <= most, f"{reply[3]} told, {most} left"
             self._admit(process, decided, reply, is_judged=not is_old)
-            self._say("unit")
+            self.said["unit"] += 1
             return
-        while True:
-            reply = self.send(b"".join(decided.packed))
-            if reply[0] != 2:
-                break
-            decided = process.cache.learn(view, reply).prepare(route)
+        decided, reply = self.decided(view, lambda view: view.prepare(route))
         if reply[0] == 0:
             # What it records by itself is not looked at: its settlement holds nothing.
             self._admit(process, decided, reply, is_judged=True)
-            self._say("decided")
+            self.said["decided"] += 1
         else:
-            self._say("refused")
+            self.said["refused"] += 1
 
     def _admit(self, process: Process, decided: PreparedDecision, reply: Any, *, is_judged: bool) -> None:
         program, granted_ms = decided.program, reply[1]
@@ -279,8 +254,8 @@ class Processes:
         for name, kind, window, limit, _, _, taken in program.rate_terms:
             its_slot, slot = granted_ms // window, now // window
             assert its_slot == slot or self._was_set_forward, f"a window of {window} ms ended within a term"
-            self.admitted[name, its_slot] = self.admitted.get((name, its_slot), 0) + taken
-            counted = slot, self.admitted.get((name, slot), 0), self.admitted.get((name, slot - 1), 0)
+            self.admitted[name, its_slot] += taken
+            counted = slot, self.admitted[name, slot], self.admitted[name, slot - 1]
             _, used = advance(kind, window, 0, counted, now)
             assert used <= limit or not is_judged, f"{used} of {limit} admitted in {window} ms"
         process.serving.append(Request(decided, granted_ms // HOLD_SLOT_MS))
@@ -291,7 +266,6 @@ class Processes:
         return self.stepped_us >= 0 and self.mono_us - self.stepped_us < _TERM_US
 
     def end_some(self, process: Process) -> None:
-        """Some requests end, billed or not."""
         self.random.shuffle(process.serving)
         for _ in range(self.random.choice((1, 10, 100))):
             if process.serving:
@@ -299,15 +273,10 @@ class Processes:
 
     def end(self, process: Process, request: Request) -> None:
         decided = request.decided
-        if not decided.program.settles:
-            return
-        billed = self.random.random() < 0.8
-        settlement = settlement_of(decided, request.slot, billed=billed)
-        self.billed += settlement.used.recorded.get("requests", 0)
-        if decided.is_allotted:
-            process.allotments.settle(settlement)
-        else:
-            process.queues[0].settle(settlement)
+        if decided.program.settles:
+            settlement = settlement_of(decided, request.slot, billed=self.random.random() < 0.8)
+            self.billed += settlement.used.recorded.get("requests", 0)
+            (process.allotments if decided.is_allotted else process.queues[0]).settle(settlement)
 
     def execute(self, process: Process) -> None:
         """The store executes what it was asked; the replies are on their way."""
@@ -324,12 +293,11 @@ class Processes:
         process.calls.clear()
 
     def answer(self, process: Process) -> None:
-        """Replies arrive, some of them late."""
         replies, process.replies = process.replies, []
         for call, reply, answer in replies:
             if reply.is_done:
                 call.on_unclaimed_reply(answer)
-                self._say("late")
+                self.said["late"] += 1
             else:
                 if answer[0] == 0:
                     unit = cast("Any", call)._unit
@@ -351,17 +319,18 @@ class Processes:
         process.run_timers()
 
     def settle_some(self, process: Process) -> None:
-        """The store applies some of the settlements that wait, in their order."""
+        self.apply_all(process, self.random.choice((1, 5, 50)))
+
+    def apply_all(self, process: Process, most: int | None = None) -> None:
+        """Apply the settlements of a process, or as many at most."""
         waiting = process.queues[0].waiting
-        for _ in range(self.random.choice((1, 5, 50))):
-            if waiting:
-                self.apply(process, waiting.popleft())
+        while waiting and most != 0:
+            self.apply(process, waiting.popleft())
+            most = most and most - 1
 
     def apply(self, process: Process, settlement: Settlement) -> None:
         while True:
-            head, tail = settlement.pack()
-            producer = pack_each([self.keys.producer(0, process.producer)])
-            reply = self.send(head + producer + tail + pack_sequence(settlement.slot, process.number + 1))
+            reply = self.send(self.packed(settlement, process.producer, process.number + 1))
             if reply[0] == 0:
                 process.number += 1
                 self._add_unheld(settlement)
@@ -374,9 +343,8 @@ class Processes:
         allotments: Any = process.allotments
         unsettled = (*process.queues[0].waiting, *allotments._ended)
         self.lost += sum(settlement.used.recorded.get("requests", 0) for settlement in unsettled)
-        self.processes.remove(process)
-        self.processes.append(Process(self))
-        self._say("killed")
+        self.replace(process)
+        self.said["killed"] += 1
         self.inexact_ms = max(self.seen, self.wall)
 
     def stop(self, process: Process) -> None:
@@ -388,24 +356,22 @@ class Processes:
         process.allotments.close()
         self.execute(process)
         self.answer(process)
-        while process.queues[0].waiting:
-            self.apply(process, process.queues[0].waiting.popleft())
+        self.apply_all(process)
+        self.replace(process)
+        self.said["stopped"] += 1
+
+    def replace(self, process: Process) -> None:
         self.processes.remove(process)
         self.processes.append(Process(self))
-        self._say("stopped")
 
     def amend(self, process: Process) -> None:
-        """Another plan."""
         del process
         self.put(CustomerState(plan=self.random.choice(("bare", "small", "large"))))
 
     def put(self, state: CustomerState) -> None:
-        """Give the customer another state."""
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
-        request = amended(
-            self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state.dump(), self.wall
-        )
-        assert self.wire(request) == [0]
+        amend, revs = self.scripts["amend"], (before, self.rev)
+        assert self.wire(amended(self.keys, amend, CUSTOMER, revs, state.dump(), self.wall)) == [0]
         self.amended_us = self.mono_us
         self.plan = state.plan or self.plan
         self.least = self.below(self.stored())
@@ -421,9 +387,9 @@ class Processes:
             early_us = self.random.choice((-100, 0, 100, 1000, 30_000, 30_400))
             passed_us = window_us - self.wall_us % window_us - early_us
         elif chance < 0.95:
-            self.wall_us -= self.random.choice((1000, 500_000))
+            self.turn(-self.random.choice((1000, 500_000)))
         elif chance < 0.97:
-            self.wall_us += self.random.choice((300_000, 9_000_000))
+            self.turn(self.random.choice((300_000, 9_000_000)))
             self.stepped_us = self.mono_us
         else:
             self.drain()
@@ -434,8 +400,13 @@ class Processes:
 
     def go_on(self, passed_us: int) -> None:
         """Let time pass: the store's clock is a little faster than those of processes."""
-        self.wall_us += passed_us
+        self.turn(passed_us)
         self.mono_us += passed_us - passed_us // 1000
+
+    def turn(self, by_us: int) -> None:
+        """Set the store's clock, which tells whole milliseconds."""
+        self.wall_us += by_us
+        self.wall = self.wall_us // 1000
 
     def drain(self) -> None:
         """End and settle all requests that are served: their holds must not vanish before."""
@@ -444,8 +415,7 @@ class Processes:
                 self.end(one, request)
             one.serving.clear()
             one.allotments.flush()
-            while one.queues[0].waiting:
-                self.apply(one, one.queues[0].waiting.popleft())
+            self.apply_all(one)
 
     # What must hold at each step.
 
@@ -472,7 +442,7 @@ class Processes:
                 if slot * window > self.inexact_ms:
                     there = admitted + outstanding[name, slot]
                     assert found == there, f"{name}: {found} counted, {there} admitted or unused"
-                    self._say("exact")
+                    self.said["exact"] += 1
         slots, holds = now // HOLD_SLOT_MS - 1, self._holds
         for what, field_of in (("c", meter_field), ("n", concurrency_field)):
             found = MeterCounts.read(stored.get(field_of("requests"))).held_at(now)
@@ -480,7 +450,7 @@ class Processes:
             assert found >= there, f"{found} held, {there} served or unused"
             if slots * HOLD_SLOT_MS > self.inexact_ms:
                 assert found == there, f"{found} held, {there} served or unused"
-                self._say(f"exact {what}")
+                self.said[f"exact {what}"] += 1
         self._check_limits(stored, now)
 
     def _check_limits(self, stored: Mapping[str, bytes], now: int) -> None:
@@ -494,7 +464,7 @@ class Processes:
             is_back = now < self.looked_ms  # Holds that had vanished count again.
             assert left >= least or is_back, f"{left} left of {meter} ({kind}), {least} at least"
             if left <= 0:
-                self._say(f"full {kind}")
+                self.said[f"full {kind}"] += 1
         self.least, self.looked_ms = self.below(stored), now
         self.unheld.clear()
 
@@ -523,7 +493,6 @@ class Processes:
         return left - counts.held_at(now)
 
     def _add_unheld(self, settlement: Settlement) -> None:
-        """Count what a settlement records beyond what was held for it."""
         held, now = settlement.held, max(self.seen, self.wall)
         is_held = held.slot >= now // HOLD_SLOT_MS - 1
         for meter, units in settlement.used.recorded.items():
@@ -605,45 +574,23 @@ class Processes:
     def recorded(self) -> int:
         """Requests that are recorded, in this period and those before."""
         kept = MeterCounts.read(self.stored().get(meter_field("requests"))).recorded
-        flat = self.wire(pack("HGETALL", self.names.totals))
-        closed = dict(zip(flat[::2], flat[1::2], strict=True))
-        token = meter_field("requests")[:4].encode()
-        return kept + sum(
-            int(value)
-            for name, value in closed.items()
-            if name.split(b"|")[1][:4] == token and name[-1:] in b"iogc"
-        )
+        closed = fields_of(self.wire(pack("HGETALL", self.names.totals)))
+        token = meter_field("requests")[:4]
+        of_meter = {name: int(units) for name, units in closed.items() if name.split("|")[1][:4] == token}
+        return kept + sum(units for name, units in of_meter.items() if name[-1] in "iogc")
 
     # What they are made of.
 
-    @property
-    def wall(self) -> int:
-        """The store's clock, which tells whole milliseconds."""
-        return self.wall_us // 1000
-
     def send(self, packed: bytes) -> Any:
         """A script's reply; the store never goes back behind what it has seen."""
-        reply = self.wire(packed + pack_each([self.wall]))
+        reply = super().send(packed)
         assert not isinstance(reply, Exception), reply
         if reply[0] == 0:
             self.seen = max(self.seen, reply[1])
         return reply
 
     def stored(self) -> dict[str, bytes]:
-        flat = self.wire(pack("HGETALL", self.names.counters))
-        return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-    def cache(self) -> CustomerCache:
-        return CustomerCache(
-            self.catalog,
-            keys=self.keys,
-            decide=self.scripts["decide"],
-            settle=self.scripts["settle"],
-            allot=self.scripts["allot"],
-            seal_delay_ms=0,
-            now_ms=lambda: self.wall,
-            on_unclaimed=lambda _call, _slot: None,
-        )
+        return fields_of(self.wire(pack("HGETALL", self.names.counters)))
 
     def _rates(self) -> dict[str, tuple[str, int]]:
         """Of each rate its meter and its window."""
@@ -662,6 +609,3 @@ class Processes:
             return EMPTY
         slot, counted, before = unpack_field(stored[name])
         return int(slot), int(counted), int(before)
-
-    def _say(self, what: str) -> None:
-        self.said[what] = self.said.get(what, 0) + 1

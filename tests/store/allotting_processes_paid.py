@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from meterkit.catalog import loads
@@ -13,12 +14,13 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING
 from meterkit.redis.connection import pack
 from store.allotting_processes import Process, Processes
+from store.script_model import NEVER_MS
+from store.script_world import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
-    from meterkit.catalog import Catalog
     from meterkit.store.views import PreparedDecision
     from store.script_wires import Wire
 
@@ -59,13 +61,12 @@ _INCLUDED: Final = {"requests": 600, "words": 300, "images": 0}
 _COSTS: Final = {"requests": 10**6, "words": 10**6 // 4, "images": 2 * 10**6}
 _PRICES: Final = {"requests": 10_000, "words": 20_000, "images": 30_000}
 _BUDGET: Final = 3000 * 10_000
-_NEVER_MS: Final = 9 * 10**15
 
 
 class PaidProcesses(Processes):
     """Some processes, one customer with credits or a budget, one store, and time."""
 
-    catalog: ClassVar[Catalog] = PAID
+    catalog = PAID
     says: ClassVar = Processes.says - {"full c"}
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
@@ -79,12 +80,10 @@ class PaidProcesses(Processes):
         """Give units, or a credit; none of it expires."""
         del process
         if self.plan == "prepaid":
-            target, quantity = self.random.choice(
-                (("c:ai", 700 * 10**6), ("m:words", 200), ("m:requests", 100))
-            )
-            words = (f"g{next(self.numbers)}", 256, 100, 0, _NEVER_MS, target, quantity, self.wall)
-            keys = self.names.grants, self.names.ledger
-            assert self.wire(pack("EVALSHA", self.scripts["grant"].sha, 2, *keys, *words))[0] == 0
+            grants = (("c:ai", 700 * 10**6), ("m:words", 200), ("m:requests", 100))
+            grant_id, keys = f"g{next(self.numbers)}", (self.names.grants, self.names.ledger)
+            words = (grant_id, 256, 100, 0, NEVER_MS, *self.random.choice(grants), self.wall)
+            assert self.run("grant", keys, *words)[0] == 0
 
     def tick(self, process: Process) -> None:
         """Time passes, but holds do not vanish before their requests have ended."""
@@ -99,20 +98,14 @@ class PaidProcesses(Processes):
         super().check()
         stored, now = self.stored(), max(self.seen, self.wall)
         counts = {name: MeterCounts.read(stored.get(meter_field(name))) for name in _INCLUDED}
-        serving = [
-            request
-            for process in self.processes
-            for request in process.serving
-            if request.slot >= now // HOLD_SLOT_MS - 1
-        ]
+        every = [request for process in self.processes for request in process.serving]
+        serving = [request for request in every if request.slot >= now // HOLD_SLOT_MS - 1]
         for name, kept in counts.items():
             served = sum(request.decided.held.get(name, 0) for request in serving)
             assert kept.held_at(now) >= served, f"{kept} held of {name}, {served} served"
-        priced = sum(
-            cost * request.decided.held[name]
-            for request in serving
-            for name, cost in request.decided.program.costs.items()
-        )
+        priced = 0
+        for decided in (request.decided for request in serving):
+            priced += sum(cost * decided.held[name] for name, cost in decided.program.costs.items())
         cost_held = MeterCounts.read(stored.get(credit_hold_field("images"))).held_at(now)
         assert cost_held >= priced, f"{cost_held} micro-credits held, {priced} served"
         left, beyond = self._left(), dict[str, int]()
@@ -135,12 +128,11 @@ class PaidProcesses(Processes):
         """None for a ceiling, too: grants and credits stand behind it."""
         return None if unit.program.measures[nth - 1].kind == CEILING else super().left_of(unit, nth, now)
 
-    def _left(self) -> dict[str, int]:
+    def _left(self) -> Counter[str]:
         """What grants have left, by their target."""
-        flat = self.wire(pack("HGETALL", self.names.grants))
-        found: dict[str, int] = {}
-        for name, text in zip(flat[::2], flat[1::2], strict=True):
-            if name.startswith(b"a "):
-                grant = Holding.parse(name.decode(), text.decode())
-                found[grant.target] = found.get(grant.target, 0) + grant.left
+        found = Counter[str]()
+        for name, text in fields_of(self.wire(pack("HGETALL", self.names.grants))).items():
+            if name.startswith("a "):
+                grant = Holding.parse(name, text.decode())
+                found[grant.target] += grant.left
         return found

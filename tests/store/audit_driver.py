@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from drivers.counters import pack_field
-from meterkit.decisions.keys import FORMAT, Keys, meter_token
+from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.insights.audit.entries import CLASSES, rows_of
 from meterkit.redis import scripts
@@ -19,7 +19,7 @@ from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, Times, View, stand
 from store.script_plans import START_MS
-from store.script_world import MismatchError
+from store.script_world import ScriptWorld
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,23 +79,13 @@ class Wanted:
         return json.dumps({**told, "id": self.identifier, "minutes": self.minutes, "meters": meters})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lives:
-    """How long counters live: behind their period, and at least (ms)."""
-
-    outlive_ms: int
-    least_ms: int
-
-
 class Rebuilt:
-    """One rebuild of one customer."""
+    """One rebuild; ``lives``: how long counters live, behind their period, and at least (ms)."""
 
-    def __init__(self, shard: Shard, view: View, wanted: Wanted, lives: Lives, now: int) -> None:
+    def __init__(self, shard: Shard, view: View, wanted: Wanted, lives: tuple[int, int], now: int) -> None:
         self.shard, self.view, self.wanted, self.lives, self.now = shard, view, wanted, lives, now
         self.customer: Customer = shard.customers[NAME]
-        self.done: dict[str, str] = {}
-        self.made: list[Parked] = []
-        self.entries: list[list[str]] = []
+        self.done, self.made, self.entries = dict[str, str](), list[Parked](), list[list[str]]()
         self.start, self.finish = view.period_at(now)
         self.begins = self.customer.period[0] if self.customer.period else self.start
         self.raised: dict[str, tuple[list[int], int]] = {}
@@ -106,9 +96,7 @@ class Rebuilt:
         self._base = {event: units + self._there[event] for event, units in known.items()}
 
     def total(self, meter: str, letters: str) -> int:
-        return sum(
-            self.customer.closed.get(f"{self.begins}|{meter_token(meter)}{letter}", 0) for letter in letters
-        )
+        return sum(self.customer.closed[f"{self.begins}|{meter_token(meter)}{letter}"] for letter in letters)
 
     def _sharing(self, event: str) -> list[str]:
         return [meter for meter, name in self.wanted.events.items() if name == event]
@@ -131,9 +119,8 @@ class Rebuilt:
         """What is missing of a meter; whether what is to be parked has a minute."""
         customer, wanted = self.customer, self.wanted
         units = wanted.units[meter]
-        lacks = [
-            max(0, asked - getattr(customer, kind)[meter]) for asked, kind in zip(units, RAISED, strict=False)
-        ]
+        recorded = [getattr(customer, kind)[meter] for kind in RAISED]
+        lacks = [max(0, asked - known) for asked, known in zip(units, recorded, strict=False)]
         known = customer.pending[meter] + self.total(meter, ALL) - self.total(meter, BACK)
         sent = max(0, units[6] - known)
         event = wanted.events.get(meter, "")
@@ -154,8 +141,7 @@ class Rebuilt:
         words = f"{sum(lacks[: len(RECORDED)])} of {meter}: {delivered} delivered, {parked} parked"
         self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
         if delivered:
-            field = f"{self.begins}|{meter_token(meter)}d"
-            self._delivered.append((field, delivered))
+            self._delivered.append((f"{self.begins}|{meter_token(meter)}d", delivered))
         return not parked or minute <= last
 
     def _minute(self, event: str) -> tuple[int, int]:
@@ -172,20 +158,12 @@ class Rebuilt:
 
     def _park(self, meter: str, value: int, minute: int) -> None:
         event = self.wanted.events[meter]
-        self.made.append(
-            Parked(
-                *(NAME, self.wanted.stripe, self.begins, meter_token(meter), event),
-                *(value, minute),
-                at=self.now,
-                state="parked",
-                first=self.now - DAY_MS,
-                attempts=1,
-                why="rebuilt from the audit log: Stripe may have it",
-                since=-(-self.begins // MINUTE_MS) * 60,
-                key=f"{self.wanted.identifier}-{len(self.made) + 1}",
-                base=self._base[event],
-            )
-        )
+        known = (NAME, self.wanted.stripe, self.begins, meter_token(meter), event, value, minute, self.now)
+        parked = Parked(*known, state="parked", first=self.now - DAY_MS, attempts=1, base=self._base[event])
+        parked.why = "rebuilt from the audit log: Stripe may have it"
+        parked.since = -(-self.begins // MINUTE_MS) * 60
+        parked.key = f"{self.wanted.identifier}-{len(self.made) + 1}"
+        self.made.append(parked)
         together = [intent for intent in self.made if intent.event == event]
         for intent in together:
             intent.till = together[0].minute // 1000
@@ -199,17 +177,16 @@ class Rebuilt:
             if minute:
                 customer.stamps[meter] = minute
         for field, more in self._delivered:
-            customer.closed[field] = customer.closed.get(field, 0) + more
+            customer.closed[field] += more
         for intent in self.made:
-            field = intent.field("parked")
-            customer.closed[field] = customer.closed.get(field, 0) + intent.value
+            customer.closed[intent.field("parked")] += intent.value
             shard.intents[intent.key], shard.parked[intent.key] = intent, now
             shard.compare[intent.key] = now + 120 * MINUTE_MS
         if customer.closed:
             shard.keep(f"t:{NAME}", TOTALS_MS)
         shard.histories[NAME] += self.entries
         before = customer.lives if customer.period else 0
-        customer.lives = max(before, self.finish + self.lives.outlive_ms, now + self.lives.least_ms)
+        customer.lives = max(before, self.finish + self.lives[0], now + self.lives[1])
         customer.seen, customer.period, customer.cached = now, (self.begins, self.finish), self.view.rev
 
 
@@ -221,7 +198,6 @@ class Rebuilding(Checks):
         self.random = random
 
     def step(self) -> None:
-        """Plant, rebuild, and compare all that is stored."""
         self.empty()
         random = self.random
         anchor = random.choice(ANCHORS)
@@ -231,28 +207,18 @@ class Rebuilding(Checks):
         customer = self._plant(bounds.start_ms, bounds.end_ms, now, anchor)
         now = max(now, customer.seen)
         rev = random.choice((*[customer.rev] * 19, f"{FORMAT}:other"))
-        view = View(
-            rev=rev,
-            valid_until_ms=NEVER_MS,
-            period=(bounds.start_ms, bounds.end_ms),
-            next_end_ms=bounds.next_end_ms,
-            entitlements={},
-            linked=True,
-            seal_delay_ms=0,
-        )
+        period = bounds.start_ms, bounds.end_ms
+        view = View(rev=rev, valid_until_ms=NEVER_MS, period=period, next_end_ms=bounds.next_end_ms)
         wanted = self._wanted(customer, view, now)
-        lives = Lives(
-            outlive_ms=random.choice((900_000, 40 * DAY_MS)), least_ms=random.choice((900_000, 90 * DAY_MS))
-        )
-        self._rebuild(customer, view, wanted, lives, now)
+        lives = random.choice((900_000, 40 * DAY_MS)), random.choice((900_000, 90 * DAY_MS))
+        self._rebuild(view, wanted, lives, now)
 
     def _plant(self, start: int, end: int, now: int, anchor: int | None) -> Customer:
         random, customer = self.random, self.shard.customers[NAME]
         customer.rev, customer.data = f"{FORMAT}:7", "{}"
         before = bounds_at(start - 1, anchor_ms=anchor)
-        customer.period = random.choice(
-            (*[(start, end)] * 5, *[(before.start_ms, before.end_ms)] * 3, (start - 90_000, end), None)
-        )
+        periods = [(start, end)] * 5 + [(before.start_ms, before.end_ms)] * 3
+        customer.period = random.choice((*periods, (start - 90_000, end), None))
         if customer.period is not None:
             customer.seen = now - random.choice((0, 1, SLOT_MS))
             customer.lives = random.choice((now + DAY_MS, now + 120 * DAY_MS, NEVER_MS))
@@ -261,9 +227,8 @@ class Rebuilding(Checks):
                 for kind in (*RECORDED, "pending"):
                     getattr(customer, kind)[meter] = random.choice((0, 0, *BIG[:3]))
                 customer.marked[meter] = random.choice((0, 0, 1))
-                customer.stamps[meter] = (
-                    random.choice((0, now // MINUTE_MS + random.randrange(-2, 9))) * MINUTE_MS
-                )
+                stamp = random.choice((0, now // MINUTE_MS + random.randrange(-2, 9)))
+                customer.stamps[meter] = stamp * MINUTE_MS
                 customer.holds[meter].take(customer.seen, random.choice((0, 3)))
         begins = start if customer.period is None else customer.period[0]
         for meter in METERS:
@@ -309,9 +274,9 @@ class Rebuilding(Checks):
             counted={event: random.choice((0, 3, 41, 900, *BIG)) for event in random.sample(EVENTS, 2)},
         )
 
-    def _rebuild(self, customer: Customer, view: View, wanted: Wanted, lives: Lives, now: int) -> None:
-        shard = self.shard
-        terms = [view.valid_until_ms, *view.period, view.next_end_ms, lives.outlive_ms, lives.least_ms]
+    def _rebuild(self, view: View, wanted: Wanted, lives: tuple[int, int], now: int) -> None:
+        shard, customer = self.shard, self.shard.customers[NAME]
+        terms = [view.valid_until_ms, *view.period, view.next_end_ms, *lives]
         waits = self.random.random() < 0.05
         if waits:
             self.wire(pack("XADD", self._key("audit"), "*", "k", "x"))
@@ -328,9 +293,7 @@ class Rebuilding(Checks):
             self.check("rebuild waits", [1, at], reply, found)
             return
         closed = dict(customer.closed)
-        customer.roll(at, view)
-        if closed != customer.closed:
-            shard.keep(f"t:{NAME}", TOTALS_MS)
+        shard.roll(NAME, view, at)
         work = Rebuilt(shard, view, wanted, lives, at)
         expected = work.reply()
         if expected[0] == 0:
@@ -342,7 +305,6 @@ class Rebuilding(Checks):
 
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    """The scripts under a clock that is set, with that of rebuilding."""
     rebuild = scripts.load("rebuild", clock="caller", dialect=dialect).text
     return {**delivery_checks.load_texts(dialect), "rebuild": rebuild}
 
@@ -360,25 +322,19 @@ PRICED: Final = f"\nmodel\n\n{PRICES}\na line of a later release"
 Sums = Counter[tuple[str, str, int | None, str]]
 
 
-class Folding:
+class Folding(ScriptWorld):
     """A stream of the audit log and the sums beside it, anew in each step."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random = wire, random
-        self.shas = {name: wire(pack("SCRIPT", "LOAD", text)) for name, text in texts.items()}
-        for name, sha in self.shas.items():
-            if not isinstance(sha, bytes | str):
-                raise MismatchError(f"{name} does not compile: {sha}")
-        keys = Keys("mk", 1)
-        self.keys = keys.audit(0), keys.audit_sums(0)
+        super().__init__(wire, texts, random)
+        self.log, self.sums = self.keys.audit(0), self.keys.audit_sums(0)
         self.seen = Counter[str]()
 
     def step(self) -> None:
-        """Fill a stream, have the end of it added up, and then what was added up entered."""
         self.wire(pack("FLUSHALL"))
         number = self.random.choice((0, 1, 4, 9, 140 if self.random.random() < 0.1 else 2))
         if self.random.random() < 0.3:
-            self.wire(pack("HSET", self.keys[1], f"7|{meter_token('tokens')}5|ada", 5))
+            self.wire(pack("HSET", self.sums, f"7|{meter_token('tokens')}5|ada", 5))
         for nth in range(number):
             self._enter(nth)
         before, names = self._sums(), self._names()
@@ -387,46 +343,43 @@ class Folding:
         gone = self._ask("fold", most)
         looked = min(max(0, number - most), AT_ONCE)
         expected = [name for name, is_read in names[::-1][:looked] if is_read]
-        self._compare("how many are gone", len(expected), gone)
+        self.compare("how many are gone", len(expected), gone)
         left = {name for name, _ in names} - set(expected)
-        self._compare("what is left", left, {name for name, _ in self._names()})
-        self._compare("the sums", before, self._sums())
+        self.compare("what is left", left, {name for name, _ in self._names()})
+        self.compare("the sums", before, self._sums())
         self.seen["added up"] += bool(expected)
         self.seen["left"] += len(readable) > len(expected)
         kept = self._hash()
-        self._compare("sums entered", len(kept), self._ask("unfold"))
-        self._compare("the hash", {}, self._hash())
-        self._compare("the sums", before, self._sums())
+        self.compare("sums entered", len(kept), self._ask("unfold"))
+        self.compare("the hash", {}, self._hash())
+        self.compare("the sums", before, self._sums())
         entered = [fields for name, fields in self._stream() if name not in left]
         at = {fields[b"at"] for fields in entered}
-        self._compare("when", {b"%d" % NOW_MS} if kept else set[bytes](), at)
-        self._compare("each kind", {b"summed"} if kept else set[bytes](), {one[b"k"] for one in entered})
+        self.compare("when", {b"%d" % NOW_MS} if kept else set[bytes](), at)
+        self.compare("each kind", {b"summed"} if kept else set[bytes](), {one[b"k"] for one in entered})
 
     def _enter(self, nth: int) -> None:
         random = self.random
         if random.random() < 0.15:
-            self.wire(pack("XADD", self.keys[0], "*", "k", "deleted", "d", "ada", "at", 5))
+            self.wire(pack("XADD", self.log, "*", "k", "deleted", "d", "ada", "at", 5))
             return
         noted: list[int | str] = []
         for meter in random.sample(FOLDED, random.choice((1, 1, 2, 3))):
             units = [random.choice((0, 0, 1, 40, 10**15 - 1)) for _ in range(5)]
-            noted += [
-                f"{meter_token(meter)}m",
-                *units,
-                random.choice((0, 1, 30, sum(units))) if any(units) else 0,
-            ]
+            late_units = random.choice((0, 1, 30, sum(units))) if any(units) else 0
+            noted += [f"{meter_token(meter)}m", *units, late_units]
         late = random.choice(("", "", "6"))
         period, told = random.choice((7, 1_935_000_000_000)), random.choice(("", "\nmodel\n", PRICED, PRICED))
         packed = pack_field("w:1", nth, random.choice(CUSTOMERS[:2]), NOW_MS, period, late, told, *noted)
         if random.random() < 0.1:
             packed = b"\xfc" + packed[1:]  # As another release may write it.
-        self.wire(pack("XADD", self.keys[0], "*", "e", packed))
+        self.wire(pack("XADD", self.log, "*", "e", packed))
 
     def _ask(self, name: str, *argv: int) -> Any:
-        return self.wire(pack("EVALSHA", self.shas[name], 2, *self.keys, *argv, NOW_MS))
+        return self.run(name, (self.log, self.sums), *argv, NOW_MS)
 
     def _stream(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        found: Any = self.wire(pack("XRANGE", self.keys[0], "-", "+"))
+        found: Any = self.wire(pack("XRANGE", self.log, "-", "+"))
         return [(name, dict(zip(fields[::2], fields[1::2], strict=True))) for name, fields in found]
 
     def _names(self) -> list[tuple[bytes, bool]]:
@@ -434,17 +387,16 @@ class Folding:
         return [(name, fields.get(b"e", b"").startswith(b"\xfd")) for name, fields in self._stream()]
 
     def _hash(self) -> dict[bytes, bytes]:
-        flat: Any = self.wire(pack("HGETALL", self.keys[1]))
+        flat: Any = self.wire(pack("HGETALL", self.sums))
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     def _sums(self) -> Sums:
         """The units of each class in stream and hash: by customer, meter and period."""
         found = Sums()
-        kept = [
-            (b"0-1", {b"k": b"summed", b"d": name, b"q": units, b"at": b"5"})
-            for name, units in self._hash().items()
-        ]
-        for name, fields in [*self._stream(), *kept]:
+        entries = self._stream()
+        for name, units in self._hash().items():
+            entries.append((b"0-1", {b"k": b"summed", b"d": name, b"q": units, b"at": b"5"}))
+        for name, fields in entries:
             if fields.get(b"e", b"\xfd").startswith(b"\xfd"):
                 for row in rows_of(0, name.decode(), fields, str):
                     for kind in CLASSES:
@@ -454,11 +406,6 @@ class Folding:
                     found[*place, f"at {row.price_micros}/{row.price_per}"] += row.priced or 0
         return +found
 
-    def _compare(self, what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: expected {expected!r:.300}, found {found!r:.300}")
-
 
 def folding_texts() -> dict[str, str]:
-    """The scripts under a clock that is set."""
     return {name: scripts.load(name, clock="caller").text for name in ("fold", "unfold")}

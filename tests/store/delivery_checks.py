@@ -54,7 +54,6 @@ return {reply, rows}
 
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    """The scripts under a clock that is set."""
     return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in NAMES}
 
 
@@ -74,7 +73,6 @@ class Checks:
         self.empty()
 
     def empty(self) -> None:
-        """Begin again with nothing."""
         self.wire(pack("FLUSHALL"))
         self.shard, self.log = Shard(), deque[str](maxlen=12)
         self.rows: dict[str, list[Any]] = {}
@@ -82,7 +80,6 @@ class Checks:
     def ask(
         self, name: str, keys: tuple[str, ...], *argv: str | int | bytes, skew: int = 0
     ) -> tuple[Any, dict[str, Any]]:
-        """The reply of a script, and everything that is stored after it."""
         named = [self._key(key) for key in keys]
         answer = self.wire(pack("EVALSHA", self.shas[name, skew], len(named), *named, *argv))
         if isinstance(answer, Exception) or len(answer) != 2:
@@ -215,7 +212,6 @@ def _counters(flat: list[bytes]) -> dict[str, str]:
 
 
 def own_keys(name: str, kinds: str) -> tuple[str, ...]:
-    """The keys of a customer, by their first letters."""
     return tuple(f"{kind}:{name}" for kind in kinds)
 
 

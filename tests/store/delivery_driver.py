@@ -60,7 +60,6 @@ class Delivery(Checks):
         self.random, self.steps, self.wall = random, 0, START_MS
 
     def step(self) -> None:
-        """Let time pass or not, and something be there, then let somebody do something."""
         if self.steps % LIFE == 0:
             self.empty()
             self.wall = START_MS + self.random.randrange(DAY_MS)
@@ -172,7 +171,6 @@ class Delivery(Checks):
         self.store(*self.shard.ttls)
 
     def plant_grants(self, name: str) -> None:
-        """Grants, and the ledger of them."""
         self.shard.grants[name] = {f"grant-{self.random.randrange(9)}": "tokens 100 0"}
         self.shard.ledgers[name] = {"grant grant-0": "100"}
         self.store(f"g:{name}", f"j:{name}")
@@ -186,7 +184,6 @@ class Delivery(Checks):
         self.store("lease")
 
     def plant_writer(self, _: str) -> None:
-        """Numbers of settlements that were applied."""
         writer = self.random.choice(WRITERS)
         self.shard.strings[writer] = str(self.random.choice((1, 12, 10**12)))
         self.shard.ttls[writer] = DAY_MS
@@ -365,7 +362,6 @@ class Delivery(Checks):
         return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
 
     def change_state(self, _: str) -> None:
-        """A person or a comparison takes an intent into another state; now and then it has changed."""
         free = {known: intent for known, intent in self.shard.intents.items() if intent.state != "leased"}
         if not free:
             return

@@ -46,7 +46,6 @@ class Overtaking(Anew):
     """Usage is too late for its invoice: it is sealed, or intents of it are taken back."""
 
     def step(self) -> None:
-        """Plant periods that are over; seal, or take an intent back."""
         customer = self.begin_anew()
         self.store(f"s:{NAME}")
         if self.random.random() < 0.8:
@@ -178,7 +177,6 @@ class Recalling(Anew):
     """Sealed usage is taken back: of closed periods, of gone counters, of values below 0."""
 
     def step(self) -> None:
-        """Plant intents of two customers, and take back those of one."""
         self.begin_anew()
         for name in (NAME, "bob"):
             customer = self.shard.customers[name]
@@ -212,7 +210,6 @@ class Refusing(Anew):
     meters: Final = METERS[:2]
 
     def step(self) -> None:
-        """Plant, have one refused, and compare all that is stored."""
         customer = self.begin_anew()
         periods = [START_MS - nth * 31 * DAY_MS for nth in range(self.random.choice((1, 2, 3)))]
         for nth in range(self.random.randrange(1, 4)):
@@ -280,7 +277,6 @@ class Restoring(Anew):
     """Some of a customer's usage is taken back."""
 
     def step(self) -> None:
-        """Plant usage, what paid for it and what became of it, and take some of it back."""
         self.steps += 1
         customer = self.begin_anew()
         self.plant_usage(NAME)
@@ -543,7 +539,6 @@ class Stranding(Anew):
     """Prices are changed at Stripe by others."""
 
     def step(self) -> None:
-        """Plant usage that is pending and intents of it, then have prices end."""
         customer = self.begin_anew()
         if self.random.random() < 0.85:
             for _ in range(self.random.randrange(1, 4)):

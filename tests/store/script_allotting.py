@@ -79,7 +79,6 @@ class AllotWorld(ScriptWorld):
     # Steps.
 
     def step(self) -> None:
-        """Let time pass, then let something happen to both."""
         self._tick()
         self.cache = self.random.choice(self.caches)
         deeds = (self.ask, self.allot, self.settle, self.record, self.amend, self.give_back)
@@ -104,7 +103,6 @@ class AllotWorld(ScriptWorld):
             self.wall += self.random.choice((2 * SLOT_MS, 25 * 60 * MINUTE_MS, 9 * DAY_MS))
 
     def ask(self) -> None:
-        """Have one request decided for each."""
         _, replies = self._decide_both(self._demands(), "d")
         self.seen[f"decide {replies[0][0]}"] += 1
 
@@ -134,7 +132,6 @@ class AllotWorld(ScriptWorld):
         self.seen["allot 0" if expected > 1 else "allot one"] += 1
 
     def settle(self) -> None:
-        """End a request of each, billed or not."""
         if self.open:
             program, slot = self.open.pop()
             held = Held(program.held, program.concurrency, slot, program.costs)
@@ -142,7 +139,6 @@ class AllotWorld(ScriptWorld):
             self._settle_both(held, used)
 
     def record(self) -> None:
-        """Count something that was not decided."""
         recorded = {self.random.choice(("requests", "words")): self.random.choice((1, 30, 300))}
         self._settle_both(Held(), Used(recorded, recorded))
 
@@ -180,7 +176,6 @@ class AllotWorld(ScriptWorld):
         self.open.clear()
 
     def amend(self) -> None:
-        """Give both another plan."""
         late = self.random.random() < 0.4
         state = CustomerState(
             plan=self.random.choice(("small", "large")),
@@ -432,7 +427,6 @@ class PaidAllotWorld(AllotWorld):
         self.seen["grant"] += 1
 
     def void(self) -> None:
-        """Take back what one grant has left."""
         if self.granted:
             self._both("void", (self.random.choice(self.granted), self.wall))
 

@@ -72,7 +72,6 @@ class World(Requests):
     # One step.
 
     def step(self) -> None:
-        """Let time pass or not, then let somebody do something."""
         name = self.anybody()
         self.tick(name)
         deeds = self.deeds()
@@ -277,7 +276,6 @@ class World(Requests):
         self.wire(pack("HDEL", key, field) if whole is None else pack("HSET", key, field, whole))
 
     def expire(self, name: str) -> None:
-        """What the server does with counters whose time has come."""
         self.wire(pack("DEL", self.keys.customer(name, anonymous=name == ANONYMOUS).counters))
         self.model.expire(name)
 
@@ -385,7 +383,6 @@ class PaidWorld(World):
     # Deeds.
 
     def grant(self, name: str) -> None:
-        """Give something, once or more in one instant."""
         terms = self._terms()
         for _ in range(self.random.choice((1, 1, 1, 2, 3))):
             terms = terms if self.random.random() < 0.6 else self._terms()
@@ -404,7 +401,6 @@ class PaidWorld(World):
     def add(
         self, name: str, grant_id: str, quantities: Mapping[str, int], terms: tuple[int, int, int]
     ) -> None:
-        """Add one grant of the app's, of several targets."""
         if name == ANONYMOUS:
             return
         customer, keys = self.model.customers[name], self.keys.customer(name)

@@ -130,7 +130,6 @@ class GaugeWorld(ScriptWorld):
         self.seen: set[str] = set()
 
     def step(self) -> None:
-        """Let time pass or not, then something is done; then all is compared."""
         if self.random.random() < 0.6:
             self.wall += self.random.choice((1, 1000, *self._edges()))
         deeds = (self.decide, self.decide, self.decide, self.settle, self.change, self.change, self.move)
@@ -433,7 +432,6 @@ class RepeatWorld(GaugeWorld):
         self.month: tuple[int, int] | None = None
 
     def step(self) -> None:
-        """Let time pass or not, then something is done; then all is compared."""
         if self.random.random() < 0.6:
             self.wall += self.random.choice((1, 1000, 60_000, *self._turns()))
         deeds = (self.decide, self.decide, self.settle, self.settle, self.renew, self.change)

@@ -189,7 +189,6 @@ class Customer:
                     del self.closed[name]
 
     def count_late(self, period: int, parts: Iterable[Part], *, is_dead: bool) -> None:
-        """Count what came for a closed period."""
         for part in parts:
             if part.quantity:
                 self.closed[f"{period}|{meter_token(part.meter)}u"] += part.quantity
@@ -638,7 +637,6 @@ def weigh(
 
 
 def take(customer: Customer, asked: Asked, now: int, *, has_purse: bool) -> None:
-    """Count into rates and hold."""
     for given, demand in asked.all:
         for rate in given.rates:
             customer.count(given.meter, rate, now, demand.taken)

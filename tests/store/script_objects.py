@@ -309,7 +309,6 @@ class ObjectsWorld:
         return {name: tuple(unpack_field(value)) for name, value in fields.items()}
 
     def end(self) -> None:
-        """Leave nothing behind."""
         self._wire(pack("DEL", *self._keys))
 
     def damage(self) -> None:

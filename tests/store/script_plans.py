@@ -185,7 +185,6 @@ class Sales:
 
     @property
     def meters(self) -> tuple[str, ...]:
-        """The meters that are asked for."""
         return tuple(self.quantities)
 
 

@@ -54,7 +54,6 @@ class Given:
 
     @property
     def text(self) -> str:
-        """As it is stored."""
         numbers = (self.quantity, self.used, *self.terms, self.stays)
         return " ".join((self.target, *map(str, numbers)))
 
@@ -325,7 +324,6 @@ class Purse:
         return len(found)
 
     def repay(self, now: int) -> None:
-        """Pay what is owed with the grants on file."""
         means = Means(self, None, (now, FOREVER_MS), now)
         for grant in (*means.grants.values(), *means.ended):
             self.grants[grant.name] = replace(self.grants[grant.name], used=grant.used)
@@ -362,7 +360,6 @@ class Purse:
             self.lives = FOREVER_MS if has_state or self.debts else max(last, means.now) + 40 * DAY_MS
 
     def texts(self) -> dict[str, str]:
-        """As the grants are stored."""
         kept = {grant.name: grant.text for grant in self.grants.values()}
         for target, at in self.left.items():
             kept[f"past {target}"] = f"{at} {self.births[target].quantity} {self.births[target].created}"
@@ -370,7 +367,6 @@ class Purse:
         return kept
 
     def ledger(self) -> dict[str, str]:
-        """As the ledger is stored."""
         kept = {line: " ".join(map(str, numbers)) for line, numbers in self.lines.items()}
         return kept | {f"id {grant_id}": _words(asked) for grant_id, asked in self.ids.items()}
 
@@ -411,7 +407,6 @@ def may_have(rev: str, state: CustomerState, plan: Plan, catalog: Catalog, *, is
 
 
 def credit_of(catalog: Catalog, meter: str) -> Credit | None:
-    """The credit that pays for a meter."""
     return next((credit for credit in catalog.credits.values() if meter in credit.costs), None)
 
 

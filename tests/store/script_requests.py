@@ -55,7 +55,6 @@ class Checks(ScriptWorld):
         self.seen: Counter[str] = Counter()
 
     def check(self, name: str) -> None:
-        """Compare all that is stored of a customer, and what is shown of it."""
         keys = self.keys.customer(name, anonymous=name == ANONYMOUS)
         customer = self.model.customers[name]
         self._look(name, keys)
@@ -309,7 +308,6 @@ class Requests(Checks):
         """For tests that look closer."""
 
     def renew(self, _: str) -> None:
-        """Hold on to what is held."""
         if not self.open:
             return
         held = self.open.pop(self.random.randrange(len(self.open)))
@@ -443,7 +441,6 @@ class Requests(Checks):
         self.compare("life of an event id", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
 
     def _check_notices(self) -> None:
-        """What was told of since, and nothing else; then it is forgotten."""
         key = self.keys.notices(0)
         entries = self.ask("XRANGE", key, "-", "+")
         words = ("kind", "customer", "of", "numbers")

@@ -143,7 +143,6 @@ class SpendWorld(ScriptWorld):
             self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO - self.owed, "m:words": 9}
 
     def step(self) -> None:
-        """Let time pass or not, then something is done."""
         if self.random.random() < 0.5:
             left = [SLOT_MS - self.wall % SLOT_MS, HOUR_MS - self.wall % HOUR_MS, DAY_MS - self.wall % DAY_MS]
             month = bounds_at(self.wall).end_ms - self.wall
@@ -389,7 +388,6 @@ class SpendWorld(ScriptWorld):
         self.wire(pack("DEL", key))
 
     def _check(self) -> None:
-        """Compare what is stored."""
         for name in (*self._priced, "plain", "spend"):
             counts = MeterCounts.read(self.wire(pack("HGET", self._keys.counters, meter_field(name))))
             expected = self.included[name], self.overage[name], self.over_cap[name]

@@ -88,8 +88,6 @@ class Policy:
 
 
 class Counts:
-    """Units of one counter: recorded in the period that is on, and held."""
-
     def __init__(self) -> None:
         self.recorded: Counter[int] = Counter()
         self.holds = Slots()
@@ -207,7 +205,6 @@ class SubjectWorld(ScriptWorld):
     # Steps.
 
     def step(self) -> None:
-        """Let time pass or not, then something is done."""
         if self.random.random() < 0.55:
             self.wall += self.random.choice((1, 500, *self._edges()))
         for of, owner in self.owners.items():
@@ -307,7 +304,6 @@ class SubjectWorld(ScriptWorld):
             self.compare(f"before {what}", policies[nearest].told[1], reply[4])
 
     def _take(self, given: Given, demands: Mapping[str, Demand], *, in_flight: bool, asks: bool) -> None:
-        """Count and hold what was admitted."""
         calls, words = demands.get("calls"), demands.get("words")
         taken = words.taken if words is not None and asks else 0
         self.words.holds.take(self.wall, taken)
@@ -524,7 +520,6 @@ class SubjectWorld(ScriptWorld):
         return reply
 
     def _check(self, given: Given) -> None:
-        """Compare what is stored of the customer and of some subjects, in one round trip."""
         index, keys = self.keys.subjects("ada"), {of: self.keys.subject("ada", *of) for of in self.owners}
         fields, last, lives, *others = self.wire(
             pack("HGET", self.keys.customer("ada").counters, meter_field("words")),

@@ -26,14 +26,11 @@ PATIENCE_MS: Final = 1000
 
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    """The scripts under a clock that is set."""
     return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in ("top_up", "reclaim")}
 
 
 @dataclass(slots=True)
 class Auto:
-    """Automatic top-ups of one credit; the model keeps what the ledger says of them."""
-
     state: str
     month: str = "-"
     count: int = 0
@@ -46,8 +43,6 @@ class Auto:
 
 @dataclass(slots=True)
 class Grant:
-    """A grant that a payment has bought."""
-
     target: str
     quantity: int
     used: int = 0
@@ -70,8 +65,6 @@ class Refund:
 
 @dataclass(slots=True)
 class Books:
-    """What the model knows of the customer."""
-
     autos: dict[str, Auto] = field(default_factory=dict[str, Auto])
     grants: dict[str, Grant] = field(default_factory=dict[str, Grant])
     refunds: dict[str, Refund] = field(default_factory=dict[str, Refund])
@@ -136,7 +129,6 @@ class TopUps(ScriptWorld):
         self._begin()
 
     def step(self) -> None:
-        """Let time pass, and something be asked."""
         if self.random.random() < 0.02:
             self._begin()
         self.wall += self.random.choice((0, 0, 1))
@@ -187,7 +179,6 @@ class TopUps(ScriptWorld):
         self.seen.add(f"reclaim {'more' if expected[0] > expected[1] else 'all' if expected[1] else 'none'}")
 
     def _check(self) -> None:
-        """Compare what is stored."""
         grants = {name: str(grant) for name, grant in self.books.grants.items()}
         ledger = {f"refund {name}": str(refund) for name, refund in self.books.refunds.items()}
         ledger |= {f"auto {target}": str(auto) for target, auto in self.books.autos.items()}

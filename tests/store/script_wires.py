@@ -41,7 +41,6 @@ class Wire(Protocol):
 
 @contextmanager
 def server_wire(server: Server) -> Generator[Wire]:
-    """One connection."""
     with socket.create_connection(("127.0.0.1", server.port)) as link:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.settimeout(120)
@@ -62,7 +61,6 @@ def server_wire(server: Server) -> Generator[Wire]:
 
 
 def fake_wire() -> Wire:
-    """A fakeredis of its own."""
     server = fakeredis.FakeServer()
     compile_once(server)
     client: Any = fakeredis.FakeRedis(server=server, version=(7, 0))
@@ -85,7 +83,6 @@ def fake_wire() -> Wire:
 
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    """The scripts under a clock that is set."""
     names = ("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign")
     return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in (*names, "allot")}
 

@@ -54,11 +54,9 @@ class ScriptWorld:
         self.number = 0  # Of the newest settlement.
 
     def run(self, script: str, keys: Sequence[str], *argv: str | int) -> Any:
-        """The reply of a script."""
         return self.wire(pack("EVALSHA", self.scripts[script].sha, len(keys), *keys, *argv))
 
     def process(self, seal_delay_ms: int = 0) -> CustomerCache:
-        """A process that knows customers by the clock of this world."""
         return CustomerCache(
             self.catalog,
             keys=self.keys,
@@ -71,7 +69,6 @@ class ScriptWorld:
         )
 
     def send(self, packed: bytes) -> Any:
-        """The reply to a request of now."""
         return self.wire(packed + pack_each([self.wall]))
 
     def decided(
