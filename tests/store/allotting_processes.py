@@ -26,7 +26,7 @@ from meterkit.store.allotment import TERM_MS
 from meterkit.store.allotting import Allotments
 from meterkit.store.settlement import settlement_of
 from store.script_plans import START_MS
-from store.script_world import ScriptWorld, amended, fields_of
+from store.script_world import ScriptWorld, amended, fields_of, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +66,10 @@ plans:
       words: {rate: {limit: 9000/9 seconds, algorithm: fixed-window}, included: 50_000, overage: deny}
 """)
 CUSTOMER: Final = "acme"
+_DEEDS: Final = weighed(
+    "requests 24, end_some 22, execute 12, answer 12, settle_some 12, timers 12, tick 6, lose 3, kill 0.6"
+    ", stop 0.4, amend 0.4"
+)
 _TERM_US: Final = 1000 * TERM_MS
 
 
@@ -197,20 +201,7 @@ class Processes(ScriptWorld):
 
     def step(self) -> None:
         process = self.random.choice(self.processes)
-        deeds = {
-            self.requests: 24,
-            self.end_some: 22,
-            self.execute: 12,
-            self.answer: 12,
-            self.settle_some: 12,
-            self.timers: 12,
-            self.tick: 6,
-            self.lose: 3,
-            self.kill: 0.6,
-            self.stop: 0.4,
-            self.amend: 0.4,
-        }
-        self.random.choices(list(deeds), list(deeds.values()))[0](process)
+        self.one_of(_DEEDS)(process)
         self.check()
 
     def requests(self, process: Process) -> None:

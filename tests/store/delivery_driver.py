@@ -19,18 +19,16 @@ from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, 
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
-from store.script_world import fields_of
+from store.script_world import fields_of, weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from random import Random
 
     from store.delivery_corrections import Billed
     from store.delivery_model import Invoices
     from store.script_model import Customer
     from store.script_wires import Wire
-
-    Deed = Callable[["Delivery", str], None]
 
 # Months of the calendar, and months that begin and end within a minute.
 ANCHORS: Final = {"ada": None, "bob": START_MS - 20 * DAY_MS + 30_000, "cid": START_MS + 4 * SLOT_MS + 1}
@@ -68,12 +66,11 @@ class Delivery(Checks):
         name = self.random.choice(list(ANCHORS))
         self._tick(name)
         for _ in range(self.random.randrange(3)):
-            self._one_of(_PLANTS)(self, name)
-        self._one_of(_DEEDS)(self, name)
+            self._do_one_of(_PLANTS, name)
+        self._do_one_of(_DEEDS, name)
 
-    def _one_of(self, weighed: Sequence[tuple[Deed, int]]) -> Deed:
-        weights = [weight for _, weight in weighed]
-        return self.random.choices(weighed, weights)[0][0]
+    def _do_one_of(self, deeds: Mapping[str, float], name: str) -> None:
+        getattr(self, self.random.choices(list(deeds), list(deeds.values()))[0])(name)
 
     # Time.
 
@@ -699,35 +696,12 @@ class Anew(Delivery):
         self.shard.customers[intent.customer].closed[intent.field(intent.state)] += abs(intent.value)
 
 
-_PLANTS: Final = (
-    (Delivery.plant_usage, 50),
-    (Delivery.plant_closed, 8),
-    (Delivery.plant_change, 12),
-    (Delivery.plant_age, 8),
-    (Delivery.plant_grants, 3),
-    (Delivery.plant_lease, 8),
-    (Delivery.plant_writer, 4),
-    (Delivery.plant_moved, 3),
-    (Delivery.plant_gone, 2),
-    (Delivery.plant_new, 4),
+_PLANTS: Final = weighed(
+    "plant_usage 50, plant_closed 8, plant_change 12, plant_age 8, plant_grants 3, plant_lease 8"
+    ", plant_writer 4, plant_moved 3, plant_gone 2, plant_new 4"
 )
-_DEEDS: Final = (
-    (Delivery.seal, 50),
-    (Delivery.seal_broken, 6),
-    (Delivery.move, 40),
-    (Delivery.move_broken, 6),
-    (Delivery.change_state, 25),
-    (Delivery.restore, 25),
-    (Delivery.restore_delivered, 16),
-    (Delivery.restore_broken, 6),
-    (Delivery.refuse, 20),
-    (Delivery.recall, 10),
-    (Delivery.count, 4),
-    (Delivery.amend, 12),
-    (Delivery.lease, 8),
-    (Delivery.forget, 6),
-    (Delivery.forget_moved, 5),
-    (Delivery.claim, 6),
-    (Delivery.fence, 4),
-    (Delivery.usage, 4),
+_DEEDS: Final = weighed(
+    "seal 50, seal_broken 6, move 40, move_broken 6, change_state 25, restore 25, restore_delivered 16"
+    ", restore_broken 6, refuse 20, recall 10, count 4, amend 12, lease 8, forget 6, forget_moved 5, claim 6"
+    ", fence 4, usage 4"
 )

@@ -15,6 +15,7 @@ SLOT_MS: Final = 5 * MINUTE_MS
 QUARTER_HOUR_MS: Final = 15 * MINUTE_MS
 DAY_MS: Final = 1440 * MINUTE_MS
 MOST: Final = 9 * 10**15
+REPEAT, IN_FLIGHT = 6, 7
 
 
 class Windows:
@@ -94,6 +95,37 @@ class Bucket:
 
 def _steps(rate: Rate) -> int:
     return rate.window_ms // gcd(rate.limit, rate.window_ms)
+
+
+class Marks:
+    """Until when requests with idempotency keys are known: billed, or in flight; no more than so many."""
+
+    def __init__(self, most: int = 10**9) -> None:
+        self.until: dict[str, int] = {}
+        self.most = most
+
+    def twin(self, digest: str, now: int) -> int:
+        """0: none; else the code of another request with the key, that was billed or is in flight."""
+        if digest and self.until.get(digest, 0) > now:
+            return REPEAT
+        return IN_FLIGHT if digest and self.until.get(f"f{digest}", 0) > now else 0
+
+    def begin(self, digest: str, now: int) -> None:
+        self._remember(f"f{digest}", (now // SLOT_MS + 2) * SLOT_MS, now)
+
+    def end(self, digest: str, slot: int, now: int, *, billed: bool) -> bool:
+        """Whether another request was billed before."""
+        is_repeat = self.until.get(digest, 0) > now
+        if self.until.get(f"f{digest}") == (slot + 2) * SLOT_MS:
+            del self.until[f"f{digest}"]
+        if billed and not is_repeat:
+            self._remember(digest, now + DAY_MS, now)
+        return is_repeat
+
+    def _remember(self, member: str, until: int, now: int) -> None:
+        self.until = {name: ends for name, ends in self.until.items() if ends > now}
+        if len(self.until) < self.most:
+            self.until[member] = until
 
 
 class Slots:

@@ -28,7 +28,7 @@ from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, PAID, PLAIN, PLANS, WINDOWS_MS
 from store.script_purse import MICRO, Given, Purse
 from store.script_requests import Requests, view_of
-from store.script_world import amended
+from store.script_world import amended, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,9 +74,7 @@ class World(Requests):
     def step(self) -> None:
         name = self.anybody()
         self.tick(name)
-        deeds = self.deeds()
-        deed = self.random.choices(list(deeds), list(deeds.values()))[0]
-        getattr(self, deed)(name)
+        self.one_of(self.deeds())(name)
         if self.random.random() < 0.12:
             self.check(name)
         for other in (*CUSTOMERS, ANONYMOUS):
@@ -335,20 +333,10 @@ class TurnWorld(World):
 
 _LEAKS: Final = "{limit: 7/30 days, algorithm: token-bucket, burst: 30}"
 _SLOW: Final = replace(PLAIN, catalog=loads(PLANS.replace("rate: 30/5 minutes", f"rate: {_LEAKS}")))
-_DEEDS: Final[Mapping[str, float]] = {
-    "decide": 51,
-    "reserve": 4,
-    "renew": 1,
-    "settle": 28,
-    "record": 10,
-    "amend": 2.5,
-    "fence": 1,
-    "seal": 1.5,
-    "flood": 0.25,
-    "correct": 1,
-    "stranger": 4,
-    "age": 0.15,
-}
+_DEEDS: Final = weighed(
+    "decide 51, reserve 4, renew 1, settle 28, record 10, amend 2.5, fence 1, seal 1.5, flood 0.25, correct 1"
+    ", stranger 4, age 0.15"
+)
 _STATUSES: Final[tuple[Status | None, ...]] = (
     *(None, None, "active", "past_due", "past_due", "unpaid", "canceled", "paused"),
 )
@@ -564,22 +552,7 @@ _GRANTED: Final = {
     "m:pages": (1, 2, 9),
 }
 _TARGETS: Final = tuple(_GRANTED)
-_PAID_DEEDS: Final[Mapping[str, float]] = {
-    "decide": 40,
-    "reserve": 6,
-    "renew": 2,
-    "settle": 26,
-    "record": 14,
-    "amend": 3,
-    "fence": 0.7,
-    "seal": 0.5,
-    "stranger": 1,
-    "flood": 0.1,
-    "correct": 0.3,
-    "grant": 6,
-    "void": 1.5,
-    "hoard": 0.15,
-    "dwindle": 1,
-    "outgrow": 0.7,
-    "age": 0.15,
-}
+_PAID_DEEDS: Final = weighed(
+    "decide 40, reserve 6, renew 2, settle 26, record 14, amend 3, fence 0.7, seal 0.5, stranger 1, flood 0.1"
+    ", correct 0.3, grant 6, void 1.5, hoard 0.15, dwindle 1, outgrow 0.7, age 0.15"
+)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.counters import pack_field
@@ -14,9 +13,9 @@ from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field, meter_token
-from meterkit.decisions.packed import MeterCounts, unpack_field
-from meterkit.decisions.periods import HOUR_MS
+from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
+from meterkit.decisions.packed import MeterCounts
+from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.program import compile_program
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
@@ -24,8 +23,8 @@ from meterkit.store.hold import Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import PreparedDecision
-from store.script_counts import DAY_MS, SLOT_MS
-from store.script_world import ScriptWorld, amended
+from store.script_counts import DAY_MS, SLOT_MS, Marks, Slots
+from store.script_world import OneCustomer, amended, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,12 +83,12 @@ class Gauge:
     level: int = 0
     over_ms: int = 0
     fitted: int = 0
-    held: Counter[int] = field(default_factory=Counter[int])
+    held: Slots = field(default_factory=Slots)
     presigned: Counter[int] = field(default_factory=Counter[int])
 
     def live(self, now: int) -> int:
         presigned = sum(held for slot, held in self.presigned.items() if slot > now // SLOT_MS)
-        return presigned + sum(held for slot, held in self.held.items() if slot >= now // SLOT_MS - 1)
+        return presigned + sum(self.held.live(now))
 
     def look(self, limit: GaugeLimit | None, now: int) -> int:
         """Note whether the level is too much by now; the limit."""
@@ -112,22 +111,17 @@ class Gauge:
         return pack_field(self.level, self.over_ms, self.fitted) if self.level else None
 
 
-class GaugeWorld(ScriptWorld):
-    """One customer, two processes, and a clock."""
+class GaugeWorld(OneCustomer):
+    """What a customer stores, and its limits."""
 
     catalog: Catalog = PLANS
     allows: bool = False
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
-        self.processes = [self.process() for _ in range(2)]
-        self.plan, self.rev = "free", NO_STATE
-        self.number_of_keys = 0
-        self.is_restricted = False
+        self.plan, self.is_restricted, self.number_of_keys = "free", False, 0
         self.gauges = {name: Gauge() for name in GAUGES}
-        self.open: list[tuple[PreparedDecision, int]] = []
         self.events: dict[tuple[str, str], str] = {}
-        self.seen: set[str] = set()
 
     def step(self) -> None:
         if self.random.random() < 0.6:
@@ -135,16 +129,13 @@ class GaugeWorld(ScriptWorld):
         deeds = (self.decide, self.decide, self.decide, self.settle, self.change, self.change, self.move)
         self.random.choice((*deeds, self.presign))()
         for name, gauge in self.gauges.items():
-            self.compare(name, gauge.stored(), self.wire(pack("HGET", self._keys.levels, name)))
+            self.compare(name, gauge.stored(), self.wire(pack("HGET", self.own.levels, name)))
 
     def _edges(self) -> list[int]:
         """What is left until something turns, and one more or less."""
         left = [SLOT_MS - self.wall % SLOT_MS, 2 * SLOT_MS]
-        left += [
-            cache.get("ada").effective.bounds.next_end_ms - self.wall
-            for cache in self.processes
-            if self.random.random() < 0.05
-        ]
+        known = [cache.get("ada") for cache in self.processes if self.random.random() < 0.05]
+        left += [view.effective.bounds.next_end_ms - self.wall for view in known]
         for name, gauge in self.gauges.items():
             limit = self._limit(name)
             if gauge.over_ms and limit is not None:
@@ -159,7 +150,7 @@ class GaugeWorld(ScriptWorld):
             demands = {"jobs": Demand.of(1), **demands}
         mode = self.random.choice("dddcsf")
         decision, reply = self.decided(
-            self._view, lambda view: view.prepare_asking(demands, mode, in_flight=True)
+            self.view, lambda view: view.prepare_asking(demands, mode, in_flight=True)
         )
         if mode != "f":  # Which goes by what its process knows, whatever that is.
             self.compare("plan", self.plan, decision.view.effective.plan.key)
@@ -189,7 +180,7 @@ class GaugeWorld(ScriptWorld):
             self.compare("nearest", "jobs", nearest)
         if mode != "c" and reply[0] != 1:
             for name in limits:
-                self.gauges[name].held[self.wall // SLOT_MS] += demands[name].taken
+                self.gauges[name].held.take(self.wall, demands[name].taken)
             self.open.append((decision, self.wall // SLOT_MS))
 
     def _asked(self, name: str) -> int:
@@ -206,9 +197,7 @@ class GaugeWorld(ScriptWorld):
         held = Held.of(decision, slot)
         self.settled(Settlement(decision.view, held=held))
         for name in GAUGES:
-            slots, given = self.gauges[name].held, held.quantities.get(name, 0)
-            if slot >= self.wall // SLOT_MS - 1:
-                slots[slot] = max(0, slots[slot] - given)
+            self.gauges[name].held.give_back(self.wall, slot, held.quantities.get(name, 0))
 
     def presign(self) -> None:
         """Presigned uploads hold something, each of a key of its own."""
@@ -216,15 +205,15 @@ class GaugeWorld(ScriptWorld):
         gauge, ends = self.gauges[name], (self.wall + HOUR_MS) // SLOT_MS
         if self.random.random() < 0.3:
             gauge.presigned.clear()
-            self.wire(pack("HDEL", self._keys.levels, f"{name}+"))
+            self.wire(pack("HDEL", self.own.levels, f"{name}+"))
         self.number_of_keys += 1
         upload = f"upload{self.number_of_keys}"
-        reply = self.run("presign", (self._keys.levels, "uploads"), name, upload, size, self.wall)
+        reply = self.run("presign", (self.own.levels, "uploads"), name, upload, size, self.wall)
         self.compare("presign", [0, self.wall, ends * SLOT_MS], reply)
         gauge.presigned[ends] += size
         kept = {slot: held for slot, held in gauge.presigned.items() if slot > self.wall // SLOT_MS}
         flat = [number for held in kept.items() for number in held]
-        self.compare("held", pack_field(*flat), self.wire(pack("HGET", self._keys.levels, f"{name}+")))
+        self.compare("held", pack_field(*flat), self.wire(pack("HGET", self.own.levels, f"{name}+")))
         expected = pack_field(size, self.wall, ends, "")
         self.compare("upload", expected, self.wire(pack("HGET", "uploads", upload)))
         self.seen.add("presign")
@@ -242,8 +231,8 @@ class GaugeWorld(ScriptWorld):
         counted = None if event is None else self.events.get((event, name))
         if counted is not None and self.random.random() < 0.5:
             how, quantity = counted.split(" ")[0], int(counted.split(" ")[1])
-        known = self._view
-        keys = [self._keys.levels, self._keys.state, self._keys.notices]
+        known = self.view
+        keys = [self.own.levels, self.own.state, self.own.notices]
         keys += [] if event is None else [f"mk:{{0}}:e:{event}"]
         reply: Any = [2]
         while reply[0] == 2:
@@ -283,25 +272,16 @@ class GaugeWorld(ScriptWorld):
     def _crossed(self, known: CustomerView, name: str, before: int, after: int) -> list[str]:
         """The percentages of what is included that a gauge has reached, as they are noticed."""
         given, bounds = PLANS.plans[self.plan].entitlements[name], known.effective.bounds
-        period = (bounds.start_ms, bounds.end_ms)
-        if self.wall >= bounds.end_ms:
-            period = (bounds.end_ms, bounds.next_end_ms)
-        return [
-            f"{self.wall} {period[0]} {period[1]} {after} {percent} {given.included}"
-            for percent in (given.warn_at if given.included else ())
-            if 100 * before < percent * (given.included or 0) <= 100 * after
-        ]
+        is_next, included = self.wall >= bounds.end_ms, given.included or 0
+        period = (bounds.end_ms, bounds.next_end_ms) if is_next else (bounds.start_ms, bounds.end_ms)
+        crossed = [one for one in given.warn_at if 100 * before < one * included <= 100 * after]
+        return [f"{self.wall} {period[0]} {period[1]} {after} {one} {included}" for one in crossed]
 
     def _check_notices(self, name: str, notices: list[str]) -> None:
-        key = self._keys.notices
-        found = [fields for _, fields in self.wire(pack("XRANGE", key, "-", "+"))]
-        told = [
-            [*(b"kind", b"usage.threshold", b"customer", b"ada", b"of", name.encode(), b"numbers", numbers)]
-            for numbers in map(str.encode, notices)
-        ]
-        self.compare("notices", told, found)
+        head = {"kind": "usage.threshold", "customer": "ada", "of": name}
+        told = [{**head, "numbers": numbers} for numbers in notices]
+        self.compare("notices", told, self.pop_notices(self.own.notices))
         self.seen |= {"notice"} if notices else set()
-        self.wire(pack("DEL", key))
 
     def move(self) -> None:
         """Put the customer on another plan, or on the one of who owes: somebody does, or the clock."""
@@ -309,16 +289,11 @@ class GaugeWorld(ScriptWorld):
         status: Status | None = "paused" if self.is_restricted else None
         plan = self.random.choice(tuple(self.catalog.plans))
         self.plan = self.catalog.dunning.restrict_to if self.is_restricted else plan
-        known, self.rev = self.rev, f"{FORMAT}:{self.random.randrange(10**12):012x}"
-        data = CustomerState(plan=plan, status=status).dump()
+        known, data = self.next_rev(), CustomerState(plan=plan, status=status).dump()
         if self.random.random() < 0.7:
             self._amend(known, data)
-            return
-        self.wire(pack("HSET", self._keys.state, "rev", self.rev, "data", data))
-        head = self.wire(pack("HGET", self._keys.counters, "h"))
-        if head is not None:
-            *times, _ = unpack_field(head)
-            self.wire(pack("HSET", self._keys.counters, "h", pack_field(*times, "")))
+        else:
+            self.put_state(data)
 
     def _amend(self, known: str, data: str) -> None:
         """By the script, which is told what is included from now on."""
@@ -358,14 +333,6 @@ class GaugeWorld(ScriptWorld):
             for request in (presign, packed + pack_each([self.wall])):
                 self.compare(f"{wrong!r}+", True, "DAMAGED holds storage" in str(self.wire(request)))
             self.compare("uploads", 0, self.wire(pack("EXISTS", "u")))
-
-    @property
-    def _view(self) -> CustomerView:
-        return self.random.choice(self.processes).get("ada")
-
-    @property
-    def _keys(self) -> Any:
-        return self.keys.customer("ada")
 
     def _limit(self, name: str) -> GaugeLimit | None:
         given = self.catalog.plans[self.plan].entitlements[name]
@@ -425,11 +392,10 @@ class RepeatWorld(GaugeWorld):
         super().__init__(wire, few, random)
         del self.gauges["seats"]
         self.admitted: list[Admitted] = []
-        self.marks: dict[str, int] = {}
-        self.rated: Counter[int] = Counter()
-        self.recorded: Counter[str] = Counter()
-        self.held: Counter[tuple[str, int]] = Counter()
-        self.month: tuple[int, int] | None = None
+        self.marks = Marks(MARKS)
+        self.rated, self.recorded = Counter[int](), Counter[str]()
+        self.held: defaultdict[str, Slots] = defaultdict(Slots)
+        self.month = 0
 
     def step(self) -> None:
         if self.random.random() < 0.6:
@@ -440,7 +406,7 @@ class RepeatWorld(GaugeWorld):
 
     def _turns(self) -> list[int]:
         left = [SLOT_MS - self.wall % SLOT_MS, 2 * SLOT_MS, HOUR_MS - self.wall % HOUR_MS]
-        left += [until - self.wall for until in self.marks.values() if until > self.wall]
+        left += [until - self.wall for until in self.marks.until.values() if until > self.wall]
         left += [DAY_MS] * (self.random.random() < 0.3)
         return [max(0, some + self.random.choice((-1, 0, 0, 1))) for some in left]
 
@@ -458,23 +424,22 @@ class RepeatWorld(GaugeWorld):
         most = {"jobs": 6, "calls": 4, "storage": 60, "notes": 3}
         demands = {name: Demand.of(self.random.randrange(1, most[name])) for name in meters}
         mode = self.random.choice("dddfs")
-        digest = self.random.choice((None, "d0", "d1", "d2", "d3", "d4", "d5"))
+        digest = self.random.choice(("", "d0", "d1", "d2", "d3", "d4", "d5"))
         known = self.processes[0].get("ada")
         decision = known.prepare_asking(demands, mode, in_flight=True)
         at_once = self.random.random() < 0.3  # Notes are recorded by the decision itself.
         if at_once:
-            program = compile_program(
-                known.entitlements, REPEATED, demands, billed_always=True, prepaid=known.prepaid
-            )
+            more: dict[str, Any] = {"billed_always": True, "prepaid": known.prepaid}
+            program = compile_program(known.entitlements, REPEATED, demands, **more)
             decision = PreparedDecision(known, program, mode)
-        if digest is not None:
+        if digest:
             decision = MarkedDecision(decision, digest)
         reply: Any = self.send(b"".join(decision.packed))
         if reply[0] == 2:
             self.processes[0].learn(known, reply)
             return
         self._roll()
-        twin = self._twin(digest)
+        twin = self.marks.twin(digest, self.wall)
         what = f"{mode} {digest} {demands}"
         if twin == 7 and mode != "s":
             self.seen.add("in flight")
@@ -504,16 +469,9 @@ class RepeatWorld(GaugeWorld):
         if at_once and twin != 6 and "notes" in demands:
             self.recorded["notes"] += demands["notes"].taken
         self._hold(decision)
-        if twin == 0 and digest is not None:
-            self._remember(f"f{digest}", (self.wall // SLOT_MS + 2) * SLOT_MS)
+        if twin == 0 and digest:
+            self.marks.begin(digest, self.wall)
         self.admitted.append(Admitted(decision, decision, self.wall // SLOT_MS))
-
-    def _twin(self, digest: str | None) -> int:
-        if digest is None:
-            return 0
-        if self.marks.get(digest, 0) > self.wall:
-            return 6
-        return 7 if self.marks.get(f"f{digest}", 0) > self.wall else 0
 
     def _violated(self, demands: Mapping[str, Demand], *, is_repeat: bool) -> list[str]:
         """The policies that refuse, in the order in which they are weighed."""
@@ -548,18 +506,9 @@ class RepeatWorld(GaugeWorld):
         settlement = Settlement(holder.view, held=Held.of(holder, slot), used=used, mark=mark)
         self.settled(settlement)
         self._roll()
-        for meter, quantity in holder.held.items():
-            self.held[meter, slot] = max(0, self.held[meter, slot] - quantity)
-        for _ in holder.program.concurrency:
-            self.held["flight", slot] = max(0, self.held["flight", slot] - 1)
-        if mark is None:
-            return False
-        is_repeat = self.marks.get(mark.digest, 0) > self.wall
-        if self.marks.get(f"f{mark.digest}") == (slot + 2) * SLOT_MS:
-            del self.marks[f"f{mark.digest}"]
-        if mark.billed and not is_repeat:
-            self._remember(mark.digest, self.wall + DAY_MS)
-        return is_repeat
+        for meter, quantity in {**holder.held, "flight": len(holder.program.concurrency)}.items():
+            self.held[meter].give_back(self.wall, slot, quantity)
+        return mark is not None and self.marks.end(mark.digest, slot, self.wall, billed=mark.billed)
 
     def renew(self) -> None:
         due = [found for found in self.admitted if found.slot < self.wall // SLOT_MS]
@@ -579,31 +528,21 @@ class RepeatWorld(GaugeWorld):
         slot = self.wall // SLOT_MS
         self._hold(renewing)
         if digest:
-            self._remember(f"f{digest}", (slot + 2) * SLOT_MS)
+            self.marks.begin(digest, self.wall)
         self._settle(found.holder, found.slot, Used(), Mark.of(found.decision, billed=False))
         self.admitted[self.admitted.index(found)] = Admitted(found.decision, renewing, slot)
 
     def _hold(self, decision: PreparedDecision) -> None:
-        slot = self.wall // SLOT_MS
-        for meter, quantity in decision.held.items():
-            self.held[meter, slot] += quantity
-        for _ in decision.program.concurrency:
-            self.held["flight", slot] += 1
+        for meter, quantity in {**decision.held, "flight": len(decision.program.concurrency)}.items():
+            self.held[meter].take(self.wall, quantity)
 
     def _live(self, meter: str) -> int:
-        slot = self.wall // SLOT_MS
-        return self.held[meter, slot] + self.held[meter, slot - 1]
-
-    def _remember(self, member: str, until: int) -> None:
-        self.marks = {name: ends for name, ends in self.marks.items() if ends > self.wall}
-        if len(self.marks) < MARKS:
-            self.marks[member] = until
+        return sum(self.held[meter].live(self.wall))
 
     def _roll(self) -> None:
         """What is recorded begins anew with the month."""
-        now = datetime.fromtimestamp(self.wall / 1000, UTC)
-        if self.month != (now.year, now.month):
-            self.month = now.year, now.month
+        if self.month != bounds_at(self.wall).start_ms:
+            self.month = bounds_at(self.wall).start_ms
             self.recorded.clear()
 
     def _compare_all(self) -> None:
@@ -614,9 +553,9 @@ class RepeatWorld(GaugeWorld):
             self.compare(f"held of {meter}", self._live(meter), counts.held_at(self.wall))
         flight = MeterCounts.read(self.wire(pack("HGET", keys.counters, concurrency_field("jobs"))))
         self.compare("in flight", self._live("flight"), flight.held_at(self.wall))
-        flat = self.wire(pack("ZRANGE", keys.marks, 0, -1, "WITHSCORES"))
-        found = {name.decode(): int(float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)}
-        self.compare("marks", self.marks, found)
+        scores = fields_of(self.wire(pack("ZRANGE", keys.marks, 0, -1, "WITHSCORES")))
+        found = {name: int(float(score)) for name, score in scores.items()}
+        self.compare("marks", self.marks.until, found)
         lives = self.wire(pack("PEXPIRETIME", keys.marks))
         lasting = not found or max(found.values()) <= lives <= self.wall + DAY_MS
         self.compare("life of the marks", True, lasting)

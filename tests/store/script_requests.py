@@ -441,17 +441,12 @@ class Requests(Checks):
         self.compare("life of an event id", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
 
     def _check_notices(self) -> None:
-        key = self.keys.notices(0)
-        entries = self.ask("XRANGE", key, "-", "+")
-        words = ("kind", "customer", "of", "numbers")
-        found = [fields_of(fields) for _, fields in entries]
-        told = [tuple(entry[word].decode() for word in words) for entry in found]
-        self.compare("notices", sorted(self.model.notices), sorted(told))
-        for kind, *_ in self.model.notices:
-            self.seen[kind] += 1
-        if told:
+        key, words = self.keys.notices(0), ("kind", "customer", "of", "numbers")
+        if self.model.notices:
             self.compare("life of notices", [True], [0 < self.ask("PTTL", key) <= 7 * DAY_MS])
-            self.ask("DEL", key)
+        told = [tuple(entry[word] for word in words) for entry in self.pop_notices(key)]
+        self.compare("notices", sorted(self.model.notices), sorted(told))
+        self.seen.update(kind for kind, *_ in self.model.notices)
         self.model.notices.clear()
 
     def _occurred(self, name: str) -> int:

@@ -7,11 +7,10 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Final
 
-from drivers.counters import pack_field
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
-from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.keys import FORMAT, meter_field, meter_token, rate_field
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.verdict import refused
@@ -19,14 +18,13 @@ from meterkit.redis.connection import pack
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, SLOT_MS, Slots
-from store.script_world import ScriptWorld, fields_of
+from store.script_world import OneCustomer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
     from meterkit.catalog import Catalog
-    from meterkit.store.views import CustomerView, PreparedDecision
     from store.script_wires import Wire
 
 CENT: Final = 10**4
@@ -110,24 +108,20 @@ MOST: Final = 5 * MICRO
 SPANS: Final = {"day": DAY_MS, "hour": HOUR_MS}
 
 
-class SpendWorld(ScriptWorld):
-    """One customer, two processes, and a clock."""
+class SpendWorld(OneCustomer):
+    """A customer with a budget."""
 
     catalog: Catalog = BARE
     models: tuple[str | None, ...] = (None, "opus", "a-mini")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
-        self.processes = [self.process() for _ in range(2)]
-        self.rev = NO_STATE
         self.limits: dict[str, int] = {}
         self.given = dict(INCLUDED)
         self.period: tuple[int, int] | None = None
         self.holds = {name: Slots() for name in QUANTITIES}
         self.credit_holds = Slots()
         self.windows: dict[str, Counter[int]] = {span: Counter() for span in SPANS}
-        self.open: list[tuple[PreparedDecision, int]] = []
-        self.seen: set[str] = set()
         self.owed = 0
         self._begin()
 
@@ -156,17 +150,11 @@ class SpendWorld(ScriptWorld):
         self.limits = {
             span: self.random.choice(cents) for span, cents in spans.items() if self.random.random() < 0.4
         }
-        self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        self.next_rev()
         self.given["words"] = self.random.choice((INCLUDED["words"], FEWER_WORDS))
         overrides: dict[str, Any] = {"words": {"included": self.given["words"]}}
         overrides |= {"spend": self.limits} if self.limits else {}
-        data = CustomerState(overrides=overrides).dump()
-        keys = self._keys
-        self.wire(pack("HSET", keys.state, "rev", self.rev, "data", data))
-        head = self.wire(pack("HGET", keys.counters, "h"))
-        if head is not None:
-            *times, _ = unpack_field(head)
-            self.wire(pack("HSET", keys.counters, "h", pack_field(*times, "")))
+        self.put_state(CustomerState(overrides=overrides).dump())
 
     def decide(self) -> None:
         meters = [name for name in QUANTITIES if name in self.catalog.meters]
@@ -178,7 +166,7 @@ class SpendWorld(ScriptWorld):
             demands[name] = Demand(needed=1, taken=0) if is_open else Demand.of(quantity)
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self.decided(
-            self._view, lambda view: view.prepare_asking(demands, mode, model=model)
+            self.view, lambda view: view.prepare_asking(demands, mode, model=model)
         )
         self._roll()
         self._keep_debt()
@@ -320,7 +308,7 @@ class SpendWorld(ScriptWorld):
             recorded = {name: self.random.choice(QUANTITIES[name])}
         model = self.random.choice(self.models)
         dimensions = {} if model is None else {"model": model}
-        self.settled(Settlement(self._view, held=held, used=Used(recorded, {}, dimensions)))
+        self.settled(Settlement(self.view, held=held, used=Used(recorded, {}, dimensions)))
         self._roll()
         self._give_back(held, slot)
         self.period = self.period or self._bounds()
@@ -380,22 +368,19 @@ class SpendWorld(ScriptWorld):
         self.owed = max(0, -self.left.get("c:usd", 0))
 
     def _check_notices(self, expected: list[str]) -> None:
-        key, token = self._keys.notices, meter_token("spend").encode()
-        found = [fields_of(fields) for _, fields in self.wire(pack("XRANGE", key, "-", "+"))]
-        told = [" ".join(one["numbers"].decode().split()[3:]) for one in found if one["of"] == token]
-        self.compare("notices", expected, told)
+        found = [one for one in self.pop_notices(self.own.notices) if one["of"] == meter_token("spend")]
+        self.compare("notices", expected, [" ".join(one["numbers"].split()[3:]) for one in found])
         self.seen |= {"notice"} if expected else set()
-        self.wire(pack("DEL", key))
 
     def _check(self) -> None:
         for name in (*self._priced, "plain", "spend"):
-            counts = MeterCounts.read(self.wire(pack("HGET", self._keys.counters, meter_field(name))))
+            counts = MeterCounts.read(self.wire(pack("HGET", self.own.counters, meter_field(name))))
             expected = self.included[name], self.overage[name], self.over_cap[name]
             self.compare(f"stored {name}", expected, (counts.included, counts.overage, counts.over_cap))
         for span, ms in SPANS.items():
             if span in self.limits:
                 field = rate_field("spend", ms, "fixed-window")
-                packed = self.wire(pack("HGET", self._keys.counters, field))
+                packed = self.wire(pack("HGET", self.own.counters, field))
                 slot, counted, _ = (0, 0, 0) if packed is None else unpack_field(packed)
                 now = self.wall // ms
                 self.compare(f"stored {span}", self.windows[span][now], counted if slot == now else 0)
@@ -408,14 +393,6 @@ class SpendWorld(ScriptWorld):
     def _bounds(self) -> tuple[int, int]:
         bounds = bounds_at(self.wall)
         return bounds.start_ms, bounds.end_ms
-
-    @property
-    def _view(self) -> CustomerView:
-        return self.random.choice(self.processes).get("ada")
-
-    @property
-    def _keys(self) -> Any:
-        return self.keys.customer("ada")
 
 
 class RowsSpendWorld(SpendWorld):

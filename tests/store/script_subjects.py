@@ -20,7 +20,18 @@ from meterkit.redis.connection import pack
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
-from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
+from store.script_counts import (
+    DAY_MS,
+    IN_FLIGHT,
+    MINUTE_MS,
+    QUARTER_HOUR_MS,
+    REPEAT,
+    SLOT_MS,
+    Bucket,
+    Marks,
+    Slots,
+    Windows,
+)
 from store.script_model import span_ms
 from store.script_world import MismatchError, ScriptWorld, fields_of
 
@@ -71,7 +82,6 @@ INCLUDED, CAP = 180_000, 120_000
 MOST: Final = 200
 """Subjects of one customer: so few here that a crowd of them is cheap."""
 _MOST_IN_SCRIPTS: Final = 100_000
-IN_FLIGHT, REPEAT = 7, 6
 QUANTITIES: Final = {"calls": (1, 1, 2, 3, 5, 9), "words": (1, 1, 139, 2000, 6667, 20_000, 50_000)}
 NAMES: Final = {"user": ("u0", "u1", "u2"), "team": ("red", "blue")}
 
@@ -195,7 +205,7 @@ class SubjectWorld(ScriptWorld):
         self.processes = [self.process() for _ in range(2)]
         self.words = Counts()
         self.owners = {of: self._owner(of[0]) for of in ((k, n) for k, names in NAMES.items() for n in names)}
-        self.marks: dict[str, int] = {}
+        self.marks = Marks()
         self.open: list[Open] = []
         self.seen: Counter[str] = Counter()
 
@@ -238,7 +248,7 @@ class SubjectWorld(ScriptWorld):
         mode, in_flight = self.random.choice("dddccs"), self.random.random() < 0.4
         digest = self.random.choice(("", "", "", "d0", "d1", "d2")) if mode != "c" else ""
         decision, reply = self._ask(given, demands, mode, digest, in_flight=in_flight)
-        twin = self._twin(digest)
+        twin = self.marks.twin(digest, self.wall)
         what = f"{mode} {given} {demands} {digest} {in_flight} {self.wall}"
         self.seen[f"twin {twin}"] += bool(given)
         if twin == IN_FLIGHT and mode != "s":
@@ -261,7 +271,7 @@ class SubjectWorld(ScriptWorld):
             assert isinstance(decision, MarkedDecision)
             decision = decision.as_repeat()
         if digest and not twin:
-            self.marks[f"f{digest}"] = (self.wall // SLOT_MS + 2) * SLOT_MS
+            self.marks.begin(digest, self.wall)
         self.open.append(Open(decision, given, calls, self.wall, digest if not twin else "", twin != 0))
         self._check(given)
 
@@ -270,13 +280,6 @@ class SubjectWorld(ScriptWorld):
         known, opened = Demand.of(quantity), Demand(needed=1, taken=quantity)
         nothing = Demand(needed=1, taken=0), Demand(needed=0, taken=0)
         return self.random.choice((known, known, opened, *nothing))
-
-    def _twin(self, digest: str) -> int:
-        if not digest:
-            return 0
-        if self.marks.get(digest, 0) > self.wall:
-            return REPEAT
-        return IN_FLIGHT if self.marks.get(f"f{digest}", 0) > self.wall else 0
 
     def _policies(
         self, given: Given, demands: Mapping[str, Demand], *, in_flight: bool, asks: bool, takes: bool
@@ -364,7 +367,8 @@ class SubjectWorld(ScriptWorld):
         subjects = settlement.view.subjects
         given: Given = subjects.given if subjects is not None else ()
         what = f"settled {given} {settlement.used} {settlement.occurred_ms} {rated} {one} {now}"
-        is_repeat = self._end_mark(settlement)
+        mark, slot = settlement.mark, settlement.slot
+        is_repeat = mark is not None and self.marks.end(mark.digest, slot, now, billed=mark.billed)
         is_dead = settlement.occurred_ms is not None and settlement.occurred_ms < self.period
         self.seen["dead"] += is_dead
         self.seen["repeat"] += is_repeat
@@ -379,18 +383,6 @@ class SubjectWorld(ScriptWorld):
         self.compare(f"told of {what}", [b"subjects"] * is_full, told)
         self.seen["no room"] += is_full
         self._check(given)
-
-    def _end_mark(self, settlement: Settlement) -> bool:
-        """Whether another request with the same key was billed before."""
-        mark = settlement.mark
-        if mark is None:
-            return False
-        is_repeat = self.marks.get(mark.digest, 0) > self.wall
-        if self.marks.get(f"f{mark.digest}") == (settlement.slot + 2) * SLOT_MS:
-            del self.marks[f"f{mark.digest}"]
-        if mark.billed and not is_repeat:
-            self.marks[mark.digest] = self.wall + DAY_MS
-        return is_repeat
 
     def _settle_one(
         self,

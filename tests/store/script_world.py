@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.keys import Keys
+from drivers.counters import pack_field
+from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.scripts import Script
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.keys import CustomerKeys
     from meterkit.store.settlement import Settlement
     from meterkit.store.views import CustomerView, PreparedDecision
     from store.script_wires import Wire
@@ -30,6 +34,11 @@ class MismatchError(AssertionError):
 def fields_of(flat: Sequence[bytes]) -> dict[str, bytes]:
     """The fields of a hash, of which a reply has names and values in turn."""
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def weighed(listed: str) -> dict[str, float]:
+    """Deeds, each with how often it is done."""
+    return {deed: float(often) for deed, often in (one.split() for one in listed.split(", "))}
 
 
 def load_script(wire: Wire, name: str, text: str) -> Script:
@@ -100,6 +109,18 @@ class ScriptWorld:
         producer = pack_each([self.keys.producer(0, writer)])
         return head + producer + tail + pack_sequence(settlement.slot, number)
 
+    def one_of(self, deeds: Mapping[str, float]) -> Any:
+        """The method of a deed, by how often each is done."""
+        return getattr(self, self.random.choices(list(deeds), list(deeds.values()))[0])
+
+    def pop_notices(self, key: str) -> list[dict[str, str]]:
+        """The notices since, which are gone then."""
+        entries = self.wire(pack("XRANGE", key, "-", "+"))
+        if entries:
+            self.wire(pack("DEL", key))
+        found = (fields_of(fields) for _, fields in entries)
+        return [{name: value.decode() for name, value in fields.items()} for fields in found]
+
     def compare(self, what: str, expected: Any, found: Any) -> None:
         if expected != found:
             raise MismatchError(f"{what} at {self.wall}: expected {expected!r}, found {found!r}")
@@ -122,3 +143,35 @@ def amended(
     touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
     touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
     return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)
+
+
+class OneCustomer(ScriptWorld):
+    """A customer of two processes."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super().__init__(wire, texts, random)
+        self.processes = [self.process() for _ in range(2)]
+        self.rev = NO_STATE
+        self.open: list[tuple[PreparedDecision, int]] = []
+        self.seen: set[str] = set()
+
+    @property
+    def view(self) -> CustomerView:
+        return self.random.choice(self.processes).get("ada")
+
+    @property
+    def own(self) -> CustomerKeys:
+        return self.keys.customer("ada")
+
+    def next_rev(self) -> str:
+        """The rev that is replaced."""
+        before, self.rev = self.rev, f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        return before
+
+    def put_state(self, data: str) -> None:
+        """Replace the state by hand: the counters know none then."""
+        self.wire(pack("HSET", self.own.state, "rev", self.rev, "data", data))
+        head = self.wire(pack("HGET", self.own.counters, "h"))
+        if head is not None:
+            *times, _ = unpack_field(head)
+            self.wire(pack("HSET", self.own.counters, "h", pack_field(*times, "")))
