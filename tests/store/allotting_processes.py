@@ -182,7 +182,7 @@ class Processes(ScriptWorld):
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
-        self.numbers, self.names = count(), self.keys.customer(CUSTOMER)
+        self.numbers, self.own = count(), self.keys.customer(CUSTOMER)
         self.wall_us, self.mono_us, self.seen = START_MS * 1000, 10**9, 0
         self.stepped_us = -1  # When the store's clock was set forward last, by the clock that is not.
         self.rev, self.amended_us = NO_STATE, -1
@@ -565,7 +565,7 @@ class Processes(ScriptWorld):
     def recorded(self) -> int:
         """Requests that are recorded, in this period and those before."""
         kept = MeterCounts.read(self.stored().get(meter_field("requests"))).recorded
-        closed = fields_of(self.wire(pack("HGETALL", self.names.totals)))
+        closed = fields_of(self.wire(pack("HGETALL", self.own.totals)))
         token = meter_field("requests")[:4]
         of_meter = {name: int(units) for name, units in closed.items() if name.split("|")[1][:4] == token}
         return kept + sum(units for name, units in of_meter.items() if name[-1] in "iogc")
@@ -581,7 +581,7 @@ class Processes(ScriptWorld):
         return reply
 
     def stored(self) -> dict[str, bytes]:
-        return fields_of(self.wire(pack("HGETALL", self.names.counters)))
+        return fields_of(self.wire(pack("HGETALL", self.own.counters)))
 
     def _rates(self) -> dict[str, tuple[str, int]]:
         """Of each rate its meter and its window."""

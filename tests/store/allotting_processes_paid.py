@@ -81,7 +81,7 @@ class PaidProcesses(Processes):
         del process
         if self.plan == "prepaid":
             grants = (("c:ai", 700 * 10**6), ("m:words", 200), ("m:requests", 100))
-            grant_id, keys = f"g{next(self.numbers)}", (self.names.grants, self.names.ledger)
+            grant_id, keys = f"g{next(self.numbers)}", (self.own.grants, self.own.ledger)
             words = (grant_id, 256, 100, 0, NEVER_MS, *self.random.choice(grants), self.wall)
             assert self.run("grant", keys, *words)[0] == 0
 
@@ -131,7 +131,7 @@ class PaidProcesses(Processes):
     def _left(self) -> Counter[str]:
         """What grants have left, by their target."""
         found = Counter[str]()
-        for name, text in fields_of(self.wire(pack("HGETALL", self.names.grants))).items():
+        for name, text in fields_of(self.wire(pack("HGETALL", self.own.grants))).items():
             if name.startswith("a "):
                 grant = Holding.parse(name, text.decode())
                 found[grant.target] += grant.left

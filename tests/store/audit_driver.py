@@ -11,9 +11,7 @@ from drivers.counters import pack_field
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.insights.audit.entries import CLASSES, rows_of
-from meterkit.redis import scripts
 from meterkit.redis.connection import pack, pack_numbers
-from store import delivery_checks
 from store.delivery_checks import Checks, texts_of
 from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
@@ -193,6 +191,8 @@ class Rebuilt:
 class Rebuilding(Checks):
     """A customer of whom the store has less than the log, anew in each step."""
 
+    names = (*Checks.names, "rebuild")
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
         super().__init__(wire, texts, slack_ms=slack_ms)
         self.random = random
@@ -304,11 +304,6 @@ class Rebuilding(Checks):
         self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())
 
 
-def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    rebuild = scripts.load("rebuild", clock="caller", dialect=dialect).text
-    return {**delivery_checks.load_texts(dialect), "rebuild": rebuild}
-
-
 FOLDED: Final = ("requests", "tokens", "emails")  # The last one's token has a hyphen.
 CUSTOMERS: Final = ("ada", "x|y", "b" * 256)
 AT_ONCE: Final = 128
@@ -324,6 +319,8 @@ Sums = Counter[tuple[str, str, int | None, str]]
 
 class Folding(ScriptWorld):
     """A stream of the audit log and the sums beside it, anew in each step."""
+
+    names = ("fold", "unfold")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -405,7 +402,3 @@ class Folding(ScriptWorld):
                     found[*place, "cost"] += row.cost_micros or 0
                     found[*place, f"at {row.price_micros}/{row.price_per}"] += row.priced or 0
         return +found
-
-
-def folding_texts() -> dict[str, str]:
-    return {name: scripts.load(name, clock="caller").text for name in ("fold", "unfold")}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
-from meterkit.redis import scripts
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_model import Shard, item_text
 from store.script_model import NEVER_MS
@@ -53,19 +52,17 @@ return {reply, rows}
 """
 
 
-def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in NAMES}
-
-
 class Checks:
     """A store with the scripts in it, and the model of what it holds.
 
     ``slack_ms`` is how far the store's clock may go on within a script.
     """
 
+    names: ClassVar[tuple[str, ...]] = NAMES
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], *, slack_ms: int) -> None:
         self.wire, self.slack_ms = wire, slack_ms
-        self.keys, self.seen = Keys("mk", 1), Counter[str]()
+        self.keys, self.seen, self.wall = Keys("mk", 1), Counter[str](), 0
         self.shas = {(name, 0): self._load(text) for name, text in texts.items()}
         for skew in SKEWS:
             for name in ("seal", "restore"):
@@ -100,6 +97,11 @@ class Checks:
             found["audit"] = [entry for entry in told if entry is not None]
             found = {key: content for key, content in found.items() if content}
         return reply, found
+
+    def judge(self, script: str, keys: tuple[str, ...], *argv: str | int, expected: Any) -> None:
+        """Have a script do what the model says."""
+        reply, found = self.ask(script, keys, *argv, self.wall)
+        self.check(f"{script} {argv}", expected, reply, found)
 
     def check(self, what: str, expected: int | Sequence[Any], reply: Any, found: dict[str, Any]) -> None:
         self.log.append(what)

@@ -55,7 +55,7 @@ class Delivery(Checks):
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
         super().__init__(wire, texts, slack_ms=slack_ms)
-        self.random, self.steps, self.wall = random, 0, START_MS
+        self.random, self.steps = random, 0
 
     def step(self) -> None:
         if self.steps % LIFE == 0:
@@ -229,7 +229,7 @@ class Delivery(Checks):
         customer = self.shard.customers[name]
         now = max(self.wall, customer.seen)
         view = self._view(name, now if self.random.random() < 0.9 else now - 20 * DAY_MS)
-        events = {meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9}
+        events = self._events()
         this = now // MINUTE_MS * MINUTE_MS
         ends = [end for field, end in customer.closed.items() if field[-1] == "e"]
         beside = [at // MINUTE_MS * MINUTE_MS + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
@@ -310,10 +310,8 @@ class Delivery(Checks):
         token = self.random.choice((*WORKERS, *[self.shard.strings.get("lease", "nobody")] * 9))
         moves = [self._move(identifier) for identifier in wanted]
         names = [intent.customer if intent is not None else "ada" for intent in intents]
-        batches = {
-            f"batch-{nth}": " ".join(self.random.sample(wanted, len(wanted)))
-            for nth in range(self.random.choice((0, 0, 1, 2)))
-        }
+        count, sample = self.random.choice((0, 0, 1, 2)), self.random.sample
+        batches = {f"batch-{nth}": " ".join(sample(wanted, len(wanted))) for nth in range(count)}
         reply, found = self._ask_move(token, states, moves, names, batches)
         expected = self.shard.move(token, states, moves, batches, self.wall)
         self.check(f"move {token} {states} {moves}", expected, reply, found)
@@ -418,14 +416,9 @@ class Delivery(Checks):
         intent, short = self.shard.intents.get(identifier), self.shard.delivered.get(identifier)
         owner = intent.customer if intent is not None else short[0] if short is not None else name
         event = intent.event if intent is not None else short[2] if short is not None else "tokens"
-        asked = Refuse(
-            identifier=identifier,
-            new_identifier=f"{self.random.getrandbits(64):x}r",
-            state=self.random.choice(("parked", "dead")),
-            why="refused",
-            token=self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event]),
-            customer=self.random.choice((*[owner] * 9, name)),
-        )
+        new, state = f"{self.random.getrandbits(64):x}r", self.random.choice(("parked", "dead"))
+        token = self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event])
+        asked = Refuse(identifier, new, state, "refused", token, self.random.choice((*[owner] * 9, name)))
         reply, found = self.ask_refuse(asked)
         self.check(f"refuse {asked}", self.shard.refuse(asked, self.wall), reply, found)
 
@@ -437,10 +430,8 @@ class Delivery(Checks):
         """The meters that units are taken back of, each with the tokens of its events."""
         meters = self.random.sample(METERS, self.random.choice((1, 2)))
         # Another meter may be derived from it.
-        return {
-            meter: [meter_token(one) for one in dict.fromkeys((meter, self.random.choice((meter, *METERS))))]
-            for meter in meters
-        }
+        both = {meter: dict.fromkeys((meter, self.random.choice((meter, *METERS)))) for meter in meters}
+        return {meter: list(map(meter_token, every)) for meter, every in both.items()}
 
     def prices(self) -> Prices:
         """What units cost that are taken back: nothing here, but see Repricing."""
@@ -480,17 +471,14 @@ class Delivery(Checks):
             text=text,
             stripe=self.random.choice(("", *[f"cus_{name}"] * 4)),
             nonce=f"{self.random.getrandbits(128):032x}",
-            events={
-                meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9
-            },
+            events=self._events(),
             taken=[self.wall // MINUTE_MS * MINUTE_MS] * self.random.choice((0, 0, 1)),
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
             prices=prices,
             billed=self.billed(tokens),
         )
-        names = ("stripe", "nonce", "events", "taken")
-        sending = {name: getattr(restored, name) for name in names}
+        sending = {told: getattr(restored, told) for told in ("stripe", "nonce", "events", "taken")}
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
         if restored.billed is not None:
@@ -508,12 +496,10 @@ class Delivery(Checks):
             self._compare("what is told", self.shard.strings[ONCE], told)
         self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
         self.seen["taken back at Stripe"] += f"{restored.nonce}-1" in self.shard.intents
-        done: Mapping[str, str] = {} if kept is None else kept["done"]
-        for units in map(str.split, done.values()):
+        for units in map(str.split, kept["done"].values() if kept else ()):
             self.seen["units given back"] += units[7] != "0"
             self.seen["credits given back"] += units[8] != "0"
-        by_hand: Mapping[str, Any] = {} if kept is None else kept.get("by_hand", {})
-        self.seen["units left to credit notes"] += any(by_hand.values())
+        self.seen["units left to credit notes"] += any((kept or {}).get("by_hand", {}).values())
         self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
 
     def restore_delivered(self, name: str) -> None:
@@ -544,13 +530,11 @@ class Delivery(Checks):
     def recall(self, name: str) -> None:
         rev = self._rev(name)
         own = [known for known, intent in self.shard.intents.items() if intent.customer == name]
-        wanted = list(
-            dict.fromkeys(self.random.choice((*own * 4, *self.shard.intents, "nobody")) for _ in range(3))
-        )
+        known = (*own * 4, *self.shard.intents, "nobody")
+        wanted = list(dict.fromkeys(self.random.choice(known) for _ in range(3)))
         keys = ("intents", "outbox", *own_keys(name, "tcs"), "unlinked")
-        reply, found = self.ask("recall", keys, rev, name, *wanted, self.wall)
         expected = self.shard.recall(name, rev, wanted, self.wall)
-        self.check(f"recall {name} {rev} {wanted}", expected, reply, found)
+        self.judge("recall", keys, rev, name, *wanted, expected=expected)
 
     def count(self, _: str) -> None:
         keys = ("dirty", "outbox", "unlinked", "parked", "dead")
@@ -562,8 +546,7 @@ class Delivery(Checks):
 
     def lease(self, _: str) -> None:
         token, ttl_ms = self.random.choice(WORKERS), self.random.choice((0, 600_000, 900_000))
-        reply, found = self.ask("lease", ("lease",), token, ttl_ms, self.wall)
-        self.check(f"lease {token} {ttl_ms}", self.shard.lease(token, ttl_ms), reply, found)
+        self.judge("lease", ("lease",), token, ttl_ms, expected=self.shard.lease(token, ttl_ms))
 
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
@@ -587,17 +570,17 @@ class Delivery(Checks):
         changes = json.dumps({**changed, "ended": {"at": str(asked.ended_ms), "labels": asked.labels}})
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
-        reply, found = self.ask("amend", keys, *argv, *more, self.wall)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
-        self.check(f"amend {argv} {more}", expected, reply, found)
+        self.judge("amend", keys, *argv, *more, expected=expected)
+
+    def _events(self) -> dict[str, str]:
+        """Mostly all meters, each with the name of its event."""
+        return {meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9}
 
     def _labels(self) -> dict[str, str]:
         """Some meters, each with the label of a price."""
-        return {
-            meter_token(meter): self.random.choice(("1/5", "1/5", "1000/12", "-"))
-            for meter in METERS
-            if self.random.random() < 0.6
-        }
+        prices, chance = ("1/5", "1/5", "1000/12", "-"), self.random.random
+        return {meter_token(meter): self.random.choice(prices) for meter in METERS if chance() < 0.6}
 
     def _near(self, name: str) -> int:
         """An instant about when the period of a customer began, or now."""
@@ -623,13 +606,11 @@ class Delivery(Checks):
     def claim(self, name: str) -> None:
         read = self.random.choice((self.shard.strings.get(LINK, ""), *ANCHORS, ""))
         owner = self.random.choice(("", name))
-        reply, found = self.ask("claim", (LINK,), read, owner, self.wall)
-        self.check(f"claim {read!r} {owner!r}", self.shard.claim(LINK, read, owner), reply, found)
+        self.judge("claim", (LINK,), read, owner, expected=self.shard.claim(LINK, read, owner))
 
     def fence(self, _: str) -> None:
         writer = self.random.choice(WRITERS)
-        reply, found = self.ask("fence", (writer,), self.wall)
-        self.check(f"fence {writer}", self.shard.fence(writer), reply, found)
+        self.judge("fence", (writer,), expected=self.shard.fence(writer))
 
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.redis.connection import pack
-from store import audit_driver, delivery_checks, script_top_ups, script_wires
+from store import delivery_checks
 from store.audit_driver import Folding, Rebuilding, folding_texts
 from store.moving import Moving
 from store.script_allotting import AllotWorld
@@ -17,7 +17,7 @@ from store.script_gauges import GaugeWorld
 from store.script_mutants import SWAPS, equivalents, is_sampled, mutants, sample_of
 from store.script_objects import ObjectsWorld
 from store.script_plans import CUSTOMERS
-from store.script_top_ups import TopUps
+from store.script_wires import load_texts
 from store.script_world import MismatchError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def texts_of(kind: Kind, dialect: Dialect = "server") -> dict[str, str]:
     if issubclass(kind, delivery_checks.Checks):
         return delivery_checks.load_texts(dialect)
     return script_top_ups.load_texts(dialect) if kind is TopUps else script_wires.load_texts(dialect)
+    return load_texts(dialect, kind.names)
 
 
 def live(

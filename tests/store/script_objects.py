@@ -11,7 +11,7 @@ from meterkit.decisions.gauges import Level
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
 from store.script_counts import MINUTE_MS, SLOT_MS
-from store.script_world import MismatchError, fields_of
+from store.script_world import MismatchError, ScriptWorld, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,11 +55,14 @@ def newer(known: Known, event: Known, *, single: bool) -> tuple[bool, bool]:
     return wins, left != right or not same
 
 
-class ObjectsWorld:
+class ObjectsWorld(ScriptWorld):
     """One customer, whose gauge the app may set beside: what happens, and a look at all of it."""
 
+    names = ("shelve", "presign")
+    own = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self._wire, self._texts, self.random = wire, texts, random
+        super().__init__(wire, texts, random)
         self.seen, self.wall = set[str](), NOW
         self.objects: dict[str, Known] = {}
         self.window = (0, 0)
@@ -69,9 +72,6 @@ class ObjectsWorld:
         self.hours_left = SEVEN_DAYS_H
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
         self.presigned = Counter[int]()
-        wire(pack("DEL", *self._keys))
-
-    _keys = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
 
     @property
     def _sums(self) -> Counter[str]:
@@ -119,7 +119,7 @@ class ObjectsWorld:
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
         own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
         flat = [value for change in changes for value in change]
-        return self._wire(pack("EVAL", self._texts["shelve"], 8, *self._keys, *view, *own, *flat, self.wall))
+        return self.run("shelve", self.own, *view, *own, *flat, self.wall)
 
     def _edge(self) -> int:
         """Milliseconds until the slot ends, or one more or less."""
@@ -127,22 +127,21 @@ class ObjectsWorld:
 
     def _turn_hour(self) -> None:
         """The uploads of this hour become those of the last one."""
-        self._wire(pack("DEL", "older"), pack("RENAME", "newer", "older"))
+        self.wire(pack("DEL", "older"), pack("RENAME", "newer", "older"))
         self.uploads = {"older": self.uploads["newer"], "newer": {}}
 
     def _presigned(self) -> None:
         upload, size = self.random.choice(("x", "x", "x", "y")), self.random.choice((1, 2, 10, 40, 10**9))
-        argv = ("storage", upload, size, self.wall)
-        reply = self._wire(pack("EVAL", self._texts["presign"], 2, "levels", "newer", *argv))
+        reply = self.run("presign", ("levels", "newer"), "storage", upload, size, self.wall)
         found = self.uploads["newer"].setdefault(upload, [])
         if len(found) == MOST_UPLOADS:
-            self._same("too many", [1, self.wall], reply)
+            self.compare("too many", [1, self.wall], reply)
             self.seen.add("too many")
             return
         ends = (self.wall + HOUR_MS) // SLOT_MS
-        self._same("presigned", [0, self.wall, ends * SLOT_MS], reply)
-        lives = self._wire(pack("PTTL", "newer"))
-        self._same("life of uploads", True, 2 * HOUR_MS - 60_000 < lives <= 2 * HOUR_MS)
+        self.compare("presigned", [0, self.wall, ends * SLOT_MS], reply)
+        lives = self.wire(pack("PTTL", "newer"))
+        self.compare("life of uploads", True, 2 * HOUR_MS - 60_000 < lives <= 2 * HOUR_MS)
         found.append((size, self.wall, ends, b""))
         self._hold(ends, size)
         self.seen.add("presigned")
@@ -177,13 +176,13 @@ class ObjectsWorld:
 
     def _stale(self) -> None:
         reply = self._ask([], ("", ""), "", rev="2:9")
-        self._same("stale", [2, self.wall, NO_STATE.encode(), b""], reply)
+        self.compare("stale", [2, self.wall, NO_STATE.encode(), b""], reply)
         self.seen.add("stale")
 
     def _set_by_hand(self) -> None:
         quantity = self.random.choice((1, 40, 70))
         self.level = self._standing(quantity)
-        self._wire(pack("HSET", "levels", "storage", pack_field(*self.level)))
+        self.wire(pack("HSET", "levels", "storage", pack_field(*self.level)))
 
     def _standing(self, quantity: int) -> Level:
         over, fitted = self.level.over_ms, self.level.fitted
@@ -227,7 +226,7 @@ class ObjectsWorld:
         if total > MOST:
             self.objects = before
             self.seen.add("too much")
-            self._same("too much", [4, self.wall, self.level.level], reply)
+            self.compare("too much", [4, self.wall, self.level.level], reply)
             return
         for field, _, size, at_ms, number, _, _, upload in changes:
             self._settle(upload, size, at_ms, field + (number or str(at_ms)))
@@ -243,10 +242,10 @@ class ObjectsWorld:
             self.relisted = self.wall
         expected = [0, self.wall, total, moved, int(unclear), *([b"notice"] if crossed else [])]
         self.seen |= {"unclear"} if unclear else {"clear"}
-        self._same(f"shelve {changes} {window}", expected, reply)
-        found = [fields for _, fields in self._wire(pack("XRANGE", "notices", "-", "+"))]
-        self._same("notices", crossed, found)
-        self._wire(pack("DEL", "notices"))
+        self.compare(f"shelve {changes} {window}", expected, reply)
+        found = [fields for _, fields in self.wire(pack("XRANGE", "notices", "-", "+"))]
+        self.compare("notices", crossed, found)
+        self.wire(pack("DEL", "notices"))
 
     def _crossed(self, total: int) -> list[list[bytes]]:
         """The notices of a level that becomes ``total``."""
@@ -277,22 +276,22 @@ class ObjectsWorld:
             expected["storage+"] = tuple(number for held in self.presigned.items() for number in held)
         if self.level.level:
             expected["storage"] = tuple(self.level)
-        self._same("levels", expected, self._stored("levels"))
+        self.compare("levels", expected, self._stored("levels"))
         objects = self._stored("objects")
-        self._same("window", self.window, objects.pop("buck", (0, 0)))
+        self.compare("window", self.window, objects.pop("buck", (0, 0)))
         known = {name: (*one[:3], *map(str.encode, one[3:])) for name, one in self.objects.items()}
-        self._same("objects", known, objects)
+        self.compare("objects", known, objects)
         for key, uploads in self.uploads.items():
             flat = {name: tuple(value for one in found for value in one) for name, found in uploads.items()}
-            self._same(key, flat, self._stored(key))
-        relist = self._wire(pack("ZSCORE", "relist", "acme"))
-        self._same("relist", self.relisted, None if relist is None else int(relist))
-        self._same("life of objects", True, self._lives(total))
-        self._same("ledger", min(self.ledger, 1000), self._wire(pack("LLEN", "history")))
+            self.compare(key, flat, self._stored(key))
+        relist = self.wire(pack("ZSCORE", "relist", "acme"))
+        self.compare("relist", self.relisted, None if relist is None else int(relist))
+        self.compare("life of objects", True, self._lives(total))
+        self.compare("ledger", min(self.ledger, 1000), self.wire(pack("LLEN", "history")))
 
     def _lives(self, total: int) -> bool:
         """Whether objects expire only where nothing is stored; some time passes then at once."""
-        lives: int = self._wire(pack("PTTL", "objects"))
+        lives: int = self.wire(pack("PTTL", "objects"))
         if not self.objects and self.window == (0, 0):
             return lives == -2
         if total:
@@ -301,15 +300,15 @@ class ObjectsWorld:
         most = self.hours_left * HOUR_MS
         if self.hours_left > 1 and self.random.random() < 0.5:
             self.hours_left -= 1
-            self._wire(pack("PEXPIRE", "objects", self.hours_left * HOUR_MS))
+            self.wire(pack("PEXPIRE", "objects", self.hours_left * HOUR_MS))
         return most - MINUTE_MS < lives <= most
 
     def _stored(self, key: str) -> dict[str, tuple[Any, ...]]:
-        fields = fields_of(self._wire(pack("HGETALL", key)))
+        fields = fields_of(self.wire(pack("HGETALL", key)))
         return {name: tuple(unpack_field(value)) for name, value in fields.items()}
 
     def end(self) -> None:
-        self._wire(pack("DEL", *self._keys))
+        self.wire(pack("DEL", *self.own))
 
     def damage(self) -> None:
         """What is no longer what it must be is an error, and nothing is done."""
@@ -320,13 +319,8 @@ class ObjectsWorld:
         of_levels = [("levels", field) for field in ("storage", "storage:", "storage+")]
         for key, field in (*of_levels, ("objects", "one"), ("objects", "buck")):
             for value in (b"\xfd\x00", b"\x02", b"\x02\x00\x00") if field[-1] == "+" else damaged:
-                self._wire(pack("DEL", "levels", "objects"))
-                self._wire(pack("HSET", key, field, value))
+                self.wire(pack("DEL", "levels", "objects"))
+                self.wire(pack("HSET", key, field, value))
                 reply = self._ask([("one", STORED, 1, self.wall, "5", "a", 0, "")], ("", ""), "")
-                if not isinstance(reply, Exception) or self._wire(pack("HLEN", key)) != 1:
+                if not isinstance(reply, Exception) or self.wire(pack("HLEN", key)) != 1:
                     raise MismatchError(f"damaged {key} {field}: {reply!r}")
-
-    @staticmethod
-    def _same(what: str, expected: object, found: object) -> None:
-        if expected != found:
-            raise MismatchError(f"{what}: expected {expected!r}, found {found!r}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import Keys
-from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.script_world import ScriptWorld, fields_of
 
@@ -23,10 +22,6 @@ MONTHS: Final = ("2040-01",) * 9 + ("2040-02",)
 KEYS: Final = Keys("mk", 1).customer("ada")
 MOST: Final = 2
 PATIENCE_MS: Final = 1000
-
-
-def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in ("top_up", "reclaim")}
 
 
 @dataclass(slots=True)
@@ -122,6 +117,8 @@ class Books:
 
 class TopUps(ScriptWorld):
     """One customer's top-ups, refunds, and a clock."""
+
+    names = ("top_up", "reclaim")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)

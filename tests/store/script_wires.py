@@ -15,10 +15,14 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from servers.stores import Server
 
+NAMES: Final = (
+    *("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign"),
+    "allot",
+)
 CLOCK: Final = {
     (0, 0): 0,
     (1, 0): 1000,
@@ -82,9 +86,9 @@ def fake_wire() -> Wire:
     return execute
 
 
-def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    names = ("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign")
-    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in (*names, "allot")}
+def load_texts(dialect: scripts.Dialect = "server", names: Sequence[str] = NAMES) -> dict[str, str]:
+    """Scripts under a clock that is set."""
+    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in names}
 
 
 def clock_answers(wire: Wire, wall: str) -> dict[tuple[int, int], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
@@ -13,6 +13,7 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.redis.scripts import Script
 from meterkit.store.views import CustomerCache
 from store.script_plans import START_MS
+from store.script_wires import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ class ScriptWorld:
     """A store with scripts in it, and a clock."""
 
     catalog: Catalog
+    names: ClassVar[tuple[str, ...]] = NAMES
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random = wire, random
