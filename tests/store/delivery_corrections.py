@@ -160,11 +160,8 @@ class _Work:
 
     def net(self, tokens: Sequence[str], letters: str) -> int:
         """What was sealed of meters and is in some states, less what was taken back."""
-        return sum(
-            self.count(token, letter) - self.count(token, letter.upper())
-            for token in tokens
-            for letter in letters
-        )
+        every = [(token, letter) for token in tokens for letter in letters]
+        return sum(self.count(*of) - self.count(of[0], of[1].upper()) for of in every)
 
     def take(self, meter: str, quantity: int) -> str:
         customer, asked = self.customer, self.asked

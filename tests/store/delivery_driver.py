@@ -551,7 +551,8 @@ class Delivery(Checks):
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
         linked, seal_at_ms = self.random.random() < 0.6, self.wall + self.random.randrange(9)
-        force = self.shard.forces.get(name, "")
+        force, period = self.shard.forces.get(name, ""), self.shard.customers[name].period
+        begins = self.wall if period is None else period[0]
         asked = Amend(
             read=self._rev(name),
             rev=f"{FORMAT}:{self.random.randrange(10**6)}",
@@ -561,7 +562,7 @@ class Delivery(Checks):
             turn_ms=self.random.choice((0, self.wall + self.random.randrange(9))),
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
-            ended_ms=self._near(name),
+            ended_ms=self.random.choice((begins - 1, begins, begins + 1, self.wall)),
             labels=self._labels() if self.random.random() < 0.6 else {},
         )
         shared = ("customers", "dirty", "unlinked", "turns")
@@ -581,12 +582,6 @@ class Delivery(Checks):
         """Some meters, each with the label of a price."""
         prices, chance = ("1/5", "1/5", "1000/12", "-"), self.random.random
         return {meter_token(meter): self.random.choice(prices) for meter in METERS if chance() < 0.6}
-
-    def _near(self, name: str) -> int:
-        """An instant about when the period of a customer began, or now."""
-        period = self.shard.customers[name].period
-        begins = self.wall if period is None else period[0]
-        return self.random.choice((begins - 1, begins, begins + 1, self.wall))
 
     def forget(self, name: str) -> None:
         read = self._rev(name)

@@ -415,10 +415,9 @@ class Repricing(Restoring):
         rows = list(zip(tokens[1:], (tokens[0], tokens[2]), labels, strict=True))
         priced = random.sample(tokens, random.choice((0, 1, 2, 3)))
         asked = random.choice((rows, rows, rows[:1], ()))
-        of = {
-            token: (random.randrange(1, 20), random.randrange(1, 9), int(random.random() < 0.3))
-            for token in priced
-        }
+        of = dict[str, tuple[int, int, int]]()
+        for token in priced:
+            of[token] = random.randrange(1, 20), random.randrange(1, 9), int(random.random() < 0.3)
         spend, paid = random.choice((SPEND, SPEND, SPEND, "")), random.sample(tokens, random.choice((0, 1)))
         return Prices(asked, of, spend, {token: [7, 3] for token in paid})
 
@@ -635,11 +634,10 @@ class Stranding(Anew):
     def _asked(self) -> Strand:
         random = self.random
         known = {identifier: self.read_intent(identifier) for identifier in self.shard.intents}
-        intents = [
-            (identifier, read + " " * (random.random() < 0.15))
-            for identifier, read in {**known, "nobody": "{}"}.items()
-            if random.random() < 0.8
-        ]
+        intents: list[tuple[str, str]] = []
+        for identifier, read in {**known, "nobody": "{}"}.items():
+            if random.random() < 0.8:
+                intents.append((identifier, read + " " * (random.random() < 0.15)))
         back = [one for one in intents if one[0] in known and self.shard.intents[one[0]].value < 0]
         kinds = ("overage", "overage", "included", "")
         meters = {token: (random.choice(kinds), meter, " at USD 0.05") for token, meter in TOKENS.items()}

@@ -213,13 +213,8 @@ class Customer:
         """The counters as they must be stored, zeros left out."""
         if self.period is None:
             return {}
-        kept: dict[str, int | str] = {
-            "t": self.seen,
-            "b": self.period[0],
-            "e": self.period[1],
-            "x": self.lives,
-            **({} if self.cached is None else {"r": self.cached}),
-        }
+        head = (self.seen, *self.period, self.lives, self.cached or "")
+        kept: dict[str, int | str] = dict(zip("tbexr", head, strict=True))
         for (meter, window_ms, algorithm), rate in self.rates.items():
             token = rate_token(meter, window_ms, algorithm)
             kept.update(zip((f"{token}a", f"{token}b", f"{token}d"), rate.fields(), strict=True))
@@ -339,11 +334,10 @@ class Model:
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)
         self._record(name, customer, view, parts, now, keep, has_recorded=any(recorded.values()))
-        words = [
-            f"paid {meter_field(part.meter)} {part.credited} {part.overage}".encode()
-            for part in parts
-            if use.tells_revenue and part.quantity
-        ]
+        words: list[bytes] = []
+        for part in parts if use.tells_revenue else ():
+            told = f"paid {meter_field(part.meter)} {part.credited} {part.overage}"
+            words += [told.encode()] if part.quantity else []
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
             for target, left in lowered(self.catalog, before, after):

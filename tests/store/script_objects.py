@@ -154,20 +154,12 @@ class ObjectsWorld(ScriptWorld):
 
     def _settle(self, upload: str, size: int, at_ms: int, cause: str) -> None:
         """Give back the first upload that is held still with this size, or the first, once a cause."""
-        every = [
-            (found, one)
-            for uploads in self.uploads.values()
-            for found in (uploads.get(upload, []),)
-            for one in found
-        ]
-        now = self.wall // SLOT_MS
+        both, now = [uploads.get(upload, []) for uploads in self.uploads.values()], self.wall // SLOT_MS
+        every = [(found, one) for found in both for one in found]
         if cause.encode() in {by for _, (*_, by) in every}:
             return
-        live = [
-            (found, one)
-            for found, one in every
-            if not one[3] and one[2] > now and one[1] <= at_ms + MINUTE_MS
-        ]
+        live = [place for place in every if not place[1][3] and place[1][2] > now]
+        live = [place for place in live if place[1][1] <= at_ms + MINUTE_MS]
         if live:
             found, one = min(live, key=lambda place: place[1][0] != size)
             found[found.index(one)] = (*one[:3], cause.encode())

@@ -213,19 +213,10 @@ PAID: Final = Sales(
 )
 CUSTOMERS: Final = ("ada", "bob", "cid", "dot")
 ANONYMOUS: Final = "2001:db8::/64"
-WINDOWS_MS: Final = (
-    1000,
-    3000,
-    9000,
-    MINUTE_MS,
-    SLOT_MS,
-    25 * 60 * MINUTE_MS,
-    26 * 60 * MINUTE_MS,
-    30 * DAY_MS,
-)
+_HOUR_MS: Final = 60 * MINUTE_MS
+WINDOWS_MS: Final = (1000, 3000, 9000, MINUTE_MS, SLOT_MS, 25 * _HOUR_MS, 26 * _HOUR_MS, 30 * DAY_MS)
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 START_MS: Final = (
     2_211_580_000_000  # 30 January 2040: expiry goes by the server's own clock, so it must be ahead.
 )
 SEAL_DELAY_MS: Final = 300_000
-MONTH_MS: Final = 31 * DAY_MS

@@ -247,12 +247,10 @@ class Requests(Checks):
     ) -> None:
         super().__init__(wire, texts, random, sales)
         self.anchors, self.skews = anchors, False
-        self._skewed = {
-            (name, skew): load_script(wire, name, text).sha.encode()
-            for name in ("decide", "settle")
-            for skew in SKEWS
-            if (text := texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}"))
-        }
+        self._skewed: dict[tuple[str, int], bytes] = {}
+        for name, skew in ((name, skew) for name in ("decide", "settle") for skew in SKEWS):
+            text = texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}")
+            self._skewed[name, skew] = load_script(wire, name, text).sha.encode()
         self.processes = [self.process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
         self.open: list[Open] = []
         self.numbers: Counter[str] = Counter()

@@ -74,10 +74,8 @@ plans:
         words: {included: 100_000}
         budget: {amount_cents: 9}
 """
-SPANS: Final = {"period": 0, "day": DAY_MS, "hour": HOUR_MS}
-MICROS: Final = 1
-"""What a word costs."""
 CENT: Final = 10_000
+"""A word costs a ten-thousandth of one."""
 INCLUDED, CAP = 180_000, 120_000
 MOST: Final = 200
 """Subjects of one customer: so few here that a crowd of them is cheap."""
@@ -163,9 +161,9 @@ class Owner:
             micros, recorded = self.limits.budget.micros, self.meters[SPEND].recorded
             spent = self.spent[now // self.window_ms] if self.window_ms else recorded[period]
             held = sum(self.meters[SPEND].holds.live(now))
-            needed, taken = (MICROS * units if asks else 0 for units in (words.needed, words.taken))
+            needed, taken = words.needed if asks else 0, words.taken if asks and takes else 0
             left = micros - spent - held
-            share = floor((left - (taken if takes else 0)) / CENT)
+            share = floor((left - taken) / CENT)
             yield Policy(0 < needed > left, (micros - spent, held, needed), share, max(1, micros / CENT))
 
     def keep(self, lives: int, spare: int = 0) -> None:
@@ -322,7 +320,7 @@ class SubjectWorld(ScriptWorld):
             for rate, counted in owner.rates.values() if calls is not None else ():
                 counted.add(rate, now, calls.taken if calls else 0)
             is_in_flight = calls is not None and in_flight and bool(owner.rates)
-            owner.hold(now, taken, MICROS * taken, int(is_in_flight))
+            owner.hold(now, taken, taken, int(is_in_flight))
 
     def _has_room(self, owner: Owner) -> bool:
         live = [one for one in self.owners.values() if one.exists and max(one.lives, one.expires) > self.wall]
@@ -400,12 +398,10 @@ class SubjectWorld(ScriptWorld):
             return True
         if not self._has_room(owner):
             return False
-        longest, ends = 0, 0
+        longest, ends = 0, bounds_at(now).end_ms if any(recorded.values()) else 0
         for name, quantity in recorded.items():
             owner.meters[name].recorded[self.period] += quantity
-            if quantity:
-                ends = bounds_at(now).end_ms
-        spent = MICROS * recorded.get("words", 0)
+        spent = recorded.get("words", 0)
         owner.meters[SPEND].recorded[self.period] += spent
         if owner.window_ms and settlement.used.recorded.get("words"):
             window, at = owner.window_ms, settlement.rated_ms or now

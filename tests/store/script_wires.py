@@ -23,14 +23,8 @@ NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign"),
     "allot",
 )
-CLOCK: Final = {
-    (0, 0): 0,
-    (1, 0): 1000,
-    (0, 999): 0,
-    (0, 1000): 1,
-    (0, 1001): 1,
-    (1_763_625_600, 999_999): 1_763_625_600_999,
-}
+_LATE: Final = (1_763_625_600, 999_999)
+CLOCK: Final = {(0, 0): 0, (1, 0): 1000, (0, 999): 0, (0, 1000): 1, (0, 1001): 1, _LATE: 1_763_625_600_999}
 """What the server's TIME says, seconds and microseconds, and the milliseconds that it comes to."""
 
 
