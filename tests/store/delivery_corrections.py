@@ -60,29 +60,20 @@ class Billed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """What is to be taken back: meter to quantity; of which meters included units are reported too.
-
-    Attributes:
-        tokens: meter to what stands for it and for the meters derived from it.
-        included_too: those of them that are sent included units too.
-        stripe: whom all that was delivered went to; empty: nobody.
-        events: token to event name.
-        taken: minutes that no intent may have (ms).
-        billed: what invoices have; None: no price ended.
-    """
+    """What is to be taken back: meter to quantity."""
 
     quantities: Mapping[str, int]
-    tokens: Mapping[str, Sequence[str]]
-    included_too: Sequence[str]
+    tokens: Mapping[str, Sequence[str]]  # Meter to what stands for it and for the meters derived from it.
+    included_too: Sequence[str]  # Those of them that are sent included units too.
     text: str
     digest: str
     entries: tuple[str, str]
-    stripe: str
+    stripe: str  # Whom all that was delivered went to; empty: nobody.
     nonce: str
-    events: Mapping[str, str]
-    taken: Sequence[int]
+    events: Mapping[str, str]  # Token to event name.
+    taken: Sequence[int]  # Minutes that no intent may have (ms).
     prices: Prices
-    billed: Billed | None
+    billed: Billed | None  # None: no price ended.
 
 
 def restore(

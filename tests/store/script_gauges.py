@@ -70,21 +70,13 @@ GAUGES: Final = ("storage", "seats")
 
 @dataclass(slots=True)
 class Gauge:
-    """What is known of one gauge.
-
-    Attributes:
-        level: how far it is filled.
-        over_ms: since when that is too much; 0: it is not.
-        fitted: what was included when it last was not; -1: it was unlimited.
-        held: by the slots of the holds.
-        presigned: what presigned uploads hold, by the slot before which it ends.
-    """
+    """How far one gauge is filled."""
 
     level: int = 0
-    over_ms: int = 0
-    fitted: int = 0
+    over_ms: int = 0  # Since when that is too much; 0: it is not.
+    fitted: int = 0  # What was included when it last was not; -1: it was unlimited.
     held: Slots = field(default_factory=Slots)
-    presigned: Counter[int] = field(default_factory=Counter[int])
+    presigned: Counter[int] = field(default_factory=Counter[int])  # By the slot before which it ends.
 
     def live(self, now: int) -> int:
         presigned = sum(held for slot, held in self.presigned.items() if slot > now // SLOT_MS)
