@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import Keys
-from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.script_plans import START_MS
 from store.script_world import MismatchError, load_script
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
 SCRIPT: Final = "move_grants"
 KEYS: Final = Keys("mk", 1).customer("ada")
 NAMES: Final = ("p m:calls 20-period 1", "p m:calls 20-period 2", "p c:ai start 1", "p c:ai start 2")
-
-
-def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
-    """The script under a clock that is set."""
-    return {SCRIPT: scripts.load(SCRIPT, clock="caller", dialect=dialect).text}
 
 
 def move(grants: dict[str, str], ledger: dict[str, str], asked: list[Asked]) -> int:
@@ -48,6 +42,8 @@ def move(grants: dict[str, str], ledger: dict[str, str], asked: list[Asked]) -> 
 
 class Moving:
     """One customer's grants, anew in each step."""
+
+    names = (SCRIPT,)
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random, self.seen = wire, random, set[str]()

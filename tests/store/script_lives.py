@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.redis.connection import pack
 from store import delivery_checks
-from store.audit_driver import Folding, Rebuilding, folding_texts
-from store.moving import Moving
 from store.script_allotting import AllotWorld
 from store.script_driver import World, life
 from store.script_gauges import GaugeWorld
@@ -39,15 +37,6 @@ _UNREADABLE: Final = (MismatchError, TypeError, ValueError, AttributeError, KeyE
 
 def texts_of(kind: Kind, dialect: Dialect = "server") -> dict[str, str]:
     """The scripts that a world runs, under a clock that is set."""
-    if kind is Folding:
-        return folding_texts()
-    if kind is Moving:
-        return moving.load_texts(dialect)
-    if kind is Rebuilding:
-        return audit_driver.load_texts(dialect)
-    if issubclass(kind, delivery_checks.Checks):
-        return delivery_checks.load_texts(dialect)
-    return script_top_ups.load_texts(dialect) if kind is TopUps else script_wires.load_texts(dialect)
     return load_texts(dialect, kind.names)
 
 

@@ -18,8 +18,8 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
-from store.moving import Moving
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
+from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_counts import MOST
 from store.script_driver import FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World

@@ -14,8 +14,8 @@ import pytest
 from store import delivery_checks
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
-from store.moving import Moving
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
+from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_driver import AgingWorld, FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
