@@ -21,7 +21,7 @@ OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/tokens/test_obj
   $(filter-out %/test_fuzz.py,$(wildcard tests/catalog/test_*.py)) \
   $(filter-out %_faults.py %_decisions.py %_estimates.py %_rates.py %_reserved.py %_reporting.py %_suite.py %_hostile.py %_mcp.py, \
     $(wildcard tests/asgi/test_*.py)) \
-  $(patsubst %,tests/cli/test_%.py,app customers_command help usage_command) \
+  $(patsubst %,tests/cli/test_%.py,messages customers_command help usage_command) \
   $(patsubst %,tests/promises/test_%.py,i6_basic i8_transparent i10_secrets) \
   $(patsubst %,tests/delivery/test_%.py,stripe_v1 flusher outbox) \
   $(patsubst %,tests/store/test_%.py,connection customers embedded settlements store_life tls)
@@ -78,7 +78,7 @@ soak: $(VENV)/.dev
 	METERKIT_ALL_MUTANTS=1 METERKIT_CRASH_SEEDS=500 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
 	  --whole tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
 	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
-	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_spikes.py $(ARGS)
+	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_watches.py $(ARGS)
 	METERKIT_DECISIONS=100000 $(BIN)/pytest --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
 	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i13_matrix.py \
 	  tests/promises/test_i13_lives.py $(ARGS)
