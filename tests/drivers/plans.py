@@ -6,6 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import loads
@@ -47,6 +48,7 @@ plans:
 
 def completed(text: str) -> str:
     """A plans file with the keys that a text leaves out: its head, and one plan, which costs nothing."""
+    text = dedent(text)
     given = {line.partition(":")[0] for line in text.splitlines()}
     return text + "".join(f"\n{key}: {value}" for key, value in _DEFAULTS.items() if key not in given)
 
