@@ -12,6 +12,7 @@ import stripe
 from drivers.emulated_account import account
 from drivers.emulated_shop import (
     DAY,
+    HOUR,
     MAY,
     SECOND,
     amounts,
@@ -98,7 +99,9 @@ async def _open(client: Any) -> Any:
 async def test_finalization_is_put_off(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/invoicing/scheduled-finalization."""
     draft = await _draft(client, clock)
-    await client.invoices.update(draft.id, automatically_finalizes_at=MAY + DAY)
+    for at, finalizes_at in ((MAY + DAY, MAY + DAY), ("", MAY + HOUR), (MAY + DAY, MAY + DAY)):
+        changed = await client.invoices.update(draft.id, automatically_finalizes_at=at)
+        assert changed.automatically_finalizes_at == finalizes_at
     clock.advance(timedelta(hours=2))
     assert (await client.invoices.retrieve(draft.id)).status == "draft"
     clock.advance(timedelta(days=1))

@@ -102,6 +102,19 @@ async def migrate(client: Any, subscription: str, to: str = "flexible") -> Any:
     return await client.subscriptions.migrate(subscription, billing_mode={"type": to})
 
 
+async def test_the_portal_cancels_a_classic_subscription_later(client: Any, emulator: StripeEmulator) -> None:
+    """Flexible billing sets `cancel_at` there.
+
+    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
+    """
+    made = await subscribe(client, **CLASSIC)
+    portal = await client.billing_portal.sessions.create(customer="cus_1")
+    actions: Any = {"cancel": True, "resume": False}
+    for action, is_ending in actions.items():
+        emulator.use_portal(portal.id, action)
+        assert (await client.subscriptions.retrieve(made.id)).cancel_at_period_end is is_ending
+
+
 async def test_a_subscription_is_migrated_once(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscriptions/migrate: what follows is billed by the new mode."""
     made = await subscribe(client, "price_tokens_1", **CLASSIC)

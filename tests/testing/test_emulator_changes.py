@@ -260,6 +260,7 @@ async def test_tax_can_be_turned_on_and_off(client: Any, clock: Clock) -> None:
     assert (await client.subscriptions.update(made.id, **TAX)).automatic_tax.enabled is True
     assert (await client.invoices.create_preview(subscription=made.id)).total == 1083
     clock.advance(timedelta(days=30, hours=2))
-    assert (await newest_invoice(client)).total == 1083
+    renewal = await newest_invoice(client)
+    assert (renewal.total, renewal.automatic_tax.status) == (1083, "complete")
     await client.subscriptions.update(made.id, automatic_tax={"enabled": False})
     assert (await client.invoices.create_preview(subscription=made.id)).total == 1000

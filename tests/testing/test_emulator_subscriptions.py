@@ -87,7 +87,9 @@ async def test_a_card_that_fails_leaves_it_incomplete_or_refuses_it(
     """https://docs.stripe.com/api/subscriptions/create#create_subscription-payment_behavior."""
     with pytest.raises(stripe.CardError, match="Your card was declined") as caught:
         await subscribe(client, payment_behavior="error_if_incomplete")
-    assert (caught.value.http_status, caught.value.code) == (402, "card_declined")
+    error: Any = caught.value
+    said = (error.http_status, error.code, error.error.decline_code)
+    assert said == (402, "card_declined", "generic_decline")
     assert (await client.subscriptions.list(status="all")).data == []
     made = await subscribe(client)
     assert (made.status, invoice_of(made).status, invoice_of(made).attempt_count) == ("incomplete", "open", 1)

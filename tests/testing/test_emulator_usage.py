@@ -99,7 +99,7 @@ async def pending(client: Any, made: Any) -> Any:
     items = [{"id": base.id, "price": "price_20"}, {"id": tokens.id, "price": "price_tokens_2"}]
     how = {"payment_behavior": "pending_if_incomplete", "proration_behavior": "always_invoice"}
     changed = await client.subscriptions.update(made.id, items=items, expand=["latest_invoice"], **how)
-    assert changed.pending_update is not None
+    assert (changed.pending_update is not None, changed.status) == (True, "active")
     return invoice_of(changed)
 
 

@@ -155,6 +155,15 @@ async def test_forgeries_are_refused_by_the_sdk(how: Any, words: str) -> None:
     assert receiver.event(secret).type == "invoice.paid"
 
 
+@pytest.mark.parametrize(("how", "days"), [("stale", -1), ("early", 1)])
+async def test_a_delivery_a_day_off_is_rightly_signed(how: Any, days: int) -> None:
+    emulator, receiver, _, secret = ready()
+    event: Any = emulator.emit("invoice.paid", {"id": "in_1"})
+    await emulator.deliver(event, forge=how)
+    assert receiver.headers[0]["stripe-signature"].startswith(f"t={SECOND + days * 86_400},v1=")
+    assert receiver.event(secret).id == event.id
+
+
 async def test_what_cannot_be_delivered_is_said() -> None:
     emulator, _, _, _ = ready()
     event: Any = emulator.emit("invoice.paid", {"id": "in_1"})
