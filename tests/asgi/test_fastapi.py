@@ -336,6 +336,11 @@ def test_allows_outside_of_a_request_says_so() -> None:
         allows("full")
 
 
+async def test_in_shadow_a_request_has_every_feature() -> None:
+    async with served(APP, settings={"enforcement": "shadow"}) as at:
+        assert (await at.client.get("/v1/x")).json() == [True, True, True]
+
+
 async def test_off_asks_no_store() -> None:
     settings: dict[str, Any] = {"enforcement": "off", "store_timeout": 10}
     async with served(APP, redis_url=f"redis://127.0.0.1:{free_port()}", settings=settings) as at:

@@ -95,11 +95,15 @@ def pieces(*sizes: int, ends: bool = True) -> list[Message]:
 
 
 async def put(
-    app: Served, messages: list[Message], *headers: tuple[str, str], path: str = "/files/a"
+    app: Served,
+    messages: list[Message],
+    *headers: tuple[str, str],
+    path: str = "/files/a",
+    method: str = "PUT",
 ) -> Call:
     """Send a request with these messages and no other headers than these."""
     call = Call(messages)
-    scope = http_scope(path, method="PUT")
+    scope = http_scope(path, method=method)
     scope["headers"] = [*scope["headers"], *((name.encode(), value.encode()) for name, value in headers)]
     try:
         await app.app(scope, call.receive, call.send)
@@ -212,6 +216,14 @@ async def test_a_body_of_unknown_length_is_counted_and_ends_in_413() -> None:
         assert await held_of(http) == (0, 0)
 
 
+async def test_bytes_that_were_read_count_whatever_was_announced() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        call = await put(http, pieces(700, 301), *LYING, path="/ask", method="POST")
+        assert (call.status, app.was_asked) == (413, False)
+        assert loads(call.body)["requested"] == 1001
+
+
 async def test_a_begun_answer_is_cut_where_the_body_does_not_fit() -> None:
     caught: list[BaseException] = []
 
@@ -309,6 +321,7 @@ async def test_i4_a_plan_binds_at_once_and_its_tolerance_begins() -> None:
         assert (answer.status_code, answer.json()["limit"]) == (413, 1000)
         shown = (await http.kit.usage("acme"))["meters"]
         assert (shown["storage"]["used"], shown["storage"]["remaining"]) == (5000, 0)
+        assert (await http.kit.check("acme", "storage")).remaining == 0
         # 6 rooms were never too many for pro: the 7 days begin now.
         answer = await http.client.post("/rooms")
         assert (answer.status_code, answer.json()["limit"]) == (403, 6)

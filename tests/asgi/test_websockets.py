@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from drivers.app import served
 from drivers.plans import completed
+from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from servers.stores import spawn_server
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from drivers.app import Served
+    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -233,6 +235,23 @@ async def test_i4_a_customer_who_is_suspended_is_disconnected() -> None:
         await socket.task
 
 
+@pytest.mark.usefixtures("soon")
+async def test_a_websocket_that_the_app_closed_is_not_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000})
+        await ended.wait()
+
+    async with served(app, plans=PLANS) as at, opened(at) as socket:
+        await at.kit.customers.set_status("acme", "unpaid")
+        await looked(at, monkeypatch)
+        assert socket.kinds() == ["websocket.accept", "websocket.close"]
+        ended.set()
+
+
 async def looked(at: Served, monkeypatch: pytest.MonkeyPatch, times: int = 3) -> None:
     """Wait until open websockets were looked at some times."""
     seen, decide = list[str](), at.kit.store.decide
@@ -282,6 +301,25 @@ async def test_i9_without_the_store_messages_pass_by_the_line(caplog: pytest.Log
             assert allowed.is_open
             assert (strict.heard(), strict.sent[-1]) == ([], closed("store"))
     assert "requests are decided without the store" in caplog.text
+
+
+async def test_i3_a_message_in_doubt_counts_once_in_its_rate(valkey: Server) -> None:
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        served(echo, plans=PLANS, redis_url=proxy.url, settings={"store_timeout": 0.25}) as at,
+        opened(at) as socket,
+    ):
+        await proxy.set("drop_reply")
+        socket.say("one")
+        await eventually(lambda: socket.heard() == ["one"])
+        await proxy.set("pass")
+
+        async def is_counted() -> bool:
+            return (await at.counted(meter="messages"))[0] == 1
+
+        await eventually(is_counted)
+        (rate,) = [rate for rate in await at.kit.rates("acme") if rate["meter"] == "messages"]
+        assert rate["used"] == 1
 
 
 async def test_i7_a_websockets_hold_is_returned_at_the_stop() -> None:

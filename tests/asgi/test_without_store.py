@@ -135,7 +135,7 @@ async def test_i3_each_process_admits_what_the_rates_allow(valkey: Server) -> No
         assert await used(store.kit, "unknown") == (8, 0)
         assert await used(store.kit, "pro") == (21, 0)
         await store.kit.store.degraded.send()
-        assert list(await store.kit.store.degraded.read(2)) == [began + 2, began]
+        assert await store.kit.store.degraded.read(2) == {began + 2: 5, began: 7 + 22}
 
 
 async def test_what_fails_without_the_store_is_rated_and_not_billed(valkey: Server) -> None:
@@ -214,8 +214,9 @@ async def test_i3_known_suspensions_and_features_still_refuse(valkey: Server) ->
         assert [await store.get(customer, "/exports") for customer in ("free", "refused")] == [403, 403]
         # It may be one who pays.
         assert await store.statuses("unknown", 6, "/exports") == [200] * 5 + [429]
+        tallies = store.kit.store.tally()
         status, _, problem = await store.asked("owes")
-        assert (status, problem["reason"]) == (402, "suspended")
+        assert (status, problem["reason"], tallies.degraded) == (402, "suspended", 1)
         assert await store.get("owes", "/billing/portal") == 200
 
 
@@ -257,6 +258,16 @@ async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Se
         assert await store.get("late", "/exports") == 403  # Restricted to the default plan: grace is over.
         store.clock.advance(timedelta(days=14))
         assert await store.get("late") == 402
+
+
+async def test_without_the_store_only_policies_are_told(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        await store.begins()
+        client = Client(store.app)
+        assert await client.get("acme") == 200
+        fields = dict(client.messages[0]["headers"])
+        assert fields[b"ratelimit-policy"].startswith(b'"requests-1m"')
+        assert b"ratelimit" not in fields
 
 
 async def test_known_customers_are_bounded_and_the_quietest_goes(
