@@ -100,6 +100,7 @@ async def test_flush_exits_1_as_long_as_something_is_dead(
             await kit.record(customer, "tokens", quantity)
     first = delivering.run("flush", "--all", "--json")
     assert (first.code, first.json["delivered"], first.json["dead"], first.json["left"]) == (1, 1, 1, 0)
+    assert "acme" not in first.err  # The report tells of it, and no log besides.
     # Nothing is left to be tried, and it is still not delivered.
     again = delivering.run("flush", "--all")
     assert again.code == 1

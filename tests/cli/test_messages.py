@@ -57,6 +57,7 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
         ("usage zz", 0, "nothing is known of customer zz. This is the state of a new customer"),
         ("customers delete acmee", 1, "nothing is known of customer acmee; did you mean 'acme'?"),
         ("grants add acme tokns=1 --id a", 1, "did you mean 'tokens'?"),
+        ("grants void acmee inv_42", 1, "nothing is known of customer acmee; did you mean 'acme'?"),
         ("customers set-status acme past-due", 1, "did you mean 'past_due'?"),
         ("customers overide acme token included=1", 2, "Did you mean 'override'?"),
         (
@@ -224,7 +225,7 @@ async def test_no_line_of_a_table_is_wider_than_the_terminal(
     busy: Shell, command: tuple[str, ...], whole: str
 ) -> None:
     # F-69: at 80 columns numbers, dates and ids were cut in two.
-    for columns in (70, 132):
+    for columns in (70, 90, 132):
         busy.environment["COLUMNS"] = f"{columns}"
         lines = [line.rstrip() for line in busy.run(*command).out.splitlines()]
         told = [line for line in lines if not line.startswith(f"customer {LONG}: plan")]

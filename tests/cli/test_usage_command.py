@@ -127,6 +127,19 @@ async def test_units_of_a_model_stand_below_its_meters(stored: Shell, directory:
     ]
 
 
+async def test_prices_by_model_are_shown_where_the_plan_has_them(stored: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").write_text(plans_text("usage_command_by_model"))
+    async with stored.kit() as kit:
+        await kit.customers.set_plan("acme", "pro")
+
+    def shown(customer: str) -> list[str]:
+        lines = stored.run("usage", customer).out.splitlines()
+        return [word for line in lines for word in line.split()[:1] if word.startswith("tokens")]
+
+    rows = ["tokens", "tokens:gpt-*-mini", "tokens:(default)"]
+    assert (shown("acme"), shown("beta")) == (rows, ["tokens"])
+
+
 async def test_every_customer_with_usage_is_shown_sorted_and_once(stored: Shell) -> None:
     names = sorted(f"customer {nth:03} é" for nth in range(130))
     async with stored.kit() as kit:
