@@ -121,6 +121,23 @@ async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogC
         await connection.close()
 
 
+async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # F-11
+    monkeypatch.setattr("meterkit.redis.connection._LATE_REPLIES_BYTES", 100_000)
+
+    def answer(words: list[bytes]) -> bytes:
+        return b"$900000\r\n" + b"x" * 200_000 if words[0] == b"EVAL" else b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake:
+        connection = await Opener(fake.port)()
+        asked = connection.call(Echo("endless"))
+        await asyncio.sleep(0)
+        connection.end("a test")
+        with pytest.raises(StoreError):
+            await asked
+        await eventually(lambda: connection.gone)
+
+
 @pytest.mark.parametrize("mode", ["refuse", "blackhole", "drop_reply"])
 async def test_i9_connecting_ends_within_one_timeout(valkey: Server, mode: Any) -> None:
     async with TcpProxy(valkey.port) as proxy:
@@ -175,6 +192,8 @@ async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(
         async with asyncio.timeout(240):
             assert await asyncio.to_thread(lambda: "free") == "free"
         assert resolver.asked == 1
+        # Nor does it keep the process from ending.
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name == "meterkit-names")
         resolver.answers.set()
         await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert (await kit.consume("acme", "requests", 1)).allowed
@@ -273,6 +292,17 @@ def test_i9_pauses_between_attempts_grow_to_half_a_second(kind: type[Link]) -> N
         assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
     run(story, kind)
+
+
+def test_i9_attempts_go_on_after_all_tasks_were_cancelled() -> None:
+    async def story(at: Link) -> None:
+        at.reconnector.begin()
+        await asyncio.sleep(1)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait_for(at.back(), 60)
+
+    run(story)
 
 
 def test_a_start_waits_for_a_connection_that_lasts() -> None:

@@ -319,6 +319,14 @@ async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None
             await older.subscriptions.check()
             await at.kit.record(PRESENT, "words", 30)
             assert ((await at.kit.usage(PRESENT))["plan"], await cents(at)) == ("plus", 60)
+            # A plan that both files have counts once its price is on the items.
+            prices = {price["lookup_key"]: price["id"] for price in await at.stripe_list("/v1/prices")}
+            (subscription,) = await at.stripe_list("/v1/subscriptions")
+            for item in subscription["items"]["data"]:
+                key = item["price"]["lookup_key"].replace("plus", "pro")
+                await at.stripe_change(f"/v1/subscription_items/{item['id']}", price=prices[key])
+            await older.subscriptions.sync(PRESENT)
+            assert (await at.kit.usage(PRESENT))["plan"] == "pro"
 
 
 DERIVED: Final = plans_text("derived_costs")

@@ -217,6 +217,8 @@ async def test_an_included_quantity_stripes_tiers_lack_is_refused(
     await tiered.kit.flush(everything=True)
     tiered.go(END + timedelta(hours=3))
     assert await usage_cents(tiered) == 100
+    await tiered.kit.subscriptions.cancel("acme", immediately=True)
+    await tiered.kit.customers.override("acme", {"requests": given})
 
 
 async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) -> None:

@@ -491,6 +491,7 @@ def test_what_is_too_much_is_credited() -> None:
         ({"status": "uncollectible", "status_transitions": {"marked_uncollectible_at": 8}}, 8_000),
         ({"status": "void", "status_transitions": {"marked_uncollectible_at": 8, "voided_at": 9}}, 8_000),
         ({"status": "open", "created": 5}, 5_000),
+        ({"status": "open"}, 0),
     ],
 )
 def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) -> None:

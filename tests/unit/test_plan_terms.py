@@ -67,6 +67,10 @@ plans:
     meters: {calls: {included: 1_000, overage: deny}}
     grants: [{credit: ai, quantity: 70, every: period, priority: 9}]
   endless: {rank: 3, price: {amount_cents: 300, interval: month}, meters: {calls: {included: unlimited}}}
+  annual:
+    rank: 4
+    price: {amount_cents: 1000, interval: year, included_per: interval}
+    meters: {calls: {included: 12_000, overage: deny}}
 """
 CATALOG: Final = loads(PLANS)
 
@@ -107,6 +111,12 @@ def test_each_plan_counts_for_its_time(changes: list[tuple[str, datetime]], expe
     assert calls_of(CustomerState.parse(state.dump()), END - timedelta(milliseconds=1)) == expected
     last = state.subscription.plan if state.subscription else None
     assert calls_of(state, END) == {"a": 100, "b": 1_000, "endless": None}[str(last)]
+
+
+def test_a_plan_by_the_year_is_prorated_within_a_month() -> None:
+    changed = moved(paid("annual", end_ms=START.replace(year=2032)), "b", HALF, end_ms=to_ms(END))
+    # A year of 12,000 gives half a month 500.
+    assert calls_of(changed, END - DAY) == 1_000
 
 
 def test_changes_that_are_forgotten_give_nothing() -> None:
@@ -273,6 +283,12 @@ def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
         found = {one.name: one.quantity for one in given(*on_file, prepaid=prepaid)}
         found.pop(f"p m:pages other {START_MS}", None)
         assert found == expected
+
+
+@pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
+def test_grants_of_other_periods_or_the_app_lessen_none(name: str) -> None:
+    found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
+    assert sorted(found) == [450 * MICRO, 500 * MICRO]
 
 
 def test_an_addition_extends_a_grant_only_while_it_lives() -> None:

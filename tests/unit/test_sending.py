@@ -47,7 +47,7 @@ from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from meterkit import MeterKit
     from meterkit.store.store import Store
@@ -857,3 +857,15 @@ async def test_i6_units_that_only_the_journal_has_are_forgotten(
     written: list[JournalRow], known: list[Delivered], expected: int, kit: MeterKit
 ) -> None:
     assert await unknown(kit, Counted({}), *known, journal=Rows(*written)) == expected
+
+
+async def test_i6_sums_decide_where_the_journal_is_down(
+    kit: MeterKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Down(Rows):
+        async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+            del customer, event_name, since_ms
+            raise StoreError("the database is away")
+
+    assert await unknown(kit, Counted({FORGOTTEN_AT_S: 5}), journal=Down()) == 5
+    assert caplog.messages[-1].endswith("Stripe's sums alone are compared: the database is away")

@@ -49,6 +49,7 @@ from meterkit.redis.settling import resolve
 from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, Place
+from meterkit.store.allotment import next_size
 from meterkit.store.arguments import check_customer, check_event_id
 from meterkit.store.compiled import Alarms
 from meterkit.store.customer_usage import usage_of
@@ -425,3 +426,19 @@ async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
 
 async def test_requests_are_not_served_before_the_kit_is_started() -> None:
     assert not lane().is_served
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted", "unused", "is_early", "size"),
+    [
+        (64, 8, 2, True, 128),  # Little was left before half of the term was over.
+        (64, 8, 2, False, 64),
+        (64, 8, 3, True, 32),  # More than a quarter of the granted units is unused.
+        (7, 7, 7, False, 4),
+        (4096, 4096, 0, True, 4096),
+    ],
+)
+def test_an_allotment_grows_and_shrinks_with_what_is_used(
+    asked: int, granted: int, unused: int, is_early: bool, size: int
+) -> None:
+    assert next_size(asked, granted, unused, is_early=is_early) == size
