@@ -216,7 +216,7 @@ async def busy(stored: Shell) -> Shell:
 @pytest.mark.parametrize(
     ("command", "whole"),
     [
-        (("customers", "list"), "cus_custNffrFe"),
+        (("customers", "list"), "cus_custNffrFe 1000/day]"),
         (("grants", "list", LONG), "999,999,999,999,999"),
         (("usage", LONG), "999,999,999,999,989"),
     ],
@@ -225,9 +225,9 @@ async def test_no_line_of_a_table_is_wider_than_the_terminal(
     busy: Shell, command: tuple[str, ...], whole: str
 ) -> None:
     # F-69: at 80 columns numbers, dates and ids were cut in two.
-    for columns in (70, 90, 132):
+    for columns in (70, 84, 132):
         busy.environment["COLUMNS"] = f"{columns}"
         lines = [line.rstrip() for line in busy.run(*command).out.splitlines()]
         told = [line for line in lines if not line.startswith(f"customer {LONG}: plan")]
         assert max(map(len, told)) <= columns
-        assert whole in {word for line in told for word in line.split()}
+        assert set(whole.split()) <= {word for line in told for word in line.split()}

@@ -409,6 +409,12 @@ def test_a_call_was_processed_as_its_answer_says(holder: dict[str, Any], context
     assert call.context == (*context.items(),)
 
 
+def test_a_message_of_a_batch_was_processed_in_one() -> None:
+    used = {"input_tokens": 10, "output_tokens": 5, "service_tier": "batch"}
+    (call,) = read(compact(message(HAIKU, used)), usage="anthropic")
+    assert call.context == (("processing", "batch"),)
+
+
 USED_SMALL: Final = {"input_tokens": 10, "output_tokens": 5}
 
 
