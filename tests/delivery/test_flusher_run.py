@@ -200,7 +200,8 @@ async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch
     monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)
     async with desk_on("--appendonly", "yes") as (server, at):
         server.command("ACL", "SETUSER", "default", "-waitaof")
-        await at.flush(everything=True, timeout_s=0)
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.sealed, report.delivered) == (1, 0)
         await at.flush()
         assert at.accepted("acme") == 6
 

@@ -185,6 +185,14 @@ async def test_the_plan_in_force_takes_back_what_is_scheduled(at: Shop) -> None:
     assert "price_pro" in await at.items(begun.id)
 
 
+async def test_a_change_to_the_same_plan_keeps_the_seats_bought(at: Shop) -> None:
+    await at.subscribed(plan="team", seats=7)
+    await at.kit.gauges.set("acme", "seats", 9)
+    preview = await at.kit.subscriptions.preview("acme", plan="team")
+    assert preview.proration.net_cents == 0
+    assert (await at.kit.subscriptions.change_plan("acme", "team")).subscription.seats == 7
+
+
 async def test_seats_come_and_go_at_once_and_never_below_those_in_use(at: Shop) -> None:
     kit = at.kit
     begun = await at.subscribed(plan="pro")
