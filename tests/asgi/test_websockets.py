@@ -247,14 +247,14 @@ async def test_a_websocket_that_the_app_closed_is_not_closed_again(monkeypatch: 
 
     async with served(app, plans=PLANS) as at, opened(at) as socket:
         await at.kit.customers.set_status("acme", "unpaid")
-        await looked(at, socket, monkeypatch)
+        await looked(at, socket, 2, monkeypatch)
         ended.set()
         assert socket.kinds() == ["websocket.accept", "websocket.close"]
 
 
-async def looked(at: Served, socket: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait until an open websocket was looked at some times, or is sent something."""
-    seen, decide, before = list[str](), at.kit.store.decide, len(socket.sent)
+async def looked(at: Served, socket: Socket, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until an open websocket was looked at some times, or has sent more than so many messages."""
+    seen, decide = list[str](), at.kit.store.decide
 
     async def watched(*given: Any, **more: Any) -> Any:
         found = await decide(*given, **more)
@@ -262,7 +262,7 @@ async def looked(at: Served, socket: Socket, monkeypatch: pytest.MonkeyPatch) ->
         return found
 
     monkeypatch.setattr(at.kit.store, "decide", watched)
-    await eventually(lambda: seen.count("c") >= 3 or len(socket.sent) > before)
+    await eventually(lambda: seen.count("c") >= 3 or len(socket.sent) > sent)
 
 
 @pytest.mark.usefixtures("soon")
@@ -270,7 +270,7 @@ async def test_looking_counts_nothing_and_does_not_mind_rates(monkeypatch: pytes
     plans = PLANS.replace("rate: 8/hour, included: 5", "rate: 2/hour, included: 5")
     async with served(echo, plans=plans) as at, opened(at, "/live") as socket:
         await at.kit.record("acme", "messages", 2)
-        await looked(at, socket, monkeypatch)
+        await looked(at, socket, 1, monkeypatch)
         assert socket.is_open
         assert await at.counted(meter="messages") == (2, 0)
         assert await at.counted() == (0, 1)
