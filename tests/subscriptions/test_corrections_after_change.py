@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.customer_states import strand_usage
+from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
@@ -320,12 +321,15 @@ async def test_units_at_prices_by_model_stay_as_billed_once_corrected(store_url:
         await agrees(at)
 
 
-async def test_of_several_ended_prices_the_newest_goes_first(at: Shop) -> None:
+async def test_of_several_ended_prices_the_newest_goes_first(at: Shop, store_url: str) -> None:
     await begin(at, used=130)  # 30 at 5 cents
     await switch(at, "cheaper")
     await use(at, 20)  # at 3 cents
     await switch(at, "same")
     await use(at, 10)  # at 5 cents again
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None) as kit:
+        (tried,) = await kit.correct("acme", {"tokens": 22}, **LOOP, dry_run=True)
+    assert (tried.taken_back, by_hand(tried)) == (10, [(12, 36)])
     first = await correct(at, 22, credit=True)
     assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
     await use(at, 4)
