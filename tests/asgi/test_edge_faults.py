@@ -260,11 +260,12 @@ async def test_with_trailers_a_response_is_over_when_they_are_sent(
 ) -> None:
     """F-87: settling before the trailers."""
     settled_before: list[tuple[int, int]] = []
+    trailers: Message = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
         await send({"type": "http.response.body", "body": b"x", "more_body": True})
-        for message in (last, {"type": "http.response.trailers", "headers": [], "more_trailers": False}):
+        for message in (last, trailers):
             await send(message)
             await settled(at.kit)
             settled_before.append(await at.counted())

@@ -81,8 +81,8 @@ class TestApiKey:
 
 
 class Member(BaseUser):
-    is_authenticated = True
-    identity = "user-7"
+    is_authenticated: Any = True
+    identity: Any = "user-7"
     number, organisation = 7, "acme"
 
 

@@ -54,7 +54,8 @@ PLAIN, BYTES = "text/plain; charset=utf-8", "application/octet-stream"
 OLLAMA = {"model": "m", "created_at": "t", "done": True}
 TEXT = "Grüße aus 東京, alle miteinander. "
 TOKENS = len(TEXT.encode()) // 4
-WHOLE = {"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED}
+WHOLE: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "m", "choices": []}
+WHOLE["usage"] = DETAILED
 
 
 async def counted(app: ASGIApp, url: str, path: str = "/auto", **options: Any) -> tuple[int, ...]:
@@ -88,7 +89,7 @@ def logprobs(count: int) -> list[dict[str, Any]]:
 
 
 def chat_with_logprobs() -> bytes:
-    choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": logprobs(600)}}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": {"content": logprobs(600)}}
     choice["message"] = {"role": "assistant", "content": "x" * 2_400}
     return compact({**WHOLE, "choices": [choice]})
 

@@ -58,7 +58,7 @@ def answering(meanwhile: Callable[[], Awaitable[object]] | None = None) -> ASGIA
         await read_all(receive)
         headers = dict(scope["headers"])
         usage, said = chat_usage(1, int(headers[b"x-tokens"])), headers.get(b"x-model", b"").decode()
-        content = {"id": "1", "object": "chat.completion", "choices": [], "usage": usage}
+        content: dict[str, Any] = {"id": "1", "object": "chat.completion", "choices": [], "usage": usage}
         if meanwhile is not None:
             await meanwhile()
         body = compact(content | ({"model": said} if said else {}))

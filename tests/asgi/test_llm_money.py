@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import floor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from genai_prices import Usage, calc_price
@@ -262,7 +262,7 @@ def streaming(ending: asyncio.Event) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
         headers = dict(scope["headers"])
-        said = {"id": "1", "model": headers[b"x-model"].decode(), "choices": []}
+        said: Any = {"id": "1", "model": headers[b"x-model"].decode(), "choices": []}
         usage = chat_usage(1, int(headers[b"x-tokens"]))
         kind = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": kind})

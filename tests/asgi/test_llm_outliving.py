@@ -35,8 +35,8 @@ HELD = PLANS.replace(
 def response(status: str, name: str = "resp_1") -> dict[str, Any]:
     """A background response, as `POST /v1/responses` and `GET /v1/responses/{id}` answer."""
     usage = USAGE if status == "completed" else None
-    named = {"id": name, "object": "response", "background": True, "model": "gpt-5.6", "output": []}
-    return {**named, "status": status, "usage": usage}
+    named = {"id": name, "object": "response", "background": True, "model": "gpt-5.6"}
+    return {**named, "output": [], "status": status, "usage": usage}
 
 
 async def asked(at: Served, path: str, **options: Any) -> None:

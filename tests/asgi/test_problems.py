@@ -306,7 +306,7 @@ def test_a_limit_field_holds_integers_of_15_digits_at_most(
 
 IETF = [(b"ratelimit-policy", b'"a";q=1'), (b"ratelimit", b'"a";r=4;t=2')]
 X_FIELDS = [(b"x-ratelimit-limit", b"9"), (b"x-ratelimit-remaining", b"4")]
-X_FIELDS += [(b"x-ratelimit-reset", b"1800000002")]
+X_FIELDS.append((b"x-ratelimit-reset", b"1800000002"))
 
 
 @pytest.mark.parametrize(
@@ -319,10 +319,10 @@ def test_the_mode_chooses_the_fields(mode: Headers, expected: list[tuple[bytes, 
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    nothing: Any = {"policies": b"", "limit": None, "remaining": None, "reset_s": None, "now_s": 5}
-    assert fields("both", **{**nothing, "policies": b'"a";q=1'}) == IETF[:1]
+    nothing: dict[str, Any] = {"policies": b"", "limit": None, "remaining": None, "reset_s": None, "now_s": 5}
+    assert fields("both", **dict[str, Any](nothing, policies=b'"a";q=1')) == IETF[:1]
     assert fields("both", **nothing) == []
-    found = fields("both", **{**nothing, "limit": policy("a", 9), "remaining": 4})
+    found = fields("both", **dict[str, Any](nothing, limit=policy("a", 9), remaining=4))
     assert found == [(b"ratelimit", b'"a";r=4'), *X_FIELDS[:2]]
 
 

@@ -171,7 +171,7 @@ async def test_a_websocket_is_refused_and_closed_by_what_it_records() -> None:
 
 
 CHAT: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "gpt-large-1", "choices": []}
-CHAT |= {"usage": chat_usage(1, 100)}
+CHAT["usage"] = chat_usage(1, 100)
 
 
 async def test_a_derived_limit_refuses_the_models_that_it_is_about(store_url: str) -> None:
@@ -192,7 +192,8 @@ async def test_usage_fields_ask_for_their_meters_and_for_no_tokens() -> None:
         assert await statuses(at, "/rerank", "/rerank", "/chat") == [200, 429, 429]
 
 
-JOB = {"id": "resp_1", "object": "response", "background": True, "model": "gpt-small", "output": []}
+JOB: dict[str, Any] = {"id": "resp_1", "object": "response", "background": True, "model": "gpt-small"}
+JOB["output"] = []
 USED = {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000}
 JOBS = PLANS.replace(
     "routes:\n",

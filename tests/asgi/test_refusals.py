@@ -27,11 +27,11 @@ ORIGIN = "https://app.example"
 FROM_ORIGIN = {"origin": ORIGIN}
 RATED = PLANS.replace("20/hour", "5/hour").replace(", included: 5, overage: deny", "")
 RATED_SOON = RATED.replace("5/hour", "5/2 seconds")
-CAPPED = PLANS.replace("requests: {unit: request}", "requests: {unit: request, stripe: {event_name: r}}")
-CAPPED = CAPPED.replace("included: 5, overage: deny", "included: 2, overage: {bill: {cap: 3}}")
-SOLD = PLANS.replace("routes:\n", "credits:\n  ai: {costs: {pages: 1 per 1}}\nroutes:\n")
-SOLD = SOLD.replace("{concurrency: 1}", "{concurrency: 1, included: 0, overage: deny}")
-SOLD += "billing: {portal_url: https://pay.example}\n"
+SENT = PLANS.replace("requests: {unit: request}", "requests: {unit: request, stripe: {event_name: r}}")
+CAPPED = SENT.replace("included: 5, overage: deny", "included: 2, overage: {bill: {cap: 3}}")
+PORTAL = f"{PLANS}billing: {{portal_url: https://pay.example}}\n"
+PRICED = PORTAL.replace("routes:\n", "credits:\n  ai: {costs: {pages: 1 per 1}}\nroutes:\n")
+SOLD = PRICED.replace("{concurrency: 1}", "{concurrency: 1, included: 0, overage: deny}")
 
 
 async def nothing(_: Served) -> None:
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any], str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 async def test_a_refusal_is_told_as_promised(name: str) -> None:
     status, kind, members, fields, given = CASES[name]
-    options = {"plans": given.get("plans", PLANS), "who": given.get("who")}
+    options: Any = {"plans": given.get("plans", PLANS), "who": given.get("who")}
     async with served(hello, cors=[ORIGIN], **options) as at:
         await given.get("steps", nothing)(at)
         headers = {"x-customer-id": given.get("customer", "acme"), "origin": ORIGIN}
@@ -231,7 +231,10 @@ async def test_what_fails_in_the_midst_of_an_own_answer_is_raised() -> None:
         yield b"half"
         raise LookupError("the rest is gone")
 
-    async with served(hello, on_denied=lambda *_: StreamingResponse(halves(), status_code=429)) as at:
+    def denied(*_: object) -> StreamingResponse:
+        return StreamingResponse(halves(), status_code=429)
+
+    async with served(hello, on_denied=denied) as at:
         with pytest.raises(LookupError, match="the rest is gone"):
             await at.client.get("/full")
 

@@ -69,9 +69,11 @@ def name_of(route: Line | None) -> str | None:
     return None if route is None else route.match
 
 
-MATCHES = ["GET /healthz", "/billing/{path:path}", "GET /v1/files/{name}", "PUT /v1/files/{key:path}"]
-MATCHES += ["GET /v1/items/{number:int}", "GET /v1/items/{name}", "GET /v1/things/{id:uuid}"]
-MATCHES += ["GET /café/{name}", "WS /v1/live"]
+MATCHES = [
+    *("GET /healthz", "/billing/{path:path}", "GET /v1/files/{name}", "PUT /v1/files/{key:path}"),
+    *("GET /v1/items/{number:int}", "GET /v1/items/{name}", "GET /v1/things/{id:uuid}"),
+    *("GET /café/{name}", "WS /v1/live"),
+]
 
 
 @pytest.mark.parametrize(

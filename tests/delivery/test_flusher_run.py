@@ -135,8 +135,10 @@ async def two_to_send(at: Desk, sleep: timedelta) -> Any:
     assert at.emulator.faults == ()
     at.clock.advance(timedelta(minutes=1))
 
+    def awake(_: object) -> None: ...
+
     def sleep_once(_: object) -> None:
-        way.before = lambda _: None
+        way.before = awake
         at.clock.advance(sleep)
 
     way.before = sleep_once

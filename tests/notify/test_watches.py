@@ -1,5 +1,6 @@
 """``period.summary`` and ``usage.spike``: found by watches, one process each, and told once."""
 # Internals: a watch looks when the test says so.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 

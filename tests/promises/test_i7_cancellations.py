@@ -142,10 +142,13 @@ def test_i7_each_background_task_ends_after_one_cancellation(tmp_path: Path) -> 
     reached |= {"notify spikes", "notify summaries", "notify webhook", "overview", "revenue"}
     reached |= {"scheduled transitions", "webhooks"}
 
+    def contact(customer: str) -> Contact:
+        return Contact(f"{customer}@example.com")
+
     async def story() -> None:
         kit = kit_in_memory(
             loads(PLANS + SENDS),
-            contact=lambda customer: Contact(f"{customer}@example.com"),
+            contact=contact,
             stripe_api_key=STRIPE_KEY,
             stripe_api_base=f"http://127.0.0.1:{free_port()}",
             audit_url=f"sqlite:///{tmp_path}/audit.db",

@@ -328,7 +328,7 @@ class FakeProviders:
                 await live.send_json(
                     {"type": "response.output_text.delta", "event_id": "event_2", "delta": word, **delta}
                 )
-            done = {"id": name, "object": "realtime.response", "status": "completed", "output": []}
+            done: Any = {"id": name, "object": "realtime.response", "status": "completed", "output": []}
             done["usage"] = USAGE["realtime"]
             await live.send_json({"type": "response.done", "event_id": "event_3", "response": done})
         self.stopped["talk"] += 1
@@ -353,7 +353,7 @@ class FakeProviders:
 
         async def stream() -> AsyncGenerator[str]:
             usage = USAGE["message"] | {"output_tokens": 1}
-            begun = message | {"content": [], "stop_reason": None, "usage": usage}
+            begun: dict[str, Any] = message | {"content": [], "stop_reason": None, "usage": usage}
             block: Any = {"type": "text", "text": ""}
             yield sse({"type": "message_start", "message": begun}, named=True)
             yield sse({"type": "content_block_start", "index": 0, "content_block": block}, named=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -27,14 +27,14 @@ def clock() -> Clock:
 @pytest.fixture
 async def kit(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
     """A kit of the plans file ``PLANS`` of the test's module, or of that of subscribed customers."""
-    async with kit_of(store_url, clock, getattr(request.module, "PLANS", PLANS)) as kit:
+    async with kit_of(store_url, clock, getattr(cast("Any", request).module, "PLANS", PLANS)) as kit:
         yield kit
 
 
 @pytest.fixture
 async def other(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
     """The same of another process."""
-    async with kit_of(store_url, clock, getattr(request.module, "PLANS", PLANS)) as kit:
+    async with kit_of(store_url, clock, getattr(cast("Any", request).module, "PLANS", PLANS)) as kit:
         yield kit
 
 

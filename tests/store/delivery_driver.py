@@ -499,7 +499,7 @@ class Delivery(Checks):
         for units in map(str.split, kept["done"].values() if kept else ()):
             self.seen["units given back"] += units[7] != "0"
             self.seen["credits given back"] += units[8] != "0"
-        self.seen["units left to credit notes"] += any((kept or {}).get("by_hand", {}).values())
+        self.seen["units left to credit notes"] += any(kept.get("by_hand", {}).values() if kept else ())
         self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
 
     def restore_delivered(self, name: str) -> None:

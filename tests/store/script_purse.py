@@ -165,7 +165,7 @@ class Means:
             self._give(due(plan, period), {}, period)
         self.burned: Counter[str] = Counter()
         self.repaid: Counter[str] = Counter()
-        self.debts = dict(purse.debts)
+        self.debts: dict[str, Debt] = dict(purse.debts)
         self._repay()
 
     def _give(

@@ -176,11 +176,16 @@ class Checks(ScriptWorld):
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
 
-        claims = Claims(
-            counted=lambda meter: 0 if is_over else customer.included[meter],
-            held=lambda meter: sum(customer.holds[meter].live(now)),
-            held_credit=lambda meter: sum(customer.credit_holds[meter].live(now)),
-        )
+        def counted(meter: str) -> int:
+            return 0 if is_over else customer.included[meter]
+
+        def held_of(meter: str) -> int:
+            return sum(customer.holds[meter].live(now))
+
+        def held_credit(meter: str) -> int:
+            return sum(customer.credit_holds[meter].live(now))
+
+        claims = Claims(counted, held_of, held_credit)
         kinds = ("included", "overage", "pending", "granted", "credited", "over_cap")
         for meter, given in entitlements.items():
             counts: list[Counter[str]] = [getattr(customer, kind) for kind in kinds]

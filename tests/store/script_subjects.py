@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog import loads
 from meterkit.catalog.models import SPEND
@@ -465,7 +465,7 @@ class SubjectWorld(ScriptWorld):
         self.wire(pack("HSET", key, "h", head))
         if isinstance(reply, list):
             self.compare("of a damaged head", 2, reply[0])  # Before it is read: the view is of another state.
-            decision.view.cache.learn(decision.view, reply)
+            decision.view.cache.learn(decision.view, cast("list[object]", reply))
             return
         self.compare(f"of a damaged head: {reply}", True, "DAMAGED field h" in str(reply))
         self.seen["damaged"] += 1

@@ -230,7 +230,7 @@ class Link:
         self.is_there, self.tried = asyncio.Event(), list[float]()
         self.reconnector = Reconnector(self.connect, timeout_s=0.25, on_change=lambda _: None)
 
-    async def connect(self, _: OnEnd) -> AnyConnection:
+    async def connect(self, _: OnEnd, /) -> AnyConnection:
         self.tried.append(asyncio.get_running_loop().time())
         await self.is_there.wait()
         return cast("AnyConnection", Line())

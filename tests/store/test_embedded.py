@@ -183,7 +183,11 @@ def test_a_folder_others_may_write_in_does_not_shorten_a_path(
     path = server.start()  # /tmp serves where TMPDIR cannot.
     assert not path.startswith(str(tmp_path))
     server.stop()
-    monkeypatch.setattr(embedded, "is_private_folder", lambda _: False)
+
+    def is_private(_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(embedded, "is_private_folder", is_private)
     with pytest.raises(SettingsError, match="name a directory with a shorter path"):
         server.start()
 
@@ -221,7 +225,7 @@ def test_a_server_that_hangs_is_named_and_left_alone(
 @pytest.fixture
 def only_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Hide the extra, and leave one folder on PATH; a server that stands there."""
-    monkeypatch.setattr("importlib.util.find_spec", {}.get)
+    monkeypatch.setattr("importlib.util.find_spec", dict[str, None]().get)
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path / "valkey-server"
 

@@ -107,7 +107,7 @@ async def test_another_quantity_under_an_id_is_refused_as_a_whole(
 @pytest.mark.parametrize(
     ("error", "said", "given"),
     [
-        (MeterkitError, "quantities: found none; name one meter at least", ({},)),
+        (MeterkitError, "quantities: found none; name one meter at least", (dict[str, int](),)),
         (MeterkitError, "quantity: found 3 beside a mapping of meters", ({"pages": 1}, 3)),
         (MeterkitError, "quantity: found a value of type NoneType", ("pages",)),
         (UnknownMeterError, "'word'", ({"pages": 1, "word": 1},)),

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
@@ -42,7 +42,9 @@ async def process(url: str) -> Worker:
     return await start({"store": url, "plans": PLANS, "now": NOW.isoformat()}, Holding)
 
 
-async def figures(kit: MeterKit, meter: str, kind: Any = "user") -> dict[str, tuple[int, int]]:
+async def figures(
+    kit: MeterKit, meter: str, kind: Literal["user", "team"] = "user"
+) -> dict[str, tuple[int, int]]:
     """Recorded and held units by subject."""
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
@@ -222,7 +224,7 @@ async def test_a_deleted_customer_leaves_nothing_of_its_subjects(kit: MeterKit) 
     assert found.subjects == 8
     assert await kit.usage("acme", by="user") == []
     assert (await kit.customers.get("acme")).subject_overrides == {}
-    client, keys = cast("Any", (await kit.store.admin()).client), kit.store.keys
+    client, keys = (await kit.store.admin()).client, kit.store.keys
     assert not await client.exists(keys.subjects("acme"))
     for nth in range(7):
         assert not await client.exists(keys.subject("acme", "user", f"u{nth}"))

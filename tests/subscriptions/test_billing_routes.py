@@ -343,8 +343,9 @@ async def test_bodies_are_bounded_and_json(client: httpx.AsyncClient, at: Shop) 
     assert told(answer) == (413, "request-too-large")
     assert pulled < 32
     plain: Any = {"content": b'{"plan":"pro"}', "headers": {"content-type": "text/plain"}}
-    for form in ({"data": {"plan": "pro"}}, plain):
-        assert told(await client.post("/subscription", **form)) == (415, "media-type-not-supported")
+    form: Any = {"data": {"plan": "pro"}}
+    for sent in (form, plain):
+        assert told(await client.post("/subscription", **sent)) == (415, "media-type-not-supported")
     fits = await client.post(
         "/subscription", content=b'{"plan": "prp"' + b" " * 65_000 + b"}", headers=headers
     )

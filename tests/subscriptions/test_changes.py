@@ -241,7 +241,7 @@ def test_no_line_is_off_by_more_than_half_a_cent(
 
 
 START, END, LATER = 1_000_000, 2_000_000, 3_000_000
-BASE = {"id": "si_1", "price": {"id": "price_pro", "recurring": {}}, "quantity": 1}
+BASE: dict[str, Any] = {"id": "si_1", "price": {"id": "price_pro", "recurring": {}}, "quantity": 1}
 TOKENS = {"id": "price_tokens", "recurring": {"usage_type": "metered", "meter": "mtr_1"}}
 METERED = {"id": "si_2", "price": TOKENS, "quantity": 0}
 

@@ -70,7 +70,7 @@ async def correct(
     at: Shop, quantity: int, *, credit: bool = False, id_: str = "c-1", meter: str = "tokens"
 ) -> Corrected:
     """Correct units, after a dry run that says the same; and deliver what takes them back."""
-    given = LOOP | {"correction_id": id_}
+    given: dict[str, Any] = LOOP | {"correction_id": id_}
     (tried,) = await at.kit.correct("acme", {meter: quantity}, **given, dry_run=True)
     (found,) = await at.kit.correct("acme", {meter: quantity}, **given, credit=credit)
     parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)

@@ -56,7 +56,7 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
     model, entered, left = dict(scope["headers"])[b"x-call"].decode().split()
     usage = {"prompt_tokens": int(entered), "completion_tokens": int(left)}
     usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
-    said = {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    said: Any = {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": compact(said)})

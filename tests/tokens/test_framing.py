@@ -435,10 +435,13 @@ def dumped(body: Any, *, ascii_only: bool) -> bytes:
     return b"data: " + said.encode("utf-8", "surrogatepass") + b"\n\n"
 
 
+def unmeasured(*_: object) -> None: ...
+
+
 def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(Repeats, "measure", lambda _repeats, _event: None)
+            patch.setattr(Repeats, "measure", unmeasured)
         reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []
         for event in events:

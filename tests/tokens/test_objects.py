@@ -84,7 +84,7 @@ class Plain:
 def models(value: Any) -> Any:
     """Objects of an SDK, as a document has them."""
     if isinstance(value, list):
-        return [models(item) for item in value]
+        return [models(item) for item in cast("list[object]", value)]
     if not isinstance(value, dict):
         return value
     members = {name: models(inner) for name, inner in cast("dict[str, Any]", value).items()}

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
@@ -62,7 +62,9 @@ def test_openai_units(module: str, kind: str, name: str) -> None:
     """F-212, F-213: objects of the SDK have the units that its JSON has."""
     model: Any = getattr(pytest.importorskip(module), kind)
     payload = PAYLOADS[name]
-    said = payload.said[-1] if isinstance(payload.said, list) else payload.said
+    said: Any = payload.said
+    if isinstance(said, list):
+        said = cast("list[dict[str, Any]]", said)[-1]
     calls = calls_of(model.construct(**said))
     assert [dict(call.details) for call in calls] == payload.units
     assert calls == calls_of(said)

@@ -423,7 +423,7 @@ USED_SMALL: Final = {"input_tokens": 10, "output_tokens": 5}
     [
         {"success": True, "result": {"usage": USED_SMALL}},
         {"answers": [{"type": "essay"}], "usage": USED_SMALL},
-        {"pages": [{}], "usage": USED_SMALL},
+        {"pages": [dict[str, Any]()], "usage": USED_SMALL},
         {"text": 5, "usage": {"type": "duration", "seconds": 4}},
         {"tool_usage": {"image_gen": USED_SMALL}},
     ],

@@ -317,7 +317,7 @@ def test_two_looks_that_agree_decide(
     value: int, before: str | None, now: str | None, verdict: Verdict, words: str
 ) -> None:
     earlier = None if before is None else look(before)
-    judged = judge(**ASKED | {"value": value}, before=earlier, now=look(now, LATER_MS + 600_000))
+    judged = judge(**dict[str, Any](ASKED, value=value), before=earlier, now=look(now, LATER_MS + 600_000))
     assert judged.verdict == verdict
     assert words in judged.why
 

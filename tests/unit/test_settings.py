@@ -6,7 +6,7 @@ import json
 import os
 from base64 import b64encode
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 from pydantic import SecretStr
@@ -40,7 +40,7 @@ def refusal(**keywords: Any) -> str:
 def reveal(value: Any) -> Any:
     """A setting with what it does not show."""
     if isinstance(value, tuple):
-        return [reveal(secret) for secret in value]
+        return [reveal(secret) for secret in cast("tuple[object, ...]", value)]
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
@@ -229,7 +229,12 @@ def test_no_form_of_the_settings_shows_a_password_or_a_key() -> None:
     )
     shown = [
         *(repr(settings), str(settings), str(settings.model_dump()), str(settings.model_dump(mode="json"))),
-        *(settings.model_dump_json(), str(dict(settings)), str(vars(settings)), repr(settings.model_copy())),
+        *(
+            settings.model_dump_json(),
+            str(dict(settings)),
+            str(settings.__dict__),
+            repr(settings.model_copy()),
+        ),
         *(str(list(settings)), str(settings.__pydantic_fields_set__)),
         json.dumps(settings.model_dump(mode="json")),
     ]

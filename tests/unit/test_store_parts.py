@@ -370,7 +370,7 @@ async def test_a_cluster_that_cannot_be_reached_says_why() -> None:
 
 
 async def test_renewal_that_begins_again_renews_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    renewal = Renewal(lambda *_: None, lambda: 0)
+    renewal = Renewal(lambda _: None, lambda: 0)
     timers = list[asyncio.TimerHandle]()
     loop = asyncio.get_running_loop()
     later = loop.call_later
@@ -418,7 +418,7 @@ async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
     async def refuse(_: OnEnd) -> AnyConnection:
         raise SettingsError("redis_url", "redis_url: it is another's")
 
-    reconnector = Reconnector(refuse, timeout_s=1, on_change=lambda *_: None)
+    reconnector = Reconnector(refuse, timeout_s=1, on_change=lambda _: None)
     with pytest.raises(SettingsError, match="it is another's"):
         await reconnector.reach(5)
     await reconnector.stop()
