@@ -65,11 +65,13 @@ def compare(suite: Fetched, *arguments: str, at_least: int) -> None:
 
 
 @pytest.mark.whole
+@pytest.mark.dear("three runs of a suite of 1,000 tests")
 def test_i8_fastapis_own_suite_does_not_notice() -> None:
     compare(FASTAPI.fetch(), "tests", *(f"--ignore={path}" for path in LEFT_OUT), at_least=1_000)
 
 
 @pytest.mark.whole
+@pytest.mark.dear("three runs of a suite of 130 tests")
 def test_i8_sse_starlettes_own_suite_does_not_notice() -> None:
     # Another of its modules tests an example, which the source distribution lacks.
     compare(SSE.fetch(), "tests", "--ignore=tests/test_broadcasting_example.py", at_least=130)
