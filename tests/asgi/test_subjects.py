@@ -246,7 +246,7 @@ async def test_an_open_websocket_ends_once_its_user_has_nothing_left(monkeypatch
     who = Caller("acme", {"user": "u_7"})
     async with served(echo, plans=PLANS, who=lambda _: who) as at, opened(at) as socket:
         await at.kit.record("acme", "messages", 9, subjects={"user": "u_8"})
-        await looked(at, monkeypatch)
+        await looked(at, socket, len(socket.sent), monkeypatch)
         assert socket.is_open  # What others have used does not matter.
         await at.kit.record("acme", "messages", 2, subjects={"user": "u_7"})
         await eventually(lambda: not socket.is_open)
