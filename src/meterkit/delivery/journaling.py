@@ -97,10 +97,11 @@ class JournaledTransport:
             )
             for one in intents
         ]
-        lost = len(self._waiting[_WAITING_MOST:])
-        del self._waiting[_WAITING_MOST:]
-        if lost and self._failures.is_due("lost"):
-            _logger.warning(_LOST, lost)
+        lost = len(self._waiting) - _WAITING_MOST
+        if lost > 0:
+            del self._waiting[_WAITING_MOST:]
+            if self._failures.is_due("lost"):
+                _logger.warning(_LOST, lost)
         self._begin()
 
     def _begin(self) -> None:
