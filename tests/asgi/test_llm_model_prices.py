@@ -13,6 +13,7 @@ import meterkit
 from asgi.test_websockets import echo, opened
 from drivers.app import hello
 from drivers.delivery import until
+from drivers.health_findings import findings
 from drivers.llm_apps import metered, read_all
 from drivers.plans import completed
 from meterkit import MeterKit
@@ -480,7 +481,7 @@ async def test_calls_of_a_model_without_a_price_are_counted_and_found(
 
 
 async def models_found(kit: MeterKit) -> list[str]:
-    return [one.problem for one in (await kit.health()).findings if one.check == "models"]
+    return [one.problem for one in await findings(kit, "models")]
 
 
 async def test_a_model_of_no_pattern_is_counted_and_found(store_url: str) -> None:

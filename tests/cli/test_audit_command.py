@@ -17,6 +17,7 @@ from drivers.audit_database import Row, drain_all, insert_rows
 from drivers.audited_kit import rows_in
 from drivers.command_line import InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
+from drivers.health_findings import findings, looked_at
 from drivers.period_ends import JULY, JUNE, MAY, PLANS, paying
 
 if TYPE_CHECKING:
@@ -214,15 +215,14 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
         "all 1 chains are unbroken (5 rows); 1 invoice root agrees",
         f"not compared, as they have no audit root: invoices {first}",
     ]
-    found = await at.at.kit.health()  # Of the last week; July's has its root.
-    assert found.looked_at["roots"] == "renewals in 7 days: 1"
-    assert [one.problem for one in found.findings if one.check == "roots"] == []
+    # Of the last week; July's has its root.
+    assert await looked_at(at.at.kit, "roots") == ("renewals in 7 days: 1", [])
     # A number that cannot be read is no root, too.
     await at.at.found.client.v1.invoices.update_async(second, {"metadata": {"meterkit_audit_rows": "many"}})
     done = await at.verify("--stripe")
     assert (done.code, "no invoice has a root to compare" in done.err) == (0, True)
     assert f"invoices {second}, {first}\n" in done.err
-    (finding,) = [one for one in (await at.at.kit.health()).findings if one.check == "roots"]
+    (finding,) = await findings(at.at.kit, "roots")
     assert finding.problem == f"these invoices went out without the root of the audit log: {second}"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from drivers.delivery import NOW, desk, have_at_stripe, until
+from drivers.health_findings import findings
 from drivers.period_ends import AFTER_JUNE, closing_of
 from drivers.store_keys import meter_token
 
@@ -93,7 +94,7 @@ async def test_units_stripe_did_not_count_are_reported_once(
     assert await closing.unconfirmed() == (1, 46 * 60)
     assert await closing.at(107) == (0, 1, 0)
     assert len(errors(caplog)) == 1
-    (finding,) = [found for found in (await at.kit.health()).findings if found.check == "closes"]
+    (finding,) = await findings(at.kit, "closes")
     assert "customer acme, until 2031-07-01 00:00 UTC" in finding.problem
     assert "meterkit reconcile CUSTOMER --period" in finding.cure
     # What Stripe lacked comes there by hand.

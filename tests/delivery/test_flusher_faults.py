@@ -22,6 +22,7 @@ from drivers.delivery import (
     desk,
     flusher_of,
 )
+from drivers.health_findings import findings
 from drivers.sampled import whole
 from servers.fixed_answers import answer, answering
 
@@ -140,8 +141,7 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
 
 
 async def meter_problems(at: Desk) -> list[str]:
-    health = await at.kit.health()
-    return [one.problem for one in health.findings if one.check == "stripe" and one.problem[:6] == "meter "]
+    return [one.problem for one in await findings(at.kit, "stripe") if one.problem[:6] == "meter "]
 
 
 async def test_a_meter_with_other_payload_keys_parks_its_usage(

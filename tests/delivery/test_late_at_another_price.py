@@ -12,6 +12,7 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for, said_late
+from drivers.health_findings import findings, looked_at
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
 from drivers.priced_shop import SWITCHED_PLANS as PLANS
@@ -469,11 +470,9 @@ async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(sold: Sho
 
 
 async def test_a_queued_item_is_counted_by_health_metrics_and_pages(sold: Shop) -> None:
-    health = await sold.kit.health()
-    assert health.looked_at["items"] == "1 wait"
-    assert [one for one in health.findings if one.check == "items"] == []
+    assert await looked_at(sold.kit, "items") == ("1 wait", [])
     sold.clock.advance(timedelta(minutes=61))
-    (finding,) = [one for one in (await sold.kit.health()).findings if one.check == "items"]
+    (finding,) = await findings(sold.kit, "items")
     assert "1 invoice item for late usage waits for more than an hour" in finding.problem
     assert "26 of words at USD 0.04 each of customer acme" in finding.problem
     async with pages_of(sold.kit) as client:

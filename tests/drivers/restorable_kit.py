@@ -63,6 +63,13 @@ class House:
     def back_up(self) -> None:
         shutil.copytree(self.data, self.backup)
 
+    async def deliver_after_back_up(self, kit: MeterKit, units: int) -> None:
+        """Back up, and five minutes later deliver more units of acme, with all that was pending."""
+        self.back_up()
+        self.clock.advance(timedelta(minutes=5))
+        await kit.record("acme", "requests", units)
+        assert (await kit.flush(everything=True)).delivered == 1
+
     def restore(self) -> None:
         """Put the copy in the place of what the server has written since."""
         shutil.rmtree(self.data)

@@ -20,9 +20,10 @@ from sqlalchemy import create_engine, event, text
 from drivers.audit_database import Row, insert_rows, to_ms
 from drivers.audited_kit import audited, rebuild, row_of, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS, kit_for
+from drivers.health_findings import findings
 from drivers.process_metrics import told
 from drivers.sampled import whole
-from meterkit import Finding, MeterKit, SettingsError
+from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit import chaining, draining, verifying
@@ -175,11 +176,6 @@ async def test_the_last_two_seconds_are_not_drained(at: Audited, monkeypatch: py
         assert [row["quantity"] for row in rows] == drained
 
 
-async def findings(kit: MeterKit) -> list[Finding]:
-    found = await kit.health()
-    return [one for one in found.findings if one.check == "audit"]
-
-
 async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(at: Audited) -> None:
     admin: Any = await at.kit.store.admin()
     now_ms = at.kit.store.now_ms()
@@ -198,9 +194,9 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
     async with audited(store_url, sqlite_in(away)) as at:
         await at.kit.record("acme", "rows", 1)
         at.desk.clock.advance(timedelta(minutes=15))
-        assert await findings(at.kit) == []
+        assert await findings(at.kit, "audit") == []
         at.desk.clock.advance(timedelta(minutes=32))
-        (finding,) = await findings(at.kit)
+        (finding,) = await findings(at.kit, "audit")
         waits = "1 entry of the audit log has waited for up to 47 min for the database"
         assert finding.problem.startswith(waits)
         cure = "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT"
@@ -208,16 +204,16 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)
         await at.fold(2)
-        first, second = await findings(at.kit)
+        first, second = await findings(at.kit, "audit")
         assert first.problem.startswith("2 entries of the audit log have waited")
         assert second.problem.startswith("1 shard has so many entries of the audit log waiting")
         other = kit_for(store_url, at.desk.url, clock=at.desk.clock, stripe_api_key=None)
-        first, second = await findings(other)
+        first, second = await findings(other, "audit")
         assert first.cure.startswith("METERKIT_AUDIT_URL is not set here; ")
         await other.store.stop()
         away.mkdir()
         await at.drainer.once()
-        assert await findings(at.kit) == []
+        assert await findings(at.kit, "audit") == []
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
 

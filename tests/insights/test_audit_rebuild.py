@@ -10,6 +10,7 @@ import pytest
 
 from drivers.audited_kit import audited, audited_of, lose_all, rebuild, restart_meters, rows_in, sqlite_in
 from drivers.delivery import PLANS, kit_for
+from drivers.health_findings import findings
 from drivers.store_keys import meter_token
 from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
@@ -193,7 +194,7 @@ async def test_a_damaged_shard_is_named_and_others_are_drained(
     drained = [row for row in await asyncio.to_thread(rows_in, at.url) if row["quantity"] == 7]
     assert sorted(row["customer"] for row in drained) == others != []
     assert caplog.text.count(f"shard {shard} of the audit log is left") == 1
-    problems = [one.problem for one in (await at.kit.health()).findings if one.check == "audit"]
+    problems = [one.problem for one in await findings(at.kit, "audit")]
     unread = [one for one in problems if one.startswith(f"the audit log of shard {shard} cannot")]
     assert len(unread) == (part == "entries")
     await client.delete(key)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from books.revenue_shop import CATALOG, MICRO, YEARLY, books, on
+from drivers.health_findings import findings, looked_at
 from drivers.webhooks import hooked
 from meterkit import Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from books.revenue_shop import Books
-    from meterkit import Finding, MeterKit
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -213,28 +214,23 @@ async def test_revenue_by_plan_is_a_metric(at: Books) -> None:
 
 
 async def test_days_without_a_snapshot_are_found(at: Books) -> None:
-    assert await looked_at(at.kit) == ("no snapshot yet: each day that is over gets one", [])
+    assert await looked_at(at.kit, "revenue") == ("no snapshot yet: each day that is over gets one", [])
     assert at.tables() == []
     await at.go(on(1, 5))
-    assert await looked_at(at.kit) == ("the last snapshot is of 2031-01-04", [])
+    assert await looked_at(at.kit, "revenue") == ("the last snapshot is of 2031-01-04", [])
     # The day that has just ended is still to be made.
     at.at.clock.set(on(1, 6))
-    assert (await looked_at(at.kit))[1] == []
+    assert await findings(at.kit, "revenue") == []
     at.at.clock.set(on(1, 8))
-    _, (finding,) = await looked_at(at.kit)
+    _, (finding,) = await looked_at(at.kit, "revenue")
     assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
     await at.revenue.snapshot()
-    assert (await looked_at(at.kit))[1] == []
+    assert await findings(at.kit, "revenue") == []
     with sqlite3.connect(at.path) as database:
         database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
-    assert [one.problem for one in (await looked_at(at.kit))[1]] == [
+    assert [one.problem for one in await findings(at.kit, "revenue")] == [
         "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
     ]
-
-
-async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
-    found = await kit.health()
-    return found.looked_at.get("revenue"), [one for one in found.findings if one.check == "revenue"]
 
 
 async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:

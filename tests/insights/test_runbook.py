@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from drivers.delivery import CATALOG
+from drivers.health_findings import findings
 from drivers.kit_parts import note_upkeep
 from drivers.process_metrics import names_in, problems_in
 from faults.refusals import PLANS, kit_at
@@ -159,6 +160,6 @@ async def test_a_key_that_is_refused_is_found_and_on_the_page() -> None:
     async with StripeEmulator(api_keys=["sk_test_new"]).serve() as url:
         settings: dict[str, Any] = {"stripe_api_key": "sk_test_old", "stripe_api_base": url, "flush": False}
         async with MeterKit(CATALOG, redis_url="memory://", **settings) as kit:
-            (finding,) = [one for one in (await kit.health()).findings if one.check == "stripe"]
+            (finding,) = await findings(kit, "stripe")
     assert finding.problem.startswith("Stripe refuses the key: HTTP 401")
     assert f"`{finding.check}`" in PAGE

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from standardwebhooks import Webhook
 
+from drivers.health_findings import findings, looked_at
 from drivers.messages import (
     NOW,
     OTHER_SECRET,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.messages import Mailbox, Receiver
-    from meterkit import Finding
 
 pytestmark = pytest.mark.anyio
 
@@ -257,24 +257,19 @@ async def test_a_deleted_customers_messages_are_dropped(hook: Receiver, kit: Met
     assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
 
 
-async def looked_at(kit: MeterKit) -> tuple[str | None, list[Finding]]:
-    found = await kit.health()
-    return found.looked_at.get("messages"), [one for one in found.findings if one.check == "messages"]
-
-
 async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
-    assert ("0 wait, 0 dead", []) == await looked_at(kit)
+    assert ("0 wait, 0 dead", []) == await looked_at(kit, "messages")
     await kit.record("acme", "requests", 5)
     await courier(kit, "webhook").collect()
     clock.advance(timedelta(minutes=5))
-    assert ("1 wait, 0 dead", []) == await looked_at(kit)
+    assert ("1 wait, 0 dead", []) == await looked_at(kit, "messages")
     clock.advance(timedelta(minutes=1))
-    (late,) = (await looked_at(kit))[1]
+    (late,) = await findings(kit, "messages")
     assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
     assert "METERKIT_NOTIFY_SECRET" in late.cure
     hook.status = 410
     await pass_over(kit, "webhook")
-    seen, (dead,) = await looked_at(kit)
+    seen, (dead,) = await looked_at(kit, "messages")
     assert "0 wait, 1 dead" == seen
     assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
     metrics = await told(kit)

@@ -36,10 +36,7 @@ async def test_i6_i11_a_backup_one_hour_old(house: House, audited: bool) -> None
     async with house.open(**settings) as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
-        house.back_up()
-        house.clock.advance(timedelta(minutes=5))
-        await kit.record("acme", "requests", 50)
-        assert (await kit.flush(everything=True)).delivered == 1
+        await house.deliver_after_back_up(kit, 50)
         await kit.correct("acme", {"requests": 20}, reason="counted twice", correction_id="one")
         house.clock.advance(timedelta(minutes=5))
         assert (await kit.flush(everything=True)).delivered == 1
@@ -67,11 +64,8 @@ async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(house: House, au
     async with house.open(**settings) as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
-        house.back_up()
-        house.clock.advance(timedelta(minutes=5))
         # Another 60 units are delivered, and what was pending with them is: 160 in one intent.
-        await kit.record("acme", "requests", 60)
-        assert (await kit.flush(everything=True)).delivered == 1
+        await house.deliver_after_back_up(kit, 60)
         house.clock.advance(timedelta(minutes=55))
         await drained(kit)
     house.restore()
@@ -91,10 +85,7 @@ async def test_i6_i11_usage_between_restart_and_first_flush(house: House, audite
     async with house.open(**settings) as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
-        house.back_up()
-        house.clock.advance(timedelta(minutes=5))
-        await kit.record("acme", "requests", 50)
-        assert (await kit.flush(everything=True)).delivered == 1
+        await house.deliver_after_back_up(kit, 50)
         await kit.record("acme", "requests", 7)
         await drained(kit)
         house.clock.advance(timedelta(minutes=50))

@@ -28,10 +28,7 @@ async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
     async with house.open() as (kit, _):
         await linked(kit)
         await kit.record("acme", "requests", 100)
-        house.back_up()
-        house.clock.advance(timedelta(minutes=5))
-        await kit.record("acme", "requests", 50)
-        assert (await kit.flush(everything=True)).delivered == 1
+        await house.deliver_after_back_up(kit, 50)
         house.clock.advance(timedelta(hours=1))
     house.restore()
     async with house.open() as (kit, _):

@@ -17,6 +17,7 @@ from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.customer_states import closed_period_cents, forget_prices, state_of
 from drivers.delivery import kit_for
+from drivers.health_findings import findings
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.priced_shop import buyer, renewed, usage_lines
@@ -205,7 +206,7 @@ async def test_f_227_an_uncomputable_price_is_named_by_health(
     store_url: str, price: dict[str, str], reason: str
 ) -> None:
     async def named(at: Shop) -> list[str]:
-        problems = [one.problem for one in (await at.kit.health()).findings if one.check == "subscriptions"]
+        problems = [one.problem for one in await findings(at.kit, "subscriptions")]
         drifts = (await at.kit.subscriptions.check()).get(PRESENT, ())
         return [*problems, *(one.message for one in drifts if one.kind == "inexact_price")]
 

@@ -10,6 +10,7 @@ import pytest
 
 from drivers.customer_states import store_overrides
 from drivers.delivery import kit_for
+from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed, usage_lines
 from drivers.sampled import whole
@@ -172,7 +173,7 @@ async def test_sync_makes_each_price_once_in_any_order(at: Shop, store_url: str)
 
 
 async def problems(at: Shop) -> list[str]:
-    return [one.problem for one in (await at.kit.health()).findings if one.check == "stripe"]
+    return [one.problem for one in await findings(at.kit, "stripe")]
 
 
 async def test_the_doctor_names_models_missing_at_stripe(at: Shop) -> None:

@@ -17,6 +17,7 @@ import stripe
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.health_findings import findings
 from drivers.kit_parts import BackgroundTasks
 from drivers.payment_process import Paying
 from drivers.sampled import whole
@@ -282,7 +283,7 @@ async def test_a_second_paying_stripe_customer_is_named(at: Hooked, status: str)
         assert (words in dead.why) == (status == "active")
     assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
     assert (await at.kit.customers.get("acme")).plan == "free"
-    (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
+    (finding,) = await findings(at.kit, "webhooks")
     assert dead.why in finding.problem
     # The cure of the message, where the customer confirms the payment.
     await at.kit.customers.unlink("acme")

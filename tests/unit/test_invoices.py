@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, kit_alone, subscription
+from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.closing import Closer, _held_in_words
 from meterkit.delivery.draft_hold import HELD, DraftHold
@@ -38,14 +38,12 @@ from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.closes import Close, Closes
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.stripe.request import ENDED_HERE
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from meterkit import MeterKit
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
+    from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -56,17 +54,6 @@ JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
 JULY_MS: Final = int(JULY.timestamp() * 1000)
 MINUTE: Final = timedelta(minutes=1)
 SECOND: Final = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def clock() -> Clock:
-    return Clock(NOW)
-
-
-@pytest.fixture
-async def kit(clock: Clock) -> AsyncGenerator[MeterKit]:
-    async with kit_alone(clock=clock) as kit:
-        yield kit
 
 
 # When the closer looks at a close again, and when it reports one: by the second.

@@ -23,7 +23,6 @@ from drivers.kept_intents import (
     ObjectsAtStripe,
     Rows,
     keep,
-    kit_alone,
     subscription,
 )
 from meterkit import FlushReport
@@ -44,13 +43,13 @@ from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavai
 from meterkit.outbox.intents import Attempt, Kept, Move, Sealed
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
-from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from meterkit import MeterKit
     from meterkit.store.store import Store
+    from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -118,17 +117,6 @@ class Desk:
         self.answers.calls.clear()
         await self.sender.send(self.lease, attempts, lambda: 0.0, alone=True)
         return list(self.answers.calls)
-
-
-@pytest.fixture
-async def clock() -> Clock:
-    return Clock(NOW)
-
-
-@pytest.fixture
-async def kit(clock: Clock) -> AsyncGenerator[MeterKit]:
-    async with kit_alone(clock=clock) as kit:
-        yield kit
 
 
 @pytest.fixture
