@@ -14,7 +14,7 @@ from starlette.routing import compile_path
 from drivers.sampled import few_examples
 from meterkit.catalog import QUANTITY_MAX
 from meterkit.catalog.document import Fields, Text, parse
-from meterkit.catalog.errors import Place, Problems, RefusedError
+from meterkit.catalog.errors import FilePlace, Problems, RefusedError
 from meterkit.catalog.match_lines import METHODS, parse_match, takes_all
 from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate
@@ -71,11 +71,11 @@ def test_without_libyaml_the_same_is_read_and_said(monkeypatch: pytest.MonkeyPat
 
 def test_a_problem_that_settles_is_the_last_word_on_its_place() -> None:
     problems = Problems("plans.yaml")
-    place = Place(1, 1, "a")
+    place = FilePlace(1, 1, "a")
     problems.refuse(place, "first")
     problems.refuse(place, "last", settles=True)
     problems.refuse(place, "never said")
-    problems.refuse(Place(1, 1, "b"), "elsewhere")
+    problems.refuse(FilePlace(1, 1, "b"), "elsewhere")
     assert [problem.message for problem in problems.error().problems] == ["first", "last", "elsewhere"]
 
 

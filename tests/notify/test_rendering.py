@@ -10,7 +10,7 @@ import pytest
 
 from drivers.messages import PLANS
 from meterkit.catalog import loads
-from meterkit.catalog.notifications import MESSAGE_EVENTS
+from meterkit.catalog.models import MESSAGE_EVENTS
 from meterkit.notify.mail import server_of
 from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer

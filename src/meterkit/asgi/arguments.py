@@ -15,7 +15,7 @@ from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.preflights import Preflights
 from meterkit.asgi.routing import Router, own_root_path
 from meterkit.asgi.without_store import PolicyFields
-from meterkit.catalog.additions import charging_meters, is_fetched
+from meterkit.catalog.routes import charging_meters, is_fetched
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

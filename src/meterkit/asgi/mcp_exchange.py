@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.mcp_answers import PIECE_BYTES, AnswerReader
-from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
+from meterkit.catalog.models import BILLED_ON_SUCCESS
 from meterkit.tokens.framing.incremental import drain
 
 if TYPE_CHECKING:

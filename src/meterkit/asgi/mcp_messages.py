@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.catalog.mcp_match import NAMED_METHODS
+from meterkit.catalog.models import NAMED_METHODS
 
 if TYPE_CHECKING:
-    from meterkit.catalog.mcp_match import McpMatch
+    from meterkit.catalog.models import McpMatch
 
 MESSAGE_BYTES_MAX: Final = 4 << 20
 """As many as the servers of the SDKs take: https://github.com/modelcontextprotocol/python-sdk"""

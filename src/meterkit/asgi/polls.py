@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from meterkit.catalog.additions import additions_of, charging_meters
+from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.errors import StoreError
 from meterkit.store.jobs import owners_of
 

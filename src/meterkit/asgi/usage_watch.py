@@ -9,7 +9,7 @@ from meterkit.asgi.client_watch import ClientWatch
 from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.reading import Reading
-from meterkit.catalog.additions import is_fetched
+from meterkit.catalog.routes import is_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,12 +20,12 @@ _WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
 
 
 def minor_units(currency: str) -> int:
-    """How many minor units make one of a currency: 100 cents a dollar."""
+    """Minor units in one major unit of a currency: 100 cents a dollar."""
     return int(10 ** _decimals(currency))
 
 
 def micros_per_minor_unit(currency: str) -> int:
-    """How many millionths of one of a currency make a minor unit: 10,000 a cent."""
+    """Millionths of a major unit in a minor unit: 10,000 a cent."""
     return 10**6 // minor_units(currency)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_feature(name: str, features: Collection[str]) -> None:
-    """See that the plans file has a feature of this name.
+    """Check that the plans file has a feature of this name.
 
     Raises:
         UnknownFeatureError: it has not.
@@ -55,7 +55,7 @@ def check_change(quantity: object) -> int:
 
 
 def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> None:
-    """See that quantities can be counted on the meters that they are of.
+    """Check that each quantity is valid and its meter a counter of the app's.
 
     Raises:
         UnknownMeterError: a meter is not there, or is a gauge or derived.
@@ -90,7 +90,7 @@ def quantities_given(
 
 
 def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
-    """See that an app can count on a meter of this name.
+    """Check that an app can count on a meter of this name.
 
     Raises:
         UnknownMeterError: there is none, or it is a gauge or derived.
@@ -108,7 +108,7 @@ def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
 
 
 def check_gauge(name: str, meters: Mapping[str, Meter]) -> None:
-    """See that a meter of this name has a level.
+    """Check that a meter of this name is a gauge.
 
     Raises:
         UnknownMeterError: there is none, or it is a counter.

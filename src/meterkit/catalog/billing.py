@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from meterkit.catalog.billing_terms import (
+from meterkit.catalog.document import Fields, Items, Node, kind_of
+from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
     OUTCOMES,
+    Allotment,
+    Anonymous,
     Changes,
     Dunning,
+    Enforcement,
+    Headers,
     Outcome,
+    StoreFailure,
 )
-from meterkit.catalog.document import Fields, Items, Node, kind_of
-from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.models import Allotment, Anonymous, Enforcement, Headers, StoreFailure
-from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
+from meterkit.catalog.shapes import AnyForm, Key, ListOf, MappedShape, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 
 if TYPE_CHECKING:
@@ -108,11 +112,11 @@ def _plain(node: Node) -> object:
     return None if node.is_null else node.text
 
 
-ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
-STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
-ALLOTMENTS: Final[Choice[Allotment]] = Choice(("off", "250ms"))
-HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
-_WHEN: Final = Choice(("now", "period_end"))
+ENFORCEMENTS: Final[WordChoice[Enforcement]] = WordChoice(("on", "shadow"))
+STORE_FAILURES: Final[WordChoice[StoreFailure]] = WordChoice(("allow", "deny"))
+ALLOTMENTS: Final[WordChoice[Allotment]] = WordChoice(("off", "250ms"))
+HEADERS: Final[WordChoice[Headers]] = WordChoice(("ietf", "x-ratelimit", "both", "none"))
+_WHEN: Final = WordChoice(("now", "period_end"))
 _CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}
 HEADER_NAME: Final = text(
     64, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="the name of a header, such as Idempotency-Key"
@@ -142,12 +146,12 @@ def _outcomes(charged: str | tuple[Outcome, ...]) -> frozenset[Outcome]:
 
 
 _OUTCOMES: Final = ", ".join(OUTCOMES)
-_CHARGE_ON: Final[Shape[str | tuple[Outcome, ...]]] = Forms(
+_CHARGE_ON: Final[ValueShape[str | tuple[Outcome, ...]]] = AnyForm(
     f"success, attempt, or a list of {_OUTCOMES}",
-    scalar=Choice(tuple(_CHARGES), others=f", or a list of {_OUTCOMES}"),
-    items=ListOf(Choice(OUTCOMES), "outcomes", 1),
+    scalar=WordChoice(tuple(_CHARGES), others=f", or a list of {_OUTCOMES}"),
+    items=ListOf(WordChoice(OUTCOMES), "outcomes", 1),
 )
-CHARGE_ON_SHAPE: Final = Built(_CHARGE_ON, _outcomes)
+CHARGE_ON_SHAPE: Final = MappedShape(_CHARGE_ON, _outcomes)
 
 
 class ChangesTable(Table, what="changes"):
@@ -160,12 +164,12 @@ class ChangesTable(Table, what="changes"):
     )
     downgrade = Key(_WHEN, "period_end (default) or now; as upgrade.")
     over_limit = Key(
-        Choice(("block_growth", "allow")),
+        WordChoice(("block_growth", "allow")),
         "Gauges above their limit after a change of plan: block_growth (default) until they fit, or"
         " allow growth as far as before the change.",
     )
     allowance = Key(
-        Choice(("prorated", "whole")),
+        WordChoice(("prorated", "whole")),
         "Included quantities and recurring grants of a period whose plan changes: prorated (default), each"
         " plan's by its share of the period, rounded up; or whole, all that the new plan gives.",
     )
@@ -176,7 +180,9 @@ class BillingTable(Table, what="billing"):
 
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list.")
     sources = Key(
-        Built(ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1), frozenset),
+        MappedShape(
+            ListOf(WordChoice(("reported", "partial", "estimated", "missing")), "sources", 1), frozenset
+        ),
         "Which token figures are billed.",
     )
     idempotency_header = Key(
@@ -196,11 +202,11 @@ class BillingTable(Table, what="billing"):
         name="hold_invoice",
     )
     changes = Key(
-        Built(ChangesTable, lambda table: Changes(**table.given())),
+        MappedShape(ChangesTable, lambda table: Changes(**table.given())),
         "When plan changes bind.",
     )
     late_usage = Key(
-        Choice(("next_period", "dead_letter")),
+        WordChoice(("next_period", "dead_letter")),
         "Usage for a closed period: next_period (default) or dead_letter.",
     )
 
@@ -225,7 +231,7 @@ class DunningTable(Table, what="dunning"):
         name="remind",
     )
     debt = Key(
-        Choice(("deny", "allow")),
+        WordChoice(("deny", "allow")),
         "A new subscription while an invoice of an earlier one is open: deny (default) or allow.",
     )
 
@@ -234,16 +240,16 @@ class AnonymousTable(Table, what="anonymous"):
     """The map form of ``anonymous:``."""
 
     plan = Key(NAME, "The plan of requests without a customer.", required=True)
-    by = Key(Choice(("ip",)), "What counts as one customer.", required=True)
+    by = Key(WordChoice(("ip",)), "What counts as one customer.", required=True)
     trusted_proxies = Key(
         ListOf(_PROXY, "addresses and networks"),
         "Addresses, networks and `unix` that X-Forwarded-For is believed from; default: none.",
     )
 
 
-ANONYMOUS_SHAPE: Final[Shape[str | AnonymousTable]] = Forms(
+ANONYMOUS_SHAPE: Final[ValueShape[str | AnonymousTable]] = AnyForm(
     "deny, or a map such as {plan: free, by: ip}",
-    scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
+    scalar=WordChoice(("deny",), others=", or a map such as {plan: free, by: ip}"),
     fields=AnonymousTable,
 )
 

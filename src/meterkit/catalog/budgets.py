@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_texts import MICRO_UNIT, micros_per_minor_unit
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
-from meterkit.catalog.shapes import Choice, Key, ListOf, Nullable, Table
+from meterkit.catalog.shapes import Key, ListOf, Nullable, Table, WordChoice
 from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Plan
 
 Per = Literal["period", "day", "hour"]
 AtLimit = Literal["deny", "notify"]
-_PERS: Final[Choice[Per]] = Choice(("period", "day", "hour"))
-_AT_LIMITS: Final[Choice[AtLimit]] = Choice(("deny", "notify"))
+_PERS: Final[WordChoice[Per]] = WordChoice(("period", "day", "hour"))
+_AT_LIMITS: Final[WordChoice[AtLimit]] = WordChoice(("deny", "notify"))
 WINDOWS: Final[Mapping[Per, tuple[int, str]]] = {"day": (86_400_000, "1d"), "hour": (3_600_000, "1h")}
 
 
@@ -104,14 +104,14 @@ def _build_budget(values: BudgetTable, micros: int) -> Entitlement:
             values.refuse(key, f"found `per: {per}`; this key needs `per: period`")
     amount = values.amount_cents
     return replace(
-        _limited(_NO_LIMIT, per, None if amount == UNLIMITED else amount or 0, micros),
+        _with_spend_limit(_NO_LIMIT, per, None if amount == UNLIMITED else amount or 0, micros),
         overage=Overage(mode="bill" if notifies else "deny"),
         warn_at=tuple(sorted(set(warn_at))) or ((100,) if notifies else ()),
     )
 
 
 def lowered(given: Entitlement, limits: LimitsTable, currency: str) -> Entitlement:
-    """What a customer may spend: of the plan's budget and the customer's own limits the lower one of a span.
+    """Customer's budget: for each span the lower of the plan's budget and the customer's own limit.
 
     Args:
         given: the plan's.
@@ -121,13 +121,13 @@ def lowered(given: Entitlement, limits: LimitsTable, currency: str) -> Entitleme
     micros = micros_per_minor_unit(currency)
     if limits.period is not None and given.overage.mode == "bill":
         given = replace(given, included=None, overage=Overage(mode="deny"))  # The plan's only notifies.
-    given = _limited(given, "period", limits.period, micros)
-    given = _limited(given, "day", limits.day, micros)
-    return _limited(given, "hour", limits.hour, micros)
+    given = _with_spend_limit(given, "period", limits.period, micros)
+    given = _with_spend_limit(given, "day", limits.day, micros)
+    return _with_spend_limit(given, "hour", limits.hour, micros)
 
 
-def _limited(given: Entitlement, per: Per, amount_cents: int | None, micros: int) -> Entitlement:
-    """The same, with no more than an amount per span, in minor units; None: as it is."""
+def _with_spend_limit(given: Entitlement, per: Per, amount_cents: int | None, micros: int) -> Entitlement:
+    """Lower an entitlement to an amount in minor units per span; None leaves it unchanged."""
     if amount_cents is None:
         return given
     most = min(amount_cents * micros, QUANTITY_MAX)
@@ -142,7 +142,7 @@ def _limited(given: Entitlement, per: Per, amount_cents: int | None, micros: int
     return replace(given, rates=tuple(rates.values()))
 
 
-def _note_unpriced(plan: Plan, place: Place, problems: Problems) -> None:
+def _note_unpriced(plan: Plan, place: FilePlace, problems: Problems) -> None:
     """Say which overage a budget cannot count: its price is only at Stripe."""
     unpriced = [
         name

@@ -6,19 +6,24 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.document import Fields
-from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.amount_texts import money
+from meterkit.catalog.billing import URL
+from meterkit.catalog.document import Fields, kind_of
+from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
-from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
-from meterkit.catalog.model_terms import MODEL_TERMS, check_terms
+from meterkit.catalog.model_prices import AutoTopUp, Credit, ModelPrices, ModelTerms, ProviderPrices, TopUps
 from meterkit.catalog.models import Meter
-from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
-from meterkit.catalog.top_ups import TopUpTable, build_top_ups
+from meterkit.catalog.price_table import is_listed
+from meterkit.catalog.shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, kept
+from meterkit.catalog.units import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF
 from meterkit.catalog.value_parsers import (
+    AMOUNT_CENTS_MAX,
     COST,
     NAME,
+    PRICE,
     PRICES,
     TABLE_OF_PRICES,
+    integer,
     parse_integer,
     percent,
     text,
@@ -26,16 +31,184 @@ from meterkit.catalog.value_parsers import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from fractions import Fraction
 
     from meterkit.catalog.document import Node
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.meters import Meters
     from meterkit.catalog.model_prices import UnknownModel
     from meterkit.catalog.shapes import Json
 
+FACTORS: Final = ("service_tier", "speed", "inference_geo", "processing")
+"""Ways of processing a call that responses name and that change its price."""
+_USUAL: Final = (*(name for name in TOKEN_METERS if name != "total_tokens"), "requests")
+_UNITS: Final = (*_USUAL, *sorted(UNITS - {*_USUAL}))
+_FACTOR_PERCENT: Final = re.compile(r"([0-9][0-9_]*) ?%")
+_FACTOR_MAX: Final = 10_000
+_WHOLES: Final = ("input_tokens", "output_tokens")
+_OF: Final = "prices by unit, such as `input_tokens: 0.15 per 1_000_000`, and factors"
+
+
+def _parse_factor(written: str) -> int:
+    found = _FACTOR_PERCENT.fullmatch(written)
+    allowed = f"a whole percentage of the standard price, such as 200%, from 0% to {_FACTOR_MAX:_}%"
+    if found is None:
+        raise RefusedError(f"allowed: {allowed}")
+    return parse_integer(found[1], most=_FACTOR_MAX, allowed=allowed)
+
+
+_FACTOR: Final = Scalar(
+    _parse_factor,
+    "a percentage of the standard price, such as 200%",
+    {"type": "string", "pattern": "^[0-9][0-9_]* ?%$"},
+)
+_FACTORS: Final[MapOf[int]] = MapOf(text(64), _FACTOR, "values and percentages", 1)
+
+
+class _TermsShape:
+    """Prices and factors of one pattern of model names."""
+
+    def read(self, node: Node, problems: Problems) -> ModelTerms | None:
+        """The prices and factors; units written under two names are refused."""
+        if not isinstance(node, Fields) or not node.values:
+            problems.refuse(node.place, f"found {_found(node)}; allowed: a map of {_OF}")
+            return None
+        prices: dict[str, Fraction] = {}
+        factors: dict[str, Mapping[str, int]] = {}
+        written: dict[str, str] = {}
+        is_whole = True
+        for name, value in node.values.items():
+            place = node.places[name]
+            if name in FACTORS:
+                read = _FACTORS.read(value, problems)
+                factors[name] = kept(read)
+            elif name not in _UNITS:
+                known = (*_UNITS, *FACTORS)
+                allowed = f"allowed: {listed(_USUAL)}, the other units of the price table, {listed(FACTORS)}"
+                near = suggestion(name, known)
+                problems.refuse(place, f"unknown unit or factor {quoted(name)}; {allowed}{near}")
+                is_whole = False
+            elif (other := written.setdefault(UNIT_OF.get(name, name), name)) != name:
+                problems.refuse(place, f"{other} is the same unit; keep one of the two")
+            elif (price := PRICE.read(value, problems)) is not None:
+                prices[name] = price
+            else:
+                is_whole = False
+        return ModelTerms(prices=prices, factors=factors) if is_whole else None
+
+    def schema(self) -> Json:
+        """A map with prices under units, and maps of percentages under factors."""
+        return {
+            "type": "object",
+            "propertyNames": {"enum": [*_UNITS, *FACTORS]},
+            "patternProperties": {f"^({'|'.join(FACTORS)})$": _FACTORS.schema()},
+            "additionalProperties": PRICE.schema(),
+            "minProperties": 1,
+        }
+
+
+MODEL_TERMS: Final = _TermsShape()
+
+
+def _found(node: Node) -> str:
+    return "an empty map" if isinstance(node, Fields) else kind_of(node)
+
+
+def check_terms(pattern: str, terms: ModelTerms, place: FilePlace, problems: Problems) -> None:
+    """Refuse prices of only one direction, and factors alone, of models that the price table lacks.
+
+    Args:
+        pattern: of the models' names.
+        terms: what the file says of them.
+        place: where it stands.
+        problems: the list to add to.
+    """
+    priced = {UNIT_OF.get(name, name) for name in terms.prices}
+    has_tokens = any(unit in _WHOLES or unit in WHOLE_OF for unit in priced)
+    missing = [whole for whole in _WHOLES if whole not in priced]
+    if priced and not (has_tokens and missing):
+        return
+    lacks = " and ".join(missing) if has_tokens else "anything"
+    known = is_listed(pattern)
+    if known is None:
+        message = (
+            f"{lacks} has no price here; it is the price table's, for which genai-prices must be installed:"
+            " pip install 'meterkit[prices]'"
+        )
+        problems.note(place, "informs", message)
+    elif not known:
+        write = ", ".join(f"`{whole}: … per 1_000_000`" for whole in missing)
+        message = (
+            f"no price of {lacks}, and the price table has no such model; write {write} as well"
+            " (`0 per 1_000_000` if it costs nothing)"
+        )
+        problems.refuse(place, message)
+
+
+CHARGE_CENTS_MIN: Final = 50
+"""https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts"""
+_AT_MOST_MAX: Final = 100
+_TIMES: Final = re.compile(r"([1-9][0-9]{0,2}) per month")
+_TIMES_ALLOWED: Final = f"a number of top-ups such as 3 per month, at most {_AT_MOST_MAX}"
+_CENTS: Final = integer(
+    least=CHARGE_CENTS_MIN,
+    most=AMOUNT_CENTS_MAX,
+    allowed="a whole number of cents such as 2000; Stripe charges 50 at least",
+)
+
+
+def _parse_times(written: str) -> int:
+    found = _TIMES.fullmatch(written)
+    if found is None or int(found[1]) > _AT_MOST_MAX:
+        raise RefusedError(f"allowed: {_TIMES_ALLOWED}")
+    return int(found[1])
+
+
+class AutoTable(Table, what="an automatic top-up"):
+    """``auto:`` of ``top_up:``."""
+
+    below_cents = Key(_CENTS, "Balance below which it is bought, in cents.", name="below", required=True)
+    amount_cents = Key(_CENTS, "What is bought, in cents; at least `below`.", name="amount", required=True)
+    at_most: Key[int] = Key(
+        Scalar(_parse_times, _TIMES_ALLOWED, {"type": "string", "pattern": "^[1-9][0-9]{0,2} per month$"}),
+        "How many in a month of UTC.",
+        required=True,
+    )
+
+
+class TopUpTable(Table, what="top-ups"):
+    """``top_up:`` of a credit."""
+
+    packs = Key(ListOf(_CENTS, "amounts", 1), "Amounts that customers can buy, in cents.", required=True)
+    auto = Key(AutoTable, "What is bought by itself, with the saved card.")
+    url = Key(URL, "Page where customers buy them, named in 402 answers; default: `billing.portal_url`.")
+
+
+def build_top_ups(values: TopUpTable) -> TopUps | None:
+    """Build the top-ups of a credit; None if its table was refused."""
+    packs, auto = values.packs or (), values.auto
+    if len(set(packs)) < len(packs):
+        values.refuse("packs", "an amount is listed twice; keep one")
+    if auto is None:
+        return TopUps(packs=tuple(sorted(packs)), url=values.url)
+    below, amount, at_most = auto.below_cents, auto.amount_cents, auto.at_most
+    if below is None or amount is None or at_most is None:
+        return None
+    if amount < below:
+        auto.refuse(
+            "amount_cents",
+            f"a top-up of {money(amount, 'usd')} leaves a balance of 0 below {money(below, 'usd')}; write at"
+            f" least {below}",
+        )
+    return TopUps(
+        packs=tuple(sorted(packs)),
+        auto=AutoTopUp(below_cents=below, amount_cents=amount, at_most=at_most),
+        url=values.url,
+    )
+
 
 class _PriceShape:
-    """Shape of what units cost of the models of a pattern."""
+    """Price of a unit for the models of a pattern."""
 
     def read(self, node: Node, problems: Problems) -> int | None:
         """The cost of a unit; prices by unit and factors are refused."""
@@ -53,7 +226,7 @@ class _PriceShape:
         return COST.schema()
 
 
-_UNKNOWN_MODEL: Final[Choice[UnknownModel]] = Choice(("free", "deny"))
+_UNKNOWN_MODEL: Final[WordChoice[UnknownModel]] = WordChoice(("free", "deny"))
 
 
 class ModelPricesTable(Table, what="prices by model"):
@@ -79,7 +252,7 @@ _TOKENS: Final = "tokens"
 _MARKUP: Final = "markup"
 _MARKUP_LEAST: Final = -100
 _MARKUP_MAX: Final = 1_000
-_PERCENT: Final = re.compile(r"(?P<sign>-?)(?P<number>[0-9_]+) ?%")
+_MARKUP_PERCENT: Final = re.compile(r"(?P<sign>-?)(?P<number>[0-9_]+) ?%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +265,7 @@ def _parse_cost(written: str) -> int | str | ProviderPrices | _Markup:
         return ProviderPrices()
     if written.startswith(PRICES):
         return TABLE_OF_PRICES.parse(written)
-    if (found := _PERCENT.fullmatch(written)) is not None:
+    if (found := _MARKUP_PERCENT.fullmatch(written)) is not None:
         found_percent = int(f"{found['sign']}{parse_integer(found['number'])}")
         if not _MARKUP_LEAST <= found_percent <= _MARKUP_MAX:
             raise RefusedError(f"allowed: a markup from {_MARKUP_LEAST}% to {_MARKUP_MAX:_}%")
@@ -124,7 +297,7 @@ _COSTS: Final[MapOf[_Cost]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1
 class CreditTable(Table, what="a credit"):
     """One of ``credits:``."""
 
-    unit = Key(Choice(("money",)), "money: a balance in the file's currency, which must be usd.")
+    unit = Key(WordChoice(("money",)), "money: a balance in the file's currency, which must be usd.")
     costs = Key(
         _COSTS,
         "Meter to credits per units, or to the name of prices by model.",
@@ -227,7 +400,7 @@ def _build_charges(values: CreditTable) -> ProviderPrices:
 
 def build_credits(
     read: Mapping[str, CreditTable | None],
-    places: Mapping[str, Place],
+    places: Mapping[str, FilePlace],
     meters: Meters,
     prices: Mapping[str, ModelPrices | None],
     problems: Problems,
@@ -293,7 +466,7 @@ def _refuse_keys_of_money(values: CreditTable) -> None:
 def _resolve_costs(
     costs: Mapping[str, _Cost | None] | None,
     prices: Mapping[str, ModelPrices | None],
-    places: Mapping[str, Place],
+    places: Mapping[str, FilePlace],
     problems: Problems,
 ) -> tuple[dict[str, int], dict[str, ModelPrices]]:
     """Costs of meters: each by itself or as the default of its table; and the tables that they name."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import yaml
 
-from meterkit.catalog.errors import Place, Problems, quoted
+from meterkit.catalog.errors import FilePlace, Problems, quoted
 from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _QUOTE_HINT: Final = "a text that holds : # , { } [ ] or starts with * & ! % @ `
 class Text:
     """A scalar, exactly as written."""
 
-    place: Place
+    place: FilePlace
     text: str
     quoted: bool
 
@@ -52,7 +52,7 @@ class Text:
 class Items:
     """A list."""
 
-    place: Place
+    place: FilePlace
     items: tuple[Node, ...]
 
 
@@ -60,9 +60,9 @@ class Items:
 class Fields:
     """A map. A value's own place is that of its key; ``places`` differs from it for aliases."""
 
-    place: Place
+    place: FilePlace
     values: Mapping[str, Node]
-    places: Mapping[str, Place]
+    places: Mapping[str, FilePlace]
 
 
 Node: TypeAlias = "Text | Items | Fields"
@@ -85,7 +85,7 @@ def parse(data: str | bytes, *, problems: Problems) -> Fields:
 
 
 def kind_of(node: Node) -> str:
-    """What a node is, in the words of messages."""
+    """Description of a node for messages."""
     if isinstance(node, Text):
         null = "null" if node.text else "nothing"
         return null if node.is_null else quoted(node.text)
@@ -94,7 +94,7 @@ def kind_of(node: Node) -> str:
 
 def _decode(data: str | bytes, problems: Problems) -> str:
     if len(data) > SIZE_MAX:
-        problems.stop(Place(1, 1, ""), f"the file has {len(data):,} bytes; allowed: at most {SIZE_MAX:,}")
+        problems.stop(FilePlace(1, 1, ""), f"the file has {len(data):,} bytes; allowed: at most {SIZE_MAX:,}")
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -107,9 +107,9 @@ def _decode(data: str | bytes, problems: Problems) -> str:
     return text
 
 
-def _place_at(before: str) -> Place:
+def _place_at(before: str) -> FilePlace:
     breaks = list(_LINE_BREAK.finditer(before))
-    return Place(len(breaks) + 1, len(before) - (breaks[-1].end() if breaks else 0) + 1, "")
+    return FilePlace(len(breaks) + 1, len(before) - (breaks[-1].end() if breaks else 0) + 1, "")
 
 
 def _parse_text(text: str, problems: Problems) -> Node:
@@ -119,16 +119,16 @@ def _parse_text(text: str, problems: Problems) -> Node:
     if fast is not None:
         trial = Problems(problems.source)
         with suppress(PlansError, *_YAML_ERRORS):
-            root = _Builder(fast(text), trial).document()
+            root = _TreeBuilder(fast(text), trial).document()
             problems.extend(trial)
             return root
     parser: Any = yaml.SafeLoader(text)
     try:
-        return _Builder(parser, problems).document()
+        return _TreeBuilder(parser, problems).document()
     except yaml.MarkedYAMLError as error:
         _refuse_syntax(error, text, problems)
     except _YAML_ERRORS:
-        place = Place(parser.line + 1, parser.column + 1, "")
+        place = FilePlace(parser.line + 1, parser.column + 1, "")
         problems.stop(place, f"not readable as YAML: an escape or a number that means nothing; {_QUOTE_HINT}")
 
 
@@ -155,7 +155,7 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -
         opened_at = f" (in what begins in line {begun})" if context else ""
         message = f"not readable as YAML: {problem}{opened_at}; {_QUOTE_HINT}"
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    problems.stop(Place(line, column, ""), message)
+    problems.stop(FilePlace(line, column, ""), message)
 
 
 def _alias_message(starred: str) -> str:
@@ -164,7 +164,7 @@ def _alias_message(starred: str) -> str:
     )
 
 
-class _Builder:
+class _TreeBuilder:
     """Builds the tree of one document from YAML's events."""
 
     def __init__(self, parser: Any, problems: Problems) -> None:
@@ -177,20 +177,22 @@ class _Builder:
         """The root of the only document."""
         next(self._events)
         if isinstance(next(self._events), yaml.StreamEndEvent):
-            self._problems.stop(Place(1, 1, ""), "the file is empty; a plans file starts with `schema: 1`")
-        root = self._node(next(self._events), Place(1, 1, ""), 1)
+            self._problems.stop(
+                FilePlace(1, 1, ""), "the file is empty; a plans file starts with `schema: 1`"
+            )
+        root = self._build_node(next(self._events), FilePlace(1, 1, ""), 1)
         next(self._events)
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
-            at = Place(*_position(after), "")
+            at = FilePlace(*_position(after), "")
             self._problems.stop(at, "found a second document; a plans file is one: remove the `---`")
         return root
 
-    def _node(self, event: Any, place: Place, depth: int) -> Node:
+    def _build_node(self, event: Any, place: FilePlace, depth: int) -> Node:
         if depth > DEPTH_MAX:
             self._problems.stop(place, f"nested deeper than {DEPTH_MAX} levels")
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, place, depth)
+            return self._resolve_alias(event, place, depth)
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._problems.refuse(
@@ -199,14 +201,14 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             node: Node = Text(place, event.value, bool(event.style))
         elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._items(place, depth)
+            node = self._build_items(place, depth)
         else:
-            node = self._fields(place, depth)
+            node = self._build_fields(place, depth)
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node
 
-    def _alias(self, event: yaml.AliasEvent, place: Place, depth: int) -> Node:
+    def _resolve_alias(self, event: yaml.AliasEvent, place: FilePlace, depth: int) -> Node:
         node = self._anchors.get(event.anchor or "")
         if node is None:
             self._problems.refuse(place, _alias_message(f"*{event.anchor}"), settles=True)
@@ -223,23 +225,23 @@ class _Builder:
             )
         return node
 
-    def _items(self, place: Place, depth: int) -> Items:
+    def _build_items(self, place: FilePlace, depth: int) -> Items:
         items: list[Node] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            items.append(self._node(event, place.item(len(items), *_position(event)), depth + 1))
+            items.append(self._build_node(event, place.item(len(items), *_position(event)), depth + 1))
         return Items(place, tuple(items))
 
-    def _fields(self, place: Place, depth: int) -> Fields:
+    def _build_fields(self, place: FilePlace, depth: int) -> Fields:
         values: dict[str, Node] = {}
-        places: dict[str, Place] = {}
+        places: dict[str, FilePlace] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 found = "an alias" if isinstance(event, yaml.AliasEvent) else "a list or a map"
-                at = Place(*_position(event), place.path)
+                at = FilePlace(*_position(event), place.path)
                 self._problems.stop(at, f"found {found} as a key; a key is a text")
             key: str = event.value
             at = place.child(key, *_position(event))
-            value = self._node(next(self._events), at, depth + 1)
+            value = self._build_node(next(self._events), at, depth + 1)
             if key in values:
                 first = places[key].line
                 self._problems.refuse(
@@ -256,7 +258,7 @@ def _position(event: yaml.Event) -> tuple[int, int]:
 
 
 def _measure(node: Node) -> tuple[int, int]:
-    """How many values a node holds, itself included, and how many levels."""
+    """Number of values in a node, itself included, and of nested levels."""
     if isinstance(node, Text):
         return 1, 1
     inside = node.items if isinstance(node, Items) else node.values.values()

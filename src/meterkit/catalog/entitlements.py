@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.budgets import LimitsTable, lowered
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
-from meterkit.catalog.errors import Place, Problems, unknown
+from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Nullable, Shape, Table
+from meterkit.catalog.shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
     UNLIMITED,
@@ -57,8 +57,8 @@ class OverageTable(Table, what="overage", inheritable=True):
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"
 OVERAGE_ALLOWED: Final = f"deny, bill{_OVERAGE_MAPS}"
-_OVERAGE_SHAPE: Final[Shape[str | OverageTable]] = Forms(
-    OVERAGE_ALLOWED, scalar=Choice(("deny", "bill"), others=_OVERAGE_MAPS), fields=OverageTable
+_OVERAGE_SHAPE: Final[ValueShape[str | OverageTable]] = AnyForm(
+    OVERAGE_ALLOWED, scalar=WordChoice(("deny", "bill"), others=_OVERAGE_MAPS), fields=OverageTable
 )
 
 
@@ -94,7 +94,7 @@ BILLED: Final = Overage(mode="bill")
 
 
 def default_entitlement(meter: Meter) -> Entitlement:
-    """What a plan gives that does not list the meter: no ceiling; billed where Stripe has an event for it.
+    """Entitlement of a meter that a plan does not list: no ceiling, billed if Stripe has an event for it.
 
     Of what calls are charged it gives nothing: credits pay for that.
     """
@@ -112,7 +112,7 @@ def default_entitlement(meter: Meter) -> Entitlement:
 def build_entitlement(
     values: EntitlementTable, meter: Meter, *, base: Entitlement | None = None
 ) -> Entitlement:
-    """What a plan gives that lists the meter; what is not said is as ``base`` has it, if there is one."""
+    """Build the entitlement that a plan lists; unspecified keys come from ``base``, if there is one."""
     if meter.kind == "gauge":
         _refuse_on_gauge(values, meter)
     if not counts_bytes(meter):
@@ -269,7 +269,7 @@ def override(
     merged = dict(plan.entitlements)
     problems = Problems(_SOURCE)
     for name, given in overrides.items():
-        place, found = Place(0, 0, "").child(name), Problems(_SOURCE)
+        place, found = FilePlace(0, 0, "").child(name), Problems(_SOURCE)
         if name not in catalog.meters or catalog.meters[name].is_row:
             written = [known for known, meter in catalog.meters.items() if not meter.is_row]
             found.refuse(place, unknown("meter", name, written))
@@ -287,7 +287,7 @@ def override(
     return merged
 
 
-def node_of(value: object, place: Place, depth: int) -> Node:
+def node_of(value: object, place: FilePlace, depth: int) -> Node:
     """A value of Python in the notation of the plans file."""
     if depth > DEPTH_MAX:
         return Text(place, "…", quoted=True)

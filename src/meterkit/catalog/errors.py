@@ -5,13 +5,41 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
-from meterkit.catalog.note import Note, NoteKind
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+NoteKind = Literal["informs", "billed_from_first_unit", "never_asked", "never_reached"]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something in a plans file that is allowed, and may surprise.
+
+    Attributes:
+        file: the path as it was given.
+        line: 1-based, and so is ``column``.
+        path: where in the document, dotted: ``plans.pro.trial``.
+        kind: ``informs``: a consequence of what is written; ``billed_from_first_unit``: a plan
+            includes nothing of a meter reported to Stripe; ``never_asked``: a limit that no route asks for;
+            ``never_reached``: an earlier route takes all
+            requests of this one.
+        message: what comes of it, and what to write where something else is meant.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    kind: NoteKind
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column} {self.path}: {self.message}"
+
 
 _SHOWN_MAX: Final = 60
 _GUESSED_MIN: Final = 3
@@ -20,21 +48,21 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where something stands: 1-based line and column, and the dotted path in the document."""
+class FilePlace:
+    """Location in a plans file: 1-based line and column, and the dotted path in the document."""
 
     line: int
     column: int
     path: str
 
-    def child(self, key: str, line: int = 0, column: int = 0) -> Place:
+    def child(self, key: str, line: int = 0, column: int = 0) -> FilePlace:
         """The place of the entry ``key`` of the map that stands here."""
         step = key if _PLAIN_KEY.fullmatch(key) else quoted(key)
-        return Place(line, column, f"{self.path}.{step}" if self.path else step)
+        return FilePlace(line, column, f"{self.path}.{step}" if self.path else step)
 
-    def item(self, index: int, line: int = 0, column: int = 0) -> Place:
+    def item(self, index: int, line: int = 0, column: int = 0) -> FilePlace:
         """The place of an item of the list that stands here."""
-        return Place(line, column, f"{self.path}[{index}]")
+        return FilePlace(line, column, f"{self.path}[{index}]")
 
 
 class RefusedError(ValueError):
@@ -61,10 +89,10 @@ class Problems:
     def __init__(self, source: str) -> None:
         self.source = source
         self._found: dict[Problem, None] = {}
-        self._settled: set[Place] = set()
+        self._settled: set[FilePlace] = set()
         self._notes: dict[Note, None] = {}
 
-    def refuse(self, place: Place, message: str, *, settles: bool = False) -> None:
+    def refuse(self, place: FilePlace, message: str, *, settles: bool = False) -> None:
         """Note that what stands at ``place`` is wrong; one that ``settles`` is the last word on it."""
         if place in self._settled:
             return
@@ -72,7 +100,7 @@ class Problems:
             self._settled.add(place)
         self._found[Problem(self.source, place.line, place.column, place.path, message)] = None
 
-    def stop(self, place: Place, message: str) -> NoReturn:
+    def stop(self, place: FilePlace, message: str) -> NoReturn:
         """Refuse what leaves nothing to go on with.
 
         Raises:
@@ -81,7 +109,7 @@ class Problems:
         self.refuse(place, message)
         raise self.error() from None
 
-    def note(self, place: Place, kind: NoteKind, message: str) -> None:
+    def note(self, place: FilePlace, kind: NoteKind, message: str) -> None:
         """Note that what stands at ``place`` is allowed and may surprise."""
         note = Note(self.source, place.line, place.column, place.path, kind, message)
         self._notes[note] = None
@@ -96,7 +124,7 @@ class Problems:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What may surprise, in the order of the file."""
+        """Notes in the order of the file."""
         return tuple(sorted(self._notes, key=lambda note: (note.line, note.column)))
 
     def error(self) -> PlansError:

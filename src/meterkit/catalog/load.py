@@ -12,9 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.catalog.additions import reads_tokens
-from meterkit.catalog.asked_limits import mark_model_readers, named_by, note_unasked_limits, note_unfed_meters
-from meterkit.catalog.balance_notes import note_unheld_money, note_unpaid_meters
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     ANONYMOUS_SHAPE,
@@ -26,7 +23,6 @@ from meterkit.catalog.billing import (
     build_anonymous,
     build_dunning,
 )
-from meterkit.catalog.billing_terms import Billing
 from meterkit.catalog.budgets import build_budgets
 from meterkit.catalog.credit_tables import (
     CreditTable,
@@ -37,10 +33,9 @@ from meterkit.catalog.credit_tables import (
 )
 from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
 from meterkit.catalog.entitlements import ceiling
-from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
+from meterkit.catalog.errors import FilePlace, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features
-from meterkit.catalog.model_notes import note_client_choices
-from meterkit.catalog.models import Catalog, Enforcement, Route
+from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
@@ -49,9 +44,18 @@ from meterkit.catalog.notes import (
     note_unreachable_prices,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
-from meterkit.catalog.plans import Declared, PlanTable, build_plans, price_rows, tables_named
-from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
-from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
+from meterkit.catalog.plans import DeclaredNames, PlanTable, build_plans, price_rows, tables_named
+from meterkit.catalog.route_notes import (
+    mark_model_readers,
+    named_by,
+    note_client_choices,
+    note_unasked_limits,
+    note_unfed_meters,
+    note_unheld_money,
+    note_unpaid_meters,
+)
+from meterkit.catalog.routes import RouteTable, build_routes, quantities_of, reads_tokens
+from meterkit.catalog.shapes import Key, ListOf, MapOf, Table, WordChoice, kept
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
 
@@ -67,7 +71,12 @@ if TYPE_CHECKING:
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
     Catalog: ("source", "content_hash", "notes"),
     Route: (
-        *("match", "is_plain", "is_buffered", "is_poll", "reads_model", "keeps_request"),
+        "match",
+        "is_plain",
+        "is_buffered",
+        "is_poll",
+        "reads_model",
+        "keeps_request",
         "refuses_unpriced",
     ),
 }
@@ -80,7 +89,7 @@ def digest(catalog: Catalog) -> Catalog:
 
 
 def _plain(value: Any) -> object:
-    """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
+    """Convert sets, fractions and dataclasses of :mod:`meterkit.catalog.models` to JSON values."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
     if isinstance(value, Fraction):
@@ -102,7 +111,7 @@ def with_inheritance(root: Fields, problems: Problems) -> Fields:
     parents = {key: parent for key, node in plans.values.items() if (parent := _parent(node)) is not None}
     merged: dict[str, Node] = {}
     for key in plans.values:
-        _resolve(key, plans, parents, merged, problems)
+        _merge_ancestors(key, plans, parents, merged, problems)
     ordered = {key: merged[key] for key in plans.values}
     return replace(root, values={**root.values, "plans": replace(plans, values=ordered)})
 
@@ -112,7 +121,7 @@ def _parent(node: Node) -> Text | None:
     return extends if isinstance(extends, Text) and not extends.is_null else None
 
 
-def _resolve(
+def _merge_ancestors(
     key: str, plans: Fields, parents: dict[str, Text], merged: dict[str, Node], problems: Problems
 ) -> None:
     """Fill ``merged`` for one plan and for all it extends, furthest first."""
@@ -134,16 +143,16 @@ def _resolve(
         own = plans.values[name]
         parent = parents.get(name)
         base = merged.get(parent.text) if parent else None
-        merged[name] = own if base is None else _overlay(base, own, without=_OWN)
+        merged[name] = own if base is None else _merge_nodes(base, own, without=_OWN)
 
 
-def _overlay(base: Node, own: Node, *, without: frozenset[str] = frozenset()) -> Node:
+def _merge_nodes(base: Node, own: Node, *, without: frozenset[str] = frozenset()) -> Node:
     if not isinstance(base, Fields) or not isinstance(own, Fields):
         return own
     values = {key: value for key, value in base.values.items() if key not in without}
     inherited = {key: base.places[key] for key in values}
     for key, value in own.values.items():
-        values[key] = _overlay(values[key], value) if key in values else value
+        values[key] = _merge_nodes(values[key], value) if key in values else value
     return Fields(own.place, values, {**inherited, **own.places})
 
 
@@ -199,7 +208,7 @@ def _parse_currency(text: str) -> str:
 class PlansFile(Table, what="a plans file"):
     """The keys of the top level."""
 
-    version = Key(Choice(("1",)), "Version of the file's format: 1.", name="schema", required=True)
+    version = Key(WordChoice(("1",)), "Version of the file's format: 1.", name="schema", required=True)
     currency = Key(
         scalar(_parse_currency, _CURRENCY_ALLOWED, pattern="^[a-z]{3}$"),
         "Currency of all prices.",
@@ -253,13 +262,15 @@ def load(path: str | os.PathLike[str]) -> Catalog:
             data = file.read(SIZE_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        problems.refuse(Place(0, 0, ""), f"the plans file cannot be read: {reason}{_looked_for(source)}")
+        problems.refuse(
+            FilePlace(0, 0, ""), f"the plans file cannot be read: {reason}{_missing_file_hint(source)}"
+        )
         raise problems.error() from error
     return loads(data, source=source)
 
 
-def _looked_for(source: str) -> str:
-    """Where a relative path led to, as a service is seldom started where its file lies; and what to do."""
+def _missing_file_hint(source: str) -> str:
+    """Hint for a missing plans file: the directory searched, a similar name, and the setting."""
     path, where, near = Path(source), "", ""
     try:
         if not path.is_absolute():
@@ -303,7 +314,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     ]
     note_unpriced_models(kept(values.meters), tables, problems)
     known |= price_rows(written_plans, known, prices)
-    declared = Declared(
+    declared = DeclaredNames(
         meters=known, features=features, credits=credits_, prices=prices, currency=values.currency or ""
     )
     built_plans = build_plans(written_plans, declared, problems)

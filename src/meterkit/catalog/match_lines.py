@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
-from meterkit.catalog.mcp_lines import MCP, parse_mcp, takes_all_messages
+from meterkit.catalog.model_prices import has_all_of
+from meterkit.catalog.models import NAMED_METHODS, McpMatch
 from meterkit.catalog.value_parsers import scalar
 
 if TYPE_CHECKING:
@@ -18,10 +19,17 @@ METHODS: Final = (
 )  # fmt: skip
 CONVERTORS: Final = ("str", "path", "int", "float", "uuid")
 PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
+MCP: Final = "MCP"
+ENDPOINT: Final = "/mcp"
+"""The path of an MCP endpoint that the line does not name: the default of the SDKs."""
 _COLON: Final = re.compile(r"/(:[A-Za-z_][A-Za-z0-9_]*)(?=/|$)")
 _ALLOWED: Final = (
     'a path template such as "POST /v1/items/{id}", "/v1/{path:path}", "WS /v1/live",'
     ' "MCP tools/call search*", or "*"'
+)
+_MCP_ALLOWED: Final = (
+    'the method and the name of a tool or prompt, such as "MCP tools/call search*", "MCP tools/call", "MCP *"'
+    ' or, with the endpoint\'s path, "MCP /api/mcp tools/call"'
 )
 
 
@@ -168,7 +176,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _steps(part: str) -> list[tuple[str, bool]]:
-    """What takes a part; the flag says that it takes any number of them, none too."""
+    """Steps that match a part; the flag marks one that matches any number of parts, including none."""
     if part == "{path}":
         return [(part, True)]
     more = {"{str}": "{str}", "{int}": "{int}", "{float}": "{int}"}.get(part)
@@ -198,3 +206,32 @@ def _takes(step: str, part: str) -> bool:
     if convertor == "str":
         return part != "/"
     return convertor in {"int", "float"} and part in _DIGITS
+
+
+def parse_mcp(match: str) -> tuple[str, McpMatch] | None:
+    """The endpoint's path of an MCP line, and what it takes; None where the line is no MCP line.
+
+    Raises:
+        RefusedError: it is one that cannot be read.
+    """
+    words = match.split()
+    if not words or words[0] != MCP:
+        return None
+    path, *rest = words[1:] if len(words) > 1 and words[1].startswith("/") else (ENDPOINT, *words[1:])
+    if len(rest) not in {1, 2}:
+        raise RefusedError(f"allowed: {_MCP_ALLOWED}")
+    method, name = rest[0], rest[1] if len(rest) > 1 else None
+    if name is not None and method not in NAMED_METHODS:
+        near = nearest(method, NAMED_METHODS)
+        reason = f"only messages of {' and '.join(NAMED_METHODS)} have names"
+        raise RefusedError(reason, meant=f'"MCP {near} {name}"' if near else None)
+    return path, McpMatch(method, name)
+
+
+def takes_all_messages(earlier: McpMatch, later: McpMatch) -> bool:
+    """Whether every message that falls under ``later`` falls under ``earlier``; in doubt not."""
+    if not has_all_of(earlier.method, later.method):
+        return False
+    if earlier.name is None or earlier.name == "*":
+        return True
+    return later.name is not None and has_all_of(earlier.name, later.name)

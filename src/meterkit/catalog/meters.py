@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
-from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
+from meterkit.catalog.shapes import Key, MapOf, Table, WordChoice, kept
 from meterkit.catalog.value_parsers import NAME, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog.document import Text
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
+    from meterkit.catalog.models import Entitlement, Plan
 
 EVENT_NAME_MAX: Final = 100
 CHARGED: Final = "_charged"
@@ -22,8 +24,8 @@ CHARGED: Final = "_charged"
 MICRO_USD: Final = f"{MICRO_UNIT}USD"
 ALL: Final = "all"
 Kind = Literal["counter", "gauge"]
-_KINDS: Final[Choice[Kind]] = Choice(("counter", "gauge"))
-_REPORTS: Final[Choice[Report]] = Choice(("overage", "usage", "none"))
+_KINDS: Final[WordChoice[Kind]] = WordChoice(("counter", "gauge"))
+_REPORTS: Final[WordChoice[Report]] = WordChoice(("overage", "usage", "none"))
 _BYTES: Final = frozenset({"byte", "bytes"})
 
 
@@ -149,10 +151,53 @@ def check_features(items: Iterable[Text], problems: Problems) -> None:
         seen.add(item.text)
 
 
-def check_meter(name: str, meters: Meters, place: Place, problems: Problems) -> Meter | None:
+def check_meter(name: str, meters: Meters, place: FilePlace, problems: Problems) -> Meter | None:
     """The meter of that name; a name that is not declared is refused at ``place``."""
     if name not in meters:
         written = [known for known, meter in meters.items() if meter is None or not meter.is_row]
         problems.refuse(place, unknown("meter", name, written))
         return None
     return meters[name]
+
+
+def is_sold(plan: Plan) -> bool:
+    """Whether customers can subscribe to a plan: it names a price at Stripe, or costs something."""
+    price = plan.price
+    charges = any(given.overage.amount_cents is not None for given in plan.entitlements.values())
+    return price.stripe_price is not None or price.amount_cents > 0 or plan.seat_price is not None or charges
+
+
+def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
+    """Entitlement by which a plan bills a meter's reported units; None if it bills none.
+
+    Of a derived meter the units are sent that its source bills, after what its source includes. Its own price
+    goes before that of its source.
+    """
+    own = plan.entitlements[meter.name]
+    if meter.is_row and own.overage.mode != "bill":
+        return None  # Another plan's price.
+    whole = None if meter.source is None else plan.entitlements[meter.source]
+    if whole is None or whole.overage.mode != "bill":
+        return own if own.overage.mode == "bill" else None
+    if whole.included is None:
+        return None
+    has_price = own.overage.mode == "bill" and own.overage.amount_cents is not None
+    return replace(own, included=whole.included, overage=own.overage if has_price else whole.overage)
+
+
+def billed_meters(meters: Mapping[str, Meter], plan: Plan) -> list[Meter]:
+    """The meters whose usage a plan bills through Stripe, in the order of the plans file."""
+    return [
+        meter
+        for meter in meters.values()
+        if meter.stripe is not None and meter.stripe.report != "none" and billed_as(plan, meter) is not None
+    ]
+
+
+def meters_billed_by_tiers(meters: Mapping[str, Meter], plan: Plan) -> list[str]:
+    """The names of the meters that a plan bills by a price that does its own tiers (``report: usage``)."""
+    return [
+        meter.name
+        for meter in billed_meters(meters, plan)
+        if meter.stripe is not None and meter.stripe.report == "usage"
+    ]

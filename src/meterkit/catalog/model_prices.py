@@ -25,7 +25,7 @@ def first_match(patterns: Iterable[str], model: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPrices:
-    """What a unit costs by model, in micro-credits, at least 1 each.
+    """Prices of a unit by model, in micro-credits, at least 1 each.
 
     Attributes:
         default: of a model that no pattern matches, and of usage that the app records without a model; 0:
@@ -39,7 +39,7 @@ class ModelPrices:
     unknown_model: UnknownModel = "free"
 
     def of(self, model: str | None) -> int:
-        """What a unit costs that a model used; None: by no model; empty: by one whose name is not known."""
+        """Price of a unit for a model; None: no model was used; empty: its name is unknown."""
         if model == "":
             return self.highest
         prices = dict(self.models)
@@ -61,7 +61,7 @@ class ModelPrices:
 
     @property
     def highest(self) -> int:
-        """What a unit costs at most, whatever the model."""
+        """Highest price of a unit, whatever the model."""
         return max((self.default, *(price for _, price in self.models)))
 
 
@@ -118,7 +118,7 @@ class ModelTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderPrices:
-    """What calls of language models are charged: the prices of their providers, and a markup.
+    """Charge for language model calls: the provider's prices and a markup.
 
     Attributes:
         markup_percent: what is added to a price, at least -100.
@@ -158,7 +158,7 @@ class AutoTopUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopUps:
-    """What customers can buy of a balance in money.
+    """Top-ups of a balance in money that customers can buy.
 
     Attributes:
         packs: the amounts, in minor units of the currency.

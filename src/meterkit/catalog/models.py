@@ -8,19 +8,180 @@ applied: a reader of these values never asks "and if it is missing?".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
-
-from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
-from meterkit.catalog.notifications import Notify
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog.billing_terms import Billing, Dunning, Outcome
-    from meterkit.catalog.mcp_match import McpMatch
+    from meterkit.catalog.errors import Note
     from meterkit.catalog.model_prices import Credit, PriceRows, ProviderPrices
-    from meterkit.catalog.note import Note
-    from meterkit.catalog.stored_objects import Storage
+
+Outcome = Literal["success", "client_gone", "client_error", "server_error", "interim"]
+"""Interim: the answer asks for more before the call can complete. `charge_on` cannot list it."""
+Debt = Literal["deny", "allow"]
+
+_DAY_MS: Final = 86_400_000
+OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
+BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
+BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset({*OUTCOMES, "interim"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Terms of plan changes: effective time, allowance within the period, gauges over the new limit."""
+
+    upgrade: Literal["now", "period_end"] = "now"
+    downgrade: Literal["now", "period_end"] = "period_end"
+    over_limit: Literal["block_growth", "allow"] = "block_growth"
+    allowance: Literal["prorated", "whole"] = "prorated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billing:
+    """The ``billing:`` block.
+
+    Attributes:
+        hold_invoice_ms: how long a renewal invoice stays a draft, at most, until its usage is counted.
+    """
+
+    charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
+    sources: frozenset[Literal["reported", "partial", "estimated", "missing"]] = frozenset(
+        {"reported", "partial", "estimated"}
+    )
+    idempotency_header: str | None = None
+    portal_url: str | None = None
+    checkout: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    hold_invoice_ms: int = 24 * 3_600_000
+    changes: Changes = Changes()
+    late_usage: Literal["next_period", "dead_letter"] = "next_period"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dunning:
+    """The ``dunning:`` block: spans from the first failed payment.
+
+    Attributes:
+        attempts: the failed attempt that ends grace; None: only the clock does.
+        remind_ms: the spans after which handlers are reminded, the shortest first.
+        debt: whether a customer may subscribe while an invoice of an earlier subscription is open.
+    """
+
+    grace_ms: int
+    attempts: int | None = 3
+    restrict_to: str
+    suspend_after_ms: int
+    remind_ms: tuple[int, ...] = (1 * _DAY_MS, 6 * _DAY_MS, 13 * _DAY_MS)
+    debt: Debt = "deny"
+
+
+MESSAGE_EVENTS: Final = (
+    "usage.threshold",
+    "usage.spike",
+    "storage.over",
+    "period.summary",
+    "credits.low",
+    "subscription.changed",
+    "access.changed",
+    "dunning.reminder",
+    "trial.ending",
+    "payment.failed",
+    "payment.succeeded",
+    "top_up.failed",
+    "top_up.refunded",
+)
+"""The events that a message can be sent for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookChannel:
+    """Events that are posted to an address of the operator's.
+
+    Attributes:
+        url: where they are posted.
+        events: which.
+    """
+
+    url: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailChannel:
+    """Events that customers are sent by e-mail.
+
+    Attributes:
+        sender: the address that the e-mails are from.
+        events: which.
+    """
+
+    sender: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """The channels of messages; None: there is no such channel."""
+
+    webhook: WebhookChannel | None = None
+    email: EmailChannel | None = None
+
+    @property
+    def events(self) -> frozenset[str]:
+        """The events of all channels."""
+        channels = (self.webhook, self.email)
+        return frozenset(event for channel in channels if channel is not None for event in channel.events)
+
+
+OTHER_TYPE: Final = "other"
+"""The type of stored objects whose key names none of the plans file's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectPattern:
+    """A bucket, and how its objects' keys name customer and type, such as ``{customer}/{path:path}``."""
+
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Stored objects that count for a gauge.
+
+    Attributes:
+        gauge: the meter that holds the bytes of all objects of a customer.
+        objects: the first that matches an object's bucket and key says whose it is.
+        types: that usage shows apart; any other is ``other``.
+    """
+
+    gauge: str
+    objects: tuple[ObjectPattern, ...]
+    types: tuple[str, ...] = ()
+
+
+NAMED_METHODS: Final = ("tools/call", "prompts/get")
+"""The methods whose ``params.name`` is a text that servers compare as it is; a resource's address is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class McpMatch:
+    """Pattern of Model Context Protocol messages that a line matches.
+
+    Attributes:
+        method: a glob pattern of JSON-RPC methods; ``*`` takes messages without one, too.
+        name: a glob pattern of the names of tools or prompts; None: any.
+    """
+
+    method: str
+    name: str | None = None
+
+    def takes(self, method: str | None, name: str | None) -> bool:
+        """Whether a message of this method falls under the line, and of this name where it has one."""
+        if self.method != "*" and (method is None or not fnmatchcase(method, self.method)):
+            return False
+        return self.name is None or (name is not None and fnmatchcase(name, self.name))
+
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
 Enforcement = Literal["on", "shadow", "off"]
@@ -97,7 +258,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overage:
-    """What happens beyond included.
+    """Rule for usage beyond the included quantity.
 
     Attributes:
         mode: ``deny`` refuses it, ``bill`` records and reports it, ``percent`` tolerates it on a gauge.
@@ -120,7 +281,7 @@ class Overage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entitlement:
-    """What a plan gives for one meter.
+    """A plan's limits and terms for one meter.
 
     Attributes:
         rates: at most one per window.
@@ -160,7 +321,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeatPrice:
-    """What a seat costs per interval of the plan's price."""
+    """Price of a seat per interval of the plan's price."""
 
     amount_cents: int
     stripe_price: str | None = None
@@ -185,14 +346,14 @@ class PlanGrant:
 
     @property
     def key(self) -> str:
-        """What makes it the same grant in every plan and period: its id, or else priority and expiry."""
+        """Identity of the grant across plans and periods: its id, or else priority and expiry."""
         life = "period" if self.expires_ms is None else f"{self.expires_ms}ms"
         return self.id or f"{self.priority}-{life}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectBudget:
-    """What each subject of a kind may spend: micro-units per window (ms; 0: the billing period)."""
+    """Budget of each subject of a kind: micro-units per window (ms; 0: the billing period)."""
 
     micros: int
     window_ms: int
@@ -201,7 +362,7 @@ class SubjectBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectPlan:
-    """What a plan gives each subject of one kind, by meter, and its budget or None."""
+    """Limits by meter of each subject of one kind, and its budget or None."""
 
     kind: str
     limits: Mapping[str, Entitlement]
@@ -238,7 +399,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """What a route sets aside of one meter before the app runs.
+    """Quantity of one meter that a route holds before the app runs.
 
     Attributes:
         field: the field of the JSON request body that names the quantity, or None.
@@ -254,7 +415,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How requests of one shape are decided and counted.
+    """Rules by which requests to one path are decided and counted.
 
     Attributes:
         match: the line of the plans file, for messages.
@@ -334,7 +495,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anonymous:
-    """What a request without a customer gets, and what counts as one customer.
+    """Plan of requests without a customer, and the key that stands in for one.
 
     Attributes:
         trusted_proxies: addresses and networks whose word is taken for whom they speak, as written; ``unix``

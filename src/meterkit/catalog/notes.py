@@ -1,4 +1,4 @@
-"""What a plans file allows and may surprise: found in it, and told in one line."""
+"""Notes on a plans file: valid entries that may surprise, and their one-line summary."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
-from meterkit.catalog.billed_meters import is_sold, meters_billed_by_tiers
 from meterkit.catalog.match_lines import takes_all
+from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
 from meterkit.catalog.model_prices import has_all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog.billing_terms import Changes
     from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
     from meterkit.catalog.entitlements import EntitlementTable
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Note, NoteKind, Problems
     from meterkit.catalog.meters import MeterTable
     from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.models import (
         Catalog,
+        Changes,
         Enforcement,
         Entitlement,
         Meter,
         Plan,
         Route,
     )
-    from meterkit.catalog.note import Note, NoteKind
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
@@ -47,7 +46,11 @@ _ENFORCEMENTS: Final = {
 
 
 def note_entitlement(
-    entitlement: Entitlement, meter: Meter, written: EntitlementTable | None, plan: Place, problems: Problems
+    entitlement: Entitlement,
+    meter: Meter,
+    written: EntitlementTable | None,
+    plan: FilePlace,
+    problems: Problems,
 ) -> None:
     """Say so where a plan bills a meter from the first unit.
 
@@ -73,7 +76,7 @@ def note_entitlement(
 
 
 def note_trial(
-    entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], trial: Place, problems: Problems
+    entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], trial: FilePlace, problems: Problems
 ) -> None:
     """Say so where a plan with a trial bills a meter without end: Stripe bills no usage of a trial.
 
@@ -106,7 +109,7 @@ def note_default_plan(
     problems: Problems,
     *,
     currency: str,
-    place: Place,
+    place: FilePlace,
 ) -> None:
     """Say so where customers without a subscription get for nothing what others pay for.
 
@@ -118,10 +121,10 @@ def note_default_plan(
         currency: of the file.
         place: where the default plan is named.
     """
-    unpaid = _unpaid(plans[key], meters, currency) if key in plans else []
+    unpaid = _unbilled_amounts(plans[key], meters, currency) if key in plans else []
     if not unpaid:
         return
-    free = next((plan.key for plan in plans.values() if not _unpaid(plan, meters, currency)), None)
+    free = next((plan.key for plan in plans.values() if not _unbilled_amounts(plan, meters, currency)), None)
     name = free or ("free" if key != "free" else "without_price")
     cure = f"write `default_plan: {name}`"
     if free is None:
@@ -137,7 +140,7 @@ def note_default_plan(
     )
 
 
-def _unpaid(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]:
+def _unbilled_amounts(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]:
     """Amounts of a plan that only a subscription bills, in words."""
     found: list[str] = []
     if plan.price.amount_cents or plan.price.stripe_price is not None:
@@ -158,7 +161,7 @@ def _is_reported(meter: Meter) -> bool:
 
 
 def note_repeated_tiers(
-    plans: Iterable[Plan], meters: Mapping[str, Meter], changes: Changes, place: Place, problems: Problems
+    plans: Iterable[Plan], meters: Mapping[str, Meter], changes: Changes, place: FilePlace, problems: Problems
 ) -> None:
     """Say so where changes between plans wait for the period's end, and the file has them at once.
 
@@ -186,14 +189,14 @@ def note_repeated_tiers(
             )
 
 
-def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -> None:
+def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
     """Say so where an earlier line takes every request of a later one.
 
     Args:
         matches: the ``match`` lines of the file in its order, with their places.
         problems: the list to add to.
     """
-    earlier: list[tuple[str, Place]] = []
+    earlier: list[tuple[str, FilePlace]] = []
     for match, place in matches[:COMPARED_MAX]:
         found = next((line for written, line in earlier if takes_all(written, match)), None)
         if found is not None:
@@ -203,7 +206,7 @@ def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -
 
 
 def note_billing_lines(
-    routes: Iterable[Route], plans: Iterable[Plan | None], place: Place, problems: Problems
+    routes: Iterable[Route], plans: Iterable[Plan | None], place: FilePlace, problems: Problems
 ) -> None:
     """Say which lines the billing routes want, where plans are sold and no line is `always`.
 

@@ -8,8 +8,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from meterkit.catalog.errors import RefusedError
-from meterkit.catalog.notifications import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
-from meterkit.catalog.shapes import Choice, Key, ListOf, Table
+from meterkit.catalog.models import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
+from meterkit.catalog.shapes import Key, ListOf, Table, WordChoice
 from meterkit.catalog.value_parsers import scalar
 
 _URL_ALLOWED: Final = (
@@ -76,7 +76,7 @@ def _parse_from(text: str) -> str:
     return text
 
 
-_EVENTS: Final = ListOf(Choice(MESSAGE_EVENTS), "events", 1)
+_EVENTS: Final = ListOf(WordChoice(MESSAGE_EVENTS), "events", 1)
 
 
 class WebhookTable(Table, what="webhook"):
@@ -110,7 +110,7 @@ class NotifyTable(Table, what="notify"):
 
 
 def build_notify(table: NotifyTable | None) -> Notify:
-    """What the plans file says of messages; a channel that is refused is left out."""
+    """Build the message channels; a refused channel is left out."""
     webhook = email = None
     if table is not None and table.webhook is not None:
         url, events = table.webhook.url, table.webhook.events

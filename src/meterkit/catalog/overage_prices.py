@@ -17,7 +17,7 @@ from meterkit.catalog.shapes import kept
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.meters import Meters
     from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.models import Plan
@@ -104,7 +104,7 @@ def build_rows(
         elif why is not None:
             bill.refuse("price", why)
         elif table is not None and meter.stripe is not None:
-            built |= _rows(meter, meter.stripe, table)
+            built |= _build_row_meters(meter, meter.stripe, table)
     taken = {meter.stripe.event_name: meter.name for meter in kept(meters).values() if meter.stripe}
     for row in kept(built).values():
         if row.stripe is not None and row.stripe.event_name in taken and row.source is not None:
@@ -136,7 +136,7 @@ def _why_not(meter: Meter, meters: Meters) -> str | None:
     return None
 
 
-def _rows(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> Meters:
+def _build_row_meters(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> Meters:
     rows = rows_of(meter.name, table)
     built: Meters = {
         row: replace(
@@ -158,7 +158,7 @@ def _rows(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> Meters:
 
 
 def price_by_model(given: Entitlement, table: ModelPrices) -> dict[str, Entitlement]:
-    """What a plan gives of a meter whose overage a table prices, and of the meters of the table's prices."""
+    """Entitlements of a meter with overage prices by model: its own, and one per price."""
     rows = rows_of(given.meter, table)
     prices = {row: price for (_, row), (_, price) in zip(rows.models, table.models, strict=True)}
     built = {
@@ -184,7 +184,7 @@ def _priced(overage: Overage, price: int) -> Overage:
     return replace(overage, per=exact.denominator, amount_cents=exact.numerator)
 
 
-def check_items(plan: Plan, meters: Mapping[str, Meter | None], place: Place, problems: Problems) -> None:
+def check_items(plan: Plan, meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems) -> None:
     """Refuse a plan with more prices than a subscription takes at Stripe."""
     priced = [
         name

@@ -13,7 +13,7 @@ from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import bill_of, build_rows, check_items, price_by_model, rows_of
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
+from meterkit.catalog.shapes import AnyForm, Key, ListOf, MapOf, Nullable, Table, ValueShape, WordChoice, kept
 from meterkit.catalog.subjects import SubjectShape, build_subjects
 from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
@@ -42,9 +42,9 @@ class PriceTable(Table, what="a price", inheritable=True):
         "In minor units of the currency: `meterkit stripe sync` makes such a price, previews reckon with it.",
         required=True,
     )
-    interval = Key(Choice(("month", "year")), "How often it is paid: month or year.", required=True)
+    interval = Key(WordChoice(("month", "year")), "How often it is paid: month or year.", required=True)
     included_per = Key(
-        Choice(("month", "interval")), "Span of included quantities: month (default) or interval."
+        WordChoice(("month", "interval")), "Span of included quantities: month (default) or interval."
     )
     stripe_price = Key(
         Nullable(_PRICE_ID),
@@ -70,20 +70,20 @@ class GrantTable(Table, what="a grant"):
     credit = Key(NAME, "The credit that is granted.")
     meter = Key(NAME, "The meter that a quantity is granted of.")
     quantity = Key(_QUANTITY, "How much.", required=True)
-    every = Key(Choice(EVERY_WORDS), "When: with every billing period.", required=True)
+    every = Key(WordChoice(EVERY_WORDS), "When: with every billing period.", required=True)
     priority = Key(integer(most=1000), "Lower is burned first; default: 50.")
     expires_ms = Key(duration(least=1), "Life of the grant; default: its period.", name="expires")
     id = Key(NAME, "What makes it the same grant in other plans and later; default: its priority and expiry.")
 
 
-_FEATURES_SHAPE: Final[Shape[str | tuple[str, ...]]] = Forms(
+_FEATURES_SHAPE: Final[ValueShape[str | tuple[str, ...]]] = AnyForm(
     "a list of features, or all",
-    scalar=Choice((ALL,), others=", or a list of features"),
+    scalar=WordChoice((ALL,), others=", or a list of features"),
     items=ListOf(NAME, "features"),
 )
 
 
-_WITHOUT_CARD: Final[Choice[WithoutCard]] = Choice(("cancel", "pause", "invoice"))
+_WITHOUT_CARD: Final[WordChoice[WithoutCard]] = WordChoice(("cancel", "pause", "invoice"))
 
 
 class TrialTable(Table, what="a trial", inheritable=True):
@@ -97,8 +97,8 @@ class TrialTable(Table, what="a trial", inheritable=True):
     )
 
 
-_PAYMENT_METHOD: Final[Choice[PaymentMethodTerm]] = Choice(("required", "optional"))
-_TRIAL: Final[Shape[int | TrialTable]] = Forms(
+_PAYMENT_METHOD: Final[WordChoice[PaymentMethodTerm]] = WordChoice(("required", "optional"))
+_TRIAL: Final[ValueShape[int | TrialTable]] = AnyForm(
     "a duration such as 14d, or a map such as {for: 14d, without_card: pause}",
     scalar=duration(least=1),
     fields=TrialTable,
@@ -143,8 +143,8 @@ class PlanTable(Table, what="a plan", inheritable=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """What plans and routes may name."""
+class DeclaredNames:
+    """Names that plans and routes may refer to."""
 
     meters: Meters
     features: tuple[str, ...]
@@ -175,7 +175,7 @@ def tables_named(
 
 
 def build_plans(
-    read: Mapping[str, PlanTable | None], declared: Declared, problems: Problems
+    read: Mapping[str, PlanTable | None], declared: DeclaredNames, problems: Problems
 ) -> dict[str, Plan | None]:
     """The plans by key; None where a plan was refused altogether."""
     plans = {
@@ -190,7 +190,7 @@ def build_plans(
     return plans
 
 
-def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
+def _build_plan(key: str, values: PlanTable, declared: DeclaredNames) -> Plan:
     price, seat_price = values.price, values.seat_price
     trial_ms, without_card = _build_trial(values.trial)
     plan = Plan(
@@ -211,7 +211,7 @@ def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
     return replace(plan, payment_method=values.payment_method or default)
 
 
-def can_cost(plan: Plan, declared: Declared) -> bool:
+def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
     """Whether a customer of a plan may owe money: its price, seats, billed usage, automatic top-ups.
 
     Args:
@@ -241,7 +241,7 @@ def _build_trial(written: int | TrialTable | None) -> tuple[int | None, WithoutC
     return written.for_ms, written.without_card or "cancel"
 
 
-def _build_features(values: PlanTable, declared: Declared) -> frozenset[str]:
+def _build_features(values: PlanTable, declared: DeclaredNames) -> frozenset[str]:
     names = values.features or ()
     if isinstance(names, str):
         return frozenset(declared.features)
@@ -252,7 +252,7 @@ def _build_features(values: PlanTable, declared: Declared) -> frozenset[str]:
     return frozenset(names)
 
 
-def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Entitlement]:
+def _build_entitlements(values: PlanTable, declared: DeclaredNames) -> dict[str, Entitlement]:
     listed = values.meters or {}
     for name, place in values.places("meters").items():
         check_meter(name, declared.meters, place, values.problems)
@@ -271,7 +271,7 @@ def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Enti
     return built
 
 
-def _build_grants(values: PlanTable, declared: Declared) -> tuple[PlanGrant, ...]:
+def _build_grants(values: PlanTable, declared: DeclaredNames) -> tuple[PlanGrant, ...]:
     built: list[PlanGrant] = []
     for written in values.grants or ():
         grant = _build_grant(written, declared)
@@ -284,7 +284,7 @@ def _build_grants(values: PlanTable, declared: Declared) -> tuple[PlanGrant, ...
     return tuple(built)
 
 
-def _build_grant(values: GrantTable, declared: Declared) -> PlanGrant | None:
+def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | None:
     credit, meter_name = values.credit, values.meter
     if values.has("credit") == values.has("meter"):
         values.problems.refuse(values.node.place, "a grant names either `credit` or `meter`, one of the two")

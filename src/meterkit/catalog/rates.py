@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.document import Items, Node, Text
 from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.models import Algorithm, Rate
-from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table
+from meterkit.catalog.shapes import AnyForm, Json, Key, MappedShape, Scalar, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     DAY_MS,
     SECOND_MS,
@@ -98,7 +98,7 @@ def _unknown_unit(text: str) -> RefusedError:
     return RefusedError(f"{quoted(text)} is not a unit of time; allowed: {', '.join(_UNITS)}", meant=meant)
 
 
-ALGORITHMS: Final[Choice[Algorithm]] = Choice(("sliding-window", "fixed-window", "token-bucket"))
+ALGORITHMS: Final[WordChoice[Algorithm]] = WordChoice(("sliding-window", "fixed-window", "token-bucket"))
 ONE_RATE: Final = Scalar(
     parse_rate, "a rate such as 100/hour", {"type": "string", "pattern": rf"^\s*{_ONE_JSON}\s*$"}
 )
@@ -125,8 +125,8 @@ def _with_algorithm(values: RateTable) -> tuple[Rate, ...]:
     return (replace(rate, algorithm=algorithm, burst=burst or rate.limit),)
 
 
-_ONE_OR_MORE: Final[Shape[tuple[Rate, ...]]] = Forms(
-    _ALLOWED, scalar=SOME_RATES, fields=Built(RateTable, _with_algorithm)
+_ONE_OR_MORE: Final[ValueShape[tuple[Rate, ...]]] = AnyForm(
+    _ALLOWED, scalar=SOME_RATES, fields=MappedShape(RateTable, _with_algorithm)
 )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from meterkit.catalog.additions import charging_meters, is_fetched
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     CHARGE_ON_SHAPE,
@@ -15,23 +15,33 @@ from meterkit.catalog.billing import (
     STORE_FAILURES,
 )
 from meterkit.catalog.errors import unknown
-from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match
-from meterkit.catalog.mcp_lines import parse_mcp
+from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
+from meterkit.catalog.price_table import PROVIDER_SHAPE, unknown_provider
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.route_providers import PROVIDER_SHAPE, unknown_provider
-from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
+from meterkit.catalog.shapes import (
+    AnyForm,
+    Key,
+    ListOf,
+    MapOf,
+    MappedShape,
+    Nullable,
+    Table,
+    ValueShape,
+    WordChoice,
+    kept,
+)
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Meter
-    from meterkit.catalog.plans import Declared
+    from meterkit.catalog.plans import DeclaredNames
 
 _USAGE: Final = ("none", "auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 
@@ -59,9 +69,9 @@ _FIELD: Final = text(
     pattern=r"[A-Za-z0-9_.-]+",
     allowed="a path in the JSON response, such as meta.billed_units.search_units",
 )
-_PATHS: Final[Shape[tuple[str, ...]]] = Forms(
+_PATHS: Final[ValueShape[tuple[str, ...]]] = AnyForm(
     "a path in the JSON response, or a list of paths",
-    scalar=Built(_FIELD, lambda path: (path,)),
+    scalar=MappedShape(_FIELD, lambda path: (path,)),
     items=ListOf(_FIELD, "paths", 1),
 )
 _OF_MCP: Final[dict[str, Any]] = {"idempotency_header": None}
@@ -89,10 +99,10 @@ class RouteTable(Table, what="a route"):
     )
     grow = Key(_QUANTITIES, "Gauge to quantity: asks whether it may grow by it.")
     storage = Key(
-        Choice(("content-length",)),
+        WordChoice(("content-length",)),
         "Where the size of what is stored stands: asks whether the gauge of bytes may grow by it.",
     )
-    usage = Key(Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
+    usage = Key(WordChoice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
     usage_fields = Key(
         MapOf(NAME, _PATHS, "meters and fields", 1),
         "Meter to the path of its figure in the JSON of the response, or to a list of paths.",
@@ -122,7 +132,7 @@ class RouteTable(Table, what="a route"):
 
 
 def build_routes(
-    read: tuple[RouteTable, ...], declared: Declared, default: Route, problems: Problems
+    read: tuple[RouteTable, ...], declared: DeclaredNames, default: Route, problems: Problems
 ) -> tuple[Route, ...]:
     """The routes in the file's order; ``default`` is one that says nothing of itself."""
     matches = [(match, values.place("match")) for values in read if (match := values.match) is not None]
@@ -131,8 +141,8 @@ def build_routes(
     return tuple(_build_route(values, declared, default) for values in read)
 
 
-def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems) -> None:
-    first: dict[tuple[object, ...], Place] = {}
+def _refuse_unreachable(matches: Iterable[tuple[str, FilePlace]], problems: Problems) -> None:
+    first: dict[tuple[object, ...], FilePlace] = {}
     for match, place in matches:
         key = (*parse_match(match), parse_mcp(match))
         earlier = first.get((None, None, None)) or first.get(key)
@@ -144,7 +154,7 @@ def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems
         first.setdefault(key, place)
 
 
-def _build_route(values: RouteTable, declared: Declared, default: Route) -> Route:
+def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) -> Route:
     method, path = parse_match(values.match or "*")
     mcp = parse_mcp(values.match or "*")
     _refuse_contradictions(values, method, path, is_mcp=mcp is not None)
@@ -233,8 +243,8 @@ def _check_provider(values: RouteTable) -> None:
         values.refuse("provider", message)
 
 
-def _check_meters(values: RouteTable, declared: Declared) -> None:
-    """See that what is counted is a counter of its own, and that what grows is a gauge."""
+def _check_meters(values: RouteTable, declared: DeclaredNames) -> None:
+    """Check that counted meters are counters of their own, and growing ones gauges."""
     places = [(verb, *entry) for verb in (*_VERBS, "usage_fields") for entry in values.places(verb).items()]
     places += [("records", item.text, item.place) for item in values.texts("records")]
     for verb, name, place in places:
@@ -257,7 +267,7 @@ def _misuse(verb: str, meter: Meter) -> str | None:
     return None
 
 
-def _build_storage_meter(values: RouteTable, declared: Declared) -> str | None:
+def _build_storage_meter(values: RouteTable, declared: DeclaredNames) -> str | None:
     if values.storage is None:
         return None
     gauges = [
@@ -292,9 +302,85 @@ def _build_reserve(name: str, values: ReserveTable) -> Reserve:
     return Reserve(meter=name, field=values.field, default=default, ceiling=ceiling)
 
 
-def quantities_of(route: Route, values: RouteTable) -> Iterator[tuple[Place, str, str, int]]:
+def quantities_of(route: Route, values: RouteTable) -> Iterator[tuple[FilePlace, str, str, int]]:
     """Each quantity that a route requests at admission: its place, key and meter."""
     reserved = {reserve.meter: reserve.default for reserve in route.reserve}
     for key, quantities in zip(_VERBS, (route.consume, route.per_message, route.grow, reserved), strict=True):
         places = values.places(key)
         yield from ((places[meter], key, meter, asked) for meter, asked in quantities.items())
+
+
+AdditionKey: TypeAlias = Literal["consume", "per_message", "usage_fields", "usage", "records", "from"]
+"""The key of the route, or of the meter (`from`), that says so."""
+
+
+def additions_of(
+    route: Route, meters: Mapping[str, Meter], models: Sequence[str] = ()
+) -> dict[str, AdditionKey]:
+    """Each counter that a request of a route can add to, and the key that says so; `consume` is the last.
+
+    Whatever is reserved is held before the app runs, and is not listed for that.
+
+    Args:
+        route: the route.
+        meters: those of the plans file.
+        models: that the request names; none: any model may answer it.
+    """
+    by_key = _named(route, meters).items()
+    named: list[tuple[AdditionKey, str]] = [
+        (key, name) for key, names in by_key for name in names if _is_counter(name, meters)
+    ]
+    found: dict[str, AdditionKey] = {}
+    for key, name in named:
+        found.setdefault(name, key)
+    models = models or route.models(())
+    # Token usage has a model, so it may count for derived meters; other quantities have none.
+    sources = [name for key, name in named if key in {"usage", "records"} and name in USAGE_METERS]
+    for name in sources:  # It grows: a derived meter may have parts of its own.
+        for part in meters.values():
+            if part.source == name and not part.is_row and _may_match(part, models):
+                found.setdefault(part.name, "from")
+                sources.append(part.name)
+    return found
+
+
+def charging_meters(meters: Mapping[str, Meter]) -> frozenset[str]:
+    """The meters that a call of a language model adds to: tokens, and what calls are charged."""
+    return USAGE_METERS.union(_charged(meters))
+
+
+def reads_tokens(route: Route) -> bool:
+    """Whether responses of a route are read for the token usage of calls that they answer."""
+    return route.usage not in {"none", "fields"} and not route.is_poll
+
+
+def is_fetched(usage: str, method: str) -> bool:
+    """Whether `usage: auto` takes a response for work that an earlier request began."""
+    return usage == "auto" and method not in {"POST", "WS"}
+
+
+def _named(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Iterable[str]]:
+    return {
+        "per_message": route.per_message,
+        "usage_fields": route.usage_fields,
+        "usage": [name for name in meters if _is_of_calls(name, meters)] if reads_tokens(route) else (),
+        "records": route.records,
+        "consume": route.consume,
+    }
+
+
+def _is_of_calls(name: str, meters: Mapping[str, Meter]) -> bool:
+    return name in USAGE_METERS or meters[name].charges is not None
+
+
+def _charged(meters: Mapping[str, Meter]) -> Iterator[str]:
+    return (name for name, meter in meters.items() if meter.charges is not None)
+
+
+def _is_counter(name: str, meters: Mapping[str, Meter]) -> bool:
+    return name in meters and meters[name].kind == "counter"
+
+
+def _may_match(derived: Meter, models: Sequence[str]) -> bool:
+    pattern = derived.where.get("model")
+    return not models or pattern is None or any(fnmatchcase(model, pattern) for model in models)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.errors import FilePlace, Problems
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -29,15 +29,15 @@ Json = dict[str, object]
 _TEXT_MAX: Final = 1024
 
 
-class Shape(Protocol[T_co]):
-    """What a value may look like."""
+class ValueShape(Protocol[T_co]):
+    """Reader of one kind of value, which also describes it as JSON Schema."""
 
     def read(self, node: Node, problems: Problems) -> T_co | None:
-        """What the node says, or None."""
+        """Read a node; None where it was refused or null."""
         ...
 
     def schema(self) -> Json:
-        """The same as JSON Schema."""
+        """JSON Schema of such values."""
         ...
 
 
@@ -69,7 +69,7 @@ class Scalar(Generic[T_co]):
         return dict(self.json)
 
 
-class Choice(Generic[W_co]):
+class WordChoice(Generic[W_co]):
     """One of a few words; ``others`` tells of what else may stand in their place."""
 
     def __init__(self, words: Sequence[W_co], *, others: str = "") -> None:
@@ -94,10 +94,10 @@ class Choice(Generic[W_co]):
 class Nullable(Generic[T_co]):
     """The inner shape, or null for "none"."""
 
-    inner: Shape[T_co]
+    inner: ValueShape[T_co]
 
     def read(self, node: Node, problems: Problems) -> T_co | None:
-        """What the inner shape reads, or None for null."""
+        """The inner shape's value, or None for null."""
         return None if isinstance(node, Text) and node.is_null else self.inner.read(node, problems)
 
     def schema(self) -> Json:
@@ -109,7 +109,7 @@ class Nullable(Generic[T_co]):
 class ListOf(Generic[T_co]):
     """A list of one shape; what is refused is left out."""
 
-    inner: Shape[T_co]
+    inner: ValueShape[T_co]
     of: str
     at_least: int = 0
 
@@ -133,8 +133,8 @@ class ListOf(Generic[T_co]):
 class MapOf(Generic[T_co]):
     """A map from names to one shape; a refused value is kept as None, so that its name is known."""
 
-    name: Shape[str]
-    inner: Shape[T_co]
+    name: ValueShape[str]
+    inner: ValueShape[T_co]
     of: str
     at_least: int = 0
 
@@ -176,7 +176,7 @@ class Key(Generic[T]):
         required: whether the table is refused without it.
     """
 
-    shape: Shape[T]
+    shape: ValueShape[T]
     doc: str
     name: str = ""
     required: bool = False
@@ -225,7 +225,7 @@ class Table:
             return None
         for name, place in node.places.items():
             if name not in keys:
-                problems.refuse(place, cls._unknown(name, keys))
+                problems.refuse(place, cls._unknown_key_message(name, keys))
         for key in keys.values():
             if key.required and key.name not in node.values:
                 missing = replace(node.place, path=node.place.child(key.name).path)
@@ -238,7 +238,7 @@ class Table:
         return cls(node, values, problems)
 
     @classmethod
-    def _unknown(cls, name: str, known: Iterable[str]) -> str:
+    def _unknown_key_message(cls, name: str, known: Iterable[str]) -> str:
         if name == "<<":
             return "merge keys are not read; use `extends`, or write the keys out"
         allowed = f"allowed in {cls._what}: {listed(known)}"
@@ -254,7 +254,7 @@ class Table:
         return {"type": "object", "properties": properties, "additionalProperties": False, **needs}
 
     def given(self, *attributes: str) -> dict[str, Any]:
-        """What the file says and was not refused, of these attributes or all: fields of a model."""
+        """Accepted values of these attributes, or of all, as keyword arguments of a model."""
         names = [name for name in attributes or self._keys if self.has(name) and not self.is_refused(name)]
         return {name: getattr(self, name) for name in names}
 
@@ -268,8 +268,8 @@ class Table:
         is_null = isinstance(node, Text) and node.is_null
         return node is not None and not is_null and getattr(self, attribute) is None
 
-    def place(self, attribute: str) -> Place:
-        """Where the key stands; the table's own place where it is absent."""
+    def place(self, attribute: str) -> FilePlace:
+        """FilePlace of the key; the table's own if the key is absent."""
         return self.node.places.get(self._keys[attribute].name, self.node.place)
 
     def refuse(self, attribute: str, message: str) -> None:
@@ -281,8 +281,8 @@ class Table:
         node = self._node(attribute)
         return node.text if isinstance(node, Text) else None
 
-    def places(self, attribute: str) -> Mapping[str, Place]:
-        """Where the entries of the map under the key stand."""
+    def places(self, attribute: str) -> Mapping[str, FilePlace]:
+        """Places of the entries of the map under the key."""
         node = self._node(attribute)
         return node.places if isinstance(node, Fields) else {}
 
@@ -296,10 +296,10 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Built(Generic[T, R_co]):
+class MappedShape(Generic[T, R_co]):
     """A shape whose value is made from another's."""
 
-    inner: Shape[T]
+    inner: ValueShape[T]
     build: Callable[[T], R_co | None]
 
     def read(self, node: Node, problems: Problems) -> R_co | None:
@@ -313,16 +313,16 @@ class Built(Generic[T, R_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Forms(Generic[T_co]):
+class AnyForm(Generic[T_co]):
     """A value that may be written as a scalar, as a list or as a map."""
 
     allowed: str
-    scalar: Shape[T_co] | None = None
-    items: Shape[T_co] | None = None
-    fields: Shape[T_co] | None = None
+    scalar: ValueShape[T_co] | None = None
+    items: ValueShape[T_co] | None = None
+    fields: ValueShape[T_co] | None = None
 
     def read(self, node: Node, problems: Problems) -> T_co | None:
-        """What the form that was chosen says."""
+        """Value of the form that the file uses."""
         shape = {Text: self.scalar, Items: self.items, Fields: self.fields}[type(node)]
         if shape is None or (isinstance(node, Text) and node.is_null):
             problems.refuse(node.place, f"found {kind_of(node)}; allowed: {self.allowed}")

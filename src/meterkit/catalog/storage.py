@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.shapes import Built, Forms, Key, ListOf, Table
-from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
+from meterkit.catalog.models import OTHER_TYPE, ObjectPattern, Storage
+from meterkit.catalog.shapes import AnyForm, Key, ListOf, MappedShape, Table
 from meterkit.catalog.value_parsers import NAME, scalar, text
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _pattern(table: ObjectsTable) -> ObjectPattern | None:
     return ObjectPattern(bucket=table.bucket, key=table.key)
 
 
-_OBJECTS: Final = Built(ObjectsTable, _pattern)
+_OBJECTS: Final = MappedShape(ObjectsTable, _pattern)
 
 
 def _single(pattern: ObjectPattern) -> tuple[ObjectPattern, ...]:
@@ -68,10 +68,10 @@ class StorageTable(Table, what="storage"):
 
     gauge = Key(NAME, "The gauge that holds the stored bytes.", required=True)
     objects = Key(
-        Forms(
+        AnyForm(
             "a map with bucket and key, or a list of such maps",
             items=ListOf(_OBJECTS, "objects", 1),
-            fields=Built(_OBJECTS, _single),
+            fields=MappedShape(_OBJECTS, _single),
         ),
         "Buckets and the keys of their objects; the first match wins.",
         required=True,
@@ -80,7 +80,7 @@ class StorageTable(Table, what="storage"):
 
 
 def build_storage(table: StorageTable | None, meters: Mapping[str, Meter | None]) -> Storage | None:
-    """What the plans file says of storage; what is wrong is noted."""
+    """Build the storage settings; what is wrong is noted."""
     if table is None or table.gauge is None:
         return None
     if table.gauge not in meters:

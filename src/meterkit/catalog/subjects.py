@@ -9,7 +9,7 @@ from meterkit.catalog.amount_texts import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable
 from meterkit.catalog.document import Fields
 from meterkit.catalog.entitlements import CounterLimits, counter_limits, node_of
-from meterkit.catalog.errors import Place, Problems, unknown
+from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import check_meter
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectPlan
 from meterkit.catalog.shapes import MapOf, Table
@@ -37,7 +37,7 @@ class SubjectBudgetTable(Table, what="a budget of a subject", inheritable=True):
 
 @dataclass(frozen=True, slots=True)
 class WrittenSubject:
-    """What a plan says of one kind of subjects: the limits by meter, and the budget."""
+    """One kind of subjects as a plan writes it: limits by meter, and the budget."""
 
     node: Fields
     limits: Mapping[str, CounterLimits | None]
@@ -50,7 +50,7 @@ class SubjectShape:
     _limits: Final = MapOf(NAME, CounterLimits, _WHAT)
 
     def read(self, node: Node, problems: Problems) -> WrittenSubject | None:
-        """What the node says, or None."""
+        """Read a node; None where it was refused or null."""
         if not isinstance(node, Fields):
             self._limits.read(node, problems)
             return None
@@ -73,7 +73,7 @@ class SubjectShape:
 def build_subjects(
     written: Mapping[str, WrittenSubject | None], meters: Meters, currency: str, problems: Problems
 ) -> dict[str, SubjectPlan]:
-    """What a plan gives each subject, by its kind."""
+    """Build the limits of subjects by kind."""
     return {
         kind: _build_subject(kind, values, meters, currency, problems)
         for kind, values in written.items()
@@ -120,7 +120,7 @@ def _build_budget(values: SubjectBudgetTable, currency: str) -> SubjectBudget | 
 def override_subject(
     catalog: Catalog, given: SubjectPlan, overrides: Mapping[str, object], *, strict: bool = False
 ) -> SubjectPlan:
-    """What a plan gives a subject, with some of it replaced.
+    """Limits of a subject with overrides applied.
 
     Args:
         catalog: the catalog of the plan.
@@ -135,7 +135,7 @@ def override_subject(
     problems, limits, budget = Problems("override"), dict(given.limits), given.budget
     for name, value in overrides.items():
         found = Problems("override")
-        place = Place(0, 0, "").child(given.kind)
+        place = FilePlace(0, 0, "").child(given.kind)
         meters: Meters = {known: meter for known, meter in catalog.meters.items() if not meter.is_spend}
         if name not in {BUDGET, *meters}:
             problems.refuse(place.child(name), unknown("limit", name, (BUDGET, *meters)))

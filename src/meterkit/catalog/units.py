@@ -63,14 +63,16 @@ USAGE_METERS: Final = frozenset((*TOKEN_METERS, *UNITS))
 """The meters that `usage:` and reports of model calls feed, where the file declares them."""
 
 
-def _whole_of(unit: str) -> str | None:
+def _direction_unit(unit: str) -> str | None:
     if not unit.endswith("_tokens") or unit in {"input_tokens", "output_tokens"}:
         return None
     return "output_tokens" if unit.startswith("output_") else "input_tokens"
 
 
 WHOLE_OF: Final[Mapping[str, str]] = {
-    name: whole for name in (*UNITS, *UNIT_OF) if (whole := _whole_of(UNIT_OF.get(name, name))) is not None
+    name: whole
+    for name in (*UNITS, *UNIT_OF)
+    if (whole := _direction_unit(UNIT_OF.get(name, name))) is not None
 }
 """Units and meters of some tokens, each with that of all tokens of its direction."""
 

@@ -211,7 +211,7 @@ _INTEGER_JSON: Final = r"^[0-9]+(_[0-9]+)*$"
 _SIZE_JSON: Final = r"^[0-9]+(_[0-9]+)*([.][0-9]+)? ?([kKMGTP]i?)?B$"
 
 
-def _number(least: int, most: int, pattern: str) -> dict[str, object]:
+def _number_schema(least: int, most: int, pattern: str) -> dict[str, object]:
     """A number in JSON Schema, or a text of this pattern that stands for one."""
     number = {"type": "integer", "minimum": least, "maximum": most}
     return {"anyOf": [number, {"type": "string", "pattern": pattern}]}
@@ -220,7 +220,7 @@ def _number(least: int, most: int, pattern: str) -> dict[str, object]:
 def integer(*, least: int = 0, most: int = QUANTITY_MAX, allowed: str = _INTEGER_ALLOWED) -> Scalar[int]:
     """The shape of a whole number within bounds."""
     parse = partial(parse_integer, least=least, most=most, allowed=allowed)
-    return Scalar(parse, f"{allowed}, from {least} to {most:_}", _number(least, most, _INTEGER_JSON))
+    return Scalar(parse, f"{allowed}, from {least} to {most:_}", _number_schema(least, most, _INTEGER_JSON))
 
 
 def cents() -> Scalar[int]:
@@ -230,7 +230,7 @@ def cents() -> Scalar[int]:
 
 def quantity(*, least: int = 0) -> Scalar[int]:
     """The shape of a quantity of a meter."""
-    json = _number(least, QUANTITY_MAX, f"{_INTEGER_JSON}|{_SIZE_JSON}")
+    json = _number_schema(least, QUANTITY_MAX, f"{_INTEGER_JSON}|{_SIZE_JSON}")
     return Scalar(partial(parse_quantity, least=least), _QUANTITY_ALLOWED, json)
 
 
@@ -253,7 +253,7 @@ def or_unlimited(inner: Scalar[int]) -> Scalar[int | Unlimited]:
 def percent(*, least: int, most: int) -> Scalar[int]:
     """The shape of a percentage within bounds."""
     allowed = f"a whole percentage such as 80%, from {least} to {most}"
-    json = _number(least, most, "^[0-9]+ *%?$")
+    json = _number_schema(least, most, "^[0-9]+ *%?$")
     return Scalar(partial(parse_percent, least=least, most=most), allowed, json)
 
 

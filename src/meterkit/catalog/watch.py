@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")
 # Together two seconds: a change is found by one check and confirmed by the next.
-_LOOK_EVERY_S: Final = 1.5
+_CHECK_EVERY_S: Final = 1.5
 _CONFIRM_AFTER_S: Final = 0.5
 
 
@@ -68,7 +68,7 @@ class WatchedPlans:
             PlansError: the file is refused.
         """
         with self._reading:
-            found = self._look()
+            found = self._file_stamp()
             result = use(load(self._path))
             self._read = found
             return result
@@ -86,7 +86,7 @@ class WatchedPlans:
             every_s: how often the file is checked, in seconds; None: every one and a half.
         """
         before, refused, said = self._read, None, ""
-        every_s = _LOOK_EVERY_S if every_s is None else every_s
+        every_s = _CHECK_EVERY_S if every_s is None else every_s
         hung_up, pause_s = Event(), every_s
         with _on_hangup(hung_up.set):
             while True:
@@ -94,7 +94,7 @@ class WatchedPlans:
                     await wait_for(hung_up.wait(), pause_s)
                 is_asked = hung_up.is_set()
                 hung_up.clear()
-                now = await to_thread(self._look)
+                now = await to_thread(self._file_stamp)
                 is_new = now not in (None, self._read, refused)
                 is_confirmed = is_new and now == before
                 pause_s = min(_CONFIRM_AFTER_S, every_s) if is_new and not is_confirmed else every_s
@@ -109,8 +109,8 @@ class WatchedPlans:
                         )
                 before = now
 
-    def _look(self) -> tuple[int, ...] | None:
-        """What differs after a change; None where there is no such file."""
+    def _file_stamp(self) -> tuple[int, ...] | None:
+        """File identity and times, which differ after a change; None if there is no such file."""
         try:
             found = os.stat(self._path)  # noqa: PTH116 - a text will do
         except OSError:

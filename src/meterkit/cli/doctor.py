@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from meterkit.catalog.asked_limits import CHECK as LIMITS
+from meterkit.catalog.route_notes import CHECK as LIMITS
 from meterkit.cli.output import echo
 from meterkit.cli.session import Session, command
 from meterkit.health.allotments import CHECK as ALLOTMENTS

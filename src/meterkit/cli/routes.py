@@ -11,8 +11,8 @@ from meterkit.asgi.app_routes import Decider, deciders_of, described, path_lines
 from meterkit.asgi.app_walk import ANY_METHOD
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
-from meterkit.catalog.additions import additions_of
-from meterkit.catalog.asked_limits import unasked_limits_of
+from meterkit.catalog.route_notes import unasked_limits_of
+from meterkit.catalog.routes import additions_of
 from meterkit.cli.imported_app import import_app
 from meterkit.cli.options import plans_path
 from meterkit.cli.output import echo, print_note, print_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.additions import additions_of
+from meterkit.catalog.routes import additions_of
 from meterkit.decisions.asked import (
     ASK_ONLY,
     Demand,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.catalog.asked_limits import CHECK as LIMITS
-from meterkit.catalog.asked_limits import unasked_limits_of
+from meterkit.catalog.route_notes import CHECK as LIMITS
+from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.customers.links import owner_of
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
-from meterkit.catalog.billed_meters import billed_meters
+from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.errors import StripeError, UnknownPlanError

@@ -6,7 +6,7 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.notifications import MESSAGE_EVENTS
+from meterkit.catalog.models import MESSAGE_EVENTS
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.notify.courier import Courier
 from meterkit.notify.mail import MailSender
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.catalog.notifications import Notify
+    from meterkit.catalog.models import Notify
     from meterkit.notify.courier import Sender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import RenderedMessage

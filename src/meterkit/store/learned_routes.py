@@ -8,8 +8,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 from weakref import WeakMethod
 
-from meterkit.catalog.additions import additions_of
-from meterkit.catalog.asked_limits import is_limited
+from meterkit.catalog.route_notes import is_limited
+from meterkit.catalog.routes import additions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.billed_meters import is_sold, meters_billed_by_tiers
+from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
 from meterkit.decisions.customer_state import with_seats
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError

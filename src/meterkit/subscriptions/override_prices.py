@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
-from meterkit.catalog.billed_meters import billed_as, billed_meters, meters_billed_by_tiers
+from meterkit.catalog.meters import billed_as, billed_meters, meters_billed_by_tiers
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,

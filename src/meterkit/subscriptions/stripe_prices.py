@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.billed_meters import billed_meters, is_sold
+from meterkit.catalog.meters import billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.subscriptions.change_rules import sells_seats

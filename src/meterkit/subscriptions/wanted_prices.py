@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import exact_money
-from meterkit.catalog.billed_meters import billed_as, billed_meters, is_sold
+from meterkit.catalog.meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, base_key, meter_key, seat_key

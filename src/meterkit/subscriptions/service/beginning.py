@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.billed_meters import is_sold
+from meterkit.catalog.meters import is_sold
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import overrides_at

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.billed_meters import is_sold
+from meterkit.catalog.meters import is_sold
 from meterkit.customers.history import history_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import entitlements_on, seat_meter

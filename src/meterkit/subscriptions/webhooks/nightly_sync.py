@@ -9,7 +9,7 @@ from http import HTTPStatus
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.billed_meters import is_sold
+from meterkit.catalog.meters import is_sold
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.tasks import TaskLease

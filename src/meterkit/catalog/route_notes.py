@@ -1,4 +1,4 @@
-"""Which limits a route asks for, and those that none does. Pure."""
+"""Notes on routes: limits no route asks for, spending without a hold, choices left to clients. Pure."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.additions import additions_of
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
-from meterkit.catalog.notes import COMPARED_MAX
+from meterkit.catalog.notes import COMPARED_MAX, first_of
+from meterkit.catalog.price_table import is_listed
+from meterkit.catalog.routes import additions_of, reads_tokens
 from meterkit.catalog.shapes import kept
 from meterkit.catalog.units import USAGE_METERS, nearest_usage_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.model_prices import Credit, ModelPrices, PriceRows
+    from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
+    from meterkit.catalog.errors import FilePlace, Note, Problems
+    from meterkit.catalog.model_prices import Credit, ModelPrices, ModelTerms, PriceRows
     from meterkit.catalog.models import Catalog, Entitlement, Meter, Plan, Route
-    from meterkit.catalog.note import Note
     from meterkit.catalog.plans import PlanTable
+    from meterkit.catalog.routes import RouteTable
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "WS"})
 CHECK: Final = "limits"
@@ -127,7 +129,7 @@ def note_unasked_limits(
     plans: Mapping[str, Plan],
     written: Mapping[str, PlanTable],
     *,
-    credit_places: Mapping[str, Place],
+    credit_places: Mapping[str, FilePlace],
     stored: str | None,
     problems: Problems,
 ) -> None:
@@ -161,7 +163,10 @@ def note_unasked_limits(
 
 
 def note_unfed_meters(
-    named: frozenset[str | None], meters: Mapping[str, Meter], places: Mapping[str, Place], problems: Problems
+    named: frozenset[str | None],
+    meters: Mapping[str, Meter],
+    places: Mapping[str, FilePlace],
+    problems: Problems,
 ) -> None:
     """Name each meter that no route feeds and whose name is close to one that `usage:` feeds.
 
@@ -200,8 +205,8 @@ def _has_budget(plan: Plan) -> bool:
     return is_bounded or any(subject.budget for subject in plan.subjects.values())
 
 
-def place_of(meter: str, written: PlanTable) -> Place:
-    """Place of a meter in a plan: in its `meters`, or else in its `subjects`."""
+def place_of(meter: str, written: PlanTable) -> FilePlace:
+    """FilePlace of a meter in a plan: in its `meters`, or else in its `subjects`."""
     subjects = (subject.node.places for subject in kept(written.subjects).values())
     places = (written.places("meters"), *subjects)
     return next((found[meter] for found in places if meter in found), written.node.place)
@@ -219,3 +224,129 @@ def _cure(meter: Meter, meters: Mapping[str, Meter]) -> str:
         return f"`usage: auto` on the routes that call a model, or `records: [{whole.name}]`"
     usage = "`usage: auto` on the routes that call a model, or " if name in USAGE_METERS else ""
     return f"{usage}`records: [{name}]` on the routes in which the app records it"
+
+
+def note_unheld_money(
+    routes: Iterable[Route],
+    credits_: Iterable[Credit],
+    written: Iterable[PlanTable],
+    place: FilePlace,
+    problems: Problems,
+) -> None:
+    """Say which lines spend a balance in money, or a budget, and hold nothing for it.
+
+    Args:
+        routes: the lines of the file.
+        credits_: those of the file.
+        written: the plans, as the file has them.
+        place: where the routes stand.
+        problems: the list to add to.
+    """
+    unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
+    has_balance = any(credit.is_money for credit in credits_)
+    if unheld and (has_balance or any(plan.budget is not None for plan in written)):
+        shown = first_of([repr(match) for match in unheld])
+        what = "balance" if has_balance else "budget"
+        message = (
+            f"requests that race can spend more than the {what} where nothing is held: {shown}; write"
+            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
+            " can cost at most"
+        )
+        problems.note(place, "informs", message)
+
+
+def note_unpaid_meters(
+    named: frozenset[str | None],
+    plans: Mapping[str, Plan],
+    written: Mapping[str, PlanTable],
+    credits_: Iterable[Credit],
+    problems: Problems,
+) -> None:
+    """Name each meter of tokens that a plan denies: a balance in money does not pay for it.
+
+    Args:
+        named: the meters that routes name; see :func:`named_by`.
+        plans: by their keys.
+        written: the same, as the file has them.
+        credits_: those of the file.
+        problems: the list to add to.
+    """
+    found = list(credits_)
+    money = next((credit.name for credit in found if credit.is_money), None)
+    if money is None:
+        return
+    paid = {meter for credit in found for meter in credit.costs}
+    for key, plan in plans.items():
+        granted = {grant.name for grant in plan.grants}
+        for name, given in plan.entitlements.items():
+            is_denied = given.included == 0 and given.overage.mode == "deny"
+            if is_denied and name in named and name in USAGE_METERS and name not in paid | granted:
+                message = (
+                    f"no request that uses {name} is served: nothing is included, overage is denied, and the"
+                    f" balance {money!r} pays for calls, not for this meter; leave {name} out of the plan, or"
+                    " include a quantity"
+                )
+                problems.note(place_of(name, written[key]), "informs", message)
+
+
+_EXAMPLES: Final = {
+    "service_tier": "service_tier: {priority: 200%, flex: 50%}",
+    "speed": "speed: {fast: 200%}",
+    "inference_geo": "inference_geo: {us: 110%}",
+}
+_ASKED_BY: Final = {
+    "openai": ("service_tier",),
+    "anthropic": ("speed", "inference_geo"),
+    "auto": ("service_tier", "speed"),
+}
+"""The words of ``usage:``, each with the ways of processing that clients of such an API choose at a price."""
+
+
+def note_client_choices(
+    routes: Iterable[tuple[Route, RouteTable]],
+    credits_: Iterable[CreditTable],
+    tables: Iterable[ModelPricesTable],
+    problems: Problems,
+) -> None:
+    """Say where a client may choose a model, or a way of processing, that has no price.
+
+    Args:
+        routes: those of the file, each as it is written.
+        credits_: likewise.
+        tables: those of ``prices:``.
+        problems: the list to add to.
+    """
+    calling = [(route, written) for route, written in routes if reads_tokens(route)]
+    money = [credit for credit in credits_ if credit.unit == "money"]
+    chosen = first_of([repr(route.match) for route, _ in calling if route.model is None])
+    without_default = [table for table in tables if not table.has("default")]
+    selling: list[CreditTable | ModelPricesTable] = [*money, *without_default]
+    for table in selling:
+        if chosen and table.unknown_model != "deny":
+            message = (
+                f"clients choose the model on {chosen}, and calls of a model without a price cost nothing;"
+                " write `unknown_model: deny` here to refuse such requests, or `model: NAME` on the route"
+            )
+            problems.note(table.place("unknown_model"), "informs", message)
+    for credit in money:
+        terms = kept(credit.models)
+        _note_ways(calling, terms, credit, problems)
+
+
+def _note_ways(
+    calling: Sequence[tuple[Route, RouteTable]],
+    terms: Mapping[str, ModelTerms],
+    credit: CreditTable,
+    problems: Problems,
+) -> None:
+    """Say which prices of the file count for every way of processing, where clients may choose one."""
+    asked = {way for route, _ in calling for way in _ASKED_BY.get(route.usage, ())}
+    for pattern, one in terms.items():
+        missing = [way for way in _EXAMPLES if way in asked and way not in one.factors]
+        if missing and one.prices and is_listed(pattern):
+            write = " and ".join(f"`{_EXAMPLES[way]}`" for way in missing)
+            message = (
+                f"these prices count whichever {' or '.join(missing)} a client asks for; write {write} with"
+                " them if your app hands that on"
+            )
+            problems.note(credit.places("models")[pattern], "informs", message)
