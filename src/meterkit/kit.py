@@ -16,8 +16,8 @@ from meterkit.catalog.argument_checks import check_quantities, check_quantity, q
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.units import USAGE_METERS
 from meterkit.catalog.watch import WatchedPlans
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
+from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
 from meterkit.serving import Served, Serving, store_of
 from meterkit.store.arguments import check_customer, check_event_id, check_subjects

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING
+from meterkit.decisions.stored_grants import Holding
 from meterkit.redis.connection import pack
 from store.allotting_processes import Process, Processes
 from store.script_model import NEVER_MS

@@ -12,12 +12,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.in_process import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import MeterCounts, unpack_field
-from meterkit.decisions.policies import CONCURRENCY, SPENT
+from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.store.allotment import given_back

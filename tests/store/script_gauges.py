@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.counters import pack_field
 from meterkit.catalog import loads
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOUR_MS, bounds_at
+from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import compile_program
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each

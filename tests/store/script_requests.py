@@ -9,16 +9,14 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from drivers.counters import flat_of
-from meterkit.decisions.asked import Demand
-from meterkit.decisions.at_model import AtModel
-from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.event_marks import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.program import compile_program
+from meterkit.decisions.policies import Demand
+from meterkit.decisions.program import AtModel, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settling import CONFLICT, PARTLY
 from meterkit.store.customer_usage import usage_of

@@ -8,11 +8,11 @@ from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
+from meterkit.decisions.policies import Demand
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack
 from meterkit.store.hold import Held, Used

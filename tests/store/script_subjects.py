@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog import loads
 from meterkit.catalog.models import SPEND
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
-from meterkit.decisions.policies import rate_numbers
+from meterkit.decisions.policies import Demand, rate_numbers
 from meterkit.redis.connection import pack
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision

@@ -21,11 +21,11 @@ from meterkit.catalog import loads, override
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, strand_usage
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
+from meterkit.decisions.policies import Demand
 from meterkit.outbox.batches import batch_text, intents_in
 from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
 from meterkit.outbox.intents import intents_of

@@ -16,13 +16,13 @@ from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
+    add_former_prices,
     effective_plan,
     entitlements_of,
     refusal_without,
     with_subscription,
 )
 from meterkit.decisions.item_prices import ItemPrice
-from meterkit.decisions.known_prices import add_former_prices
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.subscription import NEVER_MS, Access, Status, SubscriptionState, switched_by_others
 from meterkit.decisions.transitions import (

@@ -17,7 +17,6 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drifts import Drift, DriftKind
-from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
@@ -28,15 +27,15 @@ from meterkit.decisions.customer_state import (
 )
 from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.decisions.grants import MICRO, Prepaid
-from meterkit.decisions.holdings import Balance, Holding, holdings_of
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, joined, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
-from meterkit.decisions.plan_history import with_plan_changes
-from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.plan_shares import effective_terms, with_plan_changes
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import Segment, ended_labels, overage_cents, segments_of
+from meterkit.decisions.program import derived_from
 from meterkit.decisions.spending import UnitPrice, price_of
+from meterkit.decisions.stored_grants import Balance, Holding, holdings_of
 
 # F-223: what each plan of a period gives by its share of it.
 

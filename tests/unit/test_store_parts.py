@@ -28,9 +28,9 @@ from meterkit.customers.grant_ledger import ledger_of
 from meterkit.customers.links import owner_of
 from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
+from meterkit.decisions.stored_grants import Holding
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.outbox.closes import Close, ends_to_close
 from meterkit.outbox.intents import RESTORED, Kept

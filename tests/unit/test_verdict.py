@@ -21,8 +21,6 @@ from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdict
-from meterkit.decisions.asked import Demand
-from meterkit.decisions.binding import Binding
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import Prepaid
 from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
@@ -35,8 +33,8 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
-from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
-from meterkit.decisions.program import Program, compile_program, demands_of, reported_parts
+from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
+from meterkit.decisions.program import Binding, Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.verdict import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Headers
-    from meterkit.decisions.asked import Measure
     from meterkit.decisions.decision import Decision, Policy
+    from meterkit.decisions.policies import Measure
     from meterkit.decisions.program import Program
     from meterkit.store.views import PreparedDecision
 

@@ -17,9 +17,9 @@ from meterkit.asgi.socket_usage import SocketUsage
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.asked import ASK_ONLY, Demand
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
 from meterkit.store.hold import Used

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.decisions.grants import MICRO
-from meterkit.decisions.holdings import Holding
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.stored_grants import Holding
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import CREDITS_MAX
 from meterkit.customers.states import States, ask_anew
-from meterkit.decisions.period_grants import moved_grants
+from meterkit.decisions.stored_grants import moved_grants
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError
 

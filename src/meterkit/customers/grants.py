@@ -19,10 +19,10 @@ from meterkit.customers.grant_ledger import (
 )
 from meterkit.customers.granting import put
 from meterkit.customers.states import States, ask_anew
-from meterkit.decisions.debts import funds_of
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.stored_grants import funds_of
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.arguments import CUSTOMER_BYTES_MAX, check_customer, is_customer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.customers.grant_ledger import Kind
-    from meterkit.decisions.holdings import Holding
+    from meterkit.decisions.stored_grants import Holding
     from meterkit.store.store import Store
 
 _PRIORITY_MAX: Final = 1000

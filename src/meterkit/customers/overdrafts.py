@@ -6,10 +6,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.allowance import INCLUDED
-from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.plan_shares import overdraft_of, spent_by, uncut_period
+from meterkit.decisions.stored_grants import Holding
 
 if TYPE_CHECKING:
     from meterkit.decisions.allowance import Overdraft

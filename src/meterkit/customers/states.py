@@ -18,11 +18,12 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    with_former_prices,
+    with_learned_prices,
 )
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.known_prices import with_former_prices, with_learned_prices
-from meterkit.decisions.plan_history import with_plan_changes
+from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (

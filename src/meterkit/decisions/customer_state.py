@@ -10,8 +10,7 @@ from meterkit.catalog import override
 from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.fixed_prices import base_interval
-from meterkit.decisions.item_prices import with_item_prices
+from meterkit.decisions.item_prices import NO_PRICES, ItemPrices, base_interval, with_item_prices
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import (
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.decision import Reason
-from meterkit.decisions.item_prices import ItemPrices
 
 _SEATS: Final = "seats"
 _UNPAID: Final = "incomplete"
@@ -79,7 +77,7 @@ class CustomerState:
         minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
-        plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_history`.
+        plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_shares`.
         overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
         spent: use without a subscription in a month in which one has begun, and when the counters of the last
             of it began (``cut_ms``); None: none has begun.
@@ -386,3 +384,52 @@ def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
     if trial_end_ms is not None and bounds.start_ms < trial_end_ms <= at_ms:
         return replace(bounds, start_ms=trial_end_ms)  # A trial is over, and what it requires has not come.
     return bounds
+
+
+_FORMER_MAX: Final = 24
+_KEPT_MS: Final = 400 * 86_400_000
+
+
+def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:
+    """A state with what is known by now of prices that its subscription had already: no price ends then.
+
+    A price at Stripe never changes. A release before this one did not read what it charges.
+    """
+    old, new = before.subscription, after.subscription
+    if (
+        old is None
+        or new is None
+        or old.prices == new.prices
+        or (old.id, old.metered) != (new.id, new.metered)
+    ):
+        return before
+    return replace(before, subscription=replace(old, prices=new.prices))
+
+
+def with_former_prices(before: CustomerState, after: CustomerState, now_ms: int) -> CustomerState:
+    """A state that also keeps the prices of the subscription's items that end with this change."""
+    old, new = before.subscription, after.subscription
+    if old is None or new is None or old is new:
+        return after
+    return replace(after, subscription=add_former_prices(old, new, now_ms))
+
+
+def add_former_prices(known: SubscriptionState, new: SubscriptionState, now_ms: int) -> SubscriptionState:
+    """Keep the prices that end now: the close of a period that has ended still needs them.
+
+    Args:
+        known: the customer's subscription as it was known until now.
+        new: the same one, or the next one.
+        now_ms: the instant.
+    """
+    kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
+    before, until_ms, is_same = known.prices, now_ms, known.id == new.id
+    if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
+        until_ms = known.pending_at_ms
+    has_ended = before != new.prices and known.metered != new.metered if is_same else True
+    if before and has_ended:
+        # Usage of the time before the subscription has other prices.
+        begun = (known.created_ms, NO_PRICES)
+        until_ms = until_ms if is_same else min(until_ms, known.ends_ms())
+        kept = (*kept, *(() if begun in kept else (begun,)), (until_ms, before))[-_FORMER_MAX:]
+    return replace(new, former_prices=kept)

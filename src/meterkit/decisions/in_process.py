@@ -15,7 +15,7 @@ from meterkit.decisions.verdict import weighted
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.decisions.asked import Measure
+    from meterkit.decisions.policies import Measure
     from meterkit.decisions.program import Program
 
 Window: TypeAlias = tuple[int, int, int]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.catalog.models import QUANTITY_MAX, ROUTE
 from meterkit.decisions.decision import Policy
+from meterkit.decisions.gauges import GaugeLimit, gauge_policy
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
+from meterkit.decisions.spending import UNCAPPED, Spending
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Rate
-    from meterkit.catalog.models import Entitlement, Meter, Route
+    from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
 
 SLIDING_WINDOW: Final = 1
 FIXED_WINDOW: Final = 2
@@ -134,3 +137,196 @@ def _rate_policy(rate: Rate, name: str, meter: str, unit: str | None) -> Policy:
         window_s=-(-rate.window_ms // 1000),
         quota_unit=unit,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The demand on one meter.
+
+    Attributes:
+        needed: the quantity that must be left, or the demand is refused.
+        taken: the quantity that is counted if it is not.
+    """
+
+    needed: int
+    taken: int
+
+    @classmethod
+    def of(cls, quantity: int, spare: int = 0) -> Self:
+        """Ask for a quantity, which is counted, and that ``spare`` is left; of none, that something is."""
+        return cls(needed=max(1, quantity + spare), taken=quantity)
+
+
+ASK_ONLY: Final = Demand(needed=1, taken=0)
+"""The demand on a meter by an unknown quantity: something must be left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One policy as the decision script weighs it.
+
+    Attributes:
+        kind: see :mod:`meterkit.decisions.policies`.
+        window: ms; for a bucket the denominator of its refill per ms.
+        limit: units per window, burst, included + beyond, requests in flight, or minor units of a budget.
+        refill: for a bucket the numerator of its refill per ms; for a budget micro-units in a minor unit;
+            else 0.
+        capped: for a ceiling, whether overage is billed up to it.
+    """
+
+    policy: Policy
+    kind: int
+    window: int
+    limit: int
+    refill: int
+    needed: int
+    capped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One policy that the decision script weighs.
+
+    Attributes:
+        field: what it reads of the counters for it.
+        numbers: its terms of it.
+        measure: how it weighs it.
+    """
+
+    field: str
+    numbers: tuple[int, ...]
+    measure: Measure
+
+
+def counters_asked(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    spending: Spending,
+    *,
+    in_flight: bool,
+) -> tuple[list[Part], list[Part], list[Part]]:
+    """What demands on counters come to: rates, ceilings, concurrency limits.
+
+    What costs something under a budget has a ceiling even without a cap: what is held of it may be spent.
+    """
+    rates, ceilings, concurrency = list[Part](), list[Part](), list[Part]()
+    for name, demand in demands.items():
+        entitlement, meter = entitlements[name], catalog.meters[name]
+        if meter.kind == "counter":
+            policies = policies_of(entitlement, meter)
+            rates += _rates_asked(entitlement, policies, demand)
+            ceilings += _ceiling_asked(entitlement, policies, demand)
+            if name in spending.prices and ceiling_of(entitlement) is None:
+                ceilings.append(_uncapped(entitlement, demand))
+            concurrency += _concurrency_asked(entitlement, policies) if in_flight else ()
+    return rates, ceilings, concurrency
+
+
+def route_rates_asked(route: Route) -> Iterator[Part]:
+    """A route's own rates; each request takes one unit of each."""
+    for rate, policy in zip(route.rates, route_policies(route), strict=True):
+        field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
+        yield _rate_asked(field, rate, policy, Demand.of(1))
+
+
+def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[Part]:
+    """A meter's rates, in the file's order, in which their policies come first."""
+    for rate, policy in zip(entitlement.rates, policies, strict=False):
+        yield _rate_asked(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
+
+
+def _rate_asked(field: str, rate: Rate, policy: Policy, demand: Demand) -> Part:
+    kind, window, limit, refill = rate_numbers(rate, policy.meter)
+    return Part(
+        field,
+        (kind, window, limit, refill, demand.needed, demand.taken),
+        Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed),
+    )
+
+
+def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[Part]:
+    """What a period admits of a meter, where that has an end."""
+    included, ceiling = entitlement.included, ceiling_of(entitlement)
+    if included is None or ceiling is None:
+        return
+    beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
+    policy = next(policy for policy in policies if policy.kind == "period")
+    yield Part(
+        meter_field(policy.meter),
+        (included, beyond, demand.needed, demand.taken),
+        Measure(
+            policy=policy,
+            kind=CEILING,
+            window=0,
+            limit=ceiling,
+            refill=0,
+            needed=demand.needed,
+            capped=beyond >= 0,
+        ),
+    )
+
+
+def _uncapped(entitlement: Entitlement, demand: Demand) -> Part:
+    """What a period admits of a meter that is billed without a cap."""
+    policy = Policy(
+        name=entitlement.meter,
+        meter=entitlement.meter,
+        kind="uncapped",
+        quota=UNCAPPED,
+        window_s=None,
+        quota_unit=None,
+    )
+    measure = Measure(
+        policy=policy, kind=CEILING, window=0, limit=UNCAPPED, refill=0, needed=demand.needed, capped=True
+    )
+    numbers = (entitlement.included or 0, UNCAPPED, demand.needed, demand.taken)
+    return Part(meter_field(policy.meter), numbers, measure)
+
+
+def spend_asked(spending: Spending) -> Iterator[Part]:
+    """The budgets that a demand may use up; what is asked of them the script works out."""
+    for budget in spending.budgets:
+        measure = Measure(
+            policy=budget.policy,
+            kind=SPENT,
+            window=budget.window_ms,
+            limit=budget.policy.quota,
+            refill=budget.unit,
+            needed=0,
+        )
+        yield Part(budget.field, (), measure)
+
+
+def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[Part]:
+    """How many requests may be in flight at once, where that is limited; this one is one of them."""
+    limit = entitlement.concurrency
+    if limit is None:
+        return
+    policy = next(policy for policy in policies if policy.kind == "concurrency")
+    measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    # A ceiling of what is held at once: nothing is ever recorded of it.
+    yield Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
+
+
+def gauges_asked(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    *,
+    keeps: bool,
+) -> Iterator[tuple[Part, GaugeLimit]]:
+    """By how much gauges are to grow, those that are limited; the script has their limits apart."""
+    for name, demand in demands.items():
+        meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
+        if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
+            continue
+        measure = Measure(
+            policy=gauge_policy(meter, limit),
+            kind=GAUGE,
+            window=0,
+            limit=limit.most,
+            refill=0,
+            needed=demand.needed,
+        )
+        yield Part(meter_field(name), (demand.needed, demand.taken), measure), limit

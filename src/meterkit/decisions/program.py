@@ -3,37 +3,98 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.asked import (
+from meterkit.decisions.gauges import with_gauges
+from meterkit.decisions.keys import credit_hold_field, meter_field
+from meterkit.decisions.policies import (
     ASK_ONLY,
+    CEILING,
+    CONCURRENCY,
+    GAUGE,
+    SPENT,
     Demand,
     Measure,
     Part,
     counters_asked,
     gauges_asked,
+    keep_ms_of,
     route_rates_asked,
     spend_asked,
-)
-from meterkit.decisions.at_model import UNKNOWN_MODEL
-from meterkit.decisions.gauges import with_gauges
-from meterkit.decisions.keys import credit_hold_field, meter_field
-from meterkit.decisions.policies import (
-    CEILING,
-    CONCURRENCY,
-    SPENT,
-    keep_ms_of,
 )
 from meterkit.decisions.spending import Spending
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
-    from meterkit.decisions.at_model import AtModel
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.subjects import AskedOfSubject
+
+_NO_ROWS: Final[dict[str, str]] = {}
+
+
+class AtModel(NamedTuple):
+    """What follows from the model of a request.
+
+    Attributes:
+        costs: what a unit costs of the meters whose cost depends on the model; None: the most.
+        rows: of the meters whose overage has prices by model, where a plan has a budget or subjects and the
+            model is known: to the meter that counts the price.
+    """
+
+    costs: Mapping[str, int] | None = None
+    rows: Mapping[str, str] = _NO_ROWS
+
+    @classmethod
+    def of(
+        cls,
+        costs: Mapping[str, int] | None,
+        meters: Iterable[str],
+        model: str | None,
+        entitlements: Mapping[str, Entitlement],
+        *,
+        holds_rows: bool,
+    ) -> AtModel:
+        """What follows for some meters; what is held of no known model may come to cost the highest price."""
+        if not model or not holds_rows:
+            return cls(costs)
+        found = {name: entitlements[name].overage.rows for name in meters}
+        return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What tells it from others."""
+        return (*(self.costs or {}).items(), *self.rows.items())
+
+    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
+        """Quantities to hold, with as much of the meters that count their prices."""
+        return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
+
+    def asked(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+        """The same of demands."""
+        return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
+
+
+UNKNOWN_MODEL: Final = AtModel()
+
+
+def held_at(
+    models: Sequence[str | None],
+    prepaid: Prepaid | None,
+    meters: Iterable[str],
+    entitlements: Mapping[str, Entitlement],
+    *,
+    holds_rows: bool,
+) -> AtModel:
+    """What quantities of some meters are held at; without a model, or with several, it is the most."""
+    model = models[0] if len(models) == 1 else None
+    costs = None if prepaid is None else prepaid.held_costs(model)
+    return AtModel.of(costs, meters, model, entitlements, holds_rows=holds_rows)
+
 
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
 
@@ -294,3 +355,73 @@ def demands_of(
         if key != "per_message" and not is_free:  # Each message asks for these itself.
             demands.setdefault(name, ASK_ONLY)
     return demands
+
+
+class Binding:
+    """What a program comes to with the quantities of one request.
+
+    Args:
+        program: compiled for one of each quantity that is bound.
+        consumed: meter whose quantity is bound, to what is asked of it besides.
+
+    Attributes:
+        recorded: meter to what is recorded besides the true quantities.
+        is_exact: whether its numbers say all; what is held of a meter without a limit stands beside them.
+    """
+
+    __slots__ = ("_consumed", "_program", "is_exact", "recorded")
+
+    def __init__(self, program: Program, consumed: Mapping[str, int]) -> None:
+        self._program = program
+        self._consumed = consumed
+        besides = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
+        self.recorded = {meter: quantity for meter, quantity in besides.items() if quantity}
+        own = program.measures[: len(program.measures) - sum(len(one.measures) for one in program.subjects)]
+        limited = {measure.policy.meter for measure in own if measure.kind in {CEILING, GAUGE}}
+        self.is_exact = all(meter in limited for meter in program.held if meter in consumed)
+
+    def numbers(self, quantities: Mapping[str, int]) -> list[int]:
+        """The program's numbers, where so much is bound of each meter."""
+        numbers = list(self._program.numbers)
+        for place, meter, least in self._program.asked:
+            if meter in quantities:
+                numbers[place] = max(least, quantities[meter] + self._consumed[meter])
+        return numbers
+
+    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
+        """The hold of each meter for bound quantities."""
+        return {
+            meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
+            for meter, taken in self._program.held.items()
+        }
+
+
+def with_derived(
+    meters: Mapping[str, Meter], quantities: Mapping[str, int], models: Sequence[str]
+) -> dict[str, int]:
+    """Quantities, and those of the meters derived from them that match one of some models."""
+    found = dict(quantities)
+    for name, model in product(quantities, models):
+        for derived in derived_from(meters, name, {"model": model}):
+            found[derived.name] = quantities[name]
+    return found
+
+
+def derived_from(
+    meters: Mapping[str, Meter], source: str, dimensions: Mapping[str, str]
+) -> tuple[Meter, ...]:
+    """The meters that are derived from another and match some dimensions, each followed by its own parts."""
+    if not dimensions:
+        return ()
+    found: list[Meter] = []
+    for meter in meters.values():
+        if meter.source == source and not meter.is_row and _matches(meter, dimensions):
+            found += (meter, *derived_from(meters, meter.name, dimensions))
+    return tuple(found)
+
+
+def _matches(derived: Meter, dimensions: Mapping[str, str]) -> bool:
+    return all(
+        dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
+        for name, pattern in derived.where.items()
+    )

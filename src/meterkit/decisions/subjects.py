@@ -12,9 +12,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import SPEND
-from meterkit.decisions.asked import counters_asked, spend_asked
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.policies import keep_ms_of
+from meterkit.decisions.policies import counters_asked, keep_ms_of, spend_asked
 from meterkit.decisions.spending import Spending, budget_of, unit_price
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
-    from meterkit.decisions.asked import Demand, Measure
+    from meterkit.decisions.policies import Demand, Measure
     from meterkit.decisions.spending import Budget
 
 SUBJECTS_MOST: Final = 3

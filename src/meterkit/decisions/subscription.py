@@ -6,8 +6,13 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.decisions.fixed_prices import base_interval, interval_of
-from meterkit.decisions.item_prices import NO_PRICES, dump_item_prices, parse_item_prices
+from meterkit.decisions.item_prices import (
+    NO_PRICES,
+    base_interval,
+    dump_item_prices,
+    interval_of,
+    parse_item_prices,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.decisions.fixed_prices import interval_of
+from meterkit.decisions.item_prices import interval_of
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 

@@ -21,8 +21,8 @@ from meterkit.decisions.policies import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.decisions.asked import Measure
     from meterkit.decisions.decision import GaugeLevel
+    from meterkit.decisions.policies import Measure
     from meterkit.decisions.program import Program
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (

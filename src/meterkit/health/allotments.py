@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.asked import gauges_asked
+from meterkit.decisions.policies import gauges_asked
 from meterkit.decisions.program import demands_of
 from meterkit.store.allotment import allotment_of, keys_one_by_one
 

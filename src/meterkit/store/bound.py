@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.decisions.binding import Binding
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.program import Binding, Program
     from meterkit.decisions.subjects import AskedOfSubject
 
 

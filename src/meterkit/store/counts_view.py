@@ -8,8 +8,8 @@ from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field
 from meterkit.decisions.packed import Head, MeterCounts
 
 if TYPE_CHECKING:
-    from meterkit.decisions.holdings import Balance
     from meterkit.decisions.periods import Bounds
+    from meterkit.decisions.stored_grants import Balance
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 # Names of totals of a closed period by the class that its usage was in; see close_period.lua.

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
-from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
-from meterkit.decisions.holdings import Balance
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, byte_fields, text_fields
@@ -28,6 +26,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
     unit_cents,
 )
+from meterkit.decisions.stored_grants import Balance, funds_of
 from meterkit.decisions.subscription_periods import is_provisional
 from meterkit.store.counts_view import CountsView
 from meterkit.store.event_names import Counted

@@ -5,11 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from meterkit.decisions.asked import Measure
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import rate_field, route_name
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, policies_of, rate_numbers, route_policies
+from meterkit.decisions.policies import (
+    FIXED_WINDOW,
+    TOKEN_BUCKET,
+    Measure,
+    policies_of,
+    rate_numbers,
+    route_policies,
+)
 from meterkit.decisions.verdict import reset_ms, weighted
 
 if TYPE_CHECKING:

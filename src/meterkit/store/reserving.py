@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.decisions.asked import Demand
-from meterkit.decisions.at_model import held_at
-from meterkit.decisions.binding import Binding, with_derived
-from meterkit.decisions.program import demands_of
+from meterkit.decisions.policies import Demand
+from meterkit.decisions.program import Binding, demands_of, held_at, with_derived
 from meterkit.redis.connection import pack_each
 from meterkit.store.views import PreparedDecision
 
@@ -15,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Route
-    from meterkit.decisions.at_model import AtModel
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.program import AtModel, Program
     from meterkit.decisions.subjects import AskedOfSubject
     from meterkit.store.views import CustomerView
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.audit_terms import earned, price_line
-from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import joined
+from meterkit.decisions.program import derived_from
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.hold import (

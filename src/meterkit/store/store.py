@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.asked import Demand
     from meterkit.decisions.decision import Decision
+    from meterkit.decisions.policies import Demand
     from meterkit.redis.lane import Lane
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.catalog.subjects import override_subject
-from meterkit.decisions.at_model import UNKNOWN_MODEL
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.packed import pack_texts
+from meterkit.decisions.program import UNKNOWN_MODEL
 from meterkit.decisions.subjects import (
     AskedOfSubject,
     SubjectHold,
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
-    from meterkit.decisions.asked import Demand
-    from meterkit.decisions.at_model import AtModel
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.policies import Demand
+    from meterkit.decisions.program import AtModel, Program
 
 Given = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""

@@ -6,13 +6,12 @@ from copy import copy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from meterkit.decisions.asked import Demand
-from meterkit.decisions.at_model import UNKNOWN_MODEL, AtModel, held_at
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, holding_only, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
-from meterkit.decisions.program import compile_program
+from meterkit.decisions.policies import Demand
+from meterkit.decisions.program import UNKNOWN_MODEL, AtModel, compile_program, held_at
 from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.decisions.fixed_prices import NO_FIXED_PRICES, FixedPrice, FixedPrices
+from meterkit.decisions.item_prices import NO_FIXED_PRICES, FixedPrice, FixedPrices
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.load import enforced
 from meterkit.customers.states import States
-from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_overrides import with_subject
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
 from meterkit.store.hold import Held, Used

@@ -13,8 +13,7 @@ from meterkit.customers.customer_ids import customers_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan
-from meterkit.decisions.fixed_prices import NO_FIXED_PRICES
-from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
+from meterkit.decisions.item_prices import NO_FIXED_PRICES, NO_PRICES, with_item_prices
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.fixed_prices import FixedPrices
-    from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.decisions.item_prices import FixedPrices, ItemPrices
     from meterkit.insights.simulation.plan_costs import PlanCost
     from meterkit.store.store import Store
 

@@ -15,9 +15,9 @@ from meterkit.customers.overdrafts import read_overdraft, read_spent
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import effective_plan, with_subscription
-from meterkit.decisions.period_grants import SHORTEST_MS
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
+from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, switched_by_others
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PeriodGrants
 from meterkit.decisions.grants import target_of
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Entitlement
+    from meterkit.catalog import Catalog, Entitlement
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.periods import Bounds
 
@@ -215,3 +215,116 @@ class Balance:
         if claimed > max(0, free):  # It does not pay all of them, but no fewer than at the highest cost.
             return units + min(uncovered, free // prepaid.by_model[meter].highest)
         return units + (free - claimed) // cost + uncovered
+
+
+_FIELD = "d "
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """Use beyond a balance in money that no grant has repaid.
+
+    Attributes:
+        owed: micro-credits.
+        since_ms: the instant of the last use beyond the balance.
+    """
+
+    owed: int
+    since_ms: int
+
+
+class Funds(NamedTuple):
+    """All grants of a customer, after they repaid what is owed.
+
+    Attributes:
+        held: the grants, in the order in which they are used up.
+        owed: target to the micro-credits that are still owed; only those above 0.
+        repaid: name of a grant to what it repaid and the store has not written down yet.
+    """
+
+    held: Sequence[Holding]
+    owed: Mapping[str, int]
+    repaid: Mapping[str, int]
+
+
+def funds_of(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> Funds:
+    """Read the hash of grants, with the grants of the plan that are due."""
+    held = holdings_of(fields, prepaid, bounds, now_ms)
+    repaid = Counter[str]()
+    owed = dict[str, int]()
+    for field, text in fields.items():
+        if field.startswith(_FIELD):
+            target, debt = field.removeprefix(_FIELD), Debt(*map(int, text.split(" ")))
+            left = debt.owed
+            for place in sorted(range(len(held)), key=lambda at: held[at].effective_ms):
+                one = held[place]
+                if one.target == target and one.effective_ms <= now_ms and one.expires_ms > debt.since_ms:
+                    part = min(one.left, left)
+                    held[place] = replace(one, used=one.used + part)
+                    repaid[one.name] += part
+                    left -= part
+            if left:
+                owed[target] = left
+    return Funds(held, owed, +repaid)
+
+
+SHORTEST_MS: Final = 120_000
+"""A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
+_PLANS: Final = "p "
+
+
+class MovedGrant(NamedTuple):
+    """A change of a recurring grant on file.
+
+    Attributes:
+        name: of the grant.
+        expires_ms: when it ends now.
+        until_ms: when it leaves the store now.
+        given_as: the name under which the plan would give it again; empty: it would not.
+    """
+
+    name: str
+    expires_ms: int
+    until_ms: int
+    given_as: str = ""
+
+
+def moved_grants(
+    fields: Mapping[str, str], catalog: Catalog, before: Bounds, after: Bounds
+) -> list[MovedGrant]:
+    """Find the grants on file that end at another instant, or are given already in the moved period.
+
+    A grant without a life of its own ends with its period: earlier where another period begins, later where
+    the period is prolonged. A period that begins again within two minutes, or earlier than it was known to,
+    is the same one.
+
+    Args:
+        fields: the hash of grants.
+        catalog: says which grants have a life of their own.
+        before: the period as it was known.
+        after: the period now.
+    """
+    if before == after:
+        return []
+    lives = {
+        f"{_PLANS}{target_of(grant.kind, grant.name)} {grant.key}": grant.expires_ms or 0
+        for plan in catalog.plans.values()
+        for grant in plan.grants
+    }
+    moved = list[MovedGrant]()
+    for name, text in fields.items():
+        prefix, _, start = name.rpartition(" ")
+        if not name.startswith(_PLANS) or start not in {str(before.start_ms), str(after.start_ms)}:
+            continue
+        holding, ends_with_period = Holding.parse(name, text), lives.get(prefix) == 0
+        if after.start_ms >= before.start_ms + SHORTEST_MS:
+            if start == str(before.start_ms) and ends_with_period and holding.expires_ms > after.start_ms:
+                moved.append(MovedGrant(name, after.start_ms, holding.until_ms))
+            continue
+        is_of_the_period = start == str(before.start_ms)
+        expires_ms = after.end_ms if ends_with_period and is_of_the_period else holding.expires_ms
+        again = f"{prefix} {after.start_ms}" if before.start_ms != after.start_ms else ""
+        moved.append(
+            MovedGrant(name, expires_ms, max(expires_ms, after.end_ms), again if is_of_the_period else "")
+        )
+    return moved
