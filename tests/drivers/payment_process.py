@@ -12,17 +12,17 @@ from meterkit.customers.states import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
 from meterkit.subscriptions.service import auto_top_ups
-from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SOLD: Final = {"plans": webhooks.CATALOG, "packs": CATALOG, "auto": AUTO}
 STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
-    "taken": (HookQueue, "take", "after"),
+    "taken": (SyncQueue, "lease_due", "after"),
     "fetched": (StripeApi, "list", "after"),
     "linked": (States, "change", "after"),
-    "told": (HookQueue, "done", "before"),
+    "told": (SyncQueue, "complete", "before"),
     "post": (StripeApi, "post", "after"),
     "read": (top_up_payments, "put", "before"),
     "granted": (top_up_payments, "put", "after"),

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
-from meterkit.subscriptions.webhooks.hint_scripts import Entry
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint
+from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ async def kill_message(
 
 
 async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:
-    await HookQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
+    await SyncQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
 
 
 async def kill_webhook(kit: MeterKit, stripe_customer: str, why: str = "Stripe refuses") -> None:
@@ -41,11 +40,11 @@ async def kill_webhook(kit: MeterKit, stripe_customer: str, why: str = "Stripe r
     assert await queue.give_up(taken, why)
 
 
-async def _taken_webhook(kit: MeterKit, stripe_customer: str) -> tuple[HookQueue, Entry]:
+async def _taken_webhook(kit: MeterKit, stripe_customer: str) -> tuple[SyncQueue, SyncEntry]:
     await queue_webhook(kit, stripe_customer)
-    queue = HookQueue(kit.store)
-    taken = await queue.take_one(stripe_customer)
-    assert isinstance(taken, Entry)
+    queue = SyncQueue(kit.store)
+    taken = await queue.lease_one(stripe_customer)
+    assert isinstance(taken, SyncEntry)
     return queue, taken
 
 

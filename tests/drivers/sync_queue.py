@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from meterkit.customers.drifts import Drifts
 from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
-from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS
-from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
 from meterkit.testing.emulator.webhooks.deliveries import FORGERIES, sign
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ async def queue_sync(kit: MeterKit, customer: str = "acme", *, cause: str = NIGH
     """Have a customer read from Stripe and compared, as the night or an event does."""
     linked = (await kit.customers.get(customer)).stripe_customer
     assert linked is not None
-    await HookQueue(kit.store).look(linked, cause)
+    await SyncQueue(kit.store).request(linked, cause)
     await kit.webhooks.work_off()
 
 

@@ -16,7 +16,7 @@ from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 from meterkit.subscriptions.service.credits import Credits
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
-from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,7 +68,7 @@ async def refund(at: Hooked, invoice: str = "", cents: int = 1000) -> None:
 
 async def night(at: Hooked) -> None:
     """The nightly sync looks at the customer."""
-    await HookQueue(at.kit.store).look("cus_acme", NIGHTLY)
+    await SyncQueue(at.kit.store).request("cus_acme", NIGHTLY)
     await at.kit.webhooks.work_off()
 
 

@@ -1,8 +1,7 @@
 """The queue of Stripe customers to be read, over all shards; the sweep and the night, which fill it."""
-# Internals: the queue's scripts, also as an older release calls them, and one turn of the night at a time.
+# Internals: the queue's leases, and one turn of the night at a time.
 
 # pyright: reportPrivateUsage=false
-# What an older release does is done by the scripts under its keys; no public name is for that.
 
 from __future__ import annotations
 
@@ -19,11 +18,9 @@ from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUna
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.hints import read_entries
-from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry, HintScripts, older_place
 from meterkit.subscriptions.webhooks.nightly_sync import Night, Sweeper, due_shards
-from meterkit.subscriptions.webhooks.older_queue import SIDE_BY_SIDE_MS
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
+from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue
 from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, Next, next_of
 from meterkit.testing import Clock
 from servers.clusters import Cluster, spawn_cluster
@@ -54,16 +51,16 @@ async def kit_of(url: str, clock: Clock | None = None, **settings: Any) -> Async
         yield kit
 
 
-async def one(queue: HookQueue) -> Entry:
-    (entry,) = await queue.take(10)
+async def one(queue: SyncQueue) -> SyncEntry:
+    (entry,) = await queue.lease_due(10)
     return entry
 
 
-def names(entries: list[Entry]) -> list[str]:
+def names(entries: list[SyncEntry]) -> list[str]:
     return sorted(entry.stripe_customer for entry in entries)
 
 
-def notes(entry: Entry) -> list[str]:
+def notes(entry: SyncEntry) -> list[str]:
     return [note.name for note in entry.notes]
 
 
@@ -73,110 +70,112 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def queue(any_store_url: str, clock: Clock) -> AsyncGenerator[HookQueue]:
+async def queue(any_store_url: str, clock: Clock) -> AsyncGenerator[SyncQueue]:
     async with kit_of(any_store_url, clock, shards=4) as kit:
-        yield HookQueue(kit.store)
+        yield SyncQueue(kit.store)
 
 
 @pytest.mark.each_store
-async def test_an_event_is_noted_once_taken_once_and_done(queue: HookQueue) -> None:
+async def test_an_event_is_noted_once_taken_once_and_done(queue: SyncQueue) -> None:
     assert await queue.add(hint("evt_1", note="in_1")) == "new"
     assert await queue.add(hint("evt_1", note="in_1")) == "duplicate"
     entry = await one(queue)
     assert (entry.stripe_customer, entry.cause, entry.attempts) == ("cus_1", "evt_1", 0)
     assert entry.notes == (note_of("in_1"),)
-    assert await queue.take(10) == []
-    assert await queue.done(entry, entry.notes)
-    assert not await queue.done(entry)
-    assert (await queue.waiting()).entries == 0
+    assert await queue.lease_due(10) == []
+    assert await queue.complete(entry, entry.notes)
+    assert not await queue.complete(entry)
+    assert (await queue.read_backlog()).entries == 0
     # It is known for longer than Stripe repeats it.
     assert await queue.add(hint("evt_1")) == "duplicate"
 
 
-async def test_a_hint_during_a_look_causes_another_look(queue: HookQueue) -> None:
+async def test_a_hint_during_a_look_causes_another_look(queue: SyncQueue) -> None:
     await queue.add(hint("evt_1", note="in_1"))
     entry = await one(queue)
     await queue.add(hint("evt_2", note="in_2"))
-    assert await queue.take(10) == []  # Not by two at once.
-    assert await queue.done(entry, entry.notes)
+    assert await queue.lease_due(10) == []  # Not by two at once.
+    assert await queue.complete(entry, entry.notes)
     again = await one(queue)
     assert (again.cause, notes(again)) == ("evt_2", ["in_2"])
-    assert await queue.done(again, again.notes)
-    assert await queue.take(10) == []
+    assert await queue.complete(again, again.notes)
+    assert await queue.lease_due(10) == []
 
 
 async def test_the_entry_of_a_worker_that_is_gone_is_taken_by_the_next(
-    queue: HookQueue, clock: Clock
+    queue: SyncQueue, clock: Clock
 ) -> None:
     await queue.add(hint("evt_1", note="in_1"))
     lost = await one(queue)
     clock.advance(LEASE_MS / 2 * MS)
-    assert await queue.keep(lost)
+    assert await queue.renew(lost)
     clock.advance((LEASE_MS - 1) * MS)
-    assert await queue.take(10) == []
+    assert await queue.lease_due(10) == []
     clock.advance(MS)
     found = await one(queue)
     assert found.notes == lost.notes
     # The one before has no say any more.
-    assert [await queue.keep(lost), await queue.done(lost), await queue.give_up(lost, "x")] == [False] * 3
-    assert not await queue.later(lost, "x", delay_ms=0, counts=True)
-    assert await queue.done(found)
+    assert [await queue.renew(lost), await queue.complete(lost), await queue.give_up(lost, "x")] == [
+        False
+    ] * 3
+    assert not await queue.retry(lost, "x", delay_ms=0, counts=True)
+    assert await queue.complete(found)
 
 
-async def test_a_failed_look_is_retried_later_with_its_notes(queue: HookQueue, clock: Clock) -> None:
+async def test_a_failed_look_is_retried_later_with_its_notes(queue: SyncQueue, clock: Clock) -> None:
     await queue.add(hint("evt_1", note="in_1"))
-    await queue.later(await one(queue), "no answer", delay_ms=5_000, counts=True)
+    await queue.retry(await one(queue), "no answer", delay_ms=5_000, counts=True)
     await queue.add(hint("evt_2", note="in_2"))
-    assert await queue.take(10) == []
+    assert await queue.lease_due(10) == []
     clock.advance(5 * SECOND)
     entry = await one(queue)
     assert (entry.attempts, notes(entry)) == (1, ["in_1", "in_2"])
-    await queue.later(entry, "held back", delay_ms=0, counts=False, notes=entry.notes[:1])
+    await queue.retry(entry, "held back", delay_ms=0, counts=False)
     entry = await one(queue)
-    assert (entry.attempts, notes(entry)) == (1, ["in_2"])
-    await queue.done(entry, entry.notes)
+    assert (entry.attempts, notes(entry)) == (1, ["in_1", "in_2"])
+    await queue.complete(entry, entry.notes)
     await queue.add(hint("evt_3"))
     assert (await one(queue)).attempts == 0
 
 
-async def test_a_named_entry_is_taken_unless_a_worker_has_it(queue: HookQueue) -> None:
-    assert await queue.take_one("cus_1") == "gone"
-    await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
-    assert await queue.take(10) == []
-    entry = await queue.take_one("cus_1")
-    assert isinstance(entry, Entry)
-    assert (entry.cause, await queue.take_one("cus_1")) == ("reconcile", "taken")
-    await queue.done(entry)
-    assert await queue.take_one("cus_1") == "gone"
+async def test_a_named_entry_is_taken_unless_a_worker_has_it(queue: SyncQueue) -> None:
+    assert await queue.lease_one("cus_1") == "gone"
+    await queue.request("cus_1", "reconcile", delay_ms=3_600_000)
+    assert await queue.lease_due(10) == []
+    entry = await queue.lease_one("cus_1")
+    assert isinstance(entry, SyncEntry)
+    assert (entry.cause, await queue.lease_one("cus_1")) == ("reconcile", "taken")
+    await queue.complete(entry)
+    assert await queue.lease_one("cus_1") == "gone"
 
 
 @pytest.mark.each_store
-async def test_what_is_given_up_is_kept_and_can_be_tried_again(queue: HookQueue, clock: Clock) -> None:
+async def test_what_is_given_up_is_kept_and_can_be_tried_again(queue: SyncQueue, clock: Clock) -> None:
     await queue.add(hint("evt_1", note="in_1"))
     await queue.give_up(await one(queue), "linked elsewhere")
     await queue.add(hint("evt_2", "cus_2"))
     clock.advance(SECOND)
     await queue.give_up(await one(queue), "refused")
-    dead = await queue.dead()
+    dead = await queue.list_dead()
     assert [(entry.stripe_customer, entry.why, entry.cause, entry.notes) for entry in dead] == [
         ("cus_1", "linked elsewhere", "evt_1", ("in_1",)),
         ("cus_2", "refused", "evt_2", ()),
     ]
     assert dead[1].at_ms - dead[0].at_ms == 1000
-    waiting = await queue.waiting()
+    waiting = await queue.read_backlog()
     assert (waiting.entries, waiting.dead) == (0, 2)
     await queue.redrive(["cus_1"])
     entry = await one(queue)
     assert (entry.cause, entry.attempts, len(entry.notes)) == ("operator", 0, 1)
-    assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
+    assert [entry.stripe_customer for entry in await queue.list_dead()] == ["cus_2"]
 
 
-async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: HookQueue) -> None:
+async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: SyncQueue) -> None:
     added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
     assert added == ["new"] * 200 + ["full"]
     entry = await one(queue)
     assert (len(entry.notes), entry.cause) == (200, "evt_200")
-    await queue.done(entry, entry.notes)
+    await queue.complete(entry, entry.notes)
     # It had no room, so it was not noted: the same of a later event is.
     await queue.add(hint("evt_later", note="in_200"))
     assert notes(await one(queue)) == ["in_200"]
@@ -202,76 +201,39 @@ def test_what_becomes_of_a_failed_look(error: Exception, attempts: int, expected
     assert next_of(error, attempts) == expected
 
 
-class Older:
-    """A process of an older release: the same scripts, on keys that all lie in shard 0."""
-
-    def __init__(self, kit: MeterKit) -> None:
-        self.scripts, self.place = HintScripts(kit.store), older_place(kit.store.keys)
-
-    async def add(self, event: str, customer: str, note: str | None = None, **more: Any) -> int:
-        named: dict[str, Any] = {} if note is None else {"name": note, "note": note_of(note).dump()}
-        return await self.scripts.hint(self.place, customer, event, is_event=True, **named, **more)
-
-    async def take(self) -> list[Entry]:
-        return [entry for entry in await self.scripts.take(self.place, most=100) if entry is not None]
-
-
 async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
     customers = [f"cus_{number}" for number in range(300)]
     async with kit_of(cluster.url, shards=128) as kit, kit_of(cluster.url, shards=128) as other:
-        queue, far = HookQueue(kit.store), HookQueue(other.store)
+        queue, far = SyncQueue(kit.store), SyncQueue(other.store)
         for customer in customers[:-1]:
-            await queue.look(customer, "reconcile")
-        found = [names(await far.take(1000)) for _ in range(4)]
+            await queue.request(customer, "reconcile")
+        found = [names(await far.lease_due(1000)) for _ in range(4)]
         assert sorted(name for page in found for name in page) == sorted(customers[:-1])
         assert all(0 < len({shard_of(name, 128) for name in page}) <= 32 for page in found)
         # The process that took the hint looks at once, whatever its turn is.
-        await queue.look(customers[-1], "reconcile")
-        assert names(await queue.take(8)) == [customers[-1]]
+        await queue.request(customers[-1], "reconcile")
+        assert names(await queue.lease_due(8)) == [customers[-1]]
 
 
-async def test_a_customer_held_by_an_older_process_is_left_to_it(store_url: str, clock: Clock) -> None:
+async def test_the_entries_of_all_shards_are_counted(store_url: str, clock: Clock) -> None:
     async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        await older.add("evt_1", "cus_1", "in_1")
-        (entry,) = await older.take()
-        await queue.add(hint("evt_2", "cus_1", "in_2"))
-        assert await queue.take(10) == []
-        assert await queue.take_one("cus_1") == "taken"
-        assert await older.scripts.finish(older.place, entry, "done", notes=entry.notes)
-        clock.advance(SECOND)
-        found = await one(queue)
-        assert notes(found) == ["in_2"]
-        # And the other way about.
-        await older.add("evt_3", "cus_1", "in_3")
-        assert await older.take() == []
-        assert await queue.done(found, found.notes)
-        (entry,) = await older.take()
-        assert notes(entry) == ["in_3"]
-
-
-async def test_all_shards_and_older_entries_are_counted_once(store_url: str, clock: Clock) -> None:
-    async with kit_of(store_url, clock) as kit:
-        older, queue = Older(kit), HookQueue(kit.store)
-        for number in range(20):
+        queue = SyncQueue(kit.store)
+        for number in range(21):
             await queue.add(hint(f"evt_{number}", f"cus_{number}"))
-        await older.add("evt_a", "cus_3")
-        await older.add("evt_b", "cus_older")
         for number in range(5):
             await queue.add(Hint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
-        await older.add("evt_alarm", "", alarm=ALARM)
-        waiting = await queue.waiting()
-        assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 6})
+        waiting = await queue.read_backlog()
+        assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 5})
         clock.advance(90 * SECOND)
         seen = await read_webhooks(kit.store)
         assert (seen["due"].items, seen["due"].age_s, seen["later"].items) == (21, 90.0, 0)
-        found = [entry for _ in range(2) for entry in await queue.take(100)]
+        found = [entry for _ in range(2) for entry in await queue.lease_due(100)]
         seen = await read_webhooks(kit.store)
         assert (len(found), seen["due"].items, seen["later"].items) == (21, 0, 21)
         for entry in found:
-            await queue.later(entry, f"why {entry.stripe_customer}", delay_ms=1000, counts=True)
+            await queue.retry(entry, f"why {entry.stripe_customer}", delay_ms=1000, counts=True)
         tried = {name: entry["why"] for name, entry in await read_entries(kit.store, 100)}
-        assert (len(tried), tried["cus_older"]) == (21, "why cus_older")
+        assert (len(tried), tried["cus_20"]) == (21, "why cus_20")
         assert len(await read_entries(kit.store, 4)) == 4
 
 
@@ -279,30 +241,28 @@ async def test_a_node_that_is_away_holds_up_its_own_shards_only(clock: Clock) ->
     customers = {f"cus_{number}" for number in range(60)}
     with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
         async with kit_of(cluster.url, clock, store_timeout=2.0) as kit:
-            queue, keys = HookQueue(kit.store), kit.store.keys
-            await queue.take(1)
-            clock.advance(SIDE_BY_SIDE_MS * MS)
-            assert await queue.take(1) == []
+            queue, keys = SyncQueue(kit.store), kit.store.keys
+            assert await queue.lease_due(1) == []
             for customer in customers:
-                await queue.look(customer, "reconcile")
+                await queue.request(customer, "reconcile")
             lost = next(node for node in cluster.masters if node is not cluster.owner(keys.hooks("due")))
             left = {
                 name for name in customers if cluster.owner(keys.hints(shard_of(name, 16), "due")) is not lost
             }
             assert 0 < len(left) < len(customers)
             lost.stop()
-            found = list[Entry]()
+            found = list[SyncEntry]()
             async with asyncio.timeout(240):
                 while len(found) < len(left):
-                    found += await queue.take(100)
+                    found += await queue.lease_due(100)
             assert names(found) == sorted(left)
             with pytest.raises(StoreError):
-                await queue.take(100)
+                await queue.lease_due(100)
 
 
 def sweeper(kit: MeterKit) -> Sweeper:
     webhooks: Any = kit.webhooks
-    return Sweeper(kit.store, webhooks._api, HookQueue(kit.store))
+    return Sweeper(kit.store, webhooks._api, SyncQueue(kit.store))
 
 
 async def test_an_undelivered_event_is_found_and_processed(store_url: str) -> None:

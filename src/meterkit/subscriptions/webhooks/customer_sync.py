@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.top_up_payments import TopUpPayments
-    from meterkit.subscriptions.webhooks.hint_scripts import Entry
-    from meterkit.subscriptions.webhooks.queue import HookQueue
     from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
+    from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
@@ -66,7 +65,7 @@ class Looker:
 
     store: Store
     api: Callable[[], StripeApi]
-    queue: HookQueue
+    queue: SyncQueue
     refused: Callable[[str], Awaitable[None]]
     top_ups: TopUpPayments
     low: Callable[[str], Awaitable[None]]
@@ -80,7 +79,7 @@ class Looker:
         self._facts = PriceFactsReader(self.api)
         self._writer = SubscriptionWriter(self.store, self.api, self.end_usage)
 
-    async def look(self, entry: Entry) -> None:
+    async def look(self, entry: SyncEntry) -> None:
         """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
 
         Raises:
@@ -131,7 +130,7 @@ class Looker:
 
     async def _store_shown(
         self,
-        entry: Entry,
+        entry: SyncEntry,
         customer: str,
         found: Sequence[Mapping[str, Any]],
         shown: Mapping[str, Any] | None,
@@ -147,7 +146,7 @@ class Looker:
             )
             self._facts.log_inexact(subscription.id, subscription.prices)
         # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
-        if not await self.queue.keep(entry):
+        if not await self.queue.renew(entry):
             raise LostError
         known = await self._writer.write(customer, entry.stripe_customer, subscription, found, entry.cause)
         await note_renewal(self.store, customer, subscription, known=known)

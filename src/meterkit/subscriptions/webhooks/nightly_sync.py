@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.webhooks.queue import HookQueue
     from meterkit.subscriptions.webhooks.stripe_events import Hint
+    from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 _DAY_MS: Final = 86_400_000
 _NIGHT_MS: Final = 6 * 3_600_000
@@ -98,7 +98,7 @@ class Sweeper:
         queue: what there is to do.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: HookQueue) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: SyncQueue) -> None:
         self._store = store
         self._api = api
         self._queue = queue
@@ -142,10 +142,9 @@ class Sweeper:
         asked: dict[str, Parameter] = {"types": list(TYPES), "created": {"gte": since_s}}
         new, newest_s = 0, cursor_s
         async for page in self._api().pages("/v1/events", asked):
-            seen = await self._queue.seen_by_older([str(event.get("id")) for event in page])
             for event in page:
                 newest_s = max(newest_s, int(event.get("created") or 0))
-                hint = None if event.get("id") in seen else hint_of(event)
+                hint = hint_of(event)
                 new += hint is not None and await self._add(hint, event)
         # Not past what could be listed yet.
         await self._write("cursor", min(newest_s, now_s))
@@ -185,7 +184,7 @@ class Sweeper:
             for data in await admin.ask(pipe.execute()):
                 linked = CustomerState.parse(data or b"").stripe_customer
                 if linked is not None:
-                    await self._queue.look(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
+                    await self._queue.request(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
 
     async def _sells(self) -> bool:
         """Whether Stripe has a price of a plan: else it has no subscriptions to look for.

@@ -14,8 +14,8 @@ from meterkit.errors import StoreError
 from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import Looker
 from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Forged, hint_of, verify
+from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.subscriptions.webhooks.worker import HookWorker
 from meterkit.throttle import MINUTE_S, Throttle
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.top_up_payments import TopUpPayments
-    from meterkit.subscriptions.webhooks.queue import DeadWebhook, WebhookBacklog
     from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
+    from meterkit.subscriptions.webhooks.sync_queue import DeadWebhook, WebhookBacklog
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -71,7 +71,7 @@ class Webhooks:
         self._store = store
         self._settings = settings
         self._api = api
-        self._queue = HookQueue(store)
+        self._queue = SyncQueue(store)
         self._looker = Looker(store, api, self._queue, refused, top_ups, low, end_usage)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
         self.is_worker = False
@@ -113,15 +113,15 @@ class Webhooks:
 
     async def backlog(self) -> WebhookBacklog:
         """How many syncs wait, how many were given up, and the alarms."""
-        return await self._queue.waiting()
+        return await self._queue.read_backlog()
 
     async def dead(self) -> Sequence[DeadWebhook]:
         """The Stripe customers that are given up, the longest first, with the reason of each."""
-        return await self._queue.dead()
+        return await self._queue.list_dead()
 
     async def redrive(self, *stripe_customers: str) -> int:
         """Have Stripe customers that were given up looked at again; without names, all. Returns how many."""
-        dead = {entry.stripe_customer for entry in await self._queue.dead()}
+        dead = {entry.stripe_customer for entry in await self._queue.list_dead()}
         chosen = sorted(dead.intersection(stripe_customers) if stripe_customers else dead)
         await self._queue.redrive(chosen)
         return len(chosen)
@@ -153,7 +153,7 @@ class Webhooks:
 
     async def look_later(self, stripe_customer: str) -> None:
         """Have a Stripe customer looked at in the background."""
-        await self._queue.look(stripe_customer, "api")
+        await self._queue.request(stripe_customer, "api")
 
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:

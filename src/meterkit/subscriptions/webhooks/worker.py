@@ -15,12 +15,12 @@ from meterkit.cancellation import start_task
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
 from meterkit.stripe.breaker import Breaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
-from meterkit.subscriptions.webhooks.hint_scripts import Entry
+from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.customer_sync import Looker
-    from meterkit.subscriptions.webhooks.queue import HookQueue
+    from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 ATTEMPTS_MAX: Final = 12
 """After so many attempts that Stripe refused, or that could not be understood, a look is given up."""
@@ -87,7 +87,7 @@ class HookWorker:
         looker: does it.
     """
 
-    def __init__(self, store: Store, queue: HookQueue, looker: Looker) -> None:
+    def __init__(self, store: Store, queue: SyncQueue, looker: Looker) -> None:
         self._store = store
         self._queue = queue
         self._looker = looker
@@ -109,7 +109,7 @@ class HookWorker:
                         _logger.warning("Stripe's events are worked off later: %s", error)
                     has_failed = True
                 if not is_busy:
-                    await self._queue.woken(_POLL_S * _jitter(0.8, 1.2))
+                    await self._queue.wait_for_work(_POLL_S * _jitter(0.8, 1.2))
         finally:
             for task in self._at_work:
                 task.cancel()
@@ -117,7 +117,7 @@ class HookWorker:
 
     async def idle(self) -> None:
         """Work off what is due now, and wait until that is done."""
-        self._queue.look_everywhere()
+        self._queue.check_all_shards()
         while await self._begin() or self._at_work:
             if self._at_work:
                 await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
@@ -130,13 +130,13 @@ class HookWorker:
             StripeError: Stripe refuses, or does not answer. It is tried again later.
             StoreError: the store does not answer, or others have it again and again.
         """
-        await self._queue.look(stripe_customer, cause)
+        await self._queue.request(stripe_customer, cause)
         deadline = monotonic() + _WAIT_S
         while monotonic() < deadline:
-            entry = await self._queue.take_one(stripe_customer)
+            entry = await self._queue.lease_one(stripe_customer)
             if entry == "gone":
                 return
-            if isinstance(entry, Entry):
+            if isinstance(entry, SyncEntry):
                 await self._look(entry, is_waited_for=True)
                 return
             await asyncio.sleep(_jitter(*_AGAIN_S))
@@ -149,14 +149,14 @@ class HookWorker:
         free = room - len(self._at_work)
         if free <= 0:
             return False
-        entries = await self._queue.take(free)
+        entries = await self._queue.lease_due(free)
         for entry in entries:
             task = start_task(self._work(entry))
             self._at_work.add(task)
             task.add_done_callback(self._ended)
         return len(entries) == free
 
-    async def _work(self, entry: Entry) -> None:
+    async def _work(self, entry: SyncEntry) -> None:
         at = max(monotonic(), self._next_s)
         self._next_s = at + _PAUSE_S
         try:
@@ -165,10 +165,10 @@ class HookWorker:
                 await self._look(entry, is_waited_for=False)
         except asyncio.CancelledError:
             with suppress(StoreError):  # Else another takes it when the lease is over.
-                await self._queue.later(entry, "the worker was stopped", delay_ms=0, counts=False)
+                await self._queue.retry(entry, "the worker was stopped", delay_ms=0, counts=False)
             raise
 
-    async def _look(self, entry: Entry, *, is_waited_for: bool) -> None:
+    async def _look(self, entry: SyncEntry, *, is_waited_for: bool) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._looker.look(entry)
@@ -183,9 +183,9 @@ class HookWorker:
             await self._failed(entry, error)
             raise
         self._breaker.succeeded()
-        await self._queue.done(entry, entry.notes)
+        await self._queue.complete(entry, entry.notes)
 
-    async def _failed(self, entry: Entry, error: Exception) -> None:
+    async def _failed(self, entry: SyncEntry, error: Exception) -> None:
         next_ = next_of(error, entry.attempts)
         self._note(next_, error)
         if next_.scope == "answer" and self._breaker.admits(self._store.now_ms()) != "all":
@@ -205,7 +205,7 @@ class HookWorker:
             )
             return
         delay_ms = int(next_.delay_ms * _jitter(0.5, 1.0))
-        await self._queue.later(entry, why, delay_ms=delay_ms, counts=next_.counts)
+        await self._queue.retry(entry, why, delay_ms=delay_ms, counts=next_.counts)
         if next_.scope == "entry":
             _logger.warning(
                 "Stripe customer %s is synced again later: %s",
