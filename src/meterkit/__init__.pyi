@@ -87,8 +87,8 @@ from meterkit.outbox.item_commands import QueuedItem as QueuedItem
 from meterkit.outbox.item_commands import QueuedItems as QueuedItems
 from meterkit.outbox.operator_commands import Intents as Intents
 from meterkit.settings import Settings as Settings
-from meterkit.storage.presigning import UploadRefusedError as UploadRefusedError
 from meterkit.storage.service import ObjectStorage as ObjectStorage
+from meterkit.storage.service import UploadRefusedError as UploadRefusedError
 from meterkit.store.customer_usage import CustomerUsage as CustomerUsage
 from meterkit.store.customer_usage import MeterUsage as MeterUsage
 from meterkit.store.customer_usage import PeriodUsage as PeriodUsage

@@ -19,12 +19,10 @@ from typer.testing import CliRunner
 from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import load
-from meterkit.cli import progress
+from meterkit.cli import output
 from meterkit.cli.app import app
-from meterkit.cli.demo.run import PLANS
-from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally, evidence
-from meterkit.cli.output import JsonLines, PlainLines
-from meterkit.cli.progress import shown_steps
+from meterkit.cli.demo.run import CUSTOMERS, PLANS, Refusal, Tally, evidence
+from meterkit.cli.output import JsonLines, PlainLines, shown_steps
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.keys import FORMAT
@@ -99,7 +97,7 @@ def test_a_bar_is_drawn_once_a_second_is_over(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(progress, "AFTER_S", 3600.0)
+    monkeypatch.setattr(output, "AFTER_S", 3600.0)
     with shown_steps() as steps:
         steps.update("linking customers", 3, 1500)
         assert capsys.readouterr().err == ""
@@ -116,11 +114,11 @@ def test_every_long_command_has_a_bar(
 ) -> None:
     shown = list[str]()
 
-    def update(_: progress.Steps, doing: str, done: int = 0, total: int | None = None) -> None:
+    def update(_: output.Steps, doing: str, done: int = 0, total: int | None = None) -> None:
         del done, total
         shown.append(doing)
 
-    monkeypatch.setattr(progress.Steps, "update", update)
+    monkeypatch.setattr(output.Steps, "update", update)
     (directory / "links.csv").write_text("acme,cus_acme\n")
     emulator = StripeEmulator()
     emulator.add_meters(load(directory / "plans.yaml"))

@@ -15,7 +15,7 @@ from drivers.near_stripe import served
 from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.cli.flush import late_lines, undelivered_lines
+from meterkit.cli.delivery import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.on_demand import deliver_customer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from meterkit.notify.message import Message
+from meterkit.notify.courier import Message
 from meterkit.store.messages import MessageQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue

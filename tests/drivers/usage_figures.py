@@ -13,7 +13,7 @@ from starlette.routing import Mount
 
 from drivers.llm_apps import listening
 from meterkit.pages import usage_page
-from meterkit.pages.statement_csv import csv_of
+from meterkit.pages.statement import csv_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable

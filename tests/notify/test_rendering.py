@@ -11,8 +11,8 @@ import pytest
 from drivers.messages import PLANS
 from meterkit.catalog import loads
 from meterkit.catalog.models import MESSAGE_EVENTS
+from meterkit.notify.courier import message_of
 from meterkit.notify.mail import server_of
-from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
 

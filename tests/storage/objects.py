@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import Page, Version
-from meterkit.storage.records import carried
+from meterkit.storage.object_events import carried
 from meterkit.store.tasks import Upkeep
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from meterkit.catalog import ObjectPattern, Storage, loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
 from meterkit.storage import sns_certificates
-from meterkit.storage.records import Owner, UnreadableError, carried, owner_of, read_events
+from meterkit.storage.object_events import Owner, UnreadableError, carried, owner_of, read_events
 from meterkit.storage.sns_certificates import BYTES_MAX, fetch
 from storage.objects import Happened
 from storage.test_histories import PLANS
@@ -38,7 +38,7 @@ from storage.test_histories import PLANS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from meterkit.storage.records import ObjectEvent
+    from meterkit.storage.object_events import ObjectEvent
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio

@@ -23,9 +23,9 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.backlogs import look_at_stored_objects
 from meterkit.storage import aws
 from meterkit.storage.aws import Page, Version
+from meterkit.storage.object_records import Known
 from meterkit.storage.recalculation import Difference, Listed, Listing, differences
 from meterkit.storage.service import ObjectStorage
-from meterkit.storage.shelf import Known
 from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
 from storage.moto_bucket import BOTO3

@@ -1,4 +1,4 @@
-"""The ``meterkit`` command."""
+"""The ``meterkit`` command line: its groups, version and exit codes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,23 @@ from meterkit.cli import (
     audit,
     correct,
     customers,
+    delivery,
     demo,
     doctor,
-    flush,
     grants,
     importing,
-    migrate,
     notify,
     outbox,
     plans,
     reconcile,
-    recover,
     revenue,
     routes,
     simulate,
-    statement,
     storage,
     stripe,
     subscriptions,
     usage,
     webhooks,
-    worker,
 )
 from meterkit.cli.output import echo
 from meterkit.cli.session import tell
@@ -62,27 +58,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_PARTS = (
-    *(
-        demo,
-        plans,
-        routes,
-        doctor,
-        worker,
-        flush,
-        outbox,
-        usage,
-        statement,
-        customers,
-        correct,
-        grants,
-        migrate,
-    ),
-    *(subscriptions, reconcile, recover, audit, revenue, simulate, storage),
-    *(stripe, webhooks, notify, importing),
-)
-for part in _PARTS:
-    app.add_typer(part.commands)
+for commands in (
+    demo.commands,
+    plans.commands,
+    routes.commands,
+    doctor.commands,
+    delivery.commands,
+    outbox.commands,
+    usage.commands,
+    customers.commands,
+    correct.commands,
+    grants.commands,
+    plans.migration_commands,
+    subscriptions.commands,
+    reconcile.commands,
+    audit.commands,
+    revenue.commands,
+    simulate.commands,
+    storage.commands,
+    stripe.commands,
+    webhooks.commands,
+    notify.commands,
+    importing.commands,
+):
+    app.add_typer(commands)
 
 
 def _tell_version(value: bool) -> None:

@@ -1,4 +1,4 @@
-"""``meterkit correct``: take recorded units back."""
+"""``meterkit correct``: reduce recorded usage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from meterkit.cli.grants import quantities_of
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
-from meterkit.cli.session import Session, command
-from meterkit.cli.unknown_customers import check_known
+from meterkit.cli.session import Session, check_known, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,20 +13,18 @@ import yaml
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
-from meterkit.cli.linking import link_all, link_one
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
-from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records
-from meterkit.cli.progress import shown_steps
-from meterkit.cli.session import Session, command
-from meterkit.cli.subject_overrides import parse_entitlement, subject_override
-from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
+from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
+from meterkit.cli.session import Session, check_known, command, hint_of_new, note_missing_plan, note_unknown
 from meterkit.customers.sorting import customers_by_id
 from meterkit.decisions.subscription import Status
-from meterkit.errors import MeterkitError
+from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from meterkit.cli.importing import CsvLink
+    from meterkit.cli.output import Steps
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.history import HistoryEntry
     from meterkit.kit import MeterKit
@@ -356,3 +354,85 @@ def _overrides(customer: Customer) -> str:
         for meter, given in limits.items()
     )
     return "; ".join((*meters, *features, *subjects))
+
+
+async def link_one(customers: Customers, customer: str, stripe_customer: str, *, force: bool) -> Customer:
+    """Link a customer; one whose subscription cannot be read is linked, with a note."""
+    try:
+        return await customers.link(customer, stripe_customer, force=force)
+    except StripeError as error:
+        if not await _is_linked(customers, customer, stripe_customer):
+            raise
+        print_note(str(error))
+        return await customers.get(customer)
+
+
+async def link_all(
+    customers: Customers, links: Sequence[CsvLink], steps: Steps, *, force: bool
+) -> tuple[int, list[dict[str, str]], int]:
+    """Link what can be linked: how many were, what was refused and why, how many are read later.
+
+    After an outage Stripe is not asked again: each further line would wait for a timeout.
+    """
+    linked, refused, unread, is_down = 0, list[dict[str, str]](), 0, False
+    for done, (where, customer, stripe_customer) in enumerate(links):
+        steps.update("linking customers", done, len(links))
+        try:
+            if is_down and not force and not await _is_linked(customers, customer, stripe_customer):
+                raise StripeUnavailableError(
+                    "Stripe does not answer, so it was not asked; try again, or use --force"
+                )
+            await customers.link(customer, stripe_customer, look=not is_down, force=force)
+            linked, unread = linked + 1, unread + is_down
+        except (CustomerError, StripeError) as error:
+            is_down = is_down or isinstance(error, StripeUnavailableError)
+            if isinstance(error, StripeError) and await _is_linked(customers, customer, stripe_customer):
+                print_note(f"{where}: {error}")
+                linked, unread = linked + 1, unread + 1
+                continue
+            print_note(f"{where}: not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
+            told = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
+            refused.append({"line": where, **told})
+    return linked, refused, unread
+
+
+async def _is_linked(customers: Customers, customer: str, stripe_customer: str) -> bool:
+    return (await customers.get(customer)).stripe_customer == stripe_customer
+
+
+def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.
+
+    Raises:
+        MeterkitError: an entry cannot be read, or a key is given twice.
+    """
+    found: dict[str, object] = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key or not text:
+            raise MeterkitError(
+                f"override: found {entry!r:.80}; allowed is KEY=VALUE, such as included=5_000"
+            )
+        if key in found:
+            raise MeterkitError(f"override: found {key!r:.80} twice; give it once")
+        try:
+            found[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            # A ValueError is of a date that there is not, or of a number beyond all bounds.
+            raise MeterkitError(
+                f"override: the value of {key:.80} cannot be read; write it as in the plans file, such as"
+                " 'rate=[100/hour]'"
+            ) from None
+    return found
+
+
+def subject_override(
+    customer: str, subject: str, meter: str | None, entries: list[str], until: str | None, *, clear: bool
+) -> Callable[[Customers], Awaitable[Customer]]:
+    """What replaces the overrides of a subject, ``KIND=ID``; with ``clear``: takes all of them back."""
+    kind, _, name = subject.partition("=")
+    if not name or clear == bool(entries) or (meter is None) != clear:
+        raise typer.BadParameter("--subject KIND=ID needs METER and KEY=VALUE, or --clear without METER")
+    limits = {} if meter is None else {meter: parse_entitlement(entries)}
+    ends = date_or_instant("--until", until)
+    return lambda customers: customers.subject(customer, **{kind: name}).override(limits, ends)

@@ -1,4 +1,4 @@
-"""``meterkit grants``: give customers quantities besides what their plan includes."""
+"""``meterkit grants``: grant customers quantities in addition to their plan."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import typer
 
 from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_number
 from meterkit.cli.output import print_note, print_records, print_table
-from meterkit.cli.session import Session, command
-from meterkit.cli.unknown_customers import check_known, hint_of_new, note_unknown
+from meterkit.cli.session import Session, check_known, command, hint_of_new, note_unknown
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 

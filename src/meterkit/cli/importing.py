@@ -1,4 +1,4 @@
-"""``meterkit import``: take over customers from another system; files of links."""
+"""``meterkit import``: link the customers of a Stripe account; read CSV files of links."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from meterkit.cli.output import print_note, print_records
-from meterkit.cli.progress import shown_steps
+from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 

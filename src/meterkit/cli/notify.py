@@ -1,4 +1,4 @@
-"""``meterkit notify``: messages that wait or are dead, and how they look."""
+"""``meterkit notify``: list and redrive messages, preview e-mails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
-from meterkit.notify.message import about
+from meterkit.notify.courier import about
 
 commands = typer.Typer(
     name="notify",

@@ -5,23 +5,32 @@ from __future__ import annotations
 import sys
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from meterkit.catalog.amount_texts import date_and_time
-from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import JsonArray, print_note, print_records
-from meterkit.cli.progress import shown_steps
-from meterkit.cli.session import Session, command
-from meterkit.cli.unknown_customers import note_unknown
+from meterkit.cli.audit import RARE as RARE_OF_AUDIT
+from meterkit.cli.audit import row_of as row_of_audit
+from meterkit.cli.options import WHEN, CustomerOption, DryRunOption, PeriodOption, instant
+from meterkit.cli.outbox import operator
+from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
+from meterkit.cli.session import Session, command, note_unknown, started
 from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.recovering import Recovered, Recoverer
+from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from meterkit import Reconciled
-    from meterkit.cli.progress import Steps
+    from collections.abc import Sequence
+
+    from meterkit import MeterKit, Reconciled
+    from meterkit.cli.output import Steps
+    from meterkit.insights.audit.rebuilt import Rebuilt
 
 commands = typer.Typer()
 
@@ -138,3 +147,109 @@ def row_of(one: Reconciled) -> dict[str, object]:
         "dead": one.dead,
         "advice": one.advice,
     }
+
+
+_RARE: Final = frozenset({"lost", "advice"})
+_WAIT: Final = (
+    "{} shards still wait for their comparison with Stripe: two minutes after a process that delivers has met"
+    " the restored store. Run this again then"
+)
+
+
+@command(commands)
+async def recover(
+    session: Session,
+    *,
+    customer: CustomerOption = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--since",
+            parser=instant,
+            metavar="INSTANT",
+            help="First have all that waits compared with Stripe: a backup of this instant was put back, and"
+            f" meterkit could not see that. {WHEN}.",
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Settle what a restored store has parked or lost.
+
+    For each customer and meter it shows how many units the restore has parked, and how many Stripe has that
+    the store does not know of. So many of the parked ones count as billed; the rest is sent. Where there is
+    an audit database, counters that were lost are raised to it after that, as by `audit rebuild`. On a
+    terminal it shows this first and asks. Exits 1 where something is left to be done.
+    """
+    kit = session.make_kit()
+    async with AsyncExitStack() as stack:
+        summaries = StripeSummaries(StripeApi(kit.settings))
+        stack.push_async_callback(summaries.close)
+        await stack.enter_async_context(started(kit))
+        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
+        if since is not None and not dry_run:
+            await recoverer.doubt(since)
+        left = await recoverer.not_compared()
+        is_asked = sys.stdin.isatty() and not (yes or session.json)
+        if dry_run or is_asked:
+            shown = await _run(kit, recoverer, summaries, customer, dry_run=True)
+            _show(session, *shown)
+            if dry_run or not any(shown):
+                if dry_run:
+                    print_note("nothing was changed: --dry-run")
+                _end(left, *shown, is_done=not any(shown))
+                return
+            typer.confirm("Do this?", abort=True, err=True)
+        done = await _run(kit, recoverer, summaries, customer, dry_run=False)
+    _show(session, *done)
+    _end(left, *done, is_done=True)
+
+
+async def _run(
+    kit: MeterKit, recoverer: Recoverer, summaries: StripeSummaries, customer: str | None, *, dry_run: bool
+) -> tuple[Sequence[Recovered], Sequence[Rebuilt]]:
+    with shown_steps() as steps:
+        progress = steps.of("comparing with Stripe")
+        recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator(), progress=progress)
+        if kit.settings.audit_url is None:
+            return recovered, ()
+        steps.update("comparing with the audit log")
+        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
+
+
+def _show(session: Session, recovered: Sequence[Recovered], rebuilt: Sequence[Rebuilt]) -> None:
+    def tell() -> None:
+        print_records(
+            [_row(one) for one in recovered], rare=_RARE, empty="nothing that a restore has parked waits"
+        )
+        if rebuilt:
+            print_records([row_of_audit(one) for one in rebuilt], rare=RARE_OF_AUDIT, empty="")
+
+    session.show(
+        {"recovered": [asdict(one) for one in recovered], "rebuilt": [asdict(one) for one in rebuilt]}, tell
+    )
+
+
+def _row(one: Recovered) -> dict[str, object]:
+    return {
+        "customer": one.customer,
+        "meter": one.meter,
+        "parked": one.parked,
+        "unknown": "?" if one.unknown is None else one.unknown,
+        "billed": one.billed,
+        "sent": one.sent,
+        "lost": one.lost,
+        "advice": one.advice,
+    }
+
+
+def _end(
+    not_compared: int, recovered: Sequence[Recovered], rebuilt: Sequence[Rebuilt], *, is_done: bool
+) -> None:
+    """Exit 1 where something is left to be done."""
+    if not_compared:
+        print_note(_WAIT.format(not_compared))
+    is_left = any(one.advice for one in recovered) or any(not one.is_done for one in rebuilt)
+    if not_compared or is_left or not is_done:
+        raise typer.Exit(1)

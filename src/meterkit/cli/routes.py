@@ -13,8 +13,7 @@ from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
-from meterkit.cli.imported_app import import_app
-from meterkit.cli.options import plans_path
+from meterkit.cli.options import import_app, plans_path
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 

@@ -14,8 +14,7 @@ import typer
 from meterkit.catalog import load
 from meterkit.catalog.amount_texts import money
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import print_note, print_records
-from meterkit.cli.progress import shown_steps
+from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import SettingsError

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.amount_texts import is_money, micro_money, money
+from meterkit.catalog.amount_texts import date_and_time, is_money, micro_money, money
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.units import UNIT_OF
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
-from meterkit.cli.session import Session, command
-from meterkit.cli.unknown_customers import note_unknown
+from meterkit.cli.session import Session, command, note_unknown
 from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.safe_text import csv_text
@@ -23,6 +24,7 @@ from meterkit.safe_text import csv_text
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from meterkit import Statement
     from meterkit.catalog import Catalog
     from meterkit.insights.by_model import Earned, ModelUsage
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -101,7 +103,7 @@ async def usage(
     if as_csv:
         _write_csv([found], headed=True)
     else:
-        session.show(found, lambda: _tell(found, rates, kit.catalog))
+        session.show(found, lambda: _print_usage(found, rates, kit.catalog))
 
 
 def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
@@ -205,7 +207,7 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
     echo(csv_text(_CSV, rows, head=headed, line_end="\n"), nl=False)
 
 
-def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) -> None:
+def _print_usage(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) -> None:
     period = found["period"]
     status = found["status"] or "none"
     echo(f"customer {found['customer']}: plan {found['plan']}, status {status}, access {found['access']}")
@@ -281,3 +283,69 @@ def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
         "parked": meter["parked"],
         "dead": meter["dead"],
     }
+
+
+@command(commands)
+async def statement(
+    session: Session,
+    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")],
+    *,
+    period: PeriodOption = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: a row for each line and each event.")
+    ] = False,
+) -> None:
+    """Show the bill of a period, and what each line rests on.
+
+    The lines are those of the period's invoices; before there is one, those of the plans file. With --csv all
+    events, with --json the first 100 of each line. Reads the audit log.
+    """
+    if as_csv and session.json:
+        raise typer.BadParameter("give --csv or --json")
+    async with session.kit(customer, reads=True) as kit:
+        if as_csv:
+            pages: Any = import_module("meterkit.pages.statement")  # Pages take a while to import.
+            async with aclosing(pages.csv_of(kit.statement, customer, period, line_end="\n")) as parts:
+                async for part in parts:
+                    echo(part, nl=False)
+            return
+        await note_unknown(kit, customer)
+        found = await kit.statement(customer, period)
+    session.show(asdict(found), lambda: _print_statement(found))
+
+
+def _print_statement(found: Statement) -> None:
+    echo(f"statement of {found.customer}, {iso(found.period_start)} to {iso(found.period_end)}")
+    for invoice in found.invoices:
+        root = f", audit root {invoice.audit_root}" if invoice.audit_root else ""
+        total = money(invoice.total_cents, found.currency)
+        if invoice.credit_notes_cents:
+            total += f", less {money(invoice.credit_notes_cents, found.currency)} by credit notes"
+        echo(f"invoice {invoice.number or invoice.id}: {invoice.status}, {total}{root}")
+    rows: list[dict[str, object]] = [
+        {
+            "line": line.description or line.kind,
+            "quantity": "" if line.quantity is None else line.quantity,
+            "amount": money(line.amount_cents, found.currency),
+            "events": line.event_count,
+            "note": line.note,
+        }
+        for line in found.lines
+    ]
+    print_records(rows, rare=frozenset({"events", "note"}))
+    echo(f"total {money(found.total_cents, found.currency)}")
+    balance: list[dict[str, object]] = [
+        {
+            "balance": one.credit,
+            "entry": one.entry,
+            "grant": one.grant_id,
+            "micros": one.amount_micros,
+            "at": "" if one.at is None else date_and_time(one.at),
+        }
+        for one in found.balance
+    ]
+    if balance:
+        echo()
+        print_records(balance, rare=frozenset({"at"}))
+    if not found.is_final:
+        print_note("it is not final: an invoice is missing, or a draft")

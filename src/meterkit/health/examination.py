@@ -18,8 +18,12 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.health import findings, store_servers
 from meterkit.health.allotments import CHECK as ALLOTMENTS
 from meterkit.health.allotments import allotments_of, units_of
-from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
-from meterkit.health.audit_roots import look_at_roots
+from meterkit.health.audit_log import (
+    look_at_audit_database,
+    look_at_audit_log,
+    look_at_revenue,
+    look_at_roots,
+)
 from meterkit.health.backlogs import (
     look_at_closes,
     look_at_invoice_items,
@@ -30,7 +34,7 @@ from meterkit.health.findings import Finding
 from meterkit.health.health import Health, UnseenError
 from meterkit.health.spools import look_at_spool_directory
 from meterkit.health.store_servers import full, look_at_breaker, look_at_durability, unreachable
-from meterkit.health.stripe_meters import look_at_meters
+from meterkit.health.stripe_account import look_at_meters
 from meterkit.health.unpriced_models import CHECK as MODELS
 from meterkit.health.unpriced_models import find_unpriced_models
 from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks

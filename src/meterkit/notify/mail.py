@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from meterkit.catalog.notify import is_address, names_private_host
-from meterkit.notify.message import Failure
+from meterkit.notify.courier import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
     from pydantic import SecretStr
 
-    from meterkit.notify.message import Message
+    from meterkit.notify.courier import Message
     from meterkit.notify.rendering import RenderedMessage, Renderer
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store

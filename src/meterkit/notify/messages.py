@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import MESSAGE_EVENTS
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.notify.courier import Courier
+from meterkit.notify.courier import Courier, message_of
 from meterkit.notify.mail import MailSender
-from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
 from meterkit.notify.spikes import EVENT as SPIKE

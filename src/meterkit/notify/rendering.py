@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit.catalog import Catalog
-    from meterkit.notify.message import Message
+    from meterkit.notify.courier import Message
 
 _logger = logging.getLogger("meterkit.notify")
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from meterkit.catalog.notify import is_public, names_private_host
-from meterkit.notify.message import Failure
+from meterkit.notify.courier import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from pydantic import SecretStr
 
-    from meterkit.notify.message import Message
+    from meterkit.notify.courier import Message
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import asdict, replace
+from datetime import timedelta
 from math import ceil
 from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
@@ -17,13 +19,12 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import database_at
 from meterkit.insights.simulation.plan_costs import plan_cost
 from meterkit.insights.simulation.terms import Offers, tenures
-from meterkit.pages.budget_figures import budgets_in, top_up_page
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from meterkit.catalog import Catalog
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.budget_figures import BudgetFigures, TopUpPage
     from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -355,3 +355,64 @@ async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | N
 def _warn(kit: PagesKit, message: str, cause: str) -> None:
     if _warned.setdefault(kit.store, Throttle(MINUTE_S)).is_due(message):
         _logger.warning(message, cause)
+
+
+_PERIOD: Final = f"{SPEND}-period"
+
+
+class BudgetFigures(TypedDict):
+    """A budget, in millionths of the currency.
+
+    ``spent_micros`` includes what is set aside for requests in progress. ``resets_at`` is None where nothing
+    has been spent of a day's or an hour's budget.
+    """
+
+    policy: str
+    spent_micros: int
+    limit_micros: int
+    resets_at: datetime | None
+
+
+class TopUpPage(TypedDict):
+    """The page where a balance is topped up, and the amounts in minor units."""
+
+    credit: str
+    url: str
+    amounts_cents: list[int]
+
+
+def budgets_in(
+    catalog: Catalog, usage: CustomerUsage, rates: Iterable[RateUsage], now_ms: int
+) -> list[BudgetFigures]:
+    """The budgets of a customer: that of the billing period first."""
+    if not catalog.counts_spend:
+        return []
+    spend, found = usage["meters"][SPEND], list[BudgetFigures]()
+    if spend["included"] != "unlimited":
+        found.append(
+            {
+                "policy": _PERIOD,
+                "spent_micros": spend["used"],
+                "limit_micros": spend["included"],
+                "resets_at": usage["period"]["end"],
+            }
+        )
+    return found + [
+        {
+            "policy": rate["policy"],
+            "spent_micros": rate["used"],
+            "limit_micros": rate["limit"],
+            "resets_at": from_ms(now_ms) + rate["reset_after"] if rate["reset_after"] > timedelta() else None,
+        }
+        for rate in rates
+        if rate["meter"] == SPEND
+    ]
+
+
+def top_up_page(catalog: Catalog) -> TopUpPage | None:
+    """Where customers buy a balance; None: none is sold, or no page of it is known."""
+    sold = sold_in(catalog.credits)
+    url = None if sold is None else sold[1].url or catalog.billing.portal_url
+    if sold is None or url is None:
+        return None
+    return {"credit": sold[0], "url": url, "amounts_cents": list(sold[1].packs)}

@@ -18,7 +18,6 @@ from starlette.staticfiles import StaticFiles
 from meterkit.answers import ProblemDocument, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
-from meterkit.pages.listing import Asked, as_of
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -29,7 +28,7 @@ from meterkit.pages.operator_figures import (
     live_sections,
     revenue_sections,
 )
-from meterkit.pages.operator_lists import book_lists, customer_lists, revenue_lists
+from meterkit.pages.operator_lists import Asked, as_of, book_lists, customer_lists, revenue_lists
 from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
 from meterkit.safe_text import csv_text
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit
-    from meterkit.pages.listing import Listing, Row
+    from meterkit.pages.operator_lists import Listing, Row
 
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000

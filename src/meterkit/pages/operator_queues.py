@@ -10,9 +10,9 @@ from meterkit.customers.history import enter
 from meterkit.customers.links import owner_of
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.notify.message import about
+from meterkit.notify.courier import about
 from meterkit.outbox.intents import IntentState
-from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, first_of, page_of
+from meterkit.pages.operator_lists import Asked, Column, Listing, Row, Rows, first_of, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
-from meterkit.pages.statement_page import answer_csv, answer_statement
+from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import check_sender, customer_in
 from meterkit.subscriptions.billing_requests import SendingPage, origins_of

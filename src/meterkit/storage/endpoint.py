@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.answers import answer, read_body, refuse
 from meterkit.errors import MeterkitError
-from meterkit.storage.records import UnreadableError
+from meterkit.storage.object_events import UnreadableError
 from meterkit.storage.sns import ForgedError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from meterkit.catalog import OTHER_TYPE
 from meterkit.customers.temporary_tables import TemporaryTables
 from meterkit.errors import StoreError
-from meterkit.storage.records import TAG_LENGTH, bucket_tag, object_field, owner_of
-from meterkit.storage.shelf import AT_ONCE, REMOVED, STORED, Correction, Known, Window, shelve
+from meterkit.storage.object_events import TAG_LENGTH, bucket_tag, object_field, owner_of
+from meterkit.storage.object_records import AT_ONCE, REMOVED, STORED, Correction, Known, Window, shelve
 from meterkit.store.arguments import is_customer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Runs the demonstration: starts its parts, sends the requests, and compares what came out."""
+"""The demonstration: starts a metered service, sends requests as three customers, checks their bills."""
 
 from __future__ import annotations
 
@@ -8,38 +8,48 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+from zlib import crc32
+
+from rich.progress import BarColumn, Progress, TextColumn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from meterkit import MeterKit, MeterMiddleware, identify, record
+from meterkit.catalog import load
+from meterkit.cli.demo.store import ended_with_us
+from meterkit.cli.output import print_table, stdout_console
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.overview.overview import Overview
+from meterkit.pages import operator_pages, usage_page
+from meterkit.testing import StripeEmulator, check_bill
+from meterkit.testing.emulator.server import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import httpx
+    from rich.console import Console
+    from starlette.requests import Request
+    from starlette.routing import BaseRoute
+    from starlette.types import Scope
+
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.testing import BillLine
 
 try:
     import httpx
 except ImportError as error:
     raise ImportError("the demonstration needs its extras: pip install 'meterkit[cli,stripe]'") from error
-from rich.progress import BarColumn, Progress, TextColumn
 
-from meterkit import MeterKit
-from meterkit.catalog import load
-from meterkit.cli.demo.service import build
-from meterkit.cli.demo.store import ended_with_us
-from meterkit.cli.demo.traffic import CUSTOMERS, drive, evidence
-from meterkit.cli.output import print_table, stdout_console
-from meterkit.errors import MeterkitError
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.overview.overview import Overview
-from meterkit.testing import StripeEmulator, check_bill
-from meterkit.testing.emulator.server import running
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-
-    from meterkit.catalog import Catalog
-    from meterkit.cli.demo.traffic import Tally
-    from meterkit.testing import BillLine
 
 PLANS: Final = Path(__file__).with_name("plans.yaml")
 _OF_PAGES: Final = ("jinja2", "sqlalchemy")
@@ -241,3 +251,184 @@ def _clean_up_at_sigterm(parts: AsyncExitStack) -> None:
         # A second SIGTERM must not cut the clean-up short.
         loop.add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
     parts.callback(loop.remove_signal_handler, signal.SIGTERM)
+
+
+_AT_ONCE: Final = 4
+_OK: Final = 200
+_PROBLEM: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoCustomer:
+    """A customer of the demonstration and the number of requests of each kind it sends."""
+
+    id: str
+    plan: str
+    generate: int
+    reports: int
+    broken: int
+
+    def requests(self) -> list[tuple[str, int]]:
+        """Paths and the tokens that are to be generated, 0 for none; mixed, and the same in every run."""
+        # From 20 to 180 tokens, each as likely as the others.
+        found = [("/v1/generate", 20 + nth * 37 % 161) for nth in range(self.generate)]
+        found += [(f"/v1/reports/{nth}", 0) for nth in range(self.reports)]
+        found += [("/v1/broken", 0)] * self.broken
+        order = sorted(range(len(found)), key=lambda nth: crc32(f"{self.id} {nth}".encode()))
+        return [found[nth] for nth in order]
+
+
+CUSTOMERS: Final = (
+    DemoCustomer(id="ada", plan="free", generate=50, reports=5, broken=3),
+    DemoCustomer(id="bell", plan="pro", generate=150, reports=10, broken=0),
+    DemoCustomer(id="curie", plan="scale", generate=280, reports=40, broken=10),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request was refused, as the answer told.
+
+    Attributes:
+        status: of the answer.
+        policies: the names of the limits that were used up.
+        feature: the feature that the plan does not have, or an empty text.
+    """
+
+    status: int
+    policies: tuple[str, ...] = ()
+    feature: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What one customer's client saw.
+
+    Attributes:
+        served: meter to the quantity in answers that succeeded.
+        failed: answers of the service that did not succeed: they cost nothing.
+        refusals: how often the customer was refused, and why.
+    """
+
+    customer: DemoCustomer
+    sent: int = 0
+    served: Counter[str] = field(default_factory=Counter[str])
+    failed: int = 0
+    refusals: Counter[Refusal] = field(default_factory=Counter[Refusal])
+
+
+async def drive(client: httpx.AsyncClient, customer: DemoCustomer, advance: Callable[[], object]) -> Tally:
+    """Send a customer's requests, a few at a time, and keep count of the answers."""
+    tally, requests = Tally(customer=customer), iter(customer.requests())
+
+    async def one_after_another() -> None:
+        for path, tokens in requests:
+            response = await client.request(
+                "POST" if tokens else "GET",
+                path,
+                headers={"x-customer-id": customer.id},
+                json={"tokens": tokens} if tokens else None,
+            )
+            _count(tally, response)
+            advance()
+
+    await asyncio.gather(*(one_after_another() for _ in range(_AT_ONCE)))
+    return tally
+
+
+def _count(tally: Tally, response: httpx.Response) -> None:
+    tally.sent += 1
+    told: dict[str, Any] = response.json()
+    if response.headers.get("content-type") == _PROBLEM:
+        policies = tuple(told.get("violated-policies", ()))
+        refusal = Refusal(status=response.status_code, policies=policies, feature=told.get("feature", ""))
+        tally.refusals[refusal] += 1
+    elif response.status_code == _OK:
+        tally.served["requests"] += 1
+        tally.served["tokens"] += told.get("tokens", 0)
+    else:
+        tally.failed += 1
+
+
+_UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
+
+
+def evidence(refusal: Refusal, tally: Tally, catalog: Catalog) -> str:
+    """Why a refusal is right, by the plans file and by what this customer had been served."""
+    plan = catalog.plans[tally.customer.plan]
+    if refusal.feature:
+        having = " and ".join(
+            key for key, other in catalog.plans.items() if refusal.feature in other.features
+        )
+        return f"the {plan.key} plan does not include the feature {refusal.feature!r}; {having} do"
+    if refusal.policies:
+        return "; ".join(_limit(policy, plan, tally) for policy in refusal.policies)
+    return "the request named no customer, and the plans file says `anonymous: deny`"
+
+
+def _limit(policy: str, plan: Plan, tally: Tally) -> str:
+    meter, _, window = policy.rpartition("-")
+    entitlement, served = plan.entitlements[meter], tally.served[meter]
+    for rate in entitlement.rates:
+        if rate.window == window:
+            admitted = served + tally.failed
+            allowed = f"{rate.limit:,} {meter} {_per(window)}"
+            return f"the {plan.key} plan allows {allowed}, and {admitted:,} were let in"
+    ceiling = (entitlement.included or 0) + (entitlement.overage.cap or 0)
+    beyond = "; usage that is recorded after the work was done is never refused" if served > ceiling else ""
+    return f"the {plan.key} plan allows {ceiling:,} {meter} per month, and {served:,} were served{beyond}"
+
+
+def _per(window: str) -> str:
+    """A window, such as ``1d``, in words."""
+    number, unit = int(window[:-1]), _UNITS[window[-1]]
+    return f"per {unit}" if number == 1 else f"in {number} {unit}s"
+
+
+PROMPT_TOKENS: Final = 10
+"""What ``POST /v1/generate`` consumes at admission, by the plans file."""
+
+
+async def _generate(request: Request) -> JSONResponse:
+    tokens = int((await request.json())["tokens"])
+    record(tokens=tokens)
+    return JSONResponse({"tokens": PROMPT_TOKENS + tokens})
+
+
+async def _report(request: Request) -> JSONResponse:
+    return JSONResponse({"report": request.path_params["name"]})
+
+
+async def _broken(_: Request) -> JSONResponse:
+    return JSONResponse({"error": "this one always fails"}, status_code=500)
+
+
+def _in_path(scope: Scope) -> str:
+    """The customer's id in the address; a real app takes it from its session."""
+    return str(scope["path_params"]["customer"])
+
+
+def _demo_operator(_: Scope) -> str:
+    """The operator's name; a real app takes it from its session, too."""
+    return "demo"
+
+
+def build(kit: MeterKit, *, pages: bool) -> Starlette:
+    """The service, metered.
+
+    Args:
+        kit: counts it.
+        pages: whether it has the usage page of each customer and the operator pages, open to every client.
+    """
+    routes: list[BaseRoute] = [
+        Route("/v1/generate", _generate, methods=["POST"]),
+        Route("/v1/reports/{name}", _report),
+        Route("/v1/broken", _broken),
+    ]
+    if pages:
+        usage = usage_page(kit, customer=_in_path, origins=["http://127.0.0.1"])
+        operator = operator_pages(kit, allowed=_demo_operator)
+        routes += [Mount("/usage/{customer}", app=usage), Mount("/operator", app=operator)]
+    service = Starlette(routes=routes)
+    service.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    return service

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import StreamingResponse
 
 from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
-from meterkit.pages.statement_csv import csv_of
+from meterkit.safe_text import csv_text
 from meterkit.subscriptions.billing_routes import period_in
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from datetime import datetime
 
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from meterkit.insights.statement.lines import Statement
+    from meterkit.insights.statement.lines import Statement, StatementEvent
+    from meterkit.insights.statement.statements import Statements
     from meterkit.pages.figures import PagesKit
     from meterkit.pages.rendering import Pages
 
@@ -86,3 +90,53 @@ async def answer_csv(request: Request, kit: PagesKit, customer: str) -> Response
 def _check_audited(kit: PagesKit) -> None:
     if kit.settings.audit_url is None:
         raise ProblemDocumentError(_NOT_AUDITED)
+
+
+_OF_LINE: Final = (
+    "invoice",
+    "kind",
+    "description",
+    "meter",
+    "quantity",
+    "unit_amount",
+    "amount_cents",
+    "note",
+)
+_OF_EVENT: Final = (
+    *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "over_cap"),
+    *("billed", "late"),
+    *("price_micros", "price_per", "model", "provider", "why", "subjects", "event_id"),
+)
+COLUMNS: Final = ("row", "line", *_OF_LINE, *_OF_EVENT)
+_EMPTY: Final = dict.fromkeys(COLUMNS)
+
+
+async def csv_of(
+    statement: Statements, customer: str, period: datetime | str | None = None, *, line_end: str = "\r\n"
+) -> AsyncGenerator[str]:
+    """Yield the CSV in parts, for a stream; the first part comes once the statement is known.
+
+    Raises:
+        MeterkitError: as of ``kit.statement``.
+    """
+    shown: str | None = None
+    async with aclosing(statement.pages(customer, period)) as pages:
+        async for line in pages:
+            rows: list[dict[str, object]] = []
+            if line.id != shown:
+                told = {name: getattr(line, name) for name in _OF_LINE}
+                price = Decimal(line.unit_amount) if line.unit_amount else None
+                rows.append({**_EMPTY, "row": "line", "line": line.id, **told, "unit_amount": price})
+            rows += [_event_row(line.id, event) for event in line.events]
+            yield csv_text(COLUMNS, rows, head=shown is None, line_end=line_end)
+            shown = line.id
+    if shown is None:
+        yield csv_text(COLUMNS, [], head=True, line_end=line_end)
+
+
+def _event_row(line: str, event: StatementEvent) -> dict[str, object]:
+    shown: dict[str, Any] = {name: getattr(event, name) for name in ("kind", "meter", "quantity", *_OF_EVENT)}
+    for name in ("recorded_at", "occurred_at"):
+        shown[name] = None if shown[name] is None else iso(shown[name])
+    shown["subjects"] = " ".join(f"{kind}:{subject}" for kind, subject in event.subjects.items())
+    return {**_EMPTY, "row": "event", "line": line, **shown}

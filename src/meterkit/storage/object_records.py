@@ -9,7 +9,7 @@ from meterkit.catalog import QUANTITY_MAX
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.storage.records import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
+from meterkit.storage.object_events import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
 from meterkit.store import replies
 from meterkit.store.levels import run_on_gauge
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
-    from meterkit.storage.records import ObjectEvent, Owner
+    from meterkit.storage.object_events import ObjectEvent, Owner
     from meterkit.store.store import Store
 
 REMOVED: Final = 0

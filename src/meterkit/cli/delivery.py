@@ -1,0 +1,311 @@
+"""``meterkit flush`` and ``meterkit worker``: deliver usage to Stripe, once or until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from json import dumps
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+
+import typer
+
+from meterkit.assembly import StripeAccess
+from meterkit.background import BackgroundTasks
+from meterkit.cancellation import start_task
+from meterkit.catalog.amount_texts import units
+from meterkit.cli.options import import_function, seconds
+from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note, shown_steps
+from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
+from meterkit.customers.states import make_scheduled_transitions
+from meterkit.delivery.closing import Closer
+from meterkit.delivery.late_usage import late_in_words
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.background import insights_tasks, root_of
+from meterkit.spool.directory import look_at_spools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from meterkit import MeterKit
+    from meterkit.cli.output import Steps
+    from meterkit.delivery.flusher import Flusher, FlushReport
+    from meterkit.delivery.report import LateUsage
+
+commands = typer.Typer()
+
+_PASS_EVERY_S: Final = 5.0
+
+_Contact: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--contact",
+        metavar="MODULE:FUNCTION",
+        help="Gives where a customer is reached, as `contact` of the kit: send e-mails.",
+        show_default=False,
+    ),
+]
+
+_logger = logging.getLogger("meterkit.worker")
+
+
+@command(commands)
+async def worker(
+    session: Session,
+    *,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            help="How the log on stderr is written: text, or json with an object on each line.",
+            case_sensitive=False,
+        ),
+    ] = "text",
+    storage_queue: Annotated[
+        str | None,
+        typer.Option(
+            "--storage-queue",
+            metavar="URL",
+            help="A queue of SQS with events of object stores: count them.",
+            show_default=False,
+        ),
+    ] = None,
+    contact: _Contact = None,
+) -> None:
+    """Deliver usage and work off webhooks until told to stop.
+
+    SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
+    reads the plans file again, as it does by itself when that has changed. Where the plans file has
+    `storage`, it recalculates the stored bytes every hour. Without a Stripe key it does the rest, if no meter
+    of the plans file has a Stripe event, or if it reads a queue.
+    """
+    if log_format == "json":
+        log_as_json()
+    kit = session.make_kit(None if contact is None else import_function(contact))
+    tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "scheduled transitions": partial(make_scheduled_transitions, kit.store),
+        **kit.notify.tasks(is_worker=True),
+        **insights_tasks(kit.store, kit.settings, is_worker=True),
+        **kit.storage.worker_tasks(storage_queue),
+    }
+    # Report a missing key before waiting for the store.
+    async with (
+        stop_signal() as stop,
+        kit.flusher() if _needs_stripe(kit, storage_queue) else nullcontext() as flusher,
+        started(kit, waits=True),
+        reload_signal(kit),
+    ):
+        loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
+        stripe = StripeAccess(kit.settings)
+        told = start_task(stop.wait())
+        running: asyncio.Task[Any] = told
+        if flusher is None:
+            print_note("no Stripe key is set: nothing is delivered; stop with Ctrl-C")
+        else:
+            print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
+            running = start_task(_flush(kit, flusher, json=session.json))
+            closer = Closer(kit.store, stripe.api, root_of(kit.store, kit.settings))
+            tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
+        for name, work in tasks.items():
+            beside.keep(loop, name, work)
+        # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
+        await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
+        if flusher is not None:
+            told.cancel()
+            flusher.stop()
+        await beside.end(loop)  # What they have begun they give back.
+        await stripe.close()
+        await _report_error(running)
+    print_note("stopped")
+
+
+def _needs_stripe(kit: MeterKit, storage_queue: str | None) -> bool:
+    """Whether usage goes to Stripe: a forgotten key must not go unnoticed.
+
+    A worker that reads a queue may be for that alone: it prints that nothing is delivered.
+    """
+    has_events = any(meter.stripe is not None for meter in kit.catalog.meters.values())
+    return (has_events and storage_queue is None) or kit.settings.stripe_api_key is not None
+
+
+async def _flush(kit: MeterKit, flusher: Flusher, *, json: bool) -> None:
+    every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
+    await flusher.run(every_s=every_s, told=partial(_log_report, json=json))
+
+
+async def _report_error(running: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task, and print the error that ended it."""
+    try:
+        await running
+    except MeterkitError:
+        raise  # It is printed like that of any other command.
+    except Exception as error:
+        print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
+        raise
+
+
+def _log_report(report: FlushReport, *, json: bool) -> None:
+    if json:
+        echo(dumps(report.as_json()))
+    elif not any((report.sealed, report.delivered, report.retried, report.parked, report.dead, report.late)):
+        return
+    elif logs_as_json():
+        _logger.info("%s", summary(report), extra=_figures(report))
+    else:
+        echo(summary(report))
+
+
+def _figures(report: FlushReport) -> dict[str, int | str]:
+    """What a line of the log can hold: of lists how much is in them, which may be all customers."""
+    return {
+        name: value if isinstance(value, int | str) else len(value)
+        for name, value in asdict(report).items()
+        if not name.startswith("spool")  # A worker sends those of its own process alone.
+    }
+
+
+_LOOK_EVERY_S: Final = 0.2
+
+
+@command(commands)
+async def flush(
+    session: Session,
+    *,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Also send the spools of processes that are gone, seal what is still open, try at once what"
+            " waits for a retry, and wait for what may not be sent yet.",
+        ),
+    ] = False,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            parser=seconds,
+            metavar="SECONDS",
+            help="With --all: how long to wait without progress. Default: 300.",
+            show_default=False,
+        ),
+    ] = 300.0,
+) -> None:
+    """Deliver to Stripe what is due, once.
+
+    Drains the audit log, too, where there is one. Exits 1 if Stripe does not have all that linked customers
+    used, or a spool could not be sent. Without a Stripe key, --all only sends the spools.
+    """
+    kit = session.make_kit()
+    for room in ("delivery", "store"):
+        logging.getLogger(f"meterkit.{room}").addFilter(lambda record: not hasattr(record, "is_reported"))
+    if everything and kit.settings.stripe_api_key is None:
+        async with started(kit):
+            report = await kit.flush(everything=True)
+            await _drain_audit_log(kit)
+        print_note("nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY")
+    else:
+        report = await _deliver(kit, everything=everything, timeout_s=timeout_s)
+
+    if everything:
+        await asyncio.to_thread(_note_foreign_spools, kit)
+
+    def tell() -> None:
+        if report.spooled:
+            echo(f"spools of processes that are gone: {report.spooled} settlements sent")
+        for refused in report.spools_left:
+            echo(f"spool left as it is: {refused}")
+        _print_report(report)
+
+    session.show(report.as_json(), tell)
+    raise typer.Exit(int(not report.is_complete))
+
+
+async def _deliver(kit: MeterKit, *, everything: bool, timeout_s: float) -> FlushReport:
+    # Report a missing key before waiting for the store.
+    async with kit.flusher() as flusher, started(kit):
+        with shown_steps() as steps:
+            watching = start_task(_watch(flusher, steps))
+            try:
+                report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+            finally:
+                watching.cancel()
+        await _drain_audit_log(kit)
+    return report
+
+
+async def _drain_audit_log(kit: MeterKit) -> None:
+    if kit.settings.audit_url is not None:
+        await drainer_of(kit.store, kit.settings).once()
+
+
+def _note_foreign_spools(kit: MeterKit) -> None:
+    """Name left spools of other stores: the settings may not be those of the app that left them."""
+    store = kit.store
+    if store.spool_dir is None:
+        return
+    for seen in look_at_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms()):
+        if seen.state == "foreign":
+            print_note(f"spool not sent: {seen.path}: {seen.why}")
+
+
+async def _watch(flusher: Flusher, steps: Steps) -> None:
+    """Show how much is delivered, until cancelled."""
+    while True:
+        steps.update("delivering", flusher.report.delivered)
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _print_report(report: FlushReport) -> None:
+    echo(summary(report))
+    for customer in report.unlinked:
+        cure = f"meterkit customers link {quote(customer)} cus_…"
+        echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
+    if report.why:
+        echo(f"will be tried again: {report.why}")
+    for unsealed in report.unsealed:
+        what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
+        echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
+    for line in late_lines(report):
+        echo(line)
+    for line in undelivered_lines(report):
+        echo(line)
+
+
+def late_lines(report: FlushReport) -> list[str]:
+    """Lines about usage that missed its invoice, one for each customer and period."""
+    groups: dict[tuple[str, str], list[LateUsage]] = {}
+    for one in report.late:
+        groups.setdefault((one.customer, one.period), []).append(one)
+    return [
+        f"late: usage of customer {customer} in the period from {period}: {late_in_words(found)}"
+        for (customer, period), found in groups.items()
+    ]
+
+
+def undelivered_lines(report: FlushReport) -> list[str]:
+    """Parked and dead usage, a line for each customer, meter and reason."""
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    for one in report.undelivered:
+        groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)
+    return [
+        f"{state}: {units(quantities)} of {meter} of customer {customer}"
+        f" in {_intents(len(quantities))}: {why}"
+        for (state, customer, meter, why), quantities in groups.items()
+    ]
+
+
+def _intents(count: int) -> str:
+    return "1 intent" if count == 1 else f"{count} intents"
+
+
+def summary(report: FlushReport) -> str:
+    """One line about a pass."""
+    return (
+        f"sealed {report.sealed}, delivered {report.delivered}, retried {report.retried},"
+        f" parked {report.parked}, dead {report.dead}, left {report.left}, unlinked {len(report.unlinked)}"
+    )
