@@ -1,13 +1,13 @@
 # The public names and their modules, once: type checkers read them here, and so does __init__.py.
 from meterkit.asgi import identify as identify
 from meterkit.asgi.admitted import Current as Current
-from meterkit.asgi.callers import Caller as Caller
 from meterkit.asgi.context import allows as allows
 from meterkit.asgi.context import current as current
 from meterkit.asgi.context import record as record
 from meterkit.asgi.context import record_usage as record_usage
 from meterkit.asgi.context import tap as tap
 from meterkit.asgi.gauges import Gauges as Gauges
+from meterkit.asgi.identify import Caller as Caller
 from meterkit.asgi.middleware import MeterMiddleware as MeterMiddleware
 from meterkit.catalog import Catalog as Catalog
 from meterkit.customers.by_hand_lines import ByHandLine as ByHandLine

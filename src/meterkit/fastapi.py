@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from meterkit.asgi import admitted
 from meterkit.asgi.context import EXEMPT, current, exchange_of
-from meterkit.asgi.problems import TYPES, type_of
-from meterkit.asgi.request_problems import REQUEST_PROBLEM_TYPES
+from meterkit.asgi.problems import REQUEST_PROBLEM_TYPES, TYPES, type_of
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import Billing

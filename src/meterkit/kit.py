@@ -9,7 +9,7 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from meterkit.asgi.given_usage import used_by_hand
+from meterkit.asgi.call_amounts import used_by_hand
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given

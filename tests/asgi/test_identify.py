@@ -236,7 +236,7 @@ class Table:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of what is remembered: one number, that a test moves."""
     clock = [1000.0]
-    monkeypatch.setattr("meterkit.asgi.key_owners.monotonic", lambda: clock[0])
+    monkeypatch.setattr("meterkit.asgi.identify.monotonic", lambda: clock[0])
     return clock
 
 
@@ -312,7 +312,7 @@ async def test_what_a_lookup_raises_is_raised_and_not_remembered() -> None:
 
 
 async def test_the_cache_is_bounded_and_strangers_evict_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.key_owners._KEYS_KEPT_MAX", 4)
+    monkeypatch.setattr("meterkit.asgi.identify._KEYS_KEPT_MAX", 4)
     table = Table(k0="acme", **{f"k{n}": f"customer-{n}" for n in range(1, 6)})
     resolve = identify.api_key(table.look_up_later)
     assert await found(resolve, "k0") == "acme"

@@ -39,9 +39,8 @@ from drivers.mcp_apps import (
 from drivers.sampled import pairs
 from faults.refusals import settled
 from meterkit import Caller
-from meterkit.asgi.mcp_answers import AnswerReader
-from meterkit.asgi.mcp_messages import McpMessage
-from meterkit.asgi.mcp_requests import McpLines
+from meterkit.asgi.mcp import McpLines, McpMessage
+from meterkit.asgi.mcp_exchange import AnswerReader
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.tokens.framing.incremental import drain

@@ -18,7 +18,7 @@ import pytest
 
 from drivers.app import http_scope, no_more
 from drivers.sampled import pairs
-from meterkit.asgi.kept_request import KeptRequest
+from meterkit.asgi.body import KeptRequest
 from meterkit.asgi.reading import Reading
 from meterkit.catalog import Route
 from tokens.recordings import (

@@ -30,7 +30,7 @@ from drivers.sampled import few_examples, pairs
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi import routing
 from meterkit.asgi.app_routes import Decider, described, routes_of, take
-from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
+from meterkit.asgi.path_readings import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router as LineRouter
 from meterkit.asgi.routing import client_paths, is_preflight, own_root_path
 from meterkit.catalog import Route as Line

@@ -28,11 +28,10 @@ _TRIES: Final = 5_000
 _MODULES: Final = {
     "asgi/identify.py": "identify",
     "asgi/routing.py": "match a line",
-    "asgi/loose_paths.py": "match a line",
+    "asgi/path_readings.py": "match a line",
     "asgi/middleware.py": "decide",
     "asgi/headers.py": "limit fields",
     "asgi/exchange.py": "pass the answer on",
-    "asgi/outcome.py": "settle",
     "store/allotting.py": "decide",
     "store/allotment.py": "decide",
     "store/settlement.py": "settle",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.sampled import pairs
-from meterkit.asgi.socket_usage import SocketUsage
+from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import RANKS, CallUsage, filled
 from meterkit.tokens.charging import Charges

@@ -1,15 +1,22 @@
-"""A request that was admitted: for whom, and what the code that serves it may ask about them."""
+"""Base class of admitted requests: the customer, the client's departure, the usage of language models."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from asyncio import CancelledError
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from starlette.requests import ClientDisconnect
+
+from meterkit.asgi.body import KeptRequest, has_body
+from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
 from meterkit.asgi.problems import type_of
+from meterkit.asgi.reading import Reading
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.catalog.argument_checks import check_feature, check_quantities
+from meterkit.catalog.routes import is_fetched
 from meterkit.catalog.units import USAGE_METERS
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
@@ -18,12 +25,12 @@ from meterkit.store.read_reply import decision_of, decision_on_limits
 from meterkit.tokens.unread_figures import is_counting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.headers import LimitFields, ShadowFields
-    from meterkit.asgi.llm_calls import LlmCalls
     from meterkit.asgi.refuser import Refuser
     from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
     from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.estimate import InputEstimator
 
 _NEVER: Final = frozenset["Outcome"]()
 
@@ -236,3 +244,114 @@ class Admitted(HoldOwner):
 
             self._send = LateRefusal(self._send, type_of(refusal).status, refuse)
         return refusal
+
+
+class ClientWatch(Admitted):
+    """A request whose server tells by three means that the client has left.
+
+    These are ``http.disconnect``, an OSError of ``send``, and cancellation of the app.
+
+    Slots:
+        _begun: whether the app sent a byte of the body.
+        _complete: whether the app sent its response to the end.
+        _failed: whether the app ended by an error of its own.
+        _gone: whether the client left before the end.
+        _has_request: whether the app has read the request to its end; unset until it reads.
+        _early: whether the client left before the first byte; unset until it leaves.
+        _within: whether it left before its own request had ended; likewise.
+    """
+
+    __slots__ = (
+        *(
+            "_begun",
+            "_complete",
+            "_early",
+            "_failed",
+            "_gone",
+            "_has_request",
+            "_nothing_to_settle",
+            "_within",
+        ),
+    )
+
+    _begun: bool
+    _complete: bool
+    _failed: bool
+    _gone: bool
+    _nothing_to_settle: bool
+    # Unset where nothing needs them: a request pays for each field that it sets.
+    _has_request: bool
+    _early: bool
+    _within: bool
+
+    @property
+    def _left_early(self) -> bool:
+        return self._gone and getattr(self, "_early", False)
+
+    @property
+    def _left_within(self) -> bool:
+        return self._gone and getattr(self, "_within", False)
+
+    def _note_disconnect(self) -> None:
+        self._note_left()
+        self._within = not getattr(self, "_has_request", False) and has_body(self._scope)
+
+    def _note_left(self) -> None:
+        if not self._gone:
+            self._gone, self._early = True, not self._begun
+            self._nothing_to_settle = False  # Later messages tell whether the app finished.
+
+    def _note_error(self, error: BaseException) -> None:
+        if isinstance(error, CancelledError):
+            self._note_left()
+        is_disconnect = self._gone or isinstance(error, ClientDisconnect)
+        self._failed = isinstance(error, Exception) and not is_disconnect
+
+
+class UsageWatch(ClientWatch):
+    """A request whose answer may have the usage of language models.
+
+    Slots:
+        _llm: the calls of language models; None: there are none, as far as is known.
+        _reading: reads the answer; None: the route says that it has no usage.
+        _request: keeps the request's body; unset where neither its body nor its answer is read.
+    """
+
+    __slots__ = ("_llm", "_reading", "_request")
+
+    _llm: LlmCalls | None
+    _reading: Reading | None
+    _request: KeptRequest
+
+    def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
+        """Read the response's token usage as it is sent, where the route says so.
+
+        Args:
+            body: the request's, where it was read before.
+            estimate: what measures the input where the client does not wait for the usage.
+        """
+        if body is not None:
+            self.server_receive = body.receive
+            self._gone = self._early = self._within = body.gone
+        usage = self._route.usage
+        if usage == "none" and not self._route.keeps_request:
+            return
+        self._request = request = KeptRequest(self._scope, self.server_receive, body)
+        self.server_receive = request.receive
+        if usage != "none":
+            fetched = is_fetched(usage, self._scope["method"].upper())  # h11 hands on "post".
+            self._reading = Reading(
+                self._route, request, complain=self.warn, estimate=estimate, is_fetched=fetched
+            )
+            self._llm = LlmCalls(self._reading, is_fetched=fetched)
+            self._nothing_to_settle = False
+
+    def _requested_models(self) -> Sequence[str]:
+        """The models that the request may be of; none: not known."""
+        request: KeptRequest | None = getattr(self, "_request", None)
+        if request is None:
+            request = KeptRequest(self._scope, self.server_receive)
+        return self._route.models(request.models())
+
+    def _name_calls(self, calls: Sequence[CallUsage]) -> Sequence[CallUsage]:
+        return name_calls(calls, self._requested_models, self._route.provider, self._view.cache)

@@ -12,8 +12,8 @@ from starlette.routing import PARAM_REGEX
 from starlette.staticfiles import StaticFiles
 
 from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, Way, path_pattern, unwrap, walk
-from meterkit.asgi.loose_paths import app_reading
 from meterkit.asgi.middleware import MeterMiddleware
+from meterkit.asgi.path_readings import app_reading
 from meterkit.asgi.routing import Router, own_root_path
 from meterkit.errors import MeterkitError
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.asgi.app_walk import Place
-    from meterkit.asgi.compiled_lines import PathLine
-    from meterkit.asgi.loose_paths import Paths
+    from meterkit.asgi.path_readings import Paths
+    from meterkit.asgi.routing import PathLine
     from meterkit.catalog import Catalog, Route
 
 _READING: Final = ("GET", "HEAD")

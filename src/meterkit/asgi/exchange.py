@@ -1,18 +1,19 @@
-"""One decided request on its way through the app: what it is answered, and what it comes to."""
+"""Admitted request between app and server: passes messages on, works out the outcome, settles the usage."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from asyncio import CancelledError
 from functools import partial
+from http import HTTPStatus
 from threading import RLock
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.asgi.coroutine_mark import returns_awaitable
-from meterkit.asgi.given_usage import join_used, price_tokens
+from meterkit.asgi.admitted import UsageWatch
+from meterkit.asgi.call_amounts import join_used, price_tokens
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
-from meterkit.asgi.outliving import on_loop_of, settle_outliving
-from meterkit.asgi.usage_watch import UsageWatch
+from meterkit.asgi.provider_jobs import on_loop_of, settle_outliving
 from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -33,13 +34,79 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
+# Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
+BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
+_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
+_REDIRECTIONS: Final = range(HTTPStatus.MULTIPLE_CHOICES.value, BAD_REQUEST)
+_BODILESS: Final = frozenset({*_REDIRECTIONS, HTTPStatus.NO_CONTENT.value, HTTPStatus.RESET_CONTENT.value})
+_CLIENT_CLOSED_REQUEST: Final = 499
+"""The status of nginx for a request whose client has left; no client reads it."""
+
+
+def outcome_of(
+    status: int,
+    *,
+    is_complete: bool,
+    has_begun: bool,
+    has_failed: bool,
+    has_left: bool = False,
+    has_left_early: bool = False,
+) -> Outcome:
+    """The outcome of a request.
+
+    Args:
+        status: of the response; 0 where there was none.
+        is_complete: whether the app sent its response to the end.
+        has_begun: whether the app sent some of its body.
+        has_failed: whether the app ended by an error of its own.
+        has_left: whether the client hung up before the end.
+        has_left_early: whether it did so before the first byte of the body. An app that answers nevertheless
+            has finished its work. A stream that was cut may seem complete, but has no body.
+    """
+    if has_left_early:
+        is_finished = is_complete and (has_begun or status in _BODILESS)
+        has_begun = False
+    else:
+        is_finished = is_complete and not has_left
+    if status < BAD_REQUEST and (is_finished or (has_begun and not has_failed)):
+        return "success" if is_finished else "client_gone"
+    is_error = (is_finished or has_begun) and BAD_REQUEST <= status < _SERVER_ERROR
+    return "client_error" if is_error else "server_error"
+
+
+def is_stopped(status: int, outcome: Outcome) -> bool:
+    """Whether an app whose client left before the first byte has stopped.
+
+    Frameworks answer 500 for an app that stops by an error, as for an app that fails.
+
+    Args:
+        status: of the response; 0 where there was none.
+        outcome: of the request.
+    """
+    return outcome == "server_error" or status == _CLIENT_CLOSED_REQUEST
+
+
 T = TypeVar("T")
+Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
 
 _NOTHING: Final[dict[str, int]] = {}
 _NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is collected reports wherever the garbage collector runs, even within another report."""
+
+
+def returns_awaitable(function: Function) -> Function:
+    """Mark it, as ``inspect.markcoroutinefunction`` does from Python 3.12 on, and as asyncio knew it before.
+
+    ``WsgiToAsgi`` of asgiref warns of a ``send`` without the mark.
+    """
+    mark = getattr(inspect, "markcoroutinefunction", None)
+    if mark is not None:
+        mark(function)
+    else:
+        vars(function)["_is_coroutine"] = vars(asyncio.coroutines)["_is_coroutine"]
+    return function
 
 
 class Exchange(UsageWatch):

@@ -1,10 +1,11 @@
-"""What calls of language models amount to on the meters of the plans file, in a request and off it."""
+"""Calls of language models of one request, or reported off the request, each counted once."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,10 +14,12 @@ from meterkit.asgi.call_amounts import (
     Amounts,
     amounts_beyond,
     amounts_of,
+    call_of_figures,
+    check_given,
+    used_by_hand,
     used_by_model,
     used_of,
 )
-from meterkit.asgi.given_usage import call_of_figures, check_given, used_by_hand
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.asgi")
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
-"""Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.call_names.name_calls`."""
+"""Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.llm_calls.name_calls`."""
 
 
 class LlmCalls:
@@ -346,3 +349,54 @@ def _used_of(
         first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
         *found[1:],
     ]
+
+
+def name_calls(
+    calls: Sequence[CallUsage],
+    requested: Callable[[], Sequence[str]],
+    provider: str | None,
+    compiled: CompiledCatalog,
+) -> Sequence[CallUsage]:
+    """Calls with the model that their request names, where the answer names none.
+
+    Args:
+        calls: of one request.
+        requested: the models that the request may be of; called only where a call has no model.
+        provider: that the route names, over what the shape of an answer suggests; None: it names none.
+        compiled: knows what models cost.
+    """
+    if provider is not None:
+        calls = [replace(call, provider=provider) for call in calls]
+    if all(call.model is not None for call in calls):
+        return calls
+    names = requested()
+    return [
+        call if call.model is not None else replace(call, model=dearest_name(call, names, compiled))
+        for call in calls
+    ]
+
+
+def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
+    """The model of several at which a call costs the customer most: a client may name more than one.
+
+    Where their prices are equal or not known, it is one that derived meters count; else the first one. None:
+    no model is named, or credits and overage have prices by model, which then take their highest.
+    """
+    if len(names) <= 1:
+        return (names[0] or None) if names else None
+    if compiled.has_model_prices and not compiled.charges:
+        return None
+    at = from_ms(compiled.now_ms())
+    costs = compiled.costs()
+
+    def cost_at(name: str) -> tuple[Fraction | int, int]:
+        cost = 0 if costs is None else sum(costs.of(replace(call, model=name), at).values())
+        return cost, _derived_meters(name, compiled)
+
+    return max(names, key=cost_at)
+
+
+def _derived_meters(name: str, compiled: CompiledCatalog) -> int:
+    """Count the derived meters that a model is counted on."""
+    patterns = (meter.where.get("model") for meter in compiled.catalog.meters.values())
+    return sum(pattern is not None and fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,31 +1,31 @@
-"""The edge: every request belongs to a customer, is decided, and is counted."""
+"""MeterMiddleware: identifies the customer of each request, decides it and counts it."""
 
 from __future__ import annotations
 
+import re
 from asyncio import CancelledError
+from collections.abc import Iterable
 from dataclasses import replace
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
-from meterkit.asgi.callers import Caller, fault_in, parted
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.exchange_kinds import kind_of
 from meterkit.asgi.headers import ShadowFields
-from meterkit.asgi.lifespan import lifespan
+from meterkit.asgi.identify import Caller, fault_in, parted
 from meterkit.asgi.logs import RefusalLog, TroubleLog
-from meterkit.asgi.polls import polls_own_job
+from meterkit.asgi.mcp_exchange import McpExchange
+from meterkit.asgi.plans_in_force import PlansInForce
+from meterkit.asgi.provider_jobs import polls_own_job
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, refusing, reserving
-from meterkit.asgi.unpriced_models import socket_problem
+from meterkit.asgi.reservation import UnservedError, refusing, reserving, socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
-from meterkit.errors import StoreError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.arguments import is_customer
@@ -35,22 +35,48 @@ from meterkit.store.replies import ALLOWED, REFUSED
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from meterkit.asgi.arguments import Kit
     from meterkit.asgi.identify import Identify
-    from meterkit.asgi.loose_paths import Paths
+    from meterkit.asgi.path_readings import Paths
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
-    from meterkit.store.store import Prepare
+    from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
+    from meterkit.tokens.estimate import InputEstimator
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _NEVER: Final = frozenset["Outcome"]()
+
+
+_SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
+
+
+class Kit(Protocol):
+    """What the edge needs of the kit."""
+
+    @property
+    def store(self) -> Store:
+        """Where requests are decided and counted."""
+        ...
+
+    @property
+    def estimate_input(self) -> InputEstimator:
+        """What measures a request's input before its usage is known."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to serve the running event loop."""
+
+    async def begin(self) -> None:
+        """Start for the running event loop, unless that was done: until it ends."""
+
+    async def stop(self) -> None:
+        """Undo one start."""
 
 
 class MeterMiddleware:
@@ -187,7 +213,7 @@ class MeterMiddleware:
         if self._mark in scope:
             self._troubles.inner()
         elif scope["type"] == "lifespan":
-            await lifespan(self.app, self._kit, self._mark, scope, receive, send)
+            await _run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -387,3 +413,108 @@ class MeterMiddleware:
 
 def _preparing(route: Route) -> Prepare:
     return lambda view, mode: view.prepare(route, mode)
+
+
+def kind_of(scope: Scope, route: Route) -> type[Exchange]:
+    """The class that stands between the app and the server for a request of a line."""
+    if scope["type"] != "http":
+        return WebSocketExchange
+    if route.mcp is not None:
+        return McpExchange
+    return Upload if route.storage_meter else Exchange
+
+
+async def _run_lifespan(
+    app: ASGIApp, kit: Kit, mark: str, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Run an app's lifespan, and the kit's around it.
+
+    Args:
+        app: what is wrapped.
+        kit: what starts before it and stops after it.
+        mark: stands in the scope meanwhile, for an inner wrapping by the same kit.
+        scope: the lifespan's.
+        receive: the server's.
+        send: the server's.
+    """
+    started = False
+
+    async def starting() -> Message:
+        nonlocal started
+        message = await receive()
+        if message["type"] == "lifespan.startup" and not started:
+            try:
+                await kit.start()
+            except MeterkitError as error:  # To servers, one that merely raises has no lifespan.
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
+            started = True
+        return message
+
+    async def stopping(message: Message) -> None:
+        nonlocal started
+        if started and message["type"] in _SHUT_DOWN:
+            # Servers end their loop once they have this message, whatever is still to be settled.
+            started = False
+            await kit.stop()
+        await send(message)
+
+    scope[mark] = True
+    try:
+        await app(scope, starting, stopping)
+    except GeneratorExit:
+        # Closed by the collector, with its loop gone or going: nothing can be awaited any more.
+        started = False
+        raise
+    finally:
+        scope.pop(mark, None)
+        if started:
+            await kit.stop()
+
+
+# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
+
+
+def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
+    """Refuse what a middleware cannot work with.
+
+    Raises:
+        MeterkitError: with what was found and what is allowed.
+    """
+    if not hasattr(kit, "store") or isinstance(kit, type):
+        raise MeterkitError(f"kit: found {_kind(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')")
+    if not callable(identify):
+        # Only its type is shown: it may be a table of keys.
+        raise MeterkitError(
+            f"identify: found {_kind(identify)}; allowed is a function from an ASGI scope to a customer's id"
+            " or None, such as identify.header('x-customer-id')"
+        )
+    if on_denied is not None and not callable(on_denied):
+        raise MeterkitError(
+            f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
+            " response or None"
+        )
+    if paths not in (None, "exact", "loose"):
+        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
+    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
+        raise MeterkitError(
+            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
+            " ['*'] for all"
+        )
+    for origin in cast("Iterable[object]", cors):
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            raise MeterkitError(
+                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
+                " without a path, such as 'https://app.example', or '*' alone for all"
+            )
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"a value of type {type(value).__name__}"
+    )

@@ -1,16 +1,20 @@
-"""Problem documents (RFC 9457) for refused requests, with their status and fields."""
+"""Problem documents (RFC 9457) of refused requests, with status, fields and offers of top-ups.
+
+Offers have the form of x402: https://github.com/coinbase/x402/blob/main/specs/x402-specification-v2.md
+"""
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
-from meterkit.asgi.offers import payment_field
-from meterkit.asgi.request_problems import REQUEST_PROBLEM_TYPES
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.meters import CHARGED
 from meterkit.store.arguments import ALLOWED_ID
 
 if TYPE_CHECKING:
@@ -20,9 +24,9 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope, Send
 
-    from meterkit.asgi.offers import Offer
+    from meterkit.catalog import Catalog
     from meterkit.catalog.models import Headers
-    from meterkit.decisions.decision import Decision, Policy, Reason
+    from meterkit.decisions.decision import Decision, Policy, ProblemCode, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +264,22 @@ TYPES: Final[Mapping[Reason, RefusalType]] = {
 }
 
 
+def _problem_type(code: ProblemCode, title: str, members: Mapping[str, str]) -> ProblemType:
+    schemas = {name: {"type": kind} for name, kind in members.items()}
+    return ProblemType(HTTPStatus.BAD_REQUEST.value, f"{URN}{code}", title, schemas)
+
+
+REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
+    "request-above-ceiling": _problem_type(
+        "request-above-ceiling",
+        "Request Above Ceiling",
+        {"field": "string", "asked": "integer", "ceiling": "integer"},
+    ),
+    "model-not-priced": _problem_type("model-not-priced", "Model Not Priced", {"model": "string"}),
+}
+"""Each with the JSON types of its members."""
+
+
 def type_of(refusal: Decision) -> ProblemType:
     """The type of the problem that tells of a refusal; one without a reason is of the store."""
     if refusal.problem is not None:
@@ -394,3 +414,82 @@ def _cors(context: ProblemContext) -> list[tuple[bytes, bytes]]:
         named = [(b"access-control-allow-origin", origin), (b"access-control-allow-credentials", b"true")]
         return [*named, (b"vary", b"Origin")]
     return []
+
+
+X402_VERSION: Final = 2
+PAGE_VALID_S: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Top-ups that a customer can buy.
+
+    Attributes:
+        credit: the balance that they add to.
+        url: the page where they are bought.
+        amounts_cents: the amounts, the smallest first.
+        currency: of the plans file.
+    """
+
+    credit: str
+    url: str
+    amounts_cents: tuple[int, ...]
+    currency: str
+
+    @classmethod
+    def of(cls, catalog: Catalog, refusal: Decision) -> Offer | None:
+        """The top-ups that help; None: another limit refuses, none are sold, or no page of them is known."""
+        violated = (refusal.limit or "", *refusal.violated)
+        for credit in catalog.credits.values():
+            url = credit.top_up and (credit.top_up.url or catalog.billing.portal_url)
+            if (
+                credit.top_up is not None
+                and url
+                and any(name.startswith(f"{credit.name}{CHARGED}-") for name in violated)
+            ):
+                amounts = tuple(sorted(credit.top_up.packs))
+                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=catalog.currency)
+        return None
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """The member ``offer`` of a problem document."""
+        return {
+            "credit": self.credit,
+            "top_up_url": self.url,
+            "amounts_cents": list(self.amounts_cents),
+            "currency": self.currency,
+        }
+
+
+def payment_required(error: str, resource: str, offer: dict[str, Any]) -> dict[str, Any]:
+    """``PaymentRequired`` of x402: each amount as a payment on a page, with the scheme ``checkout``.
+
+    Args:
+        error: what is the matter, in words.
+        resource: the address of the request.
+        offer: see :attr:`Offer.member`.
+    """
+    accepts: list[dict[str, Any]] = [
+        {
+            "scheme": "checkout",
+            "network": f"fiat:{offer['currency']}",
+            "amount": str(amount),
+            "asset": str(offer["currency"]).upper(),
+            "payTo": "merchant",
+            "maxTimeoutSeconds": PAGE_VALID_S,
+            "extra": {"url": offer["top_up_url"], "credit": offer["credit"]},
+        }
+        for amount in offer["amounts_cents"]
+    ]
+    return {"x402Version": X402_VERSION, "error": error, "resource": {"url": resource}, "accepts": accepts}
+
+
+def payment_field(error: str, resource: str, offer: Offer) -> tuple[bytes, bytes]:
+    """The field ``PAYMENT-REQUIRED``, which tells clients of x402 the same over HTTP."""
+    return (b"payment-required", b64encode(compact(payment_required(error, resource, offer.member))))
+
+
+def compact(value: object) -> bytes:
+    """JSON without blanks."""
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -10,9 +10,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from meterkit.asgi.logs import Sampler
-from meterkit.asgi.mcp_refusals import mcp_denial
-from meterkit.asgi.offers import Offer
-from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial, takes_answer
+from meterkit.asgi.mcp import mcp_denial
+from meterkit.asgi.problems import Denial, Offer, ProblemContext, complete, problem, send_denial, takes_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.logs import RefusalLog
-    from meterkit.asgi.mcp_messages import McpMessage
+    from meterkit.asgi.mcp import McpMessage
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.store.store import Store

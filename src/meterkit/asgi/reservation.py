@@ -1,17 +1,15 @@
-"""What a request sets aside before the app runs: of output what it asks for, of input what it seems to be."""
+"""Quantities that a request sets aside before the app runs: the output it asks for, the input it has."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.asgi.kept_request import head_of
-from meterkit.asgi.request_problems import above_ceiling
-from meterkit.asgi.unpriced_models import unpriced_problem
+from meterkit.asgi.body import head_of
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNITS
-from meterkit.decisions.decision import Decision
+from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.idempotency import marking, repeat_digest
@@ -30,14 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
+    from starlette.types import Scope
+
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
-    from meterkit.decisions.decision import RequestProblem
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.charging import Charges
     from meterkit.tokens.estimate import InputEstimator
+    from meterkit.tokens.request import NamedLimit
 
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
@@ -295,3 +295,69 @@ def _entered(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEs
         return unread_input(body, len(body)) + body.count(b",")
     texts, numbers, media = measured
     return min(tokens_of_bytes(texts) + numbers + media * MEDIA_PART_TOKENS, QUANTITY_MAX)
+
+
+def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) -> RequestProblem | None:
+    """The problem of a request that names a model without a price; None: all have one, or none is named.
+
+    Args:
+        view: the customer, whose plan says which prices count.
+        route: the route.
+        models: that the request names.
+    """
+    unpriced = (model for model in models if not _has_price(view, route, model))
+    found = next(unpriced, None)
+    return None if found is None else not_priced(found)
+
+
+def socket_problem(view: CustomerView, route: Route, scope: Scope) -> RequestProblem | None:
+    """The problem of a websocket whose URL names a model without a price."""
+    return unpriced_problem(view, route, route.models(requested_models(head_of(scope), ())))
+
+
+def _has_price(view: CustomerView, route: Route, model: str) -> bool:
+    compiled = view.cache
+    for meter in route.refuses_unpriced:
+        charges = compiled.charges.get(meter)
+        if charges is not None:
+            at = from_ms(compiled.now_ms())
+            if not charges.has_price(model, route.usage, at, route.provider):
+                return False
+            continue
+        rows = view.entitlements[meter].overage.rows
+        table = None if view.prepaid is None else view.prepaid.by_model.get(meter)
+        if any(one is not None and one.refuses_others and not one.has_price(model) for one in (rows, table)):
+            return False
+    return True
+
+
+_SHOWN_MAX: Final = 256
+
+
+def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem:
+    """The problem of a request that names more than a line of ``reserve:`` allows.
+
+    Args:
+        named: the field and its figure.
+        asked: for all answers together.
+        ceiling: of the line.
+    """
+    times = "" if asked == named.quantity else f" ({named.quantity} for each answer)"
+    return RequestProblem(
+        code="request-above-ceiling",
+        detail=(
+            f"{named.field} asks for {asked}{times}; one request may ask for {ceiling} at most, all its"
+            " answers together. Ask for less."
+        ),
+        members={"field": named.field, "asked": asked, "ceiling": ceiling},
+    )
+
+
+def not_priced(model: str) -> RequestProblem:
+    """The problem of a request that names a model for which this service has no price."""
+    shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
+    return RequestProblem(
+        code="model-not-priced",
+        detail=f"The model {shown!r} is not sold here, because it has no price. Name another model.",
+        members={"model": shown},
+    )

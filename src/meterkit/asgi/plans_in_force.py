@@ -1,22 +1,19 @@
-"""Arguments of MeterMiddleware, checked at construction; and the plans file in force."""
+"""The plans file in force, compiled for the middleware: routers, MCP lines, preflights, limit fields."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
-from meterkit.asgi.loose_paths import app_reading
-from meterkit.asgi.mcp_requests import McpLines
+from meterkit.asgi.mcp import McpLines
+from meterkit.asgi.path_readings import app_reading
 from meterkit.asgi.preflights import Preflights
 from meterkit.asgi.routing import Router, own_root_path
 from meterkit.asgi.without_store import PolicyFields
 from meterkit.catalog.routes import charging_meters, is_fetched
-from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -24,39 +21,14 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
     from meterkit.asgi.logs import TroubleLog
-    from meterkit.asgi.loose_paths import Paths
+    from meterkit.asgi.path_readings import Paths
     from meterkit.catalog import Route
     from meterkit.decisions.program import Program
-    from meterkit.store.store import Store
     from meterkit.store.views import CustomerCache, CustomerView
-    from meterkit.tokens.estimate import InputEstimator
 
     _RouterOf = Callable[[Sequence[Route]], Router]
 
 _PROGRAMS_MAX: Final = 1_000
-
-
-class Kit(Protocol):
-    """What the edge needs of the kit."""
-
-    @property
-    def store(self) -> Store:
-        """Where requests are decided and counted."""
-        ...
-
-    @property
-    def estimate_input(self) -> InputEstimator:
-        """What measures a request's input before its usage is known."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to serve the running event loop."""
-
-    async def begin(self) -> None:
-        """Start for the running event loop, unless that was done: until it ends."""
-
-    async def stop(self) -> None:
-        """Undo one start."""
 
 
 class PlansInForce:
@@ -141,51 +113,3 @@ class PlansInForce:
             self.policy_fields.clear()
         fields = self.policy_fields[program] = PolicyFields(program, route.headers)
         return fields
-
-
-# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
-_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
-
-
-def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
-    """Refuse what a middleware cannot work with.
-
-    Raises:
-        MeterkitError: with what was found and what is allowed.
-    """
-    if not hasattr(kit, "store") or isinstance(kit, type):
-        raise MeterkitError(f"kit: found {_kind(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')")
-    if not callable(identify):
-        # Only its type is shown: it may be a table of keys.
-        raise MeterkitError(
-            f"identify: found {_kind(identify)}; allowed is a function from an ASGI scope to a customer's id"
-            " or None, such as identify.header('x-customer-id')"
-        )
-    if on_denied is not None and not callable(on_denied):
-        raise MeterkitError(
-            f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
-            " response or None"
-        )
-    if paths not in (None, "exact", "loose"):
-        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
-    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
-        raise MeterkitError(
-            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
-            " ['*'] for all"
-        )
-    for origin in cast("Iterable[object]", cors):
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
-            raise MeterkitError(
-                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
-                " without a path, such as 'https://app.example', or '*' alone for all"
-            )
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "None"
-    return (
-        f"the class {value.__name__}"
-        if isinstance(value, type)
-        else f"a value of type {type(value).__name__}"
-    )
