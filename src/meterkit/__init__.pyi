@@ -109,7 +109,6 @@ from meterkit.subscriptions.service.credits import TopUp as TopUp
 from meterkit.subscriptions.service.importing import Imported as Imported
 from meterkit.subscriptions.service.importing import ImportedCustomer as ImportedCustomer
 from meterkit.subscriptions.service.importing import ImportProgress as ImportProgress
-from meterkit.subscriptions.service.repairing import Repair as Repair
 from meterkit.subscriptions.service.results import Checkout as Checkout
 from meterkit.subscriptions.service.results import Invoice as Invoice
 from meterkit.subscriptions.service.results import NewSubscription as NewSubscription
@@ -120,6 +119,7 @@ from meterkit.subscriptions.service.results import Subscription as Subscription
 from meterkit.subscriptions.service.results import SubscriptionChange as SubscriptionChange
 from meterkit.subscriptions.service.service import Subscriptions as Subscriptions
 from meterkit.subscriptions.service.stripe_customers import Contact as Contact
+from meterkit.subscriptions.service.subscription_repair import Repair as Repair
 from meterkit.sync import SyncMeterKit as SyncMeterKit
 from meterkit.sync import SyncReservation as SyncReservation
 from meterkit.sync_parts import SyncCredits as SyncCredits

@@ -32,8 +32,7 @@ from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import StripeAccount
-from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
-from meterkit.subscriptions.service.credits import Credits
+from meterkit.subscriptions.service.credits import AutoTopUps, Credits
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
 from meterkit.subscriptions.top_up_payments import TopUpPayments

@@ -14,8 +14,7 @@ from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
-from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, Billing
-from meterkit.subscriptions.billing_requests import SendingPage
+from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, Billing, SendingPage
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhooks import WebhookEndpoint
 

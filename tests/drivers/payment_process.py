@@ -11,7 +11,7 @@ from drivers.worker_process import Commands
 from meterkit.customers.states import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
-from meterkit.subscriptions.service import auto_top_ups
+from meterkit.subscriptions.service import credits as credit_sales
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
     "read": (top_up_payments, "put", "before"),
     "granted": (top_up_payments, "put", "after"),
     "noted": (top_up_payments, "step", "after"),
-    "begun": (auto_top_ups, "step", "after"),
+    "begun": (credit_sales, "step", "after"),
 }
 """Of a look at a Stripe customer, and of a top-up.
 

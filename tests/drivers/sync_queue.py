@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.customers.drifts import Drifts
-from meterkit.subscriptions.due_customers import due_prices
+from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
 from meterkit.testing.emulator.webhooks.deliveries import FORGERIES, sign

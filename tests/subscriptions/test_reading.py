@@ -16,8 +16,7 @@ from meterkit.customers.drifts import Drift
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.subscriptions.drift import drift_of, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.item_price_reading import PriceFacts
-from meterkit.subscriptions.monthly_amount import NOTHING, Recurring, recurring_of
+from meterkit.subscriptions.price_reading import NOTHING, PriceFacts, Recurring, recurring_of
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,

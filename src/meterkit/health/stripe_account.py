@@ -15,8 +15,8 @@ from meterkit.health.findings import Finding, named, single
 from meterkit.health.health import UnseenError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
+from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import pack_key
-from meterkit.subscriptions.stripe_prices import prices_by_key, prices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -18,8 +18,7 @@ from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
-from meterkit.subscriptions.billing_answers import check_sender, customer_in
-from meterkit.subscriptions.billing_requests import SendingPage, origins_of
+from meterkit.subscriptions.billing_answers import SendingPage, check_sender, customer_in, origins_of
 from meterkit.subscriptions.billing_routes import period_in
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, problem_of
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit, UsageFigures
-    from meterkit.subscriptions.billing_requests import Origin
+    from meterkit.subscriptions.billing_answers import Origin
 
 
 def usage_page(

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from meterkit.catalog.model_prices import sold_in
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
-from meterkit.subscriptions.billing_requests import (
-    CancelBody,
-    CheckoutBody,
-    CreateBody,
-    PlanBody,
-    PortalBody,
-    SeatsBody,
-    TopUpBody,
-    UsageAnswer,
-)
+from meterkit.subscriptions.change_rules import SEATS_MAX
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 from meterkit.subscriptions.service.results import (
     Invoice,
@@ -32,8 +25,6 @@ from meterkit.subscriptions.service.results import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from pydantic import BaseModel
-
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.credits import Credits
     from meterkit.subscriptions.service.service import Subscriptions
@@ -42,6 +33,74 @@ if TYPE_CHECKING:
 
 _SEATS_DIGITS_MAX: Final = 15
 _Does = TypeVar("_Does", bound="Callable[[BillingKit, Asked], Awaitable[object]]")
+
+
+_Plan = Annotated[str, Field(min_length=1, max_length=128, description="The key of a plan.")]
+_Seats = Annotated[int, Field(ge=1, le=SEATS_MAX, description="Seats in all.")]
+_Url = Annotated[str, Field(min_length=1, max_length=2048, description="An address of an allowed origin.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class CreateBody(_Body):
+    """A subscription that is to begin."""
+
+    plan: _Plan
+    seats: _Seats = 1
+
+
+class PlanBody(_Body):
+    """The plan that a subscription is to have."""
+
+    plan: _Plan
+
+
+class SeatsBody(_Body):
+    """The seats that a subscription is to have."""
+
+    seats: _Seats
+
+
+class CancelBody(_Body):
+    """When a subscription is to end: now, or with its period."""
+
+    immediately: bool = False
+
+
+class CheckoutBody(CreateBody):
+    """A subscription that is to begin on a page of Stripe's."""
+
+    success_url: _Url
+    cancel_url: _Url
+
+
+class TopUpBody(_Body):
+    """A balance that is to be topped up on a page of Stripe's."""
+
+    amount_cents: Annotated[int, Field(ge=1, description="One of the amounts that are sold.")]
+    success_url: _Url
+    cancel_url: _Url
+
+
+class PortalBody(_Body):
+    """Where Stripe's portal sends its visitor back to."""
+
+    return_url: _Url
+
+
+class UsageAnswer(BaseModel):
+    """What a customer has used in a billing period, meter by meter."""
+
+    customer: str
+    plan: str
+    status: str | None
+    access: str
+    period: dict[str, Any]
+    features: list[str]
+    balance: dict[str, int]
+    meters: dict[str, dict[str, Any]]
 
 
 class BillingKit(Protocol):

@@ -1,4 +1,4 @@
-"""The items of a subscription: which a plan with its seats has, and what brings one to the other. Pure.
+"""Items and trial settings of a subscription: those of a plan, and the changes that lead there. Pure.
 
 An item belongs to a plan by its price or its meter, not by its product. A person may switch the base price in
 Stripe's dashboard, and the item of the old plan's usage must then still be found.
@@ -24,7 +24,7 @@ from meterkit.subscriptions.stripe_objects import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Plan
     from meterkit.stripe.request import Parameter
 
 
@@ -285,3 +285,37 @@ def _kinds(current: Sequence[Item], catalog: Catalog, prices: PlanPrices) -> dic
         if item.meter is not None and (item.meter in prices.meters or item.product in products):
             kinds[item.id] = "metered"
     return kinds
+
+
+# https://docs.stripe.com/api/subscriptions/create#create_subscription-trial_settings
+_MISSING_METHOD: Final = {"cancel": "cancel", "pause": "pause", "invoice": "create_invoice"}
+_STRIPE_DEFAULT: Final = "create_invoice"
+
+
+def trial_settings(plan: Plan) -> dict[str, Parameter]:
+    """The parameter ``trial_settings`` that a plan with a trial wants."""
+    end_behavior: dict[str, Parameter] = {
+        "missing_payment_method": _MISSING_METHOD[plan.trial_without_card],
+    }
+    return {"trial_settings": {"end_behavior": end_behavior}}
+
+
+def trial_settings_change(found: Mapping[str, Any], plan: Plan) -> dict[str, Parameter]:
+    """The change that gives a running trial the settings of its plan; empty if it has them.
+
+    A plan without ``trial`` says nothing about a trial that was given at Stripe.
+
+    Args:
+        found: the subscription as Stripe shows it.
+        plan: the plan that it has, or is about to have.
+    """
+    if found.get("status") != "trialing" or plan.trial_ms is None:
+        return {}
+    is_same = missing_method_action(found) == _MISSING_METHOD[plan.trial_without_card]
+    return {} if is_same else trial_settings(plan)
+
+
+def missing_method_action(found: Mapping[str, Any]) -> str:
+    """Stripe's action at the end of a trial without a payment method."""
+    behavior = part_of(part_of(found, "trial_settings"), "end_behavior")
+    return text_in(behavior, "missing_payment_method") or _STRIPE_DEFAULT

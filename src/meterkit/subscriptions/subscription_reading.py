@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats
-from meterkit.subscriptions.item_price_reading import NO_FACTS, item_prices
-from meterkit.subscriptions.monthly_amount import recurring_of
-from meterkit.subscriptions.period_ends import usage_period, voided_span
+from meterkit.subscriptions.price_reading import NO_FACTS, item_prices, recurring_of
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.subscriptions.item_price_reading import PriceFacts
+    from meterkit.subscriptions.price_reading import PriceFacts
 
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -49,6 +47,7 @@ _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
 }
 _NOT_BEGUN: Final = frozenset({"incomplete", "incomplete_expired"})
 _SCHEDULED: Final = frozenset({"active", "not_started"})
+_SECOND_MS: Final = 1_000
 
 
 def in_force(
@@ -177,6 +176,44 @@ def read_subscription(
         currency=recurring.currency,
         **({} if has_ended else voided_span(found, start_ms, end_ms)),
     )
+
+
+def usage_period(items: Iterable[Mapping[str, Any]], end_ms: int) -> dict[str, Any]:
+    """Read the current period of the metered items, the shortest of theirs.
+
+    Args:
+        items: of a subscription, as Stripe shows them.
+        end_ms: when the period of the base price ends.
+
+    Returns:
+        Fields of the stored subscription; empty: it ends with the base price's.
+    """
+    periods: list[tuple[int, int]] = []
+    for item in items:
+        edges = [item.get(f"current_period_{edge}") for edge in ("end", "start")]
+        if part_of(part_of(item, "price"), "recurring").get("meter") and all(edges):
+            usage_end_s, start_s = map(int, filter(None, edges))
+            periods.append((usage_end_s * _SECOND_MS, start_s * _SECOND_MS))
+    usage_end_ms, start_ms = min(periods, default=(end_ms, 0))
+    return {} if usage_end_ms == end_ms else {"usage_start_ms": start_ms, "usage_end_ms": usage_end_ms}
+
+
+def voided_span(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
+    """From when to when its invoices are voided, where its collection is paused so; empty: they are not.
+
+    Usage invoiced before the pause stays paid: so from the current period on if its invoice is void, else
+    from the next one on (https://docs.stripe.com/billing/subscriptions/pause-payment).
+    """
+    paused = part_of(found, "pause_collection")
+    if text_in(paused, "behavior") != "void":
+        return {}
+    latest = part_of(found, "latest_invoice")
+    # A draft that is not to be finalised is one that is about to be voided.
+    is_stopped = text_in(latest, "status") == "draft" and latest.get("auto_advance") is False
+    is_unpaid = is_stopped or text_in(latest, "status") == "void"
+    resumes_s = paused.get("resumes_at")
+    resumes_ms = None if resumes_s is None else int(resumes_s) * _SECOND_MS
+    return {"void_from_ms": start_ms if is_unpaid else end_ms, "void_until_ms": resumes_ms}
 
 
 def metered_of(found: Mapping[str, Any]) -> str:

@@ -1,19 +1,18 @@
-"""What customers have paid for top-ups: granted once, and taken back where it was refunded or disputed.
+"""Grant paid top-ups once, and reclaim what was refunded or disputed.
 
-The invoice's id is the grant's id, so that it does not matter how often, in which order, or by which of its
-events a payment is heard of.
+The invoice's id is the grant's id. So it does not matter how often, in which order, or by which of its events
+a payment is reported.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.granting import is_given, put, reclaim
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.messages import tell
-from meterkit.subscriptions.auto_state import step
 from meterkit.subscriptions.invoice_payments import PAYMENTS, refunded_cents
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
@@ -22,6 +21,31 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+
+
+Step = Literal["begin", "paid", "failed", "none", "bought", "on", "off"]
+
+
+_PATIENCE_MS: Final = 3_600_000
+"""After so long another event takes over a top-up that has begun and not ended, as the same purchase."""
+
+
+async def step(
+    store: Store, customer: str, credit: str, what: Step, *, event: str = "-", month: str = "-", most: int = 0
+) -> tuple[str, str] | None:
+    """Move the state of a customer's automatic top-ups; see ``lua/top_up.lua``.
+
+    Returns:
+        Of ``begin``, the month and the event of the top-up that is to be bought; None: none is.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    asked = (target_of("credit", credit), what, event, month, most, _PATIENCE_MS)
+    reply = await admin.run(store.scripts["top_up"], [keys.ledger], *asked)
+    return (reply[1].decode(), reply[2].decode()) if reply[0] else None
+
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _INVOICES: Final = "/v1/invoices"

@@ -13,14 +13,18 @@ from meterkit.subscriptions.change_rules import (
     paid_seats,
 )
 from meterkit.subscriptions.drift import plan_in
-from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
+from meterkit.subscriptions.item_changes import (
+    PlanPrices,
+    changes_metered,
+    next_items,
+    trial_settings_change,
+    updates,
+)
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.override_prices import customer_prices, with_metered
+from meterkit.subscriptions.plan_prices import customer_prices, is_of_another_plan, with_metered
 from meterkit.subscriptions.schedule_phases import cut_phases, has_own_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import remedy
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
-from meterkit.subscriptions.stripe_prices import is_of_another_plan
-from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

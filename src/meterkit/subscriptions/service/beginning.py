@@ -12,14 +12,13 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.subscriptions.change_rules import repeats_tiers
-from meterkit.subscriptions.item_changes import are_of, items_of, new_items
+from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
-from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
+from meterkit.subscriptions.plan_prices import customer_prices
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
-from meterkit.subscriptions.service.stripe_customers import StripeCustomers
-from meterkit.subscriptions.service.used_trials import has_used_trial
+from meterkit.subscriptions.service.stripe_customers import StripeCustomers, has_used_trial
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,
@@ -35,7 +34,6 @@ from meterkit.subscriptions.stripe_objects import (
     text_in,
 )
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
-from meterkit.subscriptions.trial_settings import trial_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,23 +1,32 @@
-"""Costs of changes of subscriptions: Stripe's preview, or an estimate by the plans file."""
+"""Costs of subscription changes: Stripe's invoice preview, or an estimate by the plans file.
+
+Stripe computes a preview from the customer's own items: their prices, discounts and tax rates, whatever the
+plans file says (https://docs.stripe.com/api/invoices/create_preview).
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
-from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
-from meterkit.subscriptions.service.invoice_previews import InvoicePreviewer
+from meterkit.subscriptions.live_subscription import FLEXIBLE
+from meterkit.subscriptions.proration import PreviewedCharges, Terms, cost_of, ends_trial
+from meterkit.subscriptions.stripe_objects import part_of, text_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from meterkit.catalog import Plan
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
+    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.live_subscription import LiveSubscription
-    from meterkit.subscriptions.proration import PreviewedCharges, Proration
+    from meterkit.subscriptions.proration import Proration
     from meterkit.subscriptions.service.applying import Applying
+
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _ESTIMATED: Final = " This is estimated by the prices of the plans file: Stripe gave no preview."
@@ -107,3 +116,153 @@ class ChangePricer:
             next_period=change.next_terms(known),
             previewed=previewed,
         )
+
+
+_PATH: Final = "/v1/invoices"
+_NO_INVOICE: Final = "invoice_upcoming_none"
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicePreviewer:
+    """Previews what changes of a subscription's items charge and credit, usage left out.
+
+    Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, or does not answer.
+
+    Args:
+        live: the subscription.
+    """
+
+    live: LiveSubscription
+
+    async def preview(
+        self,
+        now: Sequence[Mapping[str, Parameter]],
+        later: Sequence[Mapping[str, Parameter]] | None,
+        *,
+        period_end_s: int,
+        is_invoiced: bool,
+        ends_trial: bool,
+    ) -> PreviewedCharges:
+        """Preview a change.
+
+        Args:
+            now: changes of items that take effect at once.
+            later: changes of items that lead to those of the next period; None: there is none.
+            period_end_s: when that begins (Unix seconds).
+            is_invoiced: whether the change is invoiced at once, rather than with the next period.
+            ends_trial: whether it ends the trial.
+        """
+        credit_cents, charge_cents = 0, 0
+        if now:
+            credit_cents, charge_cents = await self._preview_change(now, is_invoiced, ends_trial)
+        return PreviewedCharges(
+            credit_cents=credit_cents,
+            charge_cents=charge_cents,
+            period_cents=None if later is None else await self._preview_period(later, period_end_s),
+            currency=text_in(self.live.found, "currency"),
+        )
+
+    async def _preview_change(
+        self, changes: Sequence[Mapping[str, Parameter]], is_invoiced: bool, ends_trial: bool
+    ) -> tuple[int, int]:
+        """Credits and charges of changes that take effect at once, both at least 0."""
+        details: dict[str, Parameter] = {"items": list(changes), "proration_behavior": "create_prorations"}
+        if is_invoiced:
+            details["proration_behavior"] = "always_invoice"
+        if ends_trial:
+            details["trial_end"] = "now"
+        lines = [
+            line
+            for line in await self._lines(changes, details, {})
+            if is_invoiced or _origin(line).get("proration") is True
+        ]
+        amounts = [_total_of(line) for line in lines]
+        return -sum(each for each in amounts if each < 0), sum(each for each in amounts if each > 0)
+
+    async def _preview_period(self, changes: Sequence[Mapping[str, Parameter]], begins_s: int) -> int:
+        """Price of a whole period with changed items, without usage.
+
+        The preview begins a period now, without prorations: a yearly base price beside monthly usage is not
+        on the next invoice (https://docs.stripe.com/billing/subscriptions/billing-cycle). It has no metered
+        items: a coupon for an amount would be taken off usage, too.
+        """
+        metered = {item.id for item in self.live.items if item.meter is not None}
+        items: list[Parameter] = [{"id": item, "deleted": True} for item in sorted(metered)]
+        items += [
+            one for one in changes if one.get("id") not in metered and ("id" in one or "quantity" in one)
+        ]
+        is_trial = self.live.found.get("status") == "trialing"
+        begins_now = {"trial_end": "now"} if is_trial else {"billing_cycle_anchor": {"type": "now"}}
+        details: dict[str, Parameter] = {**begins_now, "proration_behavior": "none"}
+        if items:
+            details["items"] = items
+        return sum(map(_total_of, await self._lines(changes, details, await self._discounts(begins_s))))
+
+    async def _lines(
+        self,
+        changes: Sequence[Mapping[str, Parameter]],
+        details: Mapping[str, Parameter],
+        params: Mapping[str, Parameter],
+    ) -> list[Mapping[str, Any]]:
+        """Lines of a preview, without usage and without items that wait for an invoice already."""
+        api, mode = self.live.api, dict(FLEXIBLE) if self.live.is_classic else {}
+        asked: dict[str, Parameter] = {
+            **params,
+            "subscription": self.live.id,
+            "subscription_details": {**details, **mode},
+        }
+        try:
+            found = await api.post(f"{_PATH}/create_preview", asked)
+        except StripeError as error:
+            if error.code == _NO_INVOICE:
+                return []
+            raise
+        shown = part_of(found, "lines")
+        lines = cast("Sequence[Mapping[str, Any]]", shown.get("data") or [])
+        if shown.get("has_more") is True:
+            lines = await api.list(f"{_PATH}/{found['id']}/lines")
+        customer: dict[str, Parameter] = {"customer": text_in(self.live.found, "customer"), "pending": True}
+        waiting = {item["id"] for item in await api.list("/v1/invoiceitems", customer)}
+        metered = _metered_prices(self.live, changes)
+        return [
+            line
+            for line in lines
+            if _origin(line).get("invoice_item") not in waiting and _price_of(line) not in metered
+        ]
+
+    async def _discounts(self, at_s: int) -> dict[str, Parameter]:
+        """Parameter that leaves out the discounts of the subscription that end until an instant, if any."""
+        if not self.live.found.get("discounts"):
+            return {}
+        shown = await self.live.api.get(f"/v1/subscriptions/{self.live.id}", {"expand": ["discounts"]})
+        left = [one for one in shown["discounts"] if one.get("end") is None or one["end"] > at_s]
+        if len(left) == len(shown["discounts"]):
+            return {}
+        return {"discounts": [{"discount": one["id"]} for one in left] or ""}
+
+
+def _metered_prices(live: LiveSubscription, changes: Iterable[Mapping[str, Parameter]]) -> set[str]:
+    """Prices of usage that a subscription has or gets: such an item has no quantity."""
+    present = {item.price for item in live.items if item.meter is not None}
+    return present | {str(one["price"]) for one in changes if "price" in one and "quantity" not in one}
+
+
+def _price_of(line: Mapping[str, Any]) -> str:
+    return text_in(part_of(part_of(line, "pricing"), "price_details"), "price")
+
+
+def _origin(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a line that says what it comes of."""
+    parent = part_of(line, "parent")
+    return part_of(parent, text_in(parent, "type"))
+
+
+def _total_of(line: Mapping[str, Any]) -> int:
+    """Amount of a line after discounts, with the taxes that come on top."""
+    off = sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
+    taxes = line.get("taxes") or ()
+    return (
+        int(line["amount"])
+        - off
+        + sum(int(tax["amount"]) for tax in taxes if tax.get("tax_behavior") == "exclusive")
+    )

@@ -11,11 +11,10 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
-from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
-from meterkit.subscriptions.monthly_amount import COUPONS
+from meterkit.subscriptions.plan_prices import PriceBook
+from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
 from meterkit.subscriptions.stripe_objects import id_in, part_of
-from meterkit.subscriptions.stripe_prices import PriceBook
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence

@@ -24,19 +24,19 @@ from meterkit.errors import (
     StripeUnavailableError,
     SubscriptionBusyError,
 )
-from meterkit.subscriptions.due_customers import due_prices
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.override_prices import (
+from meterkit.subscriptions.plan_prices import (
+    METERS,
     gives_price,
+    meters_of_file,
     override_prices,
     why_unbilled,
     why_unlike_tiers,
 )
 from meterkit.subscriptions.proration import Terms
 from meterkit.subscriptions.service.applying import Applying
-from meterkit.subscriptions.service.pending_changes import alone
+from meterkit.subscriptions.service.pending_changes import alone, due_prices
 from meterkit.subscriptions.stripe_objects import persistently
-from meterkit.subscriptions.stripe_prices import METERS, meters_of_file
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
-    from meterkit.subscriptions.override_prices import Given
+    from meterkit.subscriptions.plan_prices import Given
     from meterkit.subscriptions.service.changing import Changing
 
 _logger = logging.getLogger("meterkit.subscriptions")

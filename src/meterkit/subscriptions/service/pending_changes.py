@@ -1,4 +1,4 @@
-"""Changes one at a time: a lease per customer, and the retry queue of accepted changes."""
+"""Queues of customers with due changes, the retry queue of accepted changes, and a lease per customer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,61 @@ from dataclasses import replace
 from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
 from meterkit.store.tasks import TaskLease
-from meterkit.subscriptions.due_customers import DueCustomers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
+
+
+class DueCustomers:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where the queue is.
+        name: of the queue.
+        kept_ms: how long it lasts after the last entry.
+    """
+
+    def __init__(self, store: Store, name: str, *, kept_ms: int) -> None:
+        self._store = store
+        self._key = store.keys.hooks(name)
+        self._kept_ms = kept_ms
+
+    async def put(self, customer: str, due_ms: int) -> None:
+        """Set when a customer is due; it replaces an earlier instant."""
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.zadd(self._key, {customer: due_ms})
+        pipe.pexpire(self._key, self._kept_ms)
+        await admin.ask(pipe.execute())
+
+    async def remove(self, customer: str) -> None:
+        """Drop a customer that nothing is to be done about any more."""
+        admin = await self._store.admin()
+        await admin.ask(admin.client.zrem(self._key, customer))
+
+    async def due(self) -> list[str]:
+        """The customers that are due."""
+        admin = await self._store.admin()
+        found: list[bytes] = await admin.ask(
+            admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
+        )
+        return [member.decode() for member in found]
+
+
+def due_prices(store: Store) -> DueCustomers:
+    """Customers by when the price of an override begins or ends at Stripe.
+
+    The nightly sync finds a customer again whose turn is later, or was lost.
+    """
+    return DueCustomers(store, "prices", kept_ms=400 * DAY_MS)
+
 
 _LEASE_MS: Final = 60_000
 WAIT_S: Final = 9.0

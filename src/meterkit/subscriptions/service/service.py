@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
-    from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
     from meterkit.subscriptions.service.stripe_customers import ContactSource
+    from meterkit.subscriptions.service.subscription_repair import Repair
 
 _ANSWER_S: Final = 9.0
 """A client gets its answer within 10 s: the rest is for the state, and for the way back."""
@@ -290,7 +290,7 @@ class Subscriptions:
         one that has changed at Stripe is fetched anew.
         """
         # Few apps need this: it is imported on first use.
-        checking: Any = import_module("meterkit.subscriptions.service.repairing")
+        checking: Any = import_module("meterkit.subscriptions.service.subscription_repair")
         found: dict[str, tuple[Drift, ...]] = await checking.Checking(
             self._store, self._api, fetch=self._fetch
         ).run()
@@ -312,7 +312,7 @@ class Subscriptions:
                 price, in a currency or an interval, that no plan has; or the subscription is not paid for, or
                 is to change already.
         """
-        repairing: Any = import_module("meterkit.subscriptions.service.repairing")
+        repairing: Any = import_module("meterkit.subscriptions.service.subscription_repair")
         repairs = repairing.Repairing(self._store, self._api, fetch=self._fetch, cut=self._cut)
         repaired: Repair = await repairs.run(check_customer(customer), dry_run=dry_run)
         return repaired

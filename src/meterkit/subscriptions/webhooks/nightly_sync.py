@@ -13,8 +13,8 @@ from meterkit.catalog.meters import is_sold
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.tasks import TaskLease
+from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import base_key
-from meterkit.subscriptions.stripe_prices import prices_by_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.stripe_events import TYPES, hint_of
 

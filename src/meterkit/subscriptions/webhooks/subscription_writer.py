@@ -1,4 +1,4 @@
-"""Store a fetched subscription: usage that missed a change of price or the end of its period is late."""
+"""Store a fetched subscription; usage that missed a price change or the end of its period becomes late."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
@@ -19,18 +19,17 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, switched_by_others
+from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
-from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS, keep_invoice_end
+from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, InvoiceEnd, finalized_ms, keep_invoice_end
 from meterkit.subscriptions.invoice_payments import is_rest_paid
-from meterkit.subscriptions.period_ends import last_edge_ms, period_ends
-from meterkit.subscriptions.stripe_objects import part_of
-from meterkit.subscriptions.subscription_reading import metered_of
-from meterkit.subscriptions.webhooks.plan_change_time import plan_changed_ms
+from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
+from meterkit.subscriptions.subscription_reading import metered_of, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.allowance import Overdraft
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.period_ends import PeriodEnd
 
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
     """Is given the customer, and the ends of the periods at Stripe, each with its first instant (ms)."""
+
 
 _logger = logging.getLogger("meterkit.subscriptions")
 FLUSH: Final = "flush"
@@ -279,3 +278,141 @@ def _having(
         return replace(changed, overdraft=overdraft or state.overdraft, spent=spent or state.spent)
 
     return change
+
+
+_EVENT: Final = "evt_"
+_PAGES_MAX: Final = 3
+_NOT_SHOWN: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+
+
+async def plan_changed_ms(
+    store: Store,
+    api: StripeApi,
+    known: SubscriptionState | None,
+    found: SubscriptionState | None,
+    cause: str,
+) -> int | None:
+    """Time of a plan change at Stripe (ms); None: there was none, or Stripe has no event of it.
+
+    Args:
+        store: where the customer is.
+        api: the way to Stripe.
+        known: the subscription as it was known until now.
+        found: as Stripe shows it now.
+        cause: the id of the event that has hinted at the change, or a word.
+
+    Raises:
+        StripeError: Stripe does not answer, or refuses for another reason than the rights of the key.
+    """
+    if known is None or found is None or known.id != found.id:
+        return None
+    if known.plan_at(store.now_ms()) == found.plan:
+        return None
+    catalog = store.catalog
+    try:
+        if cause.startswith(_EVENT):
+            event = await api.get(f"/v1/events/{cause}")
+            if event.get("type") == _UPDATED and (at_ms := _changed_ms(event, found, catalog)) is not None:
+                return at_ms
+        pages = 0
+        async for page in api.pages("/v1/events", {"type": _UPDATED}):
+            for event in page:
+                if (at_ms := _changed_ms(event, found, catalog)) is not None:
+                    return at_ms
+            pages += 1
+            if pages == _PAGES_MAX:
+                break
+    except StripeError as error:
+        if error.status not in _NOT_SHOWN:
+            raise
+    return None
+
+
+def _changed_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
+    """Time of the event (ms), if it changed the subscription to its plan; else None."""
+    data = part_of(event, "data")
+    shown = part_of(data, "object")
+    if text_in(shown, "id") != found.id or found.plan is None:
+        return None
+    plans = [
+        plan_of({**shown, **previous}, catalog) for previous in ({}, part_of(data, "previous_attributes"))
+    ]
+    after, before = (None if plan is None else plan.key for plan in plans)
+    return int(event["created"]) * 1000 if after == found.plan != before else None
+
+
+_SECOND_MS: Final = 1_000
+
+
+class PeriodEnd(NamedTuple):
+    """The end of a billing period at Stripe.
+
+    Attributes:
+        at_ms: first instant after the period.
+        invoice: until when its invoice takes usage.
+    """
+
+    at_ms: int
+    invoice: InvoiceEnd
+
+
+def period_ends(
+    found: Sequence[Mapping[str, Any]], before: SubscriptionState | None, after: SubscriptionState | None
+) -> list[PeriodEnd]:
+    """The latest ends of periods whose invoices are known, or are certainly not to come.
+
+    A renewal makes a draft that takes usage. A period that others ended has its invoice at once, or none: a
+    cycle begun anew, a trial of a paid subscription, a subscription canceled or paused amid its period.
+
+    Args:
+        found: all subscriptions of a Stripe customer, with ``latest_invoice`` expanded.
+        before: the customer's subscription as it was known until now.
+        after: the one that counts now.
+    """
+    ends: dict[int, InvoiceEnd] = {}
+    ids = {one.id for one in (before, after) if one is not None}
+    for shown in found:
+        if shown.get("id") not in ids:
+            continue
+        if before is not None and shown["id"] == before.id and (at_ms := _cut_ms(shown, before, after)):
+            ends[at_ms] = InvoiceEnd(final_ms=at_ms)
+        renewal = _renewal_of(shown)
+        if renewal is not None:
+            ends[renewal.at_ms] = renewal.invoice
+    return [PeriodEnd(at_ms, invoice) for at_ms, invoice in sorted(ends.items())]
+
+
+def _cut_ms(shown: Mapping[str, Any], before: SubscriptionState, after: SubscriptionState | None) -> int:
+    """The instant at which a period of the known subscription was cut short; 0: it was not."""
+    at_ms = last_edge_ms(shown, before, after)
+    return at_ms if at_ms and is_cut_short(before, at_ms) else 0
+
+
+def last_edge_ms(shown: Mapping[str, Any], before: SubscriptionState, after: SubscriptionState | None) -> int:
+    """The end of the known subscription, or the beginning of its present period; 0: not known."""
+    if shown.get("status") in ENDED:
+        return int(shown.get("ended_at") or 0) * _SECOND_MS
+    if after is None or after.id != before.id:
+        return 0
+    start_ms, end_ms = after.usage_period
+    return end_ms if after.status == "paused" else start_ms
+
+
+def _renewal_of(shown: Mapping[str, Any]) -> PeriodEnd | None:
+    """The end of the period whose usage the latest invoice bills; None: it bills no period, or a trial."""
+    invoice = part_of(shown, "latest_invoice")
+    at_s = invoice.get("period_end")
+    if text_in(invoice, "billing_reason") != RENEWAL or not isinstance(at_s, int):
+        return None
+    if int(shown.get("trial_start") or 0) < at_s <= int(shown.get("trial_end") or 0):
+        return None
+    held_s = invoice.get("automatically_finalizes_at") if invoice.get("auto_advance") is True else None
+    if (
+        finalized_ms(invoice) == 0
+        and invoice.get("auto_advance") is False
+        and shown.get("status") not in ENDED
+    ):
+        # A draft that waits for a person. After the next renewal no sync of the subscription shows it.
+        held_s = min((int(item.get("current_period_end") or 0) for item in items_in(shown)), default=0)
+    end = InvoiceEnd(held_ms=int(held_s or 0) * _SECOND_MS, final_ms=finalized_ms(invoice))
+    return PeriodEnd(at_s * _SECOND_MS, end)

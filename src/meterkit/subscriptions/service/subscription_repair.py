@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customer_ids import customers_set_up
@@ -14,30 +15,32 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.transitions import WORDS, InForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
-from meterkit.subscriptions.item_changes import items_of, prices_in, updates
-from meterkit.subscriptions.item_price_reading import NO_FACTS, PriceFactsReader
-from meterkit.subscriptions.ledger_faults import ledger_faults
+from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
-from meterkit.subscriptions.override_prices import compared_prices, customer_prices
+from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
+from meterkit.subscriptions.price_reading import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import id_in, persistently
-from meterkit.subscriptions.stripe_prices import PriceBook, prices_of
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
-from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from meterkit.catalog import Plan
+    from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drifts import DriftKind
+    from meterkit.customers.history import HistoryEntry
+    from meterkit.customers.states import Found
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.decisions.transitions import Kind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import Item, PlanPrices
-    from meterkit.subscriptions.item_price_reading import PriceFacts
+    from meterkit.subscriptions.price_reading import PriceFacts
+
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
@@ -336,3 +339,48 @@ def _repair(customer: str, before: _Compared, now: Sequence[Drift], *, dry_run: 
         left=tuple(left),
         dry_run=dry_run,
     )
+
+
+_WATCHED: Final[tuple[Kind, ...]] = ("plan", "status", "seats")
+
+
+def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalog) -> list[str]:
+    """Contradictions within a customer's ledger, and between ledger and state; empty: none.
+
+    Each entry begins with the value at which the one before it ends. The state has the value of the last one.
+
+    Args:
+        entries: of the ledger, oldest first.
+        found: what is stored of the customer.
+        catalog: the plans file.
+    """
+    if found.force is None:
+        return []
+    faults: list[str] = []
+    for kind in _WATCHED:
+        words = WORDS[kind](found.force)
+        own = [entry for entry in entries if entry.kind == kind]
+        for last, entry in pairwise(own):
+            if (last.after or "") != (entry.before or ""):
+                faults.append(
+                    f"its ledger has {kind} {last.after!r} since {last.at:%Y-%m-%d %H:%M}, and the entry of"
+                    f" {entry.at:%Y-%m-%d %H:%M} begins with {entry.before!r}"
+                )
+        if own and (own[-1].after or "") != words:
+            faults.append(f"its ledger ends with {kind} {own[-1].after!r}, and {words!r} is in force")
+    return faults + _state_faults(found, found.force, catalog)
+
+
+def _state_faults(found: Found, force: InForce, catalog: Catalog) -> list[str]:
+    """Status, seats or a plan of the state that no entry has brought.
+
+    Where another plans file changes the plan, such as the default plan, that is entered at the next look.
+    """
+    state, now = found.state, InForce.of(found.state, catalog, force.at_ms, force)
+    named = {state.plan, None if state.subscription is None else state.subscription.plan}
+    is_by_file = now.plan not in named or force.plan not in catalog.plans or now.access != force.access
+    return [
+        f"its state has {kind} {WORDS[kind](now)!r}, and its ledger {WORDS[kind](force)!r}"
+        for kind in _WATCHED
+        if WORDS[kind](now) != WORDS[kind](force) and not (kind == "plan" and is_by_file)
+    ]

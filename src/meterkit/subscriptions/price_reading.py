@@ -1,15 +1,13 @@
-"""Prices of metered subscription items, read from what Stripe shows of them.
-
-A price and the event name of a meter never change at Stripe, so each is fetched once.
-"""
+"""Read the prices of a subscription's items: labels of metered prices, and the monthly amount (MRR)."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
 from meterkit.errors import StripeError, StripeUnavailableError
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.stripe.api import StripeApi
+
 
 _METERS: Final = "/v1/billing/meters"
 _PRICES: Final = "/v1/prices"
@@ -193,3 +192,101 @@ def _exact(priced: Mapping[str, Any]) -> str:
 
 def _flat(tier: Mapping[str, Any]) -> bool:
     return bool(tier.get("flat_amount_decimal") or tier.get("flat_amount"))
+
+
+COUPONS: Final = "discounts.source.coupon"
+"""What of a subscription Stripe must show in full."""
+_MICRO: Final = 1_000_000
+# A price has twelve digits before the point and twelve after it, at most
+# (https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal).
+_DIGITS_MAX: Final = 15
+# How many of them a month has.
+_A_MONTH: Final[Mapping[str, Fraction]] = {
+    "day": Fraction(365, 12),
+    "week": Fraction(52, 12),
+    "month": Fraction(1),
+    "year": Fraction(1, 12),
+}
+
+
+class Recurring(NamedTuple):
+    """The monthly price of a subscription.
+
+    Attributes:
+        micro_cents: in millionths of the currency's smallest unit.
+        currency: in lower case; empty: nothing is paid.
+    """
+
+    micro_cents: int
+    currency: str
+
+
+NOTHING: Final = Recurring(0, "")
+
+
+def recurring_of(found: Mapping[str, Any]) -> Recurring:
+    """What a subscription brings in a month, whatever its status; taxes and usage are no part of it.
+
+    A price with tiers counts as 0: Stripe does not show its tiers in a subscription.
+
+    Args:
+        found: as Stripe shows it, with :data:`COUPONS` expanded, also those of its items.
+    """
+    items = list(_licensed(found))
+    off, share = _discounts(found)
+    paid = sum((amount * per_month for amount, per_month in items), Fraction(0))
+    if items:
+        # An amount is taken off each invoice, and there is one an interval.
+        paid -= off * items[0][1]
+    paid *= share
+    currency = text_in(found, "currency")
+    return Recurring(round(paid * _MICRO), currency) if paid > 0 and currency else NOTHING
+
+
+def _licensed(found: Mapping[str, Any]) -> Iterator[tuple[Fraction, Fraction]]:
+    """Licensed items: cost per interval after own coupons (smallest units), intervals per month."""
+    for item in cast("list[Mapping[str, Any]]", part_of(found, "items").get("data") or []):
+        price = part_of(item, "price")
+        recurring = part_of(price, "recurring")
+        per_month = _A_MONTH.get(text_in(recurring, "interval"))
+        if per_month is not None and recurring.get("usage_type") != "metered":
+            off, share = _discounts(item)
+            amount = max(Fraction(0), _amount(item, price) - off) * share
+            yield amount, per_month / max(1, _whole(recurring.get("interval_count"), 1))
+
+
+def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
+    quantity, packed = _whole(item.get("quantity"), 1), part_of(price, "transform_quantity")
+    if packed:
+        size = max(1, _whole(packed.get("divide_by"), 1))
+        quantity = (quantity + (size - 1) * (text_in(packed, "round") == "up")) // size
+    return _number(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
+
+
+def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
+    """Lasting coupons of a subscription or an item: amount off (smallest units), and the share left."""
+    off, share = Fraction(0), Fraction(1)
+    discounts: object = found.get("discounts")
+    for discount in cast("list[object]", discounts) if isinstance(discounts, list) else []:
+        if not isinstance(discount, dict):
+            continue
+        shown = cast("dict[str, Any]", discount)
+        coupon = part_of(part_of(shown, "source"), "coupon") or part_of(shown, "coupon")
+        if text_in(coupon, "duration") == "forever":
+            off += _number(coupon.get("amount_off"))
+            share *= 1 - _number(coupon.get("percent_off")) / 100
+    return off, share
+
+
+def _whole(found: object, default: int) -> int:
+    return found if isinstance(found, int) and not isinstance(found, bool) else default
+
+
+def _number(found: object) -> Fraction:
+    """A number that Stripe writes as one or as a text; 0 where there is none, or none of a price."""
+    try:
+        number = Decimal(str(found))
+    except (InvalidOperation, ValueError):
+        return Fraction(0)
+    is_usual = number.is_finite() and abs(number.adjusted()) <= _DIGITS_MAX
+    return Fraction(number) if is_usual else Fraction(0)
