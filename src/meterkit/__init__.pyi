@@ -26,11 +26,10 @@ from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
 from meterkit.decisions.decision import RequestProblem as RequestProblem
 from meterkit.decisions.decision import SpendLevel as SpendLevel
+from meterkit.delivery.flush_report import FlushReport as FlushReport
+from meterkit.delivery.flush_report import Unsealed as Unsealed
 from meterkit.delivery.flusher import Flusher as Flusher
-from meterkit.delivery.reconciling import Reconciled as Reconciled
-from meterkit.delivery.report import FlushReport as FlushReport
-from meterkit.delivery.report import LateUsage as LateUsage
-from meterkit.delivery.report import Unsealed as Unsealed
+from meterkit.delivery.reconciler import Reconciled as Reconciled
 from meterkit.errors import CurrencyError as CurrencyError
 from meterkit.errors import CustomerError as CustomerError
 from meterkit.errors import InvoiceOpenError as InvoiceOpenError
@@ -83,9 +82,10 @@ from meterkit.notify.messages import Messages as Messages
 from meterkit.notify.rendering import RenderedMessage as RenderedMessage
 from meterkit.outbox.intents import Intent as Intent
 from meterkit.outbox.intents import Undelivered as Undelivered
-from meterkit.outbox.item_commands import QueuedItem as QueuedItem
-from meterkit.outbox.item_commands import QueuedItems as QueuedItems
+from meterkit.outbox.late_items import QueuedItem as QueuedItem
+from meterkit.outbox.late_items import QueuedItems as QueuedItems
 from meterkit.outbox.operator_commands import Intents as Intents
+from meterkit.outbox.sealer import LateUsage as LateUsage
 from meterkit.settings import Settings as Settings
 from meterkit.storage.service import ObjectStorage as ObjectStorage
 from meterkit.storage.service import UploadRefusedError as UploadRefusedError

@@ -15,11 +15,11 @@ from meterkit.catalog.model_prices import sold_in
 from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
-from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
-from meterkit.delivery.reconciling import Reconciler
-from meterkit.delivery.spool_replay import replay_spools
+from meterkit.delivery.deliver_customer import Cutter, deliver_customer, undelivered
+from meterkit.delivery.flush_report import replay_spools
+from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
+from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks, root_of
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
-    from meterkit.delivery.report import FlushReport
     from meterkit.notify.events import CreditsLow
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -203,7 +203,7 @@ class Parts:
         await module.take_refusals(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
-        module: Any = import_module("meterkit.delivery.ended_periods")  # Only workers pay for it.
+        module: Any = import_module("meterkit.delivery.late_usage")  # Only workers pay for it.
         await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.decisions.decision import Decision
+    from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
-    from meterkit.delivery.report import FlushReport
     from meterkit.health.health import Health
     from meterkit.insights.by_model import ModelUsage
     from meterkit.settings import Settings, SettingsKeywords

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
     from meterkit.decisions.decision import Decision
-    from meterkit.delivery.reconciling import Reconciled
-    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.reconciler import Reconciled
     from meterkit.health.health import Health
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.revenue.revenue import Revenue

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.loop_thread import LoopThread
     from meterkit.notify.messages import Messages
-    from meterkit.outbox.item_commands import QueuedItems
+    from meterkit.outbox.late_items import QueuedItems
     from meterkit.outbox.operator_commands import Intents
     from meterkit.storage.service import ObjectStorage
     from meterkit.subscriptions.price_sync import StripeAccount

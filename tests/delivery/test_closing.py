@@ -179,7 +179,7 @@ async def test_damaged_books_do_not_delay_other_closes(
 async def test_processes_that_deliver_look_by_themselves(
     store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.delivery.closing._EVERY_S", 0.02)
+    monkeypatch.setattr("meterkit.delivery.period_closer._EVERY_S", 0.02)
     async with desk(store_url, flush=True, flush_interval=0.05) as at:
         at.clock.set(AFTER_JUNE - 30 * MINUTE)
         at.emulator.fail_next("lose")

@@ -257,7 +257,7 @@ async def record_some(at: Desk, count: int) -> dict[str, int]:
 
 
 async def test_a_hundred_intents_go_in_a_call(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.delivery.sending._EVENTS_PER_S", 250)
+    monkeypatch.setattr("meterkit.delivery.sender._EVENTS_PER_S", 250)
     async with stream_desk(store_url, shards=1) as at:
         used = await record_some(at, 130)
         began = monotonic()

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from meterkit.delivery.invoice_advice import Mispriced, advice_on_amounts, advice_on_prices, mispriced
-from meterkit.delivery.invoices import LineCharge
-from meterkit.delivery.price_terms import PriceTerms, read_price_terms
+from meterkit.delivery.invoices import LineCharge, PriceTerms, read_price_terms
+from meterkit.delivery.reconcile_advice import Mispriced, advice_on_amounts, advice_on_prices, mispriced
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
     ("each at its price", {"5": 10, "3": 4}, {"3": 4, "5": 10}, []),

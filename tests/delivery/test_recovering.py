@@ -17,10 +17,10 @@ from drivers.audited_kit import sqlite_in
 from drivers.delivery import NOW, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
-from meterkit.delivery.forgotten import Forgotten, Gap
-from meterkit.delivery.journaling import JournaledTransport
-from meterkit.delivery.outcomes import Outcome
-from meterkit.delivery.recovering import Recovered, Recoverer
+from meterkit.delivery.delivery_outcome import Outcome
+from meterkit.delivery.journaled_transport import JournaledTransport
+from meterkit.delivery.lost_deliveries import Forgotten, Gap
+from meterkit.delivery.recoverer import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import AuditDatabase
@@ -308,8 +308,8 @@ async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: i
 async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
-    monkeypatch.setattr("meterkit.delivery.journaling._WAITING_MOST", 3)
+    monkeypatch.setattr("meterkit.delivery.journaled_transport._CLOSE_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.journaled_transport._WAITING_MOST", 3)
     journal = Pages()
     journal.goes_on.clear()
     transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
@@ -352,7 +352,7 @@ async def known(at: Desk, identifier: str, value: int) -> None:
 
 
 async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
+    monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
     names = ("acme", "api_requests", "cus_acme")
     async with desk(store_url, shards=1) as at:
@@ -361,7 +361,7 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         await summaries.refresh()
         found = Forgotten(at.kit.store, summaries, journal)
         assert await found.journaled(*names, GAP) is None  # It cannot be read.
-        monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
+        monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 60)
         assert await found.journaled(*names, GAP) is None
         vars(found)["_journal_again_s"] = 0.0
         journal.fails = 0

@@ -15,9 +15,16 @@ from drivers.delivery import alerts, api_of, desk
 from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
-from meterkit.delivery.error_reports import BATCH, blamed, identifiers_of, read_report, take_refusals
+from meterkit.delivery.error_reports import (
+    BATCH,
+    Refusable,
+    Refusing,
+    blamed,
+    identifiers_of,
+    read_report,
+    take_refusals,
+)
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
-from meterkit.outbox.batches import Refusable, Refusing
 from meterkit.starlette import stripe_webhook
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 
 from drivers.delivery import STRIPE_KEY, aclosing_transport, kit_for, sealed
 from drivers.emulated_account import StripeSession
-from meterkit.delivery.outcomes import classify
+from meterkit.delivery.delivery_outcome import classify
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
 from meterkit.stripe.result import Result
@@ -28,8 +28,8 @@ from servers.fixed_answers import answer, answering
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from meterkit.delivery.outcomes import Kind
-    from meterkit.delivery.sending import Transport
+    from meterkit.delivery.delivery_outcome import Kind
+    from meterkit.delivery.sender import Transport
     from servers.fixed_answers import Asked
 
 pytestmark = pytest.mark.anyio

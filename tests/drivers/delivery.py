@@ -17,8 +17,8 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.cli.delivery import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
+from meterkit.delivery.deliver_customer import deliver_customer
 from meterkit.delivery.flusher import Flusher
-from meterkit.delivery.on_demand import deliver_customer
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import pytest
 
     from meterkit.catalog import Catalog
-    from meterkit.delivery.background import StripeTransport
-    from meterkit.delivery.flusher import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.flusher_setup import StripeTransport
 
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.

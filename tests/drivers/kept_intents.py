@@ -11,8 +11,7 @@ from drivers.delivery import NOW, kit_for
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import StripeError
-from meterkit.outbox.batches import intents_in
-from meterkit.outbox.intents import Kept
+from meterkit.outbox.intents import Kept, intents_in
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock

@@ -12,7 +12,7 @@ from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.closing import Closer
+from meterkit.delivery.period_closer import Closer
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.store_readings import read_deliveries
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from drivers.webhooks import Hooked
     from meterkit import FlushReport, MeterKit, MeterUsage
     from meterkit.catalog import Catalog
-    from meterkit.delivery.closing import Looked
+    from meterkit.delivery.period_closer import Looked
     from meterkit.stripe.api import StripeApi
 
 HOUR: Final = timedelta(hours=1)

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
-from meterkit.delivery.recovering import Recoverer
+from meterkit.delivery.recoverer import Recoverer
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.delivery.recovering import Recovered
-    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.recoverer import Recovered
     from meterkit.insights.audit.rebuilt import Rebuilt
     from servers.stores import Server
 

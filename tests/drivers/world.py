@@ -26,7 +26,7 @@ from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import unpaced
 from drivers.near_stripe import answer_of, ask_app, stripe_scope
 from meterkit import MeterKit
-from meterkit.delivery.closing import Closer
+from meterkit.delivery.period_closer import Closer
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.result import Answer, Result

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 from books.conservation import assert_conserved, sample
 from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
 from meterkit.decisions.periods import bounds_at
-from meterkit.delivery.comparing import Comparer
-from meterkit.delivery.report import FlushReport
-from meterkit.delivery.sending import Lease, Sender, stopwatch
+from meterkit.delivery.flush_report import FlushReport
+from meterkit.delivery.intent_comparer import Comparer
+from meterkit.delivery.sender import Lease, Sender, stopwatch
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from meterkit import MeterKit
-    from meterkit.delivery.background import StripeTransport
-    from meterkit.delivery.sending import Elapsed
+    from meterkit.delivery.flusher_setup import StripeTransport
+    from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.intents import Attempt, Move
     from servers.stores import Server
 

@@ -19,10 +19,7 @@ import pytest
 from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.closing import Closer, _held_in_words
 from meterkit.delivery.draft_hold import HELD, DraftHold
-from meterkit.delivery.first_look import WAITED_MS, FirstLook
-from meterkit.delivery.invoice_advice import advice_on_invoices
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
     Invoiced,
@@ -32,11 +29,14 @@ from meterkit.delivery.invoices import (
     is_renewal_of,
 )
 from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.reconciling import Reconciler
-from meterkit.delivery.report import LateUsage
+from meterkit.delivery.period_closer import Closer, _held_in_words
+from meterkit.delivery.reconcile_advice import advice_on_invoices
+from meterkit.delivery.reconciler import Reconciler
+from meterkit.delivery.sync_before_delivery import WAITED_MS, FirstLook
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.closes import Close, Closes
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
+from meterkit.outbox.sealer import LateUsage
 from meterkit.stripe.request import ENDED_HERE
 
 if TYPE_CHECKING:

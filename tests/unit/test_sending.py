@@ -31,14 +31,14 @@ from meterkit.customers.states import States
 from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS, SURE_MS, compare_in_ms, may_be_sent_again
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.comparing import Comparer, Look, Verdict, judge
+from meterkit.delivery.deliver_customer import Cutter
+from meterkit.delivery.delivery_outcome import Outcome
 from meterkit.delivery.flusher import Flusher
-from meterkit.delivery.forgotten import Forgotten, Gap
-from meterkit.delivery.on_demand import Cutter
-from meterkit.delivery.outcomes import Outcome
-from meterkit.delivery.recovering import Recoverer
-from meterkit.delivery.restarts import Restarts
-from meterkit.delivery.sending import Lease, Sender, calls_of
+from meterkit.delivery.intent_comparer import Comparer, Look, Verdict, judge
+from meterkit.delivery.lost_deliveries import Forgotten, Gap
+from meterkit.delivery.recoverer import Recoverer
+from meterkit.delivery.sender import Lease, Sender, calls_of
+from meterkit.delivery.store_restart_check import Restarts
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import Attempt, Kept, Move, Sealed
 from meterkit.outbox.journal import JournalRow

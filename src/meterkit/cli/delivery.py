@@ -21,8 +21,8 @@ from meterkit.cli.options import import_function, seconds
 from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
-from meterkit.delivery.closing import Closer
 from meterkit.delivery.late_usage import late_in_words
+from meterkit.delivery.period_closer import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.background import insights_tasks, root_of
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.cli.output import Steps
-    from meterkit.delivery.flusher import Flusher, FlushReport
-    from meterkit.delivery.report import LateUsage
+    from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.outbox.sealer import LateUsage
 
 commands = typer.Typer()
 

@@ -17,8 +17,8 @@ from meterkit.cli.options import WHEN, CustomerOption, DryRunOption, PeriodOptio
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, note_unknown, started
-from meterkit.delivery.reconciling import Reconciler
-from meterkit.delivery.recovering import Recovered, Recoverer
+from meterkit.delivery.reconciler import Reconciler
+from meterkit.delivery.recoverer import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of

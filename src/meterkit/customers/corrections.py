@@ -23,7 +23,7 @@ from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.program import sends_included
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.sealing import kept_ms
+from meterkit.outbox.sealer import kept_ms
 from meterkit.store import replies
 from meterkit.store.arguments import check_customer, check_text, is_customer, shown
 from meterkit.store.event_names import read_meters

@@ -18,7 +18,6 @@ from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.decisions.program import has_flat_price
 from meterkit.outbox.intents import Kept, kept_in
-from meterkit.outbox.late_found import LateUsage, collect_late
 from meterkit.outbox.late_terms import (
     deciding_meter,
     is_billed_at,
@@ -28,6 +27,7 @@ from meterkit.outbox.late_terms import (
     price_in_words,
 )
 from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.sealer import LateUsage, collect_late
 from meterkit.store.event_names import known_meters, own_meters
 
 if TYPE_CHECKING:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.outbox.batches import Refusing
+from meterkit.outbox.intents import REFUSED, intents_in
+from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from meterkit.outbox.batches import Refusable
     from meterkit.outbox.journal import Journal
+    from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
+_logger = logging.getLogger("meterkit.delivery")
 BATCH: Final = "batch-"
 """Begins the idempotency key of a call with several intents."""
 _SAMPLES_MAX: Final = 1_000
@@ -37,6 +40,24 @@ _DEAD: Final = frozenset(
         "meter_event_value_too_many_digits",
     }
 )
+_NO_CUSTOMER: Final = "meter_event_customer_not_found"
+_CURES: Final = {
+    "archived_meter": "reactivate the meter at Stripe",
+    "no_meter": "make a meter of that event name at Stripe: meterkit stripe sync",
+    "meter_event_customer_not_found": (
+        "link the customer to one of this account for what comes, meterkit customers unlink and link; what"
+        " was sent stays addressed to the old one: bill it by hand"
+    ),
+}
+_CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
+_DAY_MS: Final = 86_400_000
+_DAYS_NEAR: Final = 3
+_DAYS_KEPT: Final = 37
+_DAYS_OF_BATCHES: Final = 9
+Refused = Literal["done", "gone", "sending", "damaged"]
+"""The outcome: it is parked or dead, it is gone, it is just being sent, or its customer's
+totals cannot be counted in."""
+_REFUSED: Final[dict[int, Refused]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +174,6 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-_logger = logging.getLogger("meterkit.delivery")
-_NO_CUSTOMER: Final = "meter_event_customer_not_found"
-
-
 async def blamed(api: StripeApi, refusing: Refusing, report: ErrorReport) -> dict[str, tuple[str, str]]:
     """The intents that a report means by naming batches: identifier to the code and Stripe's words.
 
@@ -215,17 +232,6 @@ async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
         return True
-
-
-_CURES: Final = {
-    "archived_meter": "reactivate the meter at Stripe",
-    "no_meter": "make a meter of that event name at Stripe: meterkit stripe sync",
-    "meter_event_customer_not_found": (
-        "link the customer to one of this account for what comes, meterkit customers unlink and link; what"
-        " was sent stays addressed to the old one: bill it by hand"
-    ),
-}
-_CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
 
 
 async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
@@ -304,4 +310,122 @@ def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:
         kinds,
         "; ".join(cures),
         event_id,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusable:
+    """Sealed usage that is on its way to Stripe or delivered, or was refused before.
+
+    Attributes:
+        stripe_customer: whom it was addressed to.
+        value: in the meter's unit.
+        day_ms: of the day that it was delivered on; any where it was not.
+        is_apart: whether it is parked or dead already.
+    """
+
+    identifier: str
+    customer: str
+    stripe_customer: str
+    event_name: str
+    value: int
+    shard: int
+    day_ms: int
+    is_apart: bool = False
+
+
+class Refusing:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where usage is counted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._meters: Mapping[str, Counted] | None = None
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+        """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
+        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, Refusable]()
+        for days in (range(-1, _DAYS_NEAR), range(_DAYS_NEAR, _DAYS_KEPT)):
+            for shard in range(self._store.keys.shards):
+                left = [identifier for identifier in wanted if identifier not in found]
+                if not left:
+                    return found
+                for one in await self._look(shard, left, [now_ms - day * _DAY_MS for day in days]):
+                    found[one.identifier] = one
+        return found
+
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        """Idempotency key to the intents that were sent with it, of eight days."""
+        wanted, now_ms = list(batches), self._store.now_ms()
+        found: dict[str, list[str]] = {}
+        admin, keys = await self._store.admin(), self._store.keys
+        for shard in range(keys.shards):
+            server = await admin.at(keys.shard(shard, "intents"))
+            pipe = server.client.pipeline(transaction=False)
+            for day in range(-1, _DAYS_OF_BATCHES):
+                pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
+            for texts in await server.ask(pipe.execute()):
+                found |= {
+                    batch: intents_in(text.decode())
+                    for batch, text in zip(wanted, texts, strict=True)
+                    if text
+                }
+        return found
+
+    async def refuse(self, one: Refusable, *, state: Literal["parked", "dead"], why: str) -> Refused:
+        """Have it parked or dead, under a new identifier, and counted so, at once."""
+        keys = self._store.keys
+        admin = await self._store.admin()
+        if self._meters is None:
+            self._meters = await read_meters(admin, keys, self._store.catalog)
+        tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
+        if not tokens:  # Of an item that is older than the event name in the plans file.
+            own = await read_meters(admin, keys, self._store.catalog, one.customer)
+            tokens = [token for token, counted in own.items() if counted.event_name == one.event_name]
+        names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
+        names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
+        names.append(keys.customer(one.customer).totals)
+        arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
+        return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
+
+    async def _look(self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]) -> list[Refusable]:
+        keys = self._store.keys
+        server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
+        names = [(identifier, identifier) for identifier in identifiers]
+        names += [(identifier + REFUSED, identifier) for identifier in identifiers]
+        pipe = server.client.pipeline(transaction=False)
+        pipe.hmget(keys.shard(shard, "intents"), [name for name, _ in names])
+        for day_ms in days_ms:
+            pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
+        intents, *delivered = await server.ask(pipe.execute())
+        found: list[Refusable] = []
+        for (name, identifier), data in zip(names, intents, strict=True):
+            if data is not None:
+                kept: dict[str, Any] = json.loads(data)
+                told = (kept["customer"], kept["stripe"], kept["event"], kept["value"])
+                one = _refusable(identifier, told, shard)
+                is_apart = name != identifier or kept["state"] in {"parked", "dead"}
+                found.append(replace(one, is_apart=is_apart))
+        for day_ms, lines in zip(days_ms, delivered, strict=True):
+            for identifier, data in zip(identifiers, lines, strict=True):
+                if data is not None:
+                    customer, stripe_customer, event_name, _, value = json.loads(data)
+                    told = (customer, stripe_customer, event_name, value)
+                    found.append(_refusable(identifier, told, shard, day_ms))
+        return found
+
+
+def _refusable(identifier: str, told: tuple[str, str, str, str], shard: int, day_ms: int = 0) -> Refusable:
+    customer, stripe_customer, event_name, value = told
+    return Refusable(
+        identifier=identifier,
+        customer=customer,
+        stripe_customer=stripe_customer,
+        event_name=event_name,
+        value=int(value),
+        shard=shard,
+        day_ms=day_ms,
     )

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.cancellation import start_task
-from meterkit.delivery.comparing import Comparer
-from meterkit.delivery.first_look import WAITED_MS, FirstLook
-from meterkit.delivery.flush_pass import FlushPass
-from meterkit.delivery.late_intents import LateIntents
-from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.report import FlushReport
-from meterkit.delivery.restarts import Restarts
-from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
-from meterkit.delivery.spool_replay import count_undelivered
+from meterkit.delivery.flush_report import FlushReport, Unsealed, count_undelivered
+from meterkit.delivery.intent_comparer import Comparer
+from meterkit.delivery.late_usage import LateIntents, report_late
+from meterkit.delivery.sender import Lease, Sender, calls_of, stopwatch
+from meterkit.delivery.store_restart_check import Restarts
+from meterkit.delivery.sync_before_delivery import WAITED_MS, FirstLook
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.late_found import collecting_late
 from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealer import REPORTED, collecting_late
 from meterkit.store.spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -30,13 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from meterkit.delivery.invoice_items import InvoiceItemMaker
-    from meterkit.delivery.sending import Transport
+    from meterkit.delivery.sender import Transport
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.intents import Attempt, Move
     from meterkit.outbox.journal import Journal
+    from meterkit.outbox.sealer import Sealing
     from meterkit.store.store import Store
 
-__all__ = ["FlushReport", "Flusher"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -379,3 +377,77 @@ async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Wait until all have ended, then raise what the first of them raised."""
     for failed in filter(None, await asyncio.gather(*map(start_task, works), return_exceptions=True)):
         raise failed
+
+
+@dataclass(slots=True, kw_only=True)
+class FlushPass:
+    """One flush.
+
+    Attributes:
+        retries: whether what waits for a retry is sent now.
+        tried: the intents that it has sent in this round.
+        unseen: customers that could not be synced: their waiting usage is not sent.
+        is_young: whether an intent was not on disk for long enough.
+        withdrawn: intents whose usage is pending again.
+        put_off: shards whose suspect lines are sent last, each with whether only repeats may be sent of it.
+        are_suspects_next: whether suspect lines are being sent.
+    """
+
+    outbox: Outbox
+    retries: bool
+    tried: set[str] = field(default_factory=set[str])
+    unseen: set[str] = field(default_factory=set[str])
+    is_young: bool = False
+    withdrawn: int = 0
+    put_off: dict[int, bool] = field(default_factory=dict[int, bool])
+    are_suspects_next: bool = False
+    report: FlushReport = field(default_factory=FlushReport)
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Changes where anything was done that need not be repeated."""
+        report = self.report
+        return (report.sealed, report.delivered, report.dead, report.parked, len(report.late), self.withdrawn)
+
+    async def settle(self, shard: int, moves: list[Move]) -> None:
+        """Put what was sent into its next state, and leave none of it in the list."""
+        sent, report = moves.copy(), self.report
+        moves.clear()
+        for move in await self.outbox.settle(shard, sent):
+            if move.state in {"delivered", "parked", "dead"}:
+                setattr(report, move.state, getattr(report, move.state) + 1)
+            elif move.why:
+                report.retried += 1
+                report.why = move.why
+
+    def report_unsealed(self, sealing: Sealing, aside: set[tuple[str, str]]) -> None:
+        """Report usage that could not be sealed, and log it for each customer and meter once, until it could.
+
+        Args:
+            sealing: what was sealed, and what was not.
+            aside: customers and meters that were logged; they are brought up to date.
+        """
+        aside.difference_update((customer, "") for customer in sealing.fine)
+        unsealed = [
+            Unsealed(customer=customer, meter="", quantity=None, why=why)
+            for customer, why in sealing.aside.items()
+        ]
+        unsealed += [
+            Unsealed(
+                customer=nameless.customer,
+                meter=nameless.meter_token,
+                quantity=nameless.quantity,
+                why="its meter is not in the plans file, and the store knows no event name of it",
+            )
+            for nameless in sealing.nameless
+        ]
+        self.report.unsealed += unsealed
+        for one in unsealed:
+            if (one.customer, one.meter) not in aside:
+                aside.add((one.customer, one.meter))
+                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
+                _logger.error(
+                    "%s of customer %r cannot be sealed; all else is delivered: %s",
+                    *(what, one.customer, one.why),
+                    extra=REPORTED,
+                )

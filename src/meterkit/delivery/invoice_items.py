@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.delivery.invoices import units_of
-from meterkit.delivery.sending import stopwatch
+from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.late_items import LateItems, price_each, usage_key_of
 from meterkit.throttle import HOUR_S, Throttle
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
     from meterkit.outbox.late_items import LateItem
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi

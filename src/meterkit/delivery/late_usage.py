@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
+from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.outbox.late_found import LateUsage, collect_late
+from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.invoice_ends import Stamped, too_late
+from meterkit.outbox.operator_commands import change_state, withdraw
+from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealer import LateUsage, collect_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.delivery.reconciling import Reconciled
-    from meterkit.outbox.sealing import LateUnits
-    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.sealer import LateUnits
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.delivery")
+_CAUSE: Final = "clock"
+_WHY: Final = "the invoice of its period is final: it is compared with Stripe's summary of its minute"
 
 
 def report_late(late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
@@ -52,43 +57,6 @@ def report_late(late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> Non
         )
 
 
-async def count_uninvoiced(
-    store: Store, usage: CustomerUsage, found: Sequence[Reconciled], *, prices: Mapping[str, str]
-) -> bool:
-    """Count as late what Stripe has counted in a period and its final invoices lack; whether there was any.
-
-    Args:
-        store: where it is counted.
-        usage: of a customer in a period whose invoices are final, or that no invoice will be made for.
-        found: the comparison with Stripe's books. All of it is delivered.
-        prices: by meter, the price to stand behind a quantity.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    missing: dict[str, int] = {}
-    for one in found:
-        if one.difference == 0 and one.invoiced is not None and one.invoice != "draft":
-            missing.setdefault(one.event_name, -one.invoiced)
-            missing[one.event_name] += one.delivered
-    known, late = await uninvoiced(store, usage), list[Uninvoiced]()
-    for one in found:
-        units = min(one.delivered, missing.get(one.event_name, 0))
-        if units > 0:
-            missing[one.event_name] -= units
-            late.append(Uninvoiced(one.meter, units, known[one.meter], prices[one.meter]))
-    if late:
-        await note_uninvoiced(store, usage, late)
-        _logger.error(
-            "late usage of customer %r: Stripe has counted it in the period from %s and has it on no invoice;"
-            " %s: no invoice bills it",
-            usage["customer"],
-            iso(usage["period"]["start"]),
-            ", ".join(f"{one.quantity} of {one.meter}{one.price}" for one in late),
-        )
-    return bool(late)
-
-
 def late_in_words(found: list[LateUsage]) -> str:
     """How much is late of one customer and period, and what becomes of it."""
     by_item = [one for one in found if one.by_item]
@@ -104,3 +72,118 @@ def late_in_words(found: list[LateUsage]) -> str:
 
 def _units(found: list[LateUsage]) -> str:
     return ", ".join(f"{one.quantity} of {one.meter}" for one in found)
+
+
+class LateIntents:
+    """Takes intents out of the outbox that their own invoices can no longer have.
+
+    Usage that was never sent is pending again: the next seal counts it as late. What Stripe may have is
+    parked, and compared with Stripe's summary.
+
+    Args:
+        store: where they are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def divert(self, shard: int, due: Sequence[Sealed]) -> tuple[list[Sealed], int, int]:
+        """Those of a shard's due intents that may be sent; how many were taken back, and how many parked.
+
+        Raises:
+            StoreError: the store does not answer, or the totals of a customer cannot be counted in.
+        """
+        asked = {sealed.identifier: _stamped(sealed) for sealed in due if sealed.value > 0}
+        late = await too_late(self._store, shard, asked.values())
+        if not late:
+            return list(due), 0, 0
+        names = [name for name, stamped in asked.items() if stamped in late]
+        admin = await (await self._store.admin()).for_delivery().at(self._store.keys.shard(shard, "intents"))
+        texts: list[Any] = await admin.ask(
+            admin.client.hmget(self._store.keys.shard(shard, "intents"), names)
+        )
+        found = (
+            Kept.read(name, shard, data) for name, data in zip(names, texts, strict=True) if data is not None
+        )
+        withdrawn, parked = await self._take_out(found)
+        return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
+
+    async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:
+        """Take out the queued intents of a period whose invoice has just become final.
+
+        Args:
+            customer: whose.
+            period_ms: the first instant of the period.
+            until_ms: when it ended at Stripe: the next invoice has what is stamped with that minute or later.
+
+        Raises:
+            StoreError: the store does not answer, or the totals of the customer cannot be counted in.
+        """
+        shard, admin = self._store.keys.customer(customer).shard, (await self._store.admin()).for_delivery()
+        async for page in kept_in(self._store, admin, shard, "outbox"):
+            await self._take_out(
+                kept
+                for kept in page
+                if kept.customer == customer
+                and kept.fields["period"] == str(period_ms)
+                and kept.value > 0
+                and kept.minute_s * 1000 < until_ms
+            )
+
+    async def _take_out(self, found: Iterable[Kept]) -> tuple[int, int]:
+        """Make queued intents pending again, or park those that Stripe may have; how many of each."""
+        withdrawn = parked = 0
+        for kept in found:
+            if kept.fields["state"] != "queued":
+                continue
+            if kept.first_ms:
+                parked += await self._park(kept)
+            else:
+                withdrawn += await withdraw(self._store, kept, cause=_CAUSE, why="")
+        return withdrawn, parked
+
+    async def is_late(self, kept: Kept) -> bool:
+        """Whether the invoice that an intent was meant for is final.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        stamped = Stamped(
+            customer=kept.customer,
+            stripe_customer=kept.fields["stripe"],
+            period=kept.fields["period"],
+            minute_ms=kept.minute_s * 1000,
+        )
+        return bool(await too_late(self._store, kept.shard, [stamped]))
+
+    async def _park(self, kept: Kept) -> bool:
+        wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
+        more = {"why": _WHY}
+        return await change_state(self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, more=more)
+
+
+def _stamped(sealed: Sealed) -> Stamped:
+    return Stamped(
+        customer=sealed.customer,
+        stripe_customer=sealed.stripe_customer,
+        period=sealed.period,
+        minute_ms=sealed.timestamp * 1000,
+    )
+
+
+async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> None:
+    """Make usage of periods late that Stripe does not have, log it, and begin the next period.
+
+    Args:
+        store: where it is counted.
+        customer: whose.
+        ended: when each period ended at Stripe, and its first instant (ms).
+
+    Raises:
+        StoreError: the store does not answer, or the totals of the customer cannot be counted in.
+    """
+    intents, outbox = LateIntents(store), Outbox(store, await store.admin())
+    for at_ms, period_ms in ended.items():
+        await intents.recall(customer, period_ms, until_ms=at_ms)
+    sealing = await outbox.cut(customer, None)
+    report_late(sealing.late, await outbox.meters())

@@ -13,9 +13,9 @@ from secrets import token_hex
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.delivery_outcome import Outcome, classify
 from meterkit.delivery.error_reports import BATCH
-from meterkit.delivery.outcomes import Outcome, classify
-from meterkit.delivery.sending import stopwatch
+from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
@@ -24,8 +24,8 @@ from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.delivery.outcomes import Kind
-    from meterkit.delivery.sending import Elapsed
+    from meterkit.delivery.delivery_outcome import Kind
+    from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.intents import Sealed
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer

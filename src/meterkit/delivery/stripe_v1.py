@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
-from meterkit.delivery.outcomes import Outcome, classify
+from meterkit.delivery.delivery_outcome import Outcome, classify
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import Result, object_in, read_result

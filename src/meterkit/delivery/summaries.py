@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
+_MINUTE_S: Final = 60
+_AHEAD_S: Final = 240
+_SKEW_S: Final = 2
+"""How far Stripe's clock may be behind ours."""
+_PAUSE_S: Final = 0.5
+_STILL_S: Final = 2.0
+
 
 async def counted(api: StripeApi, meter: str, stripe_customer: str, start_s: int, end_s: int) -> Decimal:
     """The aggregate of a span (https://docs.stripe.com/api/billing/meter-event-summary/list).
@@ -115,14 +122,6 @@ class StripeSummaries:
     async def close(self) -> None:
         """Close the connections of the running event loop."""
         await self._api.close()
-
-
-_MINUTE_S: Final = 60
-_AHEAD_S: Final = 240
-_SKEW_S: Final = 2
-"""How far Stripe's clock may be behind ours."""
-_PAUSE_S: Final = 0.5
-_STILL_S: Final = 2.0
 
 
 async def until_counted(

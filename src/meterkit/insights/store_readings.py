@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from redis.exceptions import ResponseError
 
 from meterkit.errors import StoreError
-from meterkit.outbox.closes import count_members
+from meterkit.outbox.intents import count_members
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import Durability, following
 from meterkit.store.hints import read_hints

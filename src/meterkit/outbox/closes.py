@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import bounds_of
@@ -11,46 +10,15 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.errors import StoreError
-from meterkit.store.counting import count_at
+from meterkit.outbox.intents import count_members
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from meterkit.decisions.keys import Keys
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-
-
-async def count_members(
-    store: Store, admin: Admin, names: Iterable[str], *, limit: str | int
-) -> dict[tuple[int, Any], int]:
-    """The sorted sets of all shards that have members up to a score, and how many: by shard and name.
-
-    On a cluster each shard may be on another server; those of one that is away count as one: what is asked of
-    them next says what is wrong, and the others go on.
-
-    Args:
-        store: whose shards.
-        admin: asks them.
-        names: of the sets in each shard.
-        limit: the score, or ``+inf``.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    places, keys = _of_all_shards(store.keys, tuple(names))
-    return {
-        places[nth]: members for nth, members in (await count_at(store, admin, keys, limit=limit)).items()
-    }
-
-
-@lru_cache(maxsize=64)
-def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
-    """The sets of these names, by shard and name, and their keys: each pass of a flusher asks the same."""
-    places = [(shard, name) for shard in range(keys.shards) for name in names]
-    return places, [keys.shard(shard, name) for shard, name in places]
 
 
 CLOSE_AFTER_MS: Final = 10 * 60_000

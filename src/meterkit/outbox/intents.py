@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.decisions.ambiguity import SURE_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
+from meterkit.store.counting import count_at
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
@@ -25,6 +28,22 @@ CANNOT_BE_COUNTED: Final = 2
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]
 """Where an intent is that is not delivered; ``leased``: it is being sent."""
+_PAGE: Final = 500
+_NUMBERS: Final = ("period", "value", "time", "first", "attempts", "at")
+_FIELDS: Final = frozenset({"state", "customer", "stripe", "meter", "event", "key"})
+_WHOLE: Final = re.compile(r"(-?\d{1,19} ?){6}")
+# What Stripe refused later; and of one that stands for usage of many minutes.
+_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored", "rest")
+RESTORED: Final = "restored"
+"""The field of what was parked after a restore: when deliveries may have been forgotten; see comparing."""
+REFUSED: Final = "r"
+"""Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""
+NONCE_DIGITS: Final = 32
+"""Hex digits that an identifier begins with: the same for all that is sealed of a customer at once."""
+SEALED_DIGITS: Final = 28
+"""Those of them that are the same for all customers that are sealed with it."""
+# How many characters a word has from the one before, by what it begins with: no identifier begins so.
+_SHARED: Final[Mapping[str, int]] = {".": NONCE_DIGITS + 1, ":": SEALED_DIGITS, "!": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,18 +193,6 @@ def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Seal
         sealed_ms=int(fields["at"]),
         due_ms=due_ms,
     )
-
-
-_PAGE: Final = 500
-_NUMBERS: Final = ("period", "value", "time", "first", "attempts", "at")
-_FIELDS: Final = frozenset({"state", "customer", "stripe", "meter", "event", "key"})
-_WHOLE: Final = re.compile(r"(-?\d{1,19} ?){6}")
-# What Stripe refused later; and of one that stands for usage of many minutes.
-_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored", "rest")
-RESTORED: Final = "restored"
-"""The field of what was parked after a restore: when deliveries may have been forgotten; see comparing."""
-REFUSED: Final = "r"
-"""Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,3 +361,54 @@ def _is_whole(fields: Any) -> bool:
         )
     except (LookupError, TypeError):
         return False
+
+
+def batch_text(identifiers: Iterable[str]) -> str:
+    """Identifiers as they are kept, a word each; see :func:`intents_in`."""
+    words, before = list[str](), ""
+    for identifier in sorted(identifiers):
+        for mark, shared in _SHARED.items():
+            if identifier[:shared] == before[:shared]:
+                words.append(mark + identifier[shared:])
+                break
+        before = identifier
+    return " ".join(words)
+
+
+def intents_in(text: str) -> list[str]:
+    """Identifiers of a batch; the inverse of :func:`batch_text`."""
+    found, before = list[str](), ""
+    for word in text.split(" "):
+        before = before[: _SHARED[word[0]]] + word[1:]
+        found.append(before)
+    return found
+
+
+async def count_members(
+    store: Store, admin: Admin, names: Iterable[str], *, limit: str | int
+) -> dict[tuple[int, Any], int]:
+    """The sorted sets of all shards that have members up to a score, and how many: by shard and name.
+
+    On a cluster each shard may be on another server; those of one that is away count as one: what is asked of
+    them next says what is wrong, and the others go on.
+
+    Args:
+        store: whose shards.
+        admin: asks them.
+        names: of the sets in each shard.
+        limit: the score, or ``+inf``.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    places, keys = _of_all_shards(store.keys, tuple(names))
+    return {
+        places[nth]: members for nth, members in (await count_at(store, admin, keys, limit=limit)).items()
+    }
+
+
+@lru_cache(maxsize=64)
+def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
+    """The sets of these names, by shard and name, and their keys: each pass of a flusher asks the same."""
+    places = [(shard, name) for shard in range(keys.shards) for name in names]
+    return places, [keys.shard(shard, name) for shard, name in places]

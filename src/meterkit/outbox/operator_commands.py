@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import (
     BY_HAND,
     CANNOT_BE_COUNTED,
     RESTORED,
     Intent,
     IntentState,
+    count_members,
     find_kept,
     is_refused,
     kept_in,
 )
-from meterkit.outbox.item_commands import QueuedItems
+from meterkit.outbox.late_items import QueuedItems
 from meterkit.store.arguments import check_customer, check_text, is_text, shown
 from meterkit.store.event_names import read_meters
 
@@ -41,6 +41,14 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
 Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
 """A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
+_PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
+_TRIES: Final = 8
+_Verb = Literal["redriven", "parked", "dropped"]
+_FROM: Final[Mapping[_Verb, tuple[IntentState, ...]]] = {
+    "redriven": ("parked", "dead"),
+    "parked": ("queued",),
+    "dropped": ("queued", "parked", "dead"),
+}
 
 
 async def change_state(
@@ -126,16 +134,6 @@ async def withdraw(store: Store, kept: Kept, *, cause: str, why: str) -> bool:
             " counted in"
         )
     return bool(reply[0] != _CHANGED)
-
-
-_PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
-_TRIES: Final = 8
-_Verb = Literal["redriven", "parked", "dropped"]
-_FROM: Final[Mapping[_Verb, tuple[IntentState, ...]]] = {
-    "redriven": ("parked", "dead"),
-    "parked": ("queued",),
-    "dropped": ("queued", "parked", "dead"),
-}
 
 
 class Intents:

@@ -10,8 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StoreError
-from meterkit.outbox.batches import batch_text
-from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import (
     CANNOT_BE_COUNTED,
     RESTORED,
@@ -20,11 +18,13 @@ from meterkit.outbox.intents import (
     Sealed,
     Undelivered,
     Work,
+    batch_text,
+    count_members,
     intents_of,
     kept_in,
     read_intent,
 )
-from meterkit.outbox.sealing import Cut, Sealer, Sealing
+from meterkit.outbox.sealer import Cut, Sealer, Sealing
 from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
 
@@ -127,11 +127,11 @@ class Outbox:
         most: int,
         first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
     ) -> Sealing:
-        """Seal pending usage; see :meth:`meterkit.outbox.sealing.Sealer.seal`."""
+        """Seal pending usage; see :meth:`meterkit.outbox.sealer.Sealer.seal`."""
         return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most, first=first)
 
     async def cut(self, customer: str, cut: Cut | None) -> Sealing:
-        """Seal what is pending of one customer; see :meth:`meterkit.outbox.sealing.Sealer.cut`."""
+        """Seal what is pending of one customer; see :meth:`meterkit.outbox.sealer.Sealer.cut`."""
         sealer = await self._sealer(self._keys.customer(customer).shard)
         return await sealer.cut(customer, cut)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.value_parsers import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
-    from meterkit.delivery.reconciling import Reconciled
+    from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.simulation.plan_costs import PlanCost
     from meterkit.insights.simulation.terms import Terms

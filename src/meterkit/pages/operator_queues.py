@@ -17,7 +17,7 @@ from meterkit.pages.operator_lists import Asked, Column, Listing, Row, Rows, fir
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.outbox.item_commands import QueuedItem
+    from meterkit.outbox.late_items import QueuedItem
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.figures import PagesKit
     from meterkit.store.messages import Channel, KeptMessage

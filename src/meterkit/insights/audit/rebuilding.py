@@ -18,7 +18,7 @@ from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
-from meterkit.outbox.sealing import kept_ms
+from meterkit.outbox.sealer import kept_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.arguments import check_customer

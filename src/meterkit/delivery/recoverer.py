@@ -9,12 +9,11 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.delivery.forgotten import Forgotten, Gap
-from meterkit.delivery.report import REPORTED
+from meterkit.delivery.lost_deliveries import Forgotten, Gap
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.outbox.closes import count_members
-from meterkit.outbox.intents import RESTORED, kept_in
+from meterkit.outbox.intents import RESTORED, count_members, kept_in
 from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.sealer import REPORTED
 from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
 from meterkit.store.server_lives import ServerLives

@@ -19,7 +19,7 @@ from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.late_items import LateItems
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealing import Cut
+from meterkit.outbox.sealer import Cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.delivery")
 _PAUSE_FIRST_S: Final = 0.2
 _PAUSE_MAX_S: Final = 2.0
+_HELD_MS: Final = 90_000
+"""How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
+unknown is made, or not, by then."""
+_COUNTING_S: Final = 20.0
+_PAUSE_S: Final = 0.3
 
 
 async def deliver_customer(
@@ -89,13 +94,6 @@ async def undelivered(store: Store, customer: str) -> int:
         + sum(item.units for item, _ in items)
         + sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values())
     )
-
-
-_HELD_MS: Final = 90_000
-"""How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
-unknown is made, or not, by then."""
-_COUNTING_S: Final = 20.0
-_PAUSE_S: Final = 0.3
 
 
 @dataclass(eq=False)

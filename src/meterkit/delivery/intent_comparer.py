@@ -11,30 +11,36 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.stranding import MISSED, strand_intent
 from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
-from meterkit.delivery.forgotten import Forgotten
-from meterkit.delivery.late_intents import LateIntents
-from meterkit.delivery.outcomes import CLOCKS_APART_S
-from meterkit.delivery.recovering import Recoverer
-from meterkit.delivery.report import REPORTED
+from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
+from meterkit.delivery.late_usage import LateIntents
+from meterkit.delivery.lost_deliveries import Forgotten
+from meterkit.delivery.recoverer import Recoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.outbox.closes import count_members
-from meterkit.outbox.intents import RESTORED, Kept, intents_of
+from meterkit.outbox.intents import RESTORED, Kept, count_members, intents_of
 from meterkit.outbox.operator_commands import change_state, withdraw
+from meterkit.outbox.sealer import REPORTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.journal import Journal
     from meterkit.store.store import Store
 
+_logger = logging.getLogger("meterkit.delivery")
 # https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
 _PAST_MS: Final = 35 * 86_400_000 - 3_600_000
 # Pending usage of a closed period becomes several intents of one minute if one value cannot hold it.
 _SPLIT_AT: Final = 10**15 - 1
 Verdict = Literal["again", "delivered", "replace", "person"]
 """Verdicts: look again; Stripe has it; Stripe lacks it, so send a replacement; an operator must decide."""
+CAUSE: Final = "reconcile"
+"""Of what a comparison has changed, in the ledger of the customer."""
+_PAGE: Final = 100
+_LATER_MS: Final = 600_000
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_MINUTE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +125,8 @@ def _judge_two(value: int, span: str, minute_ms: int, before: Look, now: Look) -
     return Judged(verdict="replace", why=f"Stripe's summary of {span} said 0, twice")
 
 
-_logger = logging.getLogger("meterkit.delivery")
-CAUSE: Final = "reconcile"
-"""Of what a comparison has changed, in the ledger of the customer."""
-_PAGE: Final = 100
-_LATER_MS: Final = 600_000
-_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_MINUTE_S: Final = 60
-
-
 class Comparer:
-    """Compares what is due to be compared; see :func:`meterkit.delivery.comparing.judge`.
+    """Compares what is due to be compared; see :func:`meterkit.delivery.intent_comparer.judge`.
 
     Any number may work at once: an intent changes only where it is still as it was read.
 

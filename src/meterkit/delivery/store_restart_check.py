@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.delivery.comparing import CAUSE
-from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.intent_comparer import CAUSE
 from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.report import REPORTED
+from meterkit.delivery.lost_deliveries import Forgotten, Gap
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, kept_in
 from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.sealer import REPORTED
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.server_lives import ServerLives
 from meterkit.throttle import HOUR_S, Throttle
@@ -22,8 +22,8 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from meterkit.delivery.forgotten import Deliveries
-    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.lost_deliveries import Deliveries
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.intents import Kept
     from meterkit.outbox.journal import Journal
@@ -35,7 +35,7 @@ _logger = logging.getLogger("meterkit.delivery")
 
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
 _LAG_MS: Final = 120_000
-# A store of an earlier release does not say when it was delivered from last.
+# The gap that is assumed where the time of the shard's last delivery is not known.
 _GAP_MS: Final = 3_600_000
 # Usage pending then is sealed by now: it waited for a free minute, or for the end of its period.
 _SEALED_MS: Final = 300_000

@@ -6,21 +6,23 @@ Usage whose invoice is final already is sealed as late, by the terms of the cust
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
-from meterkit.outbox.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.closes import Closes
+from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.late_terms import invoice_terms
 from meterkit.redis.server import is_of_a_key, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import own_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
@@ -32,6 +34,9 @@ _TRIES: Final = 5
 _BY_ITEM: Final = 2
 _PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
+REPORTED: Final = {"is_reported": True}
+"""Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
+_found: ContextVar[list[LateUsage] | None] = ContextVar("late usage of this flush", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,3 +277,42 @@ def kept_ms(view: CustomerView) -> int:
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]
     return keep_ms_of(rate for rates in found for rate in rates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateUsage:
+    """Usage that was not delivered before its invoice was final, or before its price ended at Stripe.
+
+    Attributes:
+        meter: its name, or that of an earlier plans file.
+        quantity: in the meter's unit.
+        period: the first instant of its billing period, in ISO 8601.
+        is_billed: whether the invoice of the period that is open now bills it; else no invoice does.
+        by_item: whether an invoice item bills it, at the price at which it was recorded.
+    """
+
+    customer: str
+    meter: str
+    quantity: int
+    period: str
+    is_billed: bool
+    by_item: bool = False
+
+
+@contextmanager
+def collecting_late(found: list[LateUsage]) -> Generator[None]:
+    """Add to a list all late usage that is found in this block, and in tasks that begin there."""
+    token = _found.set(found)
+    try:
+        yield
+    finally:
+        _found.reset(token)
+
+
+def collect_late(late: Iterable[LateUsage]) -> dict[str, bool] | None:
+    """Add late usage to the report of the flush that runs; the mark for its lines of the log, if one does."""
+    found = _found.get()
+    if found is None:
+        return None
+    found += late
+    return REPORTED

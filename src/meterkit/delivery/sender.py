@@ -5,42 +5,40 @@ from __future__ import annotations
 import asyncio
 import logging
 from math import inf
+from operator import itemgetter
 from random import SystemRandom
 from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
-from meterkit.delivery.outcomes import CLOCKS_APART_S
-from meterkit.delivery.report import REPORTED
-from meterkit.delivery.suspects import SuspectLines, line_of
+from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.outbox.intents import Move
+from meterkit.outbox.sealer import REPORTED
 from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
-    from meterkit.delivery.outcomes import Outcome
-    from meterkit.delivery.suspects import Line
+    from meterkit.delivery.delivery_outcome import Outcome
     from meterkit.outbox.intents import Attempt, Sealed
     from meterkit.outbox.outbox import Outbox
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
 
 _logger = logging.getLogger("meterkit.delivery")
-
 _jitter = SystemRandom().uniform
-
 _LEASE_MS: Final = 60_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
 _EVENTS_PER_S: Final = 8_000
-
-
 Elapsed: TypeAlias = "Callable[[], float]"
 """Tells how long ago something was, at least, in seconds."""
+_LINES_MOST: Final = 1_000
+Line: TypeAlias = tuple[str, str]
+"""A customer and an event name."""
 
 
 def stopwatch(clock: Callable[[], float]) -> Elapsed:
@@ -356,3 +354,59 @@ def _park(attempt: Attempt, passed_ms: int) -> Move:
 def _report(sealed: Sealed, what: str) -> None:
     """Tell a person what became of an intent."""
     _logger.error("intent %s of customer %r%s", sealed.identifier, sealed.customer, what, extra=REPORTED)
+
+
+def line_of(sealed: Sealed) -> Line:
+    """Customer and event name of an intent."""
+    return sealed.customer, sealed.event_name
+
+
+class SuspectLines:
+    """Lines that may be why Stripe does not answer, with the attempts of their most tried intent.
+
+    A suspect line shares no call and is sent after all others; the least tried is first. Intents keep
+    their attempts, so a new process reads its suspects from the store, once per shard.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: dict[Line, int] = {}
+        self._shards_read: set[int] = set()
+
+    def __contains__(self, line: object) -> bool:
+        return line in self._attempts
+
+    def attempts_of(self, sealed: Sealed) -> int:
+        """Attempts of the intent's line; 0 if it is not suspect."""
+        return self._attempts.get(line_of(sealed), 0)
+
+    async def read(self, outbox: Outbox, shard: int) -> None:
+        """Add the lines of a shard's intents that Stripe may have; does nothing the second time.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        if shard in self._shards_read:
+            return
+        for line, attempts in (await outbox.unanswered(shard)).items():
+            self._add(line, attempts)
+        self._shards_read.add(shard)
+
+    def note(self, attempts: Iterable[Attempt], *, is_unanswered: bool) -> None:
+        """Add the lines of a call that was not answered; remove those of one that was."""
+        for attempt in attempts:
+            if is_unanswered:
+                self._add(line_of(attempt.intent), attempt.attempts)
+            else:
+                self._attempts.pop(line_of(attempt.intent), None)
+
+    def _add(self, line: Line, attempts: int) -> None:
+        if line in self._attempts or len(self._attempts) < _LINES_MOST:
+            self._attempts[line] = max(attempts, self._attempts.get(line, 0))
+
+    def attempts_by_shard(self, shard_of: Callable[[str], int]) -> dict[int, int]:
+        """Shards that have suspect lines, with the attempts of the least tried one, in this order."""
+        least: dict[int, int] = {}
+        for (customer, _), attempts in self._attempts.items():
+            shard = shard_of(customer)
+            least[shard] = min(attempts, least.get(shard, attempts))
+        return dict(sorted(least.items(), key=itemgetter(1)))

@@ -13,17 +13,18 @@ from meterkit.customers.states import States
 from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
 from meterkit.decisions.ambiguity import may_be_sent_again
 from meterkit.decisions.periods import check_aware, to_ms
-from meterkit.delivery.comparing import CAUSE, Comparer
-from meterkit.delivery.difference_advice import OfEvent, advice_on_difference, parked_in_words
-from meterkit.delivery.invoice_advice import (
+from meterkit.delivery.flush_report import FlushReport
+from meterkit.delivery.intent_comparer import CAUSE, Comparer
+from meterkit.delivery.invoices import Invoices, invoicing_of
+from meterkit.delivery.reconcile_advice import (
+    OfEvent,
     advice_on_amounts,
+    advice_on_difference,
     advice_on_invoices,
     advice_on_prices,
+    parked_in_words,
 )
-from meterkit.delivery.invoices import Invoices, invoicing_of
-from meterkit.delivery.item_books import item_books
-from meterkit.delivery.report import FlushReport
-from meterkit.delivery.stripe_books import StripeBooks
+from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents

@@ -9,12 +9,12 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import States
-from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
+from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.delivery.audit_root import RootMarks
 from meterkit.delivery.draft_hold import DraftHold
 from meterkit.delivery.invoices import invoicing_of
-from meterkit.delivery.late_usage import count_uninvoiced
-from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.closes import CLOSE_AFTER_MS, Close, Closes
@@ -22,14 +22,26 @@ from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end, read_invo
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.invoices import Invoicing
-    from meterkit.delivery.reconciling import Reconciled
+    from meterkit.delivery.reconciler import Reconciled
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+
+_logger = logging.getLogger("meterkit.delivery")
+_jitter = SystemRandom().uniform
+# https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure: an invoice stays a draft for an
+# hour by default; usage that comes later is never billed. A quarter of it is left to the operator.
+_IN_TIME_MS: Final = 45 * 60_000
+_EVERY_S: Final = 60.0
+_AGAIN_MS: Final = 5 * 60_000
+_LATER_MS: Final = 3_600_000
+_GIVEN_UP_MS: Final = 36 * 86_400_000
+_LEASE_MS: Final = 60_000
+_NAMED_MAX: Final = 5
 
 
 class ClosingLook:
@@ -193,20 +205,6 @@ def _why_meter_is_open(one: Reconciled) -> str:
     return "" if one.agrees else f"{one.meter}: {one.advice}"
 
 
-_logger = logging.getLogger("meterkit.delivery")
-_jitter = SystemRandom().uniform
-
-# https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure: an invoice stays a draft for an
-# hour by default; usage that comes later is never billed. A quarter of it is left to the operator.
-_IN_TIME_MS: Final = 45 * 60_000
-_EVERY_S: Final = 60.0
-_AGAIN_MS: Final = 5 * 60_000
-_LATER_MS: Final = 3_600_000
-_GIVEN_UP_MS: Final = 36 * 86_400_000
-_LEASE_MS: Final = 60_000
-_NAMED_MAX: Final = 5
-
-
 class Looked(NamedTuple):
     """What became of the closes that were due.
 
@@ -331,3 +329,40 @@ class Closer:
             named,
             more,
         )
+
+
+async def count_uninvoiced(
+    store: Store, usage: CustomerUsage, found: Sequence[Reconciled], *, prices: Mapping[str, str]
+) -> bool:
+    """Count as late what Stripe has counted in a period and its final invoices lack; whether there was any.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in a period whose invoices are final, or that no invoice will be made for.
+        found: the comparison with Stripe's books. All of it is delivered.
+        prices: by meter, the price to stand behind a quantity.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    missing: dict[str, int] = {}
+    for one in found:
+        if one.difference == 0 and one.invoiced is not None and one.invoice != "draft":
+            missing.setdefault(one.event_name, -one.invoiced)
+            missing[one.event_name] += one.delivered
+    known, late = await uninvoiced(store, usage), list[Uninvoiced]()
+    for one in found:
+        units = min(one.delivered, missing.get(one.event_name, 0))
+        if units > 0:
+            missing[one.event_name] -= units
+            late.append(Uninvoiced(one.meter, units, known[one.meter], prices[one.meter]))
+    if late:
+        await note_uninvoiced(store, usage, late)
+        _logger.error(
+            "late usage of customer %r: Stripe has counted it in the period from %s and has it on no invoice;"
+            " %s: no invoice bills it",
+            usage["customer"],
+            iso(usage["period"]["start"]),
+            ", ".join(f"{one.quantity} of {one.meter}{one.price}" for one in late),
+        )
+    return bool(late)

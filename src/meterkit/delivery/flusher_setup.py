@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.cancellation import complete
-from meterkit.delivery.journaling import JournaledTransport
+from meterkit.delivery.journaled_transport import JournaledTransport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.stripe.api import StripeApi
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.flusher import Flusher
-    from meterkit.delivery.sending import Transport
+    from meterkit.delivery.sender import Transport
     from meterkit.delivery.stripe_stream import StripeStreamTransport
     from meterkit.delivery.stripe_v1 import StripeV1Transport
     from meterkit.outbox.journal import Journal
@@ -32,6 +32,7 @@ _TRANSPORTS: Final[Mapping[str, tuple[str, str]]] = {
     "v1": ("meterkit.delivery.stripe_v1", "StripeV1Transport"),
     "v2-stream": ("meterkit.delivery.stripe_stream", "StripeStreamTransport"),
 }
+_PASS_EVERY_S: Final = 5.0
 
 
 def transport_of(settings: Settings) -> StripeTransport:
@@ -51,9 +52,6 @@ def transport_of(settings: Settings) -> StripeTransport:
         events_base=settings.reveal(settings.stripe_events_base),
     )
     return transport
-
-
-_PASS_EVERY_S: Final = 5.0
 
 
 @asynccontextmanager
@@ -121,7 +119,7 @@ def delivery_tasks(
     """
     transport_of(settings)  # What it cannot work with is refused now, not later by a task.
     every_s = min(_PASS_EVERY_S, settings.flush_interval)
-    closing: Any = import_module("meterkit.delivery.closing")
+    closing: Any = import_module("meterkit.delivery.period_closer")
     return {
         "flush": partial(flush_forever, flusher, every_s=every_s),
         "closes": closing.Closer(store, api, root_of).run,

@@ -14,8 +14,8 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.delivery.outcomes import Outcome
-    from meterkit.delivery.sending import Transport
+    from meterkit.delivery.delivery_outcome import Outcome
+    from meterkit.delivery.sender import Transport
     from meterkit.outbox.intents import Sealed
     from meterkit.outbox.journal import Journal
 

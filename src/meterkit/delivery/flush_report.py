@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meterkit.outbox.late_found import REPORTED, LateUsage
+from meterkit.outbox.late_items import LateItems
+from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealer import LateUsage
 
 if TYPE_CHECKING:
     from meterkit.outbox.intents import Undelivered
-
-__all__ = ["REPORTED", "FlushReport", "LateUsage", "Unsealed"]
+    from meterkit.store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +78,27 @@ class FlushReport:
             del found["items"]
         found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
         return found
+
+
+async def replay_spools(store: Store) -> FlushReport:
+    """Record usage that lies in spools, and count what waits for delivery; Stripe is not asked.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    sent = await store.send_spools()
+    return await count_undelivered(store, FlushReport(spooled=sent.sent, spools_left=list(sent.refused)))
+
+
+async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
+    """Add to a report what is not delivered now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    outbox = Outbox(store, await store.admin())
+    report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
+    report.left += await LateItems(store, await store.admin()).count()
+    report.unlinked = await outbox.unlinked()
+    report.undelivered = await outbox.undelivered()
+    return report
