@@ -12,7 +12,7 @@
 --       is due (ms, with queued), or compared (ms, with parked; 0: never); its next idempotency key or empty (with
 --       queued); why or empty; 1 where it certainly was not accepted, so that no first attempt counts, else 0
 --       4 batches that Stripe may have taken: a JSON array of an array a batch: its idempotency key, its intents in
---       short (outbox/batches.py)      last: the caller's clock (ms)
+--       short (outbox/intents.py)      last: the caller's clock (ms)
 -- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
 -- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
 -- Reply {0, now, of each intent {0, its first attempt before this (ms; 0: none), attempts}, {1} no such intent or in
