@@ -33,7 +33,7 @@ from meterkit.catalog import loads
 from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
+from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -162,7 +162,7 @@ async def usage_all(kit: MeterKit) -> None:
 
 
 async def night(kit: MeterKit) -> None:
-    sweeper = Sweeper(kit.store, lambda: None, kit.webhooks._queue)
+    sweeper = EventSweeper(kit.store, lambda: None, kit.webhooks._queue)
     for shard in range(kit.store.keys.shards):
         await sweeper._look_at_shard(shard, 1)
 

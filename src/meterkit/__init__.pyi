@@ -99,16 +99,13 @@ from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
 from meterkit.store.usage_prices import OveragePrice as OveragePrice
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit
-from meterkit.subscriptions.existing_customers import Misfit as Misfit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync
 from meterkit.subscriptions.price_sync import StripeSyncLine as StripeSyncLine
 from meterkit.subscriptions.proration import Proration as Proration
 from meterkit.subscriptions.service.credits import Credits as Credits
 from meterkit.subscriptions.service.credits import TopUp as TopUp
-from meterkit.subscriptions.service.importing import Imported as Imported
-from meterkit.subscriptions.service.importing import ImportedCustomer as ImportedCustomer
-from meterkit.subscriptions.service.importing import ImportProgress as ImportProgress
+from meterkit.subscriptions.service.customer_matching import Misfit as Misfit
 from meterkit.subscriptions.service.results import Checkout as Checkout
 from meterkit.subscriptions.service.results import Invoice as Invoice
 from meterkit.subscriptions.service.results import NewSubscription as NewSubscription
@@ -119,6 +116,9 @@ from meterkit.subscriptions.service.results import Subscription as Subscription
 from meterkit.subscriptions.service.results import SubscriptionChange as SubscriptionChange
 from meterkit.subscriptions.service.service import Subscriptions as Subscriptions
 from meterkit.subscriptions.service.stripe_customers import Contact as Contact
+from meterkit.subscriptions.service.stripe_import import Imported as Imported
+from meterkit.subscriptions.service.stripe_import import ImportedCustomer as ImportedCustomer
+from meterkit.subscriptions.service.stripe_import import ImportProgress as ImportProgress
 from meterkit.subscriptions.service.subscription_repair import Repair as Repair
 from meterkit.sync import SyncMeterKit as SyncMeterKit
 from meterkit.sync import SyncReservation as SyncReservation

@@ -14,7 +14,7 @@ from meterkit.asgi.context import EXEMPT, current, exchange_of
 from meterkit.asgi.problems import REQUEST_PROBLEM_TYPES, TYPES, type_of
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
-from meterkit.subscriptions.billing_answers import Billing
+from meterkit.subscriptions.billing_answers import BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.problem_documents import KINDS, schema_of
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from meterkit.answers import ProblemType
     from meterkit.decisions.decision import Reason
-    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
+    from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
 
 __all__ = ["Current", "billing_router", "requires", "responses"]
 
@@ -193,7 +193,7 @@ def billing_router(
         MeterkitError: without ``customer``, or where an origin is none.
     """
     check_customer_of(customer, "a dependency that gives the customer's id")
-    billing = Billing(kit, origins)
+    billing = BillingResponder(kit, origins)
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
         _add(router, billing, endpoint, customer)
@@ -202,7 +202,9 @@ def billing_router(
     return router
 
 
-def _add(router: APIRouter, billing: Billing, endpoint: Endpoint, customer: Callable[..., Any]) -> None:
+def _add(
+    router: APIRouter, billing: BillingResponder, endpoint: BillingEndpoint, customer: Callable[..., Any]
+) -> None:
     async def run(request: Request, who: Any = Depends(customer)) -> Response:  # noqa: B008 - FastAPI reads it
         return await respond(request, billing=billing, endpoint=endpoint, customer=who)
 
@@ -231,7 +233,7 @@ def _add(router: APIRouter, billing: Billing, endpoint: Endpoint, customer: Call
     )
 
 
-def _problems(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+def _problems(endpoint: BillingEndpoint) -> dict[int | str, dict[str, Any]]:
     """What a billing route may answer besides, by status, as OpenAPI describes it."""
     by_status: dict[int, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(endpoint.kinds):

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
-from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, Billing, SendingPage
+from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder, SendingPage
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhooks import WebhookEndpoint
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.storage.endpoint import StoringKit
-    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
-    from meterkit.subscriptions.webhooks.webhooks import HookedKit
+    from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
+    from meterkit.subscriptions.webhooks.webhooks import WebhookKit
 
 __all__ = ["billing_routes", "storage_events", "stripe_webhook"]
 
@@ -53,7 +53,7 @@ def billing_routes(
         MeterkitError: without ``customer``, or where an origin is none.
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
-    billing = Billing(kit, origins)
+    billing = BillingResponder(kit, origins)
     routes = [
         Route(
             endpoint.path,
@@ -66,13 +66,13 @@ def billing_routes(
     return [*routes, webhook_route(kit)]
 
 
-def webhook_route(kit: HookedKit, prefix: str = "") -> Route:
+def webhook_route(kit: WebhookKit, prefix: str = "") -> Route:
     """The billing route that receives Stripe's events; it has no customer."""
     path = f"{prefix}/webhooks/stripe"
     return Route(path, stripe_webhook(kit), methods=["POST"], name="billing webhook", include_in_schema=False)
 
 
-def stripe_webhook(kit: HookedKit) -> WebhookEndpoint:
+def stripe_webhook(kit: WebhookKit) -> WebhookEndpoint:
     """Make the endpoint that Stripe posts its events to, an ASGI app.
 
     ``Route("/webhooks/stripe", stripe_webhook(kit))``. It wants ``METERKIT_STRIPE_WEBHOOK_SECRET``, and in
@@ -105,8 +105,8 @@ def storage_events(kit: StoringKit, *, secret: str, topics: Iterable[str] = ()) 
 async def _respond(
     request: Request,
     *,
-    billing: Billing,
-    endpoint: Endpoint,
+    billing: BillingResponder,
+    endpoint: BillingEndpoint,
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
 ) -> Response:
     found = customer(request.scope)
@@ -114,7 +114,9 @@ async def _respond(
     return await respond(request, billing=billing, endpoint=endpoint, customer=who)
 
 
-async def respond(request: Request, *, billing: Billing, endpoint: Endpoint, customer: object) -> Response:
+async def respond(
+    request: Request, *, billing: BillingResponder, endpoint: BillingEndpoint, customer: object
+) -> Response:
     """Answer a request of the identified customer."""
     answer = await billing.answer(
         endpoint,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.notify.courier import Message
 from meterkit.store.messages import MessageQueue
-from meterkit.subscriptions.webhooks.stripe_events import Hint
+from meterkit.subscriptions.webhooks.stripe_events import SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 from meterkit.testing import StripeEmulator
 
@@ -31,7 +31,7 @@ async def kill_message(
 
 
 async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:
-    await SyncQueue(kit.store).add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
+    await SyncQueue(kit.store).add(SyncHint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
 
 
 async def kill_webhook(kit: MeterKit, stripe_customer: str, why: str = "Stripe refuses") -> None:

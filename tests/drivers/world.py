@@ -30,7 +30,7 @@ from meterkit.delivery.period_closer import Closer
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.result import Answer, Result
-from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
+from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import StripeEmulator
 
@@ -80,7 +80,7 @@ class Process:
         self._app = stripe_webhook(kit)
         self._api = StripeApi(kit.settings)
         self._closer = Closer(kit.store, lambda: self._api)
-        self._sweeper = Sweeper(kit.store, lambda: self._api, SyncQueue(kit.store))
+        self._sweeper = EventSweeper(kit.store, lambda: self._api, SyncQueue(kit.store))
 
     def step(self, name: str) -> bool:
         """Make a step; whether the process has survived until here. A dead one is not answered."""

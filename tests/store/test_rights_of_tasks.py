@@ -29,7 +29,7 @@ from meterkit.insights.audit.draining import waiting_shards
 from meterkit.storage.aws import Page
 from meterkit.store.tasks import Upkeep
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
+from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import spawn_server, url_of_user
@@ -153,7 +153,7 @@ def turns_of(
 
     async def sweep() -> None:
         api = StripeApi(kit.settings)
-        await Sweeper(store, lambda: api, SyncQueue(store)).turn()
+        await EventSweeper(store, lambda: api, SyncQueue(store)).turn()
         await api.close()
 
     async def degraded() -> None:

@@ -20,7 +20,7 @@ from meterkit.catalog import Changes, loads
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.change_rules import check_seats_sold, course_of, paid_seats, seats_on
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.proration import Cycle, Line, proration_of
+from meterkit.subscriptions.proration import Cycle, PrepaidLine, proration_of
 from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
 
 if TYPE_CHECKING:
@@ -172,10 +172,12 @@ DAY_S = 86_400
 HALFWAY = Cycle(1_793_491_200, 1_796_083_200, 1_794_787_200)
 
 
-def parts(cents: int, price: str = "price_pro", *, seats: int = 0) -> dict[Literal["base", "seats"], Line]:
+def parts(
+    cents: int, price: str = "price_pro", *, seats: int = 0
+) -> dict[Literal["base", "seats"], PrepaidLine]:
     if not seats:
-        return {"base": Line(price, cents, 1)}
-    return {"base": Line(price, cents, 1), "seats": Line("price_seat", 901, seats)}
+        return {"base": PrepaidLine(price, cents, 1)}
+    return {"base": PrepaidLine(price, cents, 1), "seats": PrepaidLine("price_seat", 901, seats)}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_what_is_stored_is_what_a_look_at_each_customer_stores(hooks: Hook
 async def test_an_import_that_was_stopped_goes_on_where_it_was(
     hooks: Hooked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.importing._PAGE", 5)
+    monkeypatch.setattr("meterkit.subscriptions.service.stripe_import._PAGE", 5)
     for number in range(12):
         await paying(hooks, f"c{number}")
     hooks.emulator.fail_next("error", status=500, path="/v1/subscriptions", times=None)

@@ -229,7 +229,7 @@ async def test_a_direct_change_survives_a_repeated_schedule(at: Rich) -> None:
     item = (await at.stripe_subscription(at.subscription))["items"]["data"][0]["id"]
     changed: dict[str, str] = {
         "default_tax_rates[0]": "txr_new",
-        "description": "Terms of 2032",
+        "description": "PlanTerms of 2032",
         "discounts": "",
         "on_behalf_of": "acct_new",
         "items[0][id]": item,

@@ -18,10 +18,10 @@ from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUna
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.hints import read_entries
-from meterkit.subscriptions.webhooks.nightly_sync import Night, Sweeper, due_shards
-from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
+from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper, NightlyTurn, due_shards
+from meterkit.subscriptions.webhooks.stripe_events import EventNote, SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue
-from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, Next, next_of
+from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, RetryDecision, decide_retry
 from meterkit.testing import Clock
 from servers.clusters import Cluster, spawn_cluster
 
@@ -36,12 +36,12 @@ MINUTE = timedelta(minutes=1)
 ALARM = "v1.billing.meter.no_meter_found"
 
 
-def note_of(name: str) -> Note:
-    return Note(name=name, kind="payment.failed", data={"invoice": name})
+def note_of(name: str) -> EventNote:
+    return EventNote(name=name, kind="payment.failed", data={"invoice": name})
 
 
-def hint(event: str, customer: str = "cus_1", note: str | None = None) -> Hint:
-    return Hint(event=event, stripe_customer=customer, note=None if note is None else note_of(note))
+def hint(event: str, customer: str = "cus_1", note: str | None = None) -> SyncHint:
+    return SyncHint(event=event, stripe_customer=customer, note=None if note is None else note_of(note))
 
 
 @asynccontextmanager
@@ -187,18 +187,26 @@ LAST = ATTEMPTS_MAX - 1
 @pytest.mark.parametrize(
     ("error", "attempts", "expected"),
     [
-        (StripeUnavailableError("x", status=500), 0, Next(step="later", scope="answer", delay_ms=5_000)),
-        (StripeUnavailableError("x"), LAST, Next(step="later", scope="answer", delay_ms=3_600_000)),
-        (TimeoutError(), LAST, Next(step="later", scope="answer", delay_ms=3_600_000)),
-        (StripeError("x", status=403), 0, Next(step="later", scope="key", delay_ms=5_000, counts=False)),
-        (StripeError("x", status=400), 0, Next(step="later", scope="entry", delay_ms=5_000)),
-        (StripeError("x", status=400), LAST, Next(step="dead", scope="entry")),
-        (KeyError("odd"), LAST, Next(step="dead", scope="entry")),
-        (CustomerError("linked elsewhere"), 0, Next(step="dead", scope="entry")),
+        (
+            StripeUnavailableError("x", status=500),
+            0,
+            RetryDecision(step="later", scope="answer", delay_ms=5_000),
+        ),
+        (StripeUnavailableError("x"), LAST, RetryDecision(step="later", scope="answer", delay_ms=3_600_000)),
+        (TimeoutError(), LAST, RetryDecision(step="later", scope="answer", delay_ms=3_600_000)),
+        (
+            StripeError("x", status=403),
+            0,
+            RetryDecision(step="later", scope="key", delay_ms=5_000, counts=False),
+        ),
+        (StripeError("x", status=400), 0, RetryDecision(step="later", scope="entry", delay_ms=5_000)),
+        (StripeError("x", status=400), LAST, RetryDecision(step="dead", scope="entry")),
+        (KeyError("odd"), LAST, RetryDecision(step="dead", scope="entry")),
+        (CustomerError("linked elsewhere"), 0, RetryDecision(step="dead", scope="entry")),
     ],
 )
-def test_what_becomes_of_a_failed_look(error: Exception, attempts: int, expected: Next) -> None:
-    assert next_of(error, attempts) == expected
+def test_what_becomes_of_a_failed_look(error: Exception, attempts: int, expected: RetryDecision) -> None:
+    assert decide_retry(error, attempts) == expected
 
 
 async def test_on_a_cluster_every_shard_has_its_turn(cluster: Cluster) -> None:
@@ -221,7 +229,7 @@ async def test_the_entries_of_all_shards_are_counted(store_url: str, clock: Cloc
         for number in range(21):
             await queue.add(hint(f"evt_{number}", f"cus_{number}"))
         for number in range(5):
-            await queue.add(Hint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
+            await queue.add(SyncHint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
         waiting = await queue.read_backlog()
         assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 5})
         clock.advance(90 * SECOND)
@@ -260,9 +268,9 @@ async def test_a_node_that_is_away_holds_up_its_own_shards_only(clock: Clock) ->
                 await queue.lease_due(100)
 
 
-def sweeper(kit: MeterKit) -> Sweeper:
+def sweeper(kit: MeterKit) -> EventSweeper:
     webhooks: Any = kit.webhooks
-    return Sweeper(kit.store, webhooks._api, SyncQueue(kit.store))
+    return EventSweeper(kit.store, webhooks._api, SyncQueue(kit.store))
 
 
 async def test_an_undelivered_event_is_found_and_processed(store_url: str) -> None:
@@ -353,13 +361,13 @@ DAY_MS = 4 * SIX_HOURS_MS
     [
         (None, 0, [0]),
         (None, SIX_HOURS_MS // 4, [0, 1]),
-        (Night(0, 0), SIX_HOURS_MS // 4, [1]),
+        (NightlyTurn(0, 0), SIX_HOURS_MS // 4, [1]),
         (None, DAY_MS - 1, [0, 1, 2, 3]),
-        (Night(0, 3), DAY_MS, [0]),
-        (Night(5, 1), DAY_MS, []),
+        (NightlyTurn(0, 3), DAY_MS, [0]),
+        (NightlyTurn(5, 1), DAY_MS, []),
     ],
 )
-def test_whose_turn_it_is(done: Night | None, now_ms: int, expected: list[int]) -> None:
+def test_whose_turn_it_is(done: NightlyTurn | None, now_ms: int, expected: list[int]) -> None:
     found = list(due_shards(done, now_ms, 4))
     assert [night.shard for night, _ in found] == expected
     is_late = now_ms % DAY_MS > SIX_HOURS_MS

@@ -16,7 +16,7 @@ from meterkit.customers.drifts import Drift
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.subscriptions.drift import drift_of, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.price_reading import NOTHING, PriceFacts, Recurring, recurring_of
+from meterkit.subscriptions.price_reading import NOTHING, MonthlyAmount, PriceFacts, monthly_amount_of
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,
@@ -256,8 +256,10 @@ def coupon(duration: str = "forever", **off: object) -> dict[str, Any]:
 
 
 def monthly(*items: dict[str, Any], discounts: Sequence[Any] = ()) -> int:
-    found = recurring_of({"items": {"data": list(items)}, "discounts": list(discounts), "currency": "usd"})
-    assert found == (Recurring(found.micro_cents, "usd") if found.micro_cents else NOTHING)
+    found = monthly_amount_of(
+        {"items": {"data": list(items)}, "discounts": list(discounts), "currency": "usd"}
+    )
+    assert found == (MonthlyAmount(found.micro_cents, "usd") if found.micro_cents else NOTHING)
     return found.micro_cents
 
 

@@ -20,8 +20,8 @@ from meterkit.subscriptions.webhooks.stripe_events import (
     REFUNDED,
     TOLERANCE_S,
     TYPES,
-    Forged,
-    Hint,
+    ForgedEvent,
+    SyncHint,
     hint_of,
     verify,
 )
@@ -62,7 +62,7 @@ def refusal(header: bytes | None = None, *, body: bytes = BODY, **given: Any) ->
     """Why a request is refused; None where its event is taken."""
     headers = given.get("headers", [signed(body) if header is None else header])
     found = verify(body, headers, given.get("secrets", [SECRET]), now_s=NOW)
-    return found.why if isinstance(found, Forged) else None
+    return found.why if isinstance(found, ForgedEvent) else None
 
 
 def test_while_a_secret_is_rolled_either_signature_will_do() -> None:
@@ -148,10 +148,10 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_whatever_comes_is_refused_without_an_error(header: bytes, body: bytes) -> None:
-    assert isinstance(verify(body, [header], [SECRET], now_s=NOW), Forged)
+    assert isinstance(verify(body, [header], [SECRET], now_s=NOW), ForgedEvent)
 
 
-LOOK = Hint(event="evt_1", stripe_customer="cus_1")
+LOOK = SyncHint(event="evt_1", stripe_customer="cus_1")
 
 
 @pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, REFUNDED, "customer.updated"}))

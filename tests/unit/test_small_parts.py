@@ -187,7 +187,7 @@ def test_every_task_of_meterkit_stays_cancelled() -> None:
         if re.search(r"\b(create_task|ensure_future)\(", path.read_text("utf-8"))
     }
     # The first has the tasks themselves, the second a group whose tasks the caller of an import awaits.
-    assert made == {"cancellation.py", "subscriptions/service/importing.py"}
+    assert made == {"cancellation.py", "subscriptions/service/stripe_import.py"}
 
 
 # A line of the log is due at most once in a span.

@@ -18,7 +18,7 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.subscriptions.service.importing import Imported, ImportProgress
+    from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
 
 COLUMNS: Final = ["customer", "stripe_customer"]
 _ALLOWED: Final = "allowed are two columns, customer,stripe_customer; no line of the file was linked"

@@ -18,7 +18,7 @@ from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_customer, is_text
-from meterkit.subscriptions.billing_routes import Accepted, Asked, UsageAnswer, wrong
+from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
+    from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
 
 
 BODY_BYTES_MAX: Final = 64 << 10
@@ -34,7 +34,7 @@ _URLS: Final = ("success_url", "cancel_url", "return_url")
 _QUERY_FIELDS_MAX: Final = 32
 
 
-class Answer(NamedTuple):
+class BillingAnswer(NamedTuple):
     """An HTTP answer."""
 
     status: int
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Billing:
+class BillingResponder:
     """Answers the requests of the billing routes.
 
     Args:
@@ -59,14 +59,14 @@ class Billing:
 
     async def answer(
         self,
-        endpoint: Endpoint,
+        endpoint: BillingEndpoint,
         customer: object,
         *,
         query: str,
         content_type: str,
         sender: SendingPage,
         read: Callable[[], Awaitable[bytes | None]],
-    ) -> Answer:
+    ) -> BillingAnswer:
         """Do what a request asks for.
 
         Args:
@@ -81,21 +81,23 @@ class Billing:
             if endpoint.changes and sender.is_page:
                 check_sender(sender, self._origins)
             who = customer_in(customer)
-            asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
+            asked = BillingRequest(
+                who, await self._body(endpoint, content_type, read), _query(endpoint, query)
+            )
             found = await endpoint.does(self._kit, asked)
         except ProblemDocumentError as error:
             return _told(error.problem)
         except MeterkitError as error:
             return _told(problem_of(error))
         status = endpoint.status
-        if isinstance(found, Accepted):
+        if isinstance(found, AcceptedChange):
             status, found = HTTPStatus.ACCEPTED, found.change
         body = _json(endpoint, found)
         headers = {"content-type": "application/json", "cache-control": "no-store"}
-        return Answer(status, headers, body)
+        return BillingAnswer(status, headers, body)
 
     async def _body(
-        self, endpoint: Endpoint, content_type: str, read: Callable[[], Awaitable[bytes | None]]
+        self, endpoint: BillingEndpoint, content_type: str, read: Callable[[], Awaitable[bytes | None]]
     ) -> BaseModel | None:
         if endpoint.takes is None:
             return None
@@ -265,7 +267,7 @@ def _invalid(error: ValidationError) -> ProblemDocumentError:
     return ProblemDocumentError(invalid(errors))
 
 
-def _query(endpoint: Endpoint, query: str) -> dict[str, str]:
+def _query(endpoint: BillingEndpoint, query: str) -> dict[str, str]:
     """What stands behind the path, of what is known there; what is empty is not there."""
     found: dict[str, str] = {}
     try:
@@ -280,11 +282,11 @@ def _query(endpoint: Endpoint, query: str) -> dict[str, str]:
     return found
 
 
-def _told(problem: ProblemDocument) -> Answer:
-    return Answer(problem.kind.status, problem.headers, problem.body)
+def _told(problem: ProblemDocument) -> BillingAnswer:
+    return BillingAnswer(problem.kind.status, problem.headers, problem.body)
 
 
-def _json(endpoint: Endpoint, found: object) -> bytes:
+def _json(endpoint: BillingEndpoint, found: object) -> bytes:
     if endpoint.gives is UsageAnswer:  # A typed mapping already; a model would copy all of it.
         return json.dumps(found, separators=(",", ":"), default=iso).encode()
     left_out = {name for name in endpoint.optional if getattr(found, name) is None}

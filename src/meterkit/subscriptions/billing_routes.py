@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _SEATS_DIGITS_MAX: Final = 15
-_Does = TypeVar("_Does", bound="Callable[[BillingKit, Asked], Awaitable[object]]")
+_Does = TypeVar("_Does", bound="Callable[[BillingKit, BillingRequest], Awaitable[object]]")
 
 
 _Plan = Annotated[str, Field(min_length=1, max_length=128, description="The key of a plan.")]
@@ -112,7 +112,7 @@ class BillingKit(Protocol):
     webhooks: Webhooks
 
 
-class Asked(NamedTuple):
+class BillingRequest(NamedTuple):
     """What a request asks for: whose it is, its body as a model, its query."""
 
     customer: str
@@ -120,14 +120,14 @@ class Asked(NamedTuple):
     query: Mapping[str, str]
 
 
-class Accepted(NamedTuple):
+class AcceptedChange(NamedTuple):
     """The change goes on in the background: the answer is 202."""
 
     change: SubscriptionChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class BillingEndpoint:
     """One of the billing routes.
 
     Attributes:
@@ -144,7 +144,7 @@ class Endpoint:
     method: str
     path: str
     summary: str
-    does: Callable[[BillingKit, Asked], Awaitable[object]]
+    does: Callable[[BillingKit, BillingRequest], Awaitable[object]]
     gives: Any
     takes: type[BaseModel] | None = None
     query: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -165,15 +165,15 @@ class Endpoint:
         return self.method != "GET"
 
 
-ENDPOINTS: Final[list[Endpoint]] = []
+ENDPOINTS: Final[list[BillingEndpoint]] = []
 """The billing routes, in the order in which they are documented."""
 
 
 def _endpoint(method: str, path: str, summary: str, **more: Any) -> Callable[[_Does], _Does]:
-    """Add a route that a function answers; for ``more`` see :class:`Endpoint`."""
+    """Add a route that a function answers; for ``more`` see :class:`BillingEndpoint`."""
 
     def add(does: _Does) -> _Does:
-        ENDPOINTS.append(Endpoint(method=method, path=path, summary=summary, does=does, **more))
+        ENDPOINTS.append(BillingEndpoint(method=method, path=path, summary=summary, does=does, **more))
         return does
 
     return add
@@ -205,7 +205,7 @@ def period_in(query: Mapping[str, str]) -> int | None:
 
 
 @_endpoint("GET", "/subscription", "The customer's subscription", gives=Subscription, troubles=("none",))
-async def _get(kit: BillingKit, asked: Asked) -> Subscription:
+async def _get(kit: BillingKit, asked: BillingRequest) -> Subscription:
     found = await kit.subscriptions.get(asked.customer)
     if found is None:
         raise NoSubscriptionError(asked.customer)
@@ -222,7 +222,7 @@ async def _get(kit: BillingKit, asked: Asked) -> Subscription:
     troubles=("exists", "conflict", "currency", "plan", "payment", "invoice"),
     optional=("missing",),
 )
-async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
+async def _create(kit: BillingKit, asked: BillingRequest) -> NewSubscription:
     return await kit.subscriptions.create(asked.customer, asked.body.plan, asked.body.seats)
 
 
@@ -234,7 +234,7 @@ async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
     gives=Preview,
     troubles=("none", "conflict", "currency", "plan", "request"),
 )
-async def _preview(kit: BillingKit, asked: Asked) -> Preview:
+async def _preview(kit: BillingKit, asked: BillingRequest) -> Preview:
     plan, seats = asked.query.get("plan"), _seats_in(asked.query)
     return await kit.subscriptions.preview(asked.customer, plan=plan, seats=seats)
 
@@ -247,9 +247,9 @@ async def _preview(kit: BillingKit, asked: Asked) -> Preview:
     gives=SubscriptionChange,
     troubles=("none", "conflict", "currency", "plan", "payment", "method", "invoice"),
 )
-async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Accepted:
+async def _change_plan(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange | AcceptedChange:
     change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
-    return change if change.confirmed else Accepted(change)
+    return change if change.confirmed else AcceptedChange(change)
 
 
 @_endpoint(
@@ -260,7 +260,7 @@ async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Ac
     gives=SubscriptionChange,
     troubles=("none", "seats", "conflict", "currency", "payment", "method", "invoice"),
 )
-async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
+async def _set_seats(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
 
 
@@ -272,7 +272,7 @@ async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
     gives=SubscriptionAfter,
     troubles=("none",),
 )
-async def _cancel(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
+async def _cancel(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     found = await kit.subscriptions.cancel(asked.customer, immediately=asked.body.immediately)
     return SubscriptionAfter(subscription=found)
 
@@ -284,7 +284,7 @@ async def _cancel(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
     gives=SubscriptionAfter,
     troubles=("none",),
 )
-async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
+async def _resume(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     return SubscriptionAfter(subscription=await kit.subscriptions.resume(asked.customer))
 
 
@@ -296,7 +296,7 @@ async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
     gives=Page,
     troubles=("exists", "conflict", "currency", "plan", "invoice", "url"),
 )
-async def _checkout(kit: BillingKit, asked: Asked) -> Page:
+async def _checkout(kit: BillingKit, asked: BillingRequest) -> Page:
     body: CheckoutBody = asked.body
     made = await kit.subscriptions.checkout(
         asked.customer,
@@ -316,7 +316,7 @@ async def _checkout(kit: BillingKit, asked: Asked) -> Page:
     gives=Page,
     troubles=("none", "url"),
 )
-async def _portal(kit: BillingKit, asked: Asked) -> Page:
+async def _portal(kit: BillingKit, asked: BillingRequest) -> Page:
     made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
     return Page(url=made.url)
 
@@ -329,7 +329,7 @@ async def _portal(kit: BillingKit, asked: Asked) -> Page:
     gives=Page,
     troubles=("currency", "url"),
 )
-async def _top_up(kit: BillingKit, asked: Asked) -> Page:
+async def _top_up(kit: BillingKit, asked: BillingRequest) -> Page:
     body: TopUpBody = asked.body
     if sold_in(kit.store.catalog.credits) is None:
         raise wrong("amount_cents", "no top-ups are sold")
@@ -342,7 +342,7 @@ async def _top_up(kit: BillingKit, asked: Asked) -> Page:
 
 
 @_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", gives=list[Invoice])
-async def _invoices(kit: BillingKit, asked: Asked) -> list[Invoice]:
+async def _invoices(kit: BillingKit, asked: BillingRequest) -> list[Invoice]:
     return await kit.subscriptions.invoices(asked.customer)
 
 
@@ -354,6 +354,6 @@ async def _invoices(kit: BillingKit, asked: Asked) -> list[Invoice]:
     gives=UsageAnswer,
     troubles=("request",),
 )
-async def _usage(kit: BillingKit, asked: Asked) -> object:
+async def _usage(kit: BillingKit, asked: BillingRequest) -> object:
     (found,) = await kit.store.usage_of_many([asked.customer], at_ms=period_in(asked.query))
     return found

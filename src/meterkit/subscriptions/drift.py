@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.customers.drifts import DriftKind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.item_changes import Item, PlanPrices
+    from meterkit.subscriptions.item_changes import PlanPrices, SubscriptionItem
     from meterkit.subscriptions.price_reading import InexactPrice, PriceFacts
 
     Difference = tuple[DriftKind, str]
@@ -43,12 +43,12 @@ LIVE: Final = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
 """The statuses of a subscription that bills usage, or may do so again."""
 
 
-def plan_in(items: Iterable[Item], catalog: Catalog) -> Plan | None:
+def plan_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> Plan | None:
     """The plan that items are of; with base prices of several plans, that of the highest rank."""
     return max(_plans_in(items, catalog), key=lambda plan: plan.rank, default=None)
 
 
-def paid_in(items: Iterable[Item], plan: Plan, catalog: Catalog) -> int:
+def paid_in(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> int:
     """How many seats of a plan are among items, beyond those that its base price covers."""
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return 0
@@ -135,7 +135,7 @@ def drift_of(found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | No
     )
 
 
-def _plans_in(items: Iterable[Item], catalog: Catalog) -> list[Plan]:
+def _plans_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> list[Plan]:
     keys = {plan_of_price(item.price, item.key, catalog) for item in items}
     return [plan for plan in catalog.plans.values() if plan.key in keys]
 
@@ -172,7 +172,7 @@ def _differences(
         yield "collection_paused", f"its invoices are not collected ({paused.get('behavior')})"
 
 
-def _quantities(items: Iterable[Item], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
+def _quantities(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
     for item in items:
         if plan_of_price(item.price, item.key, catalog) == plan.key and item.quantity != 1:
             message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
@@ -180,7 +180,7 @@ def _quantities(items: Iterable[Item], plan: Plan, catalog: Catalog) -> Iterator
 
 
 def _of_items(
-    items: Sequence[Item], plan: Plan, catalog: Catalog, prices: PlanPrices
+    items: Sequence[SubscriptionItem], plan: Plan, catalog: Catalog, prices: PlanPrices
 ) -> Iterator[Difference]:
     """What ``repair`` would change, in words."""
     by_id = {item.id: item for item in items}
@@ -215,7 +215,7 @@ def _intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterat
             )
 
 
-def _prices(items: Iterable[Item]) -> str:
+def _prices(items: Iterable[SubscriptionItem]) -> str:
     return ", ".join(item.price for item in items) or "no items"
 
 
@@ -226,7 +226,7 @@ _OF_PRICES: Final[frozenset[DriftKind]] = frozenset({"other_price", "other_item"
 _TOLD_MS: Final = 3_600_000
 
 
-class Drifting:
+class DriftLog:
     """Notes how the subscriptions of customers differ from the plans file.
 
     Args:

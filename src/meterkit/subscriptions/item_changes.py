@@ -33,7 +33,7 @@ _BASE: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class SubscriptionItem:
     """One item of a subscription at Stripe.
 
     Attributes:
@@ -75,7 +75,7 @@ class PlanPrices:
     overridden: frozenset[str] = frozenset()
 
 
-class _Sorted(NamedTuple):
+class _ItemMatch(NamedTuple):
     """The items of a subscription, sorted by what is to become of them.
 
     Attributes:
@@ -84,12 +84,12 @@ class _Sorted(NamedTuple):
         others: add-ons that belong to no plan; they stay.
     """
 
-    wanted: Sequence[tuple[dict[str, Parameter], Item | None]]
-    left: Sequence[Item]
-    others: Sequence[Item]
+    wanted: Sequence[tuple[dict[str, Parameter], SubscriptionItem | None]]
+    left: Sequence[SubscriptionItem]
+    others: Sequence[SubscriptionItem]
 
 
-def items_of(subscription: Mapping[str, Any]) -> tuple[Item, ...]:
+def items_of(subscription: Mapping[str, Any]) -> tuple[SubscriptionItem, ...]:
     """The items of a subscription as Stripe shows it."""
     return tuple(item_of(item) for item in subscription["items"]["data"])
 
@@ -99,12 +99,12 @@ def prices_in(subscription: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple(item["price"] for item in subscription["items"]["data"])
 
 
-def item_of(item: Mapping[str, Any]) -> Item:
+def item_of(item: Mapping[str, Any]) -> SubscriptionItem:
     """Read one item of a subscription as Stripe shows it, with its price."""
     price = item["price"]
     recurring = part_of(price, "recurring")
     is_metered = recurring.get("usage_type") == "metered"
-    return Item(
+    return SubscriptionItem(
         id=item["id"],
         price=price["id"],
         quantity=None if is_metered else item.get("quantity", _BASE),
@@ -154,7 +154,7 @@ def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]
     return items
 
 
-def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
+def are_of(items: Iterable[SubscriptionItem], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
     """Whether items match the wanted ones: the same prices and quantities."""
     return {(item.price, item.quantity) for item in items} == {
         (item["price"], item.get("quantity")) for item in wanted
@@ -162,7 +162,7 @@ def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> 
 
 
 def next_items(
-    current: Sequence[Item],
+    current: Sequence[SubscriptionItem],
     catalog: Catalog,
     prices: PlanPrices,
     paid_seats: int,
@@ -181,7 +181,7 @@ def next_items(
     ]
 
 
-def as_new(item: Item) -> dict[str, Parameter]:
+def as_new(item: SubscriptionItem) -> dict[str, Parameter]:
     """An item as Stripe takes it where none is there yet."""
     return (
         {"price": item.price} if item.quantity is None else {"price": item.price, "quantity": item.quantity}
@@ -189,7 +189,7 @@ def as_new(item: Item) -> dict[str, Parameter]:
 
 
 def updates(
-    current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int
+    current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
 ) -> list[dict[str, Parameter]]:
     """What brings the items of a subscription to a plan with its seats; add-ons are left alone.
 
@@ -211,16 +211,18 @@ def updates(
     return changes
 
 
-def changes_metered(current: Iterable[Item], changes: Iterable[Mapping[str, Parameter]]) -> bool:
+def changes_metered(current: Iterable[SubscriptionItem], changes: Iterable[Mapping[str, Parameter]]) -> bool:
     """Whether changes of items add, remove or switch a metered one: Stripe prices usage anew from then on."""
     metered = {item.id for item in current if item.meter is not None}
     return any(change["id"] in metered if "id" in change else "quantity" not in change for change in changes)
 
 
-def _sorted(current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int) -> _Sorted:
+def _sorted(
+    current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
+) -> _ItemMatch:
     kinds = _kinds(current, catalog, prices)
     left = [item for item in current if item.id in kinds]
-    wanted: list[tuple[dict[str, Parameter], Item | None]] = []
+    wanted: list[tuple[dict[str, Parameter], SubscriptionItem | None]] = []
     for line in new_items(prices, paid_seats):
         kind = _kind_of(line, prices)
         meter = prices.metered.get(str(line["price"]))
@@ -235,7 +237,7 @@ def _sorted(current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_
             if distance == _REPLACED:
                 line["price"] = item.price
         wanted.append((line, item))
-    return _Sorted(wanted, left, [item for item in current if item.id not in kinds])
+    return _ItemMatch(wanted, left, [item for item in current if item.id not in kinds])
 
 
 def _kind_of(line: Mapping[str, Parameter], prices: PlanPrices) -> _Kind:
@@ -249,7 +251,7 @@ _ANOTHER: Final = 2
 
 
 def _distance(
-    item: Item, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
+    item: SubscriptionItem, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
 ) -> int:
     """How near an item is to a wanted one: of its price, of one that it has replaced, or of another plan."""
     if item.price == line["price"]:
@@ -264,7 +266,7 @@ def _distance(
     return _REPLACED if is_ours else _ANOTHER
 
 
-def _kinds(current: Sequence[Item], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
+def _kinds(current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
     """The items that belong to a plan, by their ids; all others are add-ons.
 
     Metered ones do by their meter; of a meter that the plans file does not have, where their price is of the

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import Item
+    from meterkit.subscriptions.item_changes import SubscriptionItem
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -84,7 +84,7 @@ class LiveSubscription:
         return str(self.found["id"])
 
     @property
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> tuple[SubscriptionItem, ...]:
         """What it consists of."""
         return items_of(self.found)
 
@@ -375,5 +375,5 @@ def _sign(live: LiveSubscription) -> object:
     return [live.found["status"], mark_of(live.found), _signs(live.items), _scheduled(live), live.is_ending]
 
 
-def _signs(items: Sequence[Item]) -> list[list[object]]:
+def _signs(items: Sequence[SubscriptionItem]) -> list[list[object]]:
     return [[item.id, item.price, item.quantity] for item in items]

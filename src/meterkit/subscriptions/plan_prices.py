@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import Item
+    from meterkit.subscriptions.item_changes import SubscriptionItem
 
     Given = Mapping[str, Mapping[str, object]]
 
@@ -86,7 +86,7 @@ async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
     )
 
 
-async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: Item, plan: str) -> bool:
+async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: SubscriptionItem, plan: str) -> bool:
     """Whether the metered price of an item, which has no lookup key, is another plan's by its product.
 
     So it is after the base price alone was switched in the dashboard. Raises StripeError.

@@ -209,7 +209,7 @@ _A_MONTH: Final[Mapping[str, Fraction]] = {
 }
 
 
-class Recurring(NamedTuple):
+class MonthlyAmount(NamedTuple):
     """The monthly price of a subscription.
 
     Attributes:
@@ -221,10 +221,10 @@ class Recurring(NamedTuple):
     currency: str
 
 
-NOTHING: Final = Recurring(0, "")
+NOTHING: Final = MonthlyAmount(0, "")
 
 
-def recurring_of(found: Mapping[str, Any]) -> Recurring:
+def monthly_amount_of(found: Mapping[str, Any]) -> MonthlyAmount:
     """What a subscription brings in a month, whatever its status; taxes and usage are no part of it.
 
     A price with tiers counts as 0: Stripe does not show its tiers in a subscription.
@@ -240,7 +240,7 @@ def recurring_of(found: Mapping[str, Any]) -> Recurring:
         paid -= off * items[0][1]
     paid *= share
     currency = text_in(found, "currency")
-    return Recurring(round(paid * _MICRO), currency) if paid > 0 and currency else NOTHING
+    return MonthlyAmount(round(paid * _MICRO), currency) if paid > 0 and currency else NOTHING
 
 
 def _licensed(found: Mapping[str, Any]) -> Iterator[tuple[Fraction, Fraction]]:

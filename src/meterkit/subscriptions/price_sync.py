@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.wanted_prices import Shape, WantedPlan, WantedPrice
+    from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice
 
 
 Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
@@ -89,7 +89,7 @@ async def sync(
     Raises:
         StripeError: Stripe refuses, or does not answer. What was made by then is found again.
     """
-    run = _Syncing(api, catalog, dry_run=dry_run)
+    run = _SyncRun(api, catalog, dry_run=dry_run)
     meters = await api.list(_METERS)
     missing = "Stripe has no active meter"
     problems = [told for told in meter_differences(catalog, meters) if missing not in told]
@@ -123,7 +123,7 @@ class StripeAccount:
         return await sync(self._api(), self._catalog(), dry_run=dry_run)
 
 
-class _Syncing:
+class _SyncRun:
     """One run."""
 
     def __init__(self, api: StripeApi, catalog: Catalog, *, dry_run: bool) -> None:
@@ -162,7 +162,7 @@ class _Syncing:
                 await self._make_packs(credit, top_ups.amounts)
         return done
 
-    async def _find(self, wanted: WantedPlan) -> Found:
+    async def _find(self, wanted: WantedPlan) -> PlanAtStripe:
         """What Stripe has of a plan."""
         prices: dict[str, Mapping[str, Any]] = dict(
             await prices_by_key(self._api, [price.key for price in wanted.prices], expand=_TIERS)
@@ -180,7 +180,7 @@ class _Syncing:
         asked = {"product": product, "active": True, "expand": _TIERS}
         listed = await self._api.list(PRICES, asked) if product is not None else []
         beside = [price for price in listed if not is_override_price(price)]
-        return Found(wanted=wanted, product=product, prices=prices, beside=beside, missing=missing)
+        return PlanAtStripe(wanted=wanted, product=product, prices=prices, beside=beside, missing=missing)
 
     async def _named(self, price_id: str) -> Mapping[str, Any] | None:
         try:
@@ -246,13 +246,13 @@ class _Syncing:
             )
             self._done.lines.append(line)
 
-    async def _make(self, found: Found) -> None:
+    async def _make(self, found: PlanAtStripe) -> None:
         for price in found.wanted.prices:
             price_id = await self._price(found, price)
             if price.stripe_price is not None and price_id not in {price.stripe_price, ""}:
                 self._done.paste.setdefault(found.wanted.plan, {})[price.line] = price_id
 
-    async def _price(self, found: Found, wanted: WantedPrice) -> str:
+    async def _price(self, found: PlanAtStripe, wanted: WantedPrice) -> str:
         there = found.prices.get(wanted.key)
         fitting = found.fitting(wanted, self._meters)
         if there is None and fitting:
@@ -278,7 +278,7 @@ class _Syncing:
             )
         return made
 
-    async def _product(self, wanted: WantedPrice, found: Found) -> str:
+    async def _product(self, wanted: WantedPrice, found: PlanAtStripe) -> str:
         """The product of a price to make: ours, that of a base price that is there, or a new one."""
         product = wanted.product
         known = self._products.get(product.key) or (found.product if wanted.line == "price" else None)
@@ -305,7 +305,7 @@ class _Syncing:
             self._tell("product", product.name, action, object_id)
 
     def _tell_price(self, wanted: WantedPrice, action: Action, price_id: str, instead_of: str = "") -> None:
-        shape: Shape = wanted.shape
+        shape: PriceShape = wanted.shape
         line = StripeSyncLine(
             what="price",
             name=wanted.name,
@@ -335,7 +335,7 @@ _PACKAGES: Final = "it bills begun packages, and the plans file sells units: it 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class PlanAtStripe:
     """What Stripe has of a plan.
 
     Attributes:
@@ -374,7 +374,7 @@ class Found:
         return shape_of(price) == replace(wanted.shape, meter=None if meter is None else meter["id"])
 
 
-def unfit(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def unfit(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Why nothing may be made of a plan before a person has decided, a line each.
 
     Args:
@@ -390,7 +390,7 @@ def unfit(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _missing(found: Found) -> Iterator[str]:
+def _missing(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.missing:
         yield (
             f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which Stripe does not have"
@@ -400,7 +400,7 @@ def _missing(found: Found) -> Iterator[str]:
         )
 
 
-def _archived(found: Found) -> Iterator[str]:
+def _archived(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.wanted.prices:
         price = found.prices.get(wanted.key)
         if price is not None and not price["active"]:
@@ -411,7 +411,7 @@ def _archived(found: Found) -> Iterator[str]:
             )
 
 
-def _unlike(found: Found) -> Iterator[str]:
+def _unlike(found: PlanAtStripe) -> Iterator[str]:
     """Prices of another currency or interval: their subscribers would have a plan that is not theirs."""
     for wanted in found.wanted.prices:
         price = found.prices.get(wanted.key)
@@ -441,7 +441,7 @@ def _unlike(found: Found) -> Iterator[str]:
                 )
 
 
-def _doubled(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _doubled(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Foreign prices of the same product and meter, which would bill besides ours."""
     for wanted in found.wanted.prices:
         fitting = found.fitting(wanted, meters)
@@ -450,7 +450,7 @@ def _doubled(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[
         yield from (_why_not(price, wanted) for price in found.others(wanted, meters) if price not in used)
 
 
-def _unpriced(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _unpriced(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Meters that would be sent what no price of the product bills."""
     priced = {shape_of(price).meter for price in found.beside}
     return [

@@ -63,7 +63,7 @@ class PreviewedCharges:
     currency: str
 
 
-class Line(NamedTuple):
+class PrepaidLine(NamedTuple):
     """A part of a subscription that is paid in advance.
 
     Attributes:
@@ -102,7 +102,10 @@ class Cycle(NamedTuple):
 
 
 def proration_of(
-    before: Mapping[_Part, Line], after: Mapping[_Part, Line], paid: Cycle, comes: Cycle | None = None
+    before: Mapping[_Part, PrepaidLine],
+    after: Mapping[_Part, PrepaidLine],
+    paid: Cycle,
+    comes: Cycle | None = None,
 ) -> tuple[int, int]:
     """The credit and the charge, both at least 0, of a change that takes effect at once.
 
@@ -128,7 +131,7 @@ def proration_of(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class PlanTerms:
     """A plan, and the seats in all that a subscription has with it."""
 
     plan: Plan
@@ -146,14 +149,14 @@ def ends_trial(known: SubscriptionState, before: Plan, after: Plan, now_ms: int)
 
 def cost_of(
     known: SubscriptionState,
-    before: Terms,
-    after: Terms,
+    before: PlanTerms,
+    after: PlanTerms,
     *,
     when: Literal["now", "period_end"],
     seat_meter: str | None,
     currency: str,
     now_ms: int,
-    next_period: Terms | None = None,
+    next_period: PlanTerms | None = None,
     previewed: PreviewedCharges | None = None,
 ) -> Proration:
     """What it costs to have ``after`` in place of ``before``: nothing where that begins with the next period.
@@ -211,23 +214,23 @@ def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[
     return bounds.start_ms, bounds.end_ms
 
 
-def _lines(terms: Terms, seat_meter: str | None) -> dict[Literal["base", "seats"], Line]:
+def _lines(terms: PlanTerms, seat_meter: str | None) -> dict[Literal["base", "seats"], PrepaidLine]:
     price, seat_price = terms.plan.price, terms.plan.seat_price
-    lines: dict[Literal["base", "seats"], Line] = {
-        "base": Line(price.stripe_price or terms.plan.key, price.amount_cents, 1)
+    lines: dict[Literal["base", "seats"], PrepaidLine] = {
+        "base": PrepaidLine(price.stripe_price or terms.plan.key, price.amount_cents, 1)
     }
     paid = paid_seats(terms.plan, seat_meter, terms.seats)
     if seat_price is not None and paid:
-        lines["seats"] = Line(seat_price.stripe_price or terms.plan.key, seat_price.amount_cents, paid)
+        lines["seats"] = PrepaidLine(seat_price.stripe_price or terms.plan.key, seat_price.amount_cents, paid)
     return lines
 
 
-def _period_cents(terms: Terms, seat_meter: str | None) -> int:
+def _period_cents(terms: PlanTerms, seat_meter: str | None) -> int:
     """Price of a period by the plans file."""
     return sum(line.amount_cents * line.quantity for line in _lines(terms, seat_meter).values())
 
 
-def _describe_next_period(terms: Terms | None, period_cents: int | None, currency: str) -> str:
+def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, currency: str) -> str:
     """The price of each period from the next one on, as a sentence; empty if there is none."""
     if terms is None or period_cents is None:
         return ""
@@ -236,8 +239,8 @@ def _describe_next_period(terms: Terms | None, period_cents: int | None, currenc
 
 
 def _described(
-    before: Terms,
-    after: Terms,
+    before: PlanTerms,
+    after: PlanTerms,
     when: Literal["now", "period_end"],
     credit_cents: int,
     charge_cents: int,

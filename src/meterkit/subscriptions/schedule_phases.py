@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import Item
+    from meterkit.subscriptions.item_changes import SubscriptionItem
 
 PRORATED: Final = "create_prorations"
 NOT_SENT: Final[Mapping[tuple[str, ...], str]] = {
@@ -78,7 +78,7 @@ class PhaseDraft:
     """
 
     params: Mapping[str, Parameter]
-    items: tuple[Item, ...]
+    items: tuple[SubscriptionItem, ...]
     settings: Mapping[str, Mapping[str, Parameter]]
     is_later: bool = False
 
@@ -326,7 +326,7 @@ def _names(discount: object) -> set[str]:
     return {*found, id_in(shown, "coupon"), id_in(source, "coupon")} - {""}
 
 
-def _phase_item(item: Mapping[str, Any], place: str) -> Item:
+def _phase_item(item: Mapping[str, Any], place: str) -> SubscriptionItem:
     price = part_of(item, "price") or {"id": item["price"]}
     return item_of({**item, "id": place, "price": price})
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats
-from meterkit.subscriptions.price_reading import NO_FACTS, item_prices, recurring_of
+from meterkit.subscriptions.price_reading import NO_FACTS, item_prices, monthly_amount_of
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -93,7 +93,7 @@ def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
         return False
     plan = plan_of(found, catalog)
     is_required = plan is not None and plan.payment_method == "required"
-    return is_required and _trial_end_action(found) == "continue" and not recurring_of(found).micro_cents
+    return is_required and _trial_end_action(found) == "continue" and not monthly_amount_of(found).micro_cents
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:
@@ -146,7 +146,7 @@ def read_subscription(
         ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
         awaits = awaits or is_free_after_trial(found, catalog)
     failures, failed_at_ms = _failures(found)
-    recurring = recurring_of(found)
+    recurring = monthly_amount_of(found)
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,

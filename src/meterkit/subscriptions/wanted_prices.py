@@ -62,7 +62,7 @@ _NO_UNIT_PRICE: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class PriceShape:
     """What of a price at Stripe cannot be changed.
 
     Attributes:
@@ -133,7 +133,7 @@ class WantedPrice:
     line: str
     unit: str
     product: WantedProduct
-    shape: Shape
+    shape: PriceShape
     stripe_price: str | None = None
     report: Literal["", "overage", "usage"] = ""
 
@@ -184,7 +184,7 @@ def _of_one_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
     return replace(wanted, prices=(), problems=(told,), notes=(), unpriced={})
 
 
-def shape_of(price: Mapping[str, Any]) -> Shape:
+def shape_of(price: Mapping[str, Any]) -> PriceShape:
     """What a price at Stripe is, as its JSON tells, tiers included."""
     recurring: Mapping[str, Any] = price.get("recurring") or {}
     transform: Mapping[str, Any] = price.get("transform_quantity") or {}
@@ -199,7 +199,7 @@ def shape_of(price: Mapping[str, Any]) -> Shape:
         or (bool(tiers) and price.get("tiers_mode") != "graduated")
         or transform.get("round", "up") != "up"
     )
-    return Shape(
+    return PriceShape(
         currency=price["currency"],
         interval=recurring.get("interval", "time"),
         unit=unit,
@@ -243,7 +243,7 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
 def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
     price, seat = plan.price, plan.seat_price
     problems, notes = list[str](), list[str]()
-    base = Shape(currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents))
+    base = PriceShape(currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents))
     prices = [
         WantedPrice(
             name=f"{plan.key}, base",
@@ -311,7 +311,7 @@ def metered_price(
     unit = _unit_price(overage.amount_cents, overage.per or 1)
     if unit is None:
         return f"{overage.amount_cents} per {overage.per} {_NO_UNIT_PRICE}", True
-    shape = Shape(
+    shape = PriceShape(
         currency=catalog.currency,
         interval=plan.price.interval,
         unit=unit,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 from meterkit.subscriptions.live_subscription import FLEXIBLE
-from meterkit.subscriptions.proration import PreviewedCharges, Terms, cost_of, ends_trial
+from meterkit.subscriptions.proration import PlanTerms, PreviewedCharges, cost_of, ends_trial
 from meterkit.subscriptions.stripe_objects import part_of, text_in
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.proration import Proration
-    from meterkit.subscriptions.service.applying import Applying
+    from meterkit.subscriptions.service.plan_applier import PlanApplier
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -43,11 +43,11 @@ class RequestedChange(NamedTuple):
     """
 
     current: Plan
-    target: Terms
+    target: PlanTerms
     when: Literal["now", "period_end"]
-    later: Terms | None = None
+    later: PlanTerms | None = None
 
-    def next_terms(self, known: SubscriptionState) -> Terms | None:
+    def next_terms(self, known: SubscriptionState) -> PlanTerms | None:
         """Plan and seats from the next period on; None if the subscription is to end."""
         return None if known.cancel_at_ms is not None else self.later or self.target
 
@@ -63,7 +63,7 @@ class ChangePricer:
     store: Store
 
     async def price(
-        self, live: LiveSubscription, applying: Applying, known: SubscriptionState, change: RequestedChange
+        self, live: LiveSubscription, applying: PlanApplier, known: SubscriptionState, change: RequestedChange
     ) -> Proration:
         """Cost of a change by Stripe's preview; an estimate if Stripe refuses to preview it.
 
@@ -107,7 +107,7 @@ class ChangePricer:
         catalog, now_ms = self.store.catalog, self.store.now_ms()
         return cost_of(
             known,
-            Terms(plan=change.current, seats=known.seats_at(now_ms)),
+            PlanTerms(plan=change.current, seats=known.seats_at(now_ms)),
             change.target,
             when=change.when,
             seat_meter=seat_meter(catalog.meters),

@@ -33,9 +33,9 @@ from meterkit.subscriptions.plan_prices import (
     why_unbilled,
     why_unlike_tiers,
 )
-from meterkit.subscriptions.proration import Terms
-from meterkit.subscriptions.service.applying import Applying
+from meterkit.subscriptions.proration import PlanTerms
 from meterkit.subscriptions.service.pending_changes import alone, due_prices
+from meterkit.subscriptions.service.plan_applier import PlanApplier
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
 from meterkit.throttle import HOUR_S, Throttle
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.subscriptions.plan_prices import Given
-    from meterkit.subscriptions.service.changing import Changing
+    from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _jitter = SystemRandom().uniform
@@ -72,7 +72,7 @@ class OverrideRepricer:
     """
 
     store: Store
-    changing: Changing
+    changing: SubscriptionChanger
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
@@ -173,8 +173,8 @@ class OverrideRepricer:
             return replace(after, overrides=overrides)
 
         settled = settle(state)
-        applying = Applying(self.store, self.changing.api, settled.overrides)
-        target = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
+        applying = PlanApplier(self.store, self.changing.api, settled.overrides)
+        target = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if await applying.changes_metered(live, target):
             # If this process dies between Stripe and the store, the next look brings both together.
             await self._enqueue_customer(customer, _UNKNOWN_MS)
@@ -190,7 +190,7 @@ class OverrideRepricer:
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
     async def _reschedule_phases(
-        self, customer: str, of: tuple[SubscriptionState, Plan], applying: Applying, again: int
+        self, customer: str, of: tuple[SubscriptionState, Plan], applying: PlanApplier, again: int
     ) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
         known, current = of

@@ -101,7 +101,7 @@ _PATIENCE_S: Final = 50.0
 _KEPT_MS: Final = 86_400_000
 
 
-class AskedChanges:
+class AcceptedChanges:
     """Plans that customers asked for, kept in their states, and tried again in the background by any process.
 
     Args:

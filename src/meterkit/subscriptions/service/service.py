@@ -11,11 +11,9 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
-from meterkit.subscriptions.service.beginning import Beginning
-from meterkit.subscriptions.service.changing import Changing
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
 from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of
-from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
+from meterkit.subscriptions.service.pending_changes import AcceptedChanges, alone
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -23,6 +21,8 @@ from meterkit.subscriptions.service.results import (
     invoice_of,
     subscription_of,
 )
+from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
+from meterkit.subscriptions.service.subscription_starter import SubscriptionStarter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
     from meterkit.subscriptions.service.stripe_customers import ContactSource
+    from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
     from meterkit.subscriptions.service.subscription_repair import Repair
 
 _ANSWER_S: Final = 9.0
@@ -80,10 +80,10 @@ class Subscriptions:
         self._states = States(store)
         self._api = api
         self._fetch = fetch
-        self._beginning = Beginning(store, api, contact)
-        self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
+        self._beginning = SubscriptionStarter(store, api, contact)
+        self._changing = SubscriptionChanger(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._cut = cut
-        self._unconfirmed = AskedChanges(store, self._apply)
+        self._unconfirmed = AcceptedChanges(store, self._apply)
         self._repricing = OverrideRepricer(store, self._changing)
         self.store_override = self._repricing.override
 
@@ -291,7 +291,7 @@ class Subscriptions:
         """
         # Few apps need this: it is imported on first use.
         checking: Any = import_module("meterkit.subscriptions.service.subscription_repair")
-        found: dict[str, tuple[Drift, ...]] = await checking.Checking(
+        found: dict[str, tuple[Drift, ...]] = await checking.DriftChecker(
             self._store, self._api, fetch=self._fetch
         ).run()
         return found
@@ -313,7 +313,7 @@ class Subscriptions:
                 is to change already.
         """
         repairing: Any = import_module("meterkit.subscriptions.service.subscription_repair")
-        repairs = repairing.Repairing(self._store, self._api, fetch=self._fetch, cut=self._cut)
+        repairs = repairing.SubscriptionRepairer(self._store, self._api, fetch=self._fetch, cut=self._cut)
         repaired: Repair = await repairs.run(check_customer(customer), dry_run=dry_run)
         return repaired
 
@@ -340,9 +340,9 @@ class Subscriptions:
         Raises:
             MeterkitError: ``id_from`` cannot be read.
         """
-        importing: Any = import_module("meterkit.subscriptions.service.importing")
+        importing: Any = import_module("meterkit.subscriptions.service.stripe_import")
         tell: Callable[[ImportProgress], object] = progress or (lambda _: None)
-        imported: Imported = await importing.Importing(self._store, self._api, fetch=self._fetch).run(
+        imported: Imported = await importing.StripeImporter(self._store, self._api, fetch=self._fetch).run(
             id_from, ids or {}, dry_run=dry_run, progress=tell
         )
         return imported

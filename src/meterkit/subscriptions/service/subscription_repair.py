@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.transitions import Kind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.item_changes import Item, PlanPrices
+    from meterkit.subscriptions.item_changes import PlanPrices, SubscriptionItem
     from meterkit.subscriptions.price_reading import PriceFacts
 
 
@@ -46,7 +46,7 @@ _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
 
 
-class Checking:
+class DriftChecker:
     """Finds the customers whose subscriptions differ from the plans file.
 
     Args:
@@ -199,7 +199,7 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Compared:
+class _Comparison:
     """A customer's subscription beside the plans file."""
 
     subscription: str
@@ -209,7 +209,7 @@ class _Compared:
 
 
 @dataclass(eq=False)
-class Repairing:
+class SubscriptionRepairer:
     """Repairs subscriptions.
 
     Args:
@@ -242,7 +242,7 @@ class Repairing:
         await Drifts(self.store).put(customer, after.drifts)
         return _repair(customer, before, after.drifts, dry_run=False)
 
-    async def _attempt(self, customer: str, before: _Compared, again: int) -> None:
+    async def _attempt(self, customer: str, before: _Comparison, again: int) -> None:
         live = await LiveSubscription.fetch(self.api(), before.subscription, again)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
@@ -283,7 +283,7 @@ class Repairing:
         then = entitlements_on(plan, state, catalog, now_ms, own_prices=False)
         return ended_labels(given, then, catalog)
 
-    async def _compared(self, customer: str) -> _Compared:
+    async def _compared(self, customer: str) -> _Comparison:
         _, state = await States(self.store).read(customer)
         if state.stripe_customer is None:
             raise NoSubscriptionError(customer)
@@ -300,7 +300,7 @@ class Repairing:
         prices = None if plan is None else await prices_of(self.api(), catalog, plan)
         if prices is not None:
             prices = compared_prices(prices, catalog, given, prices_in(counts))
-        return _Compared(
+        return _Comparison(
             subscription=str(counts["id"]),
             status=str(counts["status"]),
             prices=prices,
@@ -310,12 +310,12 @@ class Repairing:
         )
 
 
-def _is_twice(change: Mapping[str, Any], items: Mapping[str, Item], prices: PlanPrices) -> bool:
+def _is_twice(change: Mapping[str, Any], items: Mapping[str, SubscriptionItem], prices: PlanPrices) -> bool:
     """Whether a change removes an item whose usage another item bills too."""
     return change.get("deleted") is True and items[change["id"]].meter in prices.metered.values()
 
 
-def _refuse(customer: str, found: _Compared) -> None:
+def _refuse(customer: str, found: _Comparison) -> None:
     """Raise SubscriptionError where a person has to decide, or where the customer owes."""
     for drift in found.drifts:
         if drift.kind in _UNDECIDED:
@@ -330,7 +330,7 @@ def _refuse(customer: str, found: _Compared) -> None:
         )
 
 
-def _repair(customer: str, before: _Compared, now: Sequence[Drift], *, dry_run: bool) -> Repair:
+def _repair(customer: str, before: _Comparison, now: Sequence[Drift], *, dry_run: bool) -> Repair:
     left: Sequence[Drift] = [drift for drift in now if not (dry_run and drift.can_repair)]
     return Repair(
         customer=customer,

@@ -15,7 +15,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
-from meterkit.subscriptions.drift import LIVE, Drifting
+from meterkit.subscriptions.drift import LIVE, DriftLog
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
@@ -48,7 +48,7 @@ class LostError(Exception):
 
 
 @dataclass(eq=False)
-class Looker:
+class CustomerSyncer:
     """Does what an entry of the queue asks for.
 
     Args:
@@ -71,7 +71,7 @@ class Looker:
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
-        self._drifting = Drifting(self.store, self.api)
+        self._drifting = DriftLog(self.store, self.api)
         self._linking = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
         self._facts = PriceFactsReader(self.api)

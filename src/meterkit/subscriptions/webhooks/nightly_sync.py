@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.webhooks.stripe_events import Hint
+    from meterkit.subscriptions.webhooks.stripe_events import SyncHint
     from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 _DAY_MS: Final = 86_400_000
@@ -33,7 +33,7 @@ _LATE_MS: Final = 600_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Night:
+class NightlyTurn:
     """A shard's turn.
 
     Attributes:
@@ -49,12 +49,12 @@ class Night:
         return f"{self.day} {self.shard}"
 
     @classmethod
-    def parse(cls, text: str) -> Night | None:
+    def parse(cls, text: str) -> NightlyTurn | None:
         """The inverse of :meth:`dump`; None of an empty one."""
         return cls(*map(int, text.split())) if text else None
 
 
-def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[Night, int]]:
+def due_shards(done: NightlyTurn | None, now_ms: int, shards: int) -> Iterator[tuple[NightlyTurn, int]]:
     """The turns that have begun and are not done, in order, and over how long (ms) each is spread.
 
     A day without a running process is skipped. The late part of this day is spread over as long as a night:
@@ -72,7 +72,7 @@ def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[N
         return  # Of a clock that was ahead.
     for shard in range(first, min(shards, into_ms // span_ms + 1)):
         is_late = into_ms >= (shard + 1) * span_ms + _LATE_MS
-        yield Night(day, shard), _NIGHT_MS if is_late else span_ms
+        yield NightlyTurn(day, shard), _NIGHT_MS if is_late else span_ms
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -89,7 +89,7 @@ _KEPT_MS: Final = 400 * 86_400_000
 _PAGE: Final = 200
 
 
-class Sweeper:
+class EventSweeper:
     """Queues what no webhook has brought; one process at a time does, whichever has the lease.
 
     Args:
@@ -152,7 +152,7 @@ class Sweeper:
             _logger.info("%d events of Stripe were found that no webhook had brought", new)
         return new
 
-    async def _add(self, hint: Hint, event: Mapping[str, Any]) -> bool:
+    async def _add(self, hint: SyncHint, event: Mapping[str, Any]) -> bool:
         """Queue what an event hints at; whether nothing had brought it before."""
         noted = await self._queue.add(hint, alarm=str(event["type"]) if hint.alarm else "")
         if hint.alarm is not None and noted != "duplicate":
@@ -168,7 +168,7 @@ class Sweeper:
 
     async def _night(self) -> None:
         """Queue the linked customers of the shards whose turn it is, each at some time of their turn."""
-        done = Night.parse(await self._read("night") or "")
+        done = NightlyTurn.parse(await self._read("night") or "")
         for night, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
             await self._look_at_shard(night.shard, span_ms)
             await self._write("night", night.dump())

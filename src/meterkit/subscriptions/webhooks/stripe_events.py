@@ -40,7 +40,7 @@ _SAYS: Final[Mapping[Why, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Forged:
+class ForgedEvent:
     """A body that is not a verified event of Stripe.
 
     Attributes:
@@ -53,7 +53,9 @@ class Forged:
         return _SAYS[self.why]
 
 
-def verify(body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now_s: float) -> Event | Forged:
+def verify(
+    body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now_s: float
+) -> Event | ForgedEvent:
     """The event that a request brings, if it is signed with one of the secrets and within the tolerance.
 
     Args:
@@ -64,10 +66,10 @@ def verify(body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now
     """
     values = list(headers)
     if len(values) != 1 or not values[0].strip():
-        return Forged("missing")
+        return ForgedEvent("missing")
     signed = _parts(values[0])
     if signed is None:
-        return Forged("malformed")
+        return ForgedEvent("malformed")
     at, signatures = signed
     is_ours = False
     for secret in secrets:
@@ -75,9 +77,9 @@ def verify(body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now
         for signature in signatures:
             is_ours |= compare_digest(expected, signature.encode())
     if not is_ours:
-        return Forged("no_match")
+        return ForgedEvent("no_match")
     if abs(now_s - int(at)) > TOLERANCE_S:
-        return Forged("stale" if int(at) < now_s else "future")
+        return ForgedEvent("stale" if int(at) < now_s else "future")
     return _event(body)
 
 
@@ -93,15 +95,15 @@ def _parts(header: bytes) -> tuple[str, list[str]] | None:
     return times[0], signatures[:_PARTS_MAX]
 
 
-def _event(body: bytes) -> Event | Forged:
+def _event(body: bytes) -> Event | ForgedEvent:
     try:
         found: object = json.loads(body)
     except (ValueError, RecursionError):
-        return Forged("unreadable")
+        return ForgedEvent("unreadable")
     event = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     texts = [event.get(name) for name in ("id", "type")]
     is_named = all(isinstance(text, str) and _NAME.fullmatch(text) for text in texts)
-    return event if is_named and event.get("object") in _OBJECTS else Forged("unreadable")
+    return event if is_named and event.get("object") in _OBJECTS else ForgedEvent("unreadable")
 
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
@@ -142,7 +144,7 @@ ALARMS: Final = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class EventNote:
     """An action besides the sync of a Stripe customer, done once however often it is requested.
 
     Attributes:
@@ -160,14 +162,14 @@ class Note:
         return json.dumps({"kind": self.kind, "data": self.data}, separators=(",", ":"))
 
     @classmethod
-    def parse(cls, name: str, kept: str) -> Note:
+    def parse(cls, name: str, kept: str) -> EventNote:
         """The inverse of :meth:`dump`."""
         found: dict[str, Any] = json.loads(kept)
         return cls(name=name, kind=found["kind"], data=found["data"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hint:
+class SyncHint:
     """What an event hints at.
 
     Attributes:
@@ -180,15 +182,15 @@ class Hint:
 
     event: str
     stripe_customer: str | None = None
-    note: Note | None = None
+    note: EventNote | None = None
     alarm: str | None = None
 
 
-def hint_of(event: Event) -> Hint | None:
+def hint_of(event: Event) -> SyncHint | None:
     """The hint of a verified event; None: it needs no action."""
     kind, name = event["type"], event["id"]
     if kind in ALARMS:
-        return Hint(event=name, stripe_customer=_id(name), alarm=_alarm(kind, event))
+        return SyncHint(event=name, stripe_customer=_id(name), alarm=_alarm(kind, event))
     # An event of an account that is connected to ours is about its customers, whom our key does not reach.
     if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
         return None
@@ -196,14 +198,14 @@ def hint_of(event: Event) -> Hint | None:
     told = _object(data.get("object"))
     if kind in {DISPUTED, REFUNDED}:
         alarm = _dispute(told) if kind == DISPUTED else None
-        return Hint(event=name, stripe_customer=_id(told.get("payment_intent")), alarm=alarm)
+        return SyncHint(event=name, stripe_customer=_id(told.get("payment_intent")), alarm=alarm)
     customer = _id(told if kind == _CUSTOMER else told.get("customer"))
     changed = _object(data.get("previous_attributes")).keys()
     if customer is None or (kind == _CUSTOMER and not changed & _MEANS):
         return None
     note_of = _NOTES.get(kind)
     note = None if note_of is None else note_of(told, event)
-    return Hint(event=name, stripe_customer=customer, note=note)
+    return SyncHint(event=name, stripe_customer=customer, note=note)
 
 
 def _alarm(kind: str, event: Event) -> str:
@@ -227,28 +229,28 @@ def _dispute(told: Mapping[str, Any]) -> str:
     )
 
 
-def _checkout(told: Mapping[str, Any], _event: Event) -> Note | None:
+def _checkout(told: Mapping[str, Any], _event: Event) -> EventNote | None:
     session = _id(told)
     if session is None or told.get("client_reference_id") is None:
         return None
-    return Note(name=f"link/{session}", kind="link", data={"session": session})
+    return EventNote(name=f"link/{session}", kind="link", data={"session": session})
 
 
-def _trial_ending(told: Mapping[str, Any], event: Event) -> Note | None:
+def _trial_ending(told: Mapping[str, Any], event: Event) -> EventNote | None:
     subscription, trial_end_s = _id(told), _whole(told.get("trial_end"))
     if subscription is None or trial_end_s is None:
         return None
     data = {"subscription": subscription, "trial_end_ms": trial_end_s * 1000, **_at(event)}
-    return Note(name=f"trial.ending/{subscription}/{trial_end_s}", kind="trial.ending", data=data)
+    return EventNote(name=f"trial.ending/{subscription}/{trial_end_s}", kind="trial.ending", data=data)
 
 
-def _payment_failed(told: Mapping[str, Any], event: Event) -> Note | None:
+def _payment_failed(told: Mapping[str, Any], event: Event) -> EventNote | None:
     next_s = _whole(told.get("next_payment_attempt"))
     more = {"next_attempt_ms": None if next_s is None else next_s * 1000}
     return _payment("payment.failed", told, event, told.get("amount_due"), more)
 
 
-def _payment_succeeded(told: Mapping[str, Any], event: Event) -> Note | None:
+def _payment_succeeded(told: Mapping[str, Any], event: Event) -> EventNote | None:
     # An invoice of nothing, such as that of a trial, is paid without a payment.
     return (
         _payment("payment.succeeded", told, event, told.get("amount_paid"), {})
@@ -259,7 +261,7 @@ def _payment_succeeded(told: Mapping[str, Any], event: Event) -> Note | None:
 
 def _payment(
     kind: str, told: Mapping[str, Any], event: Event, amount: object, more: Mapping[str, Any]
-) -> Note | None:
+) -> EventNote | None:
     invoice, amount_cents, currency = _id(told), _whole(amount), told.get("currency")
     attempt = _whole(told.get("attempt_count")) or 0
     if invoice is None or amount_cents is None or not isinstance(currency, str):
@@ -274,10 +276,10 @@ def _payment(
     }
     if TOP_UP in _object(told.get("metadata")):
         data[TOPS_UP] = True
-    return Note(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
+    return EventNote(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
 
 
-_NOTES: Final[Mapping[str, Callable[[Mapping[str, Any], Event], Note | None]]] = {
+_NOTES: Final[Mapping[str, Callable[[Mapping[str, Any], Event], EventNote | None]]] = {
     _CHECKOUT: _checkout,
     _TRIAL: _trial_ending,
     "invoice.payment_failed": _payment_failed,

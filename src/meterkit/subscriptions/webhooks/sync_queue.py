@@ -21,13 +21,13 @@ from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.counting import count_at
 from meterkit.store.hints import due_keys, read_alarms, read_dead, read_hints
-from meterkit.subscriptions.webhooks.stripe_events import Note
+from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.stripe_events import Hint
+    from meterkit.subscriptions.webhooks.stripe_events import SyncHint
 
 LEASE_MS: Final = 60_000
 """Lease of an entry. A sync ends sooner, or renews it."""
@@ -44,7 +44,7 @@ class SyncEntry:
     """The sync of a Stripe customer, leased by a worker.
 
     Attributes:
-        stripe_customer: ``cus_…``, or what :class:`~.stripe_events.Hint` names in its place.
+        stripe_customer: ``cus_…``, or what :class:`~.stripe_events.SyncHint` names in its place.
         token: of the lease.
         hinted: number of hints when it was leased.
         attempts: number of failed attempts before.
@@ -57,7 +57,7 @@ class SyncEntry:
     hinted: int
     attempts: int
     cause: str
-    notes: tuple[Note, ...]
+    notes: tuple[EventNote, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class SyncQueue:
         self._near = set[int]()  # Shards that may have something due, as far as this process knows.
         self._next_shard = 0
 
-    async def add(self, hint: Hint, *, alarm: str = "") -> Literal["new", "duplicate", "full"]:
+    async def add(self, hint: SyncHint, *, alarm: str = "") -> Literal["new", "duplicate", "full"]:
         """Queue an event, in one round trip; ``full``: it is queued without its note.
 
         Args:
@@ -169,7 +169,7 @@ class SyncQueue:
         """Renew the lease of an entry for :data:`LEASE_MS`; False if another worker has it."""
         return await self._finish(entry, "kept", span_ms=LEASE_MS)
 
-    async def complete(self, entry: SyncEntry, notes: Iterable[Note] = ()) -> bool:
+    async def complete(self, entry: SyncEntry, notes: Iterable[EventNote] = ()) -> bool:
         """Report an entry done; newer hints at it are due. False if another worker has it."""
         return await self._finish(entry, "done", notes=notes)
 
@@ -281,7 +281,7 @@ class SyncQueue:
         span_ms: int = 0,
         counts: bool = False,
         why: str = "",
-        notes: Iterable[Note] = (),
+        notes: Iterable[EventNote] = (),
     ) -> bool:
         """Report the outcome of an entry; False if another worker has it."""
         admin, shard = await self._store.admin(), self._shard_of(entry.stripe_customer)
@@ -322,7 +322,7 @@ def _sync_entry(name: bytes, kept: bytes) -> SyncEntry:
         hinted=int(found["n"]),
         attempts=int(found["attempts"]),
         cause=found["cause"],
-        notes=tuple(Note.parse(named, data) for named, data in sorted(dict(found["notes"]).items())),
+        notes=tuple(EventNote.parse(named, data) for named, data in sorted(dict(found["notes"]).items())),
     )
 
 

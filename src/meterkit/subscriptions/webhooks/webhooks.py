@@ -12,11 +12,11 @@ from meterkit.answers import answer, read_body, refuse
 from meterkit.customers.states import States
 from meterkit.errors import StoreError
 from meterkit.store.arguments import check_customer
-from meterkit.subscriptions.webhooks.customer_sync import Looker
-from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
-from meterkit.subscriptions.webhooks.stripe_events import Forged, hint_of, verify
+from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
+from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
+from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
-from meterkit.subscriptions.webhooks.worker import HookWorker
+from meterkit.subscriptions.webhooks.worker import SyncWorker
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Webhooks:
         self._settings = settings
         self._api = api
         self._queue = SyncQueue(store)
-        self._looker = Looker(store, api, self._queue, refused, top_ups, low, end_usage)
-        self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
+        self._looker = CustomerSyncer(store, api, self._queue, refused, top_ups, low, end_usage)
+        self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, SyncWorker] = WeakKeyDictionary()
         self.is_worker = False
 
     @property
@@ -81,7 +81,7 @@ class Webhooks:
         """Whether there is a signing secret, so that events can be verified."""
         return bool(self._settings.stripe_webhook_secret)
 
-    async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | Forged:
+    async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | ForgedEvent:
         """Take what came to the webhook endpoint, in one round trip to the store; nothing is worked off yet.
 
         Args:
@@ -93,7 +93,7 @@ class Webhooks:
         """
         secrets = (secret.get_secret_value() for secret in self._settings.stripe_webhook_secret)
         event = verify(body, signatures, secrets, now_s=self._store.clock())
-        if isinstance(event, Forged):
+        if isinstance(event, ForgedEvent):
             return event
         hint = hint_of(event)
         if hint is None:
@@ -162,7 +162,7 @@ class Webhooks:
         No task of these waits for another: it could not hand on a second cancellation, and clients that
         connect may take the first for a failure to.
         """
-        sweeper = Sweeper(self._store, self._api, self._queue)
+        sweeper = EventSweeper(self._store, self._api, self._queue)
         return {
             "webhooks": lambda: self._run(self._worker().run),
             "sweep": lambda: self._run(sweeper.run),
@@ -180,14 +180,14 @@ class Webhooks:
             SettingsError: no Stripe key is set.
             StripeError: Stripe refuses, or does not answer.
         """
-        return await Sweeper(self._store, self._api, self._queue).sweep()
+        return await EventSweeper(self._store, self._api, self._queue).sweep()
 
-    def _worker(self) -> HookWorker:
+    def _worker(self) -> SyncWorker:
         """The running event loop's: its tasks and its breaker are of that loop."""
         loop = asyncio.get_running_loop()
         worker = self._workers.get(loop)
         if worker is None:
-            worker = self._workers[loop] = HookWorker(self._store, self._queue, self._looker)
+            worker = self._workers[loop] = SyncWorker(self._store, self._queue, self._looker)
         return worker
 
 
@@ -199,7 +199,7 @@ _RECEIVED: Final = {"received": True}
 _REPEATED: Final = {"received": True, "duplicate": True}
 
 
-class HookedKit(Protocol):
+class WebhookKit(Protocol):
     """As much of a kit as the endpoint uses."""
 
     @property
@@ -244,7 +244,7 @@ class WebhookEndpoint:
             self._warn(f"events of Stripe cannot be queued; it will send them again: {error}")
             await refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be queued now; send it again")
             return
-        if isinstance(receipt, Forged):
+        if isinstance(receipt, ForgedEvent):
             self._warn(f"what came to the webhook endpoint is refused: {receipt}")
             await refuse(send, HTTPStatus.BAD_REQUEST, str(receipt))
             return

@@ -19,7 +19,7 @@ from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.customer_sync import Looker
+    from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
     from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 ATTEMPTS_MAX: Final = 12
@@ -30,7 +30,7 @@ _NOT_OF_IT: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Next:
+class RetryDecision:
     """What becomes of an entry.
 
     Attributes:
@@ -47,7 +47,7 @@ class Next:
     counts: bool = True
 
 
-def next_of(error: Exception, attempts: int) -> Next:
+def decide_retry(error: Exception, attempts: int) -> RetryDecision:
     """The next step after an error of a sync.
 
     Nothing is given up because Stripe is away, or because its key is refused: that says nothing of the entry.
@@ -58,12 +58,12 @@ def next_of(error: Exception, attempts: int) -> Next:
     """
     delay_ms = min(_MOST_MS, _FIRST_MS * 2 ** min(attempts, 20))
     if isinstance(error, StripeUnavailableError | TimeoutError):
-        return Next(step="later", scope="answer", delay_ms=delay_ms)
+        return RetryDecision(step="later", scope="answer", delay_ms=delay_ms)
     if isinstance(error, StripeError) and error.status in _NOT_OF_IT:
-        return Next(step="later", scope="key", delay_ms=_FIRST_MS, counts=False)
+        return RetryDecision(step="later", scope="key", delay_ms=_FIRST_MS, counts=False)
     if isinstance(error, CustomerError) or attempts + 1 >= ATTEMPTS_MAX:
-        return Next(step="dead", scope="entry")
-    return Next(step="later", scope="entry", delay_ms=delay_ms)
+        return RetryDecision(step="dead", scope="entry")
+    return RetryDecision(step="later", scope="entry", delay_ms=delay_ms)
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -78,7 +78,7 @@ _ANSWER_MS: Final = (1_000, 60_000)
 _KEY_MS: Final = (60_000, 600_000)
 
 
-class HookWorker:
+class SyncWorker:
     """Works off the queue, in one event loop.
 
     Args:
@@ -87,7 +87,7 @@ class HookWorker:
         looker: does it.
     """
 
-    def __init__(self, store: Store, queue: SyncQueue, looker: Looker) -> None:
+    def __init__(self, store: Store, queue: SyncQueue, looker: CustomerSyncer) -> None:
         self._store = store
         self._queue = queue
         self._looker = looker
@@ -186,7 +186,7 @@ class HookWorker:
         await self._queue.complete(entry, entry.notes)
 
     async def _failed(self, entry: SyncEntry, error: Exception) -> None:
-        next_ = next_of(error, entry.attempts)
+        next_ = decide_retry(error, entry.attempts)
         self._note(next_, error)
         if next_.scope == "answer" and self._breaker.admits(self._store.now_ms()) != "all":
             # It is not the entry's fault, and the breaker sees to it that Stripe is asked rarely.
@@ -214,7 +214,7 @@ class HookWorker:
                 exc_info=unexpected,
             )
 
-    def _note(self, next_: Next, error: Exception) -> None:
+    def _note(self, next_: RetryDecision, error: Exception) -> None:
         """A failure that concerns all syncs; an alert is logged once, and each hour while it lasts."""
         now_ms = self._store.now_ms()
         if next_.scope == "entry":

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import Item
-    from meterkit.subscriptions.proration import Terms
+    from meterkit.subscriptions.item_changes import SubscriptionItem
+    from meterkit.subscriptions.proration import PlanTerms
 
 
-class Applying:
+class PlanApplier:
     """Has subscriptions consist of what a plan with its seats consists of.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
@@ -55,7 +55,7 @@ class Applying:
         self._api = api
         self._overrides = overrides
 
-    async def update(self, live: LiveSubscription, target: Terms) -> None:
+    async def update(self, live: LiveSubscription, target: PlanTerms) -> None:
         """Bring the items to what they are to be, now; the difference is on the next invoice."""
         items = await self.changes_of_items(live, target)
         params = trial_settings_change(live.found, target.plan)
@@ -64,7 +64,7 @@ class Applying:
         if params:
             await live.update(params)
 
-    async def upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
+    async def upgrade(self, live: LiveSubscription, target: PlanTerms, *, ends_trial: bool) -> str | None:
         """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
 
         Returns:
@@ -96,7 +96,7 @@ class Applying:
             await self.take_back(changed, target)
         return None
 
-    async def changes_of_items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+    async def changes_of_items(self, live: LiveSubscription, target: PlanTerms) -> list[dict[str, Parameter]]:
         """Changes that bring the items to those of a plan with its seats; empty if there are none.
 
         Where the plan stays, so do the metered prices that an operator has given the customer.
@@ -107,7 +107,7 @@ class Applying:
             prices = with_metered(prices, await self._operators_prices(live, prices))
         return updates(live.items, self._store.catalog, prices, paid)
 
-    async def take_back(self, live: LiveSubscription, target: Terms) -> None:
+    async def take_back(self, live: LiveSubscription, target: PlanTerms) -> None:
         """End a scheduled change of plan: release the schedule, or give its phases the plan in force.
 
         The latter keeps a schedule that has terms of its own, such as an operator's phases ahead.
@@ -119,7 +119,9 @@ class Applying:
         else:
             await live.release()
 
-    async def changes_to_scheduled(self, live: LiveSubscription, later: Terms) -> list[dict[str, Parameter]]:
+    async def changes_to_scheduled(
+        self, live: LiveSubscription, later: PlanTerms
+    ) -> list[dict[str, Parameter]]:
         """Changes that bring the licensed items to those of a scheduled plan, at the prices of its phase."""
         drafts = [] if live.schedule is None else present_phases(live.schedule, live.found)[1:]
         for draft in drafts:
@@ -131,11 +133,11 @@ class Applying:
                 return gone + [line for line in lines if "quantity" in line]
         return await self.changes_of_items(live, later)
 
-    async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
+    async def changes_metered(self, live: LiveSubscription, target: PlanTerms) -> bool:
         """Whether the items that a plan and its seats need differ in metered ones from those there are."""
         return changes_metered(live.items, await self.changes_of_items(live, target))
 
-    async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: Terms) -> None:
+    async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: PlanTerms) -> None:
         """Schedule other items for the end of the period; all phases from then on get them.
 
         Raises:
@@ -161,7 +163,7 @@ class Applying:
         self,
         live: LiveSubscription,
         schedule: Mapping[str, Any],
-        terms_of: Callable[[Plan], Terms],
+        terms_of: Callable[[Plan], PlanTerms],
     ) -> None:
         """Change the seats of every phase that is of a plan, the current one included.
 
@@ -200,7 +202,7 @@ class Applying:
         }
 
     async def _read_prices(
-        self, live: LiveSubscription, target: Terms, at_ms: int = 0
+        self, live: LiveSubscription, target: PlanTerms, at_ms: int = 0
     ) -> tuple[PlanPrices, int]:
         """Read the customer's prices on a plan at an instant, or now, and count the paid seats."""
         catalog = self._store.catalog
@@ -209,7 +211,7 @@ class Applying:
         return await customer_prices(self._api(), catalog, target.plan, given, live.prices), paid
 
 
-def _with_metered_of(items: Sequence[Item], prices: PlanPrices) -> PlanPrices:
+def _with_metered_of(items: Sequence[SubscriptionItem], prices: PlanPrices) -> PlanPrices:
     """Prices whose metered ones are those of present items: usage is cut before they change."""
     metered = {item.price: item.meter for item in items if item.meter in prices.meters}
     return replace(prices, metered=metered, overridden=frozenset(metered))

@@ -10,10 +10,10 @@ from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
+from meterkit.subscriptions.service.customer_matching import IdSource, ListedCustomer, Misfit, match_customers
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.existing_customers import Newcomer
+    from meterkit.subscriptions.service.customer_matching import Newcomer
 
 _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]
@@ -100,7 +100,7 @@ class _Tally:
     customers: list[ImportedCustomer] = field(default_factory=list[ImportedCustomer])
 
 
-class Importing:
+class StripeImporter:
     """Takes over what an account at Stripe has.
 
     Args:
@@ -139,7 +139,7 @@ class Importing:
         tally = _Tally()
         tally.misfits += await self._subscriptions(accounts, ids, progress)
         owners = await self._owners(accounts)
-        found = sort_out(accounts.values(), self._store.catalog, given=given, owners=owners)
+        found = match_customers(accounts.values(), self._store.catalog, given=given, owners=owners)
         tally.misfits += [*found.misfits, *_missing(given, accounts)]
         for number, batch in enumerate(_pages(found.newcomers)):
             await self._take_over(batch, tally, dry_run=dry_run)
@@ -158,15 +158,18 @@ class Importing:
 
     async def _customers(
         self, ids: IdSource, progress: Callable[[ImportProgress], object]
-    ) -> dict[str, Account]:
-        accounts: dict[str, Account] = {}
+    ) -> dict[str, ListedCustomer]:
+        accounts: dict[str, ListedCustomer] = {}
         async for page in self._api().pages("/v1/customers"):
-            accounts |= {found["id"]: Account.of(found, ids) for found in page}
+            accounts |= {found["id"]: ListedCustomer.of(found, ids) for found in page}
             progress(ImportProgress(step="customers", done=len(accounts)))
         return accounts
 
     async def _subscriptions(
-        self, accounts: Mapping[str, Account], ids: IdSource, progress: Callable[[ImportProgress], object]
+        self,
+        accounts: Mapping[str, ListedCustomer],
+        ids: IdSource,
+        progress: Callable[[ImportProgress], object],
     ) -> list[Misfit]:
         """Give each account its subscriptions; those of customers who came only now."""
         done, late = 0, list[Misfit]()
@@ -327,7 +330,7 @@ def _too_new(found: Mapping[str, Any]) -> Misfit:
     )
 
 
-def _missing(given: Mapping[str, str], accounts: Mapping[str, Account]) -> list[Misfit]:
+def _missing(given: Mapping[str, str], accounts: Mapping[str, ListedCustomer]) -> list[Misfit]:
     return [
         Misfit(
             stripe_customer=linked,

@@ -99,7 +99,7 @@ _PATH: Final = "/v1/subscriptions"
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
-class Beginning:
+class SubscriptionStarter:
     """Begins subscriptions of customers who have none in force.
 
     Args:

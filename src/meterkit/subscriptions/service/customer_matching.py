@@ -100,7 +100,7 @@ class IdSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
+class _ListedSubscription:
     """The stored part of a subscription.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Seen:
 
 
 @dataclass(slots=True, kw_only=True)
-class Account:
+class ListedCustomer:
     """A customer at Stripe.
 
     Attributes:
@@ -140,10 +140,10 @@ class Account:
     stripe_customer: str
     named: str
     has_payment_method: bool
-    seen: list[_Seen] = field(default_factory=list[_Seen])
+    seen: list[_ListedSubscription] = field(default_factory=list[_ListedSubscription])
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], ids: IdSource) -> Account:
+    def of(cls, found: Mapping[str, Any], ids: IdSource) -> ListedCustomer:
         """A customer as Stripe shows it."""
         return cls(
             stripe_customer=text_in(found, "id"),
@@ -175,19 +175,19 @@ class Account:
         named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)
         drift = drift_of(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
         if not is_sold_here(found, catalog):
-            self.seen.append(_Seen(slim=slim, named=named, drift=drift))
+            self.seen.append(_ListedSubscription(slim=slim, named=named, drift=drift))
             return
         if needs_payment_method(found, catalog, None) and not self.has_payment_method:
             found = held_back(found)
         try:
             state = read_subscription(found, catalog, has_payment_method=self.has_payment_method, facts=facts)
         except ValueError as error:
-            self.seen.append(_Seen(slim=slim, named=named, fault=str(error)))
+            self.seen.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
             return
-        self.seen.append(_Seen(slim=slim, named=named, state=state, drift=drift))
+        self.seen.append(_ListedSubscription(slim=slim, named=named, state=state, drift=drift))
 
     @property
-    def live(self) -> list[_Seen]:
+    def live(self) -> list[_ListedSubscription]:
         """Its live subscriptions."""
         return [seen for seen in self.seen if seen.is_live]
 
@@ -214,7 +214,7 @@ class Newcomer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sorted:
+class MatchResult:
     """Customers that fit, those that do not, and how many are ignored.
 
     Attributes:
@@ -226,9 +226,13 @@ class Sorted:
     skipped: int
 
 
-def sort_out(
-    accounts: Iterable[Account], catalog: Catalog, *, given: Mapping[str, str], owners: Mapping[str, str]
-) -> Sorted:
+def match_customers(
+    accounts: Iterable[ListedCustomer],
+    catalog: Catalog,
+    *,
+    given: Mapping[str, str],
+    owners: Mapping[str, str],
+) -> MatchResult:
     """Tell those who fit from those who do not.
 
     Args:
@@ -238,7 +242,7 @@ def sort_out(
         owners: the customers that Stripe customers are linked to already.
     """
     misfits, skipped = list[Misfit](), 0
-    by_id: defaultdict[str, list[Account]] = defaultdict(list)
+    by_id: defaultdict[str, list[ListedCustomer]] = defaultdict(list)
     for account in accounts:
         linked = account.stripe_customer
         names = {given[linked]} if linked in given else account.names()
@@ -259,10 +263,10 @@ def sort_out(
         misfits += [one for one in judged if isinstance(one, Misfit)]
         misfits += [_further(one, customer, chosen, same) for one in others]
         skipped += len(same) - len(judged) - len(others)
-    return Sorted(newcomers=newcomers, misfits=misfits, skipped=skipped)
+    return MatchResult(newcomers=newcomers, misfits=misfits, skipped=skipped)
 
 
-def _fault(account: Account, names: set[str], owner: str | None) -> Misfit | None:
+def _fault(account: ListedCustomer, names: set[str], owner: str | None) -> Misfit | None:
     """The problem with the id of an account."""
     shown = ", ".join(sorted(f"{name!r:.80}" for name in names))
     if not names:
@@ -281,7 +285,9 @@ def _fault(account: Account, names: set[str], owner: str | None) -> Misfit | Non
     return None
 
 
-def _chosen(same: Sequence[Account], owners: Mapping[str, str]) -> tuple[Account | None, Sequence[Account]]:
+def _chosen(
+    same: Sequence[ListedCustomer], owners: Mapping[str, str]
+) -> tuple[ListedCustomer | None, Sequence[ListedCustomer]]:
     """Of several Stripe customers of one id the one that counts, and those about which a person is to decide.
 
     The one that is linked counts, else the only one with a live subscription. Of several without any, none
@@ -295,7 +301,9 @@ def _chosen(same: Sequence[Account], owners: Mapping[str, str]) -> tuple[Account
     return certain[0], [account for account in live if account is not certain[0]]
 
 
-def _further(account: Account, customer: str, chosen: Account | None, same: Iterable[Account]) -> Misfit:
+def _further(
+    account: ListedCustomer, customer: str, chosen: ListedCustomer | None, same: Iterable[ListedCustomer]
+) -> Misfit:
     if chosen is not None:
         message = f"customer {customer!r:.80} is linked to Stripe customer {chosen.stripe_customer} already"
         return _misfit(account, customer, "linked_elsewhere", message)
@@ -304,7 +312,7 @@ def _further(account: Account, customer: str, chosen: Account | None, same: Iter
     return _misfit(account, customer, "two_customers", message)
 
 
-def _judged(account: Account, customer: str, catalog: Catalog) -> Newcomer | Misfit:
+def _judged(account: ListedCustomer, customer: str, catalog: Catalog) -> Newcomer | Misfit:
     live = account.live
     faulty = next((seen for seen in account.seen if seen.fault), None)
     if faulty is not None:
@@ -327,12 +335,16 @@ def _judged(account: Account, customer: str, catalog: Catalog) -> Newcomer | Mis
     )
 
 
-def _drifts(seen: Iterable[_Seen]) -> Iterator[Drift]:
+def _drifts(seen: Iterable[_ListedSubscription]) -> Iterator[Drift]:
     return (drift for one in seen for drift in one.drift)
 
 
 def _misfit(
-    account: Account, customer: str | None, kind: MisfitKind, message: str, subscription: str | None = None
+    account: ListedCustomer,
+    customer: str | None,
+    kind: MisfitKind,
+    message: str,
+    subscription: str | None = None,
 ) -> Misfit:
     live = account.live
     only = live[0].id if len(live) == 1 else None

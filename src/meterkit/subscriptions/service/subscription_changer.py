@@ -27,10 +27,10 @@ from meterkit.subscriptions.change_rules import (
 from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, held_back
-from meterkit.subscriptions.proration import Terms, ends_trial
-from meterkit.subscriptions.service.applying import Applying
+from meterkit.subscriptions.proration import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
+from meterkit.subscriptions.service.plan_applier import PlanApplier
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 
@@ -54,7 +54,7 @@ _OWING: Final = _UNPAID | {"past_due"}
 
 
 @dataclass(eq=False)
-class Changing:
+class SubscriptionChanger:
     """Changes subscriptions; what each method does and raises says :class:`meterkit.Subscriptions`.
 
     Args:
@@ -161,10 +161,10 @@ class Changing:
             await self._check_credit(live, costs[-1])
             if live.schedule is not None:
 
-                def terms_of(plan: Plan) -> Terms:
+                def terms_of(plan: Plan) -> PlanTerms:
                     is_current = plan.key == current.key
                     seats_there = self._seats_on(plan, target, in_use)
-                    return target if is_current else Terms(plan=plan, seats=seats_there)
+                    return target if is_current else PlanTerms(plan=plan, seats=seats_there)
 
                 await applying.set_scheduled_seats(live, live.schedule, terms_of)
             else:
@@ -199,11 +199,11 @@ class Changing:
 
     @asynccontextmanager
     async def _behind_cut(
-        self, customer: str, live: LiveSubscription, target: Terms, current: Plan
+        self, customer: str, live: LiveSubscription, target: PlanTerms, current: Plan
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
         _, state = await States(self.store).read(customer)
-        if not await Applying(self.store, self.api, state.overrides).changes_metered(live, target):
+        if not await PlanApplier(self.store, self.api, state.overrides).changes_metered(live, target):
             yield
             return
         now_ms = self.store.now_ms()
@@ -234,28 +234,30 @@ class Changing:
 
     def _terms(
         self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None, in_use: int
-    ) -> Terms:
+    ) -> PlanTerms:
         """Plan and seats after a change; without a number of seats those that were bought or are in use."""
-        before = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
+        before = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if seats is not None:
             check_seats_sold(wanted, self._seat_meter, check_seats(seats))
-            return Terms(plan=wanted, seats=self._seats_on(wanted, Terms(plan=wanted, seats=seats), 0))
+            return PlanTerms(
+                plan=wanted, seats=self._seats_on(wanted, PlanTerms(plan=wanted, seats=seats), 0)
+            )
         if wanted is current:
             return before
         if wanted.key == known.pending_plan and known.pending_seats is not None:
-            return Terms(plan=wanted, seats=known.pending_seats)
-        return Terms(plan=wanted, seats=self._seats_on(wanted, before, in_use))
+            return PlanTerms(plan=wanted, seats=known.pending_seats)
+        return PlanTerms(plan=wanted, seats=self._seats_on(wanted, before, in_use))
 
-    def _pending_terms(self, known: SubscriptionState, target: Terms, in_use: int) -> Terms | None:
+    def _pending_terms(self, known: SubscriptionState, target: PlanTerms, in_use: int) -> PlanTerms | None:
         """Scheduled plan and its seats after a change of seats; None if nothing is scheduled."""
         later = self._catalog.plans.get(known.pending_plan or "")
         if later is None:
             return None
         if known.seats == target.seats and known.pending_seats is not None:
-            return Terms(plan=later, seats=known.pending_seats)
-        return Terms(plan=later, seats=self._seats_on(later, target, in_use))
+            return PlanTerms(plan=later, seats=known.pending_seats)
+        return PlanTerms(plan=later, seats=self._seats_on(later, target, in_use))
 
-    def _seats_on(self, plan: Plan, before: Terms, in_use: int) -> int:
+    def _seats_on(self, plan: Plan, before: PlanTerms, in_use: int) -> int:
         paid = paid_seats(before.plan, self._seat_meter, before.seats)
         return seats_on(plan, self._seat_meter, paid=paid, seats=before.seats, in_use=in_use)
 
@@ -352,14 +354,14 @@ class Changing:
                 f" price, and {reason}. Ask again once the period is paid, or in the next one"
             )
 
-    async def applying(self, customer: str) -> Applying:
+    async def applying(self, customer: str) -> PlanApplier:
         """Changes of items by what is stored of the customer now."""
         _, state = await States(self.store).read(customer)
-        return Applying(self.store, self.api, state.overrides)
+        return PlanApplier(self.store, self.api, state.overrides)
 
     async def terms_by_plan(
         self, customer: str, known: SubscriptionState, current: Plan
-    ) -> Callable[[Plan], Terms]:
+    ) -> Callable[[Plan], PlanTerms]:
         """Seats of each plan that is in force or scheduled, as they are."""
         in_use = self._in_use(await self._levels(customer))
         return lambda plan: self._terms(known, current, plan, None, in_use)
