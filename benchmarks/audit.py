@@ -20,8 +20,8 @@ from tables import show
 from meterkit import MeterKit
 from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import UsedQuantities
 
 if TYPE_CHECKING:
     from tables import Table
@@ -47,7 +47,7 @@ class Line:
         self.server_us = self.pack_us = float("inf")
 
     def batch(self) -> None:
-        settlements = [Settlement(view, used=Used({"requests": 1})) for view in self.views]
+        settlements = [Settlement(view, used=UsedQuantities({"requests": 1})) for view in self.views]
         begun = time.perf_counter_ns()
         packed = [settlement.pack() for settlement in settlements]
         self.pack_us = min(self.pack_us, (time.perf_counter_ns() - begun) / CALLS / 1e3)

@@ -20,7 +20,6 @@ LINE = (
     ("catalog",),
     ("decisions", "tokens"),
     ("redis",),
-    ("spool",),
     ("store",),
     ("outbox",),
     ("customers",),

@@ -91,13 +91,13 @@ from meterkit.storage.service import ObjectStorage as ObjectStorage
 from meterkit.storage.service import UploadRefusedError as UploadRefusedError
 from meterkit.store.customer_usage import CustomerUsage as CustomerUsage
 from meterkit.store.customer_usage import MeterUsage as MeterUsage
+from meterkit.store.customer_usage import OveragePrice as OveragePrice
 from meterkit.store.customer_usage import PeriodUsage as PeriodUsage
 from meterkit.store.holds import Reservation as Reservation
-from meterkit.store.messages import KeptMessage as KeptMessage
+from meterkit.store.message_queue import KeptMessage as KeptMessage
 from meterkit.store.rate_usage import RateUsage as RateUsage
 from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
-from meterkit.store.usage_prices import OveragePrice as OveragePrice
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync

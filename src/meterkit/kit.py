@@ -20,8 +20,8 @@ from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
 from meterkit.serving import Served, Serving, store_of
-from meterkit.store.arguments import check_customer, check_event_id, check_subjects
 from meterkit.store.holds import Reservation
+from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:

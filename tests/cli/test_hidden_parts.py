@@ -29,7 +29,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.health import findings, webhooks
 from meterkit.health.spools import growing, no_room
 from meterkit.safe_text import csv_cell, escape_invisible
-from meterkit.spool.directory import SpoolSeen
+from meterkit.store.spool_file import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def test_a_full_disk_and_a_spool_near_its_bound_are_found() -> None:
     assert finding.problem.startswith("the disk of /spools has 3 MiB left")
     assert no_room(Path("/spools"), 1 << 30) == []
     seen = [
-        SpoolSeen(path=Path(f"/spools/{name}.spool"), state="held", size=size << 20, begun_ms=0)
+        SpoolInfo(path=Path(f"/spools/{name}.spool"), state="held", size=size << 20, begun_ms=0)
         for name, size in (("a", 900), ("b", 700))
     ]
     (finding,) = growing(seen)

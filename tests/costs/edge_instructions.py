@@ -32,7 +32,6 @@ _MODULES: Final = {
     "asgi/middleware.py": "decide",
     "asgi/headers.py": "limit fields",
     "asgi/exchange.py": "pass the answer on",
-    "store/allotting.py": "decide",
     "store/allotment.py": "decide",
     "store/settlement.py": "settle",
     "redis/event_loops.py": "decide",

@@ -25,7 +25,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.outbox.journal import JournalRow
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

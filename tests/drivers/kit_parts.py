@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.background import BackgroundTasks
-from meterkit.store.tasks import Upkeep
+from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
@@ -21,10 +21,10 @@ def parts_of(kit: MeterKit) -> Parts:
 
 async def note_upkeep(kit: MeterKit) -> None:
     """Mark that buckets were listed and a queue was read."""
-    await Upkeep(kit.store).listed({})
-    await Upkeep(kit.store).read("https://sqs.example/queue")
+    await StorageUpkeep(kit.store).listed({})
+    await StorageUpkeep(kit.store).read("https://sqs.example/queue")
 
 
 async def is_upkeep_seen(kit: MeterKit) -> bool:
-    found = await Upkeep(kit.store).seen()
+    found = await StorageUpkeep(kit.store).seen()
     return None not in (found.read_ms, found.listed_ms)

@@ -24,7 +24,7 @@ from meterkit.notify.courier import Courier
 from meterkit.notify.mail import MailSender
 from meterkit.notify.watches import StorageWatch
 from meterkit.notify.webhook import WebhookSender
-from meterkit.store.messages import MessageQueue
+from meterkit.store.message_queue import MessageQueue
 from servers.fixed_answers import Asked, answer, answering
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ async def look_at_storage(kit: MeterKit) -> None:
 
 
 _TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
-    "take an event": (steps, "next_notices"),
+    "take an event": (steps, "read_notices"),
     "queue": (MessageQueue, "add"),
     "acknowledge": (steps, "acknowledge"),
     "take a message": (MessageQueue, "take"),

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from meterkit.notify.courier import Message
-from meterkit.store.messages import MessageQueue
+from meterkit.store.message_queue import MessageQueue
 from meterkit.subscriptions.webhooks.stripe_events import SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 from meterkit.testing import StripeEmulator

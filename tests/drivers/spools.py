@@ -12,10 +12,10 @@ from drivers.forked_command import die
 from drivers.worker_process import Commands
 from faults.refusals import Client, kit_at, metered
 from meterkit.redis import producer
-from meterkit.spool.spool_file import Header, SpoolFile, frame
-from meterkit.store.hold import Used
-from meterkit.store.replay import Replay, write
+from meterkit.store.replay import SpoolReplay, write_record
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import UsedQuantities
+from meterkit.store.spool_file import SpoolFile, SpoolHeader, frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,16 +27,18 @@ def spool_with(kit: MeterKit, directory: Path, meter: str, quantity: int, *, day
     """A spool with what acme has used, begun so many days ago; it is held until it is closed."""
     store = kit.store
     made_ms = store.now_ms() - int(days * 86_400_000)
-    header = replace(Header.of(store.keys, str(store.address)), producer=f"of{days:g}days", made_ms=made_ms)
+    header = replace(
+        SpoolHeader.of(store.keys, str(store.address)), producer=f"of{days:g}days", made_ms=made_ms
+    )
     file = SpoolFile.create(directory, header)
-    settlement = Settlement(store.cache.get("acme"), used=Used(recorded={meter: quantity}))
-    file.append(frame(write(settlement, 1, made_ms, None)))
+    settlement = Settlement(store.cache.get("acme"), used=UsedQuantities(recorded={meter: quantity}))
+    file.append(frame(write_record(settlement, 1, made_ms, None)))
     return file
 
 
 def crash_at(point: str) -> None:
     """Have the process die at a point between two steps of a spool."""
-    append, send = SpoolFile.append, Replay.send
+    append, send = SpoolFile.append, SpoolReplay.send
 
     def appending(self: SpoolFile, data: bytes) -> None:
         is_header = not self.begins
@@ -48,7 +50,7 @@ def crash_at(point: str) -> None:
         if is_header == (point == "header written"):
             die()
 
-    async def sending(self: Replay, records: Any) -> None:
+    async def sending(self: SpoolReplay, records: Any) -> None:
         await send(self, records[: len(records) // 2])
         die()
 
@@ -60,7 +62,7 @@ def crash_at(point: str) -> None:
         "sent, and not removed": ("remove", removing),
     }.get(point, ("append", appending))
     if point:
-        setattr(Replay if name == "send" else SpoolFile, name, replaced)
+        setattr(SpoolReplay if name == "send" else SpoolFile, name, replaced)
 
 
 class Spooling(Commands):

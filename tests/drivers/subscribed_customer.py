@@ -13,7 +13,7 @@ from meterkit.customers.states import States, sweep_scheduled_transitions
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.store import messages
+from meterkit.store import message_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ async def erase(kit: MeterKit, customer: str) -> Deleted:
 
 
 async def tell(kit: MeterKit, customer: str, event: str, data: dict[str, Any]) -> None:
-    await messages.tell(kit.store, customer, event, data)
+    await message_queue.publish_notice(kit.store, customer, event, data)
 
 
 def recorder(kit: MeterKit, *events: str) -> list[Any]:

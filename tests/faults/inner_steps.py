@@ -28,7 +28,7 @@ Step = Literal[
 _PLACES: Final[dict[Step, str]] = {
     "a flush lists its work": "meterkit.outbox.outbox.Outbox.work",
     "a late item is noted": "meterkit.outbox.late_items.LateItems.settle",
-    "a restart is confirmed": "meterkit.store.server_lives.ServerLives.confirm",
+    "a restart is confirmed": "meterkit.store.server_restarts.ServerLives.confirm",
     "a state is stored": "meterkit.customers.states.States.change",
     "a webhook entry is kept": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.renew",
     "a webhook entry is taken": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.lease_due",

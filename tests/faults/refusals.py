@@ -18,8 +18,8 @@ from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.connection import pack_each
-from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import UsedQuantities
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
@@ -123,7 +123,7 @@ def settle(kit: MeterKit, customer: str, *, times: int = 1, **quantities: int) -
     """Record without waiting, as the end of a request does; or as the ends of many do."""
     view = kit.store.cache.get(customer)
     for _ in range(times):
-        kit.store.settle(lane_of(kit), Settlement(view, used=Used(recorded=quantities)))
+        kit.store.settle(lane_of(kit), Settlement(view, used=UsedQuantities(recorded=quantities)))
 
 
 async def renew_holds(lane: Lane) -> None:

@@ -33,7 +33,7 @@ from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
 from meterkit.insights.audit.verifying import verify
 from meterkit.outbox.journal import JournalRow
-from meterkit.store.hold import Used
+from meterkit.store.settlement_parts import UsedQuantities
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -128,7 +128,7 @@ async def test_corrections_and_drops_are_entered(at: Audited) -> None:
 
 async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:
     view = at.kit.store.cache.get("192.0.2.1", anonymous=True)
-    await at.kit.store.record(view, Used.of({"rows": 1}), event_id=None)
+    await at.kit.store.record(view, UsedQuantities.of({"rows": 1}), event_id=None)
     assert await at.rows() == []
 
 

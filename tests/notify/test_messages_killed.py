@@ -38,7 +38,7 @@ OF_BOTH: Final = ("take an event", "queue", "acknowledge", "take a message", "fi
 async def test_each_cause_has_one_id_whatever_process_is_killed(
     channel: str, step: str, valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.store.messages.AGAIN_AFTER_MS", 0)
+    monkeypatch.setattr("meterkit.store.message_queue.AGAIN_AFTER_MS", 0)
     clock = SharedClock(tmp_path / "clock", NOW.timestamp())
     whens: tuple[Literal["before", "after"], ...] = ("before", "after")
     async with (

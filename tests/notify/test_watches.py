@@ -24,8 +24,8 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.notify.spikes import FLOOR, HOUR_MS, Pace, Spike, SpikesToday, SpikeWatch, pace_of, spike_at
 from meterkit.notify.watches import Lookout, SummaryWatch, tell_once
-from meterkit.store.messages import next_notices, tell
-from meterkit.store.tasks import TaskLease
+from meterkit.store.message_queue import publish_notice, read_notices
+from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
     async def pass_on(store: Any, customer: str, kind: str, data: Any) -> None:
         """Tell one customer so slowly that another process has begun meanwhile."""
         asked.append(customer)
-        await tell(store, customer, kind, data)
+        await publish_notice(store, customer, kind, data)
         await admin.ask(admin.client.delete(lease))
         assert await TaskLease(store, lease, lasts_ms=60_000).take()
 
@@ -244,7 +244,7 @@ async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str
             return None
 
         async def told() -> list[str]:
-            return [notice.data["id"] for notice in await next_notices(kit.store, 0, [EVENT])]
+            return [notice.data["id"] for notice in await read_notices(kit.store, 0, [EVENT])]
 
         await told()
         await tell_once(kit.store, "acme", EVENT, "a", nothing)
@@ -327,13 +327,13 @@ async def test_a_spike_is_sent_once_a_day(
         watch = SpikeWatch(kit.store, AuditDatabase(url), any_event)
 
         async def cut(*args: Any) -> None:
-            await tell(*args)
+            await publish_notice(*args)
             raise StoreError("cut off")
 
         monkeypatch.setattr("meterkit.notify.watches.tell", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.look()
-        monkeypatch.setattr("meterkit.notify.watches.tell", tell)
+        monkeypatch.setattr("meterkit.notify.watches.tell", publish_notice)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.look()

@@ -17,7 +17,7 @@ from drivers.sampled import some, whole
 from drivers.workers import workers
 from faults.refusals import eventually, kit_at, used
 from meterkit.catalog import loads
-from meterkit.store.allotting import HOT
+from meterkit.store.allotment import HOT
 from meterkit.testing import Clock
 from store.allotting_processes import CATALOG, Processes
 from store.allotting_processes_paid import PaidProcesses

@@ -16,8 +16,8 @@ import pytest
 from faults.refusals import Client, eventually, kit_at, lane_of, loop_clock, metered, settled, stopped, used
 from meterkit.errors import StoreError
 from meterkit.redis import producer
-from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import UsedQuantities
 from servers.clusters import Cluster, Watched, spawn_cluster, spawn_watched
 from servers.stores import Server, free_port, spawn_server
 
@@ -154,7 +154,7 @@ def spools(directory: Path) -> list[Path]:
 def settle_in_doubt(kit: MeterKit, served: Served) -> None:
     """Send settlements of whom nobody knows for a while whether they were applied."""
     for customer in CUSTOMERS:
-        used = Used(recorded={"requests": 1})
+        used = UsedQuantities(recorded={"requests": 1})
         kit.store.settle(lane_of(kit), Settlement(kit.store.cache.get(customer), used=used))
         served.of[customer] += 1
 

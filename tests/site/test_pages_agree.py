@@ -173,10 +173,10 @@ def test_a_delivered_intent_takes_what_was_measured() -> None:
 
 # A constant of the code, its value, and a page with what it says of it.
 FIGURES: Final = """
-store.spool:_UNWRITTEN_MAX               67_108_864      runbook.md     64 MiB wait in memory
-store.spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
-spool.directory:SPOOL_BYTES_MAX          1_073_741_824   runbook.md     1 GiB in each spool
-spool.directory:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown to 1 GiB
+store.settlement_spool:_UNWRITTEN_MAX               67_108_864      runbook.md     64 MiB wait in memory
+store.settlement_spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
+store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   runbook.md     1 GiB in each spool
+store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown to 1 GiB
 redis.breaker:_PAUSE_MAX_S               0.5             runbook.md     twice a second
 redis.breaker:_PAUSE_MAX_S               0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
@@ -197,8 +197,8 @@ insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least
 delivery.journaling:_PAGE                500             audit.md       in batches of up to 500, and
 delivery.journaling:_WAITING_MOST        10_000          audit.md       up to 10,000 rows wait
 notify.event_dispatcher:_PATIENCE_S      30              runbook.md     longer than 30 seconds
-store.messages:AGAIN_AFTER_MS            60_000          runbook.md     again a minute later, ten times in all
-store.messages:TIMES_MOST                10              runbook.md     again a minute later, ten times in all
+store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a minute later, ten times in all
+store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
 catalog.watch:_LOOK_EVERY_S              1.5             runbook.md     within two seconds of its correction

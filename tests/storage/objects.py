@@ -16,13 +16,13 @@ from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import Page, Version
 from meterkit.storage.object_events import carried
-from meterkit.store.tasks import Upkeep
+from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from random import Random
 
-__all__ = ["FORMATS", "Bucket", "Format", "Happened", "Upkeep", "carried"]
+__all__ = ["FORMATS", "Bucket", "Format", "Happened", "StorageUpkeep", "carried"]
 
 Format = Literal["s3", "eventbridge", "minio"]
 FORMATS: tuple[Format, ...] = ("s3", "eventbridge", "minio")

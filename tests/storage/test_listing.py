@@ -26,7 +26,7 @@ from meterkit.storage.aws import Page, Version
 from meterkit.storage.object_records import Known
 from meterkit.storage.recalculation import Difference, Listed, Listing, differences
 from meterkit.storage.service import ObjectStorage
-from meterkit.store.tasks import TaskLease, Upkeep
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
 from storage.moto_bucket import BOTO3
 from storage.objects import Happened
@@ -238,10 +238,10 @@ async def test_one_process_recalculates_each_hour(
     s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 7)
     assert await far.storage.recalculate(dry_run=True) == {"ada": 7}
     assert await far.storage.recalculate("bob") == {}
-    assert (await Upkeep(far.store).seen()).listed_ms is None
+    assert (await StorageUpkeep(far.store).seen()).listed_ms is None
     assert await far.storage.recalculate_due()
     assert "a listing has corrected 7 bytes of 1 customers" in caplog.text
-    seen = await Upkeep(far.store).seen()
+    seen = await StorageUpkeep(far.store).seen()
     assert (seen.listed_ms, seen.drift_bytes, seen.drift_customers) == (far.store.now_ms(), 7, 1)
     s3.put_object(Bucket="uploads", Key="ada/images/b", Body=b"x" * 5)
     clock.advance(timedelta(minutes=59, seconds=59))
@@ -273,7 +273,7 @@ async def test_what_is_neglected_is_found(far: MeterKit, clock: Clock) -> None:
 
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"
     assert await problems() == [unlisted]
-    upkeep = Upkeep(far.store)
+    upkeep = StorageUpkeep(far.store)
     await upkeep.listed({"ada": -4, "bob": 3})
     await upkeep.read("https://sqs.example/queue")
     clock.advance(timedelta(minutes=15))

@@ -22,9 +22,8 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import pack
-from meterkit.store.allotment import TERM_MS
-from meterkit.store.allotting import Allotments
-from meterkit.store.settlement import settlement_of
+from meterkit.store.allotment import TERM_MS, Allotments
+from meterkit.store.settlement import settle_decision
 from store.script_plans import START_MS
 from store.script_world import ScriptWorld, amended, fields_of, weighed
 
@@ -265,7 +264,7 @@ class Processes(ScriptWorld):
     def end(self, process: Process, request: Request) -> None:
         decided = request.decided
         if decided.program.settles:
-            settlement = settlement_of(decided, request.slot, billed=self.random.random() < 0.8)
+            settlement = settle_decision(decided, request.slot, billed=self.random.random() < 0.8)
             self.billed += settlement.used.recorded.get("requests", 0)
             (process.allotments if decided.is_allotted else process.queues[0]).settle(settlement)
 

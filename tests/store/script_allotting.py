@@ -19,10 +19,10 @@ from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
-from meterkit.store.allotment import given_back
-from meterkit.store.hold import Held, Used
+from meterkit.store.allotment import return_units
 from meterkit.store.script_terms import pack_head
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.views import PreparedDecision
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS
@@ -133,13 +133,15 @@ class AllotWorld(ScriptWorld):
     def settle(self) -> None:
         if self.open:
             program, slot = self.open.pop()
-            held = Held(program.held, program.concurrency, slot, program.costs)
-            used = Used(recorded=program.settled) if self.random.random() < 0.8 else Used()
+            held = HeldQuantities(program.held, program.concurrency, slot, program.costs)
+            used = (
+                UsedQuantities(recorded=program.settled) if self.random.random() < 0.8 else UsedQuantities()
+            )
             self._settle_both(held, used)
 
     def record(self) -> None:
         recorded = {self.random.choice(("requests", "words")): self.random.choice((1, 30, 300))}
-        self._settle_both(Held(), Used(recorded, recorded))
+        self._settle_both(HeldQuantities(), UsedQuantities(recorded, recorded))
 
     def give_back(self) -> None:
         """Grant units to one and give them back: in this window and the next, as if that had not been."""
@@ -155,7 +157,7 @@ class AllotWorld(ScriptWorld):
         self.wall += self.random.choice((0, 0, 100, 1000, 9000))
         view = self._view(MANY)
         unit = PreparedDecision(view, program, "d")
-        for settlement in given_back(unit, reply[1], reply[5]):
+        for settlement in return_units(unit, reply[1], reply[5]):
             self.settled(settlement)
         after = self._fields(MANY)
         now = int(unpack_field(after["h"])[0])
@@ -283,7 +285,7 @@ class AllotWorld(ScriptWorld):
             self.open.append((program, replies[0][1] // SLOT_MS))
         return program, replies
 
-    def _settle_both(self, held: Held, used: Used) -> None:
+    def _settle_both(self, held: HeldQuantities, used: UsedQuantities) -> None:
         for name in (ONE, MANY):
             self.settled(Settlement(self._view(name), held=held, used=used))
 
@@ -434,7 +436,7 @@ class PaidAllotWorld(AllotWorld):
 
     def record(self) -> None:
         recorded = {self.random.choice(_METERS): self.random.choice((1, 5, 30))}
-        self._settle_both(Held(), Used(recorded, recorded))
+        self._settle_both(HeldQuantities(), UsedQuantities(recorded, recorded))
 
     def damage(self) -> None:
         """Damage each field that the script reads: it allots nothing."""
@@ -458,7 +460,7 @@ class PaidAllotWorld(AllotWorld):
             self.wire(pack("DEL", keys.counters, keys.totals, keys.grants, keys.ledger))
         self._put(CustomerState(plan=plan, granted=True))
         self._both("grant", ("edge", 256, 100, 0, NEVER_MS, "c:ai", 50 * 10**6, self.wall))
-        self._settle_both(Held(), Used({"requests": 200}))
+        self._settle_both(HeldQuantities(), UsedQuantities({"requests": 200}))
         program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
         while reply[0] == 2:
             self._learn(reply)

@@ -21,8 +21,8 @@ from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import compile_program
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.connection import pack
-from meterkit.store.hold import Correction, Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import RateCorrection, UsedQuantities
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, PAID, PLAIN, PLANS, WINDOWS_MS
@@ -138,12 +138,12 @@ class World(Requests):
         quantities = {meter: 10**15 - 1}
         rated = self.random.choice((quantities, {}))
         for _ in range(10):
-            self._settle(Settlement(known, used=Used(quantities, rated)))
+            self._settle(Settlement(known, used=UsedQuantities(quantities, rated)))
         # Exactly what is counted, then one more.
         left = MOST - self.model.customers[name].total(meter)
         for quantity in (left, 1):
             if quantity < 10**15:
-                self._settle(Settlement(known, used=Used({meter: quantity})))
+                self._settle(Settlement(known, used=UsedQuantities({meter: quantity})))
         for _ in range(10):
             demands = {meter: Demand(needed=1, taken=3)}
             self.ask_for(known, demands, "d", {"billed_always": True, "rates_only": False})
@@ -165,8 +165,8 @@ class World(Requests):
             quantity, times = 10**15 - 1, 10
         rates = frozenset({rate_field(meter, rate.window_ms, rate.algorithm)})
         for _ in range(times):
-            correction = Correction({meter: max(-quantity, 0)}, rates, self.wall - back_ms)
-            used = Used(rated={meter: max(quantity, 0)})
+            correction = RateCorrection({meter: max(-quantity, 0)}, rates, self.wall - back_ms)
+            used = UsedQuantities(rated={meter: max(quantity, 0)})
             self._settle(Settlement(known, used=used, correction=correction))
 
     def stranger(self, _: str) -> None:
@@ -434,7 +434,7 @@ class PaidWorld(World):
             self.add(name, f"h{self.wall}", {**more, "m:calls": MOST + 1 - left}, terms)
         known = self._customer(name)
         for quantity in (*[most] * 9, 10, 9, 8, 1, 1, 1):
-            self._settle(Settlement(known, used=Used({"calls": quantity})))
+            self._settle(Settlement(known, used=UsedQuantities({"calls": quantity})))
 
     def dwindle(self, name: str) -> None:
         """Use so much that exactly the share is left below which a balance is low; then one unit more."""
@@ -449,7 +449,7 @@ class PaidWorld(World):
         own = max(0, included - customer.included["words"]) + means.of("m:words")
         for quantity in (own + spare // credit.costs["words"], 1):
             if 0 < quantity < 10**15 and spare >= 0:
-                self._settle(Settlement(known, used=Used({"words": quantity})))
+                self._settle(Settlement(known, used=UsedQuantities({"words": quantity})))
 
     def outgrow(self, name: str) -> None:
         """Change the plan, and use something, when what a plan gave expires, or just before or after."""
@@ -464,7 +464,7 @@ class PaidWorld(World):
             self.put(name, replace(state, plan=self.random.choice(self.sales.plans)))  # A moment later.
             recorded = {"words": self.random.choice((1, 30, 70)), "calls": self.random.choice((0, 7))}
             known = self._customer(name)
-            self._settle(Settlement(known, used=Used(recorded)))
+            self._settle(Settlement(known, used=UsedQuantities(recorded)))
             self.check(name)
 
     # What deeds are made of.

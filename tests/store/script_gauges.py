@@ -19,9 +19,9 @@ from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import compile_program
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
-from meterkit.store.hold import Held, Mark, Used
-from meterkit.store.idempotency import MarkedDecision
+from meterkit.store.prepared_decisions import MarkedDecision
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities
 from meterkit.store.views import PreparedDecision
 from store.script_counts import DAY_MS, SLOT_MS, Marks, Slots
 from store.script_world import OneCustomer, amended, fields_of
@@ -186,7 +186,7 @@ class GaugeWorld(OneCustomer):
         if not self.open:
             return
         decision, slot = self.open.pop(self.random.randrange(len(self.open)))
-        held = Held.of(decision, slot)
+        held = HeldQuantities.of(decision, slot)
         self.settled(Settlement(decision.view, held=held))
         for name in GAUGES:
             self.gauges[name].held.give_back(self.wall, slot, held.quantities.get(name, 0))
@@ -487,15 +487,17 @@ class RepeatWorld(GaugeWorld):
         decision, holder, slot = self.admitted.pop(self.random.randrange(len(self.admitted)))
         billed = not decision.is_repeat and self.random.random() < 0.6
         recorded = decision.recorded if billed else {}
-        mark = Mark.of(decision, billed=billed)
-        is_repeat = self._settle(holder, slot, Used(recorded=recorded), mark)
+        mark = RepeatMark.of(decision, billed=billed)
+        is_repeat = self._settle(holder, slot, UsedQuantities(recorded=recorded), mark)
         if not is_repeat:
             self.recorded.update(recorded)
         self.seen.add(f"settled {is_repeat}")
 
-    def _settle(self, holder: PreparedDecision, slot: int, used: Used, mark: Mark | None) -> bool:
+    def _settle(
+        self, holder: PreparedDecision, slot: int, used: UsedQuantities, mark: RepeatMark | None
+    ) -> bool:
         """Settle; whether another request with this key was billed."""
-        settlement = Settlement(holder.view, held=Held.of(holder, slot), used=used, mark=mark)
+        settlement = Settlement(holder.view, held=HeldQuantities.of(holder, slot), used=used, mark=mark)
         self.settled(settlement)
         self._roll()
         for meter, quantity in {**holder.held, "flight": len(holder.program.concurrency)}.items():
@@ -521,7 +523,7 @@ class RepeatWorld(GaugeWorld):
         self._hold(renewing)
         if digest:
             self.marks.begin(digest, self.wall)
-        self._settle(found.holder, found.slot, Used(), Mark.of(found.decision, billed=False))
+        self._settle(found.holder, found.slot, UsedQuantities(), RepeatMark.of(found.decision, billed=False))
         self.admitted[self.admitted.index(found)] = Admitted(found.decision, renewing, slot)
 
     def _hold(self, decision: PreparedDecision) -> None:

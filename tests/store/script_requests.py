@@ -19,9 +19,9 @@ from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import AtModel, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settling import CONFLICT, PARTLY
-from meterkit.store.customer_usage import usage_of
-from meterkit.store.hold import Correction, Held, Used
+from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, Model, Times, View, ceiling_of, own_of
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
@@ -160,7 +160,7 @@ class Checks(ScriptWorld):
 
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
-        shown = usage_of(name, self.catalog, self.ask(*self._usage_of(keys)))
+        shown = read_usage_reply(name, self.catalog, self.ask(*self._usage_of(keys)))
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, self.wall)
         entitlements = entitlements_of(standing, self.catalog)
@@ -347,10 +347,12 @@ class Requests(Checks):
         """Give back what was held, record what is billed, and correct the rates by what was seen."""
         reserved: Mapping[str, int] = {} if seen is None else opened.reserved
         seen, program = seen or {}, opened.program
-        held = Held(program.held, program.concurrency, opened.slot, program.costs)
+        held = HeldQuantities(program.held, program.concurrency, opened.slot, program.costs)
         dimensions = self.random.choice(_DIMENSIONS)
-        used = Used(recorded, seen if reserved else {}, dimensions, self._measured(seen or recorded))
-        correction = Correction(reserved, program.rates, opened.decided_ms)
+        used = UsedQuantities(
+            recorded, seen if reserved else {}, dimensions, self._measured(seen or recorded)
+        )
+        correction = RateCorrection(reserved, program.rates, opened.decided_ms)
         self._settle(Settlement(opened.known, held=held, used=used, correction=correction))
 
     def record(self, name: str) -> None:
@@ -360,7 +362,7 @@ class Requests(Checks):
         event = self._event(name, recorded) if self.random.random() < 0.15 else None
         recorded, rated = self.random.choice(((recorded, recorded), (recorded, {}), ({}, recorded)))
         dimensions = self.random.choice(_DIMENSIONS)
-        used = Used(recorded, rated, dimensions, self._measured(recorded or rated))
+        used = UsedQuantities(recorded, rated, dimensions, self._measured(recorded or rated))
         occurred_ms = self._occurred(name) if self.random.random() < 0.12 else None
         tells = self.random.random() < 0.12
         self._settle(Settlement(known, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells))

@@ -15,8 +15,8 @@ from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack
-from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from store.script_counts import DAY_MS, SLOT_MS, Slots
 from store.script_world import OneCustomer
 
@@ -200,7 +200,7 @@ class SpendWorld(OneCustomer):
         if name == "images" and self.is_paid:
             self.credit_holds.take(self.wall, quantity * COSTS[model])
 
-    def _give_back(self, held: Held, slot: int) -> None:
+    def _give_back(self, held: HeldQuantities, slot: int) -> None:
         for name, quantity in held.quantities.items():
             if name in self.holds:
                 self.holds[name].give_back(self.wall, slot, quantity)
@@ -296,10 +296,10 @@ class SpendWorld(OneCustomer):
 
     def settle(self) -> None:
         recorded: dict[str, int] = {}
-        held, slot = Held(), self.wall // SLOT_MS
+        held, slot = HeldQuantities(), self.wall // SLOT_MS
         if self.open and self.random.random() < 0.8:
             decision, slot = self.open.pop(self.random.randrange(len(self.open)))
-            held = Held.of(decision, slot)
+            held = HeldQuantities.of(decision, slot)
             for name, quantity in held.quantities.items():
                 if name in self.holds:
                     recorded[name] = self.random.choice((quantity, quantity, quantity // 2, quantity + 1, 0))
@@ -308,7 +308,7 @@ class SpendWorld(OneCustomer):
             recorded = {name: self.random.choice(QUANTITIES[name])}
         model = self.random.choice(self.models)
         dimensions = {} if model is None else {"model": model}
-        self.settled(Settlement(self.view, held=held, used=Used(recorded, {}, dimensions)))
+        self.settled(Settlement(self.view, held=held, used=UsedQuantities(recorded, {}, dimensions)))
         self._roll()
         self._give_back(held, slot)
         self.period = self.period or self._bounds()
@@ -424,7 +424,7 @@ class RowsSpendWorld(SpendWorld):
         if name in ROW_PRICES and model:
             self.row_holds[name][row_of(model)].take(self.wall, quantity)
 
-    def _give_back(self, held: Held, slot: int) -> None:
+    def _give_back(self, held: HeldQuantities, slot: int) -> None:
         super()._give_back(held, slot)
         for name, rows in self.row_holds.items():
             for row, holds in rows.items():

@@ -16,9 +16,9 @@ from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand, rate_numbers
 from meterkit.redis.connection import pack
-from meterkit.store.hold import Correction, Held, Mark, Used
-from meterkit.store.idempotency import MarkedDecision
+from meterkit.store.prepared_decisions import MarkedDecision
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 from store.script_counts import (
     DAY_MS,
     IN_FLIGHT,
@@ -340,10 +340,12 @@ class SubjectWorld(ScriptWorld):
         rates = one.decision.subjects["user"].rates if "user" in one.decision.subjects else frozenset[str]()
         is_corrected = bool(one.calls and rates) and self.random.random() < 0.4
         actual = self.random.choice((0, 1, one.calls, one.calls + 2))
-        used = Used(recorded, {"calls": actual}) if is_corrected else Used(recorded)
-        correction = Correction({"calls": one.calls}, rates, one.decided_ms) if is_corrected else Correction()
-        mark = Mark(one.digest, bool(recorded)) if one.digest else None
-        held = Held.of(one.decision, one.slot)
+        used = UsedQuantities(recorded, {"calls": actual}) if is_corrected else UsedQuantities(recorded)
+        correction = (
+            RateCorrection({"calls": one.calls}, rates, one.decided_ms) if is_corrected else RateCorrection()
+        )
+        mark = RepeatMark(one.digest, bool(recorded)) if one.digest else None
+        held = HeldQuantities.of(one.decision, one.slot)
         more = (actual - one.calls, one.decided_ms) if is_corrected else None
         settlement = Settlement(self._view(one.given), held=held, used=used, correction=correction, mark=mark)
         self._settle(settlement, one, more)
@@ -355,7 +357,7 @@ class SubjectWorld(ScriptWorld):
         ago = self.random.choice((0, 0, 1, 1000, MINUTE_MS, HOUR_MS, DAY_MS))
         rated_ms = self.wall - ago if ago else 0
         occurred_ms = self.random.choice((None, self.wall - ago, self.period - 1))
-        view, used = self._view(given), Used.of({name: quantity})
+        view, used = self._view(given), UsedQuantities.of({name: quantity})
         settlement = Settlement(view, used=used, occurred_ms=occurred_ms, rated_ms=rated_ms)
         self._settle(settlement, None, (quantity, rated_ms) if name == "calls" else None)
 
@@ -448,7 +450,7 @@ class SubjectWorld(ScriptWorld):
             owner.hold(self.wall, hold.quantities.get("words", 0), hold.spent, len(hold.concurrency))
         self.seen["renewed"] += 1
         self.open[self.open.index(one)] = Open(renewing, one.given, 0, self.wall, is_repeat=one.is_repeat)
-        self._settle(Settlement(self._view(one.given), held=Held.of(decision, one.slot)), one, None)
+        self._settle(Settlement(self._view(one.given), held=HeldQuantities.of(decision, one.slot)), one, None)
 
     def damage(self, _given: Given) -> None:
         """A damaged head is not taken for 0: the request gets an error."""

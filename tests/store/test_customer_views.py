@@ -25,8 +25,8 @@ from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
-from meterkit.store.compiled import Alarms
-from meterkit.store.known_customers import KnownCustomers
+from meterkit.store.compiled_catalog import CatalogAlarms
+from meterkit.store.view_lru import ViewLru
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_forgotten_customers_share_what_they_have_in_common() -> None:
 
 
 def test_an_alarm_is_logged_once_in_ten_thousand(caplog: pytest.LogCaptureFixture) -> None:
-    alarms = Alarms(CATALOG)
+    alarms = CatalogAlarms(CATALOG)
     for n in range(10_001):
         alarms.unknown_plan("acme", f"p{n}")
         alarms.unknown_plan("zeta", f"p{n}")
@@ -209,7 +209,7 @@ class _View:
 )
 def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]) -> None:
     """Never more than the most; never an older view; and of the last half of the most, all."""
-    known, newest, recent = KnownCustomers[str, Any](most), dict[str, Any](), list[str]()
+    known, newest, recent = ViewLru[str, Any](most), dict[str, Any](), list[str]()
     for what, nth in steps:
         customer = f"c{nth}"
         if what == "put":
@@ -224,7 +224,7 @@ def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]
 
 
 def test_threads_may_use_it_at_once() -> None:
-    known = KnownCustomers[str, Any](50)
+    known = ViewLru[str, Any](50)
 
     def work(seed: int) -> None:
         for step in range(5_000):

@@ -27,7 +27,7 @@ from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import waiting_shards
 from meterkit.storage.aws import Page
-from meterkit.store.tasks import Upkeep
+from meterkit.store.task_lease import StorageUpkeep
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
@@ -161,7 +161,7 @@ def turns_of(
         await store.degraded.send()
 
     async def queue() -> None:
-        await Upkeep(store).read("https://sqs.example/queue")
+        await StorageUpkeep(store).read("https://sqs.example/queue")
         put: dict[str, Any] = {"eventVersion": "2.1", "eventName": "ObjectCreated:Put"}
         put["eventTime"] = NOW.isoformat().replace("+00:00", "Z")
         stored = {"key": "acme/a", "size": 2000, "sequencer": "01"}

@@ -31,12 +31,12 @@ from meterkit.outbox.intents import batch_text, intents_in, intents_of
 from meterkit.outbox.invoice_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
 from meterkit.redis.scripts import Script
 from meterkit.store.degraded_minutes import DegradedMinutes
-from meterkit.store.hold import Used
-from meterkit.store.jobs import claim_job, has_ended
-from meterkit.store.server_lives import ServerLife, ServerLives
+from meterkit.store.provider_jobs import claim_job, has_ended
+from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
-from meterkit.store.spool import Spool
-from meterkit.store.tasks import TaskLease, Upkeep
+from meterkit.store.settlement_parts import UsedQuantities
+from meterkit.store.settlement_spool import SettlementSpool
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> N
     closes, close = Closes(store, await store.admin()), Close(shard=0, customer="ada", end_ms=NOW_MS)
     await closes.note(0, {close.member: NOW_MS})
     await closes.tell(close)
-    await Upkeep(store).listed({})
+    await StorageUpkeep(store).listed({})
     minutes = DegradedMinutes(store.keys, store.admin, store.now_ms)
     minutes.note()
     await minutes.send()
@@ -240,9 +240,9 @@ async def test_late_units_are_logged_for_each_meter_of_a_new_price(
 
 async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, tmp_path: Path) -> None:
     told: dict[str, Any] = {"keys": store.keys, "store": "memory://", "now_ms": store.now_ms}
-    spool = Spool(tmp_path / "spools", lane=await store.lane(), cache=lambda: store.cache, **told)
+    spool = SettlementSpool(tmp_path / "spools", lane=await store.lane(), cache=lambda: store.cache, **told)
     assert (spool.lost, spool.kept) == (0, 0)
-    used = Settlement(store.cache.get("ada"), used=Used.of({"requests": 5}))
+    used = Settlement(store.cache.get("ada"), used=UsedQuantities.of({"requests": 5}))
     spool.keep(0, [(used, None)])
     assert spool.kept == 1
     await spool.send_all()
@@ -254,9 +254,9 @@ async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, tmp
 async def test_a_settlement_beyond_what_can_be_counted_is_refused(store: Store) -> None:
     view, most = store.cache.get("ada"), 10**15 - 1
     for _ in range(9):
-        await store.record(view, Used.of({"requests": most}), event_id=None)
+        await store.record(view, UsedQuantities.of({"requests": most}), event_id=None)
     with pytest.raises(QuantityError, match="total would pass"):
-        await store.record(view, Used.of({"requests": most}), event_id=None)
+        await store.record(view, UsedQuantities.of({"requests": most}), event_id=None)
     assert (await store.usage("ada"))["meters"]["requests"]["used"] == 9 * most
 
 

@@ -35,10 +35,9 @@ from faults.small_disk import run_on_a_small_disk
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.redis import producer
-from meterkit.spool import spool_file
-from meterkit.spool.spool_file import SpoolFile
-from meterkit.store import spool
-from meterkit.store.replay import Replay
+from meterkit.store import settlement_spool, spool_file
+from meterkit.store.replay import SpoolReplay
+from meterkit.store.spool_file import SpoolFile
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -335,14 +334,14 @@ async def test_i11_a_store_that_falls_behind_gets_the_spool_again(
     valkey: Server, proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_file, "_READ_BYTES", 200)  # Two records or so at a time.
-    send, sent = Replay.send, list[int]()
+    send, sent = SpoolReplay.send, list[int]()
 
-    async def sending(self: Replay, records: Sequence[bytes]) -> None:
+    async def sending(self: SpoolReplay, records: Sequence[bytes]) -> None:
         await send(self, records)
         sent.append(len(records))
         if len(sent) == 2:
             (file,) = spools(tmp_path)
-            header, _ = spool_file.Header.read(file.read_bytes())
+            header, _ = spool_file.SpoolHeader.read(file.read_bytes())
             (key,) = valkey.command("KEYS", f"*:w:{header.producer}")
             valkey.command("SET", key, 1, "PX", 10_000)  # As after a failover, but for the counters.
 
@@ -352,7 +351,7 @@ async def test_i11_a_store_that_falls_behind_gets_the_spool_again(
         settle(kit, "acme", times=8, tokens=10)
         lane = lane_of(kit)
         await eventually(lambda: lane.unsettled == 8 and not any(one.unsettled for one in lane.queues))
-        monkeypatch.setattr(Replay, "send", sending)
+        monkeypatch.setattr(SpoolReplay, "send", sending)
         await back(kit, proxy)
         before = sent[0] + sent[1]
         assert sum(sent[2:]) == 8
@@ -360,19 +359,21 @@ async def test_i11_a_store_that_falls_behind_gets_the_spool_again(
         assert lane.lost == 0
 
 
-def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[bytes]]:
+def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, SpoolReplay, list[bytes]]:
     """A spool that a test sends by parts."""
     found = SpoolFile.claim(file)
     assert found is not None
     store = kit.store
-    replay = Replay(found.header.producer, lane_of=lane_of(kit).lane_of, cache=store.cache, keys=store.keys)
+    replay = SpoolReplay(
+        found.header.producer, lane_of=lane_of(kit).lane_of, cache=store.cache, keys=store.keys
+    )
     return found, replay, found.read(found.begins)[0]
 
 
 async def test_a_spool_that_is_full_counts_what_it_cannot_keep(
     proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "SPOOL_BYTES_MAX", 600)
+    monkeypatch.setattr(settlement_spool, "SPOOL_BYTES_MAX", 600)
     async with kit_on(proxy, tmp_path) as kit:
         await away(kit, proxy)
         kept = 0
@@ -392,12 +393,12 @@ import asyncio, logging, sys
 sys.path[:0] = [TESTS]
 from faults.refusals import Client, eventually, kit_at, metered, settled, used
 from meterkit.redis import producer
-from meterkit.store import spool
+from meterkit.store import settlement_spool
 from faults.proxy import TcpProxy
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 producer._SPILL_AFTER_S = 0.05
-spool._WRITTEN_AT_ONCE_MAX = 30
+settlement_spool._WRITTEN_AT_ONCE_MAX = 30
 
 def spooled():
     return sum(path.stat().st_size for path in Path("spools").glob("*.spool"))

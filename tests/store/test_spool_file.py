@@ -25,11 +25,10 @@ from meterkit.decisions.keys import Keys, meter_field
 from meterkit.redis.filelock import FileLock
 from meterkit.redis.settling import NEVER_SENT, Sent
 from meterkit.redis.url import parse_redis_url
-from meterkit.spool.directory import SpoolSeen, look_at_spools
-from meterkit.spool.spool_file import DAMAGED, Header, SpoolFile, frame
-from meterkit.store.hold import Correction, Held, Mark, Used
-from meterkit.store.replay import Replay, read, write
+from meterkit.store.replay import SpoolReplay, read_record, write_record
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
+from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, SpoolInfo, frame, list_spools
 from meterkit.store.store import Store
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from servers.stores import Server
 
 SUBJECTS = plans_text("subjects")
-HEADER = Header(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
+HEADER = SpoolHeader(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
 
 
 @contextmanager
@@ -142,12 +141,12 @@ DAY_MS = 86_400_000
 def spool_of(
     directory: Path, producer: str, *, store: str = STORE, keys: Keys = KEYS, age_ms: int = 0
 ) -> SpoolFile:
-    header = replace(Header.of(keys, store), producer=producer, made_ms=NOW_MS - age_ms)
+    header = replace(SpoolHeader.of(keys, store), producer=producer, made_ms=NOW_MS - age_ms)
     return SpoolFile.create(directory, header)
 
 
-def seen_in(directory: Path) -> Sequence[SpoolSeen]:
-    return look_at_spools(directory, KEYS, store=STORE, now_ms=NOW_MS)
+def seen_in(directory: Path) -> Sequence[SpoolInfo]:
+    return list_spools(directory, KEYS, store=STORE, now_ms=NOW_MS)
 
 
 def test_each_is_told_by_who_has_it_whose_it_is_and_how_old(tmp_path: Path) -> None:
@@ -198,17 +197,17 @@ def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> 
 @asynccontextmanager
 async def replaying(
     url: str, directory: Path, plans: Catalog | None = None, **told: Any
-) -> AsyncGenerator[tuple[MeterKit, Replay, str]]:
+) -> AsyncGenerator[tuple[MeterKit, SpoolReplay, str]]:
     """A kit that sends what another process has spooled, and the key of that one's numbers."""
     async with kit_at(url, plans=plans, shards=1, spool_dir=directory) as kit:
         store, lane = kit.store, await kit.store.lane()
-        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys, **told)
+        replay = SpoolReplay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys, **told)
         yield kit, replay, store.keys.producer(0, "0" * 16)
 
 
 def record_of(kit: MeterKit, number: int, tokens: int, sent: Sent | None, customer: str = "acme") -> bytes:
-    settlement = Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": tokens}))
-    return write(settlement, number, kit.store.now_ms(), sent)
+    settlement = Settlement(kit.store.cache.get(customer), used=UsedQuantities(recorded={"tokens": tokens}))
+    return write_record(settlement, number, kit.store.now_ms(), sent)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +245,8 @@ async def test_i6_what_may_have_been_applied_counts_for_subjects_once(
         valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
         view = kit.store.cache.get("acme", subjects=(("user", "u_7"),))
         for nth, quantity in ((1, 5), (2, 7)):
-            settlement = Settlement(view, used=Used(recorded={"words": quantity}))
-            await replay.send([write(settlement, nth, kit.store.now_ms(), Sent(earlier, 5 + nth, 5))])
+            settlement = Settlement(view, used=UsedQuantities(recorded={"words": quantity}))
+            await replay.send([write_record(settlement, nth, kit.store.now_ms(), Sent(earlier, 5 + nth, 5))])
         (found,) = await kit.usage("acme", by="user")
         assert found.meters["words"].recorded == recorded
 
@@ -304,34 +303,36 @@ def said(settlement: Settlement) -> dict[str, Any]:
 @pytest.mark.parametrize("anonymous", [False, True])
 def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: bool) -> None:
     view = cache.get("192.0.2.1", anonymous=anonymous)
-    used = Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={"tokens": 2})
-    held = Held({"tokens": 9}, ("requests",), 6_000_000, {"tokens": 1_500})
-    correction = Correction({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5)
+    used = UsedQuantities({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={"tokens": 2})
+    held = HeldQuantities({"tokens": 9}, ("requests",), 6_000_000, {"tokens": 1_500})
+    correction = RateCorrection({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5)
     event = EventMark("mk:{3}:e:0a", "order-1", {"requests": 1})
     for settlement in (
         Settlement(view),
-        Settlement(view, used=Used.of({"tokens": 5}, model="großes", provider='of "one\'s" own')),
+        Settlement(view, used=UsedQuantities.of({"tokens": 5}, model="großes", provider='of "one\'s" own')),
         Settlement(view, used=used, held=held, correction=correction),
-        Settlement(view, used=Used(rated={"requests": 1}), event=event),
-        Settlement(view, used=Used.of({"requests": 1}), mark=Mark("0a" * 16, billed=not anonymous)),
+        Settlement(view, used=UsedQuantities(rated={"requests": 1}), event=event),
+        Settlement(
+            view, used=UsedQuantities.of({"requests": 1}), mark=RepeatMark("0a" * 16, billed=not anonymous)
+        ),
     ):
         # Requests share their settlement: what is theirs alone is new in each record.
         for number, at_ms, sent in ((1, AT_MS, None), (2, AT_MS + 9, SENT), (3, AT_MS + 9, None)):
-            found = read(write(settlement, number, at_ms, sent), cache)
+            found = read_record(write_record(settlement, number, at_ms, sent), cache)
             assert (found.number, found.sent) == (number, sent)
             assert said(found.settlement) == said(settlement)
             assert (found.settlement.occurred_ms, found.settlement.rated_ms) == (at_ms, at_ms)
     # An instant that the app has named stands.
-    named = Settlement(view, used=Used.of({"tokens": 5}), occurred_ms=AT_MS - 1000)
-    assert read(write(named, 1, AT_MS, None), cache).settlement.occurred_ms == AT_MS - 1000
+    named = Settlement(view, used=UsedQuantities.of({"tokens": 5}), occurred_ms=AT_MS - 1000)
+    assert read_record(write_record(named, 1, AT_MS, None), cache).settlement.occurred_ms == AT_MS - 1000
 
 
 def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
     view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
     decision = view.prepare_holding({"words": 100}, "d")
-    settlement = Settlement(view, held=Held.of(decision, 6), used=Used.of({"words": 70}))
-    found = read(write(settlement, 1, AT_MS, None), cache).settlement
+    settlement = Settlement(view, held=HeldQuantities.of(decision, 6), used=UsedQuantities.of({"words": 70}))
+    found = read_record(write_record(settlement, 1, AT_MS, None), cache).settlement
     assert found.view.subjects is not None
     assert found.view.subjects.given == (("user", "u_7"), ("team", "größe"))
     assert found.held == settlement.held
@@ -346,15 +347,15 @@ def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> Non
         b'"held":[{"tokens":9},["requests"],6000000],"correction":[{"tokens":9},["a","b"],5],'
         b'"event":"mk:{3}:e:0a","mark":["0a",true]}'
     )
-    number, settlement, sent = read(record, cache)
+    number, settlement, sent = read_record(record, cache)
     assert (number, sent, settlement.rated_ms) == (4, SENT, AT_MS)
     assert said(settlement) == {
         "customer": "acme",
         "anonymous": True,
-        "held": Held({"tokens": 9}, ("requests",), 6_000_000),
+        "held": HeldQuantities({"tokens": 9}, ("requests",), 6_000_000),
         "slot": 6_000_000,
-        "used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, {}),
-        "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), 5),
+        "used": UsedQuantities({"tokens": 3}, {"tokens": 4}, {"model": "m"}, {}),
+        "correction": RateCorrection({"tokens": 9}, frozenset({"a", "b"}), 5),
         "event": EventMark("mk:{3}:e:0a"),
-        "mark": Mark("0a", billed=True),
+        "mark": RepeatMark("0a", billed=True),
     }

@@ -17,7 +17,7 @@ from drivers.webhooks import DAY, NOW, hooked, hooked_kit
 from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUnavailableError
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
-from meterkit.store.hints import read_entries
+from meterkit.store.sync_queue_counts import read_waiting_syncs
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper, NightlyTurn, due_shards
 from meterkit.subscriptions.webhooks.stripe_events import EventNote, SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue
@@ -240,9 +240,9 @@ async def test_the_entries_of_all_shards_are_counted(store_url: str, clock: Cloc
         assert (len(found), seen["due"].items, seen["later"].items) == (21, 0, 21)
         for entry in found:
             await queue.retry(entry, f"why {entry.stripe_customer}", delay_ms=1000, counts=True)
-        tried = {name: entry["why"] for name, entry in await read_entries(kit.store, 100)}
+        tried = {name: entry["why"] for name, entry in await read_waiting_syncs(kit.store, 100)}
         assert (len(tried), tried["cus_20"]) == (21, "why cus_20")
-        assert len(await read_entries(kit.store, 4)) == 4
+        assert len(await read_waiting_syncs(kit.store, 4)) == 4
 
 
 async def test_a_node_that_is_away_holds_up_its_own_shards_only(clock: Clock) -> None:

@@ -50,16 +50,20 @@ from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, Place
 from meterkit.store.allotment import next_size
-from meterkit.store.arguments import check_customer, check_event_id
-from meterkit.store.compiled import Alarms
-from meterkit.store.customer_usage import usage_of
+from meterkit.store.compiled_catalog import CatalogAlarms
+from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.fallback import Fallback
-from meterkit.store.hold import Mark, Used, audit_lines
 from meterkit.store.holds import HoldOwner
-from meterkit.store.idempotency import MarkedDecision
-from meterkit.store.reserving import prepare_reserving
+from meterkit.store.input_checks import check_customer, check_event_id
+from meterkit.store.prepared_decisions import MarkedDecision, prepare_reserving
 from meterkit.store.settlement import Settlement
-from meterkit.store.settlement_shape import Entry, thresholds_of
+from meterkit.store.settlement_parts import (
+    MeterEntry,
+    RepeatMark,
+    UsedQuantities,
+    format_audit_lines,
+    pack_thresholds,
+)
 from meterkit.store.views import CustomerCache
 from servers.stores import free_port
 
@@ -120,11 +124,11 @@ class Known:
 
 
 def test_the_audit_log_has_time_model_and_price_of_usage() -> None:
-    assert audit_lines(Used(), None, "") == b""
-    assert audit_lines(Used(), 5, "") == b"5\n\n\n"
-    assert audit_lines(Used(dimensions={"model": "m"}), None, "") == b"\nm\n\n"
-    assert audit_lines(Used(dimensions={"provider": "p"}), 5, "") == b"5\n\np\n"
-    assert audit_lines(Used(), None, "plans/1 a1b2::o1/1") == b"\n\n\nplans/1 a1b2::o1/1"
+    assert format_audit_lines(UsedQuantities(), None, "") == b""
+    assert format_audit_lines(UsedQuantities(), 5, "") == b"5\n\n\n"
+    assert format_audit_lines(UsedQuantities(dimensions={"model": "m"}), None, "") == b"\nm\n\n"
+    assert format_audit_lines(UsedQuantities(dimensions={"provider": "p"}), 5, "") == b"5\n\np\n"
+    assert format_audit_lines(UsedQuantities(), None, "plans/1 a1b2::o1/1") == b"\n\n\nplans/1 a1b2::o1/1"
 
 
 def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
@@ -144,7 +148,7 @@ def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
 def test_late_usage_is_logged_with_what_becomes_of_it(
     caplog: pytest.LogCaptureFixture, late_usage: str, fate: str
 ) -> None:
-    Alarms(loads(TEXT.replace("dead_letter", late_usage))).late("ada", {"requests": 3}, NOW_MS)
+    CatalogAlarms(loads(TEXT.replace("dead_letter", late_usage))).late("ada", {"requests": 3}, NOW_MS)
     assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.text
 
 
@@ -162,7 +166,7 @@ def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
     nothing = list[bytes]()
     reply = (NOW_MS, b"", CustomerState().dump().encode(), nothing, totals, nothing, nothing)
     for at_ms in (start_ms, end_ms - 1):
-        period = usage_of("ada", CATALOG, reply, at_ms=at_ms)["period"]
+        period = read_usage_reply("ada", CATALOG, reply, at_ms=at_ms)["period"]
         assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)
 
 
@@ -193,9 +197,9 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
 
 
 def test_of_anonymous_callers_no_threshold_is_sent() -> None:
-    entry = Entry("requests", "requests", (1_000, -1, 0, 0, 0))
-    assert thresholds_of(Known().view(), [entry]) == (2, 800, 80, 1_000)
-    assert thresholds_of(Known().view(anonymous=True), [entry]) == ()
+    entry = MeterEntry("requests", "requests", (1_000, -1, 0, 0, 0))
+    assert pack_thresholds(Known().view(), [entry]) == (2, 800, 80, 1_000)
+    assert pack_thresholds(Known().view(anonymous=True), [entry]) == ()
 
 
 def test_a_reservation_is_limited_by_its_models_meters() -> None:
@@ -251,9 +255,12 @@ def test_only_the_last_settlement_of_several_has_the_mark() -> None:
     decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
     holder = Held.__new__(Held)
     holder._renewed, holder._slot, holder._decided_ms = None, 0, NOW_MS
-    parts = [Used.of({"requests": quantity}) for quantity in (2, 3)]
+    parts = [UsedQuantities.of({"requests": quantity}) for quantity in (2, 3)]
     found = holder._settlements(decided, parts)
-    assert [one.mark for one in found] == [Mark("digest", billed=False), Mark("digest", billed=True)]
+    assert [one.mark for one in found] == [
+        RepeatMark("digest", billed=False),
+        RepeatMark("digest", billed=True),
+    ]
     assert [one.used.recorded for one in found] == [{"requests": 3}, {"requests": 2}]
 
 

@@ -21,7 +21,7 @@ from meterkit.catalog.units import USAGE_METERS
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
-from meterkit.store.read_reply import decision_of, decision_on_limits
+from meterkit.store.prepared_decisions import read_decision, read_limits
 from meterkit.tokens.unread_figures import is_counting
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.tallies import Tallies
-    from meterkit.store.fallback import Weighed
+    from meterkit.store.fallback import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
     from meterkit.tokens.call_usage import CallUsage
@@ -93,7 +93,7 @@ class Admitted(HoldOwner):
     _reply: list[int]
     _scope: Scope
     _send: Send
-    _weighed: Weighed | None
+    _weighed: FallbackDecision | None
     decision: Decision | None
     limit_fields: LimitFields | ShadowFields | PolicyFields | None
     server_receive: Receive
@@ -119,7 +119,7 @@ class Admitted(HoldOwner):
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
 
-    def take_weighed(self, decision: Decision | None, weighed: Weighed | None) -> None:
+    def use_fallback_decision(self, decision: Decision | None, weighed: FallbackDecision | None) -> None:
         """Take note of what was decided without the store; a decision of None is one that just allows."""
         self._weighed = weighed
         if decision is not None:
@@ -187,9 +187,9 @@ class Admitted(HoldOwner):
     def current(self) -> Current:
         """Who is served, and why."""
         if self.decision is None and self._decided is not None:
-            self.decision = decision_of(self._decided, self._reply)
+            self.decision = read_decision(self._decided, self._reply)
         elif self.decision is None and self._weighed is not None:
-            self.decision = decision_on_limits(*self._weighed, degraded=True)
+            self.decision = read_limits(*self._weighed, degraded=True)
         return Current(
             customer=self._view.customer,
             plan=self._view.effective.plan.key,

@@ -10,14 +10,14 @@ from meterkit.catalog.argument_checks import check_quantity
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.decisions.periods import from_ms
-from meterkit.store.hold import Used, add
+from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 from meterkit.tokens.call_usage import CallUsage, billed_units, within_wholes
 from meterkit.tokens.charging import charged_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from meterkit.store.compiled import CompiledCatalog
+    from meterkit.store.compiled_catalog import CompiledCatalog
 
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
@@ -33,7 +33,7 @@ _UNIT: Final = "unit "
 """Marks a counter of the price table, for the audit log, likewise."""
 
 
-def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
+def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[UsedQuantities]:
     """Add up what calls have used: by model and provider where meters ask for them."""
     return used_of(amounts_of(calls, compiled), compiled)
 
@@ -52,7 +52,7 @@ class _Parts(NamedTuple):
     unpriced: dict[str, int]
 
 
-def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[Used]:
+def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[UsedQuantities]:
     """Amounts as the store records them: one part for each model and provider."""
     found: dict[_Key, _Parts] = {}
     for (key, billed, meter), quantity in amounts.items():
@@ -72,7 +72,7 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[Used]:
     known = compiled.costs()
     version = "" if known is None else known.version
     return [
-        Used(
+        UsedQuantities(
             parts.recorded,
             parts.rated,
             dimensions_of(*key),
@@ -152,7 +152,7 @@ def used_by_hand(
     model: str | None = None,
     provider: str | None = None,
     at_ms: int | None = None,
-) -> Used:
+) -> UsedQuantities:
     """Usage by meter, with the cost and the charge of the tokens in it.
 
     An app that gives the amount of money itself is charged that amount, and nothing for the tokens.
@@ -165,7 +165,7 @@ def used_by_hand(
         at_ms: when the model was called; None: now.
     """
     recorded = {meter: count for meter, count in quantities.items() if meter in compiled.catalog.meters}
-    used = Used.of(recorded, **dimensions_of(model or None, provider or None))
+    used = UsedQuantities.of(recorded, **dimensions_of(model or None, provider or None))
     call = call_of_figures(quantities, compiled)
     if call is None:
         return used
@@ -173,8 +173,10 @@ def used_by_hand(
 
 
 def price_tokens(
-    used: Used, compiled: CompiledCatalog, name: Callable[[Sequence[CallUsage]], Sequence[CallUsage]]
-) -> Used:
+    used: UsedQuantities,
+    compiled: CompiledCatalog,
+    name: Callable[[Sequence[CallUsage]], Sequence[CallUsage]],
+) -> UsedQuantities:
     """Add the cost and the charge of the tokens among the quantities that an app records in a request.
 
     Args:
@@ -186,7 +188,9 @@ def price_tokens(
     return used if call is None else _priced(used, name([call])[0], compiled, None)
 
 
-def _priced(used: Used, call: CallUsage, compiled: CompiledCatalog, at_ms: int | None) -> Used:
+def _priced(
+    used: UsedQuantities, call: CallUsage, compiled: CompiledCatalog, at_ms: int | None
+) -> UsedQuantities:
     if compiled.charges and not billed_units(call):
         compiled.alarms.total_alone()
     at = from_ms(compiled.now_ms() if at_ms is None else at_ms)
@@ -201,17 +205,17 @@ def _priced(used: Used, call: CallUsage, compiled: CompiledCatalog, at_ms: int |
     )
 
 
-def join_used(first: Used, second: Used) -> Used:
+def join_used(first: UsedQuantities, second: UsedQuantities) -> UsedQuantities:
     """One settlement of both: the dimensions are those of the first, and of its quantities."""
     return first._replace(
-        recorded=add(second.recorded, first.recorded),
-        rated=add(second.rated, first.rated),
+        recorded=add_quantities(second.recorded, first.recorded),
+        rated=add_quantities(second.rated, first.rated),
         measured=first.rated,
         charged=_sum(first.charged, second.charged),
         costs=_sum(first.costs, second.costs),
         version=first.version or second.version,
-        units=add(first.units, second.units),
-        unpriced=add(first.unpriced, second.unpriced),
+        units=add_quantities(first.units, second.units),
+        unpriced=add_quantities(first.unpriced, second.unpriced),
     )
 
 

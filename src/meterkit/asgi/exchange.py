@@ -17,9 +17,9 @@ from meterkit.asgi.provider_jobs import on_loop_of, settle_outliving
 from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.hold import Mark, Used, add, meters_of
-from meterkit.store.idempotency import repeat_digest
-from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.prepared_decisions import repeat_digest
+from meterkit.store.settlement import Settlement, settle_decision
+from meterkit.store.settlement_parts import RepeatMark, UsedQuantities, add_quantities, find_used_meters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.fallback import Weighed
+    from meterkit.store.fallback import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -142,7 +142,7 @@ class Exchange(UsageWatch):
         self._send = send
         self.limit_fields = None
         self.decision: Decision | None = None
-        self._weighed: Weighed | None = None
+        self._weighed: FallbackDecision | None = None
         self.is_counted = self._nothing_to_settle = self._settled = False
         self._recorded: dict[str, int] | None = None
         self._llm = None
@@ -262,14 +262,14 @@ class Exchange(UsageWatch):
             if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
-            beside = Used(recorded, recorded)
+            beside = UsedQuantities(recorded, recorded)
             if decided is None:
                 beside = undecided_usage(
                     self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
                 )
             beside = self._price_tokens(beside)
             parts = self._used_by_calls(outcome)
-            self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
+            self._view.cache.routes.learn(self._route, find_used_meters((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving(self._name_calls)
             settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
@@ -277,22 +277,22 @@ class Exchange(UsageWatch):
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
             if self._renewed is None:
-                # As settlement_of has it, without a call: nearly every billed request ends here.
+                # As settle_decision has it, without a call: nearly every billed request ends here.
                 settlement = decided.settlements.get(billed)
                 if settlement is None or settlement.held.slot != self._slot:
-                    settlement = settlement_of(decided, self._slot, billed=billed)
+                    settlement = settle_decision(decided, self._slot, billed=billed)
             else:
-                used = Used(recorded=decided.recorded if billed else _NOTHING)
-                mark = Mark.of(decided, billed=billed)
+                used = UsedQuantities(recorded=decided.recorded if billed else _NOTHING)
+                mark = RepeatMark.of(decided, billed=billed)
                 settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
-            used = self._price_tokens(Used(recorded, recorded), due=self._is_due(outcome))
-            self._view.cache.routes.learn(self._route, meters_of((used,)))
+            used = self._price_tokens(UsedQuantities(recorded, recorded), due=self._is_due(outcome))
+            self._view.cache.routes.learn(self._route, find_used_meters((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
-    def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:
+    def _used_by_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
         """What calls of language models have used, those of one model together."""
         if self._llm is None:
             return ()
@@ -311,7 +311,7 @@ class Exchange(UsageWatch):
         return parts
 
     def _settle_parts(
-        self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool, due: bool
+        self, lane: Lane, parts: Sequence[UsedQuantities], beside: UsedQuantities, *, billed: bool, due: bool
     ) -> None:
         """Settle the hold and the usage: in one call, plus one for each further model that meters filter by.
 
@@ -327,7 +327,9 @@ class Exchange(UsageWatch):
             held = None
         if held is not None:
             lane.live.discard(self)
-            beside = beside._replace(recorded=add(held.recorded if billed else _NOTHING, beside.recorded))
+            beside = beside._replace(
+                recorded=add_quantities(held.recorded if billed else _NOTHING, beside.recorded)
+            )
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
             beside = join_used(first, beside)
@@ -344,7 +346,7 @@ class Exchange(UsageWatch):
         for part in reversed(parts):  # What remembers the key comes last.
             if self._decided is None:
                 count_in_process(self._store, self._view, self._route, part.rated)
-            mark = None if digest is None else Mark(digest, billed=part is parts[0])
+            mark = None if digest is None else RepeatMark(digest, billed=part is parts[0])
             self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
@@ -359,7 +361,7 @@ class Exchange(UsageWatch):
         settlement = None if decided is None else decided.unheld.get(billed)
         counted = self._route.consume
         if settlement is None:
-            used = Used(counted if billed else _NOTHING, counted)
+            used = UsedQuantities(counted if billed else _NOTHING, counted)
             settlement = Settlement(self._view, used=used)
             if decided is not None and not settlement.is_single:
                 decided.unheld = {**decided.unheld, billed: settlement}
@@ -385,9 +387,9 @@ class Exchange(UsageWatch):
                     return
                 # The request ended meanwhile, in another thread, and may have missed this.
                 self._recorded = before
-        self._settle_late(lane, [self._price_tokens(Used(quantities, quantities))])
+        self._settle_late(lane, [self._price_tokens(UsedQuantities(quantities, quantities))])
 
-    def _price_tokens(self, used: Used, *, due: bool = True) -> Used:
+    def _price_tokens(self, used: UsedQuantities, *, due: bool = True) -> UsedQuantities:
         priced = price_tokens(used, self._view.cache, self._name_calls)
         return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
 
@@ -413,9 +415,9 @@ class Exchange(UsageWatch):
         on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 
-    def _settle_late(self, lane: Lane, parts: Sequence[Used]) -> None:
+    def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
         due = self._is_due(self._outcome())
-        self._view.cache.routes.learn(self._route, meters_of(parts))
+        self._view.cache.routes.learn(self._route, find_used_meters(parts))
         for part in parts:
             used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
             on_loop_of(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))

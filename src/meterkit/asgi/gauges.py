@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from meterkit.asgi.context import exchange
 from meterkit.catalog.argument_checks import check_change, check_gauge, check_quantity
-from meterkit.store.arguments import check_customer, check_event_id
-from meterkit.store.levels import change_level, read_level
+from meterkit.store.gauge_levels import change_level, read_level
+from meterkit.store.input_checks import check_customer, check_event_id
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -27,7 +27,7 @@ from starlette.types import Scope
 
 from meterkit.catalog.billing import UNIX, proxy_network
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import (
+from meterkit.store.input_checks import (
     SEVERAL,
     check_customer,
     check_subject_kinds,
@@ -39,7 +39,7 @@ from meterkit.store.arguments import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.store.subjects import Given
+    from meterkit.store.request_subjects import GivenSubjects
 
 __all__ = [
     "Caller",
@@ -74,7 +74,7 @@ class Caller:
         check_subject_kinds(self.subjects)
 
 
-def parted(found: object) -> tuple[object, Given | None]:
+def parted(found: object) -> tuple[object, GivenSubjects | None]:
     """What ``identify`` found as a customer, and the subjects; None where an id of theirs is not allowed."""
     if not isinstance(found, Caller):
         return found, ()

@@ -23,9 +23,9 @@ from meterkit.asgi.call_amounts import (
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import check_event_id
-from meterkit.store.hold import NOTHING_USED, Used
-from meterkit.store.jobs import claim_job, end_work, remember_job
+from meterkit.store.input_checks import check_event_id
+from meterkit.store.provider_jobs import claim_job, end_job, remember_job
+from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, batched, call_name
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meterkit.asgi.reading import Reading
-    from meterkit.store.compiled import CompiledCatalog
-    from meterkit.store.jobs import Counting
+    from meterkit.store.compiled_catalog import CompiledCatalog
+    from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
     from meterkit.tokens.jobs import BatchLine
@@ -110,7 +110,7 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[Used]:
+    def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[UsedQuantities]:
         """Usage to count now that was not counted before: by model and provider where meters filter by them.
 
         Late usage is counted on top. Nothing is taken back: where a later report
@@ -247,7 +247,7 @@ async def _count_job(
     """
     parts = used_by_model([call], store.cache)
     owner, counts, is_deleted = await claim_job(store, job_id, view, "", by=by if parts else None)
-    end_work(store, job_id)
+    end_job(store, job_id)
     if is_deleted:
         return None
     if owner is None:
@@ -271,7 +271,7 @@ def captured(
     reserved: Mapping[str, int],
     requested: str | None,
     check: Callable[[Mapping[str, int]], None],
-) -> Sequence[Used]:
+) -> Sequence[UsedQuantities]:
     """What a reservation is captured with.
 
     Args:
@@ -311,7 +311,7 @@ def _used_of(
     beside: Mapping[str, int] | None = None,
     model: str | None = None,
     provider: str | None = None,
-) -> Sequence[Used] | None:
+) -> Sequence[UsedQuantities] | None:
     """What calls have used, those of one model together.
 
     Args:

@@ -28,8 +28,8 @@ from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
-from meterkit.store.arguments import is_customer
-from meterkit.store.read_reply import decision_of
+from meterkit.store.input_checks import is_customer
+from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED, REFUSED
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class MeterMiddleware:
     ) -> Exchange | Decision:
         """Answer a refused request; in shadow mode count, hold and serve it."""
         store = self._kit.store
-        decision = decision_of(decided, reply)
+        decision = read_decision(decided, reply)
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route, decided.view)
@@ -397,7 +397,7 @@ class MeterMiddleware:
             if decision.cause is not None:
                 self._log.shadowed(decision, route, view)
         passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
-        passed.take_weighed(decision, weighed)
+        passed.use_fallback_decision(decision, weighed)
         passed.is_counted = isinstance(error, StoreError) and error.executed is None
         if weighed is not None:
             passed.settle_attempt(weighed.decided)

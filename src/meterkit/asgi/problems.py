@@ -15,7 +15,7 @@ from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import CHARGED
-from meterkit.store.arguments import ALLOWED_ID
+from meterkit.store.input_checks import ALLOWED_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

@@ -11,7 +11,7 @@ from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
-from meterkit.store.jobs import Claim, claim_job, end_work, keep_hold, owners_of, remember_job
+from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, keep_hold, owners_of, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.jobs import Counting
+    from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
@@ -64,7 +64,7 @@ def settle_outliving(
             keep_hold(store, lane, view, job_id, {} if decided is None else decided.reserved)
             lane.finish(_remember(store, job_id, view, route.match))
             continue
-        end_work(store, job_id)
+        end_job(store, job_id)
         if billed:
             lane.finish(_count(store, lane, view, name, call, route.match))
 
@@ -85,7 +85,7 @@ async def _count(
     used = next(iter(used_by_model([call], view.cache)), None)
     by: Counting | None = None if used is None else "whole"
 
-    def settle(claim: Claim) -> None:
+    def settle(claim: JobClaim) -> None:
         owner, counts, _ = claim
         if owner is not None and used is not None and counts:
             key = store.keys.event(owner.shard, owner.customer, name)
@@ -95,7 +95,7 @@ async def _count(
         settle(await claim_job(store, job_id, view, route, by=by))
     except StoreError:
         known = store.outliving.owners.get(job_id)
-        settle(Claim(known, counts=True))  # It waits in the spool, which survives this process.
+        settle(JobClaim(known, counts=True))  # It waits in the spool, which survives this process.
         claim = await _answered(lambda: claim_job(store, job_id, view, route, by=by))
         if known is None:
             settle(claim)

@@ -12,8 +12,7 @@ from meterkit.catalog.units import UNITS
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
-from meterkit.store.idempotency import marking, repeat_digest
-from meterkit.store.reserving import prepare_reserving
+from meterkit.store.prepared_decisions import marking, prepare_reserving, repeat_digest
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,

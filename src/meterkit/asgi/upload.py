@@ -15,10 +15,10 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.hold import Held
-from meterkit.store.read_reply import decision_of
+from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -226,7 +226,7 @@ class Upload(Exchange):
             return view.prepare_holding({meter: quantity}, mode, route=self._route, spare=spare)
 
         decided, reply = await store.decide(self._view, prepare)
-        decision = decision_of(decided, reply)
+        decision = read_decision(decided, reply)
         if decision.allowed:
             slot = reply[1] // HOLD_SLOT_MS
             would_be_refused = decision.reason is not None  # Shadow mode holds it too.
@@ -287,7 +287,7 @@ class Upload(Exchange):
         """Settlements that give back bytes, by the slot that they are held in."""
         meter = self._meter
         return [
-            Settlement(self._view, held=Held({meter: quantity}, (), slot))
+            Settlement(self._view, held=HeldQuantities({meter: quantity}, (), slot))
             for slot, quantity in held.items()
             if quantity
         ]

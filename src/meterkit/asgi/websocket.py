@@ -21,10 +21,10 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
-from meterkit.store.hold import Used
-from meterkit.store.read_reply import decision_of
+from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED
-from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.settlement import Settlement, settle_decision
+from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import billed_input
@@ -202,17 +202,17 @@ class WebSocketExchange(Exchange):
             # In doubt the decision may have counted it in rates.
             in_doubt = isinstance(error, StoreError) and error.executed is None
             counted = route.per_message
-            used = Used(recorded=counted if billed else {}, rated={} if in_doubt else counted)
+            used = UsedQuantities(recorded=counted if billed else {}, rated={} if in_doubt else counted)
             store.settle(lane, Settlement(view, used=used))
             return None
         if reply[0] != ALLOWED or decided.waived is not None:
-            decision = decision_of(decided, reply)
+            decision = read_decision(decided, reply)
             if not decision.shadow:
                 return decision
             self._log.shadowed(decision, route, view)
         if decided.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
-            store.settle(lane, settlement_of(decided, slot, billed=billed))
+            store.settle(lane, settle_decision(decided, slot, billed=billed))
         return None
 
     def _look_later(self) -> None:
@@ -225,7 +225,7 @@ class WebSocketExchange(Exchange):
         with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
             route, view = self._by_now()
             looked = await self._store.decide(view, partial(_looking, route), mode="c")
-            decision = decision_of(*looked)
+            decision = read_decision(*looked)
             if not (decision.allowed or self._settled):
                 await self._close(decision)
         if not (self._settled or self._is_closed):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.headers import fields, merge, policy_field
 from meterkit.decisions.decision import Decision
-from meterkit.store.fallback import is_known
-from meterkit.store.hold import Used, add
-from meterkit.store.read_reply import decision_on_limits
+from meterkit.store.fallback import is_plan_known
+from meterkit.store.prepared_decisions import read_limits
 from meterkit.store.replies import ALLOWED
+from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.catalog.models import Headers
     from meterkit.decisions.program import Program
-    from meterkit.store.fallback import Weighed
+    from meterkit.store.fallback import FallbackDecision
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView
 
@@ -29,7 +29,7 @@ _NOTHING: Final[Mapping[str, int]] = {}
 
 def decide_in_process(
     store: Store, view: CustomerView, route: Route, prepare: Prepare | None
-) -> tuple[Decision | None, Weighed | None]:
+) -> tuple[Decision | None, FallbackDecision | None]:
     """What the route has for a request that the store cannot decide, and how that was decided.
 
     A decision of None is one that just allows. Who is not known yet goes by the default plan's rates, and
@@ -47,11 +47,11 @@ def decide_in_process(
     if is_shadow or route.on_store_failure == "allow":
         try:
             decided, reply = weighed = store.fallback.decide(view, route, prepare)
-            if decided.refusal is not None and is_known(view):
+            if decided.refusal is not None and is_plan_known(view):
                 return replace(decided.refusal, degraded=True), weighed
             if reply[0] == ALLOWED and not decided.shadow:
                 return None, weighed
-            return decision_on_limits(decided, reply, degraded=True), weighed
+            return read_limits(decided, reply, degraded=True), weighed
         except Exception:
             _logger.exception("a request under the line %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"
@@ -75,7 +75,7 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
 
 def undecided_usage(
     view: CustomerView, route: Route, recorded: Mapping[str, int], *, is_counted: bool, billed: bool
-) -> Used:
+) -> UsedQuantities:
     """The usage of a request that was decided without the store: its rates have not seen it either.
 
     Args:
@@ -87,9 +87,9 @@ def undecided_usage(
     """
     if is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
         settled = view.prepare(route).program.settled if billed else _NOTHING
-        return Used(add(settled, recorded), recorded)
-    total = add(route.consume, recorded)
-    return Used(total if billed else recorded, total)
+        return UsedQuantities(add_quantities(settled, recorded), recorded)
+    total = add_quantities(route.consume, recorded)
+    return UsedQuantities(total if billed else recorded, total)
 
 
 class PolicyFields:
@@ -115,7 +115,7 @@ class PolicyFields:
         reply: object,
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
-        """See :meth:`meterkit.asgi.headers.LimitFields.add`."""
+        """See :meth:`meterkit.asgi.headers.LimitFields.add_quantities`."""
         del decided, reply
         exposed = False
         for name, _ in request_headers:

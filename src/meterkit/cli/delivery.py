@@ -26,7 +26,7 @@ from meterkit.delivery.period_closer import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.background import insights_tasks, root_of
-from meterkit.spool.directory import look_at_spools
+from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -249,7 +249,7 @@ def _note_foreign_spools(kit: MeterKit) -> None:
     store = kit.store
     if store.spool_dir is None:
         return
-    for seen in look_at_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms()):
+    for seen in list_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms()):
         if seen.state == "foreign":
             print_note(f"spool not sent: {seen.path}: {seen.why}")
 

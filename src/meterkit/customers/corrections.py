@@ -25,9 +25,9 @@ from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealer import kept_ms
 from meterkit.store import replies
-from meterkit.store.arguments import check_customer, check_text, is_customer, shown
+from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
-from meterkit.store.usage_prices import price_cents
+from meterkit.store.input_checks import check_customer, check_text, is_customer, shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -21,7 +21,7 @@ from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import follow
 from meterkit.errors import MeterkitError, UnknownPlanError
-from meterkit.store.arguments import (
+from meterkit.store.input_checks import (
     check_customer,
     end_ms,
     entitlements_given,

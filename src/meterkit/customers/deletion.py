@@ -11,9 +11,9 @@ from meterkit.customers.links import Links, remember_deleted
 from meterkit.customers.states import States
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import CustomerError, StoreError
-from meterkit.store.arguments import check_customer
-from meterkit.store.jobs import forget_jobs
-from meterkit.store.messages import forget_messages
+from meterkit.store.input_checks import check_customer
+from meterkit.store.message_queue import forget_messages
+from meterkit.store.provider_jobs import forget_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

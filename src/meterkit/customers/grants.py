@@ -25,7 +25,7 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.stored_grants import funds_of
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
-from meterkit.store.arguments import CUSTOMER_BYTES_MAX, check_customer, is_customer
+from meterkit.store.input_checks import CUSTOMER_BYTES_MAX, check_customer, is_customer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

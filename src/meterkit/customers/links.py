@@ -16,8 +16,8 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.intents import intents_of, kept_in
-from meterkit.store.arguments import check_customer, is_text, shown
-from meterkit.store.server_lives import ServerLives
+from meterkit.store.input_checks import check_customer, is_text, shown
+from meterkit.store.server_restarts import ServerLives
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping

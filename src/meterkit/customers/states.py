@@ -36,7 +36,7 @@ from meterkit.decisions.transitions import (
     reminders_of,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -28,7 +28,7 @@ from meterkit.outbox.late_terms import (
 )
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import LateUsage, collect_late
-from meterkit.store.event_names import known_meters, own_meters
+from meterkit.store.event_names import list_reported_meters, read_subscribed_meters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -129,7 +129,7 @@ async def strand_usage(
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
     terms = _Terms(catalog, given, then, before, after, switch)
-    carried = known_meters(catalog) | own_meters(before, catalog, now_ms)
+    carried = list_reported_meters(catalog) | read_subscribed_meters(before, catalog, now_ms)
     meters, items = dict[str, tuple[str, str, str]](), dict[str, dict[str, str]]()
     for meter in catalog.meters.values():
         token = meter_token(meter.name)
@@ -350,7 +350,9 @@ class _Terms(NamedTuple):
         found = self.after.subscription
         if found is None or meter.stripe is None or (found.metered and not found.prices):
             return False
-        own = own_meters(self.before, self.catalog, self.switch.changed_ms).get(meter_token(meter.name))
+        own = read_subscribed_meters(self.before, self.catalog, self.switch.changed_ms).get(
+            meter_token(meter.name)
+        )
         events = {meter.stripe.event_name, *([] if own is None else [own.event_name])}
         return events.isdisjoint(price.event_name for price in found.prices)
 

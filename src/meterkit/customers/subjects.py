@@ -9,7 +9,7 @@ from meterkit.decisions.customer_overrides import with_subject
 from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subjects import member_of
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import check_customer, check_subjects, end_ms, entitlements_given, plain
+from meterkit.store.input_checks import check_customer, check_subjects, end_ms, entitlements_given, plain
 from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:

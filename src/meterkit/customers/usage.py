@@ -21,7 +21,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
 )
 from meterkit.decisions.program import has_flat_price
-from meterkit.store.customer_usage import to_stripe
+from meterkit.store.customer_usage import count_reported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -99,13 +99,13 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
     subscription = state.subscription
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
         return 0
-    used = [name for name, counts in usage["meters"].items() if counts["overage"] or to_stripe(counts)]
+    used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
     recorded = await _recorded_at(store, usage, state, used) if used else {}
     total = 0
     for name, at in recorded.items():
         counts = usage["meters"][name]
         if is_split(name, store.catalog.meters):
-            sent = to_stripe(counts) - at.stranded
+            sent = count_reported(counts) - at.stranded
             segments = sent_segments(at.marks, at.items, label=at.sent_label, sent=sent)
         else:
             overage = counts["overage"] - at.stranded

@@ -15,7 +15,7 @@ from meterkit.delivery.invoices import Invoices, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.outbox.late_items import LateItems
-from meterkit.store.event_names import known_meters, read_meters
+from meterkit.store.event_names import list_reported_meters, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,7 +87,7 @@ async def usage_lines(
     # An earlier price of the customer may have had the event name of the plans file.
     named = [
         (one.event_name, token)
-        for known in (known_meters(store.catalog), own)
+        for known in (list_reported_meters(store.catalog), own)
         for token, one in known.items()
     ]
     token_of = {

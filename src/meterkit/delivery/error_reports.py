@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from meterkit.outbox.journal import Journal
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -343,7 +343,7 @@ class Refusing:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._meters: Mapping[str, Counted] | None = None
+        self._meters: Mapping[str, ReportedMeter] | None = None
 
     async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
         """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""

@@ -21,7 +21,7 @@ from meterkit.delivery.sync_before_delivery import WAITED_MS, FirstLook
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import REPORTED, collecting_late
-from meterkit.store.spool import NO_SPOOLS
+from meterkit.store.settlement_spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from meterkit.outbox.intents import Sealed
     from meterkit.outbox.sealer import LateUnits
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.delivery")
@@ -26,7 +26,7 @@ _CAUSE: Final = "clock"
 _WHY: Final = "the invoice of its period is final: it is compared with Stripe's summary of its minute"
 
 
-def report_late(late: Iterable[LateUnits], meters: Mapping[str, Counted]) -> None:
+def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) -> None:
     """Log late usage; if a flush has found it, put it into the report of that flush.
 
     Args:

@@ -19,7 +19,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.closes import CLOSE_AFTER_MS, Close, Closes
 from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end, read_invoice_end
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

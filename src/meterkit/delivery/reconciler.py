@@ -28,8 +28,8 @@ from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents
-from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence

@@ -14,10 +14,10 @@ from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.intents import RESTORED, count_members, kept_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
-from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
-from meterkit.store.server_lives import ServerLives
-from meterkit.store.tasks import TaskLease
+from meterkit.store.input_checks import check_customer
+from meterkit.store.server_restarts import ServerLives
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.intents import Kept
     from meterkit.outbox.journal import Journal
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.delivery")
@@ -246,7 +246,7 @@ class Recoverer:
     async def _of_line(
         self,
         line: _Line,
-        meters: Mapping[str, Counted],
+        meters: Mapping[str, ReportedMeter],
         lease: TaskLease,
         *,
         dry_run: bool,

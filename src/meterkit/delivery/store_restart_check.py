@@ -16,7 +16,7 @@ from meterkit.outbox.intents import RESTORED, kept_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.redis.server import is_of_a_key
-from meterkit.store.server_lives import ServerLives
+from meterkit.store.server_restarts import ServerLives
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import Kept
     from meterkit.outbox.journal import Journal
     from meterkit.outbox.outbox import Outbox
-    from meterkit.store.server_lives import ServerLife
+    from meterkit.store.server_restarts import ServerLife
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.delivery")

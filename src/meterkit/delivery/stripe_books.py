@@ -19,7 +19,7 @@ from meterkit.delivery.invoices import units_of
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import read_stripe_edges
 from meterkit.outbox.late_items import usage_key_of
-from meterkit.store.event_names import former_events
+from meterkit.store.event_names import find_former_events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -63,7 +63,7 @@ class StripeBooks:
         self._now_ms = store.now_ms()
         self._start_ms, self._end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         self._state = state
-        self._former = former_events(state, store.catalog, self._start_ms)
+        self._former = find_former_events(state, store.catalog, self._start_ms)
         self._summaries = summaries
         self._invoices = invoices
 

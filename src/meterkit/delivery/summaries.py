@@ -11,7 +11,7 @@ import anyio
 
 from meterkit.customers.states import States
 from meterkit.decisions.periods import first_minute_s, to_ms
-from meterkit.store.event_names import former_events, read_meters
+from meterkit.store.event_names import find_former_events, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -167,7 +167,7 @@ async def _sent(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int
     customer, catalog = usage["customer"], store.catalog
     known = await read_meters(await store.admin(), store.keys, catalog, customer)
     _, state = await States(store).read(customer)
-    former = former_events(state, catalog, to_ms(usage["period"]["start"]))
+    former = find_former_events(state, catalog, to_ms(usage["period"]["start"]))
     return {
         (one.event_name, *former.get(one.event_name, ())): usage["meters"][one.meter]["delivered"]
         for one in known.values()

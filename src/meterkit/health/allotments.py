@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.policies import gauges_asked
 from meterkit.decisions.program import demands_of
-from meterkit.store.allotment import allotment_of, keys_one_by_one
+from meterkit.store.allotment import find_allotment_key, find_single_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def allotments_of(catalog: Catalog) -> str | None:
     found += [
         f"line {route.match} ({', '.join(keys)})"
         for route in catalog.routes
-        if any(route in routes for routes in lines.values()) and (keys := keys_one_by_one(route))
+        if any(route in routes for routes in lines.values()) and (keys := find_single_keys(route))
     ]
     return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and line"
 
@@ -46,14 +46,16 @@ def units_of(allotments: Sequence[Allotting]) -> str:
 
 def _lines_of(catalog: Catalog, plan: Plan) -> Sequence[Route]:
     return [
-        route for route in catalog.routes if not route.exempt and allotment_of(route, plan, catalog) != "off"
+        route
+        for route in catalog.routes
+        if not route.exempt and find_allotment_key(route, plan, catalog) != "off"
     ]
 
 
 def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[str]:
     """What of a plan keeps some requests of these lines from allotments."""
     for route in routes:
-        if keys_one_by_one(route):
+        if find_single_keys(route):
             continue
         meters = demands_of(route, catalog)
         for name in meters:

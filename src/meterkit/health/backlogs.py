@@ -8,8 +8,8 @@ from meterkit.catalog.amount_texts import span
 from meterkit.health.findings import Finding, named, single
 from meterkit.outbox.closes import Closes
 from meterkit.outbox.late_items import LateItems
-from meterkit.store.messages import CHANNELS, MessageQueue
-from meterkit.store.tasks import Upkeep
+from meterkit.store.message_queue import CHANNELS, MessageQueue
+from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from meterkit.outbox.closes import Close
     from meterkit.outbox.late_items import LateItem
     from meterkit.redis.admin import Admin
-    from meterkit.store.messages import Channel, KeptMessage
-    from meterkit.store.tasks import UpkeepSeen
+    from meterkit.store.message_queue import Channel, KeptMessage
+    from meterkit.store.task_lease import UpkeepState
 
 _MOST: Final = 1_000
 
@@ -140,12 +140,12 @@ async def look_at_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
     """
     if parts.store.catalog.storage is None:
         return "the plans file has no storage", []
-    seen, now_ms = await Upkeep(parts.store).seen(), parts.store.now_ms()
+    seen, now_ms = await StorageUpkeep(parts.store).seen(), parts.store.now_ms()
     listed = "not listed" if seen.listed_ms is None else f"listed {span(now_ms - seen.listed_ms)} ago"
     return f"the buckets were {listed}", neglected(seen, now_ms)
 
 
-def neglected(seen: UpkeepSeen, now_ms: int) -> list[Finding]:
+def neglected(seen: UpkeepState, now_ms: int) -> list[Finding]:
     """A queue that no process reads any more, and buckets that none lists. Pure."""
     found: list[Finding] = []
     if seen.read_ms is not None and now_ms - seen.read_ms > UNREAD_MS:

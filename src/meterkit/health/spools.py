@@ -11,14 +11,14 @@ from meterkit.catalog.amount_texts import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, named, single
 from meterkit.redis.private_directory import check_directory
-from meterkit.spool.directory import SPOOL_BYTES_MAX, look_at_spools
+from meterkit.store.spool_file import SPOOL_BYTES_MAX, list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from meterkit.assembly import Parts
-    from meterkit.spool.directory import SpoolSeen, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
 
 HELD_MS: Final = 15 * 60_000
 """How old the spool of a process that runs may be: within a second of the store's return it is on its way."""
@@ -38,7 +38,7 @@ def _look(parts: Parts) -> tuple[str, list[Finding]]:
     directory, store, now_ms = parts.settings.spool_dir, parts.store, parts.store.now_ms()
     why = _why_unusable(directory)
     try:
-        seen = look_at_spools(directory, store.keys, store=str(store.address), now_ms=now_ms)
+        seen = list_spools(directory, store.keys, store=str(store.address), now_ms=now_ms)
     except OSError as error:
         return "", [unusable(directory, why or str(error))]
     found = (
@@ -96,7 +96,7 @@ def no_room(directory: Path, free: int) -> list[Finding]:
     )
 
 
-def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
+def unsent(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
     """Spools that no process has, by why they lie there."""
     found: list[Finding] = []
     left = _of("left", seen)
@@ -133,7 +133,7 @@ def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
     ]
 
 
-def growing(seen: Sequence[SpoolSeen]) -> list[Finding]:
+def growing(seen: Sequence[SpoolInfo]) -> list[Finding]:
     """Spools that are near the size at which usage is lost."""
     large = [one for one in _of("held", seen) if one.size > _LARGE * SPOOL_BYTES_MAX]
     if not large:
@@ -146,7 +146,7 @@ def growing(seen: Sequence[SpoolSeen]) -> list[Finding]:
     )
 
 
-def lasting(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
+def lasting(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
     """Spools of processes that run, and that do not get rid of them."""
     old = [one for one in _of("held", seen) if now_ms - one.begun_ms > HELD_MS]
     if not old:
@@ -160,7 +160,7 @@ def lasting(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
     )
 
 
-def _of(state: SpoolState, seen: Sequence[SpoolSeen]) -> list[SpoolSeen]:
+def _of(state: SpoolState, seen: Sequence[SpoolInfo]) -> list[SpoolInfo]:
     return [one for one in seen if one.state == state]
 
 

@@ -8,7 +8,7 @@ from meterkit.catalog.amount_texts import span
 from meterkit.customers.drifts import Drifts
 from meterkit.health.findings import Finding, named, single
 from meterkit.insights.store_readings import read_webhooks
-from meterkit.store.hints import read_entries
+from meterkit.store.sync_queue_counts import read_waiting_syncs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ async def look_at_webhooks(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
     """
     now_ms, waiting = parts.store.now_ms(), await read_webhooks(parts.store)
-    entries = await read_entries(parts.store, _ENTRIES_MAX)
+    entries = await read_waiting_syncs(parts.store, _ENTRIES_MAX)
     tried = [Failing(name, entry["why"], int(entry["since"])) for name, entry in entries if entry["why"]]
     dead = [Failing(entry.stripe_customer, entry.why, entry.at_ms) for entry in await parts.webhooks.dead()]
     due = waiting["due"]

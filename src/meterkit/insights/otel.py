@@ -12,7 +12,7 @@ from weakref import WeakSet
 from meterkit.insights.audit.draining import noted
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.redis.tallies import everywhere
-from meterkit.spool.directory import look_at_spools
+from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.insights.process_readings import SpoolsInState
     from meterkit.redis.lane import Lane
     from meterkit.redis.tallies import Tallies
-    from meterkit.spool.directory import SpoolSeen, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]
@@ -172,7 +172,7 @@ def _lanes() -> list[Lane]:
 
 def _spools() -> Mapping[SpoolState, SpoolsInState]:
     """What lies in the directories of all kits, each looked at once."""
-    found: dict[str, SpoolSeen] = {}
+    found: dict[str, SpoolInfo] = {}
     looked = set[tuple[object, ...]]()
     for store in list(_observed):
         directory, address, keys = store.spool_dir, str(store.address), store.keys
@@ -180,7 +180,7 @@ def _spools() -> Mapping[SpoolState, SpoolsInState]:
             continue
         looked.add((directory, address, keys))
         try:
-            seen = look_at_spools(directory, keys, store=address, now_ms=store.now_ms())
+            seen = list_spools(directory, keys, store=address, now_ms=store.now_ms())
         except OSError:
             continue
         for one in seen:

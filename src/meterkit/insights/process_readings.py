@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.spool.directory import SPOOL_STATES
+from meterkit.store.spool_file import SPOOL_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from meterkit.redis.lane import Lane
-    from meterkit.spool.directory import SpoolSeen, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class SpoolsInState(NamedTuple):
     age_s: float
 
 
-def spools_by_state(seen: Collection[SpoolSeen], now_ms: int) -> Mapping[SpoolState, SpoolsInState]:
+def spools_by_state(seen: Collection[SpoolInfo], now_ms: int) -> Mapping[SpoolState, SpoolsInState]:
     """All states, those that no spool is in included."""
     found: dict[SpoolState, SpoolsInState] = {}
     for state in SPOOL_STATES:

@@ -13,9 +13,9 @@ from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.insights.store_readings import read_deliveries, read_keeping, read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
-from meterkit.spool.directory import look_at_spools
-from meterkit.store.messages import CHANNELS, MessageQueue
-from meterkit.store.tasks import Upkeep
+from meterkit.store.message_queue import CHANNELS, MessageQueue
+from meterkit.store.spool_file import list_spools
+from meterkit.store.task_lease import StorageUpkeep
 
 try:
     from prometheus_client import CollectorRegistry
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.insights.store_readings import StoreDurability, Waiting
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
-    from meterkit.store.tasks import UpkeepSeen
+    from meterkit.store.task_lease import UpkeepState
 
 
 class _Kit(Protocol):
@@ -95,7 +95,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         keeping, drifts = await read_keeping(store), await Drifts(store).all()
         messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
-        upkeep = None if store.catalog.storage is None else await Upkeep(store).seen()
+        upkeep = None if store.catalog.storage is None else await StorageUpkeep(store).seen()
     except StoreError:
         return []  # meterkit_store_connected reports it; the counts of this process are served in any case.
     return [
@@ -152,7 +152,7 @@ async def _revenue_families(revenue: Revenue) -> tuple[Metric, ...]:
     return (family,)
 
 
-def _storage_families(upkeep: UpkeepSeen, now_ms: int) -> Iterable[Metric]:
+def _storage_families(upkeep: UpkeepState, now_ms: int) -> Iterable[Metric]:
     if upkeep.listed_ms is not None:
         yield GaugeMetricFamily(
             "meterkit_storage_drift_bytes",
@@ -223,7 +223,7 @@ async def _spool_families(store: Store) -> Iterable[Metric]:
     now_ms = store.now_ms()
     try:
         seen = await to_thread(
-            look_at_spools, store.spool_dir, store.keys, store=str(store.address), now_ms=now_ms
+            list_spools, store.spool_dir, store.keys, store=str(store.address), now_ms=now_ms
         )
     except OSError:
         return []  # Doctor says why; what cannot be spooled waits in memory, and is counted as waiting.

@@ -11,7 +11,7 @@ from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import Durability, following
-from meterkit.store.hints import read_hints
+from meterkit.store.sync_queue_counts import count_syncs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -79,7 +79,7 @@ async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
     Raises:
         StoreError: the store does not answer.
     """
-    found, now_ms = await read_hints(store), store.now_ms()
+    found, now_ms = await count_syncs(store), store.now_ms()
     return {
         "due": Waiting(found.due, _age_s(now_ms, [] if found.oldest_ms is None else [found.oldest_ms])),
         "later": Waiting(found.later, 0.0),

@@ -16,14 +16,14 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
 from meterkit.notify.events import event_of
-from meterkit.store.messages import MessageQueue, acknowledge, next_notices
+from meterkit.store.message_queue import MessageQueue, acknowledge_notice, read_notices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.notify.events import CustomerEvent
-    from meterkit.store.messages import Channel, KeptMessage, Notice, Taken
+    from meterkit.store.message_queue import Channel, CustomerNotice, KeptMessage, LeasedMessage
     from meterkit.store.store import Store
 
 _HOUR_MS: Final = 3_600_000
@@ -229,12 +229,12 @@ class Courier:
         """
         groups = [f"{self._sender.channel} {event}" for event in self._sender.events]
         for shard in range(self._store.keys.shards if groups else 0):
-            while notices := await next_notices(self._store, shard, groups):
+            while notices := await read_notices(self._store, shard, groups):
                 for notice in notices:
                     await self._queue_notice(notice)
-                    await acknowledge(self._store, notice)
+                    await acknowledge_notice(self._store, notice)
 
-    async def _queue_notice(self, notice: Notice) -> None:
+    async def _queue_notice(self, notice: CustomerNotice) -> None:
         meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
         try:
             event = event_of(notice, meters)
@@ -265,7 +265,7 @@ class Courier:
         await asyncio.gather(*(start_task(self._send(send, one)) for one in taken))
         return len(taken) == _AT_ONCE
 
-    async def _send(self, send: Callable[[Message], Awaitable[None]], taken: Taken) -> None:
+    async def _send(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await keep_cancellation(send(Message.load(taken.id, taken.text)))
@@ -281,7 +281,7 @@ class Courier:
         else:
             await self._queue.done(taken)
 
-    async def _failed(self, taken: Taken, failure: Failure) -> None:
+    async def _failed(self, taken: LeasedMessage, failure: Failure) -> None:
         why, now_ms = f"{failure!s:.{_WHY_MOST}}", self._store.now_ms()
         again_ms = delay_ms(failure, attempts=taken.attempts, since_ms=taken.since_ms, now_ms=now_ms)
         if again_ms is None:

@@ -13,12 +13,12 @@ from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.events import EVENTS, event_of
-from meterkit.store.messages import acknowledge, next_notices
+from meterkit.store.message_queue import acknowledge_notice, read_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from meterkit.store.messages import Notice
+    from meterkit.store.message_queue import CustomerNotice
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.notify")
@@ -159,7 +159,7 @@ class EventDispatcher:
         async with due.asking:
             while groups and due.shards:
                 shard = due.shards.pop()  # Before it is asked: what comes meanwhile makes it due again.
-                notices = await next_notices(self._store, shard, groups)
+                notices = await read_notices(self._store, shard, groups)
                 if notices:
                     due.shards.add(shard)
                 for notice in notices:
@@ -168,7 +168,7 @@ class EventDispatcher:
                     due.telling.add(task)
                     task.add_done_callback(due.told)
 
-    async def _tell(self, notice: Notice) -> None:
+    async def _tell(self, notice: CustomerNotice) -> None:
         meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
         try:
             event = event_of(notice, meters)
@@ -191,7 +191,7 @@ class EventDispatcher:
             is_taken = True
         if is_taken:
             with suppress(StoreError):  # It is delivered again.
-                await acknowledge(self._store, notice)
+                await acknowledge_notice(self._store, notice)
 
 
 class _Due:

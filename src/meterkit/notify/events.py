@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.decisions.subscription import Access, Status
-    from meterkit.store.messages import Notice
+    from meterkit.store.message_queue import CustomerNotice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +317,7 @@ class TopUpFailed(CustomerEvent):
     url: str
 
 
-def event_of(notice: Notice, meters: Mapping[str, str]) -> CustomerEvent:
+def event_of(notice: CustomerNotice, meters: Mapping[str, str]) -> CustomerEvent:
     """The event of a notice.
 
     Args:
@@ -330,7 +330,7 @@ def event_of(notice: Notice, meters: Mapping[str, str]) -> CustomerEvent:
     return EVENTS[notice.kind](notice, f"{notice.shard}-{notice.entry}", meters)
 
 
-def _credits_low(notice: Notice, event_id: str, _meters: Mapping[str, str]) -> CreditsLow:
+def _credits_low(notice: CustomerNotice, event_id: str, _meters: Mapping[str, str]) -> CreditsLow:
     at, _begins, _ends, left = notice.numbers
     credit = notice.of.partition(":")[2]
     return CreditsLow(
@@ -338,7 +338,7 @@ def _credits_low(notice: Notice, event_id: str, _meters: Mapping[str, str]) -> C
     )
 
 
-def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -> UsageThreshold:
+def _usage_threshold(notice: CustomerNotice, event_id: str, meters: Mapping[str, str]) -> UsageThreshold:
     at, begins, ends, used, percent, included = notice.numbers
     return UsageThreshold(
         id=event_id,
@@ -353,7 +353,7 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
-def _of_data(made: type[CustomerEvent]) -> Callable[[Notice, str, Mapping[str, str]], CustomerEvent]:
+def _of_data(made: type[CustomerEvent]) -> Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]:
     """An event whose notice has its attributes, instants as ``…_ms``, and what later releases add."""
 
     def value(name: str, data: Mapping[str, Any]) -> Any:
@@ -364,7 +364,7 @@ def _of_data(made: type[CustomerEvent]) -> Callable[[Notice, str, Mapping[str, s
         at_ms = data[f"{name}_ms"]
         return None if not at_ms or at_ms == NEVER_MS else from_ms(at_ms)
 
-    def read(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> CustomerEvent:
+    def read(notice: CustomerNotice, _event_id: str, _meters: Mapping[str, str]) -> CustomerEvent:
         data = {**notice.data, "customer": notice.customer}
         try:
             return made(**{field.name: value(field.name, data) for field in fields(made)})
@@ -388,7 +388,7 @@ OF_TOP_UPS: Final[Mapping[str, type[CustomerEvent]]] = {
     "top_up.refunded": TopUpRefunded,
 }
 """Events about balances that customers buy."""
-EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CustomerEvent]]] = {
+EVENTS: Final[Mapping[str, Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
     "usage.spike": _of_data(UsageSpike),

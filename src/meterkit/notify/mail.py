@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.notify.courier import Message
     from meterkit.notify.rendering import RenderedMessage, Renderer
-    from meterkit.store.messages import Channel
+    from meterkit.store.message_queue import Channel
     from meterkit.store.store import Store
 
 _TIMEOUT_S: Final = 20.0

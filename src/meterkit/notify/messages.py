@@ -16,8 +16,8 @@ from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikeWatch
 from meterkit.notify.watches import StorageWatch, SummaryWatch
 from meterkit.notify.webhook import WebhookSender
-from meterkit.store.arguments import check_customer
-from meterkit.store.messages import CHANNELS, MessageQueue
+from meterkit.store.input_checks import check_customer
+from meterkit.store.message_queue import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.notify.rendering import RenderedMessage
     from meterkit.notify.spikes import UsageHistory
     from meterkit.settings import Settings
-    from meterkit.store.messages import Channel, KeptMessage
+    from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.store import Store
 
 ALWAYS: Final = frozenset({"dunning.reminder", "payment.failed", "access.changed"})

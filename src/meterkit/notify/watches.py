@@ -15,8 +15,8 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.gauges import Level
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
-from meterkit.store.messages import tell
-from meterkit.store.tasks import TaskLease
+from meterkit.store.message_queue import publish_notice
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -106,7 +106,7 @@ async def tell_once(
         # Kept before the event is entered: a repeat after a kill is the same event.
         await admin.ask(admin.client.set(key, known, px=_EVENTS_KEPT_MS))
     if not is_told:
-        await tell(store, customer, event, json.loads(known))
+        await publish_notice(store, customer, event, json.loads(known))
     await admin.ask(admin.client.set(key, b"%b%d" % (_TOLD, now_ms), px=_EVENTS_KEPT_MS))
 
 
@@ -267,7 +267,7 @@ class SummaryWatch:
             await note_unreadable(self._store, customer, SUMMARY_EVENT, error)
             return
         if summary is not None:
-            await tell(self._store, customer, SUMMARY_EVENT, summary)
+            await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
             await asyncio.sleep(self._pause_s)
 
     async def _ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from meterkit.notify.courier import Message
-    from meterkit.store.messages import Channel
+    from meterkit.store.message_queue import Channel
     from meterkit.store.store import Store
 
 _TIMEOUT_S: Final = 20.0

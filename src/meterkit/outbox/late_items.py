@@ -14,7 +14,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import count_members
-from meterkit.store.arguments import check_customer, check_text, shown
+from meterkit.store.input_checks import check_customer, check_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

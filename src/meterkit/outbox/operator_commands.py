@@ -26,14 +26,14 @@ from meterkit.outbox.intents import (
     kept_in,
 )
 from meterkit.outbox.late_items import QueuedItems
-from meterkit.store.arguments import check_customer, check_text, is_text, shown
 from meterkit.store.event_names import read_meters
+from meterkit.store.input_checks import check_customer, check_text, is_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from meterkit.outbox.intents import Kept
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
 
 _CHANGED: Final = 1
@@ -310,7 +310,7 @@ class Intents:
         compared_ms = {} if compared is None else {kept.identifier: int(compared)}
         return _intent(kept, await self._meters(), compared_ms, self._store.now_ms())
 
-    async def _meters(self) -> Mapping[str, Counted]:
+    async def _meters(self) -> Mapping[str, ReportedMeter]:
         return await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
 
     async def _pages(self, state: IntentState | None, shard: int | None) -> AsyncGenerator[Sequence[Intent]]:
@@ -330,7 +330,9 @@ class Intents:
                 ]
 
 
-def _intent(kept: Kept, meters: Mapping[str, Counted], compared_ms: Mapping[str, int], now_ms: int) -> Intent:
+def _intent(
+    kept: Kept, meters: Mapping[str, ReportedMeter], compared_ms: Mapping[str, int], now_ms: int
+) -> Intent:
     fields, compared = kept.fields, compared_ms.get(kept.identifier)
     counted = meters.get(fields["meter"])
     states: dict[str, IntentState] = {state: state for state in get_args(IntentState)}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.store")
@@ -53,7 +53,7 @@ class Outbox:
         self._admin = admin.for_delivery()
         self._client = self._admin.client
         self._keys = store.keys
-        self._meters: Mapping[str, Counted] = {}
+        self._meters: Mapping[str, ReportedMeter] = {}
         self._seen_s: dict[str, float] = {}  # When intents were met that may not be on disk yet.
         self.token = token_hex(8)
 
@@ -71,7 +71,7 @@ class Outbox:
             return str(error)
         return None
 
-    async def meters(self) -> Mapping[str, Counted]:
+    async def meters(self) -> Mapping[str, ReportedMeter]:
         """By token, all meters that are or were delivered; asked of the store once, which also gets ours."""
         if not self._meters:
             await remember_meters(self._admin, self._keys, self._store.catalog)

@@ -19,13 +19,13 @@ from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.late_terms import invoice_terms
 from meterkit.redis.server import is_of_a_key, is_refusal
 from meterkit.store import replies
-from meterkit.store.event_names import own_meters
+from meterkit.store.event_names import read_subscribed_meters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
-    from meterkit.store.event_names import Counted
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
@@ -117,7 +117,7 @@ class Sealer:
         meters: by token, the meters that are or were delivered.
     """
 
-    def __init__(self, store: Store, admin: Admin, shard: int, meters: Mapping[str, Counted]) -> None:
+    def __init__(self, store: Store, admin: Admin, shard: int, meters: Mapping[str, ReportedMeter]) -> None:
         self._store = store
         self._admin = admin
         self._shard = shard
@@ -203,7 +203,7 @@ class Sealer:
         state = view.state
         terms = view.terms(kept_ms(view))
         now_ms = self._store.now_ms()
-        meters = {**self._meters, **own_meters(state, view.cache.catalog, now_ms)}
+        meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
         asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, now_ms), cut]

@@ -32,7 +32,7 @@ from meterkit.pages.operator_lists import Asked, as_of, book_lists, customer_lis
 from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
 from meterkit.safe_text import csv_text
-from meterkit.store.arguments import check_text, is_customer
+from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_answers import SendingPage
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 

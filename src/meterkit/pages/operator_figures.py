@@ -10,7 +10,7 @@ from meterkit.insights.store_readings import read_deliveries, read_webhooks
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikesToday
 from meterkit.pages.operator_lists import DAY_MINUTES, DEGRADED_DAYS, MINUTE_MS, Column, Row
-from meterkit.store.messages import CHANNELS, MessageQueue
+from meterkit.store.message_queue import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -15,7 +15,7 @@ from meterkit.insights.revenue.figures import MOVES
 from meterkit.notify.spikes import SpikesToday
 from meterkit.outbox.closes import Closes
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.outbox.late_items import QueuedItem
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.figures import PagesKit
-    from meterkit.store.messages import Channel, KeptMessage
+    from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.pages")

@@ -113,7 +113,7 @@ class Spooling(Protocol):
 
 
 class Allotting(Protocol):
-    """What one event loop admits without asking the store; see :mod:`meterkit.store.allotting`."""
+    """What one event loop admits without asking the store; see :mod:`meterkit.store.allotment`."""
 
     granted: int
     returned: int

@@ -15,7 +15,7 @@ from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import CustomerError
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
 from meterkit.storage.object_events import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
 from meterkit.store import replies
-from meterkit.store.levels import run_on_gauge
+from meterkit.store.gauge_levels import run_on_gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

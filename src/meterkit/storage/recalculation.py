@@ -12,7 +12,7 @@ from meterkit.customers.temporary_tables import TemporaryTables
 from meterkit.errors import StoreError
 from meterkit.storage.object_events import TAG_LENGTH, bucket_tag, object_field, owner_of
 from meterkit.storage.object_records import AT_ONCE, REMOVED, STORED, Correction, Known, Window, shelve
-from meterkit.store.arguments import is_customer
+from meterkit.store.input_checks import is_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence

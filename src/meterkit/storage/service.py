@@ -20,11 +20,11 @@ from meterkit.storage.object_records import count_events
 from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import open_notice
 from meterkit.store import replies
-from meterkit.store.arguments import check_customer
-from meterkit.store.hold import Held
-from meterkit.store.read_reply import decision_of
+from meterkit.store.input_checks import check_customer
+from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.settlement import Settlement
-from meterkit.store.tasks import TaskLease, Upkeep
+from meterkit.store.settlement_parts import HeldQuantities
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ObjectStorage:
         self._fetching = 0
         self._warned = Throttle(MINUTE_S)
         self._noted: dict[str, float] = {}
-        self._upkeep = Upkeep(store)
+        self._upkeep = StorageUpkeep(store)
         key = store.keys.shard(HOOKS_SHARD, "storage:lease")
         self._lease = TaskLease(store, key, lasts_ms=HOUR_MS)
 
@@ -323,7 +323,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     """
     view = store.cache.get(customer)
     decided, reply = await store.decide(view, lambda view, mode: view.prepare_holding({gauge: size}, mode))
-    decision = decision_of(decided, reply)
+    decision = read_decision(decided, reply)
     if not decision.allowed:
         raise UploadRefusedError(decision)
     held = decided.held.get(gauge, 0)
@@ -333,7 +333,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
         if decision.reason is None:  # Shadow mode presigns an upload that does not fit, and holds nothing.
             await _hold_presigned(store, gauge, customer, upload, size)
     finally:
-        given_back = Held({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
+        given_back = HeldQuantities({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
         await store.acknowledged([Settlement(decided.view, held=given_back)])
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
+from meterkit.catalog.amount_texts import rounded_cents
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
-from meterkit.decisions.keys import meter_token
-from meterkit.decisions.packed import MeterCounts, byte_fields, text_fields
+from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
+from meterkit.decisions.packed import Head, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
@@ -28,9 +30,7 @@ from meterkit.decisions.price_segments import (
 )
 from meterkit.decisions.stored_grants import Balance, funds_of
 from meterkit.decisions.subscription_periods import is_provisional
-from meterkit.store.counts_view import CountsView
-from meterkit.store.event_names import Counted
-from meterkit.store.usage_prices import OveragePrice, overage_price_of
+from meterkit.store.event_names import ReportedMeter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Storage
     from meterkit.decisions.item_prices import ItemPrice, ItemPrices
+    from meterkit.decisions.periods import Bounds
     from meterkit.decisions.price_segments import Segment
     from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
 # Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
 _TO_DELIVER: Final = re.compile(r"\|....[apqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
-_NONE: Final = MappingProxyType(dict[str, Counted]())
+_NONE: Final = MappingProxyType(dict[str, ReportedMeter]())
 
 Unlimited = Literal["unlimited"]
 UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], list[bytes]]
@@ -62,7 +63,7 @@ class PeriodUsage(TypedDict):
     provisional: bool
 
 
-class Deliveries(TypedDict):
+class DeliveryCounts(TypedDict):
     """Where the usage of one meter in this period is, on its way to Stripe."""
 
     pending: int
@@ -75,7 +76,7 @@ class Deliveries(TypedDict):
     dead: int
 
 
-class MeterUsage(Deliveries):
+class MeterUsage(DeliveryCounts):
     """One meter in this period, in its unit.
 
     ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
@@ -101,7 +102,7 @@ class MeterUsage(Deliveries):
     types: NotRequired[dict[str, int]]
 
 
-def to_stripe(counts: Deliveries) -> int:
+def count_reported(counts: DeliveryCounts) -> int:
     """The units of a meter that were recorded and go to Stripe."""
     on_their_way = counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
     return on_their_way + counts["parked"] + counts["delivered"] + counts["late"] + counts["dead"]
@@ -121,7 +122,7 @@ class CustomerUsage(TypedDict):
     meters: dict[str, MeterUsage]
 
 
-def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
+def find_gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
     """What stands for meters that have usage to deliver and are not in this plans file."""
     totals, counters = text_fields(reply[4]), byte_fields(reply[3])
     tokens = {name[-5:-1] for name, value in totals.items() if _TO_DELIVER.search(name) and value != "0"}
@@ -131,11 +132,11 @@ def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
     return tokens - {meter_token(name) for name in catalog.meters}
 
 
-def usage_of(
+def read_usage_reply(
     customer: str,
     catalog: Catalog,
     reply: UsageReply,
-    gone: Mapping[str, Counted] = _NONE,
+    gone: Mapping[str, ReportedMeter] = _NONE,
     *,
     at_ms: int | None = None,
 ) -> CustomerUsage:
@@ -230,7 +231,7 @@ def _meter(
         segments = [segments[0].outside_rows(counts.overage, elsewhere)]
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
-        segments = sent_segments(view.marks(token), items, label=label, sent=to_stripe(where) - stranded)
+        segments = sent_segments(view.marks(token), items, label=label, sent=count_reported(where) - stranded)
     more = view.balance.more(
         name,
         entitlements,
@@ -274,7 +275,7 @@ def _rows_of(
 
 
 def _former_rows(
-    source: str, gone: Mapping[str, Counted], view: CountsView, prices: ItemPrices
+    source: str, gone: Mapping[str, ReportedMeter], view: CountsView, prices: ItemPrices
 ) -> Mapping[str, Sequence[Segment]]:
     """Find the same of prices by model that the plans file has no longer."""
     return {
@@ -284,7 +285,7 @@ def _former_rows(
     }
 
 
-def _price_of(counted: Counted, prices: ItemPrices) -> ItemPrice | None:
+def _price_of(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
     return next((one for one in prices if one.event_name == counted.event_name and one.is_exact), None)
 
 
@@ -338,7 +339,7 @@ def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
 
 
 def _former_meter(
-    token: str, one: Counted, view: CountsView, prices: ItemPrices, *, linked: bool
+    token: str, one: ReportedMeter, view: CountsView, prices: ItemPrices, *, linked: bool
 ) -> MeterUsage:
     """A meter that the plans file has no longer, at the price of the item that bills its event name."""
     found, price = _counts_of(token, view, linked=linked), _price_of(one, prices)
@@ -355,3 +356,148 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     if entitlement.overage.mode == "bill":
         left += max(0, ceiling - entitlement.included - overage)
     return max(0, left)
+
+
+_PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
+# Names of totals of a closed period by the class that its usage was in; see close_period.lua.
+_CLOSED: Final = {
+    "i": "included",
+    "g": "granted",
+    "c": "credited",
+    "o": "overage",
+    "j": "over_cap",
+    "p": "pending",
+}
+
+
+class CountsView:
+    """The stored counts, brought forward to now without writing."""
+
+    def __init__(
+        self,
+        counters: dict[str, bytes],
+        totals: dict[str, str],
+        now_ms: int,
+        start_ms: int,
+        end_ms: int,
+        balance: Balance,
+    ) -> None:
+        self.balance = balance
+        self._is_past = self._is_open = False
+        self._counters = counters
+        self._totals = totals
+        head = Head.read(counters.get(HEAD_FIELD))
+        began, ends = head.begins_ms, head.ends_ms
+        # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
+        is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
+        self._over = now_ms >= ends or is_another
+        if is_another:
+            stamped_ms = max(
+                (self._stored(name[:-1]).stamped_ms for name in counters if name.endswith("m")), default=0
+            )
+            ends = min(ends, max(start_ms, stamped_ms + _PERIOD_LEAST_MS))
+        self.start_ms = max(start_ms, ends) if self._over else began
+        self.end_ms = end_ms
+        # Clocks go back; a customer's time does not.
+        self.now_ms = max(now_ms, head.seen_ms)
+
+    def go_back(self, at_ms: int, grid: Bounds) -> bool:
+        """Show the period that an instant lies in; whether that is one that is over.
+
+        Args:
+            at_ms: the instant.
+            grid: its period by the subscription, for one in which nothing was recorded.
+        """
+        if self.start_ms <= at_ms < self.end_ms:
+            return False
+        head = Head.read(self._counters.get(HEAD_FIELD))
+        spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
+        if self._over and head.ends_ms:
+            # No script has closed it yet. Another subscription, or none, may have cut it short.
+            spans[head.begins_ms] = min(head.ends_ms, self.start_ms)
+            self._is_open = head.begins_ms <= at_ms < spans[head.begins_ms]
+        found = [start for start, end in spans.items() if start <= at_ms < end]
+        if found:
+            self.start_ms, self.end_ms = found[0], spans[found[0]]
+        else:
+            before = [end for end in (*spans.values(), self.end_ms) if end <= at_ms]
+            after = [start for start in (*spans, self.start_ms) if start > at_ms]
+            self.start_ms, self.end_ms = max([grid.start_ms, *before]), min([grid.end_ms, *after])
+        self._is_past = True
+        return True
+
+    def counted(self, token: str) -> MeterCounts:
+        """The counts of a meter in this period."""
+        if self._is_past and not self._is_open:
+            return MeterCounts(**{name: self.delivery(token, kind) for kind, name in _CLOSED.items()})
+        if self._over and not self._is_past:
+            return MeterCounts()
+        return self._stored(token)
+
+    def held(self, token: str) -> int:
+        """What live holds hold."""
+        return 0 if self._is_past else self._stored(token).held_at(self.now_ms)
+
+    def held_credit(self, meter: str) -> int:
+        """What live holds of a meter would cost at the prices of their models, in micro-credits."""
+        if self._is_past:
+            return 0
+        return MeterCounts.read(self._counters.get(credit_hold_field(meter))).held_at(self.now_ms)
+
+    def _stored(self, token: str) -> MeterCounts:
+        return MeterCounts.read(self._counters.get(f"{token}m"))
+
+    def marks(self, token: str, kind: str = "s") -> str:
+        """The price segments of this period that have ended; of kind ``n`` what invoice items bill."""
+        return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
+
+    def delivery(self, token: str, kind: str) -> int:
+        """What became of this period's usage after it was sealed, less what is taken back in that state."""
+        kept, field = self._totals, f"{self.start_ms}|{token}"
+        back = 0 if kind.isupper() else int(kept.get(f"{field}{kind.upper()}", 0))
+        return int(kept.get(f"{field}{kind}", 0)) - back
+
+
+class OveragePrice(TypedDict):
+    """The price of overage: ``per`` units cost ``amount_cents`` in minor units of ``currency``.
+
+    It is the price of the customer's own subscription item. ``estimated`` is there, and true, where no such
+    price is known: then it is that of the plans file.
+    """
+
+    per: int
+    amount_cents: int
+    currency: str
+    interval: str
+    estimated: NotRequired[bool]
+
+
+def overage_price_of(
+    entitlement: Entitlement, own: ItemPrice | None, currency: str, interval: str
+) -> OveragePrice | None:
+    """The price of a meter's overage; None: it is not billed, or its price is only at Stripe.
+
+    Args:
+        entitlement: of the meter.
+        own: the price of the customer's subscription item for it; None: not known.
+        currency: of the plans file.
+        interval: that the price is for.
+    """
+    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
+    if entitlement.overage.mode != "bill" or per is None or amount_cents is None:
+        return None
+    found: OveragePrice = {
+        "per": per,
+        "amount_cents": amount_cents,
+        "currency": currency,
+        "interval": interval,
+    }
+    return found if own is not None and own.is_exact else {**found, "estimated": True}
+
+
+def price_cents(overage: int, entitlement: Entitlement) -> int | None:
+    """What overage costs in minor units: exact until here, rounded half up."""
+    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
+    if per is None or amount_cents is None:
+        return None
+    return rounded_cents(Fraction(overage * amount_cents, per))

@@ -24,17 +24,17 @@ _logger = logging.getLogger("meterkit.store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class ReportedMeter:
     """A meter that is, or was, delivered to Stripe: its name in the plans file and its event name there."""
 
     meter: str
     event_name: str
 
 
-def known_meters(catalog: Catalog) -> dict[str, Counted]:
+def list_reported_meters(catalog: Catalog) -> dict[str, ReportedMeter]:
     """Of a plans file, by token, the meters that go to Stripe."""
     return {
-        meter_token(meter.name): Counted(meter=meter.name, event_name=meter.stripe.event_name)
+        meter_token(meter.name): ReportedMeter(meter=meter.name, event_name=meter.stripe.event_name)
         for meter in catalog.meters.values()
         if meter.stripe is not None
     }
@@ -48,12 +48,12 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     """
     kept = {
         token: json.dumps([counted.meter, counted.event_name], ensure_ascii=False)
-        for token, counted in known_meters(catalog).items()
+        for token, counted in list_reported_meters(catalog).items()
     }
     if not kept:
         return
     with suppress(ValueError, TypeError):  # A damaged entry does not keep a process from starting.
-        for former, name, event_name in renamed_meters(await _remembered(admin, keys), catalog):
+        for former, name, event_name in find_renamed_meters(await _remembered(admin, keys), catalog):
             _logger.warning(
                 "meter %r sends event %r, which this store has counted as meter %r until now: in the billing"
                 " periods that are open customers get the included quantity, cap, grants and rates of %r"
@@ -64,14 +64,16 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     await admin.ask(admin.client.hset(keys.events, mapping=kept))
 
 
-def renamed_meters(remembered: Mapping[str, Counted], catalog: Catalog) -> list[tuple[str, str, str]]:
+def find_renamed_meters(
+    remembered: Mapping[str, ReportedMeter], catalog: Catalog
+) -> list[tuple[str, str, str]]:
     """The former name, name and event name of each new meter that takes over an event. Pure.
 
     Args:
         remembered: meters of earlier plans files, by token.
         catalog: the plans file.
     """
-    own = known_meters(catalog)
+    own = list_reported_meters(catalog)
     former = {
         one.event_name: one.meter
         for token, one in remembered.items()
@@ -84,7 +86,7 @@ def renamed_meters(remembered: Mapping[str, Counted], catalog: Catalog) -> list[
     ]
 
 
-def own_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, Counted]:
+def read_subscribed_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, ReportedMeter]:
     """By token, the meters whose event name the customer's subscription items decide.
 
     After the plans file gives a meter another event name, present subscriptions bill the earlier one.
@@ -94,13 +96,13 @@ def own_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str,
         return {}
     prices = subscription.prices_at(now_ms) or subscription.prices
     return {
-        meter_token(name): Counted(meter=name, event_name=price.event_name)
+        meter_token(name): ReportedMeter(meter=name, event_name=price.event_name)
         for name, price in prices_by_meter(prices, catalog).items()
         if catalog.meters[name].stripe is not None
     }
 
 
-def former_events(state: CustomerState, catalog: Catalog, since_ms: int) -> dict[str, dict[str, None]]:
+def find_former_events(state: CustomerState, catalog: Catalog, since_ms: int) -> dict[str, dict[str, None]]:
     """By event name, the earlier ones of the same meters that the customer's items had since an instant."""
     subscription, found = state.subscription, dict[str, dict[str, None]]()
     if subscription is None:
@@ -116,7 +118,7 @@ def former_events(state: CustomerState, catalog: Catalog, since_ms: int) -> dict
 
 async def read_meters(
     admin: Admin, keys: Keys, catalog: Catalog, customer: str | None = None, *, at_ms: int | None = None
-) -> Mapping[str, Counted]:
+) -> Mapping[str, ReportedMeter]:
     """By token, the meters of this plans file, and those that the store remembers of earlier ones.
 
     Args:
@@ -132,28 +134,28 @@ async def read_meters(
     client = admin.client
     if customer is not None:
         data: bytes | None = await admin.ask(client.hget(keys.customer(customer).state, "data"))
-        own = own_meters(CustomerState.parse(data or b""), catalog, at_ms or admin.now_ms())
+        own = read_subscribed_meters(CustomerState.parse(data or b""), catalog, at_ms or admin.now_ms())
         return {**await read_meters(admin, keys, catalog), **own}
-    return {**await _remembered(admin, keys), **known_meters(catalog)}
+    return {**await _remembered(admin, keys), **list_reported_meters(catalog)}
 
 
-async def _remembered(admin: Admin, keys: Keys) -> dict[str, Counted]:
+async def _remembered(admin: Admin, keys: Keys) -> dict[str, ReportedMeter]:
     kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.events))
-    found: dict[str, Counted] = {}
+    found: dict[str, ReportedMeter] = {}
     for token, data in kept.items():
         meter, event_name = json.loads(data)
-        found[token.decode()] = Counted(meter=meter, event_name=event_name)
+        found[token.decode()] = ReportedMeter(meter=meter, event_name=event_name)
     return found
 
 
-async def former_meters(
+async def read_former_meters(
     gone: Sequence[Collection[str]],
     admin: Admin,
     keys: Keys,
     catalog: Catalog,
     *,
     former: bool = False,
-) -> list[dict[str, Counted]]:
+) -> list[dict[str, ReportedMeter]]:
     """By token, the meters that are not in this plans file, customer by customer.
 
     Args:
@@ -171,6 +173,6 @@ async def former_meters(
     known = await read_meters(admin, keys, catalog)
     more = {token: one for token, one in known.items() if former and one.meter not in catalog.meters}
     return [
-        more | {token: known.get(token) or Counted(meter=token, event_name="") for token in tokens}
+        more | {token: known.get(token) or ReportedMeter(meter=token, event_name="") for token in tokens}
         for tokens in gone
     ]

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.decisions.in_process import Window
-    from meterkit.store.idempotency import Prepare
+    from meterkit.store.prepared_decisions import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _CUSTOMERS_MAX: Final = 10_000
 
 
-class Weighed(NamedTuple):
+class FallbackDecision(NamedTuple):
     """How a request was decided without the store.
 
     Attributes:
@@ -54,7 +54,7 @@ class Fallback:
         self._counted: dict[bool, dict[str, dict[str, Window]]] = {False: {}, True: {}}
         self._lock = Lock()
 
-    def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> Weighed:
+    def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> FallbackDecision:
         """Decide a request of a line; it is counted in rates where that allows it.
 
         ``prepare`` makes what is asked; None: what the line asks of each request.
@@ -71,7 +71,7 @@ class Fallback:
             known = self._known(view)
             reply, counts = weigh(decided.exact(), known, view.left or NOTHING_LEFT, now_ms)
             known.update(counts)
-        return Weighed(decided, reply)
+        return FallbackDecision(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
         """Count usage that was not requested at admission into the rates of its meters."""
@@ -97,6 +97,6 @@ class Fallback:
         return known
 
 
-def is_known(view: CustomerView) -> bool:
+def is_plan_known(view: CustomerView) -> bool:
     """Whether the plan is the customer's own, and not the default of a customer not looked up yet."""
     return view.anonymous or view.rev != NO_STATE or view.left is not None

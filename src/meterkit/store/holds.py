@@ -11,10 +11,15 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.hold import NOTHING_USED, Correction, Held, Mark, add
-from meterkit.store.idempotency import MarkedDecision
-from meterkit.store.read_reply import decision_of
-from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.prepared_decisions import MarkedDecision, read_decision
+from meterkit.store.settlement import Settlement, settle_decision
+from meterkit.store.settlement_parts import (
+    NOTHING_USED,
+    HeldQuantities,
+    RateCorrection,
+    RepeatMark,
+    add_quantities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.hold import Used
+    from meterkit.store.settlement_parts import UsedQuantities
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -82,9 +87,9 @@ class HoldOwner(ABC):
             if reply[0] == replies.ALLOWED:
                 slot = reply[1] // HOLD_SLOT_MS
                 if not self._holds(before):
-                    self._store.settle(lane, settlement_of(decision, slot, billed=False))
+                    self._store.settle(lane, settle_decision(decision, slot, billed=False))
                     return
-                self._store.settle(lane, settlement_of(before, self._slot, billed=False))
+                self._store.settle(lane, settle_decision(before, self._slot, billed=False))
                 self._renewed, self._slot = decision, slot
             if reply[0] != replies.STALE:
                 return
@@ -118,15 +123,15 @@ class HoldOwner(ABC):
             held, holding.program.concurrency, holding.program.costs, holding.subjects
         )
         self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
-        return [Settlement(holding.view, held=Held({meter: quantity}, (), self._slot))]
+        return [Settlement(holding.view, held=HeldQuantities({meter: quantity}, (), self._slot))]
 
-    def _held(self, decided: PreparedDecision) -> Held:
+    def _held(self, decided: PreparedDecision) -> HeldQuantities:
         """The quantities of a decision that are still held."""
         holding = self._renewed or decided
-        return Held.of(holding, self._slot)
+        return HeldQuantities.of(holding, self._slot)
 
     def _settlements(
-        self, decided: PreparedDecision, parts: Sequence[Used], *, billed: bool = True
+        self, decided: PreparedDecision, parts: Sequence[UsedQuantities], *, billed: bool = True
     ) -> list[Settlement]:
         """What gives back what a decision held, and records what was used of it in all.
 
@@ -134,18 +139,18 @@ class HoldOwner(ABC):
         """
         rated: dict[str, int] = {}
         for part in parts:
-            rated = add(rated, part.rated)
+            rated = add_quantities(rated, part.rated)
         first, *others = parts or (NOTHING_USED,)
         measured = first.rated if first.measured is None else first.measured
-        correction = Correction(decided.reserved, decided.program.rates, self._decided_ms)
+        correction = RateCorrection(decided.reserved, decided.program.rates, self._decided_ms)
         whole = Settlement(
             decided.view,
             held=self._held(decided),
             used=first._replace(rated=rated, measured=measured),
             correction=correction,
-            mark=Mark.of(decided, billed=billed),
+            mark=RepeatMark.of(decided, billed=billed),
         )
-        mark = Mark.of(decided, billed=False)
+        mark = RepeatMark.of(decided, billed=False)
         behind = [
             Settlement(decided.view, used=part._replace(rated={}, measured=part.rated), mark=mark)
             for part in others
@@ -166,7 +171,7 @@ class Reservation(HoldOwner):
         store: Store,
         view: CustomerView,
         quantities: Mapping[str, int],
-        read: Callable[[object, str | None, str | None], Sequence[Used]],
+        read: Callable[[object, str | None, str | None], Sequence[UsedQuantities]],
         model: str | None = None,
     ) -> None:
         self._store = store
@@ -202,7 +207,7 @@ class Reservation(HoldOwner):
         decided, reply = await store.decide(
             self._view, lambda view, mode: view.prepare_holding(self._quantities, mode, model=self._model)
         )
-        self._decision = decision_of(decided, reply)
+        self._decision = read_decision(decided, reply)
         if self._decision.allowed:
             self._decided, self._decided_ms = decided, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
@@ -269,7 +274,7 @@ class Reservation(HoldOwner):
             for settlement in settlements:
                 self._store.settle(lane, settlement)
 
-    def _end(self, parts: Sequence[Used]) -> Sequence[Settlement]:
+    def _end(self, parts: Sequence[UsedQuantities]) -> Sequence[Settlement]:
         """What gives back what is held, and records what was used: a settlement for each model of it."""
         self._settled = True
         lane, decided = self._lane, self._decided

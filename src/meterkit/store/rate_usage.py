@@ -46,7 +46,7 @@ class RateUsage(TypedDict):
     reset_after: timedelta
 
 
-def rates_of(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
+def read_rates(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
     """Read the reply of the usage script: the rates of the plan in force, then those of routes."""
     now_ms, _, data, counters, *_ = reply
     state = CustomerState.parse(data)

@@ -19,9 +19,9 @@ from meterkit.redis import settling as replies
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.settling import NEVER_SENT, Sent
-from meterkit.store.hold import Correction, Held, Mark, Used
+from meterkit.store.request_subjects import parse_holds, serialize_holds
 from meterkit.store.settlement import Settlement
-from meterkit.store.subjects import from_plain, to_plain
+from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ _NUMBERED_BYTES: Final = 64
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Spooled(NamedTuple):
+class SpoolRecord(NamedTuple):
     """One record of a spool.
 
     Attributes:
@@ -48,20 +48,20 @@ class Spooled(NamedTuple):
     sent: Sent | None
 
 
-def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) -> bytes:
+def write_record(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) -> bytes:
     """A settlement as a record.
 
     Args:
         settlement: what is to be applied.
-        number: see :class:`Spooled`.
+        number: see :class:`SpoolRecord`.
         at_ms: when it happened.
-        sent: see :class:`Spooled`.
+        sent: see :class:`SpoolRecord`.
     """
     before = b"" if sent is None else b',"sent":' + _to_json(sent).encode()
     return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled or _unnumbered(settlement))
 
 
-def size_of(settlement: Settlement) -> int:
+def estimate_size(settlement: Settlement) -> int:
     """About how many bytes its record takes."""
     return _NUMBERED_BYTES + len(settlement.spooled or _unnumbered(settlement))
 
@@ -82,14 +82,14 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "version": used.version if used.costs else "",
         "units": dict(used.units),
         "held": [dict(held.quantities), held.concurrency, held.slot, dict(held.costs)]
-        if held != Held()
+        if held != HeldQuantities()
         else None,
         "correction": [dict(correction.reserved), sorted(correction.rates), correction.at_ms]
         if correction.reserved
         else None,
         "subjects": None if settlement.view.subjects is None else settlement.view.subjects.given,
         "spent": dict(settlement.spent or {}),
-        "held_of_subjects": to_plain(held.subjects),
+        "held_of_subjects": serialize_holds(held.subjects),
         "event": None if event is None else event.key,
         "event_id": None if event is None else event.event_id,
         "given": None if event is None else dict(event.quantities),
@@ -103,8 +103,8 @@ def _unnumbered(settlement: Settlement) -> bytes:
     return end
 
 
-def read(record: bytes, cache: CustomerCache) -> Spooled:
-    """The inverse of :func:`write`; its terms follow from the state in force when it is sent.
+def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
+    """The inverse of :func:`write_record`; its terms follow from the state in force when it is sent.
 
     Raises:
         ValueError, KeyError, TypeError: it is not what this release writes.
@@ -120,28 +120,28 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
             anonymous=bool(get("anonymous")),
             subjects=tuple((kind, subject) for kind, subject in get("subjects", ())),
         ),
-        held=Held()
+        held=HeldQuantities()
         if held is None
-        else Held(held[0], tuple(held[1]), *held[2:])._replace(
-            subjects=from_plain(get("held_of_subjects", {}))
+        else HeldQuantities(held[0], tuple(held[1]), *held[2:])._replace(
+            subjects=parse_holds(get("held_of_subjects", {}))
         ),
         spent=get("spent", {}),
-        used=Used(
+        used=UsedQuantities(
             *(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
             costs=get("costs", {}),
             units=get("units", {}),
             version=get("version", ""),
         ),
-        correction=Correction()
+        correction=RateCorrection()
         if correction is None
-        else Correction(correction[0], frozenset(correction[1]), correction[2]),
+        else RateCorrection(correction[0], frozenset(correction[1]), correction[2]),
         # A record of an earlier release has the key alone: the id counts once, whatever it is given with.
         event=None if key is None else EventMark(key, get("event_id", ""), get("given", {})),
         occurred_ms=get("occurred", from_json["at"]),
         rated_ms=from_json["at"],
-        mark=None if mark is None else Mark(*mark),
+        mark=None if mark is None else RepeatMark(*mark),
     )
-    return Spooled(from_json["n"], settlement, None if sent is None else Sent(*sent))
+    return SpoolRecord(from_json["n"], settlement, None if sent is None else Sent(*sent))
 
 
 _log = logging.getLogger("meterkit.store")
@@ -174,7 +174,7 @@ class _Entry:
 
 
 @dataclass(eq=False)
-class Replay:
+class SpoolReplay:
     """Sends the records of one spool.
 
     They are numbered by the file's own producer, in each shard from 1: what was applied before is a
@@ -216,7 +216,7 @@ class Replay:
 
     def _entry(self, record: bytes) -> _Entry:
         try:
-            number, settlement, sent = read(record, self.cache)
+            number, settlement, sent = read_record(record, self.cache)
             return _Entry(number, settlement.view.shard, settlement, sent)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others behind it are to be applied
             found = json.loads(record)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.redis.connection import pack_each, pack_numbers
-from meterkit.store.subjects import NOTHING_PACKED
+from meterkit.store.request_subjects import NOTHING_PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
-    from meterkit.store.subjects import Packed
+    from meterkit.store.request_subjects import PackedSubjects
 
 _QUARTER_HOUR_MS: Final = 900_000
 _OWN_BYTES: Final = 4 * 8
@@ -22,7 +22,7 @@ _FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/stor
 
 
 def pack_head(
-    program: Program, keys: CustomerKeys, *, sha: str, rev: str, others: Packed = NOTHING_PACKED
+    program: Program, keys: CustomerKeys, *, sha: str, rev: str, others: PackedSubjects = NOTHING_PACKED
 ) -> bytes:
     """The request of a decision up to the terms; ``others``: what it says of subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]

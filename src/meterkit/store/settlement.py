@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -13,43 +14,40 @@ from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import joined
+from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import derived_from
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
-from meterkit.store.hold import (
-    NOTHING_USED,
-    Correction,
-    Held,
-    Mark,
-    Used,
-    audit_keys,
-    audit_lines,
-    audited_by,
-    nothing_kept,
-)
-from meterkit.store.settlement_shape import (
+from meterkit.store.request_subjects import NOTHING_PACKED
+from meterkit.store.settlement_parts import (
     NO_CAP,
+    NOTHING_USED,
     OWN_EVENT,
     THRESHOLD_NUMBERS,
-    Shape,
+    HeldQuantities,
+    RateCorrection,
+    RepeatMark,
+    SettlementShape,
+    UsedQuantities,
     add_spend,
-    entries_of,
-    prices_of,
-    rates_of,
-    rows_of,
-    thresholds_of,
+    audit_keys,
+    audit_script,
+    build_entries,
+    build_rates,
+    find_paid_prices,
+    find_price_rows,
+    format_audit_lines,
+    keep_nothing,
+    pack_subject_settlement,
+    pack_thresholds,
 )
-from meterkit.store.subject_settlement import settled
-from meterkit.store.subjects import NOTHING_PACKED
-from meterkit.store.whole_units import in_whole_units
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
-    from fractions import Fraction
 
     from meterkit.decisions.event_marks import EventMark
-    from meterkit.store.subjects import Packed, Subjects
+    from meterkit.store.request_subjects import PackedSubjects, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _logger = logging.getLogger("meterkit.store")
@@ -60,8 +58,8 @@ _NO_ROOM: Final = "subjects"
 _PAID: Final = "paid "
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, NO_CAP, 0, 0, OWN_EVENT)
-_NOTHING_HELD: Final = Held()
-_NOTHING_TO_CORRECT: Final = Correction()
+_NOTHING_HELD: Final = HeldQuantities()
+_NOTHING_TO_CORRECT: Final = RateCorrection()
 
 
 @dataclass(slots=True, eq=False)
@@ -92,13 +90,13 @@ class Settlement:
     """
 
     view: CustomerView
-    held: Held = _NOTHING_HELD
-    used: Used = NOTHING_USED
-    correction: Correction = _NOTHING_TO_CORRECT
+    held: HeldQuantities = _NOTHING_HELD
+    used: UsedQuantities = NOTHING_USED
+    correction: RateCorrection = _NOTHING_TO_CORRECT
     event: EventMark | None = None
     occurred_ms: int | None = None
     rated_ms: int = 0
-    mark: Mark | None = None
+    mark: RepeatMark | None = None
     spent: Mapping[str, int] | None = None
     waiter: asyncio.Future[None] | None = None
     keeps_shape: bool = True
@@ -111,7 +109,7 @@ class Settlement:
     def __post_init__(self) -> None:
         used = self.used
         if used.charged or used.costs or used.unpriced:
-            self.used = in_whole_units(self.view, used)
+            self.used = round_charges(self.view, used)
         if self.spent is None and self.view.subjects is not None:
             self.spent = self._spent_by(self.view.subjects)
 
@@ -206,7 +204,7 @@ class Settlement:
         if used.dimensions:
             derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
         if view.cache.has_rows:
-            derived |= rows_of(view, self.used, derived)
+            derived |= find_price_rows(view, self.used, derived)
         costs: dict[str, int] = {}
         if view.prepaid is not None and view.prepaid.by_model:
             costs = view.prepaid.costs_of(used.dimensions.get("model"))
@@ -214,7 +212,7 @@ class Settlement:
         of_holds = tuple(held.quantities), held.concurrency, tuple(held.costs)
         of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
-        shape: Shape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
+        shape: SettlementShape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
         others = self._of_subjects(view)
         numbers = [*shape.counts, max(0, len(others.keys) - 1), shape.priced]
         for entry in shape.entries:
@@ -262,14 +260,14 @@ class Settlement:
             paying = joined(marked, paying)
         return paying
 
-    def _of_subjects(self, view: CustomerView) -> Packed:
+    def _of_subjects(self, view: CustomerView) -> PackedSubjects:
         """What the script gets of the customer's subjects."""
         if view.subjects is None:
             return NOTHING_PACKED
         if view.left is not None:
             view.cache.alarms.undeclared_subjects(view.subjects, view.effective.plan.key)
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
-        return settled(
+        return pack_subject_settlement(
             view.subjects,
             view.cache.catalog,
             self.held,
@@ -280,7 +278,7 @@ class Settlement:
             passed_ms=passed_ms,
         )
 
-    def _told(self, view: CustomerView, shape: Shape) -> bytes:
+    def _told(self, view: CustomerView, shape: SettlementShape) -> bytes:
         """Pack the lines for the audit log."""
         catalog, used = view.cache.catalog, self.used
         version = used.version or f"plans/{catalog.content_hash}"
@@ -288,7 +286,7 @@ class Settlement:
         priced = price_line(version, used.costs, shape.prices, meters=sorted(meters))
         subjects = "" if view.subjects is None else view.subjects.told()
         event_id = "" if self.event is None else self.event.name
-        return pack_each((audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
+        return pack_each((format_audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""
@@ -306,7 +304,7 @@ class Settlement:
         derived: Mapping[str, tuple[str, ...]],
         costs: Mapping[str, int],
         key: tuple[Any, ...],
-    ) -> Shape:
+    ) -> SettlementShape:
         """All that does not change with the quantities; mostly it is as another customer's."""
         given, cache, keys = view.entitlements, view.cache, view.keys
         own = (id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous)
@@ -322,13 +320,18 @@ class Settlement:
         return shape
 
     def _head(
-        self, view: CustomerView, shape: Shape, *, events: int, others: Packed = NOTHING_PACKED
+        self,
+        view: CustomerView,
+        shape: SettlementShape,
+        *,
+        events: int,
+        others: PackedSubjects = NOTHING_PACKED,
     ) -> bytes:
         """The request up to the producer's key."""
         keys = view.keys
         pending = keys.dirty if view.linked else keys.unlinked
         named = (keys.counters, keys.state, keys.totals, pending)
-        audited = audited_by(view)
+        audited = audit_script(view)
         is_audited = audited is not None
         count = len(named) + 1 + 3 * shape.has_more + events + is_audited + len(others.keys)
         parts: tuple[str | int, ...] = ("EVALSHA", (audited or view.cache.settle).sha, count, *named)
@@ -338,11 +341,11 @@ class Settlement:
 
     def _shape(
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
-    ) -> Shape:
+    ) -> SettlementShape:
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
-        entries = list(entries_of(view, self.held, self.used, derived))
-        rates = list(rates_of(view, self.used, self.correction, derived))
+        entries = list(build_entries(view, self.held, self.used, derived))
+        rates = list(build_rates(view, self.used, self.correction, derived))
         spending = tuple[int, ...]()
         if has_recorded and view.cache.catalog.counts_spend:
             spending = add_spend(view, entries, rates)
@@ -350,12 +353,12 @@ class Settlement:
         fields += [concurrency_field(meter) for meter in self.held.concurrency]
         fields += [credit_hold_field(meter) for meter in self.held.costs]
         fields += [rate.field for rate in rates]
-        thresholds = thresholds_of(view, entries) if has_recorded else ()
+        thresholds = pack_thresholds(view, entries) if has_recorded else ()
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
             paying = prepaid.paying(meters, costs, owes=view.cache.owes and not view.anonymous)
-        return Shape(
+        return SettlementShape(
             head=b"",
             names=b"",
             audit=b"",
@@ -374,11 +377,11 @@ class Settlement:
             thresholds=thresholds,
             spending=spending,
             paying=paying,
-            prices=prices_of(view, entries),
+            prices=find_paid_prices(view, entries),
         )
 
 
-def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
+def settle_decision(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
     """Give back what an allowed decision held, and record what it came to: all of it, or nothing.
 
     From the second request in a slot of holds on, the decision keeps it for the others.
@@ -388,12 +391,55 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
     if settlement is None or settlement.slot != slot:
         settlement = Settlement(
             decision.view,
-            held=Held.of(decision, slot),
-            used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
-            mark=Mark.of(decision, billed=billed),
+            held=HeldQuantities.of(decision, slot),
+            used=UsedQuantities(recorded=decision.recorded) if billed else NOTHING_USED,
+            mark=RepeatMark.of(decision, billed=billed),
             keeps_shape=bool(decision.digest),
         )
-        is_repeated = kept is nothing_kept(slot) or any(other.slot == slot for other in kept.values())
+        is_repeated = kept is keep_nothing(slot) or any(other.slot == slot for other in kept.values())
         if not settlement.is_single:
-            decision.settlements = {**kept, billed: settlement} if is_repeated else nothing_kept(slot)
+            decision.settlements = {**kept, billed: settlement} if is_repeated else keep_nothing(slot)
     return settlement
+
+
+def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
+    """The same usage, with whole units of charged amounts as recorded quantities."""
+    remainders, tallies = view.cache.remainders, view.cache.tallies
+    for model, calls in used.unpriced.items():
+        if tallies is not None:
+            tallies.add_unpriced(model, used.dimensions.get("provider"), calls)
+        if view.cache.unpriced is not None:
+            view.cache.unpriced.note(model, calls)
+    exact = [Fraction(cost) for cost in used.costs.values() if isinstance(cost, Fraction)]
+    if tallies is not None and (exact or used.charged):
+        named = used.dimensions.get("model"), used.dimensions.get("provider")
+        charged = sum(used.charged.values(), Fraction(0))
+        tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
+    units = {meter: remainders.whole(view.customer, meter, amount) for meter, amount in used.charged.items()}
+    costs: dict[str, Fraction | int] = {}
+    for meter, cost in used.costs.items() if used.recorded or units else ():
+        # Each model's costs add up for themselves.
+        of_model = f"{meter}\0{used.dimensions.get('model')}"
+        costs[meter] = cost if isinstance(cost, int) else remainders.whole(view.customer, of_model, cost)
+    return used._replace(
+        recorded={**used.recorded, **units},
+        rated={**used.rated, **units},
+        charged={},
+        costs=costs,
+        unpriced={},
+    )
+
+
+def undo_decision(decision: PreparedDecision, decided_ms: int) -> Settlement:
+    """The settlement that undoes an allowed decision whose caller is gone.
+
+    Args:
+        decision: what was asked.
+        decided_ms: when that was allowed, by the store's clock.
+    """
+    slot = decided_ms // HOLD_SLOT_MS
+    if not decision.reserved:
+        return settle_decision(decision, slot, billed=False)
+    correction = RateCorrection(decision.reserved, decision.program.rates, decided_ms)
+    mark = RepeatMark.of(decision, billed=False)
+    return Settlement(decision.view, held=HeldQuantities.of(decision, slot), correction=correction, mark=mark)

@@ -21,19 +21,17 @@ from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.server import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
-from meterkit.store.allotting import Allotments
-from meterkit.store.compiled import CUSTOMERS_KEPT
-from meterkit.store.customer_usage import gone_tokens, usage_of
+from meterkit.store.allotment import Allotments
+from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
+from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.degraded_minutes import DegradedMinutes
-from meterkit.store.event_names import former_meters
+from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback import Fallback
-from meterkit.store.hold import Held, OutlivingWorks, Used, is_made_again
-from meterkit.store.idempotency import MarkedDecision, Prepare
-from meterkit.store.late_reply import give_back
-from meterkit.store.rate_usage import rates_of
-from meterkit.store.read_reply import decision_of
-from meterkit.store.settlement import Settlement
-from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
+from meterkit.store.prepared_decisions import MarkedDecision, Prepare, read_decision
+from meterkit.store.rate_usage import read_rates
+from meterkit.store.settlement import Settlement, undo_decision
+from meterkit.store.settlement_parts import HeldQuantities, JobHolds, UsedQuantities, mark_decided
+from meterkit.store.settlement_spool import NO_SPOOLS, OrphanedSpools, SettlementSpool
 from meterkit.store.unpriced_calls import UnpricedCalls
 from meterkit.store.views import CustomerCache
 
@@ -118,7 +116,7 @@ class Store:
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
         loops.new_allotments = partial(Allotments, clock=clock)
-        self.outliving = OutlivingWorks()
+        self.outliving = JobHolds()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
@@ -247,7 +245,7 @@ class Store:
         """Look only: whether a demand would be allowed now."""
         if self.is_off:
             return view.undecided()
-        return decision_of(*await self.decide(view, _asking(demands), mode="c"))
+        return read_decision(*await self.decide(view, _asking(demands), mode="c"))
 
     async def allows(self, view: CustomerView, feature: str) -> bool:
         """Whether the customer has a feature by the newest state; all do where limits are not enforced."""
@@ -262,18 +260,18 @@ class Store:
         if self.is_off:
             return view.undecided()
         decision, reply = await self.decide(view, _asking(demands))
-        found = decision_of(decision, reply)
+        found = read_decision(decision, reply)
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
-            held, used = Held.of(decision, slot), Used(recorded=decision.recorded)
-            again = is_made_again(decision, slot)
+            held, used = HeldQuantities.of(decision, slot), UsedQuantities(recorded=decision.recorded)
+            again = mark_decided(decision, slot)
             await self.acknowledged([Settlement(decision.view, held=held, used=used, keeps_shape=again)])
         return found
 
     async def record(
         self,
         view: CustomerView,
-        used: Used,
+        used: UsedQuantities,
         *,
         event_id: str | None,
         job_id: str | None = None,
@@ -315,16 +313,16 @@ class Store:
     ) -> Sequence[CustomerUsage]:
         """What customers have used: now, or in the period of an instant; ``former``: of all meters ever."""
         replies, catalog = await self._usage_replies(customers), self.catalog
-        tokens = [gone_tokens(catalog, reply) for reply in replies]
-        gone = await former_meters(tokens, await self.admin(), self.keys, catalog, former=former)
+        tokens = [find_gone_tokens(catalog, reply) for reply in replies]
+        gone = await read_former_meters(tokens, await self.admin(), self.keys, catalog, former=former)
         return [
-            usage_of(customer, catalog, reply, names, at_ms=at_ms)
+            read_usage_reply(customer, catalog, reply, names, at_ms=at_ms)
             for customer, reply, names in zip(customers, replies, gone, strict=True)
         ]
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the rates of a customer whose id is valid are used."""
-        return rates_of(self.catalog, (await self._usage_replies([customer]))[0])
+        return read_rates(self.catalog, (await self._usage_replies([customer]))[0])
 
     async def _usage_replies(self, customers: Sequence[str]) -> Sequence[UsageReply]:
         admin = await self.admin()
@@ -359,7 +357,7 @@ class Store:
         else:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
 
-    async def send_spools(self) -> SpoolsLeft:
+    async def send_spools(self) -> OrphanedSpools:
         """Send what waits in spools, those of processes that are gone among them.
 
         Raises:
@@ -368,10 +366,10 @@ class Store:
         if self.spool_dir is None:
             return NO_SPOOLS
         spool = (await self.start()).spool  # Connected, if the store can be reached.
-        return await spool.send_all() if isinstance(spool, Spool) else NO_SPOOLS
+        return await spool.send_all() if isinstance(spool, SettlementSpool) else NO_SPOOLS
 
-    def _new_spool(self, directory: Path, lane: Lane) -> Spool:
-        return Spool(
+    def _new_spool(self, directory: Path, lane: Lane) -> SettlementSpool:
+        return SettlementSpool(
             directory,
             lane=lane,
             cache=lambda: self.cache,
@@ -383,7 +381,7 @@ class Store:
     def _take_late_reply(self, decision: PreparedDecision, decided_ms: int) -> None:
         """Give back what was held for a request that no longer waits for its decision."""
         if (lane := self.lanes.get(asyncio.get_running_loop())) is not None:
-            self.settle(lane, give_back(decision, decided_ms))
+            self.settle(lane, undo_decision(decision, decided_ms))
 
     def _script(self, name: str, *, is_audited: bool = False) -> Script:
         return scripts.load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, holding_only, refusal_of
 from meterkit.decisions.decision import Decision
@@ -15,11 +15,11 @@ from meterkit.decisions.program import UNKNOWN_MODEL, AtModel, compile_program, 
 from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
-from meterkit.store.compiled import CompiledCatalog
-from meterkit.store.known_customers import KnownCustomers
+from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
+from meterkit.store.request_subjects import NO_HOLDS, NOTHING_PACKED, Subjects, collect_holds
 from meterkit.store.script_terms import pack_head, pack_own, pack_terms
-from meterkit.store.subjects import NO_HOLDS, NOTHING_PACKED, Subjects, holds_of
+from meterkit.store.view_lru import ViewLru
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.in_process import Left
     from meterkit.decisions.keys import CustomerKeys
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.program import Binding, Program
     from meterkit.decisions.subjects import AskedOfSubject, SubjectHold
-    from meterkit.store.bound import Reserving
-    from meterkit.store.subjects import Given, Packed
+    from meterkit.store.request_subjects import GivenSubjects, PackedSubjects
 
 _T = TypeVar("_T")
 
@@ -38,6 +37,26 @@ _PREPARED_MAX: Final = 256
 _NOTHING: Final[dict[str, int]] = {}
 _NONE_KEPT: Final[dict[Any, Any]] = {}
 """Stands for each dict that is made when it gets its first entry: most customers need few of them."""
+
+
+class QuantityBinder(Protocol):
+    """What binds the quantities of one request; see :mod:`meterkit.store.prepared_decisions`."""
+
+    bound: Binding
+
+    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
+        """The demands on the customer's subjects, with so much reserved."""
+        ...
+
+    def pack(
+        self, quantities: Mapping[str, int], mode: str, asked: tuple[AskedOfSubject, ...]
+    ) -> tuple[bytes, bytes]:
+        """See :meth:`meterkit.store.views.CustomerView.pack_decide`; ``asked``: of subjects."""
+        ...
+
+    def compile(self, quantities: Mapping[str, int]) -> Program:
+        """The demand, to the unit, with so much reserved."""
+        ...
 
 
 class PreparedDecision:
@@ -54,12 +73,12 @@ class PreparedDecision:
         held: meter to what an allowed decision holds.
         recorded: meter to what is recorded besides the true quantities, when the request ends as billed.
         settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
-            Replaced, never changed; see :func:`meterkit.store.settlement.settlement_of`.
+            Replaced, never changed; see :func:`meterkit.store.settlement.settle_decision`.
         unheld: of requests that were so decided without the store, likewise.
         subjects: what an allowed decision holds of the customer's subjects, by kind.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
-        is_allotted: whether it stands for units of allotments; see :mod:`meterkit.store.allotting`.
+        is_allotted: whether it stands for units of allotments; see :mod:`meterkit.store.allotment`.
     """
 
     __slots__ = (
@@ -75,7 +94,7 @@ class PreparedDecision:
         *,
         route: Route | None = None,
         reserved: Mapping[str, int] = _NOTHING,
-        reserving: Reserving | None = None,
+        reserving: QuantityBinder | None = None,
     ) -> None:
         self.view = view
         self.program = program
@@ -92,12 +111,12 @@ class PreparedDecision:
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
         if reserving is None:
             self.held, self.recorded = program.held, program.settled
-            self.subjects = holds_of(program.subjects)
+            self.subjects = collect_holds(program.subjects)
             self.packed = view.pack_decide(program, mode)
         else:
             self.held, self.recorded = reserving.bound.held(reserved), reserving.bound.recorded
             asked = reserving.ask_subjects(reserved)
-            self.subjects = holds_of(asked)
+            self.subjects = collect_holds(asked)
             self.packed = reserving.pack(reserved, mode, asked)
 
     def exact(self) -> Program:
@@ -179,7 +198,7 @@ class CustomerView:
         """The state. It is read anew each time: as text it takes a third of the memory."""
         return CustomerState.parse(self._data)
 
-    def of_subjects(self, given: Given) -> Self:
+    def of_subjects(self, given: GivenSubjects) -> Self:
         """The same customer, with subjects."""
         view = copy(self)
         view.base = self
@@ -310,11 +329,11 @@ class CustomerView:
         head = self.pack_head(program, others)
         return b"%b%b%b" % (head, before, pack_own(self.effective)), behind + others.arguments
 
-    def pack_head(self, program: Program, others: Packed) -> bytes:
+    def pack_head(self, program: Program, others: PackedSubjects) -> bytes:
         """The request of a decision up to the terms; ``others``: what it says of subjects."""
         return pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev, others=others)
 
-    def pack_subjects(self, asked: tuple[AskedOfSubject, ...]) -> Packed:
+    def pack_subjects(self, asked: tuple[AskedOfSubject, ...]) -> PackedSubjects:
         """What the decision script gets of the customer's subjects."""
         return NOTHING_PACKED if self.subjects is None else self.subjects.pack(asked)
 
@@ -331,19 +350,19 @@ class CustomerCache(CompiledCatalog):
     """The customers that a process knows, each by the newest view that it has of them."""
 
     @cached_property
-    def named(self) -> KnownCustomers[str, CustomerView]:
+    def named(self) -> ViewLru[str, CustomerView]:
         """Those whom the app names."""
-        return KnownCustomers(self.customers_kept)
+        return ViewLru(self.customers_kept)
 
     @cached_property
-    def _anonymous(self) -> KnownCustomers[str, CustomerView]:
-        return KnownCustomers(self.customers_kept)
+    def _anonymous(self) -> ViewLru[str, CustomerView]:
+        return ViewLru(self.customers_kept)
 
     @cached_property
-    def _of_subjects(self) -> KnownCustomers[tuple[str, Given], CustomerView]:
-        return KnownCustomers(self.customers_kept)
+    def _of_subjects(self) -> ViewLru[tuple[str, GivenSubjects], CustomerView]:
+        return ViewLru(self.customers_kept)
 
-    def get(self, customer: str, *, anonymous: bool = False, subjects: Given = ()) -> CustomerView:
+    def get(self, customer: str, *, anonymous: bool = False, subjects: GivenSubjects = ()) -> CustomerView:
         """The newest view of a customer whose id is valid; of one not met before, that of no state."""
         known = self._anonymous if anonymous else self.named
         view = known.find(customer) or self._put(
@@ -351,7 +370,7 @@ class CustomerCache(CompiledCatalog):
         )
         return self._with_subjects(view, subjects) if subjects and not anonymous else view
 
-    def met(self, customer: object, subjects: Given) -> CustomerView | None:
+    def met(self, customer: object, subjects: GivenSubjects) -> CustomerView | None:
         """The newest view of a customer with subjects, where it is kept: all these ids are valid."""
         found = self._of_subjects.get((customer, subjects)) if isinstance(customer, str) else None
         return found if found is not None and found.base is self.named.get(found.customer) else None
@@ -368,7 +387,7 @@ class CustomerCache(CompiledCatalog):
             return view  # It is the newest with these subjects.
         return found if view.subjects is None else self._with_subjects(found, view.subjects.given)
 
-    def _with_subjects(self, view: CustomerView, given: Given) -> CustomerView:
+    def _with_subjects(self, view: CustomerView, given: GivenSubjects) -> CustomerView:
         """A customer's view with subjects, kept for those that come again."""
         view = view.base or view
         key = view.customer, given

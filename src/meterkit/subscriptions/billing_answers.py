@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import is_customer, is_text
+from meterkit.store.input_checks import is_customer, is_text
 from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
 

@@ -9,7 +9,7 @@ from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
 from meterkit.decisions.customer_state import with_seats
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
-from meterkit.store.arguments import is_text
+from meterkit.store.input_checks import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

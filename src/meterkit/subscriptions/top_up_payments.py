@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.granting import is_given, put, reclaim
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.store.messages import tell
+from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.invoice_payments import PAYMENTS, refunded_cents
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
@@ -164,4 +164,4 @@ class TopUpPayments:
             "refunded_cents": refunded_cents,
             "taken_back_cents": taken_cents,
         }
-        await tell(self._store, customer, "top_up.refunded", told)
+        await publish_notice(self._store, customer, "top_up.refunded", told)

@@ -15,7 +15,7 @@ from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.event_names import read_meters
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

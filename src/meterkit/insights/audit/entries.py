@@ -21,7 +21,7 @@ _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.l
 _NOTED: Final = 7  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
-_LINES: Final = 7  # See audit_lines. Further lines come from a later release.
+_LINES: Final = 7  # See format_audit_lines. Further lines come from a later release.
 _NO_TERMS: Final = MeterTerms()
 
 

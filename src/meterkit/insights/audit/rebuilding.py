@@ -21,9 +21,9 @@ from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, r
 from meterkit.outbox.sealer import kept_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
-from meterkit.store.arguments import check_customer
-from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.event_names import Counted, former_meters, read_meters
+from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
+from meterkit.store.event_names import ReportedMeter, read_former_meters, read_meters
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -81,7 +81,7 @@ class _Run:
     at_ms: int | None
     by: str
     dry: bool
-    known: Mapping[str, Counted] = field(default_factory=dict[str, Counted])
+    known: Mapping[str, ReportedMeter] = field(default_factory=dict[str, ReportedMeter])
     is_refreshed: bool = False
 
     def event_of(self, meter: str) -> str:
@@ -223,11 +223,11 @@ class Rebuilder:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["usage"], names)
-        tokens = gone_tokens(store.catalog, reply)
-        (gone,) = await former_meters([tokens], admin, store.keys, store.catalog, former=True)
+        tokens = find_gone_tokens(store.catalog, reply)
+        (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
         return _Books(
             customer=customer,
-            usage_at=partial(usage_of, customer, store.catalog, reply, gone),
+            usage_at=partial(read_usage_reply, customer, store.catalog, reply, gone),
             stripe_customer=CustomerState.parse(reply[2]).stripe_customer,
         )
 
@@ -368,7 +368,7 @@ class Rebuilder:
         return sum(row.value for row in rows if start_s <= row.minute_s < end_s)
 
 
-def _token_of(name: str, known: Mapping[str, Counted]) -> str:
+def _token_of(name: str, known: Mapping[str, ReportedMeter]) -> str:
     """The token of a meter; the log itself has the token if the name was unknown at draining."""
     return name if name in known else meter_token(name)
 

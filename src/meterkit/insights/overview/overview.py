@@ -16,7 +16,7 @@ from meterkit.insights.audit.calls import open_database
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -28,7 +28,7 @@ from meterkit.insights.revenue.figures import (
 )
 from meterkit.insights.revenue.reading import paying_at, used_in
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -17,9 +17,9 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
-from meterkit.store.hold import Held, Used
-from meterkit.store.read_reply import decision_of
+from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.store import Store
 
 if TYPE_CHECKING:
@@ -173,12 +173,12 @@ class Replay:
             self._store.cache.get(customer, subjects=event.subjects),
             lambda view, mode: view.prepare_asking(asked, mode, model=""),
         )
-        if not decision_of(decided, reply).allowed:
+        if not read_decision(decided, reply).allowed:
             return False
-        held = Held.of(decided, reply[1] // HOLD_SLOT_MS)
+        held = HeldQuantities.of(decided, reply[1] // HOLD_SLOT_MS)
         rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
         # Only prices go by the model: of derived meters the log has its own entries.
-        counted = Used(used, rated, {"model": event.model} if event.model else {}, measured={})
+        counted = UsedQuantities(used, rated, {"model": event.model} if event.model else {}, measured={})
         await self._store.acknowledged([Settlement(decided.view, held=held, used=counted)])
         return True
 

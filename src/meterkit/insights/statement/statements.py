@@ -28,8 +28,8 @@ from meterkit.insights.statement.lines import (
     wanted_of,
 )
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence

@@ -13,8 +13,8 @@ from meterkit.customers.states import States
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
-from meterkit.store.arguments import check_customer
-from meterkit.store.messages import tell
+from meterkit.store.input_checks import check_customer
+from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import id_in, key_of, pack_key, part_of, text_in
@@ -404,4 +404,4 @@ class AutoTopUps:
             "declined": bought.declined or "",
             "url": bought.url or "",
         }
-        await tell(self._store, customer, "top_up.failed", told)
+        await publish_notice(self._store, customer, "top_up.failed", told)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift import LIVE, drift_of, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_gate import held_back, needs_payment_method

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
 from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of

@@ -14,7 +14,7 @@ from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
-from meterkit.store.messages import tell
+from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.drift import LIVE, DriftLog
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.payment_gate import PaymentGate
@@ -124,7 +124,7 @@ class CustomerSyncer:
                 is_paid = note.kind == "payment.succeeded"
                 await self.top_ups.settle(customer, note.data["invoice"], is_paid=is_paid)
             if note.kind != LINK:
-                await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
+                await publish_notice(self.store, customer, note.kind, {**note.data, "id": note.name})
 
     async def _store_shown(
         self,

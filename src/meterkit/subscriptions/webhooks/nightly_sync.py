@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog.meters import is_sold
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
-from meterkit.store.tasks import TaskLease
+from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import base_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY

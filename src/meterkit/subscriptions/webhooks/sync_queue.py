@@ -20,7 +20,7 @@ from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.counting import count_at
-from meterkit.store.hints import due_keys, read_alarms, read_dead, read_hints
+from meterkit.store.sync_queue_counts import count_syncs, due_keys, read_alarms, read_dead_syncs
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class SyncQueue:
 
     async def list_dead(self) -> list[DeadWebhook]:
         """List the Stripe customers that are given up, the longest first."""
-        found = [_dead_webhook(name, kept) for name, kept in (await read_dead(self._store)).items()]
+        found = [_dead_webhook(name, kept) for name, kept in (await read_dead_syncs(self._store)).items()]
         return sorted(found, key=lambda entry: (entry.at_ms, entry.stripe_customer))
 
     async def redrive(self, stripe_customers: Iterable[str]) -> None:
@@ -201,7 +201,7 @@ class SyncQueue:
 
     async def read_backlog(self) -> WebhookBacklog:
         """Count waiting and dead entries, and alarms."""
-        found = await read_hints(self._store)
+        found = await count_syncs(self._store)
         alarms = await read_alarms(self._store)
         return WebhookBacklog(entries=found.due + found.later, dead=len(found.dead), alarms=alarms)
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from meterkit.answers import answer, read_body, refuse
 from meterkit.customers.states import States
 from meterkit.errors import StoreError
-from meterkit.store.arguments import check_customer
+from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify

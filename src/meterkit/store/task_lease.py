@@ -85,7 +85,7 @@ _KEPT_MS: Final = 7 * 86_400_000
 _QUEUE: Final = "queue:"
 
 
-class UpkeepSeen(NamedTuple):
+class UpkeepState(NamedTuple):
     """The state of upkeep.
 
     Attributes:
@@ -101,7 +101,7 @@ class UpkeepSeen(NamedTuple):
     read_ms: int | None
 
 
-class Upkeep:
+class StorageUpkeep:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
 
     def __init__(self, store: Store) -> None:
@@ -118,14 +118,14 @@ class Upkeep:
         digest = blake2b(queue_url.encode(), digest_size=6).hexdigest()
         await self._note({f"{_QUEUE}{digest}": self._store.now_ms()})
 
-    async def seen(self) -> UpkeepSeen:
+    async def seen(self) -> UpkeepState:
         """The state now."""
         admin, least_ms = await self._store.admin(), self._store.now_ms() - _KEPT_MS
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key))
         found = {name.decode(): int(value) for name, value in kept.items()}
         read = [at for name, at in found.items() if name.startswith(_QUEUE) and at > least_ms]
         listed = found.get("listed", 0)
-        return UpkeepSeen(
+        return UpkeepState(
             listed if listed > least_ms else None,
             found.get("drift", 0),
             found.get("customers", 0),

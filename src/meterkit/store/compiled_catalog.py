@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
-    from meterkit.store.subjects import Subjects
+    from meterkit.store.request_subjects import Subjects
     from meterkit.store.unpriced_calls import UnpricedCalls
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.costing import CallCosts
@@ -49,7 +49,7 @@ CUSTOMERS_KEPT: Final = 10_000
 """How many customers a process knows at once, unless ``customers_kept`` says otherwise."""
 
 
-class Alarms:
+class CatalogAlarms:
     """Lines of the log, each said once a process for what it is about; after ten thousand of them, again."""
 
     def __init__(self, catalog: Catalog) -> None:
@@ -207,7 +207,7 @@ class CompiledCatalog:
         self._asked: dict[tuple[object, ...], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.owes = catalog.enforcement == "on"
-        self.alarms = Alarms(catalog)
+        self.alarms = CatalogAlarms(catalog)
         self.routes = LearnedRoutes(catalog, former_routes)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None and not meter.is_row for meter in catalog.meters.values())

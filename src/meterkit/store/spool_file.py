@@ -11,13 +11,14 @@ import struct
 import zlib
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
+from meterkit.errors import StoreError
 from meterkit.redis.filelock import FileLock
 from meterkit.redis.private_directory import make_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from meterkit.decisions.keys import Keys
@@ -40,7 +41,7 @@ class TornError(SpoolError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class SpoolHeader:
     """Whose a spool is.
 
     Attributes:
@@ -147,7 +148,7 @@ class SpoolFile:
         end: where the next record goes.
     """
 
-    def __init__(self, path: Path, lock: FileLock, header: Header, *, begins: int, end: int) -> None:
+    def __init__(self, path: Path, lock: FileLock, header: SpoolHeader, *, begins: int, end: int) -> None:
         self.path = path
         self.header = header
         self.begins = begins
@@ -155,7 +156,7 @@ class SpoolFile:
         self._lock = lock
 
     @classmethod
-    def create(cls, directory: Path, header: Header) -> Self:
+    def create(cls, directory: Path, header: SpoolHeader) -> Self:
         """Begin a file.
 
         Raises:
@@ -195,7 +196,7 @@ class SpoolFile:
                     path.unlink(missing_ok=True)
                 lock.close()
                 return None
-            header, begins = Header.read(os.pread(lock.fileno(), _READ_BYTES, 0))
+            header, begins = SpoolHeader.read(os.pread(lock.fileno(), _READ_BYTES, 0))
         except BaseException:
             lock.close()
             raise
@@ -289,7 +290,7 @@ def _lock_of(path: Path) -> FileLock:
     return lock
 
 
-def spools_of(directory: Path, own: Header) -> Iterator[Path]:
+def spools_of(directory: Path, own: SpoolHeader) -> Iterator[Path]:
     """The files of the store that a header is of, the oldest first; also those that are held."""
     try:
         found = [(path.stat().st_mtime, path) for path in directory.glob(f"{_name(own)}-*{SUFFIX}")]
@@ -299,7 +300,7 @@ def spools_of(directory: Path, own: Header) -> Iterator[Path]:
         yield path
 
 
-def _name(header: Header) -> str:
+def _name(header: SpoolHeader) -> str:
     """What the names of a store's files begin with."""
     return blake2b(header.whose.encode(), digest_size=8).hexdigest()
 
@@ -310,3 +311,108 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+SpoolState = Literal["held", "left", "refused", "foreign", "damaged"]
+SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "foreign", "damaged")
+"""A process has it; none does any more, and the next one sends it; it is never sent, being too old, or not to
+be read; it is of another store; what was damaged in it was put aside."""
+SPOOL_BYTES_MAX: Final = 1 << 30
+"""Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
+DAYS_MAX: Final = 7
+"""The store keeps a producer's last number for eight days: what is older might be applied twice."""
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolInfo:
+    """A file in the directory of spools.
+
+    Attributes:
+        state: see :data:`SPOOL_STATES`.
+        size: in bytes.
+        begun_ms: when it was begun; of what cannot be read, when it was last written.
+        why: why it is not sent; empty: it is.
+    """
+
+    path: Path
+    state: SpoolState
+    size: int
+    begun_ms: int
+    why: str = ""
+
+
+def list_spools(directory: Path, keys: Keys, *, store: str, now_ms: int) -> Sequence[SpoolInfo]:
+    """What lies in a directory of spools, the oldest first; nothing, where there is none.
+
+    Args:
+        directory: the setting ``spool_dir``.
+        keys: names of the keys of this store.
+        store: its address, without credentials.
+        now_ms: this process's clock.
+
+    Raises:
+        OSError: this user may not look into it.
+    """
+    try:
+        paths = [path for path in directory.iterdir() if path.suffix in {SUFFIX, DAMAGED}]
+    except FileNotFoundError:
+        return []
+    own = SpoolHeader.of(keys, store)
+    seen = [_look(path, own, now_ms) for path in paths]
+    return sorted((one for one in seen if one is not None), key=lambda one: one.begun_ms)
+
+
+def check_sendable(header: SpoolHeader, own: SpoolHeader, now_ms: int) -> tuple[SpoolState, str] | None:
+    """Why the spool of a process that is gone is never sent to a store; None: it is.
+
+    Args:
+        header: the file's.
+        own: what those of the store's files have in common.
+        now_ms: this process's clock.
+    """
+    if header.whose != own.whose:
+        whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
+        return "foreign", f"it belongs to another store: {whose}"
+    days = (now_ms - header.made_ms) // _DAY_MS
+    if days >= DAYS_MAX:
+        return "refused", (
+            f"it was begun {days} days ago, and the store has forgotten what it has applied of it: sent"
+            " again, it might be billed twice. Look whether its usage is recorded, record what is not by"
+            " hand, and remove the file"
+        )
+    return None
+
+
+def _look(path: Path, own: SpoolHeader, now_ms: int) -> SpoolInfo | None:
+    try:
+        status = path.stat()
+        with path.open("rb") as file:
+            begin = file.read(HEADER_BYTES_MAX)
+        is_held = _is_held(path)
+    except (FileNotFoundError, StoreError):
+        return None  # Sent meanwhile, or not a file of meterkit.
+    written_ms = int(status.st_mtime * 1000)
+    if not status.st_size:
+        return None  # Its process died before it wrote anything, or is just about to.
+    if path.suffix == DAMAGED:
+        return SpoolInfo(path=path, state="damaged", size=status.st_size, begun_ms=written_ms)
+    try:
+        header, _ = SpoolHeader.read(begin)
+    except SpoolError as error:
+        why = f"it cannot be read: {error}"
+        return SpoolInfo(path=path, state="refused", size=status.st_size, begun_ms=written_ms, why=why)
+    state: SpoolState = "held"
+    why = ""
+    if not is_held:
+        state, why = check_sendable(header, own, now_ms) or ("left", "")
+    return SpoolInfo(path=path, state=state, size=status.st_size, begun_ms=header.made_ms, why=why)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process has it; one that takes it over at this very moment tries again."""
+    lock = FileLock(path)
+    try:
+        return not lock.acquire(shared=True)
+    finally:
+        lock.close()

@@ -12,7 +12,7 @@ from meterkit.decisions.subjects import SUBJECTS_MOST
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
-    from meterkit.store.subjects import Given
+    from meterkit.store.request_subjects import GivenSubjects
 
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
@@ -63,7 +63,7 @@ def check_subject_kinds(subjects: object) -> None:
         raise MeterkitError(f"subjects: found {len(given)}; allowed is {_ALLOWED_SUBJECTS}")
 
 
-def check_subjects(subjects: Mapping[str, str] | None) -> Given:
+def check_subjects(subjects: Mapping[str, str] | None) -> GivenSubjects:
     """Kind and id of each subject; None: there are none.
 
     Raises:

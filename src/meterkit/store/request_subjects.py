@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from meterkit.decisions.policies import Demand
     from meterkit.decisions.program import AtModel, Program
 
-Given = tuple[tuple[str, str], ...]
+GivenSubjects = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""
 
 
-class Packed(NamedTuple):
+class PackedSubjects(NamedTuple):
     """What a script gets of subjects.
 
     Attributes:
@@ -49,14 +49,14 @@ class Packed(NamedTuple):
     arguments: bytes
 
     @classmethod
-    def of(cls, keys: tuple[str, ...], words: Sequence[str], numbers: Sequence[int]) -> Packed:
+    def of(cls, keys: tuple[str, ...], words: Sequence[str], numbers: Sequence[int]) -> PackedSubjects:
         """The arguments packed; of no subject: nothing."""
         if not words:
             return NOTHING_PACKED
         return cls(keys, 2, pack_each((pack_texts(words), pack_numbers(numbers))))
 
 
-NOTHING_PACKED: Final = Packed((), 0, b"")
+NOTHING_PACKED: Final = PackedSubjects((), 0, b"")
 
 
 class Subjects:
@@ -80,7 +80,7 @@ class Subjects:
     def __init__(
         self,
         customer: str,
-        given: Given,
+        given: GivenSubjects,
         effective: EffectivePlan,
         entitlements: Mapping[str, Entitlement],
         catalog: Catalog,
@@ -146,7 +146,7 @@ class Subjects:
             return program
         return program.with_subjects(self.ask(demands, in_flight=in_flight, rates_only=rates_only, at=at))
 
-    def pack(self, asked: Iterable[AskedOfSubject]) -> Packed:
+    def pack(self, asked: Iterable[AskedOfSubject]) -> PackedSubjects:
         """What the decision script gets of them."""
         words, numbers, kinds = list[str](), list[int](), list[str]()
         members = dict(self.given)
@@ -154,7 +154,7 @@ class Subjects:
             kinds.append(one.kind)
             words += (member_of(one.kind, members[one.kind]), *one.fields)
             numbers += one.numbers
-        return Packed.of(self.keys_of(kinds), words, numbers)
+        return PackedSubjects.of(self.keys_of(kinds), words, numbers)
 
     def keys_of(self, kinds: Iterable[str]) -> tuple[str, ...]:
         """The keys of the index and of the counters of subjects of these kinds."""
@@ -175,12 +175,12 @@ class Subjects:
 NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
 
 
-def holds_of(asked: Collection[AskedOfSubject]) -> Mapping[str, SubjectHold]:
+def collect_holds(asked: Collection[AskedOfSubject]) -> Mapping[str, SubjectHold]:
     """What an allowed decision holds of subjects, by kind."""
     return {one.kind: one.hold for one in asked} if asked else NO_HOLDS
 
 
-def to_plain(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:
+def serialize_holds(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:
     """Holds as a spool keeps them."""
     return {
         kind: [dict(hold.quantities), [*hold.concurrency], hold.spent, sorted(hold.rates)]
@@ -188,8 +188,8 @@ def to_plain(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:
     }
 
 
-def from_plain(holds: Mapping[str, Any]) -> dict[str, SubjectHold]:
-    """The inverse of :func:`to_plain`."""
+def parse_holds(holds: Mapping[str, Any]) -> dict[str, SubjectHold]:
+    """The inverse of :func:`serialize_holds`."""
     return {
         kind: SubjectHold(quantities, tuple(concurrency), spent, frozenset(rates))
         for kind, (quantities, concurrency, spent, rates) in holds.items()

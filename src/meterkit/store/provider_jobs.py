@@ -13,9 +13,9 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.hold import TOLD_EVERY_MS
 from meterkit.store.holds import HoldOwner
-from meterkit.store.settlement import settlement_of
+from meterkit.store.settlement import settle_decision
+from meterkit.store.settlement_parts import TOLD_EVERY_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ _KEPT_MS: Final = 40 * 86_400_000
 """Longer than event ids, so that no other customer pays for a job whose id still counts once."""
 
 
-class Claim(NamedTuple):
+class JobClaim(NamedTuple):
     """Customer who pays for a job, and whether the job is counted in the way that was asked.
 
     The owner is None if no customer is known, or if the customer who began the job was deleted.
@@ -51,7 +51,7 @@ async def remember_job(store: Store, job_id: str, view: CustomerView, route: str
 
 async def claim_job(
     store: Store, job_id: str, view: CustomerView | None, route: str, *, by: Counting | None
-) -> Claim:
+) -> JobClaim:
     """Find who pays for a job whose end is seen, and have it counted in this way from now on.
 
     Args:
@@ -71,19 +71,19 @@ async def claim_job(
     if view is None:
         admin = await store.admin()
         if await admin.ask(admin.client.hget(store.keys.job(job_id), "owner")) is None:
-            return Claim(None, counts=False)
+            return JobClaim(None, counts=False)
     elif by != "lines":
         fields["owner"] = _owner(view, route)
     owner, counted_by = await _write_owner(store, job_id, view, fields)
     counts = by is not None and counted_by.decode() == by
     if owner is None:
-        return Claim(view, counts)
+        return JobClaim(view, counts)
     customer, anonymous, _, *subjects = json.loads(owner)
     if not customer:
         await _report_dropped(store, job_id)
-        return Claim(None, counts=False, is_deleted=True)
+        return JobClaim(None, counts=False, is_deleted=True)
     given = tuple(subjects[0].items()) if subjects else ()
-    return Claim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
+    return JobClaim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
 
 
 async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -> set[tuple[str, bool]]:
@@ -208,7 +208,7 @@ _WORKS_MAX: Final = 10_000
 _TRIES: Final = 3
 
 
-class OutlivingWork(HoldOwner):
+class JobHold(HoldOwner):
     """The hold of a job that a provider goes on with.
 
     It is given back when this process sees the job's end, some minutes after another process has seen it, at
@@ -256,7 +256,7 @@ class OutlivingWork(HoldOwner):
             if reply[0] == replies.ALLOWED:
                 self._decided, self._slot = decision, reply[1] // HOLD_SLOT_MS
                 if self._settled:
-                    self._store.settle(lane, settlement_of(decision, self._slot, billed=False))
+                    self._store.settle(lane, settle_decision(decision, self._slot, billed=False))
                 else:
                     lane.live.add(self)
 
@@ -291,7 +291,7 @@ class OutlivingWork(HoldOwner):
         self._store.outliving.works.pop(self._job_id, None)
         if lane is not None and holding is not None and not was_settled:
             lane.live.discard(self)
-            self._store.settle(lane, settlement_of(holding, self._slot, billed=False))
+            self._store.settle(lane, settle_decision(holding, self._slot, billed=False))
 
     def end(self) -> None:
         """As :meth:`release_hold`, from any event loop or thread."""
@@ -313,11 +313,11 @@ def keep_hold(
     """Hold on for a job what its request has held, unless that is done already."""
     works = store.outliving.works
     if quantities and job_id not in works and len(works) < _WORKS_MAX and not lane.is_open:
-        work = works[job_id] = OutlivingWork(store, lane, view, job_id, quantities)
+        work = works[job_id] = JobHold(store, lane, view, job_id, quantities)
         work.begin()
 
 
-def end_work(store: Store, job_id: str) -> None:
+def end_job(store: Store, job_id: str) -> None:
     """Give back what is held for a job whose end was seen."""
     work = store.outliving.works.get(job_id)
     if work is not None:

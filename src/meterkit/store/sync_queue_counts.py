@@ -24,7 +24,7 @@ def due_keys(keys: Keys) -> tuple[str, ...]:
     return tuple(keys.hints(shard, "due") for shard in range(keys.shards))
 
 
-class Hints(NamedTuple):
+class SyncQueueCounts(NamedTuple):
     """Counts of the queue.
 
     Attributes:
@@ -40,7 +40,7 @@ class Hints(NamedTuple):
     dead: Mapping[str, Mapping[str, Any]]
 
 
-async def read_hints(store: Store) -> Hints:
+async def count_syncs(store: Store) -> SyncQueueCounts:
     """Count the entries of all shards and of older releases, a Stripe customer of both once.
 
     Raises:
@@ -61,7 +61,7 @@ async def read_hints(store: Store) -> Hints:
     firsts = [int(first[0][1]) for first in found[1 : 1 + len(due)] if first]
     overdue = [at for at in older if at <= now_ms]
     number = sum(due.values()) + len(overdue)
-    return Hints(
+    return SyncQueueCounts(
         due=number,
         later=sum(waiting.values()) + len(older) - number,
         oldest_ms=min((*firsts, *overdue), default=None),
@@ -69,7 +69,7 @@ async def read_hints(store: Store) -> Hints:
     )
 
 
-async def read_dead(store: Store) -> Mapping[str, Mapping[str, Any]]:
+async def read_dead_syncs(store: Store) -> Mapping[str, Mapping[str, Any]]:
     """Stripe customer to entry, of those that were given up.
 
     Raises:
@@ -119,7 +119,7 @@ async def read_alarms(store: Store) -> Mapping[str, int]:
     return dict(alarms)
 
 
-async def read_entries(store: Store, most: int) -> list[tuple[str, dict[str, Any]]]:
+async def read_waiting_syncs(store: Store, most: int) -> list[tuple[str, dict[str, Any]]]:
     """Entries that wait, each with its Stripe customer; of each shard the longest due first.
 
     Args:

@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settling import resolve
-from meterkit.spool.directory import SPOOL_BYTES_MAX, why_not_sent
-from meterkit.spool.spool_file import Header, SpoolError, SpoolFile, TornError, frame, spools_of
-from meterkit.store.replay import Replay, RewindError, size_of, write
+from meterkit.store.replay import RewindError, SpoolReplay, estimate_size, write_record
+from meterkit.store.spool_file import (
+    SPOOL_BYTES_MAX,
+    SpoolError,
+    SpoolFile,
+    SpoolHeader,
+    TornError,
+    check_sendable,
+    frame,
+    spools_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +43,7 @@ _WRITTEN_AT_ONCE_MAX: Final = 10_000
 _AGAIN_S: Final = 1.0
 
 
-class SpoolsLeft(NamedTuple):
+class OrphanedSpools(NamedTuple):
     """What became of the spools of processes that are gone.
 
     Attributes:
@@ -47,15 +55,15 @@ class SpoolsLeft(NamedTuple):
     refused: tuple[str, ...]
 
 
-NO_SPOOLS: Final = SpoolsLeft(0, ())
+NO_SPOOLS: Final = OrphanedSpools(0, ())
 """There were none."""
 
 
 _Kept: TypeAlias = "tuple[Settlement, int, int, Sent | None]"
-"""A settlement that is not on disk yet, as :func:`~meterkit.store.replay.write` takes it."""
+"""A settlement that is not on disk yet, as :func:`~meterkit.store.replay.write_record` takes it."""
 
 
-class Spool:
+class SettlementSpool:
     """The spool of one event loop; its file is made when it is first needed, and removed when all is sent.
 
     Args:
@@ -84,7 +92,7 @@ class Spool:
         self._lane = lane
         self._cache = cache
         self._keys = keys
-        self._own = Header.of(keys, store)
+        self._own = SpoolHeader.of(keys, store)
         self._now_ms = now_ms
         self._file: SpoolFile | None = None
         self._producer = token_hex(8)
@@ -120,7 +128,7 @@ class Spool:
                 continue
             number = self._numbers.get(shard, 0) + 1
             self._unwritten.append((settlement, number, at_ms, sent))
-            self._unwritten_bytes += size_of(settlement)
+            self._unwritten_bytes += estimate_size(settlement)
             self._numbers[shard] = number
         self._begin_writing()
 
@@ -155,7 +163,7 @@ class Spool:
             self._thread.shutdown(wait=False)
         return lost
 
-    async def send_all(self) -> SpoolsLeft:
+    async def send_all(self) -> OrphanedSpools:
         """Send what waits, and wait for it; what became of the spools of processes that are gone.
 
         Raises:
@@ -218,7 +226,7 @@ class Spool:
         gone = self._unwritten[: max(0, behind - self._let_go)]
         self._let_go += len(gone)
         del self._unwritten[: len(gone)]
-        self._unwritten_bytes -= sum([size_of(settlement) for settlement, _, _, _ in gone])
+        self._unwritten_bytes -= sum([estimate_size(settlement) for settlement, _, _, _ in gone])
         for settlement, _, _, _ in gone:
             if settlement.waiter is not None:
                 resolve(settlement, None)
@@ -267,7 +275,7 @@ class Spool:
                     at, taken = (after, taken) if await self._sent(replay, records) else (0, 0)
                 elif self._let_go + len(self._unwritten) > taken:  # The disk takes nothing; the store does.
                     batch, behind = self._waiting(taken)
-                    records = [write(*kept) for kept in batch]
+                    records = [write_record(*kept) for kept in batch]
                     at, taken = (at, behind) if await self._sent(replay, records) else (0, 0)
                 else:
                     break
@@ -288,7 +296,7 @@ class Spool:
             await self._written.wait()
             await asyncio.sleep(0)
 
-    async def _sent(self, replay: Replay, records: Sequence[bytes]) -> bool:
+    async def _sent(self, replay: SpoolReplay, records: Sequence[bytes]) -> bool:
         """Send records; whether they are applied, or else all is to be sent again, from the beginning."""
         try:
             await replay.send(records)
@@ -298,7 +306,7 @@ class Spool:
             self._done.update(replay.done)
         return True
 
-    async def _send_left(self) -> SpoolsLeft:
+    async def _send_left(self) -> OrphanedSpools:
         """Send what is in the spools of processes that are gone."""
         self._refused.clear()
         for path in await self._in_thread(lambda: list(spools_of(self._directory, self._own))):
@@ -314,12 +322,14 @@ class Spool:
                     self._sent_of_gone += await self._send_file(file)
                 except OSError as error:
                     self._refuse(path, f"it cannot be read to its end, or not be removed: {error}")
-        return SpoolsLeft(self._sent_of_gone, tuple(f"{path}: {why}" for path, why in self._refused.items()))
+        return OrphanedSpools(
+            self._sent_of_gone, tuple(f"{path}: {why}" for path, why in self._refused.items())
+        )
 
     async def _send_file(self, file: SpoolFile) -> int:
         """Send the spool of a process that is gone; how many settlements that were."""
         header, sent = file.header, 0
-        refusal = why_not_sent(header, self._own, self._now_ms())
+        refusal = check_sendable(header, self._own, self._now_ms())
         if refusal is not None:
             self._refuse(file.path, refusal[1])
             await self._in_thread(file.close)
@@ -357,9 +367,9 @@ class Spool:
             self._said.add(path)
             _log.error("the spool %s is not sent: %s", path, why)
 
-    def _sender(self, producer: str, *, is_own: bool = False) -> Replay:
+    def _sender(self, producer: str, *, is_own: bool = False) -> SpoolReplay:
         lane_of, cache = self._lane.lane_of, self._cache()
-        return Replay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_own=is_own)
+        return SpoolReplay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_own=is_own)
 
     async def _claim(self, path: Path) -> SpoolFile | None:
         """Claim a file. One that is claimed behind a cancellation is left to the next process."""
@@ -386,4 +396,4 @@ def _close_claimed(claiming: Future[SpoolFile | None]) -> None:
 
 def _append(file: SpoolFile, batch: Sequence[_Kept]) -> None:
     """Write records and wait until they are on the disk; in a thread also they are made."""
-    file.append(b"".join([frame(write(*kept)) for kept in batch]))
+    file.append(b"".join([frame(write_record(*kept)) for kept in batch]))

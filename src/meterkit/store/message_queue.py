@@ -26,7 +26,7 @@ _Outcome = Literal["done", "later", "dead"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class LeasedMessage:
     """A message that this process has taken to send.
 
     Attributes:
@@ -86,22 +86,22 @@ class MessageQueue:
         """
         return await self._hint(message_id, "event", text, is_event=True) != _REPEAT
 
-    async def take(self, most: int) -> list[Taken]:
+    async def take(self, most: int) -> list[LeasedMessage]:
         """Take messages that are due, the longest overdue first, for :data:`LEASE_MS`."""
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due")]
         reply = await admin.run(self._store.scripts["take"], keys, token_hex(8), LEASE_MS, most, "")
         return [_taken(*found) for found in reply]
 
-    async def done(self, message: Taken) -> bool:
+    async def done(self, message: LeasedMessage) -> bool:
         """Take a message that was sent off the queue; whether this process still had it."""
         return await self._finish(message, "done", span_ms=0, why="")
 
-    async def later(self, message: Taken, why: str, *, delay_ms: int, counts: bool = True) -> bool:
+    async def later(self, message: LeasedMessage, why: str, *, delay_ms: int, counts: bool = True) -> bool:
         """Give a message back to be tried again; whether this process still had it."""
         return await self._finish(message, "later", span_ms=delay_ms, why=why, counts=counts)
 
-    async def give_up(self, message: Taken, why: str) -> bool:
+    async def give_up(self, message: LeasedMessage, why: str) -> bool:
         """Put a message with the dead ones; whether this process still had it."""
         return await self._finish(message, "dead", span_ms=0, why=why)
 
@@ -162,7 +162,7 @@ class MessageQueue:
         return int(reply)
 
     async def _finish(
-        self, message: Taken, outcome: _Outcome, *, span_ms: int, why: str, counts: bool = False
+        self, message: LeasedMessage, outcome: _Outcome, *, span_ms: int, why: str, counts: bool = False
     ) -> bool:
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due", "dead")]
@@ -189,9 +189,9 @@ def _customer(kept: KeptMessage) -> str | None:
         return None
 
 
-def _taken(name: bytes, kept: bytes) -> Taken:
+def _taken(name: bytes, kept: bytes) -> LeasedMessage:
     found: dict[str, Any] = json.loads(kept)
-    return Taken(
+    return LeasedMessage(
         id=name.decode(),
         token=found["token"],
         hinted=int(found["n"]),
@@ -222,7 +222,7 @@ _PAGE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class CustomerNotice:
     """Something that has happened to a customer.
 
     Attributes:
@@ -255,7 +255,7 @@ class Notice:
         return self.times >= TIMES_MOST
 
 
-async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list[Notice]:
+async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list[CustomerNotice]:
     """Take the next notices of a shard; each is delivered again a minute later until it is acknowledged.
 
     Notices of another release that cannot be read are left to its processes; none is dropped.
@@ -275,7 +275,7 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     reply = await admin.run(
         store.scripts["notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
     )
-    found: list[Notice] = []
+    found: list[CustomerNotice] = []
     for group, entry, times, fields in reply:
         try:
             found.append(_notice(shard, group, entry, times, fields))
@@ -286,7 +286,7 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     return found
 
 
-async def tell(store: Store, customer: str, kind: str, data: Mapping[str, Any]) -> None:
+async def publish_notice(store: Store, customer: str, kind: str, data: Mapping[str, Any]) -> None:
     """Have the app's handlers of a kind told of something that has happened to a customer.
 
     Args:
@@ -299,11 +299,11 @@ async def tell(store: Store, customer: str, kind: str, data: Mapping[str, Any]) 
         StoreError: the store does not answer; whether they will be delivered is unknown.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))
+    await admin.run(store.scripts["publish_notice"], [keys.notices], customer, kind, json.dumps(dict(data)))
     store.on_notice(keys.shard)
 
 
-async def acknowledge(store: Store, notice: Notice) -> None:
+async def acknowledge_notice(store: Store, notice: CustomerNotice) -> None:
     """Have a notice not given again.
 
     Raises:
@@ -313,9 +313,9 @@ async def acknowledge(store: Store, notice: Notice) -> None:
     await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.group, notice.entry))
 
 
-def _notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> Notice:
+def _notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> CustomerNotice:
     named = dict(zip(fields[::2], fields[1::2], strict=True))
-    return Notice(
+    return CustomerNotice(
         shard=shard,
         entry=entry.decode(),
         times=times,

@@ -12,7 +12,7 @@ _Key = TypeVar("_Key")
 _View = TypeVar("_View")
 
 
-class KnownCustomers(Generic[_Key, _View]):
+class ViewLru(Generic[_Key, _View]):
     """The views of the customers that a process used last, each by the customer's key; for any thread.
 
     A customer found in the older generation moves to the younger one. A new customer beyond the most

@@ -1,1 +1,0 @@
-"""Spool files: settlements on disk while the store is away."""

@@ -1,0 +1,493 @@
+"""What an allowed decision holds until it is settled: quantities, recorded usage, an audit entry.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
+
+from meterkit.catalog.models import QUANTITY_MAX, SPEND
+from meterkit.decisions.audit_terms import paid_price
+from meterkit.decisions.event_marks import UNCOMPARED
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
+from meterkit.decisions.program import reported_parts
+from meterkit.decisions.spending import counted_as_spent, price_of
+from meterkit.decisions.subjects import SubjectHold, member_of, subject_budget
+from meterkit.store.request_subjects import PackedSubjects
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from fractions import Fraction
+
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.decisions.audit_terms import PaidPrice
+    from meterkit.redis.scripts import Script
+    from meterkit.store.request_subjects import Subjects
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+_Quantity = TypeVar("_Quantity")
+
+_NOTHING: Final[dict[str, int]] = {}
+_NO_SUBJECTS: Final[dict[str, SubjectHold]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
+_NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
+_NOTHING_COST: Final[dict[str, Fraction | int]] = {}
+
+
+class UsedQuantities(NamedTuple):
+    """Quantities that are counted together.
+
+    Attributes:
+        recorded: meter to the quantity that is recorded.
+        rated: meter to the quantity that its rates count in all.
+        dimensions: the model and the provider, for meters that are derived from others (``where:``).
+        measured: meter to the quantity that the dimensions are of; None: what is rated.
+        charged: meter to the amount that it is charged, exactly; whole units are recorded with the rest.
+        costs: meter to what providers charge for it, in micro-units of US dollars: exact, then whole ones.
+        version: of the prices that the costs are by.
+        units: counters of model calls by the price table's unit, for the audit log.
+        unpriced: model without a price to the calls of it; empty: its name is not known.
+    """
+
+    recorded: Mapping[str, int] = _NOTHING
+    rated: Mapping[str, int] = _NOTHING
+    dimensions: Mapping[str, str] = _NO_DIMENSIONS
+    measured: Mapping[str, int] | None = None
+    charged: Mapping[str, Fraction] = _NOTHING_CHARGED
+    costs: Mapping[str, Fraction | int] = _NOTHING_COST
+    version: str = ""
+    units: Mapping[str, int] = _NOTHING
+    unpriced: Mapping[str, int] = _NOTHING
+
+    @classmethod
+    def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
+        """The dimensions that recording and rates go by."""
+        return cls(quantities, quantities, dimensions)
+
+    def given(self) -> dict[str, int]:
+        """Quantities by meter, as the mark of an event id keeps them."""
+        return {**self.rated, **self.recorded, **dict.fromkeys(self.charged, UNCOMPARED)}
+
+    def only(self, meters: Collection[str]) -> Self:
+        """The part of it that is of these meters."""
+
+        def of_these(quantities: Mapping[str, _Quantity]) -> dict[str, _Quantity]:
+            return {meter: quantity for meter, quantity in quantities.items() if meter in meters}
+
+        return self._replace(
+            recorded=of_these(self.recorded),
+            rated=of_these(self.rated),
+            measured=None if self.measured is None else of_these(self.measured),
+            costs=of_these(self.costs),
+            unpriced=_NOTHING,
+            units=_NOTHING,  # The rows of the other meters have them.
+        )
+
+
+NOTHING_USED: Final = UsedQuantities()
+
+
+def find_used_meters(parts: Iterable[UsedQuantities]) -> set[str]:
+    """The meters that were used or charged; a quantity of 0 is no use."""
+    used = [name for part in parts for name, quantity in part.rated.items() if quantity]
+    return {*used, *(name for part in parts for name, amount in part.charged.items() if amount > 0)}
+
+
+def add_quantities(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """The sums of quantities by meter; at most 10^15 - 1 each."""
+    total = dict(quantities)
+    for meter, quantity in more.items():
+        total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+    return total
+
+
+class HeldQuantities(NamedTuple):
+    """What an allowed decision holds.
+
+    Attributes:
+        quantities: by meter.
+        concurrency: meters of whose concurrency it holds one.
+        slot: of five minutes, that it was added to.
+        costs: what a unit is held at of the meters whose cost depends on the model (micro-credits).
+        subjects: what it holds of the customer's subjects, by kind.
+    """
+
+    quantities: Mapping[str, int] = _NOTHING
+    concurrency: tuple[str, ...] = ()
+    slot: int = 0
+    costs: Mapping[str, int] = _NOTHING
+    subjects: Mapping[str, SubjectHold] = _NO_SUBJECTS
+
+    @classmethod
+    def of(cls, decision: PreparedDecision, slot: int) -> Self:
+        """What a decision holds, if it allowed."""
+        return cls(
+            decision.held, decision.program.concurrency, slot, decision.program.costs, decision.subjects
+        )
+
+
+class RateCorrection(NamedTuple):
+    """What rates have counted already of quantities that were not known yet; it is corrected.
+
+    Attributes:
+        reserved: meter to the quantity that was counted.
+        rates: the fields of the rates.
+        at_ms: when that was.
+    """
+
+    reserved: Mapping[str, int] = _NOTHING
+    rates: frozenset[str] = frozenset()
+    at_ms: int = 0
+
+
+class RepeatMark(NamedTuple):
+    """That a request with an idempotency key has ended.
+
+    Attributes:
+        digest: of the key.
+        billed: whether it is remembered from now on.
+    """
+
+    digest: str
+    billed: bool
+
+    @classmethod
+    def of(cls, decision: PreparedDecision, *, billed: bool) -> Self | None:
+        """Of a request so decided; None: it has no such key, or is a repeat."""
+        return cls(decision.digest, billed) if decision.digest else None
+
+
+_NAME_MAX: Final = 300  # Bytes; a model's name comes from outside.
+_TOLD: Final = ("model", "provider")
+
+
+def audit_script(view: CustomerView) -> Script | None:
+    """The script that settles and enters it; None: it is not entered, as are addresses of the anonymous."""
+    return None if view.anonymous else view.cache.settle_audited
+
+
+def audit_keys(view: CustomerView) -> Sequence[str]:
+    """The keys that it has besides; none where nothing is entered."""
+    return () if audit_script(view) is None else (view.cache.keys.audit(view.shard),)
+
+
+def format_audit_lines(
+    used: UsedQuantities, occurred_ms: int | None, priced: str, subjects: str = "", event_id: str = ""
+) -> bytes:
+    """Lines for the audit log: time if not now (ms), model, provider, prices, subjects, event id, units.
+
+    The last two are JSON.
+
+    A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
+    """
+    lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
+    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
+    lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
+    rest = [subjects, json.dumps(event_id) if event_id else "", json.dumps(used.units) if used.units else ""]
+    while rest and not rest[-1]:
+        rest.pop()
+    lines += [text.encode() for text in rest]
+    return b"\n".join(lines) if any(lines) else b""
+
+
+TOLD_EVERY_MS: Final = 3_600_000
+"""The most log lines about jobs that do not end."""
+
+
+class Ends(Protocol):
+    """A job whose end may be seen."""
+
+    def end(self) -> None:
+        """Give back what is held for it."""
+
+
+class JobHolds:
+    """The jobs by the provider's ids.
+
+    Attributes:
+        works: those for which something is held.
+        owners: who began the latest ones: counted without a look into the store while that is away.
+        told_ms: when it was last told that one does not end.
+    """
+
+    __slots__ = ("owners", "told_ms", "works")
+
+    def __init__(self) -> None:
+        self.works: dict[str, Ends] = {}
+        self.owners: dict[str, CustomerView] = {}
+        self.told_ms = -TOLD_EVERY_MS
+
+
+@lru_cache(maxsize=16)
+def keep_nothing(_slot: int) -> dict[bool, Any]:
+    """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
+    return {}
+
+
+def mark_decided(decision: PreparedDecision, slot: int) -> bool:
+    """Whether a decision was made in a slot before; from now on it was."""
+    kept = decision.settlements
+    if not kept:
+        decision.settlements = keep_nothing(slot)
+    return kept is keep_nothing(slot)
+
+
+THRESHOLD_NUMBERS: Final = 4
+# Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
+# such a one: what the meter before it reports, or its overage.
+OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
+NO_CAP: Final = -1
+
+
+class MeterEntry(NamedTuple):
+    """One meter of a settlement.
+
+    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
+    ``terms`` are the included quantity (-1: no limit), the cap (-1: none), whether included units and overage
+    are sent, and under whose event.
+    """
+
+    meter: str
+    quantity_of: str
+    terms: tuple[int, int, int, int, int]
+
+
+class RateEntry(NamedTuple):
+    """One rate of a settlement; ``source`` is set for the rates of derived meters only."""
+
+    field: str
+    meter: str
+    source: str | None
+    terms: tuple[int, int, int]
+    is_corrected: bool
+
+    def unleaked(self, quantity: int, passed_ms: int) -> int:
+        """What a bucket still has of a quantity that long ago; a window goes by when that was."""
+        kind, window, refill = self.terms
+        if kind != TOKEN_BUCKET:
+            return quantity
+        return max(0, quantity - max(0, passed_ms) * refill // window)
+
+
+class SettlementShape(NamedTuple):
+    """What settlements of the same meters have in common, packed as far as it can be.
+
+    Attributes:
+        head: the request up to the producer's key, where there is no event.
+        names: the keys behind that, without the one of an event id.
+        audit: those of the audit log; empty: there is none.
+        fields: the fields that are read, ``width`` of them.
+        priced: how many meters have a price among ``spending``.
+        has_more: whether the keys of grants and of notices are among the names.
+        spending: what units cost, for the script; empty: nothing.
+        paying: what grants and credits pay, as JSON; empty: nothing.
+        prices: what units cost that are paid for, for the audit log.
+    """
+
+    head: bytes
+    names: bytes
+    audit: bytes
+    fields: bytes
+    width: int
+    has_more: bool
+    counts: tuple[int, int, int, int]
+    priced: int
+    entries: tuple[MeterEntry, ...]
+    rates: tuple[RateEntry, ...]
+    thresholds: tuple[int, ...]
+    spending: tuple[int, ...]
+    paying: str
+    prices: Mapping[str, PaidPrice]
+
+
+def pack_thresholds(view: CustomerView, entries: Sequence[MeterEntry]) -> tuple[int, ...]:
+    """Of each threshold of what is included: its meter's place, the quantity, the percentage, all of it."""
+    found: list[int] = []
+    for place, entry in enumerate(entries, start=2):  # From 2, behind the head.
+        entitlement = view.entitlements[entry.meter]
+        for quantity, percent in () if view.anonymous else entitlement.thresholds:
+            found += (place, quantity, percent, entitlement.included or 0)
+    return tuple(found)
+
+
+def add_spend(view: CustomerView, entries: list[MeterEntry], rates: list[RateEntry]) -> tuple[int, ...]:
+    """Have what is spent counted, where units cost something: by what; the terms for the script."""
+    meters, catalog = [entry.meter for entry in entries], view.cache.catalog
+    if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
+        return ()
+    given = view.entitlements[SPEND]
+    included = -1 if given.included is None else given.included
+    entries.append(
+        MeterEntry(SPEND, SPEND, (included, NO_CAP, 0, 0, OWN_EVENT))
+    )  # The script knows the quantity.
+    for rate in given.rates:
+        field = rate_field(SPEND, rate.window_ms, rate.algorithm)
+        kind, window, _, refill = rate_numbers(rate, SPEND)
+        rates.append(RateEntry(field, SPEND, None, (kind, window, refill), is_corrected=False))
+    return counted_as_spent(meters, len(given.rates), view.entitlements, catalog)
+
+
+def build_entries(
+    view: CustomerView, held: HeldQuantities, used: UsedQuantities, derived: Mapping[str, tuple[str, ...]]
+) -> Iterator[MeterEntry]:
+    """The recorded quantities: each meter, and the derived meters that its dimensions match."""
+    meters = view.cache.catalog.meters
+    # The hold of a derived meter is given back where it is recorded: each field is written once.
+    behind = {other for found in derived.values() for other in found}
+    for name in dict.fromkeys((*held.quantities, *used.recorded)):
+        if name in behind:
+            continue
+        found = derived.get(name, ())
+        reported_as = next((other for other in found if meters[other].stripe is not None), name)
+        for meter in (name, *found):
+            entitlement, parts = view.entitlements[meter], (0, 0)
+            if meter == name and not view.anonymous:
+                parts = reported_parts(entitlement, meters[reported_as])
+            event, cap = OWN_EVENT, billed_most(entitlement)
+            if reported_as != name and meter in {name, reported_as}:
+                event = _SENT_ON if meter == name else _TAKES_OVER
+            if meters[meter].is_row and meter != name:
+                event, cap = _PRICED, None  # Its units are within the cap of its source.
+                parts = (0, 0) if view.anonymous else reported_parts(entitlement, meters[meter])
+            included = -1 if entitlement.included is None else entitlement.included
+            yield MeterEntry(
+                meter, name, (included, NO_CAP if cap is None else cap, parts[0], parts[1], event)
+            )
+
+
+def build_rates(
+    view: CustomerView,
+    used: UsedQuantities,
+    correction: RateCorrection,
+    derived: Mapping[str, tuple[str, ...]],
+) -> Iterator[RateEntry]:
+    """Rates count all that was used; those that counted a reservation before, what it differs by."""
+    counted: dict[str, str | None] = dict.fromkeys(used.rated)
+    counted.update({other: source for source, found in derived.items() for other in found})
+    for meter in (*counted, *(meter for meter in correction.reserved if meter not in counted)):
+        for rate in view.entitlements[meter].rates:
+            field = rate_field(meter, rate.window_ms, rate.algorithm)
+            kind, window, _, refill = rate_numbers(rate, meter)
+            is_corrected = meter in correction.reserved and field in correction.rates
+            if is_corrected or meter in counted:
+                yield RateEntry(field, meter, counted.get(meter), (kind, window, refill), is_corrected)
+
+
+def find_price_rows(
+    view: CustomerView, used: UsedQuantities, derived: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The meters derived from each recorded one with prices by model: first the row of its price."""
+    found, model = dict[str, tuple[str, ...]](), used.dimensions.get("model")
+    for meter, quantity in used.recorded.items():
+        if quantity and (rows := view.entitlements[meter].overage.rows) is not None:
+            found[meter] = rows.of(model), *derived.get(meter, ())
+    return found
+
+
+def find_paid_prices(view: CustomerView, entries: Iterable[MeterEntry]) -> Mapping[str, PaidPrice]:
+    """What units cost that are paid for, for the audit log, by meter."""
+    if audit_script(view) is None:
+        return {}
+    catalog = view.cache.catalog
+    found = {entry.meter: paid_price(entry.meter, view.entitlements, catalog) for entry in entries}
+    return {meter: price for meter, price in found.items() if price is not None}
+
+
+_NO_SUBJECT_HOLD: Final = SubjectHold()
+
+
+def pack_subject_settlement(
+    subjects: Subjects,
+    catalog: Catalog,
+    held: HeldQuantities,
+    used: UsedQuantities,
+    correction: RateCorrection,
+    spent: Mapping[str, int],
+    *,
+    rated_ms: int,
+    passed_ms: int,
+) -> PackedSubjects:
+    """What the settlement script gets of them.
+
+    Args:
+        subjects: the customer's.
+        catalog: what is sold.
+        held: what is given back.
+        used: what is recorded and rated.
+        correction: what rates have counted of it before.
+        spent: micro-units that are counted as spent, by kind.
+        rated_ms: when rates are to count it, if that is over; else 0.
+        passed_ms: how long that is ago.
+    """
+    words, numbers, kinds = list[str](), list[int](), list[str]()
+    for kind, subject in subjects.given:
+        hold = held.subjects.get(kind, _NO_SUBJECT_HOLD)
+        if kind not in subjects.limits and hold is _NO_SUBJECT_HOLD:
+            continue
+        meters = _subject_meters(subjects, kind, hold, used, spent)
+        rates = list(
+            _subject_rates(subjects, kind, hold, used, correction, rated_ms=rated_ms, passed_ms=passed_ms)
+        )
+        spans = _budget_spans(subjects, catalog, kind, spent, rated_ms)
+        if meters or rates or spans:
+            kinds.append(kind)
+            words += (member_of(kind, subject), *meters, *(field for field, _ in (*rates, *spans)))
+            numbers += (len(meters), len(rates) + len(spans), len(spans))
+            numbers += (number for pair in meters.values() for number in pair)
+            numbers += (number for _, terms in (*rates, *spans) for number in terms)
+    return PackedSubjects.of(subjects.keys_of(kinds), words, numbers)
+
+
+def _subject_meters(
+    subjects: Subjects, kind: str, hold: SubjectHold, used: UsedQuantities, spent: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    """Recorded and given back, by field; every counter is counted, for the figures of usage."""
+    recorded: Mapping[str, int] = used.recorded if kind in subjects.limits else {}
+    found = {
+        meter_field(name): (recorded.get(name, 0), hold.quantities.get(name, 0))
+        for name in dict.fromkeys((*recorded, *hold.quantities))
+    }
+    found |= {concurrency_field(name): (0, 1) for name in hold.concurrency}
+    if hold.spent or spent.get(kind):
+        found[meter_field(SPEND)] = (spent.get(kind, 0), hold.spent)
+    return found
+
+
+def _subject_rates(
+    subjects: Subjects,
+    kind: str,
+    hold: SubjectHold,
+    used: UsedQuantities,
+    correction: RateCorrection,
+    *,
+    rated_ms: int,
+    passed_ms: int,
+) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """What rates have not counted yet; of those that counted a reservation, what it differs by."""
+    limits: Mapping[str, Entitlement] = subjects.limits[kind].limits if kind in subjects.limits else {}
+    for meter, given in limits.items():
+        for rate in given.rates:
+            field = rate_field(meter, rate.window_ms, rate.algorithm)
+            number, window, _, refill = rate_numbers(rate, meter)
+            terms, quantity = (number, window, refill), used.rated.get(meter, 0)
+            if meter in correction.reserved and field in hold.rates:
+                yield field, (*terms, quantity - correction.reserved[meter], correction.at_ms)
+            elif quantity and rated_ms:
+                leaked = max(0, passed_ms) * refill // window
+                yield field, (*terms, max(0, quantity - leaked), rated_ms)
+            elif quantity:
+                yield field, (*terms, quantity, 0)
+
+
+def _budget_spans(
+    subjects: Subjects, catalog: Catalog, kind: str, spent: Mapping[str, int], rated_ms: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """The day or hour of a budget, which counts what is spent."""
+    budget = subject_budget(subjects.limits[kind], catalog) if kind in subjects.limits else None
+    if budget is None or not budget.window_ms or not spent.get(kind):
+        return []
+    return [(budget.field, (FIXED_WINDOW, budget.window_ms, 0, spent[kind], rated_ms))]
