@@ -16,7 +16,7 @@ EXTRAS := stripe,embedded,memory,fastapi,cli,audit,storage,notify,pages,simulate
 OLDEST := .venv-oldest
 # What stands on other packages: requests and answers (starlette, fastapi, httpx), settings and plans files (pydantic, pyyaml),
 # commands (typer, rich), the clients of the store and of Stripe. Arithmetic of our own is not run again for their sake.
-OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/tokens/test_objects.py \
+OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/stripe_emulator tests/tokens/test_objects.py \
   $(patsubst %,tests/unit/test_%.py,settings url sync_twin middleware_arguments) \
   $(filter-out %/test_fuzz.py,$(wildcard tests/catalog/test_*.py)) \
   $(filter-out %_faults.py %_decisions.py %_estimates.py %_rates.py %_reserved.py %_reporting.py %_suite.py %_hostile.py %_mcp.py, \
@@ -28,9 +28,9 @@ OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/tokens/test_obj
 # What these tests themselves use is younger: scope["route"] inside a mount, a private module of stripe, pausing.
 OLDEST_LACKS := --deselect=tests/asgi/test_routing.py::test_inside_a_mount_the_line_is_still_the_clients \
   --deselect=tests/asgi/test_routing.py::test_behind_a_proxy_a_line_may_have_the_prefix_or_not \
-  --deselect=tests/testing/test_emulator_trials.py::test_a_resumption_that_is_not_paid \
-  --deselect=tests/testing/test_emulator_trials.py::test_what_cannot_have_a_schedule \
-  --deselect=tests/testing/test_emulator_trials.py::test_a_pause_credits_what_is_left_and_may_go_on_in_its_cycle
+  --deselect=tests/stripe_emulator/test_trials.py::test_a_resumption_that_is_not_paid \
+  --deselect=tests/stripe_emulator/test_trials.py::test_what_cannot_have_a_schedule \
+  --deselect=tests/stripe_emulator/test_trials.py::test_a_pause_credits_what_is_left_and_may_go_on_in_its_cycle
 # anyio's oldest plugin for pytest uses a name that pytest has renamed.
 OLDEST_WARNS := -W ignore::pytest.PytestRemovedIn10Warning
 comma := ,

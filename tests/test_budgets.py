@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import meterkit
+import stripe_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[1]
-PACKAGE: Final = Path(meterkit.__file__).parent
-MODULES: Final = sorted(PACKAGE.rglob("*.py"))
+SOURCE: Final = ROOT / "src"
+PACKAGES: Final = tuple(Path(str(package.__file__)).parent for package in (meterkit, stripe_emulator))
+MODULES: Final = {package.name: sorted(package.rglob("*.py")) for package in PACKAGES}
 
 
-def functions() -> Iterator[tuple[str, int]]:
-    for path in MODULES:
+def functions(package: str) -> Iterator[tuple[str, int]]:
+    for path in MODULES[package]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                name = f"{path.relative_to(PACKAGE)} {node.name}"
+                name = f"{path.relative_to(SOURCE)} {node.name}"
                 yield name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
@@ -38,15 +40,18 @@ def code_of(path: Path) -> int:
     return sum(1 for line in lines[header:] if line.strip())
 
 
-def test_modules_are_short() -> None:
-    lines = {str(path.relative_to(PACKAGE)): len(path.read_text("utf-8").split("\n")) for path in MODULES}
+@pytest.mark.parametrize("package", MODULES)
+def test_modules_are_short(package: str) -> None:
+    paths = MODULES[package]
+    lines = {str(path.relative_to(SOURCE)): len(path.read_text("utf-8").split("\n")) for path in paths}
     assert {name: count for name, count in lines.items() if count > 600} == {}
     assert 150 <= median(lines.values()) <= 300
 
 
 @pytest.mark.dear("all modules are parsed")
-def test_functions_are_short() -> None:
-    lines = dict(functions())
+@pytest.mark.parametrize("package", MODULES)
+def test_functions_are_short(package: str) -> None:
+    lines = dict(functions(package))
     assert {name: count for name, count in lines.items() if count > 70} == {}
     assert quantiles(lines.values(), n=20)[-1] <= 40
 
@@ -62,7 +67,8 @@ def test_scripts_are_short() -> None:
 
 
 def test_no_type_is_ignored() -> None:
-    assert [str(path) for path in MODULES if "type: ignore" in path.read_text(encoding="utf-8")] == []
+    paths = [path for modules in MODULES.values() for path in modules]
+    assert [str(path) for path in paths if "type: ignore" in path.read_text(encoding="utf-8")] == []
 
 
 UNCLEAR: Final = {
@@ -101,7 +107,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 def pages() -> list[Path]:
     own = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
-    return [*own, *sorted((ROOT / "docs").glob("*.md"))]
+    return [*own, *sorted(SOURCE.rglob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def unclear(paths: list[Path], rules: dict[str, str]) -> list[str]:

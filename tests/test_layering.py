@@ -1,4 +1,4 @@
-"""Imports point backwards along one line, and there are no cycles."""
+"""Imports point backwards along one line, there are no cycles, and the Stripe emulator stands alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import meterkit
+import stripe_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,24 +33,29 @@ LINE = (
     ("sync_parts",),
     ("sync",),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
+    ("stripe_emulator",),  # A package of its own, before those that may import it.
     ("testing",),
     ("cli",),
     ("__main__",),
 )
 # Import statements as the formatter writes them: to parse all modules takes seconds.
-SEVERAL = re.compile(r"^ *from (meterkit[\w.]*) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE)
-ONE = re.compile(r"^ *import (meterkit[\w.]*)|\bimport_module\([\"'](meterkit[\w.]*)", re.MULTILINE)
+SEVERAL = re.compile(
+    r"^ *from ((?:meterkit|stripe_emulator)[\w.]*) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE
+)
+NAME = r"(?:meterkit|stripe_emulator)[\w.]*"
+ONE = re.compile(rf"^ *import ({NAME})|\bimport_module\([\"']({NAME})", re.MULTILINE)
 PLACE = {room: place for place, rooms in enumerate(LINE) for room in rooms}
 
 
 @cache
 def sources() -> dict[str, str]:
-    """Module to source, for all of meterkit."""
-    root = Path(meterkit.__file__).parent
+    """Module to source, for both packages."""
     found: dict[str, str] = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = ("meterkit", *path.relative_to(root).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    for package in (meterkit, stripe_emulator):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            parts = (package.__name__, *path.relative_to(root).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
     return found
 
 
@@ -63,11 +69,12 @@ def test_the_map_of_contributing_names_the_rooms_in_their_order() -> None:
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    package, _, rest = module.partition(".")
+    return package if package == "stripe_emulator" else rest.partition(".")[0]
 
 
 def imports(module: str, known: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """The lines and modules of meterkit that a module imports, whether to run or only to check types."""
+    """The lines and modules of ours that a module imports, whether to run or only to check types."""
     source = known[module]
     found = [(one.start(), one[1] or one[2]) for one in ONE.finditer(source)]
     for several in SEVERAL.finditer(source):
@@ -91,7 +98,8 @@ def violations(known: Mapping[str, str]) -> list[str]:
             there = room_of(target)
             if module != "meterkit":  # It imports a name when that is first used.
                 graph[module].add(target)
-                if there != here and PLACE.get(there, len(LINE)) >= PLACE[here]:
+                is_ahead = PLACE.get(there, len(LINE)) >= PLACE[here]
+                if there != here and (is_ahead or here == "stripe_emulator"):
                     found.append(f"{module}:{line} imports {target}")
     return found + [f"a circle through {module}" for module in sorted(circles(graph))]
 
@@ -142,7 +150,10 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
             ["a circle through meterkit.redis.a", "a circle through meterkit.redis.b"],
         ),
         ({"helpers": ""}, ["helpers: helpers has no place in the line"]),
-        ({"cli": "from meterkit import MeterKit\nfrom meterkit.testing import Clock"}, []),
+        ({"cli": "from meterkit import MeterKit\nfrom stripe_emulator import Clock"}, []),
+        ({"testing": "import stripe_emulator"}, []),
+        ({"kit": "import stripe_emulator"}, ["kit:1 imports stripe_emulator"]),
+        ({"stripe_emulator": "from meterkit import errors"}, ["stripe_emulator:1 imports meterkit.errors"]),
     ],
 )
 def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str]) -> None:
@@ -151,7 +162,7 @@ def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str])
         *("meterkit.decisions.keys", "meterkit.asgi", "meterkit.asgi.headers", "meterkit.delivery"),
         *("meterkit.delivery.seal", "meterkit.kit", "meterkit.testing", "meterkit.cli"),
     )
-    wrong = violations(
-        dict.fromkeys(names, "") | {f"meterkit.{name}": text for name, text in planted.items()}
-    )
+    names_of = {name: name if name == "stripe_emulator" else f"meterkit.{name}" for name in planted}
+    texts = {names_of[name]: text for name, text in planted.items()}
+    wrong = violations(dict.fromkeys((*names, "stripe_emulator"), "") | texts)
     assert [text.removeprefix("meterkit.") for text in wrong] == found

@@ -10,9 +10,11 @@ TESTS: Final = Path(__file__).parent
 PUBLIC: Final = {
     *("meterkit", "meterkit.__main__", "meterkit.catalog", "meterkit.errors", "meterkit.fastapi"),
     *("meterkit.llm", "meterkit.notify", "meterkit.pages", "meterkit.starlette", "meterkit.storage"),
-    "meterkit.testing",
+    *("meterkit.testing", "stripe_emulator"),
 }
-IMPORTED: Final = re.compile(r"^ *(?:from|import) (meterkit(?:\.[\w.]+)?)(?: |$)", re.MULTILINE)
+IMPORTED: Final = re.compile(
+    r"^ *(?:from|import) ((?:meterkit|stripe_emulator)(?:\.[\w.]+)?)(?: |$)", re.MULTILINE
+)
 WHY: Final = "# Internals: "
 # It may fall.
 SHARE_MAX: Final = 0.27

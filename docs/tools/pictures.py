@@ -26,7 +26,7 @@ from meterkit.insights.overview.overview import Overview
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.pages import operator_pages, usage_page
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.server import running
+from stripe_emulator.server import running
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache" / "pictures"

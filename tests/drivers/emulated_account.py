@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from meterkit.outbox.intents import Sealed
-    from meterkit.testing import StripeEmulator
+    from stripe_emulator import StripeEmulator
 
 
 def unpaced(patched: pytest.MonkeyPatch) -> None:

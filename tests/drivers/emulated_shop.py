@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import stripe
 
-from meterkit.testing import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IMPORTED_BEFORE: Final = [
     *("meterkit.cli.app", "meterkit.kit", "meterkit.health.examination", "meterkit.sync"),
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
-    *("meterkit.testing", "meterkit.testing.emulator.server", "redis.asyncio", "aiohttp"),
+    *("meterkit.testing", "stripe_emulator.server", "redis.asyncio", "aiohttp"),
     *("meterkit.redis.admin", "meterkit.redis.cluster_client", "meterkit.stripe.http"),
     *("httpx", "starlette.testclient", "drivers.delivery", "drivers.reservations"),
 ]

@@ -12,7 +12,7 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit.catalog import loads
-from meterkit.testing.emulator.selling.amounts import Pricing, Tier
+from stripe_emulator.selling.amounts import Pricing, Tier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit, Subscription
     from meterkit.catalog import Catalog
-    from meterkit.testing.emulator import Exchange
+    from stripe_emulator import Exchange
 
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 HALF: Final = datetime(2031, 6, 16, tzinfo=UTC)

@@ -8,7 +8,7 @@ from meterkit.customers.drifts import Drifts
 from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
-from meterkit.testing.emulator.webhooks.deliveries import FORGERIES, sign
+from stripe_emulator.webhooks.deliveries import FORGERIES, sign
 
 if TYPE_CHECKING:
     from meterkit import Drift, MeterKit

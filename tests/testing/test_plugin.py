@@ -152,3 +152,20 @@ async def test_a_move_binds_later_questions_of_the_same_turn(any_store_url: str)
 
         before, after = await asyncio.gather(kit.consume("acme", "requests"), advance_and_consume())
         assert (before.allowed, after) == (False, True)
+
+
+def test_import_needs_no_extra() -> None:
+    code = (
+        "import sys, meterkit.testing as t; t.StripeEmulator().app; t.Clock();"
+        "sys.exit(' '.join({'uvicorn', 'stripe', 'fakeredis', 'httpx'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_what_is_there_is_offered() -> None:
+    import meterkit.testing as offered
+
+    assert set(offered.__all__) == set(dir(offered))
+    with pytest.raises(AttributeError, match="has no attribute 'Mock'; it has: BillLine, Clock"):
+        _ = offered.Mock

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from meterkit.testing.bill import BillLine, check_bill
-from meterkit.testing.clock import Clock
 from meterkit.testing.emulator import Delivery, Event, Fault, MeterEvent, StripeEmulator, ThinEvent
 from meterkit.testing.plans import override
+from stripe_emulator import Clock
 
 __all__ = [
     "BillLine",

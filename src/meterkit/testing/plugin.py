@@ -11,8 +11,8 @@ import pytest
 
 from meterkit.catalog import Catalog, load
 from meterkit.kit import MeterKit
-from meterkit.testing.clock import Clock
 from meterkit.testing.emulator import StripeEmulator
+from stripe_emulator import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

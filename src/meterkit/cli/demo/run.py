@@ -31,7 +31,7 @@ from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages import operator_pages, usage_page
 from meterkit.testing import StripeEmulator, check_bill
-from meterkit.testing.emulator.server import running
+from stripe_emulator.server import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

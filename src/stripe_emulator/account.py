@@ -1,0 +1,220 @@
+"""The emulated account: everything that it remembers, behind one lock."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from stripe_emulator.faults import REASON_HEADER, Pending
+from stripe_emulator.idempotency import IdempotencyKeys
+from stripe_emulator.invoicing.invoices import Invoices
+from stripe_emulator.metering.event_sessions import MeterEventSessions
+from stripe_emulator.metering.meter_events import MeterEvents
+from stripe_emulator.metering.meters import Meters
+from stripe_emulator.pages.checkout import CheckoutSessions
+from stripe_emulator.protocol import ApiError, Exchange
+from stripe_emulator.registry import Registry
+from stripe_emulator.selling.customers import Customers, TestClock
+from stripe_emulator.selling.payments import PaymentMethods, SetupIntent
+from stripe_emulator.selling.prices import Prices, Products
+from stripe_emulator.subscribing.subscriptions import Subscriptions
+from stripe_emulator.webhooks.deliveries import Deliveries, WebhookEndpoint
+from stripe_emulator.webhooks.events import Events, ThinEvents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from contextlib import AbstractContextManager
+
+    from stripe_emulator.call import Call
+    from stripe_emulator.invoicing.issued_credit_notes import CreditNote
+    from stripe_emulator.invoicing.refunds import Refund
+    from stripe_emulator.pages.portal import PortalSession
+    from stripe_emulator.protocol import JsonObject
+    from stripe_emulator.registry import Behaviour
+    from stripe_emulator.selling.balance_entries import BalanceTransaction
+    from stripe_emulator.selling.coupons import Coupon, Discount, PromotionCode
+    from stripe_emulator.selling.tax_rates import TaxRate
+    from stripe_emulator.subscribing.schedules import Schedule
+    from stripe_emulator.webhooks.events import Event, ThinEvent
+
+# What a call does: (account, call) to the answer.
+Operation: TypeAlias = "Callable[[Account, Call], JsonObject]"
+EXCHANGES_MAX: Final = 100_000
+
+
+class Account:
+    """What the emulator remembers. Hold ``lock`` to look at it from another thread."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.lock = threading.RLock()
+        self.wakers: list[Callable[[], object]] = []
+        self._call: Call | None = None
+        self._called_at: float | None = None
+        self._instant: int | None = None
+        self._in_clock = False
+        self.reset()
+
+    @property
+    def now(self) -> int:
+        """Unix seconds: the present, or the instant in the past that is being made up for."""
+        return int(self._present()) if self._instant is None else self._instant
+
+    def _present(self) -> float:
+        """Unix seconds. They stand still during a call: what it makes is made at one instant."""
+        return self.behaviour.clock() if self._called_at is None else self._called_at
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self.lock:
+            self.log = Events()
+            self.thin_log = ThinEvents("event")
+            self.endpoints = Registry[WebhookEndpoint]("webhook endpoint")
+            self.deliveries = Deliveries(self.endpoints)
+            self.payment_methods = PaymentMethods()
+            self.setup_intents: Registry[SetupIntent] = Registry("setupintent")
+            self.clocks: Registry[TestClock] = Registry("test clock")
+            self.customers = Customers(self.emit, self.payment_methods, self.clocks)
+            self.meters = Meters()
+            self.products = Products()
+            self.prices = Prices()
+            self.coupons: Registry[Coupon] = Registry("coupon")
+            self.tax_rates: Registry[TaxRate] = Registry("tax rate")
+            self.promotion_codes: Registry[PromotionCode] = Registry("promotion code")
+            self.discounts: Registry[Discount] = Registry("discount")
+            self.checkouts = CheckoutSessions(self.emit)
+            self.subscriptions = Subscriptions()
+            self.invoices = Invoices()
+            self.refunds: Registry[Refund] = Registry("refund")
+            self.balance_transactions: Registry[BalanceTransaction] = Registry("balance transaction")
+            self.credit_notes: Registry[CreditNote] = Registry("credit note")
+            self.schedules: Registry[Schedule] = Registry("subscription schedule")
+            self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
+            self.meter_event_sessions = MeterEventSessions()
+            self.portals: Registry[PortalSession] = Registry("portal session")
+            self.keys = IdempotencyKeys()
+            self.faults: list[Pending] = []
+            self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
+            self._busy: set[tuple[str, str]] = set()
+            self._calls_in_second: Counter[int] = Counter()
+
+    def emit(
+        self,
+        event_type: str,
+        obj: JsonObject,
+        *,
+        previous: JsonObject | None = None,
+        at_s: float | None = None,
+    ) -> Event | None:
+        """Enter an event and have it delivered. Returns None for an update that has changed nothing.
+
+        Args:
+            event_type: such as ``customer.subscription.updated``.
+            obj: what it happened to, as it is now; the event keeps a copy.
+            previous: it as it was before; of an update, and only there.
+            at_s: when it happened in Unix seconds; None: now. What the clock has brought about meanwhile is
+                entered in the order in which it happened.
+        """
+        with self.lock:
+            at_s = self.now if at_s is None else at_s
+            event = self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+            if event is not None and self._in_clock:
+                event.entered_at = self.behaviour.clock()
+            if event is not None:
+                self.deliveries.add(event, now=event.entered_at or at_s)
+                self.wake()
+            return event
+
+    @contextmanager
+    def updating(self, event_type: str, shown: Callable[[], JsonObject]) -> Generator[None]:
+        """Enter an event of what changes within; ``shown`` returns the object as Stripe shows it."""
+        before = shown()
+        yield
+        self.emit(event_type, shown(), previous=before)
+
+    def tell_thin(self, event: ThinEvent) -> ThinEvent:
+        """Enter a thin event and have it delivered. Returns it."""
+        with self.lock:
+            self.thin_log.add(event)
+            self.deliveries.add(event, now=event.created)
+            self.wake()
+            return event
+
+    def wake(self) -> None:
+        """Wake the deliverer of webhooks."""
+        for waker in self.wakers:
+            waker()
+
+    @contextmanager
+    def at(self, instant: int | None, *, in_clock: bool = False) -> Generator[None]:
+        """Have what happens within happen at an instant, in Unix seconds; None: now.
+
+        ``in_clock``: it is one of a test clock, which says nothing of when events can be delivered.
+        """
+        before = self._instant, self._in_clock
+        self._instant, self._in_clock = instant, in_clock
+        try:
+            yield
+        finally:
+            self._instant, self._in_clock = before
+
+    def clock_of(self, customer_id: str) -> TestClock | None:
+        """Return the test clock of a customer; None: it has none."""
+        return self.customers.find(customer_id).clock
+
+    def time_of(self, customer_id: str) -> float:
+        """Return the time that a customer lives in: its test clock's, or the emulator's own."""
+        return self.customers.now_of(customer_id, now=self._present())
+
+    def in_time_of(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
+        """Have what happens within happen in a customer's time: ``at`` an instant of it, or at its now."""
+        clock = self.clock_of(customer_id)
+        if clock is None:
+            return self.at(at)
+        return self.at(clock.frozen_time if at is None else at, in_clock=True)
+
+    @contextmanager
+    def during(self, call: Call) -> Generator[None]:
+        """Hold the lock, and put down to this request what happens within."""
+        with self.lock:
+            before = self._call, self._called_at
+            self._call, self._called_at = call, self.behaviour.clock()
+            try:
+                yield
+            finally:
+                self._call, self._called_at = before
+
+    def limit_rate(self, *, now: float) -> None:
+        """Count one call. Raises ApiError, 429, if the second has had its share."""
+        allowed = self.behaviour.rate_limit_per_s
+        if allowed is None:
+            return
+        with self.lock:
+            calls = self._calls_in_second[int(now)] + 1
+            self._calls_in_second = Counter({int(now): calls})
+            if calls > allowed:
+                raise _too_many("Request rate limit exceeded.", reason="global-rate")
+
+    @contextmanager
+    def exclusive(self, call: Call) -> Generator[None]:
+        """Hold the customers and meters of meter events. Raises ApiError, 429, if another call holds one."""
+        pairs, busy = call.metered, self._busy
+        with self.lock:
+            if pairs & busy:
+                raise _too_many(
+                    "Another request for this customer and meter is in progress.", reason="resource-specific"
+                )
+            busy |= pairs
+        try:
+            yield
+        finally:
+            with self.lock:
+                busy -= pairs
+
+
+def _too_many(message: str, *, reason: str) -> ApiError:
+    headers = {REASON_HEADER: reason}
+    return ApiError(message, status=HTTPStatus.TOO_MANY_REQUESTS, code="rate_limit", headers=headers)

@@ -1,0 +1,235 @@
+"""Changes to the emulated account without a call: products, prices, cards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
+
+from stripe_emulator.call import Call, Params
+from stripe_emulator.invoicing.collection import attempt
+from stripe_emulator.protocol import new_id
+from stripe_emulator.registry import Behaviour
+from stripe_emulator.selling.customer_calls import cancel_setup, confirm_setup
+from stripe_emulator.selling.payments import find_intent
+from stripe_emulator.selling.price_calls import make_price, make_product
+from stripe_emulator.selling.price_params import read_price
+from stripe_emulator.subscribing.scheduled_transitions import advance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from stripe_emulator.account import Account
+    from stripe_emulator.protocol import JsonObject
+
+
+class Shop(Behaviour):
+    """Prices and payers of the emulated account; a part of ``StripeEmulator``."""
+
+    _account: Account
+
+    def add_product(self, name: str, *, product_id: str | None = None, **params: Any) -> str:
+        """Add a product, under an id of the caller's choice if given. Returns the id.
+
+        Args:
+            name: what customers see.
+            product_id: any text; None: a fresh id.
+            params: other parameters of ``POST /v1/products``.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        given = {"name": name, "id": product_id, **params}
+        with self._account.lock:
+            return make_product(self._account, _params(given), call=self._call()).id
+
+    def add_price(
+        self,
+        unit_amount: int | None = None,
+        *,
+        price_id: str | None = None,
+        product: str | None = None,
+        currency: str = "usd",
+        interval: str | None = "month",
+        meter: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Add a price, under an id of the caller's choice if given. Returns the id.
+
+        ``add_price(2900)`` is 29 USD a month, ``add_price(12, meter=emulator.add_meter("tokens"),
+        transform_quantity={"divide_by": 1000, "round": "up"})`` 12 cents for each 1000 of a meter.
+
+        Args:
+            unit_amount: in minor units of the currency; None where ``params`` give another amount.
+            price_id: any text; None: a fresh id.
+            product: its id; None: a new product.
+            currency: three letters.
+            interval: ``day``, ``week``, ``month`` or ``year``; None: it is charged once.
+            meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+            params: other parameters of ``POST /v1/prices``.
+
+        Raises:
+            ApiError: Stripe would refuse it, or there is no such product or meter.
+            ValueError: the id is taken.
+        """
+        usage = {} if meter is None else {"usage_type": "metered", "meter": meter}
+        recurring = (
+            None if interval is None else {"interval": interval, **usage, **params.pop("recurring", {})}
+        )
+        given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
+        params_read = _params(given)
+        with self._account.lock:
+            price = read_price(self._account, params_read)
+            price.id = price_id or price.id
+            product = product or self.add_product(price_id or "Product")
+            sold = self._account.products.find(product, param="product")
+            return make_price(self._account, price, params_read, call=self._call(), product=sold).id
+
+    def add_payment_method(self, customer: str, card: str = "pm_card_visa") -> str:
+        """Give a customer a card, which its subscriptions are charged with. Returns the card's id.
+
+        Args:
+            customer: its id.
+            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail,
+                and those of ``pm_card_authenticationRequired`` without their customer. Charges of
+                ``pm_card_authenticationRequiredOnSetup`` fail until :meth:`confirm_setup`.
+
+        Raises:
+            ApiError: there is no such customer or card.
+        """
+        with self._account.lock:
+            owner = self._account.customers.find_alive(customer)
+            method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
+            owner.default_payment_method = method.id
+            return method.id
+
+    def fail_payments(self, customer: str) -> None:
+        """Have no payment of a customer go through from now on, whatever its card."""
+        with self._account.lock:
+            self._account.payment_methods.failing.add(customer)
+
+    def mend_payments(self, customer: str) -> None:
+        """Have payments of a customer go through again. What is unpaid is paid by retries, or by a call."""
+        with self._account.lock:
+            self._account.payment_methods.failing.discard(customer)
+
+    def confirm_payment(self, invoice: str, *, card: str = "pm_card_visa") -> None:
+        """Pay an open invoice as a customer does in a browser, with the invoice's client secret.
+
+        The card becomes the subscription's own where that is to be saved, else the customer's default.
+
+        Args:
+            invoice: its id, or its ``confirmation_secret.client_secret``.
+            card: one of Stripe's test cards.
+
+        Raises:
+            ApiError: there is no such invoice or card.
+            ValueError: the invoice is not open, or the payment fails.
+        """
+        with self._account.lock:
+            self.advance()
+            found = next(
+                (each for each in self._account.invoices if invoice in {each.id, each.client_secret}), None
+            )
+            if found is None or found.status != "open":
+                raise ValueError(f"{invoice} is no invoice that is open")
+            method = self._account.payment_methods.attach(
+                card, customer=found.customer, now=self._account.now
+            )
+            if not attempt(self._account, found, method=method.id, by_itself=False, is_present=True):
+                raise ValueError(f"the payment of {found.id} with {card} has failed")
+            method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
+            self._keep(found.subscription, method.id, customer=found.customer)
+
+    def dispute_payment(self, invoice: str) -> None:
+        """Have the bank of a customer take the payment of an invoice back, all of it.
+
+        https://docs.stripe.com/disputes/how-disputes-work
+
+        Args:
+            invoice: its id.
+
+        Raises:
+            ApiError: there is no such invoice.
+            ValueError: nothing was charged for it.
+        """
+        with self._account.lock:
+            found = self._account.invoices.find(invoice)
+            if found.charge is None:
+                raise ValueError(f"nothing was charged for {invoice}")
+            found.disputed = True
+            dispute: JsonObject = {
+                "id": new_id("du_1", length=23),
+                "object": "dispute",
+                "amount": found.amount_paid,
+                "charge": found.charge,
+                "created": self._account.now,
+                "currency": found.currency,
+                "livemode": found.livemode,
+                "payment_intent": found.payment_intent,
+                "reason": "general",
+                "status": "needs_response",
+            }
+            self._account.emit("charge.dispute.created", dispute)
+
+    def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
+        """Authenticate a card for payments to come, as a customer does in a browser: ``confirmCardSetup``.
+
+        Args:
+            client_secret: of the setup intent.
+            card: one of Stripe's test cards, in place of the intent's payment method; default for the setup
+                intent of a subscription: ``pm_card_visa``.
+
+        Raises:
+            ApiError: there is no such setup intent or card.
+            ValueError: the setup intent has ended, or the card is declined.
+        """
+        with self._account.lock:
+            self.advance()
+            confirm_setup(self._account, client_secret, card=card)
+
+    def cancel_setup(self, client_secret: str) -> None:
+        """End a setup intent that was not confirmed, as a person may in Stripe's Dashboard.
+
+        Args:
+            client_secret: of the setup intent.
+
+        Raises:
+            ApiError: there is no such setup intent.
+        """
+        with self._account.lock:
+            self.advance()
+            intent = find_intent(self._account.setup_intents, client_secret)
+            cancel_setup(self._account, intent, reason="abandoned")
+
+    def advance(self) -> None:
+        """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.
+
+        Each happens at its own instant, in order. Every API request does the same first.
+        """
+        advance(self._account)
+
+    def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
+        found = None if subscription is None else self._account.subscriptions.find(subscription)
+        if found is not None and found.save_payment_method == "on_subscription":
+            found.default_payment_method = method
+        else:
+            self._account.customers.find(customer).default_payment_method = method
+
+    def _call(self) -> Call:
+        return Call(method="POST", path="", params=Params(""), now=self.clock())
+
+
+def _params(given: Mapping[str, object]) -> Params:
+    return Params(urlencode(list(_fields(given))))
+
+
+def _fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
+    if isinstance(given, dict):
+        for name, value in cast("dict[str, object]", given).items():
+            yield from _fields(value, f"{path}[{name}]" if path else str(name))
+    elif isinstance(given, list | tuple):
+        for place, value in enumerate(cast("list[object]", given)):
+            yield from _fields(value, f"{path}[{place}]")
+    elif given is not None:
+        yield path, str(given).lower() if isinstance(given, bool) else str(given)

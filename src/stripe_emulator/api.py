@@ -1,0 +1,328 @@
+"""The way of one API request: key, rate, idempotency, fault, effect, answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, cast
+from urllib.parse import urlencode
+
+import anyio
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, compile_path
+
+from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
+from stripe_emulator.expand import expanded
+from stripe_emulator.faults import take_fault
+from stripe_emulator.invoicing.credit_notes import CREDIT_NOTE_CALLS
+from stripe_emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
+from stripe_emulator.invoicing.item_calls import INVOICE_ITEM_CALLS
+from stripe_emulator.invoicing.line_calls import LINE_CALLS
+from stripe_emulator.invoicing.one_time import ONE_TIME_CALLS
+from stripe_emulator.invoicing.refund_calls import REFUND_CALLS
+from stripe_emulator.metering.event_stream import create_session, stream_events
+from stripe_emulator.metering.summaries import list_summaries
+from stripe_emulator.object_calls import retrieves
+from stripe_emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
+from stripe_emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
+from stripe_emulator.selling.balance_transactions import BALANCE_CALLS
+from stripe_emulator.selling.coupon_calls import COUPON_CALLS
+from stripe_emulator.selling.customer_calls import (
+    CLOCK_CALLS,
+    CUSTOMER_CALLS,
+    PAYMENT_CALLS,
+    SETUP_CALLS,
+    clock_time,
+)
+from stripe_emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
+from stripe_emulator.selling.tax_rate_calls import TAX_RATE_CALLS
+from stripe_emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
+from stripe_emulator.subscribing.schedule_calls import SCHEDULE_CALLS
+from stripe_emulator.subscribing.scheduled_transitions import advance
+from stripe_emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from stripe_emulator.account import Account, Operation
+    from stripe_emulator.faults import Fault
+    from stripe_emulator.protocol import JsonObject
+
+    Abort = Callable[[Scope, bool], bool]
+
+OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    *CUSTOMER_CALLS,
+    ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
+    ("GET", "/v1/events", lambda account, call: account.log.list(call)),
+    ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
+    ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
+    ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
+    ("GET", "/v1/billing/meters/{id}", retrieves(lambda account: account.meters, expandable=())),
+    ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
+    ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.switch(call)),
+    ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.switch(call)),
+    ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
+    ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
+    ("POST", "/v1/billing/meter_event_adjustments", lambda account, call: account.events.adjust(call)),
+    ("POST", "/v2/billing/meter_event_session", create_session),
+    ("POST", METER_EVENT_STREAM, stream_events),
+    *PRODUCT_CALLS,
+    *PRICE_CALLS,
+    *COUPON_CALLS,
+    *TAX_RATE_CALLS,
+    *CHECKOUT_CALLS,
+    *PORTAL_CALLS,
+    *SUBSCRIPTION_CALLS,
+    *PAUSE_CALLS,
+    *ITEM_CALLS,
+    *PREVIEW_CALLS,
+    *INVOICE_CALLS,
+    *LINE_CALLS,
+    *ONE_TIME_CALLS,
+    *INVOICE_ITEM_CALLS,
+    *BALANCE_CALLS,
+    *SCHEDULE_CALLS,
+    *CLOCK_CALLS,
+    *CREDIT_NOTE_CALLS,
+    *REFUND_CALLS,
+    *PAYMENT_CALLS,
+    *SETUP_CALLS,
+)
+KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
+# What may be tried again says so itself, or says nothing.
+RETRIED: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
+NO_KEY: Final = (
+    "You did not provide an API key. You need to provide your API key in the Authorization header, using "
+    "Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
+)
+
+
+class Api:
+    """Stripe's HTTP interface over an emulated account.
+
+    Args:
+        account: what it reads and changes.
+        abort: closes the connection of a scope without an answer, with a reset if the second argument is
+            true; returns False where it cannot.
+    """
+
+    def __init__(self, account: Account, *, abort: Abort) -> None:
+        self._account = account
+        self._abort = abort
+        self.routes = [
+            Route(path, partial(self._answer, operation=operation), methods=[method])
+            for method, path, operation in OPERATIONS
+        ]
+
+    def perform(self, method: str, path: str, form: Mapping[str, str]) -> JsonObject:
+        """Do what a call would do, without one: what a person does on a page of Stripe's.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        call = Call(
+            method=method,
+            path=path,
+            params=Params(urlencode(form)),
+            now=self._account.behaviour.clock(),
+        )
+        for offered, template, operation in OPERATIONS:
+            match = compile_path(template)[0].fullmatch(path) if offered == method else None
+            if match is not None:
+                found = match.groupdict()
+                call = replace(call, object_id=found.get("id", ""), inner_id=found.get("inner", ""))
+                return self._operate(call, operation)
+        raise ValueError(f"there is no call {method} {path}")
+
+    async def unknown(self, request: Request, error: Exception) -> Response:
+        """Answer a path or a method that Stripe does not have."""
+        del error
+        refusal = ApiError(
+            f"Unrecognized request URL ({request.method}: {request.url.path}).", status=HTTPStatus.NOT_FOUND
+        )
+        return self._response(refusal.reply, request=request, headers={"request-id": new_id("req")})
+
+    async def _answer(self, request: Request, *, operation: Operation) -> Response:
+        request_id = new_id("req")
+        headers = {"request-id": request_id}
+        identifier: str | None = None
+        cut: Fault | None = None
+        try:
+            call = await self._call(request, request_id=request_id)
+            identifier = call.params.text("identifier")
+            self._account.limit_rate(now=call.now)
+            with self._account.lock:
+                stored = self._account.keys.begin(call, request_id=request_id)
+            if stored is not None:
+                reply = stored.reply
+                headers |= {"idempotent-replayed": "true", "original-request": stored.request_id}
+            else:
+                reply, cut = await self._execute(call, request=request, operation=operation)
+        except ApiError as error:
+            reply = error.reply
+        self._account.exchanges.append(
+            Exchange(
+                method=request.method,
+                path=request.url.path,
+                idempotency_key=request.headers.get("idempotency-key"),
+                identifier=identifier,
+                status=0 if cut or reply is None else int(reply.status),
+                replayed="idempotent-replayed" in headers,
+            )
+        )
+        if cut is not None or reply is None:
+            return _Cut(self._abort, reset=cut is not None and cut.action == "reset")
+        return self._response(reply, request=request, headers=headers)
+
+    async def _execute(
+        self, call: Call, *, request: Request, operation: Operation
+    ) -> tuple[Reply | None, Fault | None]:
+        """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
+        keys, reply = self._account.keys, None
+        try:
+            with self._account.exclusive(call):
+                reply, cut = await self._perform(call, request=request, operation=operation)
+        finally:
+            with self._account.lock:
+                keys.finish(call, reply=reply)
+        return reply, cut
+
+    async def _perform(
+        self, call: Call, *, request: Request, operation: Operation
+    ) -> tuple[Reply | None, Fault | None]:
+        with self._account.lock:
+            fault = take_fault(self._account.faults, call)
+        await anyio.sleep(self._account.behaviour.latency_s)
+        if fault is None or fault.action == "lose":
+            return self._effect(replace(call, lose=fault is not None), operation=operation), None
+        reply = self._effect(call, operation=operation) if fault.when == "after" else None
+        if fault.action == "error":
+            return fault.reply, None
+        if fault.action == "delay":
+            await anyio.sleep(fault.delay_s)
+            return reply or self._effect(call, operation=operation), None
+        if fault.action == "hang":
+            await _until_gone(request.receive)
+        return reply, fault
+
+    def _effect(self, call: Call, *, operation: Operation) -> Reply:
+        with self._account.lock:
+            advance(self._account)
+            with self._account.during(call):
+                try:
+                    return Reply(status=HTTPStatus.OK, body=self._operate(call, operation))
+                except ApiError as error:
+                    return error.reply
+
+    def _operate(self, call: Call, operation: Operation) -> JsonObject:
+        """Carry out a call in the time of the customer that it is about."""
+        time = clock_time(self._account, call)
+        with nullcontext() if time is None else self._account.at(time, in_clock=True):
+            call = call if time is None else replace(call, now=time)
+            return expanded(self._account, operation(self._account, call), call.params)
+
+    def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
+        refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        retry = {"stripe-should-retry": "false"} if refused and reply.status not in RETRIED else {}
+        echoed = {
+            name: request.headers[name]
+            for name in ("idempotency-key", "stripe-version")
+            if name in request.headers
+        }
+        date = {"date": formatdate(self._account.behaviour.clock(), usegmt=True)}
+        return JSONResponse(
+            reply.body,
+            status_code=reply.status,
+            headers={**date, **echoed, **retry, **headers, **reply.headers},
+        )
+
+    async def _call(self, request: Request, *, request_id: str) -> Call:
+        now = self._account.behaviour.clock()
+        if request.url.path == METER_EVENT_STREAM:
+            with self._account.lock:
+                livemode = self._account.meter_event_sessions.authenticate(_credential(request), now=now)
+        else:
+            livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
+        is_json = request.method == "POST" and request.url.path.startswith("/v2/")
+        sent = await request.body() if request.method == "POST" else request.url.query.encode()
+        return Call(
+            method=request.method,
+            path=request.url.path,
+            params=Params("" if is_json else sent.decode("utf-8", "replace")),
+            body=_json_object(sent) if is_json else {},
+            now=now,
+            livemode=livemode,
+            idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
+            object_id=str(request.path_params.get("id", "")),
+            request_id=request_id,
+            inner_id=str(request.path_params.get("inner", "")),
+            base_url=str(request.base_url).rstrip("/"),
+            version=read_version(request.headers.get("stripe-version"), default=API_VERSION),
+        )
+
+
+class _Cut(Response):
+    """No answer at all: the connection is closed instead."""
+
+    def __init__(self, abort: Abort, *, reset: bool) -> None:
+        super().__init__()
+        self._abort = abort
+        self._reset = reset
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del send
+        if not self._abort(scope, self._reset):
+            raise ConnectionResetError(
+                "the emulator closes this connection without an answer, as the test requested"
+            )
+        await _until_gone(receive)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json_object(sent: bytes) -> JsonObject:
+    """What a call of API v2 sends. Raises ApiError if that is no JSON object."""
+    try:
+        found: object = json.loads(sent or b"{}")
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return cast("JsonObject", found)
+    raise ApiError("The request body must be a JSON object.", code="invalid_json")
+
+
+def _credential(request: Request) -> str:
+    scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+    key = credential.strip()
+    return _basic_user(key) if scheme.lower() == "basic" else key
+
+
+def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool:
+    """Return whether the key is a live one. Raises ApiError, 401, if there is none or it is not accepted."""
+    key = _credential(request)
+    if not key:
+        raise ApiError(NO_KEY, status=HTTPStatus.UNAUTHORIZED)
+    valid = key in accepted if accepted is not None else key.startswith(KEY_PREFIXES)
+    if not valid:
+        masked = f"{key[:8]}{'*' * 20}{key[-4:]}"
+        raise ApiError(f"Invalid API Key provided: {masked}", status=HTTPStatus.UNAUTHORIZED)
+    return "_live_" in key
+
+
+def _basic_user(credential: str) -> str:
+    try:
+        return base64.b64decode(credential, validate=True).decode().partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,303 @@
+"""The Stripe emulator that tests and demonstrations hold in their hands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from http import HTTPStatus
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, cast
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from stripe_emulator.account import Account
+from stripe_emulator.api import Api
+from stripe_emulator.clock_controls import ClockControls
+from stripe_emulator.faults import Fault, Pending, fault_from_json
+from stripe_emulator.metering.meters import Meter
+from stripe_emulator.pages.page_controls import PageControls
+from stripe_emulator.pages.visits import Visits
+from stripe_emulator.protocol import new_id
+from stripe_emulator.scripting import scripted
+from stripe_emulator.selling.customers import Customer
+from stripe_emulator.webhooks.webhook_controls import Courier, WebhookControls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Scope
+
+    from stripe_emulator.metering.meter_events import MeterEvent
+    from stripe_emulator.protocol import Exchange, JsonObject
+
+LOOPBACK: Final = "127.0.0.1"
+_P = ParamSpec("_P")
+SERVER: Final = "stripe_emulator.server"
+
+
+def _with_parameters_of(
+    made: Callable[_P, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[StripeEmulator, _P], None]]:
+    """Have a method of the emulator take what something is made of."""
+    del made
+    return lambda method: method
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class StripeEmulator(ClockControls, WebhookControls, PageControls):
+    """A Stripe account in memory: meters and their events, prices, subscriptions, invoices, webhooks.
+
+    It is reached over HTTP, by the official SDK or anything else:
+
+        emulator = StripeEmulator()
+        with emulator.running() as url:
+            stripe = StripeClient("sk_test_1", base_addresses={"api": url, "meter_events": url})
+
+    Tests and demonstrations in other processes look at it and script it without a key:
+    ``GET /_emulator/events``: the accepted events, ``?customer=`` and ``?event_name=`` narrow it;
+    ``GET``, ``POST``, ``DELETE /_emulator/faults``: the faults to come, one more, none;
+    ``GET /_emulator/requests``: what was asked and answered; ``POST /_emulator/reset``: forget everything.
+
+    ``GET``, ``POST /_emulator/clock``: what time it is, and ``{"advance": seconds}`` or ``{"to": instant}``;
+    ``POST /_emulator/customers/{id}``: ``{"payments": "fail"}`` or ``"succeed"``, ``{"card": "pm_card_…"}``.
+
+    ``GET``, ``POST /_emulator/endpoints``: the webhook endpoints, and one more (``url``, ``secret``,
+    ``events``, ``thin``); ``POST /_emulator/emit``: any event (``type``, ``object``, ``previous``);
+    ``POST /_emulator/deliver``: as :meth:`deliver` (``events``: their ids, ``to``, ``forge``);
+    ``GET /_emulator/deliveries``: what became of them.
+
+    ``POST /_emulator/checkout/{id}``, ``/_emulator/portal/{id}``: as :meth:`complete_checkout` and
+    :meth:`use_portal`, the arguments as a form. The ``url`` of a session is a page with buttons for that.
+
+    It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
+    bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
+    harder way for the client. A batch of a meter event stream is taken or refused as a whole; what is wrong
+    with an event of one that was taken, thin events tell.
+
+    Args:
+        clock: Unix seconds; everything that depends on time reads it, delays and latency aside.
+        api_keys: the keys that are accepted; None: any that begins like a secret or restricted key.
+        latency_s: how long every call takes, in real seconds.
+        rate_limit_per_s: calls per second of ``clock`` before 429; None: no limit.
+        summary_lag_s: how long an accepted event is missing in summaries.
+        invoice_lag_s: how long an accepted event is missing in the lines of invoices. What is finalized
+            meanwhile never has it: Stripe says that events are counted later, and not how much later.
+        identifier_memory_s: how long an identifier is refused a second time.
+        refuse_unknown_customers: else their events are answered with 200 and not counted. Both have been
+            observed. The latter are reported by a thin event.
+        reports_name: what of a refused event those reports name: Stripe's reference says the request's
+            idempotency key, one of its pages the event's identifier.
+        retry_days: how many days after a failed payment of an invoice the next is tried, one number a retry.
+        after_retries: what becomes of a subscription when the last retry has failed.
+        collects_after_cancel: whether drafts are finalized and collected by themselves after a call has
+            canceled their subscription, the last invoice among them. False is the harder reading: Stripe says
+            that "automatic collection for all unpaid invoices is disabled (`auto_advance=false`)", and others
+            finalize the last invoice themselves (https://github.com/giselles-ai/giselle/pull/296).
+        prices_usage_by: what decides between two prices of a meter where one is switched for the other.
+            Stripe says "the price in effect when the usage was reported", and not whether an event's
+            timestamp or its arrival tells that. ``timestamp``: an event stamped at the switch or later is
+            charged at the new price. ``arrival``: only if it has arrived after the switch, too. In both,
+            an event stamped before the switch that arrives after it is on no invoice.
+        automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
+            happen and fall due again; else by :meth:`deliver` alone.
+        tax_percent: what ``automatic_tax`` adds to invoices; None: it is refused, as by an account that has
+            not set it up.
+    """
+
+    def __post_init__(self) -> None:
+        self._account = Account(self)
+        self._courier = Courier(self._account)
+        api = Api(self._account, abort=_abort)
+        self._visits = Visits(self._account, api)
+        control = [
+            Route("/_emulator/events", scripted(self._tell_events), methods=["GET"]),
+            Route("/_emulator/faults", scripted(self._script_faults), methods=["GET", "POST", "DELETE"]),
+            Route("/_emulator/requests", scripted(self._tell_requests), methods=["GET"]),
+            Route("/_emulator/reset", scripted(self._reset), methods=["POST"]),
+        ]
+        self._app = Starlette(
+            routes=[
+                *api.routes,
+                *control,
+                *self._clock_routes(),
+                *self._webhook_routes(),
+                *self._page_routes(),
+            ],
+            lifespan=self._courier.running,
+            exception_handlers={
+                HTTPStatus.NOT_FOUND: api.unknown,
+                HTTPStatus.METHOD_NOT_ALLOWED: api.unknown,
+            },
+        )
+
+    @property
+    def app(self) -> ASGIApp:
+        """The emulator as an ASGI app. Only :meth:`serve` and :meth:`running` can drop connections."""
+        return self._app
+
+    def serve(self, *, host: str = LOOPBACK, port: int = 0) -> AbstractAsyncContextManager[str]:
+        """Serve in the running loop: ``async with emulator.serve() as url:``. Port 0 takes a free one.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        return cast("AbstractAsyncContextManager[str]", _server().serve(self._app, host=host, port=port))
+
+    def running(self, *, host: str = LOOPBACK, port: int = 0) -> AbstractContextManager[str]:
+        """Serve in a thread: ``with emulator.running() as url:``. Port 0 takes a free one.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        return cast("AbstractContextManager[str]", _server().running(self._app, host=host, port=port))
+
+    def serve_forever(self, *, port: int, host: str = LOOPBACK) -> None:
+        """Serve until a signal stops the process.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        _server().serve_forever(self._app, host=host, port=port)
+
+    def add_customer(self, customer_id: str | None = None, *, name: str | None = None) -> str:
+        """Add a customer, under an id of the caller's choice if given. Returns the id.
+
+        Raises:
+            ValueError: if the id is taken.
+        """
+        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()))
+        customer.texts["name"] = name
+        with self._account.lock:
+            self._account.customers.add(customer)
+        return customer.id
+
+    def add_meter(self, event_name: str, *, formula: str = "sum", time_window: str | None = None) -> str:
+        """Add an active meter. Returns its id.
+
+        Raises:
+            ValueError: if an active meter has this event name.
+        """
+        now = int(self.clock())
+        meter = Meter(
+            id=new_id("mtr_test", length=31),
+            event_name=event_name,
+            display_name=event_name,
+            formula=formula,
+            time_window=time_window,
+            created=now,
+            updated=now,
+        )
+        with self._account.lock:
+            if self._account.meters.active(event_name) is not None:
+                raise ValueError(f"there is already an active meter with the event name {event_name}")
+            self._account.meters.add(meter)
+        return meter.id
+
+    @property
+    def events(self) -> tuple[MeterEvent, ...]:
+        """All events that were accepted, in the order of their arrival."""
+        with self._account.lock:
+            return tuple(self._account.events.accepted)
+
+    @property
+    def requests(self) -> tuple[Exchange, ...]:
+        """The last 100,000 API requests and what became of them, in the order of their end."""
+        with self._account.lock:
+            return tuple(self._account.exchanges)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults that can still happen."""
+        with self._account.lock:
+            return tuple(pending.fault for pending in self._account.faults)
+
+    def accepted(self, customer: str, event_name: str) -> Decimal:
+        """Return the sum of what counts for a customer: what invoices and summaries will show."""
+        return sum(
+            (
+                event.value
+                for event in self.events
+                if event.counted and event.customer == customer and event.event_name == event_name
+            ),
+            Decimal(0),
+        )
+
+    @_with_parameters_of(Fault)
+    def fail_next(self, *action: Any, **fields: Any) -> None:
+        """Have the next matching requests go wrong; see :class:`Fault` for the words.
+
+        ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
+        ``fail_next("error", status=429, times=3)``: the next three calls are refused.
+
+        Raises:
+            ValueError: if there is no such fault.
+        """
+        self._add_fault(Fault(*action, **fields))
+
+    def _add_fault(self, fault: Fault) -> None:
+        with self._account.lock:
+            self._account.faults.append(Pending(fault))
+
+    def clear_faults(self) -> None:
+        """Forget the faults to come."""
+        with self._account.lock:
+            self._account.faults.clear()
+
+    def end_sessions(self) -> None:
+        """Have the sessions of meter event streams be over, before their quarter of an hour."""
+        with self._account.lock:
+            self._account.meter_event_sessions.end()
+
+    def reset(self) -> None:
+        """Forget everything: customers, meters, events, keys, faults."""
+        self._account.reset()
+
+    async def _tell_events(self, request: Request) -> JsonObject:
+        wanted = request.query_params
+        events = [
+            event
+            for event in self.events
+            if wanted.get("customer", event.customer) == event.customer
+            and wanted.get("event_name", event.event_name) == event.event_name
+        ]
+        data = [
+            {
+                **event.to_json(),
+                "customer": event.customer,
+                "meter": event.meter,
+                "value": str(event.value),
+                "counted": event.counted,
+            }
+            for event in events
+        ]
+        total = sum(event.value for event in events if event.counted)
+        return {"events": data, "total": str(total)}
+
+    async def _script_faults(self, request: Request) -> JsonObject:
+        if request.method == "DELETE":
+            self.clear_faults()
+        elif request.method == "POST":
+            self._add_fault(fault_from_json(json.loads(await request.body())))
+        return {"faults": [asdict(fault) for fault in self.faults]}
+
+    async def _tell_requests(self, _: Request) -> JsonObject:
+        return {"requests": [asdict(exchange) for exchange in self.requests]}
+
+    async def _reset(self, _: Request) -> JsonObject:
+        self.reset()
+        return {}
+
+
+def _server() -> Any:
+    # Needs uvicorn, which an emulator that is only mounted somewhere does without.
+    return import_module(SERVER)
+
+
+def _abort(scope: Scope, reset: bool) -> bool:
+    server = sys.modules.get(SERVER)
+    return server is not None and bool(server.abort(scope, reset))

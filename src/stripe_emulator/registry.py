@@ -1,0 +1,92 @@
+"""Objects of one kind by id, and the switches of the account's behaviour."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+from stripe_emulator.protocol import missing_resource, no_such
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from decimal import Decimal
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Behaviour:
+    """How the emulator behaves; see ``StripeEmulator``."""
+
+    clock: Callable[[], float] = time.time
+    api_keys: Collection[str] | None = None
+    latency_s: float = 0.0
+    rate_limit_per_s: int | None = None
+    summary_lag_s: float = 0.0
+    invoice_lag_s: float = 0.0
+    identifier_memory_s: float = 86_400
+    refuse_unknown_customers: bool = True
+    reports_name: Literal["identifier", "idempotency_key"] = "identifier"
+    retry_days: Sequence[int] = (3, 5, 7)
+    after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
+    collects_after_cancel: bool = True
+    prices_usage_by: Literal["timestamp", "arrival"] = "timestamp"
+    automatic_webhooks: bool = True
+    tax_percent: Decimal | None = None
+
+
+class Identified(Protocol):
+    """What a registry can hold."""
+
+    @property
+    def id(self) -> str:
+        """The id of the object."""
+        ...
+
+
+T = TypeVar("T", bound=Identified)
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by id, oldest first.
+
+    Args:
+        what: the name that Stripe has for the kind, where it says that there is no such object.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._by_id: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._by_id.values())
+
+    def __reversed__(self) -> Iterator[T]:
+        return reversed(self._by_id.values())
+
+    def __contains__(self, object_id: str) -> bool:
+        return object_id in self._by_id
+
+    def add(self, added: T) -> None:
+        """Add an object, or put it in the place of the one that has its id."""
+        self._by_id[added.id] = added
+
+    def delete(self, deleted: T) -> None:
+        """Delete an object."""
+        del self._by_id[deleted.id]
+
+    def get(self, object_id: str) -> T | None:
+        """Return an object, or None where there is none."""
+        return self._by_id.get(object_id)
+
+    def find(self, object_id: str, *, param: str | None = None) -> T:
+        """Return an object.
+
+        Raises:
+            ApiError: there is none: 404; 400 where ``param`` named it.
+        """
+        found = self._by_id.get(object_id)
+        if found is not None:
+            return found
+        if param is None:
+            raise no_such(self._what, object_id)
+        raise missing_resource(self._what, object_id, param=param)
