@@ -22,7 +22,7 @@ from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 from meterkit.store.prepared_decisions import read_decision, read_limits
-from meterkit.tokens.unread_figures import is_counting
+from meterkit.tokens.layout import is_counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

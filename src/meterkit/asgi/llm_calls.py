@@ -26,11 +26,10 @@ from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id
 from meterkit.store.provider_jobs import claim_job, end_job, remember_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
-from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.call_usage import CallUsage, each_once, filled, join_reports
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, batched, call_name
-from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
+from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class LlmCalls:
     def __init__(self, reading: Reading | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
         self._is_fetched = is_fetched
-        self.reports = Reports()
+        self.reports = UsageReports()
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
         self._counted: Amounts = {}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.charging import Charges
+    from meterkit.tokens.charging import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.request import NamedLimit
 
@@ -42,7 +42,7 @@ _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
 _NO_HEAD: Final = RequestHead()
-_NO_CHARGES: Final[Mapping[str, Charges]] = {}
+_NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
@@ -180,7 +180,7 @@ def reservation(
     counters: Collection[str],
     estimate: InputEstimator = estimate_input,
     ended: bool = True,
-    charges: Mapping[str, Charges] = _NO_CHARGES,
+    charges: Mapping[str, ModelCharges] = _NO_CHARGES,
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
     check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
@@ -243,7 +243,7 @@ def reservation(
 
 
 def _free_meters(
-    route: Route, models: Sequence[str], charges: Mapping[str, Charges], at: datetime | None
+    route: Route, models: Sequence[str], charges: Mapping[str, ModelCharges], at: datetime | None
 ) -> frozenset[str]:
     """The meters of what calls are charged on which the call of a request certainly costs nothing."""
     if at is None:

@@ -29,12 +29,10 @@ from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import may_report
-from meterkit.tokens.observer import Observer
+from meterkit.tokens.layout import may_have_figures, may_report
+from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.requested_model import requested_models
-from meterkit.tokens.session_models import SessionModels, is_transcription
-from meterkit.tokens.unread_figures import may_have_figures
+from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -336,14 +334,14 @@ class SocketUsage:
     _input_tokens: int = field(default=0, init=False)
     _unread: str | None = field(default=None, init=False)
     _seen: dict[str, None] = field(default_factory=dict[str, None], init=False)
-    _observer: Observer | None = field(init=False)
+    _observer: UsageObserver | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._declared = self.usage != "auto"
         self._observer = self._new_observer()
 
-    def _new_observer(self) -> Observer:
-        return Observer(BY_NAME[self.usage], declared=self._declared)
+    def _new_observer(self) -> UsageObserver:
+        return UsageObserver(BY_NAME[self.usage], declared=self._declared)
 
     def sent(self, message: Message) -> None:
         """Read a message of the app's."""
