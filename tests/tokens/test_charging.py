@@ -168,7 +168,7 @@ def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
 def test_no_part_of_a_unit_is_lost_nor_charged_to_another(amounts: list[tuple[str, Fraction]]) -> None:
     remainders, units = ChargeRemainders(), dict.fromkeys("ab", 0)
     for customer, amount in amounts:
-        units[customer] += remainders.whole(customer, "usd_charged", amount)
+        units[customer] += remainders.count_units(customer, "usd_charged", amount)
     for customer in "ab":
         total = sum((amount for name, amount in amounts if name == customer), Fraction(0))
         assert units[customer] == total // 1

@@ -124,7 +124,7 @@ class Settlement:
         self.is_single = cost.denominator > 1
         remainders = self.view.cache.remainders
         return {
-            kind: remainders.whole(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
+            kind: remainders.count_units(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
             for kind, subject in subjects.given
             if kind in subjects.limits and subjects.limits[kind].budget is not None
         }
@@ -415,12 +415,16 @@ def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
         named = used.dimensions.get("model"), used.dimensions.get("provider")
         charged = sum(used.charged.values(), Fraction(0))
         tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
-    units = {meter: remainders.whole(view.customer, meter, amount) for meter, amount in used.charged.items()}
+    units = {
+        meter: remainders.count_units(view.customer, meter, amount) for meter, amount in used.charged.items()
+    }
     costs: dict[str, Fraction | int] = {}
     for meter, cost in used.costs.items() if used.recorded or units else ():
         # Each model's costs add up for themselves.
         of_model = f"{meter}\0{used.dimensions.get('model')}"
-        costs[meter] = cost if isinstance(cost, int) else remainders.whole(view.customer, of_model, cost)
+        costs[meter] = (
+            cost if isinstance(cost, int) else remainders.count_units(view.customer, of_model, cost)
+        )
     return used._replace(
         recorded={**used.recorded, **units},
         rated={**used.rated, **units},

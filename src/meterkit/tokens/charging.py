@@ -367,7 +367,7 @@ class ChargeRemainders:
         self._left: dict[tuple[str, str], Fraction] = {}
         self._lock = Lock()
 
-    def take_whole_units(self, customer: str, meter: str, amount: Fraction) -> int:
+    def count_units(self, customer: str, meter: str, amount: Fraction) -> int:
         """The whole units of an amount and of what was left before."""
         with self._lock:
             total = self._left.pop((customer, meter), Fraction(0)) + amount
