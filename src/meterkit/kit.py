@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
-    _When = datetime | str | None
 
 __all__ = ["MeterKit"]
 
@@ -278,15 +277,19 @@ class MeterKit(Served):
         return Reservation(self.store, view, quantities, read, model)
 
     @overload
-    async def usage(self, customer: str, *, by: None = None, period: _When = None) -> CustomerUsage: ...
+    async def usage(
+        self, customer: str, *, by: None = None, period: datetime | str | None = None
+    ) -> CustomerUsage: ...
     @overload
-    async def usage(self, customer: str, *, by: Literal["model"], period: _When = None) -> ModelUsage: ...
+    async def usage(
+        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
+    ) -> ModelUsage: ...
     @overload
     async def usage(self, customer: str, *, by: Literal["user", "team"]) -> Sequence[SubjectUsage]: ...
     @overload
     async def usage(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
     async def usage(
-        self, customer: str, *, by: str | None = None, period: _When = None
+        self, customer: str, *, by: str | None = None, period: datetime | str | None = None
     ) -> CustomerUsage | ModelUsage | Sequence[SubjectUsage]:
         """What the customer has used in a period; an unknown one is shown on the default plan.
 

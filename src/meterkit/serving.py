@@ -1,31 +1,34 @@
-"""What a kit runs for each event loop that it serves: started, counted and stopped."""
+"""Event loops that a kit serves: started, counted and stopped, with a supervisor of background tasks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary
 
-from meterkit.background import BackgroundTasks
-from meterkit.cancellation import complete
+from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
-from meterkit.errors import StoreError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.store import Store
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections import Counter
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings
 
-__all__ = ["Served", "Serving", "store_of"]
+__all__ = ["BackgroundTasks", "Served", "Serving", "store_of"]
 
 _logger = logging.getLogger("meterkit")
 
@@ -201,3 +204,70 @@ class Served:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+_task_logger = logging.getLogger("meterkit.serving")
+
+_jitter = SystemRandom().uniform
+
+_AGAIN_FIRST_S: Final = 1.0
+_AGAIN_MOST_S: Final = 60.0
+_STEADY_S: Final = 60.0
+
+
+class BackgroundTasks:
+    """Named tasks, one of each name in an event loop.
+
+    One that ends by an error is begun anew: after a second, then after twice as long each time, up to a
+    minute. Each kind of error is logged once, and again each hour until the task has run for a minute.
+
+    Args:
+        failures: counts how often each task has ended by an error.
+    """
+
+    def __init__(self, failures: Counter[str]) -> None:
+        self._failures = failures
+        self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[None]]]
+        self._tasks = WeakKeyDictionary()
+
+    def keep(
+        self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Have a task run in a loop, which is the running one; nothing is done where it does."""
+        tasks = self._tasks.setdefault(loop, {})
+        if name not in tasks or tasks[name].done():
+            tasks[name] = start_task(self._run(name, work), name=f"meterkit {name}")
+
+    async def end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel a loop's tasks, and wait until they have ended."""
+        tasks = self._tasks.pop(loop, {}).values()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        log_throttle, pause_s, loop = Throttle(HOUR_S), _AGAIN_FIRST_S, asyncio.get_running_loop()
+        while True:
+            began_s = loop.time()
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - no other code would log it, or start again
+                failed = error
+            else:
+                return
+            self._failures[name] += 1
+            if loop.time() - began_s >= _STEADY_S:
+                log_throttle.forget()
+                pause_s = _AGAIN_FIRST_S
+            if log_throttle.is_due(type(failed)):
+                _log_failure(name, failed)
+            await asyncio.sleep(pause_s * _jitter(0.5, 1.0))
+            pause_s = min(_AGAIN_MOST_S, 2 * pause_s)
+
+
+def _log_failure(name: str, failed: Exception) -> None:
+    if isinstance(failed, MeterkitError):  # Mostly the store is away: a traceback would say nothing more.
+        _task_logger.warning("the background task %r ended by an error and begins anew: %s", name, failed)
+    else:
+        _task_logger.error("the background task %r ended by an error and begins anew", name, exc_info=failed)

@@ -25,10 +25,10 @@ from meterkit import throttle
 from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
 from meterkit.asgi.logs import TroubleLog
-from meterkit.background import BackgroundTasks
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.catalog.amount_texts import money
 from meterkit.errors import StoreError
+from meterkit.serving import BackgroundTasks
 from meterkit.throttle import Throttle
 from tokens.recordings import chat, chat_usage
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from meterkit.assembly import StripeAccess
-from meterkit.background import BackgroundTasks
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import import_function, seconds
@@ -26,6 +25,7 @@ from meterkit.delivery.period_closer import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.background import insights_tasks, root_of
+from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:

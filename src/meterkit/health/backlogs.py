@@ -154,7 +154,7 @@ def neglected(seen: UpkeepState, now_ms: int) -> list[Finding]:
             problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
             " events in it do not count",
             cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
-            " not read (meterkit.background); a queue that is not used any more is forgotten in 7 days",
+            " not read (meterkit.serving); a queue that is not used any more is forgotten in 7 days",
         )
     if seen.listed_ms is None or now_ms - seen.listed_ms > UNLISTED_MS:
         since = "within 7 days" if seen.listed_ms is None else f"for {span(now_ms - seen.listed_ms)}"
