@@ -30,7 +30,7 @@ from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
 from meterkit.outbox.intents import batch_text, intents_in, intents_of
 from meterkit.outbox.invoice_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
 from meterkit.redis.scripts import Script
-from meterkit.store.degraded_minutes import DegradedMinutes
+from meterkit.store.daily_counts import DegradedMinutes
 from meterkit.store.provider_jobs import claim_job, has_ended
 from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from meterkit.decisions.ambiguity import SURE_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.store.counting import count_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -403,7 +402,7 @@ async def count_members(
     """
     places, keys = _of_all_shards(store.keys, tuple(names))
     return {
-        places[nth]: members for nth, members in (await count_at(store, admin, keys, limit=limit)).items()
+        places[nth]: members for nth, members in (await store.count_members(admin, keys, limit=limit)).items()
     }
 
 

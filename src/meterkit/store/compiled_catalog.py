@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
+    from meterkit.store.daily_counts import UnpricedCalls
     from meterkit.store.request_subjects import Subjects
-    from meterkit.store.unpriced_calls import UnpricedCalls
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.charging import CallCosts
 

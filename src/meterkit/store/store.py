@@ -24,7 +24,7 @@ from meterkit.store import replies
 from meterkit.store.allotment import Allotments
 from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
-from meterkit.store.degraded_minutes import DegradedMinutes
+from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback import Fallback
 from meterkit.store.prepared_decisions import MarkedDecision, Prepare, read_decision
@@ -32,7 +32,6 @@ from meterkit.store.rate_usage import read_rates
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, JobHolds, UsedQuantities, mark_decided
 from meterkit.store.settlement_spool import NO_SPOOLS, OrphanedSpools, SettlementSpool
-from meterkit.store.unpriced_calls import UnpricedCalls
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
     from meterkit.decisions.policies import Demand
+    from meterkit.redis.admin import Admin
     from meterkit.redis.lane import Lane
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
@@ -333,6 +333,30 @@ class Store:
                 for keys in map(self.keys.customer, customers)
             ],
         )
+
+    async def count_members(self, admin: Admin, keys: Sequence[str], *, limit: str | int) -> dict[int, int]:
+        """Count the members of sorted sets up to a score, by position in ``keys``; empty sets are left out.
+
+        One script asks a single server. On a cluster each key may be on another server. A set whose server
+        is down counts as one member: the next command to it raises the error, and the other sets are used.
+
+        Args:
+            admin: sends the commands.
+            keys: of sorted sets.
+            limit: the score, or ``+inf``.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        if self.address.kind != "cluster":
+            reply: list[int] = await admin.run(self.scripts["count"], [*keys], limit)
+            return {nth - 1: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+        pipe = admin.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.zcount(key, "-inf", limit)
+        replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+        found = [1 if isinstance(reply, Exception) else reply for reply in replies]
+        return {nth: members for nth, members in enumerate(found) if members}
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
