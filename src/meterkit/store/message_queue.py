@@ -299,7 +299,7 @@ async def publish_notice(store: Store, customer: str, kind: str, data: Mapping[s
         StoreError: the store does not answer; whether they will be delivered is unknown.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    await admin.run(store.scripts["publish_notice"], [keys.notices], customer, kind, json.dumps(dict(data)))
+    await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))
     store.on_notice(keys.shard)
 
 
