@@ -117,9 +117,16 @@ class Parts:
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)
-        self._auto = AutoTopUps(store, self.credits)
-        low, end_usage = self._auto.look, self._end_usage
-        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups, low, end_usage)
+        self._auto_top_ups = AutoTopUps(store, self.credits)
+        self.webhooks = Webhooks(
+            store,
+            settings,
+            stripe.api,
+            take_refusals=self._take_refusals,
+            top_ups=top_ups,
+            top_up_if_low=self._auto_top_ups.buy_if_low,
+            end_usage=self._end_usage,
+        )
         self.subscriptions = Subscriptions(
             store,
             stripe.api,
@@ -133,7 +140,7 @@ class Parts:
             self.stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
-            later=self.webhooks.look_later,
+            later=self.webhooks.sync_later,
             override=self.subscriptions.store_override,
         )
         self.customers = Customers(store, hooks)
@@ -150,7 +157,7 @@ class Parts:
         return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
 
     async def _top_up(self, event: CreditsLow) -> None:
-        await self._auto.on_low(event.customer, event.credit, event.id)
+        await self._auto_top_ups.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""

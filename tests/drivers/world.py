@@ -132,7 +132,7 @@ class Process:
         await self.kit.webhooks.work_off()
         await self.kit.flush()
         await self._closer.turn()
-        await self._sweeper.turn()
+        await self._sweeper.run_once()
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.is_alive:

@@ -17,7 +17,7 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import WORDS, InForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.drift import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
@@ -166,7 +166,7 @@ class DriftChecker:
         if counts is not None and of_plan is not None:
             given = overrides_at(state.overrides, self._store.now_ms()).meters
             of_plan = compared_prices(of_plan, catalog, given, prices_in(counts))
-        return drift_of_customer(found, chosen, catalog, of_plan, facts)
+        return compare_customer(found, chosen, catalog, of_plan, facts)
 
 
 def _have_ended(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -259,7 +259,7 @@ class SubscriptionRepairer:
             overrides_at(state.overrides, self.store.now_ms()).meters,
         )
         prices = await customer_prices(self.api(), catalog, plan, given, live.prices)
-        changes = updates(live.items, catalog, prices, paid_in(live.items, plan, catalog))
+        changes = updates(live.items, catalog, prices, paid_seats_in(live.items, plan, catalog))
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
@@ -304,7 +304,7 @@ class SubscriptionRepairer:
             subscription=str(counts["id"]),
             status=str(counts["status"]),
             prices=prices,
-            drifts=drift_of_customer(
+            drifts=compare_customer(
                 found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(counts)
             ),
         )
