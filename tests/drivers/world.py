@@ -403,7 +403,7 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     unpaced(patched)
     import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.
     # Nothing is held in these stories: what renews holds need not look every five seconds of a year.
-    patched.setattr("meterkit.redis.hold_renewal._IDLE_MS", 86_400_000)
+    patched.setattr("meterkit.redis.lane._IDLE_MS", 86_400_000)
 
     def now(*_: object) -> float:
         return world.clock()

@@ -177,8 +177,8 @@ store.settlement_spool:_UNWRITTEN_MAX               67_108_864      runbook.md  
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
 store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   runbook.md     1 GiB in each spool
 store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown to 1 GiB
-redis.breaker:_PAUSE_MAX_S               0.5             runbook.md     twice a second
-redis.breaker:_PAUSE_MAX_S               0.5             reliability.md every half second
+redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a second
+redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
 delivery.outcomes:CLOCKS_APART_S         60              runbook.md     more than a minute from Stripe's
 delivery.outcomes:CLOCKS_APART_S         60              outbox.md      by more than a minute

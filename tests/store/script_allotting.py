@@ -242,7 +242,7 @@ class AllotWorld(ScriptWorld):
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
         head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
-        return self.send(head + pack_each((terms, pack_numbers(asked), *program.behind_terms("d")[1:])))
+        return self.send(head + pack_each((terms, pack_numbers(asked), *program.trailing_arguments("d")[1:])))
 
     def _look(self, program: Program) -> None:
         """Have the other's period closed as well, if it is over, by the newest state."""

@@ -17,7 +17,7 @@ from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import compile_program
-from meterkit.decisions.verdict import refused
+from meterkit.decisions.verdict import refused_decision
 from meterkit.redis.connection import pack, pack_each
 from meterkit.store.prepared_decisions import MarkedDecision
 from meterkit.store.settlement import Settlement
@@ -161,7 +161,7 @@ class GaugeWorld(OneCustomer):
         self.compare(f"{mode} {demands} {used} {limits}", expected, reply[0])
         self.seen.add(f"{mode} {expected}")
         if full:
-            told = refused(decision.exact(), reply, 0)
+            told = refused_decision(decision.exact(), reply, 0)
             first = "storage" if "storage" in full else "seats"
             self.compare("violated", (tuple(full), first), (told.violated, told.reason))
             assert told.gauge is not None
@@ -444,7 +444,9 @@ class RepeatWorld(GaugeWorld):
         self.seen.add(f"{mode} {code}")
         self.compare(what, code, reply[0])
         if code in {1, 8}:
-            self.compare(f"violated {what}", tuple(full), refused(decision.exact(), reply, 0).violated)
+            self.compare(
+                f"violated {what}", tuple(full), refused_decision(decision.exact(), reply, 0).violated
+            )
             return
         if code not in {1, 5, 8} and reply[2]:
             nearest = decision.program.measures[int(reply[2]) - 1].policy

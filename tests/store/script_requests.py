@@ -16,9 +16,9 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import AtModel, compile_program, derived_from
+from meterkit.decisions.program import ModelTerms, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.settling import CONFLICT, PARTLY
+from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
@@ -290,7 +290,7 @@ class Requests(Checks):
         costs: Mapping[str, int] | None = None,
     ) -> None:
         if any(flags.values()) or costs:
-            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": AtModel(costs)}
+            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": ModelTerms(costs)}
             program = compile_program(known.entitlements, self.catalog, demands, **more)
             packed = b"".join(known.pack_decide(program, mode))
         else:

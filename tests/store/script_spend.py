@@ -13,7 +13,7 @@ from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.verdict import refused
+from meterkit.decisions.verdict import refused_decision
 from meterkit.redis.connection import pack
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
@@ -180,7 +180,7 @@ class SpendWorld(OneCustomer):
             self.compare(f"ends {what}", ends, reply[2])
             for nth, numbers in told.items():
                 self.compare(f"told {nth} {what}", numbers, tuple(reply[3 * nth + 3 : 3 * nth + 6]))
-            verdict = refused(decision.exact(), reply, bounds_at(self.wall).end_ms)
+            verdict = refused_decision(decision.exact(), reply, bounds_at(self.wall).end_ms)
             if verdict.reason == "spend":
                 self.seen.add("spend")
                 assert verdict.spend is not None

@@ -28,7 +28,13 @@ from drivers.kept_intents import (
 from meterkit import FlushReport
 from meterkit.customers.links import Delivered
 from meterkit.customers.states import States
-from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS, SURE_MS, compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import (
+    COMPARABLE_AFTER_MS,
+    READS_APART_MS,
+    RESEND_MAX_MS,
+    can_resend,
+    compare_in_ms,
+)
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.deliver_customer import Cutter
@@ -131,9 +137,17 @@ COMPARED: Final = "refused (tried before: it is compared with Stripe's summary o
     ("answer", "first_ms", "expected"),
     [
         (DEAD, 0, {"state": "dead", "why": "refused", "untried": True}),
-        (DEAD, NOW_MS - 60_000, {"state": "parked", "why": COMPARED, "delay_ms": COMPARED_MS - 60_000}),
+        (
+            DEAD,
+            NOW_MS - 60_000,
+            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS - 60_000},
+        ),
         # Stripe may have taken it with this very try.
-        (replace(DEAD, refused=False), 0, {"state": "parked", "why": COMPARED, "delay_ms": COMPARED_MS}),
+        (
+            replace(DEAD, refused=False),
+            0,
+            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS},
+        ),
         (TOO_OLD, 0, {"state": "parked", "why": "t", "untried": True}),
     ],
 )
@@ -175,7 +189,7 @@ async def test_a_timestamp_is_to_blame_if_clocks_agree(
 
 @pytest.mark.parametrize(
     ("ago_ms", "passed_s", "is_sent"),
-    [(SURE_MS + 1, 0.0, False), (SURE_MS - 500, 0.5, True), (SURE_MS - 500, 0.6, False)],
+    [(RESEND_MAX_MS + 1, 0.0, False), (RESEND_MAX_MS - 500, 0.5, True), (RESEND_MAX_MS - 500, 0.6, False)],
 )
 async def test_what_stripe_may_have_forgotten_is_compared(
     ago_ms: int, passed_s: float, desk: Desk, *, is_sent: bool
@@ -185,7 +199,7 @@ async def test_what_stripe_may_have_forgotten_is_compared(
     assert desk.answers.calls == ([["a1", "b1"]] if is_sent else [["b1"]])
     assert moves["b1"].state == "delivered"
     assert moves["a1"].state == ("delivered" if is_sent else "parked")
-    left_ms = COMPARED_MS - ago_ms - round(passed_s * 1_000)
+    left_ms = COMPARABLE_AFTER_MS - ago_ms - round(passed_s * 1_000)
     assert moves["a1"].delay_ms == (0 if is_sent else left_ms)
     assert is_sent or moves["a1"].why.startswith("first tried more than 23 hours ago")
 
@@ -328,9 +342,9 @@ def test_what_stripe_does_not_take_any_more_is_not_sent_again() -> None:
 
 
 def test_for_23_hours_a_repeat_is_counted_once() -> None:
-    assert may_be_sent_again(0, FIRST_MS)
-    assert may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS)
-    assert not may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS + 1)
+    assert can_resend(0, FIRST_MS)
+    assert can_resend(FIRST_MS, FIRST_MS + 23 * HOUR_MS)
+    assert not can_resend(FIRST_MS, FIRST_MS + 23 * HOUR_MS + 1)
     assert compare_in_ms(FIRST_MS, FIRST_MS + 25 * HOUR_MS) == HOUR_MS
     assert compare_in_ms(FIRST_MS, FIRST_MS + 27 * HOUR_MS) == 0
 
@@ -571,7 +585,10 @@ async def test_i6_restored_usage_is_sent_if_stripe_has_no_more(
     assert await comparer.compare(replace(kept, text="as it was before")) == "again"
 
 
-FIRST: Final[dict[str, Any]] = {"first": NOW_MS - COMPARED_MS - 3_600_000, "looked": NOW_MS - APART_MS}
+FIRST: Final[dict[str, Any]] = {
+    "first": NOW_MS - COMPARABLE_AFTER_MS - 3_600_000,
+    "looked": NOW_MS - READS_APART_MS,
+}
 REBUILT: Final[dict[str, Any]] = {"since": AT_S, "till": AT_S + 4 * MINUTE_S, "together": 9, "base": 20}
 
 

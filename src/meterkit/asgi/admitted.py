@@ -18,7 +18,7 @@ from meterkit.asgi.refuser import LateRefusal
 from meterkit.catalog.argument_checks import check_feature, check_quantities
 from meterkit.catalog.routes import is_fetched
 from meterkit.catalog.units import USAGE_METERS
-from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 from meterkit.store.prepared_decisions import read_decision, read_limits
@@ -135,10 +135,10 @@ class Admitted(HoldOwner):
         outcome = self._outcome()
         decision, weighed = self.decision, self._weighed
         if decision is not None:
-            tallies.ended(decision.plan, outcome, decision.cause, degraded=decision.degraded)
+            tallies.count_request(decision.plan, outcome, decision.cause, degraded=decision.degraded)
         else:  # Allowed, and no code has asked for more.
             plan = self._view.effective.plan.key if weighed is None else weighed.plan
-            tallies.ended(plan, outcome, None, degraded=weighed is not None)
+            tallies.count_request(plan, outcome, None, degraded=weighed is not None)
 
     def warn(self, message: str) -> None:
         """Warn of something about the request's route, once in a while."""
@@ -214,7 +214,7 @@ class Admitted(HoldOwner):
         check_feature(feature, view.cache.catalog.features)
         if decided is None:
             return None
-        refusal = refusal_without(view.customer, view.effective, feature)
+        refusal = refusal_for_feature(view.customer, view.effective, feature)
         return replace(refusal, allowed=True, shadow=True) if refusal and decided.shadow else refusal
 
     def require(self, feature: str) -> Decision | None:

@@ -369,7 +369,7 @@ class Exchange(UsageWatch):
             self._store.settle(lane, settlement)
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
+        """See :class:`meterkit.redis.lane.Renewable`: settles what the request is by now."""
         self.settle(None)
 
     def record(self, quantities: dict[str, int]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Headers
     from meterkit.decisions.decision import Decision, Policy
-    from meterkit.decisions.policies import Measure
+    from meterkit.decisions.policies import PolicyMeasure
     from meterkit.decisions.program import Program
     from meterkit.store.views import PreparedDecision
 
@@ -249,7 +249,7 @@ class LimitFields:
         )
 
 
-def _quick(measure: Measure) -> tuple[bytes, int, int, int]:
+def _quick(measure: PolicyMeasure) -> tuple[bytes, int, int, int]:
     """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
     is_quick = measure.kind == SLIDING_WINDOW and measure.window <= EXACT_WINDOW_MS_MAX
     return (

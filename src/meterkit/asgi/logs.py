@@ -100,7 +100,7 @@ class TroubleLog:
         if error is None or isinstance(error, _OF_THE_STORE):
             if self._store.admits():
                 message = "requests are decided without the store (on_store_failure: %s): %s"
-                _logger.error(message, route.on_store_failure, error or (lane and lane.why_away()))
+                _logger.error(message, route.on_store_failure, error or (lane and lane.outage_error()))
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 

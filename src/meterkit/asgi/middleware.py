@@ -24,9 +24,9 @@ from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
+from meterkit.decisions.in_process import NO_REMAINDERS, drop_replenished
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.input_checks import is_customer
 from meterkit.store.prepared_decisions import read_decision
@@ -255,7 +255,7 @@ class MeterMiddleware:
                 try:
                     reply = await pending
                 except CancelledError:
-                    give_up(decided, pending)
+                    abandon_call(decided, pending)
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
                     decided, reply = await store.conclude(lane, decided, prepare or _preparing(route), reply)
@@ -271,7 +271,7 @@ class MeterMiddleware:
                 passed, decided = self._undecided(None, plans, lane, view, route, prepare, scope, send)
             elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
-                decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
+                decided.view.left = drop_replenished(left, decided.program) if left else NO_REMAINDERS
                 # As kind_of has it, without a call: nearly every request passes here.
                 is_plain = route.is_plain and scope["type"] == "http"
                 passed = (Exchange if is_plain else kind_of(scope, route))(

@@ -113,7 +113,7 @@ class Refuser:
         """Answer a request or a websocket that is not served, or that was admitted and is refused since."""
         tallies = None if is_admitted else self._store.tallies
         if tallies is not None:  # One that was admitted is counted when it ends.
-            tallies.ended(decision.plan, "refused", decision.cause, degraded=decision.degraded)
+            tallies.count_request(decision.plan, "refused", decision.cause, degraded=decision.degraded)
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
         context = self._context(decision, route, decided, view, scope)

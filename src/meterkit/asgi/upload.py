@@ -146,7 +146,7 @@ class Upload(Exchange):
             super()._tally(tallies)
         else:
             plan = self._view.effective.plan.key
-            tallies.ended(plan, "refused", refusal.reason, degraded=refusal.degraded)
+            tallies.count_request(plan, "refused", refusal.reason, degraded=refusal.degraded)
 
     def is_over_by(self, error: BaseException) -> bool:
         """Whether an error only says that the request was ended here."""

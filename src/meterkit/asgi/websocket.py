@@ -16,7 +16,7 @@ from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.customer_state import holding_only
+from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.decisions.program import compile_program
@@ -263,7 +263,7 @@ def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
 
     def prepare() -> PreparedDecision:
         demands = _demands_while_open(route, view)
-        return _prepared(route, view, "c", holding_only(view.entitlements, demands, ()), demands)
+        return _prepared(route, view, "c", keep_holds_only(view.entitlements, demands, ()), demands)
 
     return view.once(("look", id(route)), prepare)
 

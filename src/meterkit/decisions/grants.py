@@ -69,10 +69,10 @@ def grant_lines(plan: Plan) -> tuple[GrantLine, ...]:
         name = f"p {target} {grant.key}"
         before = given[name][2] if name in given else 0
         given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
-    return in_burn_order(given.values())
+    return sort_by_burn_order(given.values())
 
 
-def in_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
+def sort_by_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
     """Recurring grants in the order in which they are used up."""
     return tuple(sorted(lines, key=lambda line: (line[3], line[4] or math.inf, line[0])))
 
@@ -108,7 +108,7 @@ class Prepaid:
         credits_ = catalog.credits.values()
         return cls(
             recurring=recurring,
-            mark=_mark(recurring),
+            mark=_digest(recurring),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -117,7 +117,7 @@ class Prepaid:
             low={
                 target_of("credit", credit.name): low
                 for credit in credits_
-                if (low := _low_of(credit)) is not None
+                if (low := _low_threshold(credit)) is not None
             },
             by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
             money=next((target_of("credit", credit.name) for credit in credits_ if credit.is_money), ""),
@@ -128,7 +128,7 @@ class Prepaid:
         if allowance is None:
             return self
         recurring = self.recurring if allowance.grants is None else allowance.grants.lines
-        mark = _mark((recurring, allowance.grants, allowance.earlier))
+        mark = _digest((recurring, allowance.grants, allowance.earlier))
         return replace(self, recurring=recurring, mark=mark, allowance=allowance)
 
     def costs_of(self, model: str | None) -> dict[str, int]:
@@ -226,14 +226,14 @@ class Prepaid:
         return found
 
 
-def _low_of(credit: Credit) -> tuple[int, int] | None:
+def _low_threshold(credit: Credit) -> tuple[int, int] | None:
     """When a balance is low: below a share (%) of its last grant, or below so many micro-credits."""
     if credit.top_up is not None and credit.top_up.auto is not None:
         return 0, credit.top_up.auto.below_cents * (MICRO // 100)
     return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)
 
 
-def _mark(grants: object) -> str:
+def _digest(grants: object) -> str:
     return blake2b(_json(grants).encode(), digest_size=6).hexdigest()
 
 

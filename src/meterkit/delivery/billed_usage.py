@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.price_segments import Segment
+    from meterkit.decisions.price_segments import PriceSegment
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -273,6 +273,6 @@ async def read_ended_segments(
     return BilledUsage(units=units, items=items, lines=lines, changed=changed)
 
 
-def _unknown_line(token: str, name: str, start_ms: int, ended: Segment) -> BilledLine:
+def _unknown_line(token: str, name: str, start_ms: int, ended: PriceSegment) -> BilledLine:
     price = ended.unit_cents or Fraction(0)
     return BilledLine(token, name, start_ms, ended.sealed, price, None, None)

@@ -10,7 +10,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.stranding import MISSED, strand_intent
-from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
+from meterkit.decisions.ambiguity import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.late_usage import LateIntents
 from meterkit.delivery.lost_deliveries import Forgotten
@@ -87,8 +87,8 @@ def judge(
         before: the look before this one; None: there was none.
         now: this look.
     """
-    if now.at_ms < first_attempt_ms + COMPARED_MS:
-        return Judged(verdict="again", wait_ms=first_attempt_ms + COMPARED_MS - now.at_ms)
+    if now.at_ms < first_attempt_ms + COMPARABLE_AFTER_MS:
+        return Judged(verdict="again", wait_ms=first_attempt_ms + COMPARABLE_AFTER_MS - now.at_ms)
     if value >= _SPLIT_AT:
         return Judged(
             verdict="person",
@@ -97,9 +97,9 @@ def judge(
     if now.counted is None:
         return Judged(verdict="person", why="Stripe has no meter with its event name, so no summary of it")
     if before is None:
-        return Judged(verdict="again", wait_ms=APART_MS, keep=now)
-    if now.at_ms < before.at_ms + APART_MS:
-        return Judged(verdict="again", wait_ms=before.at_ms + APART_MS - now.at_ms, keep=before)
+        return Judged(verdict="again", wait_ms=READS_APART_MS, keep=now)
+    if now.at_ms < before.at_ms + READS_APART_MS:
+        return Judged(verdict="again", wait_ms=before.at_ms + READS_APART_MS - now.at_ms, keep=before)
     return _judge_two(value, span, minute_ms, before, now)
 
 

@@ -11,7 +11,7 @@ from meterkit.customers.history import is_relinked
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.states import States
 from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
-from meterkit.decisions.ambiguity import may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, Comparer
@@ -216,7 +216,7 @@ class Reconciler:
         outbox, now_ms = Intents(self._store), self._store.now_ms()
         for intent in await outbox.list(state="parked", customer=customer, limit=100_000):
             first = intent.first_attempt_at
-            is_open = first is not None and not may_be_sent_again(to_ms(first), now_ms)
+            is_open = first is not None and not can_resend(to_ms(first), now_ms)
             if (is_open or is_refused(intent.identifier)) and intent.compared_at is None:
                 await outbox.redrive(intent.identifier, by=CAUSE)
         await Comparer(self._store, summaries, self._journal).compare_due(FlushReport())

@@ -11,7 +11,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend, compare_in_ms
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.outbox.intents import Move
 from meterkit.outbox.sealer import REPORTED
@@ -338,7 +338,7 @@ def _is_ambiguous(attempt: Attempt, passed_ms: int) -> bool:
         attempt: the intent.
         passed_ms: since it was leased, at least.
     """
-    return not may_be_sent_again(attempt.first_ms, attempt.now_ms + passed_ms)
+    return not can_resend(attempt.first_ms, attempt.now_ms + passed_ms)
 
 
 def _park(attempt: Attempt, passed_ms: int) -> Move:

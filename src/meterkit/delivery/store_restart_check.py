@@ -15,7 +15,7 @@ from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, kept_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
-from meterkit.redis.server import is_of_a_key
+from meterkit.redis.server import is_key_error
 from meterkit.store.server_restarts import ServerLives
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -304,7 +304,7 @@ class Restarts:
 
 def _is_damage(error: Exception) -> bool:
     """Whether an error says how what is kept of one customer is, and not that the store does not answer."""
-    return error.__cause__ is None or is_of_a_key(error.__cause__)
+    return error.__cause__ is None or is_key_error(error.__cause__)
 
 
 def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Sequence[_Line]:

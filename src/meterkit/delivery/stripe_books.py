@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.price_segments import Segment
+    from meterkit.decisions.price_segments import PriceSegment
     from meterkit.delivery.invoices import Invoiced, Invoices
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage
@@ -239,7 +239,7 @@ async def item_books(
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in late for letter in "afn"]
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
     counts: dict[str, tuple[int, int]] = {}
-    priced: dict[str, list[Segment]] = {}
+    priced: dict[str, list[PriceSegment]] = {}
     for name in late:
         counts[name] = int(next(kept) or 0), int(next(kept) or 0)
         priced[name] = item_segments((next(kept) or b"").decode())
@@ -270,7 +270,7 @@ class ItemTerms(NamedTuple):
 
     start_s: int
     currency: str
-    priced: Sequence[Segment]
+    priced: Sequence[PriceSegment]
 
 
 def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> str:

@@ -153,7 +153,7 @@ class Closes:
         try:
             await self.note(shard, ends_to_close(views, self._store.now_ms()))
         except StoreError as error:
-            self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
+            self._admin.warn_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
 
     async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
         """Remember closes, and when each is first tried.

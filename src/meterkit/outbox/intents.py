@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.decisions.ambiguity import SURE_MS
+from meterkit.decisions.ambiguity import RESEND_MAX_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 
@@ -227,7 +227,7 @@ class Kept:
     def tried_since_ms(self) -> int:
         """The first attempt that a comparison goes by: what was refused later was tried before that."""
         refused_ms = int(self.fields.get("refused", "0"))
-        return refused_ms - SURE_MS if refused_ms else self.first_ms
+        return refused_ms - RESEND_MAX_MS if refused_ms else self.first_ms
 
     @property
     def minute_s(self) -> int:
@@ -341,7 +341,7 @@ def _read(admin: Admin, shard: int, identifier: str, text: bytes | None) -> Mapp
         fields = None
     if fields and _is_whole(fields):
         return cast("Mapping[str, str]", fields)
-    admin.say_once(
+    admin.warn_once(
         f"intent {identifier} of shard {shard} cannot be read and is left; all others are delivered"
     )
     return {}

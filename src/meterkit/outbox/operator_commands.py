@@ -11,7 +11,7 @@ from secrets import token_hex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend, compare_in_ms
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.intents import (
@@ -211,7 +211,7 @@ class Intents:
                 return await change_state(
                     self._store, kept, "parked", cause=cause, compare_in_ms=0, after=after, more={"why": why}
                 )
-            if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
+            if can_resend(kept.first_ms, now_ms) and not is_refused(identifier):
                 # Stripe answers a known idempotency key with what it answered then.
                 again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
                 return await change_state(

@@ -25,7 +25,7 @@ from meterkit.outbox.intents import (
     read_intent,
 )
 from meterkit.outbox.sealer import Cut, Sealer, Sealing
-from meterkit.redis.durability import Keeping
+from meterkit.redis.durability import DurabilityCheck
 from meterkit.store.event_names import read_meters, remember_meters
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Outbox:
         """Why nothing can be delivered from this store now; None where it can."""
         try:
             for server in await self._admin.servers():
-                await self._keeping(server).way()
+                await self._keeping(server).find_method()
         except StoreError as error:
             return str(error)
         return None
@@ -205,7 +205,7 @@ class Outbox:
         """
         server = await self._admin.at(self._keys.shard(shard, "intents"))
         keeping, script = self._keeping(server), self._store.scripts["move"]
-        durability = await keeping.way()
+        durability = await keeping.find_method()
         if durability == "age":
             intents = [sealed for sealed in intents if self._is_on_disk(sealed)]
         if not intents:
@@ -281,9 +281,9 @@ class Outbox:
                     self._keys.customer(move.intent.customer).totals,
                 )
 
-    def _keeping(self, server: Admin) -> Keeping:
+    def _keeping(self, server: Admin) -> DurabilityCheck:
         needed = not self._store.deliver_without_persistence
-        return Keeping(server, server.address, needed=needed, kind=self._store.address.kind)
+        return DurabilityCheck(server, server.address, needed=needed, kind=self._store.address.kind)
 
     async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
         return await count_members(self._store, self._admin, names, limit=limit)

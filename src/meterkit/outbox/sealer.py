@@ -17,7 +17,7 @@ from meterkit.errors import StoreError
 from meterkit.outbox.closes import Closes
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.late_terms import invoice_terms
-from meterkit.redis.server import is_of_a_key, is_refusal
+from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters
 
@@ -223,7 +223,7 @@ class Sealer:
         customer = view.customer
         if is_refusal(reply):
             # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if not is_of_a_key(reply):
+            if not is_key_error(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
         elif reply[0] == replies.STALE:

@@ -81,7 +81,7 @@ class HoldOwner(ABC):
             try:
                 reply: Any = await lane.ask(decision)
                 if isinstance(reply, ReplyError):
-                    reply = await lane.again(decision, reply)
+                    reply = await lane.retry_call(decision, reply)
             except MeterkitError:
                 return
             if reply[0] == replies.ALLOWED:
@@ -263,7 +263,7 @@ class Reservation(HoldOwner):
                 await self._store.acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.hold_renewal.Renewable`."""
+        """See :class:`meterkit.redis.lane.Renewable`."""
         self._give_back()
         # A later capture is recorded nevertheless.
         self._lane, self._decided, self._settled = None, None, False

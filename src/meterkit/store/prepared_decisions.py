@@ -8,10 +8,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions import verdict
-from meterkit.decisions.in_process import NOTHING_LEFT, left_by
-from meterkit.decisions.packed import joined
+from meterkit.decisions.in_process import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.packed import merge_json
 from meterkit.decisions.policies import CEILING, Demand
-from meterkit.decisions.program import Binding, demands_of, held_at, with_derived
+from meterkit.decisions.program import BoundProgram, add_derived, demands_of, model_terms_to_hold
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED, REPEAT
 from meterkit.store.views import PreparedDecision
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
-    from meterkit.decisions.program import AtModel, Program
-    from meterkit.decisions.subjects import AskedOfSubject
+    from meterkit.decisions.program import ModelTerms, Program
+    from meterkit.decisions.subjects import SubjectDemand
     from meterkit.store.views import CustomerView
 
 
@@ -110,7 +110,7 @@ class MarkedDecision(PreparedDecision):
         own = len(program.measures) - sum(len(one.measures) for one in program.subjects)
         keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures[:own])
         others = view.pack_subjects(program.subjects)
-        further = joined(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
+        further = merge_json(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
         first = (keys.counters, keys.state, keys.totals, keys.grants, keys.ledger, keys.levels, keys.marks)
         names = (*first, *others.keys)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
@@ -147,7 +147,7 @@ class PreparedReservation:
         view: CustomerView,
         route: Route,
         meters: Iterable[str],
-        at: AtModel,
+        at: ModelTerms,
         models: Sequence[str],
         free: Collection[str] = (),
     ) -> None:
@@ -157,9 +157,9 @@ class PreparedReservation:
         self._at = at
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
-        self.bound: Binding = Binding(program, self._consumed)
+        self.bound: BoundProgram = BoundProgram(program, self._consumed)
         self._head = view.pack_head(program, view.pack_subjects(program.subjects))
-        self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
+        self._tails = {mode: pack_each(program.trailing_arguments(mode)) for mode in "ds"}
 
     def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
         """The decision that reserves so much of each meter."""
@@ -167,7 +167,7 @@ class PreparedReservation:
             self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
         )
 
-    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
+    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[SubjectDemand, ...]:
         """The demands on the customer's subjects, with so much reserved."""
         subjects = self._view.subjects
         if subjects is None or not self._program.subjects:
@@ -179,7 +179,7 @@ class PreparedReservation:
         return {name: Demand.of(quantity + self._consumed[name]) for name, quantity in quantities.items()}
 
     def pack(
-        self, quantities: Mapping[str, int], mode: str, asked: tuple[AskedOfSubject, ...]
+        self, quantities: Mapping[str, int], mode: str, asked: tuple[SubjectDemand, ...]
     ) -> tuple[bytes, bytes]:
         """See :meth:`CustomerView.pack_decide`; ``asked``: of subjects."""
         tail = self._tails.get(mode)
@@ -219,9 +219,9 @@ def prepare_reserving(
     limited = models
     if view.cache.derives:
         limited = view.cache.routes.models_of(route, models)
-        reserved = with_derived(view.cache.catalog.meters, quantities, limited)
+        reserved = add_derived(view.cache.catalog.meters, quantities, limited)
     rows = view.cache.holds_rows
-    at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
+    at = model_terms_to_hold(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
     asked = demands_of(route, view.cache.catalog, limited) if view.cache.derives else ()
     key = ("reserve", id(route), free, *asked, "", *reserved, *at.key)
@@ -232,9 +232,12 @@ def prepare_reserving(
 def read_decision(decided: PreparedDecision, reply: Any) -> Decision:
     """What a concluded reply says; what is left by a refusal is remembered for when the store is away."""
     view = decided.view
-    view.left = view.left or NOTHING_LEFT
+    view.left = view.left or NO_REMAINDERS
     if reply[0] == REFUSED and decided.refusal is None:
-        view.left = {**view.left, **left_by(decided.exact(), reply, decided.period_end_ms(reply[1]))}
+        view.left = {
+            **view.left,
+            **remaining_by_policy(decided.exact(), reply, decided.period_end_ms(reply[1])),
+        }
     return decided.refusal or read_limits(decided, reply)
 
 
@@ -243,12 +246,14 @@ def read_limits(decided: PreparedDecision, reply: Any, *, degraded: bool = False
     view, end_ms = decided.view, decided.period_end_ms(reply[1])
     customer, plan = view.customer, view.effective.plan.key
     if reply[0] == ALLOWED:
-        found = verdict.allowed(
+        found = verdict.allowed_decision(
             decided.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
         )
     else:
         is_in_flight = reply[0] == IN_FLIGHT
-        found = verdict.IN_FLIGHT if is_in_flight else verdict.refused(decided.exact(), reply, end_ms)
+        found = (
+            verdict.IN_FLIGHT if is_in_flight else verdict.refused_decision(decided.exact(), reply, end_ms)
+        )
         found = replace(found, customer=customer, plan=plan, degraded=degraded)
     if not decided.shadow:
         return found

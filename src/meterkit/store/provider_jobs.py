@@ -247,7 +247,7 @@ class JobHold(HoldOwner):
             reply = await pending
             for _ in range(_TRIES):
                 if isinstance(reply, ReplyError):
-                    reply = await lane.again(decision, reply)
+                    reply = await lane.retry_call(decision, reply)
                 if reply[0] != replies.STALE:
                     break
                 view = view.cache.learn(view, reply)

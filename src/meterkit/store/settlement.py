@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_terms import earned, price_line
+from meterkit.decisions.audit_terms import earned_micros, price_line
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
-from meterkit.decisions.packed import joined
+from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import derived_from
 from meterkit.errors import MeterkitError
@@ -193,7 +193,9 @@ class Settlement:
                 cache.alarms.no_room(self.customer)
             elif notice.startswith(_PAID):
                 given = (self.view if self._packed is None else self._packed[0]).entitlements
-                self.revenue = (self.revenue or 0) + earned(notice.removeprefix(_PAID), given, cache.catalog)
+                self.revenue = (self.revenue or 0) + earned_micros(
+                    notice.removeprefix(_PAID), given, cache.catalog
+                )
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
 
@@ -252,12 +254,12 @@ class Settlement:
         if self.occurred_ms is not None:
             paying = self._dated(view, paying, self.occurred_ms)
         if self.event is not None:
-            paying = joined(self.event.terms(), paying)
+            paying = merge_json(self.event.terms(), paying)
         if self.tells_revenue:
-            paying = joined('{"tells":1}', paying)
+            paying = merge_json('{"tells":1}', paying)
         if self.mark is not None:
             marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
-            paying = joined(marked, paying)
+            paying = merge_json(marked, paying)
         return paying
 
     def _of_subjects(self, view: CustomerView) -> PackedSubjects:
@@ -292,7 +294,7 @@ class Settlement:
         """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""
         own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
-        return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
+        return merge_json(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 
     def _derived_from(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters
@@ -414,7 +416,7 @@ def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
     if tallies is not None and (exact or used.charged):
         named = used.dimensions.get("model"), used.dimensions.get("provider")
         charged = sum(used.charged.values(), Fraction(0))
-        tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
+        tallies.count_call(*named, cost=sum(exact, Fraction(0)), charged=charged)
     units = {
         meter: remainders.count_units(view.customer, meter, amount) for meter, amount in used.charged.items()
     }

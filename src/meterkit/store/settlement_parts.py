@@ -16,7 +16,7 @@ from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.spending import counted_as_spent, price_of
-from meterkit.decisions.subjects import SubjectHold, member_of, subject_budget
+from meterkit.decisions.subjects import SubjectHold, subject_budget, subject_member
 from meterkit.store.request_subjects import PackedSubjects
 
 if TYPE_CHECKING:
@@ -435,7 +435,7 @@ def pack_subject_settlement(
         spans = _budget_spans(subjects, catalog, kind, spent, rated_ms)
         if meters or rates or spans:
             kinds.append(kind)
-            words += (member_of(kind, subject), *meters, *(field for field, _ in (*rates, *spans)))
+            words += (subject_member(kind, subject), *meters, *(field for field, _ in (*rates, *spans)))
             numbers += (len(meters), len(rates) + len(spans), len(spans))
             numbers += (number for pair in meters.values() for number in pair)
             numbers += (number for _, terms in (*rates, *spans) for number in terms)

@@ -10,7 +10,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.argument_checks import check_feature
-from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -18,7 +18,7 @@ from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
-from meterkit.redis.server import not_past
+from meterkit.redis.server import refuse_past_clock
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.allotment import Allotments
@@ -98,7 +98,7 @@ class Store:
         self.is_audited = is_audited
         self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
-            clock = not_past(clock, str(address))
+            clock = refuse_past_clock(clock, str(address))
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
@@ -181,7 +181,7 @@ class Store:
         if self.tallies is None:
             self.tallies = self.loops.tallies = self.cache.tallies = Tallies()
             for lane in self.lanes.values():
-                lane.measure(self.tallies)
+                lane.set_tallies(self.tallies)
         return self.tallies
 
     def now_ms(self) -> int:
@@ -223,7 +223,7 @@ class Store:
         stale = 0
         while True:
             if isinstance(reply, ReplyError):
-                reply = await lane.again(decision, reply)
+                reply = await lane.retry_call(decision, reply)
             if reply[0] == replies.CLOCK:
                 raise StoreError(
                     f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
@@ -253,7 +253,7 @@ class Store:
         if self.catalog.enforcement != "on":
             return True
         decision, _ = await self.decide(view, _asking({}), mode="c")
-        return refusal_without(view.customer, decision.view.effective, feature) is None
+        return refusal_for_feature(view.customer, decision.view.effective, feature) is None
 
     async def consume(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""

@@ -6,12 +6,12 @@ from copy import copy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
-from meterkit.decisions.customer_state import NO_STATE, CustomerState, holding_only, refusal_of
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, keep_holds_only, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import UNKNOWN_MODEL, AtModel, compile_program, held_at
+from meterkit.decisions.program import UNKNOWN_MODEL, ModelTerms, compile_program, model_terms_to_hold
 from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Route
-    from meterkit.decisions.in_process import Left
+    from meterkit.decisions.in_process import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
-    from meterkit.decisions.program import Binding, Program
-    from meterkit.decisions.subjects import AskedOfSubject, SubjectHold
+    from meterkit.decisions.program import BoundProgram, Program
+    from meterkit.decisions.subjects import SubjectDemand, SubjectHold
     from meterkit.store.request_subjects import GivenSubjects, PackedSubjects
 
 _T = TypeVar("_T")
@@ -42,14 +42,14 @@ _NONE_KEPT: Final[dict[Any, Any]] = {}
 class QuantityBinder(Protocol):
     """What binds the quantities of one request; see :mod:`meterkit.store.prepared_decisions`."""
 
-    bound: Binding
+    bound: BoundProgram
 
-    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
+    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[SubjectDemand, ...]:
         """The demands on the customer's subjects, with so much reserved."""
         ...
 
     def pack(
-        self, quantities: Mapping[str, int], mode: str, asked: tuple[AskedOfSubject, ...]
+        self, quantities: Mapping[str, int], mode: str, asked: tuple[SubjectDemand, ...]
     ) -> tuple[bytes, bytes]:
         """See :meth:`meterkit.store.views.CustomerView.pack_decide`; ``asked``: of subjects."""
         ...
@@ -188,7 +188,7 @@ class CustomerView:
         self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _NONE_KEPT
         self.settlements: dict[Any, Any] = _NONE_KEPT
-        self.left: Mapping[str, Left] | None = None
+        self.left: Mapping[str, RemainingQuantity] | None = None
         self._prepared: dict[tuple[object, ...], Any] = _NONE_KEPT
         self.subjects: Subjects | None = None
         self.base: CustomerView | None = None
@@ -241,7 +241,9 @@ class CustomerView:
         spare: int = 0,
     ) -> PreparedDecision:
         """Hold quantities, if ``spare`` more units are left of each; ``route`` is None off the request."""
-        at = held_at((model,), self.prepaid, quantities, self.entitlements, holds_rows=self.cache.holds_rows)
+        at = model_terms_to_hold(
+            (model,), self.prepaid, quantities, self.entitlements, holds_rows=self.cache.holds_rows
+        )
         held = at.held(quantities)
         program = self.compile({name: Demand.of(held[name], spare) for name in held}, in_flight=False, at=at)
         return PreparedDecision(self, program, mode, route=route, reserved=held)
@@ -256,7 +258,7 @@ class CustomerView:
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; in flight, and of a model, only if it says so."""
         costs = None if self.prepaid is None else self.prepaid.asked_costs(model)
-        at = AtModel.of(costs, demands, model, self.entitlements, holds_rows=self.cache.holds_rows)
+        at = ModelTerms.of(costs, demands, model, self.entitlements, holds_rows=self.cache.holds_rows)
         asked = at.asked(demands)
 
         def asking() -> PreparedDecision:
@@ -279,8 +281,8 @@ class CustomerView:
 
         def renewing() -> PreparedDecision:
             demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
-            kept, catalog = holding_only(self.entitlements, demands, in_flight), self.cache.catalog
-            program = compile_program(kept, catalog, demands, prepaid=self.prepaid, at=AtModel(costs))
+            kept, catalog = keep_holds_only(self.entitlements, demands, in_flight), self.cache.catalog
+            program = compile_program(kept, catalog, demands, prepaid=self.prepaid, at=ModelTerms(costs))
             if self.subjects is not None and subjects:
                 held_of = tuple(renew_hold(kind, hold) for kind, hold in subjects.items())
                 program = program.with_subjects(held_of)
@@ -295,7 +297,7 @@ class CustomerView:
         *,
         in_flight: bool = True,
         route: Route | None = None,
-        at: AtModel = UNKNOWN_MODEL,
+        at: ModelTerms = UNKNOWN_MODEL,
     ) -> Program:
         """What some demands ask of this customer's plan, and of a route's own rates."""
         rates_only = route is not None and route.always
@@ -333,7 +335,7 @@ class CustomerView:
         """The request of a decision up to the terms; ``others``: what it says of subjects."""
         return pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev, others=others)
 
-    def pack_subjects(self, asked: tuple[AskedOfSubject, ...]) -> PackedSubjects:
+    def pack_subjects(self, asked: tuple[SubjectDemand, ...]) -> PackedSubjects:
         """What the decision script gets of the customer's subjects."""
         return NOTHING_PACKED if self.subjects is None else self.subjects.pack(asked)
 

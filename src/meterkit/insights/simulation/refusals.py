@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.load import enforced
 from meterkit.customers.states import States
-from meterkit.decisions.customer_overrides import with_subject
+from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import Demand
@@ -144,7 +144,7 @@ class Replay:
         )
         overrides = {meter: dict(given) for meter, given in tenure.overrides.items()}
         for member, given in tenure.subject_overrides.items():
-            overrides = with_subject(overrides, member, given, until_ms=None, now_ms=begins_ms)
+            overrides = with_subject_override(overrides, member, given, until_ms=None, now_ms=begins_ms)
         state = CustomerState(subscription=subscription, overrides=overrides)
         await States(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None

@@ -15,7 +15,7 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
-from meterkit.decisions.transitions import WORDS, InForce
+from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
@@ -358,7 +358,7 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
         return []
     faults: list[str] = []
     for kind in _WATCHED:
-        words = WORDS[kind](found.force)
+        words = TERM_TEXTS[kind](found.force)
         own = [entry for entry in entries if entry.kind == kind]
         for last, entry in pairwise(own):
             if (last.after or "") != (entry.before or ""):
@@ -371,16 +371,16 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
     return faults + _state_faults(found, found.force, catalog)
 
 
-def _state_faults(found: Found, force: InForce, catalog: Catalog) -> list[str]:
+def _state_faults(found: Found, force: TermsInForce, catalog: Catalog) -> list[str]:
     """Status, seats or a plan of the state that no entry has brought.
 
     Where another plans file changes the plan, such as the default plan, that is entered at the next look.
     """
-    state, now = found.state, InForce.of(found.state, catalog, force.at_ms, force)
+    state, now = found.state, TermsInForce.of(found.state, catalog, force.at_ms, force)
     named = {state.plan, None if state.subscription is None else state.subscription.plan}
     is_by_file = now.plan not in named or force.plan not in catalog.plans or now.access != force.access
     return [
-        f"its state has {kind} {WORDS[kind](now)!r}, and its ledger {WORDS[kind](force)!r}"
+        f"its state has {kind} {TERM_TEXTS[kind](now)!r}, and its ledger {TERM_TEXTS[kind](force)!r}"
         for kind in _WATCHED
-        if WORDS[kind](now) != WORDS[kind](force) and not (kind == "plan" and is_by_file)
+        if TERM_TEXTS[kind](now) != TERM_TEXTS[kind](force) and not (kind == "plan" and is_by_file)
     ]

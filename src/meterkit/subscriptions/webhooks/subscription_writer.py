@@ -18,7 +18,7 @@ from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.stored_grants import SHORTEST_MS
-from meterkit.decisions.subscription import ENDED, switched_by_others
+from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
@@ -111,7 +111,7 @@ class SubscriptionWriter:
         store_state = partial(
             self._states.change, customer, apply_subscription, cause=cause, changed_ms=planned_ms
         )
-        switched = switched_by_others(known, subscription, self._store.now_ms())
+        switched = meters_switched_by_others(known, subscription, self._store.now_ms())
         if subscription is None or moved or not switched:
             await store_state()
         else:

@@ -262,7 +262,7 @@ class SyncQueue:
         lane = await self._store.lane()
         reply: Any = await lane.ask(call)
         if isinstance(reply, ReplyError):
-            reply = await lane.again(call, reply)
+            reply = await lane.retry_call(call, reply)
         return int(reply)
 
     async def _take(self, shard: int, *, most: int = 1, stripe_customer: str = "") -> list[SyncEntry | None]:
