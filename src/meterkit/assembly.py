@@ -16,11 +16,11 @@ from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.delivery.deliver_customer import Cutter, deliver_customer, undelivered
+from meterkit.delivery.deliver_customer import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.delivery.flush_report import replay_spools
 from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
 from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.summaries import until_counted
+from meterkit.delivery.summaries import wait_until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
@@ -132,7 +132,7 @@ class Parts:
             stripe.api,
             fetch=self.webhooks.fetch,
             deliver=self._deliver,
-            cut=Cutter(store, self.flusher, stripe.api).cut,
+            cut=UsageCutter(store, self.flusher, stripe.api).cut,
             contact=contact,
         )
         hooks = CustomerHooks(
@@ -207,7 +207,7 @@ class Parts:
 
     async def _take_refusals(self, event_id: str) -> None:
         module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
-        await module.take_refusals(self.store, self._stripe.api(), event_id, self._journal)
+        await module.park_refused(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
         module: Any = import_module("meterkit.delivery.late_usage")  # Only workers pay for it.
@@ -224,7 +224,7 @@ class Parts:
             _, state = await States(self.store).read(customer)
             if state.stripe_customer is None:
                 return
-            counting = until_counted(
+            counting = wait_until_counted(
                 self.store, self._stripe.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S
             )
             if uncounted := await counting:
@@ -234,7 +234,7 @@ class Parts:
                     uncounted,
                     customer,
                 )
-            if uncounted or not has_all or not (left := await undelivered(self.store, customer)):
+            if uncounted or not has_all or not (left := await count_undelivered_units(self.store, customer)):
                 return
         _logger.error(
             "customer %r has used %d units while its subscription was ended: they are not on the last"

@@ -32,9 +32,9 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.outbox.closes import Close, ends_to_close
-from meterkit.outbox.intents import RESTORED, Kept
-from meterkit.outbox.operator_commands import _intent
+from meterkit.outbox.closes import PeriodClose, ends_to_close
+from meterkit.outbox.intents import RESTORED, StoredIntent
+from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.daemon_thread import in_daemon_thread
@@ -174,7 +174,7 @@ def test_an_intent_says_who_parked_it_and_if_it_is_restored() -> None:
     fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
     fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
     found, restored = (
-        _intent(Kept.read("one", 0, json.dumps(fields | more).encode()), {}, {}, NOW_MS)
+        _shown_intent(StoredIntent.read("one", 0, json.dumps(fields | more).encode()), {}, {}, NOW_MS)
         for more in ({}, {RESTORED: "1"})
     )
     assert (found.restored, restored.restored) == (False, True)
@@ -216,7 +216,7 @@ def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_star
     end_ms = view.effective.bounds.end_ms
     # The process has learnt nothing of the customer since the period ended.
     now_ms = end_ms + hours * HOUR_MS
-    found = {Close.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
+    found = {PeriodClose.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
     assert found == {bounds_at(now_ms).end_ms} | ({end_ms} if has_start else set())
 
 

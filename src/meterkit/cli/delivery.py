@@ -21,7 +21,7 @@ from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note, sho
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.period_closer import Closer
+from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.background import insights_tasks, root_of
@@ -110,7 +110,7 @@ async def worker(
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
             running = start_task(_flush(kit, flusher, json=session.json))
-            closer = Closer(kit.store, stripe.api, root_of(kit.store, kit.settings))
+            closer = PeriodCloser(kit.store, stripe.api, root_of(kit.store, kit.settings))
             tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
         for name, work in tasks.items():
             beside.keep(loop, name, work)

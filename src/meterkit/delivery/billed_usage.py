@@ -11,7 +11,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
 from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
-from meterkit.delivery.invoices import Invoices, units_of
+from meterkit.delivery.invoices import InvoiceReader, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.outbox.late_items import LateItems
@@ -80,7 +80,7 @@ async def usage_lines(
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
     """
-    summaries, invoices = StripeSummaries(api), Invoices(api, {}, store.catalog.currency)
+    summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
     await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
     own = await read_meters(admin, store.keys, store.catalog, customer)

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
-from meterkit.outbox.sealer import kept_ms
+from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
@@ -309,7 +309,7 @@ class Rebuilder:
                 store.keys.shard(keys.shard, name) for name in ("intents", "parked", "compare", "audit")
             ]
             names.append(keys.history)
-            return names, (view.rev, view.terms(kept_ms(view)), customer, json.dumps(wanted))
+            return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, json.dumps(wanted))
 
         reply = await ask_confirmed(store, store.scripts["rebuild"], customer, call, done="rebuilt")
         if reply[0] in {_WAITS, _OTHER_PERIOD}:

@@ -217,7 +217,7 @@ class SubscriptionRepairer:
         api: the way to Stripe.
         fetch: fetches a customer's subscription from Stripe into the store.
         cut: has what a customer has used delivered and counted, and holds back what is used while the block
-            runs; see :class:`meterkit.delivery.deliver_customer.Cutter`.
+            runs; see :class:`meterkit.delivery.deliver_customer.UsageCutter`.
     """
 
     store: Store

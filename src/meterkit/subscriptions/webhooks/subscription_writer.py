@@ -22,7 +22,13 @@ from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
-from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, InvoiceEnd, finalized_ms, keep_invoice_end
+from meterkit.outbox.invoice_ends import (
+    RENEWAL,
+    STAMPED_AHEAD_MS,
+    InvoiceEnd,
+    finalized_ms,
+    store_invoice_end,
+)
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import metered_of, plan_of
@@ -191,7 +197,7 @@ class SubscriptionWriter:
             is_moved = is_open and self._bounds(after).start_ms >= max(at_ms, start_ms + SHORTEST_MS)
             if not is_moved and (is_open or not at_ms <= end_ms < at_ms + STAMPED_AHEAD_MS):
                 continue
-            is_new = await keep_invoice_end(store, customer, start_ms, invoice)
+            is_new = await store_invoice_end(store, customer, start_ms, invoice)
             if invoice.final_ms and (is_moved or is_new):
                 (moved if is_moved else final)[at_ms] = start_ms
         return final, moved
