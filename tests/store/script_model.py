@@ -335,7 +335,7 @@ class Model:
         keep = self._rate(customer, view, use, now)
         self._record(name, customer, view, parts, now, keep, has_recorded=any(recorded.values()))
         words: list[bytes] = []
-        for part in parts if use.tells_revenue else ():
+        for part in parts if use.asks_revenue else ():
             told = f"paid {meter_field(part.meter)} {part.credited} {part.overage}"
             words += [told.encode()] if part.quantity else []
         if before is not None and after is not None:

@@ -15,6 +15,7 @@ from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.verdict import refused_decision
 from meterkit.redis.connection import pack
+from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from store.script_counts import DAY_MS, SLOT_MS, Slots
@@ -166,7 +167,7 @@ class SpendWorld(OneCustomer):
             demands[name] = Demand(needed=1, taken=0) if is_open else Demand.of(quantity)
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self.decided(
-            self.view, lambda view: view.prepare_asking(demands, mode, model=model)
+            self.view, lambda view: prepare_asking(view, demands, mode, model=model)
         )
         self._roll()
         self._keep_debt()

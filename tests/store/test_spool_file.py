@@ -25,6 +25,7 @@ from meterkit.decisions.keys import Keys, meter_field
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
 from meterkit.redis.url import parse_redis_url
+from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.replay import SpoolReplay, read_record, write_record
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
@@ -334,7 +335,7 @@ def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: 
 def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
     view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = view.prepare_holding({"words": 100}, "d")
+    decision = prepare_holding(view, {"words": 100}, "d")
     settlement = Settlement(view, held=HeldQuantities.of(decision, 6), used=UsedQuantities.of({"words": 70}))
     found = read_record(write_record(settlement, 1, AT_MS, None), cache).settlement
     assert found.view.subjects is not None

@@ -189,7 +189,7 @@ async def record_calls(
             )
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        revenues.append(await store.record(view, part, event_id=part_id, tells_revenue=True))
+        revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
     return None if is_unknown else _valued(usage_of(said), calls, revenues, store.cache)
 
 
@@ -256,7 +256,7 @@ async def _count_job(
         )
         return None
     return [
-        await store.record(owner, part, event_id=event_id, job_id=call_name(call), tells_revenue=True)
+        await store.record(owner, part, event_id=event_id, job_id=call_name(call), asks_revenue=True)
         for part in (parts if counts else ())
     ]
 

@@ -339,7 +339,7 @@ class MeterMiddleware:
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
         if isinstance(found, Caller):
-            view = plans.cache.met(found.customer, tuple(found.subjects.items()))
+            view = plans.cache.find_with_subjects(found.customer, tuple(found.subjects.items()))
             if view is not None:
                 return view
         customer, subjects = parted(found)

@@ -11,7 +11,7 @@ from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
-from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, keep_hold, owners_of, remember_job
+from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def settle_outliving(
     for name, call in calls.items():
         job_id = call.response_id or ""
         if call.source == "missing":
-            keep_hold(store, lane, view, job_id, {} if decided is None else decided.reserved)
+            hold_job(store, lane, view, job_id, {} if decided is None else decided.reserved)
             lane.finish(_remember(store, job_id, view, route.match))
             continue
         end_job(store, job_id)
@@ -70,7 +70,7 @@ def settle_outliving(
 
 
 async def _remember(store: Store, job_id: str, view: CustomerView, route: str) -> None:
-    owners = store.outliving.owners
+    owners = store.job_holds.owners
     owners.setdefault(job_id, view)
     if len(owners) > _OWNERS_MAX:
         del owners[next(iter(owners))]
@@ -94,7 +94,7 @@ async def _count(
     try:
         settle(await claim_job(store, job_id, view, route, by=by))
     except StoreError:
-        known = store.outliving.owners.get(job_id)
+        known = store.job_holds.owners.get(job_id)
         settle(JobClaim(known, counts=True))  # It waits in the spool, which survives this process.
         claim = await _answered(lambda: claim_job(store, job_id, view, route, by=by))
         if known is None:
@@ -160,6 +160,6 @@ async def polls_own_job(
     # A route that records tokens of its own could add more of them each time that an ended job is fetched.
     serves_ended = tokens.isdisjoint(route.records)
     with suppress(StoreError):
-        owners = await owners_of(store, known, with_ended=serves_ended)
+        owners = await find_owners(store, known, with_ended=serves_ended)
         return (view.customer, view.anonymous) in owners
     return False

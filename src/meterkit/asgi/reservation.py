@@ -12,7 +12,7 @@ from meterkit.catalog.units import UNITS
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
-from meterkit.store.prepared_decisions import marking, prepare_reserving, repeat_digest
+from meterkit.store.prepared_decisions import mark_requests, prepare_reserving, repeat_digest
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
@@ -144,7 +144,7 @@ async def reserving(
 
     decide = refusing(view, route, prepare, problem)
     digest = repeat_digest(route, body.scope)
-    return decide if digest is None else marking(decide, digest)
+    return decide if digest is None else mark_requests(decide, digest)
 
 
 def refusing(view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None) -> Prepare:

@@ -15,7 +15,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.prepared_decisions import read_decision
+from meterkit.store.prepared_decisions import prepare_holding, prepare_renewing, read_decision
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities
@@ -173,7 +173,7 @@ class Upload(Exchange):
             return
         with suppress(MeterkitError):  # Tried again before the holds vanish.
             held = {self._meter: total}
-            _, reply = await self._store.decide(self._view, lambda view, _: view.prepare_renewing(held, ()))
+            _, reply = await self._store.decide(self._view, lambda view, _: prepare_renewing(view, held, ()))
             if self._more == before and reply[0] == ALLOWED:
                 self._give_back_more()
                 self._more = {reply[1] // HOLD_SLOT_MS: total}
@@ -223,7 +223,7 @@ class Upload(Exchange):
         store, meter = self._store, self._meter
 
         def prepare(view: CustomerView, mode: str) -> PreparedDecision:
-            return view.prepare_holding({meter: quantity}, mode, route=self._route, spare=spare)
+            return prepare_holding(view, {meter: quantity}, mode, route=self._route, spare=spare)
 
         decided, reply = await store.decide(self._view, prepare)
         decision = read_decision(decided, reply)

@@ -182,7 +182,7 @@ class WebSocketExchange(Exchange):
         cache = self._store.cache
         route = cache.routes.newest(self._route.match)
         if route is not None:
-            return route, self._view if cache is self._view.cache else cache.renewed(self._view)
+            return route, self._view if cache is self._view.cache else cache.rebind(self._view)
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
@@ -255,7 +255,7 @@ def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
         demands = {**_demands_while_open(route, view), **counted}
         return _prepared(route, view, mode, view.entitlements, demands)
 
-    return view.once(("message", id(route), mode), prepare)
+    return view.memoize(("message", id(route), mode), prepare)
 
 
 def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
@@ -265,7 +265,7 @@ def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
         demands = _demands_while_open(route, view)
         return _prepared(route, view, "c", keep_holds_only(view.entitlements, demands, ()), demands)
 
-    return view.once(("look", id(route)), prepare)
+    return view.memoize(("look", id(route)), prepare)
 
 
 def _demands_while_open(route: Route, view: CustomerView) -> dict[str, Demand]:

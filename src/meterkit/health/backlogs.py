@@ -93,11 +93,11 @@ async def look_at_messages(parts: Parts) -> tuple[str, list[Finding]]:
     dead: list[KeptMessage] = []
     for channel in CHANNELS:
         queue = MessageQueue(parts.store, channel)
-        counted, late_ms = await queue.waiting(), await queue.overdue_ms()
+        counted, late_ms = await queue.count_messages(), await queue.overdue_ms()
         waiting += counted["due"] + counted["later"]
         found += overdue_messages(channel, counted["due"], late_ms)
         if counted["dead"]:
-            dead += [one for one in await queue.kept() if one.state == "dead"]
+            dead += [one for one in await queue.list_messages() if one.state == "dead"]
     return f"{waiting:,} wait, {len(dead):,} dead", [*found, *dead_messages(dead)]
 
 

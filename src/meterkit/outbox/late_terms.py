@@ -44,7 +44,7 @@ def invoice_terms(view: CustomerView, now_ms: int) -> str:
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
     key = ("late", plan, is_billed, next_end_ms(state.overrides, now_ms))
-    meters = view.once(key, lambda: _terms_by_token(view, plan, now_ms, is_billed=is_billed))
+    meters = view.memoize(key, lambda: _terms_by_token(view, plan, now_ms, is_billed=is_billed))
     item = item_terms(state, view.cache.catalog) if is_billed else None
     of_items = "" if item is None else f',"item":{json.dumps(item)}'
     return (

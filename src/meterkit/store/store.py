@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_for_feature
@@ -27,10 +27,10 @@ from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback import Fallback
-from meterkit.store.prepared_decisions import MarkedDecision, Prepare, read_decision
+from meterkit.store.prepared_decisions import MarkedDecision, Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
 from meterkit.store.settlement import Settlement, undo_decision
-from meterkit.store.settlement_parts import HeldQuantities, JobHolds, UsedQuantities, mark_decided
+from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, OrphanedSpools, SettlementSpool
 from meterkit.store.views import CustomerCache
 
@@ -56,6 +56,30 @@ __all__ = ["Prepare", "Store"]
 _logger = logging.getLogger("meterkit.store")
 
 _SPOOL_S: Final = 1.0
+
+
+class EndableJob(Protocol):
+    """Hold of a provider's job; see :class:`meterkit.store.provider_jobs.JobHold`."""
+
+    def end(self) -> None:
+        """Release the hold."""
+
+
+class JobHolds:
+    """Holds and owners of provider jobs that this process knows, by the provider's ids.
+
+    Attributes:
+        holds: holds of unfinished jobs.
+        owners: customers who began the latest jobs: they are found while the store is down.
+        logged_ms: time of the last log line about a job that does not end.
+    """
+
+    __slots__ = ("holds", "logged_ms", "owners")
+
+    def __init__(self) -> None:
+        self.holds: dict[str, EndableJob] = {}
+        self.owners: dict[str, CustomerView] = {}
+        self.logged_ms: int | None = None
 
 
 class Store:
@@ -116,7 +140,7 @@ class Store:
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
         loops.new_allotments = partial(Allotments, clock=clock)
-        self.outliving = JobHolds()
+        self.job_holds = JobHolds()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
@@ -264,7 +288,7 @@ class Store:
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             held, used = HeldQuantities.of(decision, slot), UsedQuantities(recorded=decision.recorded)
-            again = mark_decided(decision, slot)
+            again = mark_used_in_slot(decision, slot)
             await self.acknowledged([Settlement(decision.view, held=held, used=used, keeps_shape=again)])
         return found
 
@@ -276,7 +300,7 @@ class Store:
         event_id: str | None,
         job_id: str | None = None,
         occurred_ms: int | None = None,
-        tells_revenue: bool = False,
+        asks_revenue: bool = False,
     ) -> Fraction | None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
 
@@ -295,7 +319,7 @@ class Store:
             key = self.keys.event(view.shard, view.customer, counted_id)
             event = EventMark(key, event_id or "", used.given() if job_id is None else {})
         settlement = Settlement(
-            view, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells_revenue
+            view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )
         await self.acknowledged([settlement])
         return settlement.revenue
@@ -417,4 +441,4 @@ class Store:
 
 
 def _asking(demands: Mapping[str, Demand]) -> Prepare:
-    return lambda view, mode: view.prepare_asking(demands, mode)
+    return lambda view, mode: prepare_asking(view, demands, mode)

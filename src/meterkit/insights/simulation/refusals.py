@@ -17,7 +17,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
-from meterkit.store.prepared_decisions import read_decision
+from meterkit.store.prepared_decisions import prepare_asking, read_decision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.store import Store
@@ -171,7 +171,7 @@ class Replay:
         # The model is known when the request ends: until then what is left must do for the dearest one.
         decided, reply = await self._store.decide(
             self._store.cache.get(customer, subjects=event.subjects),
-            lambda view, mode: view.prepare_asking(asked, mode, model=""),
+            lambda view, mode: prepare_asking(view, asked, mode, model=""),
         )
         if not read_decision(decided, reply).allowed:
             return False
