@@ -204,7 +204,7 @@ def mark_used_in_slot(decision: PreparedDecision, slot: int) -> bool:
 
 
 THRESHOLD_NUMBERS: Final = 4
-# Event that reports a meter's units to Stripe: its own, or that of the derived meter behind it. A derived meter
+# Event that reports a meter's units to Stripe: its own, or that of the derived meter behind it. A derived one
 # reports the units of the meter before it, or its overage.
 OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
 NO_CAP: Final = -1
