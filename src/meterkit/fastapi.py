@@ -10,8 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from meterkit.asgi import admitted
-from meterkit.asgi.context import EXEMPT, current, exchange_of
-from meterkit.asgi.problems import REQUEST_PROBLEM_TYPES, TYPES, type_of
+from meterkit.asgi.context import EXEMPT, current, require_exchange
+from meterkit.asgi.problems import REFUSAL_TYPES, REQUEST_PROBLEM_TYPES, problem_type_of
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import BillingResponder
@@ -57,7 +57,7 @@ def _requirement(feature: str) -> Requirement:
     async def requirement(connection: HTTPConnection) -> None:
         scope = connection.scope
         try:
-            decided = exchange_of("requires()", scope)
+            decided = require_exchange("requires()", scope)
         except MeterkitError:
             # At an endpoint it contradicts the line: in doubt a gate holds.
             if EXEMPT in scope and any(
@@ -67,7 +67,7 @@ def _requirement(feature: str) -> Requirement:
             raise
         refusal = decided.require(feature)
         if refusal is not None:
-            about = type_of(refusal)
+            about = problem_type_of(refusal)
             raise HTTPException(about.status, about.title)
 
     return requirement
@@ -101,17 +101,17 @@ _OFFER: Final = {
     "required": ["credit", "top_up_url", "amounts_cents", "currency"],
 }
 _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
-    TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
-    TYPES["spend"].problem.uri: {
+    REFUSAL_TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
+    REFUSAL_TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
+    REFUSAL_TYPES["spend"].problem.uri: {
         "limit_cents": _QUANTITY,
         "spent_cents": _QUANTITY,
         "currency": _TEXT,
         "reset_after_s": _QUANTITY,
     },
-    TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
-    TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
-    TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
+    REFUSAL_TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
+    REFUSAL_TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
+    REFUSAL_TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
 }
 _OPTIONAL: Final = frozenset({"offer", "portal_url", "reset_after_s"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
@@ -130,7 +130,7 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
     """Each status that refused clients get, and its answers as OpenAPI describes them."""
     kinds: dict[str, tuple[ProblemType, list[Reason]]] = {}
-    for reason, (about, _) in TYPES.items():
+    for reason, (about, _) in REFUSAL_TYPES.items():
         kinds.setdefault(about.uri, (about, []))[1].append(reason)
     kinds |= {about.uri: (about, []) for about in REQUEST_PROBLEM_TYPES.values()}
     by_status: dict[int, list[dict[str, Any]]] = {}
@@ -196,13 +196,13 @@ def billing_router(
     billing = BillingResponder(kit, origins)
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
-        _add(router, billing, endpoint, customer)
+        _add_route(router, billing, endpoint, customer)
     # Beside what ``dependencies`` are for: Stripe signs what it posts, and does not log in.
     router.routes.append(webhook_route(kit, router.prefix))
     return router
 
 
-def _add(
+def _add_route(
     router: APIRouter, billing: BillingResponder, endpoint: BillingEndpoint, customer: Callable[..., Any]
 ) -> None:
     async def run(request: Request, who: Any = Depends(customer)) -> Response:  # noqa: B008 - FastAPI reads it

@@ -9,8 +9,8 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from meterkit.asgi.call_amounts import used_by_hand
-from meterkit.asgi.llm_calls import captured, record_calls
+from meterkit.asgi.call_amounts import price_quantities
+from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
 from meterkit.catalog.notes import log_notes
@@ -19,7 +19,7 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
-from meterkit.serving import Served, Serving, store_of
+from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.tokens.estimate import estimate_input, guarded
@@ -53,7 +53,7 @@ _logger = logging.getLogger("meterkit")
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
-class MeterKit(Served):
+class MeterKit(KitLifecycle):
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
     The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
@@ -111,7 +111,7 @@ class MeterKit(Served):
         tasks = parts.tasks()
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload)
-        self._serving = Serving(self.store, self.settings, tasks, parts.finish, close=parts.close)
+        self._serving = LoopServer(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property
     def catalog(self) -> Catalog:
@@ -148,8 +148,8 @@ class MeterKit(Served):
         if meter in self.catalog.meters and self.catalog.meters[meter].kind == "gauge":
             demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
         else:
-            demands = self._demands(meter, quantity)
-        return await self.store.check(self._view(customer, subjects), demands)
+            demands = self._check_demand(meter, quantity)
+        return await self.store.check(self._find_view(customer, subjects), demands)
 
     async def allows(self, customer: str, feature: str) -> bool:
         """Whether the customer's plan has a feature; not while access is suspended.
@@ -171,8 +171,8 @@ class MeterKit(Served):
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
             StoreError: the store cannot decide.
         """
-        demands = self._demands(meter, quantity)
-        view = self._view(customer, subjects)
+        demands = self._check_demand(meter, quantity)
+        view = self._find_view(customer, subjects)
         if meter in USAGE_METERS and view.cache.charges:
             view.cache.alarms.consumed_tokens(meter)
         return await self.store.consume(view, demands)
@@ -208,11 +208,11 @@ class MeterKit(Served):
                 meter: nothing of this call counts; ``occurred_at`` is naive, or over a minute ahead.
         """
         quantities = quantities_given(meter, quantity, self.catalog.meters)
-        view = self._view(customer, subjects)
+        view = self._find_view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)
         at_ms = None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms())
-        used = used_by_hand(quantities, view.cache, at_ms=at_ms)
+        used = price_quantities(quantities, view.cache, at_ms=at_ms)
         await self.store.record(view, used, event_id=event_id, occurred_ms=at_ms)
 
     async def record_usage(
@@ -240,7 +240,7 @@ class MeterKit(Served):
             CustomerError, MeterkitError: an argument cannot be used, or no meter counts tokens.
             StoreError: a job was given and the store does not answer; give it again.
         """
-        view = None if customer is None else self._view(customer, subjects)
+        view = None if customer is None else self._find_view(customer, subjects)
         return await record_calls(self.store, view, obj, event_id=event_id, call_id=call_id)
 
     def reserve(
@@ -272,8 +272,8 @@ class MeterKit(Served):
             raise MeterkitError("quantities: found none; name one meter at least")
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
-        view = self._view(customer, subjects)
-        read = partial(captured, view.cache, reserved=dict(quantities), requested=model, check=check)
+        view = self._find_view(customer, subjects)
+        read = partial(read_captured, view.cache, reserved=dict(quantities), requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
 
     @overload
@@ -369,9 +369,9 @@ class MeterKit(Served):
         self.store.use(enforced(catalog, self.settings.enforcement))
         return True
 
-    def _view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
+    def _find_view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
         return self.store.cache.get(check_customer(customer), subjects=check_subjects(subjects))
 
-    def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
+    def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)
         return {meter: Demand(needed=quantity, taken=quantity)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.context import exchange_of, tap
+from meterkit.asgi.context import require_exchange, tap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.cancellation import start_task
 from meterkit.tokens.json_values import load, table
@@ -106,7 +106,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         ClientDisconnect: the client left before the call had ended.
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = exchange_of("stop_on_disconnect()")
+    found = require_exchange("stop_on_disconnect()")
     working, leaving = start_task(_result_of(call)), start_task(_read_disconnect(receive))
     try:
         await wait((working, leaving), return_when=FIRST_COMPLETED)
@@ -115,7 +115,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         working.cancel()
         await gather(working, leaving, return_exceptions=True)
         if working.cancelled():
-            found.report(LlmCalls.take_given_up)
+            found.report(LlmCalls.estimate_cancelled_call)
     if working.cancelled():
         raise ClientDisconnect
     return working.result()
@@ -203,19 +203,19 @@ class _Filter:
             self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
         data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
         if not self._by_line:
-            return self._typed(self._events(data))
+            return self._restore_type(self._events(data))
         if self._hidden and not data:
             # The blank line that ended the event.
             self._hidden = False
             return None
         self._hidden = _is_extra(data)
-        return None if self._hidden else self._typed(data, blank=True)
+        return None if self._hidden else self._restore_type(data, blank=True)
 
     def flush(self) -> bytes | str | None:
         """The end of a stream that broke off within an event, or did not end its last one."""
         held = bytes(self._held[self._passed :])
         self._held.clear()
-        return None if _is_extra(held) else self._typed(held)
+        return None if _is_extra(held) else self._restore_type(held)
 
     def _events(self, data: bytes) -> bytes:
         held = self._held
@@ -244,7 +244,7 @@ class _Filter:
             self._passed = len(held)
         return b"".join(kept)
 
-    def _typed(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
+    def _restore_type(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
         if not data and not blank:
             return None
         return data.decode("utf-8", "surrogatepass") if self._is_text else data

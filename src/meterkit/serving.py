@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings
 
-__all__ = ["BackgroundTasks", "Served", "Serving", "store_of"]
+__all__ = ["BackgroundTasks", "KitLifecycle", "LoopServer", "store_of"]
 
 _logger = logging.getLogger("meterkit")
 
@@ -56,7 +56,7 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
     return Store.of(choice.address, catalog, settings, clock)
 
 
-class Serving:
+class LoopServer:
     """Starts and stops a store, and tasks beside each event loop that is served.
 
     Args:
@@ -87,7 +87,7 @@ class Serving:
         store.loops.before_stop = self._end
 
     async def start(self) -> None:
-        """Serve the running event loop; see :meth:`Served.start`."""
+        """Serve the running event loop; see :meth:`KitLifecycle.start`."""
         loop = running_loop()
         observe(self._store)
         self._starts[loop] = self._starts.get(loop, 0) + 1
@@ -101,7 +101,7 @@ class Serving:
             raise
 
     async def begin(self) -> None:
-        """Serve the running event loop unless that was started; see :meth:`Served.begin`."""
+        """Serve the running event loop unless that was started; see :meth:`KitLifecycle.begin`."""
         loop = running_loop()
         if loop in self._starts:
             await self._serve(loop)
@@ -121,7 +121,7 @@ class Serving:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
 
     async def stop(self) -> None:
-        """Undo one start; see :meth:`Served.stop`."""
+        """Undo one start; see :meth:`KitLifecycle.stop`."""
         await complete(self._undo_start(running_loop(), finish=True))
 
     async def _undo_start(self, loop: AbstractEventLoop, *, finish: bool = False) -> None:
@@ -154,7 +154,7 @@ class Serving:
             lane = await self._store.lane()
             lane.is_served = True
         for name, work in self._tasks.items():
-            self._background.keep(loop, name, work)
+            self._background.ensure_running(loop, name, work)
         return lane
 
     async def _end(self) -> None:
@@ -164,10 +164,10 @@ class Serving:
         await self._close()
 
 
-class Served:
+class KitLifecycle:
     """Starts and stops a kit, by itself or as an async context manager."""
 
-    _serving: Serving
+    _serving: LoopServer
 
     async def start(self) -> None:
         """Connect for the running event loop. Counted: each start wants a stop.
@@ -230,13 +230,13 @@ class BackgroundTasks:
         self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[None]]]
         self._tasks = WeakKeyDictionary()
 
-    def keep(
+    def ensure_running(
         self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
         """Have a task run in a loop, which is the running one; nothing is done where it does."""
         tasks = self._tasks.setdefault(loop, {})
         if name not in tasks or tasks[name].done():
-            tasks[name] = start_task(self._run(name, work), name=f"meterkit {name}")
+            tasks[name] = start_task(self._run_task(name, work), name=f"meterkit {name}")
 
     async def end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel a loop's tasks, and wait until they have ended."""
@@ -246,7 +246,7 @@ class BackgroundTasks:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         log_throttle, pause_s, loop = Throttle(HOUR_S), _AGAIN_FIRST_S, asyncio.get_running_loop()
         while True:
             began_s = loop.time()

@@ -57,7 +57,7 @@ class LoopThread:
         Raises:
             MeterkitError: an event loop runs in this thread.
         """
-        _refuse_beside_a_loop()
+        _refuse_running_loop()
         with self._lock:
             self._open()
             self._starts += 1
@@ -75,7 +75,7 @@ class LoopThread:
         Raises:
             MeterkitError: an event loop runs in this thread.
         """
-        _refuse_beside_a_loop()
+        _refuse_running_loop()
         portal = self._portal
         if portal is None:
             with self._lock:
@@ -138,7 +138,7 @@ class LoopThread:
             begun.set_exception(error)
 
 
-def _refuse_beside_a_loop() -> None:
+def _refuse_running_loop() -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from drivers.plans import free_plan
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
-from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
+from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge_headers
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdict
@@ -606,4 +606,4 @@ def test_to_scripts_of_other_origins_the_fields_are_shown() -> None:
         told = LimitFields(call.program, "ietf").add(headers, call, [0, LIMIT_FIELDS_NOW_MS, 1, 4, 0], ORIGIN)
         ours = [pair for pair in told if pair[0] in {b"ratelimit", b"ratelimit-policy"}]
         assert len(ours) == 2
-        assert told == merge(headers, ours, expose=True)
+        assert told == merge_headers(headers, ours, expose=True)

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.asgi.admitted import UsageWatch
+from meterkit.asgi.admitted import AdmittedRequest
 from meterkit.asgi.call_amounts import join_used, price_tokens
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.provider_jobs import on_loop_of, settle_outliving
+from meterkit.asgi.provider_jobs import call_on_loop, settle_jobs
 from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -96,7 +96,7 @@ _recording: Final = RLock()
 a stream that is collected reports wherever the garbage collector runs, even within another report."""
 
 
-def returns_awaitable(function: Function) -> Function:
+def mark_coroutine_function(function: Function) -> Function:
     """Mark it, as ``inspect.markcoroutinefunction`` does from Python 3.12 on, and as asyncio knew it before.
 
     ``WsgiToAsgi`` of asgiref warns of a ``send`` without the mark.
@@ -109,7 +109,7 @@ def returns_awaitable(function: Function) -> Function:
     return function
 
 
-class Exchange(UsageWatch):
+class Exchange(AdmittedRequest):
     """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
@@ -118,7 +118,7 @@ class Exchange(UsageWatch):
         is_counted: whether what its decision counts is counted, or may be, without a word of the store.
     """
 
-    __slots__ = (*("_ending", "_recorded", "_status", "_trailers", "is_counted"),)
+    __slots__ = ("_ending", "_recorded", "_status", "_trailers", "is_counted")
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Exchange(UsageWatch):
         self._send = send
         self.limit_fields = None
         self.decision: Decision | None = None
-        self._weighed: FallbackDecision | None = None
+        self._fallback_decision: FallbackDecision | None = None
         self.is_counted = self._nothing_to_settle = self._settled = False
         self._recorded: dict[str, int] | None = None
         self._llm = None
@@ -171,7 +171,7 @@ class Exchange(UsageWatch):
             self._has_request = not message.get("more_body", False)
         return message
 
-    @returns_awaitable
+    @mark_coroutine_function
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
         kind = message["type"]
@@ -180,9 +180,9 @@ class Exchange(UsageWatch):
                 if self._nothing_to_settle:
                     self._complete = True
                     return self._send(message)
-                return self._pass_on(message, last=True)
+                return self._send_and_read(message, last=True)
             if message.get("body"):
-                return self._pass_on(message, last=False)
+                return self._send_and_read(message, last=False)
         elif kind == "http.response.start":
             self._status = message["status"]
             if self._reading is not None:
@@ -192,11 +192,11 @@ class Exchange(UsageWatch):
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
             message = self._with_fields(message)
-        elif self._ends(kind, message):
-            return self._pass_on(message, last=True)
+        elif self._is_last_message(kind, message):
+            return self._send_and_read(message, last=True)
         return self._send(message)
 
-    def _ends(self, kind: str, message: Message) -> bool:
+    def _is_last_message(self, kind: str, message: Message) -> bool:
         """Whether a message of one of the rarer kinds is the last of the response."""
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
@@ -205,7 +205,7 @@ class Exchange(UsageWatch):
             return not message.get("more_body", False) and not self._trailers
         return False
 
-    async def _pass_on(self, message: Message, *, last: bool) -> None:
+    async def _send_and_read(self, message: Message, *, last: bool) -> None:
         """Send a piece of the body, or the last message of the response, and read it then."""
         # Taken first: a middleware that receives the message may replace its bytes, as compression does.
         reading = self._reading
@@ -268,10 +268,10 @@ class Exchange(UsageWatch):
                     self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
                 )
             beside = self._price_tokens(beside)
-            parts = self._used_by_calls(outcome)
+            parts = self._usage_of_calls(outcome)
             self._view.cache.routes.learn(self._route, find_used_meters((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving(self._name_calls)
-            settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
+            settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
             return
         if decided is not None and (decided.program.settles or decided.digest):
@@ -292,7 +292,7 @@ class Exchange(UsageWatch):
             self._view.cache.routes.learn(self._route, find_used_meters((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
-    def _used_by_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
+    def _usage_of_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
         """What calls of language models have used, those of one model together."""
         if self._llm is None:
             return ()
@@ -357,7 +357,7 @@ class Exchange(UsageWatch):
 
     def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
         """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
-        decided = None if self._weighed is None else self._weighed.decided
+        decided = None if self._fallback_decision is None else self._fallback_decision.decided
         settlement = None if decided is None else decided.unheld.get(billed)
         counted = self._route.consume
         if settlement is None:
@@ -411,8 +411,8 @@ class Exchange(UsageWatch):
             parts = llm.uncounted(self._view.cache, self._name_calls)
             outliving = llm.outliving(self._name_calls)
         self._settle_late(lane, parts)
-        settle = partial(settle_outliving, route=self._route, billed=self._outcome() in self._charge_on)
-        on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
+        settle = partial(settle_jobs, route=self._route, billed=self._outcome() in self._charge_on)
+        call_on_loop(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 
     def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
@@ -420,7 +420,7 @@ class Exchange(UsageWatch):
         self._view.cache.routes.learn(self._route, find_used_meters(parts))
         for part in parts:
             used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
-            on_loop_of(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
+            call_on_loop(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
 
     def _outcome(self) -> Outcome:
         if self._complete and not self._gone and self._status < BAD_REQUEST:

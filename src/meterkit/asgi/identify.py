@@ -74,7 +74,7 @@ class Caller:
         check_subject_kinds(self.subjects)
 
 
-def parted(found: object) -> tuple[object, GivenSubjects | None]:
+def split_caller(found: object) -> tuple[object, GivenSubjects | None]:
     """What ``identify`` found as a customer, and the subjects; None where an id of theirs is not allowed."""
     if not isinstance(found, Caller):
         return found, ()
@@ -82,7 +82,7 @@ def parted(found: object) -> tuple[object, GivenSubjects | None]:
     return found.customer, given if all(is_customer(subject) for _, subject in given) else None
 
 
-def fault_in(found: object) -> str:
+def find_id_fault(found: object) -> str:
     """Which of the ids that ``identify`` found is not allowed, and what was found; the id is not shown."""
     ids: list[tuple[str, object]] = [("customer", found.customer if isinstance(found, Caller) else found)]
     ids += found.subjects.items() if isinstance(found, Caller) else ()
@@ -354,7 +354,7 @@ _KEYS_KEPT_MAX: Final = 10_000
 _THREADS_MAX: Final = 16
 _UNOWNED_S_MAX: Final = 5.0
 """A key that was just made should not be refused for long where it was tried too early."""
-_FAILED_TOLD: Final = 5
+_FAILED_LOGGED: Final = 5
 _logger = logging.getLogger("meterkit.asgi")
 
 
@@ -381,7 +381,7 @@ class KeyOwners:
         self._ttl_s = ttl_s
         self._owned: dict[str, tuple[Owner, float]] = {}
         self._unowned: dict[str, float] = {}
-        self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Owner | None]] = {}
+        self._pending: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Owner | None]] = {}
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
     def of(self, key: bytes) -> Owner | Awaitable[Owner | None] | None:
@@ -393,22 +393,22 @@ class KeyOwners:
         if monotonic() < self._unowned.get(key_hash, 0.0):
             return None
         if self._hashed:
-            return self._ask(key_hash, key_hash)
+            return self._fetch_once(key_hash, key_hash)
         try:
-            return self._ask(key_hash, key.decode())
+            return self._fetch_once(key_hash, key.decode())
         except UnicodeDecodeError:
             return None  # Keys are texts.
 
-    async def _ask(self, key_hash: str, asked_for: str) -> Owner | None:
+    async def _fetch_once(self, key_hash: str, asked_for: str) -> Owner | None:
         loop = asyncio.get_running_loop()
-        while (asked := self._asked.get((loop, key_hash))) is not None:
+        while (asked := self._pending.get((loop, key_hash))) is not None:
             await asyncio.wait([asked])
             if not asked.cancelled():
                 return asked.result()
             # The task that looked the owner up was cancelled meanwhile; another one does it.
-        asked = self._asked[loop, key_hash] = loop.create_future()
+        asked = self._pending[loop, key_hash] = loop.create_future()
         try:
-            owner = await self._look_up(asked_for)
+            owner = await self._fetch_owner(asked_for)
         except Exception as error:
             asked.set_exception(error)
             asked.exception()  # It is raised here, whether or not anybody else waits for it.
@@ -417,13 +417,13 @@ class KeyOwners:
             asked.cancel()
             raise
         else:
-            self._remember(key_hash, owner)
+            self._cache_owner(key_hash, owner)
             asked.set_result(owner)
             return owner
         finally:
-            del self._asked[loop, key_hash]
+            del self._pending[loop, key_hash]
 
-    async def _look_up(self, asked_for: str) -> Owner | None:
+    async def _fetch_owner(self, asked_for: str) -> Owner | None:
         try:
             if self._runs_on_the_loop:
                 found = self._lookup(asked_for)
@@ -445,9 +445,9 @@ class KeyOwners:
             limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
         return limiter
 
-    def _remember(self, key_hash: str, owner: object) -> None:
+    def _cache_owner(self, key_hash: str, owner: object) -> None:
         now = monotonic()
-        self._note(is_found=owner is not None)
+        self._count_unowned(is_found=owner is not None)
         self._owned.pop(key_hash, None)  # Inserting it again makes it the youngest.
         self._unowned.pop(key_hash, None)
         if isinstance(owner, str | Caller):
@@ -455,17 +455,17 @@ class KeyOwners:
         elif owner is None:
             _put_bounded(self._unowned, key_hash, now + min(self._ttl_s, _UNOWNED_S_MAX))
 
-    def _note(self, *, is_found: bool) -> None:
+    def _count_unowned(self, *, is_found: bool) -> None:
         """Warn once where no key at all has an owner: the lookup may expect another form of it."""
         if is_found:
-            self._failed = _FAILED_TOLD  # It works.
-        elif self._failed < _FAILED_TOLD:
+            self._failed = _FAILED_LOGGED  # It works.
+        elif self._failed < _FAILED_LOGGED:
             self._failed += 1
-            if self._failed == _FAILED_TOLD:
+            if self._failed == _FAILED_LOGGED:
                 gets = "the SHA-256 of the key, in hex" if self._hashed else "the key as the client sent it"
                 _logger.warning(
                     "identify.api_key: the first %d keys had no owner; the lookup gets %s (hashed=%s)",
-                    _FAILED_TOLD,
+                    _FAILED_LOGGED,
                     gets,
                     self._hashed,
                 )

@@ -15,8 +15,8 @@ from meterkit.asgi.call_amounts import (
     amounts_beyond,
     amounts_of,
     call_of_figures,
-    check_given,
-    used_by_hand,
+    check_captured,
+    price_quantities,
     used_by_model,
     used_of,
 )
@@ -35,7 +35,7 @@ from meterkit.tokens.plain_values import kind_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.asgi.reading import Reading
+    from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
@@ -58,7 +58,7 @@ class LlmCalls:
 
     __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_taps", "reading", "reports")
 
-    def __init__(self, reading: Reading | None = None, *, is_fetched: bool = False) -> None:
+    def __init__(self, reading: ResponseUsage | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
         self._is_fetched = is_fetched
         self.reports = UsageReports()
@@ -83,11 +83,11 @@ class LlmCalls:
             return None
         return self.reading.unread_figure
 
-    def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
+    def add_tap(self, calls: tuple[CallUsage, ...]) -> None:
         """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls
 
-    def take_given_up(self) -> None:
+    def estimate_cancelled_call(self) -> None:
         """Estimate the prompt of a call that was cancelled before it answered, unless usage is known."""
         if self.reading is None or self._taps or self.reports.usages():
             return
@@ -95,7 +95,7 @@ class LlmCalls:
         self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """The response is over; see :meth:`meterkit.asgi.reading.Reading.close`.
+        """The response is over; see :meth:`meterkit.asgi.response_usage.Reading.close`.
 
         Returns:
             The usage read from it, completed by the app's own reports.
@@ -164,14 +164,14 @@ async def record_calls(
     if view is not None and not store.is_off:
         for job_id in pending:
             await remember_job(store, job_id, view, "")
-    if _used_of(calls, store.cache) is None and line is None and not pending:
+    if _usage_of_calls(calls, store.cache) is None and line is None and not pending:
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
             kind_of(obj).__name__,
         )
         return None
     if call_id is not None:
-        calls = _named(calls, call_id, line)
+        calls = _assign_ids(calls, call_id, line)
     late = [call for call in calls if call_name(call) is not None and not store.is_off]
     by: Counting = "whole" if line is None else "lines"
     revenues: list[Fraction | None] = []
@@ -181,7 +181,7 @@ async def record_calls(
         of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
-    own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
+    own = _usage_of_calls([call for call in calls if call_name(call) is None], store.cache) or ()
     for at, part in enumerate(own):
         if view is None:
             raise MeterkitError(
@@ -190,10 +190,10 @@ async def record_calls(
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
         revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
-    return None if is_unknown else _valued(usage_of(said), calls, revenues, store.cache)
+    return None if is_unknown else _add_money(usage_of(said), calls, revenues, store.cache)
 
 
-def _valued(
+def _add_money(
     usage: CallUsage | None,
     calls: Sequence[CallUsage],
     revenues: Sequence[Fraction | None],
@@ -217,7 +217,7 @@ def _valued(
     )
 
 
-def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
+def _assign_ids(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
     """The calls of a job by the id that the app gives, those of a line by the line's name besides."""
     base = call_id if line is None else f"{call_id}\0{line.name}"
     return tuple(
@@ -261,7 +261,7 @@ async def _count_job(
     ]
 
 
-def captured(
+def read_captured(
     compiled: CompiledCatalog,
     used: Any,
     model: str | None,
@@ -290,7 +290,7 @@ def captured(
         calls = calls_of(used)
         if requested is not None:
             calls = tuple(replace(call, model=call.model or requested) for call in calls)
-        found = _used_of(calls, compiled, beside=reserved, model=model, provider=provider)
+        found = _usage_of_calls(calls, compiled, beside=reserved, model=model, provider=provider)
         if found is not None:
             return found
         if given is None:
@@ -299,11 +299,11 @@ def captured(
                 "captured: give the quantities by meter, or the response that the SDK returned"
             )
     quantities = given or {}
-    check_given(quantities, compiled, check)
-    return [used_by_hand(quantities, compiled, model=model or requested, provider=provider)]
+    check_captured(quantities, compiled, check)
+    return [price_quantities(quantities, compiled, model=model or requested, provider=provider)]
 
 
-def _used_of(
+def _usage_of_calls(
     calls: Sequence[CallUsage],
     compiled: CompiledCatalog,
     *,

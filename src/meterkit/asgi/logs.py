@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage, Note
 
 
-class Sampler:
+class LogSampler:
     """Lets the first lines of each span of time through, and tells how many it kept back.
 
     Args:
@@ -43,7 +43,7 @@ class Sampler:
     def __init__(self, most: int, every_s: float, tell: Callable[[int], None]) -> None:
         self._most = most
         self._every_s = every_s
-        self._tell = tell
+        self._report_count = tell
         self._began = self.last_s = -every_s
         self._written = 0
         self._kept_back = 0
@@ -66,7 +66,7 @@ class Sampler:
     def _report(self) -> None:
         if self._kept_back:
             kept_back, self._kept_back = self._kept_back, 0
-            self._tell(kept_back)
+            self._report_count(kept_back)
 
 
 _logger = logging.getLogger("meterkit.asgi")
@@ -82,14 +82,14 @@ class TroubleLog:
     """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
 
     def __init__(self) -> None:
-        self._store = Sampler(1, _AWAY_SPAN_S, self._count_away)
-        self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
-        self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
+        self._store = LogSampler(1, _AWAY_SPAN_S, self._log_more_undecided)
+        self._identify = LogSampler(1, _SPAN_S, partial(_log_more, "failed in identify"))
+        self._others = LogSampler(1, _SPAN_S, partial(_log_more, "met such an error"))
         self._wrong_types: set[type] = set()
         self._is_inner = False
         self._preflights = Throttle(MINUTE_S)
 
-    def undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
+    def log_undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
         """The customer is known, but not whether the request may be served.
 
         Args:
@@ -104,7 +104,7 @@ class TroubleLog:
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 
-    def _count_away(self, number: int) -> None:
+    def _log_more_undecided(self, number: int) -> None:
         # Told when the span is over, by when the store may be back for long.
         _logger.error(
             "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
@@ -113,13 +113,13 @@ class TroubleLog:
             monotonic() - self._store.last_s,
         )
 
-    def unidentified(self, error: Exception | None, route: Route) -> None:
+    def log_unidentified(self, error: Exception | None, route: Route) -> None:
         """``identify`` raised."""
         if self._identify.admits():
             message = "identify raised: the customer of a request under the line %a could not be determined"
             _logger.error(message, route.match, exc_info=error)
 
-    def wrong_type(self, found: object) -> None:
+    def log_wrong_type(self, found: object) -> None:
         """``identify`` returned what is neither a text nor None; said once of each type."""
         kind = type(found)
         if kind not in self._wrong_types:
@@ -130,7 +130,7 @@ class TroubleLog:
                 kind.__name__,
             )
 
-    def inner(self) -> None:
+    def log_inner(self) -> None:
         """This kit has the request already: what this middleware was given is not asked; said once."""
         if not self._is_inner:
             self._is_inner = True
@@ -140,7 +140,7 @@ class TroubleLog:
                 " remove one of them"
             )
 
-    def unmatched(self, source: str, scope: Scope) -> None:
+    def log_unmatched(self, source: str, scope: Scope) -> None:
         """No line of the plans file matches a request; the caller logs this once."""
         _logger.warning(
             "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
@@ -149,7 +149,7 @@ class TroubleLog:
             source,
         )
 
-    def preflight(self, route: Route, scope: Scope) -> None:
+    def log_preflight(self, route: Route, scope: Scope) -> None:
         """A CORS preflight that browsers take for a no; at most once a minute for a route."""
         if not self._preflights.is_due(route.match):
             return
@@ -162,7 +162,7 @@ class TroubleLog:
             scope["path"][:_SHOWN_MAX],
         )
 
-    def without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
+    def log_without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
         """A line would have matched, had it the path of the mount; the caller sees to it as above."""
         method = "" if line.method is None else f"{line.method} "
         _logger.warning(
@@ -176,7 +176,7 @@ class TroubleLog:
         )
 
 
-def _count_more(what: str, number: int) -> None:
+def _log_more(what: str, number: int) -> None:
     _logger.error("%d more requests %s within %.0f s", number, what, _SPAN_S)
 
 
@@ -196,9 +196,9 @@ class RefusalLog:
     """
 
     def __init__(self) -> None:
-        self._sampler = Sampler(_LINES_A_SECOND, 1.0, _suppressed)
+        self._sampler = LogSampler(_LINES_A_SECOND, 1.0, _log_suppressed)
 
-    def refused(
+    def log_refused(
         self,
         decision: Decision,
         route: Route,
@@ -210,19 +210,19 @@ class RefusalLog:
     ) -> None:
         """A request was answered with a refusal, or a websocket closed."""
         if self._sampler.admits():
-            fields = _fields(decision, route, view) | {"status": status, "instance": instance}
+            fields = _refusal_fields(decision, route, view) | {"status": status, "instance": instance}
             words = _line(fields) + _hint(decision, scope)
             _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
 
-    def shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
+    def log_shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
         """A request was served that would have been refused."""
         if self._sampler.admits():
-            fields = _fields(decision, route, view)
+            fields = _refusal_fields(decision, route, view)
             extra = fields | {"status": None, "instance": None, "shadow": True}
             _refusals.warning("would be refused, but enforcement is shadow: %s", _line(fields), extra=extra)
 
 
-def _fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
+def _refusal_fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
     subjects = None if view is None else view.subjects
     return {
         "customer": decision.customer,
@@ -247,7 +247,7 @@ def _hint(decision: Decision, scope: Scope) -> str:
     return f'; if everybody may ask for it, put {{match: "GET {path}", exempt: true}} above this line'
 
 
-def _suppressed(number: int) -> None:
+def _log_suppressed(number: int) -> None:
     _refusals.warning(
         "%d more requests were refused, or would be in shadow, within a second", number,
         extra={"suppressed": number},
@@ -280,17 +280,17 @@ _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _warned_of_unread: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 
 
-class Contained:
+class ErrorGuard:
     """``with`` it runs what must not be heard of by the app, whatever it raises; may be entered again.
 
     Args:
         tell: takes which error it was; see :func:`described`.
     """
 
-    __slots__ = ("_tell",)
+    __slots__ = ("_report_count",)
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+        self._report_count = tell
 
     def __enter__(self) -> None:
         pass
@@ -300,11 +300,11 @@ class Contained:
     ) -> bool:
         if kind is None or not isinstance(error, Exception):
             return False
-        self._tell(described(error))
+        self._report_count(describe_error(error))
         return True
 
 
-def described(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Which error it is, and where: not its own words, which may hold what a customer wrote."""
     return f"{type(error).__name__} at\n{''.join(format_tb(error.__traceback__))}"
 

@@ -42,7 +42,7 @@ class McpExchange(Exchange):
         kind = message["type"]
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
-            self._answer = AnswerReader(message["headers"])
+            self._answer = McpResponseReader(message["headers"])
         elif kind == "http.response.body" and self._status and (body := message.get("body", b"")):
             if len(body) > PIECE_BYTES:
                 return self._read_and_send(message, body)
@@ -78,7 +78,7 @@ _MESSAGE: Final = ValuePlace(
 """Members of a JSON-RPC message that are kept of one that is larger than 16 KiB."""
 
 
-class AnswerReader:
+class McpResponseReader:
     """Incremental reader of an MCP response: JSON or server-sent events, in bounded memory.
 
     The first JSON-RPC response counts. The server's notifications may stand before and after it.

@@ -13,13 +13,13 @@ from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import ShadowFields
-from meterkit.asgi.identify import Caller, fault_in, parted
+from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.plans_in_force import PlansInForce
-from meterkit.asgi.provider_jobs import polls_own_job
+from meterkit.asgi.provider_jobs import is_poll_of_known_job
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, refusing, reserving, socket_problem
+from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
@@ -132,20 +132,20 @@ class MeterMiddleware:
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
         if mark in scope or scope["type"] not in _DECIDED:
-            await self._pass(scope, receive, send)
+            await self._serve_undecided(scope, receive, send)
             return
         is_http = scope["type"] == "http"
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
-            plans = self._plans = self._adopt(self._kit.store.cache)
+            plans = self._plans = self._compile_plans(self._kit.store.cache)
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
         if is_http and route is not None and route.is_plain and scope["method"] != "OPTIONS":
-            passed = await self._admit(plans, route, scope, receive, send, None, self._refuser)
+            passed = await self._admit_request(plans, route, scope, receive, send, None, self._refuser)
             if passed is None:
                 return
             passed.server_receive, passed.refuser = receive, self._refuser
         else:
-            passed = await self._begin(plans, route, scope, receive, send)
+            passed = await self._admit_special(plans, route, scope, receive, send)
             if passed is None:
                 return
         token = exchange.set(passed)
@@ -155,7 +155,7 @@ class MeterMiddleware:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
-            if not passed.is_over_by(error):
+            if not passed.is_own_error(error):
                 raise
         finally:
             try:
@@ -165,7 +165,7 @@ class MeterMiddleware:
                 pass  # The collector closes a request in whatever context it runs, and apps may empty scopes.
         passed.settle(None)
 
-    async def _begin(
+    async def _admit_special(
         self, plans: PlansInForce, route: Route | None, scope: Scope, receive: Receive, send: Send
     ) -> Exchange | None:
         """Admit what more is to be done about than to decide; None: it is answered."""
@@ -175,25 +175,25 @@ class MeterMiddleware:
             if read is None:
                 return None
             route, receive = read.route, read.receive
-            refuser = refuser if read.message is None else refuser.answering(read.message)
+            refuser = refuser if read.message is None else refuser.for_mcp_message(read.message)
         if route is None or route.exempt:
             if route is not None:
                 scope[EXEMPT] = True
             elif not self._has_warned_unmatched:
                 self._has_warned_unmatched = True
-                self._troubles.unmatched(plans.cache.catalog.source, scope)
+                self._troubles.log_unmatched(plans.cache.catalog.source, scope)
             await self.app(scope, receive, send)
             return None
         if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
             return None
-        route = plans.polled(route, scope) if is_http else route
+        route = plans.route_for(route, scope) if is_http else route
         body = None
         if is_http and route.is_buffered:
             body = BufferedBody(scope, receive)
         passed = await (
-            self._uncounted(plans, route, scope, send)
+            self._serve_uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._admit(plans, route, scope, receive, send, body, refuser)
+            else self._admit_request(plans, route, scope, receive, send, body, refuser)
         )
         if passed is None:
             return None
@@ -208,16 +208,16 @@ class MeterMiddleware:
             passed.begin()
         return passed
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is not decided here."""
         if self._mark in scope:
-            self._troubles.inner()
+            self._troubles.log_inner()
         elif scope["type"] == "lifespan":
             await _run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    async def _admit(
+    async def _admit_request(
         self,
         plans: PlansInForce,
         route: Route,
@@ -236,14 +236,14 @@ class MeterMiddleware:
         try:
             found = self._identify(scope)
             known = plans.cache.named.get(found) if type(found) is str else None
-            view = known or await self._customer(plans, found, scope)
+            view = known or await self._find_view(plans, found, scope)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
             if body is not None or route.refuses_unpriced:
-                prepare = await self._reserving(lane, view, route, body, scope)
+                prepare = await self._read_reservation(lane, view, route, body, scope)
             prepared = None if prepare else view.decisions.get(id(route))
-            asked = prepared or (prepare or _preparing(route))(view, "d")
+            asked = prepared or (prepare or _prepare_by_route(route))(view, "d")
             admitted: tuple[PreparedDecision, list[int] | None] = (
                 lane.allotments.admit(asked, route)
                 if plans.cache.allots and scope["type"] == "http" and lane.allotments is not None
@@ -258,23 +258,29 @@ class MeterMiddleware:
                     abandon_call(decided, pending)
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
-                    decided, reply = await store.conclude(lane, decided, prepare or _preparing(route), reply)
+                    decided, reply = await store.conclude(
+                        lane, decided, prepare or _prepare_by_route(route), reply
+                    )
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
         except UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served in any case; the error is logged below
-            passed, decided = self._undecided(error, plans, lane, view, route, prepare, scope, send)
+            passed, decided = self._decide_without_store(
+                error, plans, lane, view, route, prepare, scope, send
+            )
         else:
             if reply is None:
-                passed, decided = self._undecided(None, plans, lane, view, route, prepare, scope, send)
+                passed, decided = self._decide_without_store(
+                    None, plans, lane, view, route, prepare, scope, send
+                )
             elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
                 decided.view.left = drop_replenished(left, decided.program) if left else NO_REMAINDERS
-                # As kind_of has it, without a call: nearly every request passes here.
+                # As exchange_class has it, without a call: nearly every request passes here.
                 is_plain = route.is_plain and scope["type"] == "http"
-                passed = (Exchange if is_plain else kind_of(scope, route))(
+                passed = (Exchange if is_plain else exchange_class(scope, route))(
                     store, lane, decided.view, route, decided, reply, scope, send
                 )
                 if route.headers != "none":
@@ -282,34 +288,38 @@ class MeterMiddleware:
                     passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
                 return passed
             else:
-                passed = self._refused(decided, reply, lane, route, scope, send)
+                passed = self._handle_refusal(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
-        return await self._unserved(passed, plans, route, decided, view, scope, receive, send, refuser)
+        return await self._refuse_or_shadow(
+            passed, plans, route, decided, view, scope, receive, send, refuser
+        )
 
-    async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
+    async def _serve_uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
         await self._kit.begin()  # Usage counted before is delivered.
         try:
-            view = await self._customer(plans, self._identify(scope), scope)
+            view = await self._find_view(plans, self._identify(scope), scope)
         except UnservedError:
             view = plans.nobody()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
-            self._troubles.unidentified(error, route)
+            self._troubles.log_unidentified(error, route)
             view = plans.nobody()
-        passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-        passed.take(view.undecided())
+        passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+        passed.note_decision(view.undecided())
         return passed
 
-    async def _reserving(
+    async def _read_reservation(
         self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody | None, scope: Scope
     ) -> Prepare:
         """The decision about a route that looks at the request: its body, its length, its idempotency key."""
         if body is None:
-            return refusing(view, route, _preparing(route), socket_problem(view, route, scope))
-        return await reserving(self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input)
+            return refuse_problem(view, route, _prepare_by_route(route), socket_problem(view, route, scope))
+        return await prepare_reservation(
+            self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input
+        )
 
-    async def _unserved(
+    async def _refuse_or_shadow(
         self,
         decision: Decision,
         plans: PlansInForce,
@@ -325,16 +335,18 @@ class MeterMiddleware:
         if route.enforcement == "shadow":
             # Its usage is discarded where the customer is not known.
             view = view or plans.nobody()
-            self._log.shadowed(decision, route, view)
-            passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-            passed.take(replace(decision, allowed=True, shadow=True))
+            self._log.log_shadowed(decision, route, view)
+            passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+            passed.note_decision(replace(decision, allowed=True, shadow=True))
             return passed
-        if view is not None and await polls_own_job(self._kit.store, view, route, decision, scope):
-            return await self._admit(plans, plans.own_poll_of(route), scope, receive, send, None, refuser)
+        if view is not None and await is_poll_of_known_job(self._kit.store, view, route, decision, scope):
+            return await self._admit_request(
+                plans, plans.job_poll_route(route), scope, receive, send, None, refuser
+            )
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
-    async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
+    async def _find_view(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
         """Decide for a new customer, or for a request without one."""
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
@@ -342,20 +354,20 @@ class MeterMiddleware:
             view = plans.cache.find_with_subjects(found.customer, tuple(found.subjects.items()))
             if view is not None:
                 return view
-        customer, subjects = parted(found)
+        customer, subjects = split_caller(found)
         if is_customer(customer) and subjects is not None:
             return plans.cache.get(customer, subjects=subjects)
         if isinstance(customer, str):
-            raise UnservedError(replace(_INVALID, fault=fault_in(found)))
+            raise UnservedError(replace(_INVALID, fault=find_id_fault(found)))
         if customer is not None and customer is not False:  # `user.is_authenticated and user.id`
-            self._troubles.wrong_type(customer)
+            self._troubles.log_wrong_type(customer)
             raise UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)
         if anonymous is None:
             raise UnservedError(_ANONYMOUS)
         return plans.cache.get(anonymous, anonymous=True)
 
-    def _refused(
+    def _handle_refusal(
         self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
         """Answer a refused request; in shadow mode count, hold and serve it."""
@@ -363,13 +375,13 @@ class MeterMiddleware:
         decision = read_decision(decided, reply)
         if not decision.shadow:
             return decision
-        self._log.shadowed(decision, route, decided.view)
-        passed = kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
-        passed.take(decision)
+        self._log.log_shadowed(decision, route, decided.view)
+        passed = exchange_class(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
+        passed.note_decision(decision)
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
 
-    def _undecided(
+    def _decide_without_store(
         self,
         error: Exception | None,
         plans: PlansInForce,
@@ -386,36 +398,36 @@ class MeterMiddleware:
         of the plan.
         """
         if view is None:  # So far only `identify` can have failed.
-            self._troubles.unidentified(error, route)
+            self._troubles.log_unidentified(error, route)
             return _UNIDENTIFIED, None
-        self._troubles.undecided(error, route, lane)
+        self._troubles.log_undecided(error, route, lane)
         store = self._kit.store
-        decision, weighed = decide_in_process(store, view, route, prepare)
+        decision, fallback = decide_in_process(store, view, route, prepare)
         if decision is not None:
             if not decision.allowed:
-                return decision, None if weighed is None else weighed.decided
+                return decision, None if fallback is None else fallback.decided
             if decision.cause is not None:
-                self._log.shadowed(decision, route, view)
-        passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
-        passed.use_fallback_decision(decision, weighed)
+                self._log.log_shadowed(decision, route, view)
+        passed = exchange_class(scope, route)(store, lane, view, route, None, [], scope, send)
+        passed.use_fallback_decision(decision, fallback)
         passed.is_counted = isinstance(error, StoreError) and error.executed is None
-        if weighed is not None:
-            passed.settle_attempt(weighed.decided)
+        if fallback is not None:
+            passed.settle_attempt(fallback.decided)
             if route.headers != "none":
-                program = weighed.decided.program
+                program = fallback.decided.program
                 passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
 
-    def _adopt(self, cache: CustomerCache) -> PlansInForce:
+    def _compile_plans(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
-def _preparing(route: Route) -> Prepare:
+def _prepare_by_route(route: Route) -> Prepare:
     return lambda view, mode: view.prepare(route, mode)
 
 
-def kind_of(scope: Scope, route: Route) -> type[Exchange]:
+def exchange_class(scope: Scope, route: Route) -> type[Exchange]:
     """The class that stands between the app and the server for a request of a line."""
     if scope["type"] != "http":
         return WebSocketExchange
@@ -483,17 +495,19 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
         MeterkitError: with what was found and what is allowed.
     """
     if not hasattr(kit, "store") or isinstance(kit, type):
-        raise MeterkitError(f"kit: found {_kind(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')")
+        raise MeterkitError(
+            f"kit: found {_describe_type(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')"
+        )
     if not callable(identify):
         # Only its type is shown: it may be a table of keys.
         raise MeterkitError(
-            f"identify: found {_kind(identify)}; allowed is a function from an ASGI scope to a customer's id"
-            " or None, such as identify.header('x-customer-id')"
+            f"identify: found {_describe_type(identify)}; allowed is a function from an ASGI scope to a"
+            " customer's id or None, such as identify.header('x-customer-id')"
         )
     if on_denied is not None and not callable(on_denied):
         raise MeterkitError(
-            f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
-            " response or None"
+            f"on_denied: found {_describe_type(on_denied)}; allowed is a function from a scope and a decision"
+            " to a response or None"
         )
     if paths not in (None, "exact", "loose"):
         raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
@@ -510,7 +524,7 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
             )
 
 
-def _kind(value: object) -> str:
+def _describe_type(value: object) -> str:
     if value is None:
         return "None"
     return (

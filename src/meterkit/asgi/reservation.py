@@ -47,7 +47,7 @@ _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
 
-async def known_refusal(
+async def find_known_refusal(
     store: Store, lane: Lane, view: CustomerView, route: Route
 ) -> PreparedDecision | None:
     """The decision that refuses a request by the customer's state alone, so that no body is read for it.
@@ -97,7 +97,7 @@ class RequestReservation(NamedTuple):
     free: frozenset[str] = frozenset()
 
 
-async def reserving(
+async def prepare_reservation(
     store: Store,
     lane: Lane,
     view: CustomerView,
@@ -112,7 +112,7 @@ async def reserving(
         UnservedError: the customer's state refuses it, or it asks for more than it may.
         StoreError: the store cannot decide.
     """
-    refused = await known_refusal(store, lane, view, route)
+    refused = await find_known_refusal(store, lane, view, route)
     if refused is not None:
         raise UnservedError(refused.refusal or _STORE_FAILED, refused)
     compiled, found = view.cache, RequestReservation({})
@@ -142,12 +142,14 @@ async def reserving(
             return view.prepare(route, mode)
         return prepare_reserving(view, route, quantities, mode, models=models, free=free)
 
-    decide = refusing(view, route, prepare, problem)
+    decide = refuse_problem(view, route, prepare, problem)
     digest = repeat_digest(route, body.scope)
     return decide if digest is None else mark_requests(decide, digest)
 
 
-def refusing(view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None) -> Prepare:
+def refuse_problem(
+    view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None
+) -> Prepare:
     """The decision about a request that may have a problem: shadow mode serves it.
 
     Raises:
@@ -217,11 +219,11 @@ def reservation(
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)
-    held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
+    held = {reserve.meter: _held_quantity(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
     if entered is None:
-        entered = _entered(asked, body, size, estimate) if wants_input else 0
+        entered = _count_input(asked, body, size, estimate) if wants_input else 0
         if "input_tokens" in counters:
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
@@ -268,7 +270,7 @@ def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
     return None
 
 
-def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
+def _held_quantity(reserve: Reserve, asked: LlmRequest | None) -> int:
     if asked is None:
         return (
             reserve.ceiling if reserve.field is not None or reserve.meter in _PER_ANSWER else reserve.default
@@ -279,7 +281,7 @@ def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
     return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
 
 
-def _entered(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
+def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
     """Tokens of the input."""
     is_own = estimate is not estimate_input
     if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):

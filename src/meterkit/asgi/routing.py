@@ -14,7 +14,7 @@ from meterkit.asgi.path_readings import (
     AS_WRITTEN,
     EXACT,
     PathReading,
-    Reading,
+    PathRules,
     has_encoded_slash,
     is_uneven,
     loose_pattern,
@@ -56,7 +56,7 @@ class PathLine(NamedTuple):
     line: Route | None
 
 
-class AskedLines(NamedTuple):
+class LineSearch(NamedTuple):
     """Lines to search for the one that takes a request.
 
     Attributes:
@@ -67,7 +67,7 @@ class AskedLines(NamedTuple):
     method: str
     is_odd: bool = False
 
-    def only(self, lines: Iterable[CompiledLine]) -> AskedLines:
+    def only(self, lines: Iterable[CompiledLine]) -> LineSearch:
         """Ask some of the lines, or other patterns of them."""
         return self._replace(lines=list(lines))
 
@@ -76,7 +76,7 @@ class AskedLines(NamedTuple):
         return methods is None or self.method in methods or (self.is_odd and not route.exempt)
 
 
-def first_line(asked: AskedLines, paths: Sequence[str]) -> Route | None:
+def first_line(asked: LineSearch, paths: Sequence[str]) -> Route | None:
     """The first line that matches."""
     for route, methods, pattern in asked.lines:
         if asked.accepts(route, methods) and (pattern is None or any(map(pattern.match, paths))):
@@ -150,7 +150,7 @@ class Router:
     Args:
         routes: in the order of the plans file.
         root_path: what the wrapped app takes for its root path, whatever the server says; see
-            :func:`own_root_path`.
+            :func:`root_path_of_app`.
         without_mount: called once, at the first request of a mounted app that would have matched a line, had
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
@@ -166,7 +166,7 @@ class Router:
         *,
         root_path: str = "",
         without_mount: _WithoutMount | None = None,
-        reading: Reading = EXACT,
+        reading: PathRules = EXACT,
     ) -> None:
         lines = [(route, methods_of(route), pattern_of(route)) for route in routes]
         self._lines = [line for line in lines if line[0].method != "WS"]
@@ -191,7 +191,7 @@ class Router:
         """The route of an HTTP request, or None where no line matches."""
         method: str = scope["method"]
         key = (
-            self._key(method, scope)
+            self._cache_key(method, scope)
             if self._has_long_keys or scope.get("root_path")
             else (method, scope["path"])
         )
@@ -202,19 +202,19 @@ class Router:
             method = method.upper()
             route = self._strictest_line(self._lines, method, scope)
             if self._without_mount is not None:
-                self._tell_without_mount(method, scope, route)
-            return self._remember(key, route)
+                self._warn_without_mount(method, scope, route)
+            return self._cache_route(key, route)
 
     def match_websocket(self, scope: Scope) -> Route | None:
         """The route of a websocket, or None where no line matches."""
         # It has no method, whatever methods a client may invent.
-        key = self._key(None, scope)
+        key = self._cache_key(None, scope)
         try:
             return self._found[key]
         except KeyError:
-            return self._remember(key, self._strictest_line(self._websocket_lines, "WS", scope))
+            return self._cache_route(key, self._strictest_line(self._websocket_lines, "WS", scope))
 
-    def _key(self, method: str | None, scope: Scope) -> _Key:
+    def _cache_key(self, method: str | None, scope: Scope) -> _Key:
         """All that an answer depends on."""
         root_path = scope.get("root_path")
         if self._is_raw and has_encoded_slash(scope):
@@ -236,7 +236,7 @@ class Router:
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
-        asked = AskedLines(lines, method, is_odd=reading.any_method and method not in self._methods)
+        asked = LineSearch(lines, method, is_odd=reading.any_method and method not in self._methods)
         found = self._first_line(asked, paths)
         if reading is EXACT:
             return [PathLine(written, found)]
@@ -256,7 +256,7 @@ class Router:
 
     def _other_readings(
         self,
-        asked: AskedLines,
+        asked: LineSearch,
         scope: Scope,
         found: Route | None,
         readers: Sequence[PathReader],
@@ -270,12 +270,12 @@ class Router:
             if several is None:
                 yield PathLine(PathReading(spelling, TOO_MANY), self._upper_bound(asked, spelling))
             for one in several or ():
-                yield from self._lines_of(one, asked, scope, found, readers)
+                yield from self._lines_of_reading(one, asked, scope, found, readers)
 
-    def _lines_of(
+    def _lines_of_reading(
         self,
         one: PathReading,
-        asked: AskedLines,
+        asked: LineSearch,
         scope: Scope,
         found: Route | None,
         readers: Sequence[PathReader],
@@ -311,7 +311,7 @@ class Router:
             yield from self._both_lines(without, asked, spellings, self._client_paths(scope, short))
 
     def _both_lines(
-        self, one: PathReading, asked: AskedLines, with_slash: Sequence[str], without: Sequence[str]
+        self, one: PathReading, asked: LineSearch, with_slash: Sequence[str], without: Sequence[str]
     ) -> Iterator[PathLine]:
         """The line of a path to which a slash at its end means nothing: the first one, or a gate.
 
@@ -327,7 +327,7 @@ class Router:
     def _client_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
 
-    def _upper_bound(self, asked: AskedLines, path: str) -> Route | None:
+    def _upper_bound(self, asked: LineSearch, path: str) -> Route | None:
         """The strictest line that any reading of a path might lead to."""
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
@@ -335,15 +335,17 @@ class Router:
         found = min(accepted, key=self._strictness, default=None)
         if self._reading.every_method and (found is None or found.feature is None):
             gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
-            return self._gate_of(found, next(gates, None))
+            return self._combine_gate(found, next(gates, None))
         return found
 
-    def _first_line(self, asked: AskedLines, paths: Sequence[str]) -> Route | None:
+    def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
         """The first line that takes one of the paths."""
         found = first_line(asked, paths)
-        return self._gated(found, asked.lines, asked.method, paths) if self._reading.every_method else found
+        return (
+            self._add_gate(found, asked.lines, asked.method, paths) if self._reading.every_method else found
+        )
 
-    def _gated(
+    def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
     ) -> Route | None:
         """The line of a request whose handler takes every method: a gate of its path holds for all of them.
@@ -359,10 +361,10 @@ class Router:
             if methods is None or route.feature is None or method == "WS" or pattern is None:
                 continue
             if any(map(pattern.match, paths)):
-                return self._gate_of(found, route)
+                return self._combine_gate(found, route)
         return found
 
-    def _gate_of(self, found: Route | None, gate: Route | None) -> Route | None:
+    def _combine_gate(self, found: Route | None, gate: Route | None) -> Route | None:
         """Add the feature of a gated line to the line that takes a request."""
         if gate is None:
             return found
@@ -378,18 +380,18 @@ class Router:
     def _leniency(self, one: PathLine) -> tuple[int, int]:
         return self._strictness(one.line)
 
-    def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
+    def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _mounted_at(scope, self._root_path)
         if self._without_mount is None or not mount:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = first_line(AskedLines(self._lines, method), [_cut(_cut(scope["path"], server), mount)])
+        line = first_line(LineSearch(self._lines, method), [_cut(_cut(scope["path"], server), mount)])
         if line is not None and line is not found and line.path is not None:
             tell, self._without_mount = self._without_mount, None
             tell(line, found, mount)
 
-    def _remember(self, key: _Key, route: Route | None) -> Route | None:
+    def _cache_route(self, key: _Key, route: Route | None) -> Route | None:
         """Keep an answer, unless a client could fill the memory with such keys."""
         method, path = key[0] or "", key[1] or ""
         if len(path) <= CACHED_PATH_CHARS_MAX and len(method) <= CACHED_METHOD_CHARS_MAX:
@@ -442,7 +444,7 @@ def _cut(path: str, root: str) -> str:
     return path
 
 
-def own_root_path(app: object) -> str:
+def root_path_of_app(app: object) -> str:
     """What an app takes for its root path, whatever the server says; empty where it goes by the server.
 
     ``FastAPI(root_path=…)`` puts it into the scope on the way in: who stands outside does not see it there.

@@ -121,24 +121,24 @@ class Upload(Exchange):
                 self._unread = message  # A caller that stopped waiting for it may ask once more.
                 raise
             if refusal is not None:
-                await self._end(refusal)
+                await self._end_request(refusal)
                 return {"type": "http.disconnect"}
         if not message.get("more_body", False):
-            self._give_back_rest()
+            self._release_rest()
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; where the request was ended here, none goes to the client any more."""
-        return super().send(message) if self._refusal is None else self._drop()
+        return super().send(message) if self._refusal is None else self._drop_message()
 
-    async def _drop(self) -> None:
+    async def _drop_message(self) -> None:
         if not self._is_answered:  # What the app has begun to answer is left incomplete: it is not true.
             raise ConnectionAbortedError("meterkit has ended this request: its body does not fit")
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""
         super().settle(error)
-        self._give_back_more()
+        self._release_more()
 
     def _tally(self, tallies: Tallies) -> None:
         refusal = self._refusal
@@ -148,7 +148,7 @@ class Upload(Exchange):
             plan = self._view.effective.plan.key
             tallies.count_request(plan, "refused", refusal.reason, degraded=refusal.degraded)
 
-    def is_over_by(self, error: BaseException) -> bool:
+    def is_own_error(self, error: BaseException) -> bool:
         """Whether an error only says that the request was ended here."""
         return self._refusal is not None and isinstance(error, ClientDisconnect | ConnectionAbortedError)
 
@@ -156,7 +156,7 @@ class Upload(Exchange):
         """Give back what is held of a gauge: its level says it by now. See :class:`HoldOwner`."""
         super().give_back_gauge(meter)
         if meter == self._meter and self._lane is not None and self._lane.loop is get_running_loop():
-            self._give_back_more()
+            self._release_more()
 
     def is_due(self) -> bool:
         """Whether what it holds is in a slot that is over."""
@@ -175,22 +175,22 @@ class Upload(Exchange):
             held = {self._meter: total}
             _, reply = await self._store.decide(self._view, lambda view, _: prepare_renewing(view, held, ()))
             if self._more == before and reply[0] == ALLOWED:
-                self._give_back_more()
+                self._release_more()
                 self._more = {reply[1] // HOLD_SLOT_MS: total}
             elif reply[0] == ALLOWED:  # It has changed meanwhile, and is renewed as it is then.
-                self._give_back({reply[1] // HOLD_SLOT_MS: total})
+                self._release({reply[1] // HOLD_SLOT_MS: total})
 
     async def _hold_more(self) -> Decision | None:
         """Set aside what has come beyond what is; why that cannot be, or None."""
         missing = self._read - self._set_aside
         try:
             if missing < _STEP_BYTES and self._is_ample:
-                self._is_ample = await self._ask(_STEP_BYTES, spare=_SPARE_BYTES) is None
+                self._is_ample = await self._hold_bytes(_STEP_BYTES, spare=_SPARE_BYTES) is None
                 if self._is_ample:
                     return None
-            refusal = await self._ask(missing)
+            refusal = await self._hold_bytes(missing)
             if refusal is not None and not refusal.shadow:
-                refusal = await self._ask_for_all(refusal)
+                refusal = await self._hold_all(refusal)
         except MeterkitError as error:
             warn(self._store, self._route.match, f"an upload cannot be counted: {error}")
             self._counts = False
@@ -199,14 +199,14 @@ class Upload(Exchange):
             return Decision(allowed=False, reason="store", degraded=True)
         if refusal is None or not refusal.shadow:
             return refusal
-        self.refuser.log.shadowed(refusal, self._route, self._view)
+        self.refuser.log.log_shadowed(refusal, self._route, self._view)
         self._counts = False
         return None
 
-    async def _ask_for_all(self, refusal: Decision) -> Decision | None:
+    async def _hold_all(self, refusal: Decision) -> Decision | None:
         """Give back all that this request holds, and ask for it together with what is missing."""
         more, self._more = self._more, {}
-        settlements = [*self._take_gauge_out(self._meter), *self._returns(more)]
+        settlements = [*self._take_gauge_out(self._meter), *self._release_settlements(more)]
         lane = self._lane
         if not settlements or lane is None:
             return refusal
@@ -216,9 +216,9 @@ class Upload(Exchange):
             self._store.settle(lane, settlement)
         # Acknowledged first: what the store still had of this request would refuse it.
         await self._store.acknowledged([last], lane)
-        return await self._ask(self._read - self._set_aside)
+        return await self._hold_bytes(self._read - self._set_aside)
 
-    async def _ask(self, quantity: int, *, spare: int = 0) -> Decision | None:
+    async def _hold_bytes(self, quantity: int, *, spare: int = 0) -> Decision | None:
         """Hold so much more, if ``spare`` bytes are left besides; the refusal, if there is one."""
         store, meter = self._store, self._meter
 
@@ -232,7 +232,7 @@ class Upload(Exchange):
             would_be_refused = decision.reason is not None  # Shadow mode holds it too.
             is_ahead = quantity > self._read - self._set_aside
             if self._settled or (would_be_refused and is_ahead):
-                self._give_back({slot: quantity})
+                self._release({slot: quantity})
                 return None if self._settled else decision
             self._more[slot] = self._more.get(slot, 0) + quantity
             self._set_aside += quantity
@@ -247,13 +247,13 @@ class Upload(Exchange):
             decision = replace(decision, gauge=replace(gauge, used=used, requested=self._read))
         return decision
 
-    async def _end(self, refusal: Decision) -> None:
+    async def _end_request(self, refusal: Decision) -> None:
         """Answer the client, if the app has not begun to; to the app it is as if the client had left."""
         self._refusal, self._charge_on = refusal, _NEVER
-        self._give_back_more()
+        self._release_more()
         if self._status:
             self._gone = True
-            self.refuser.log.refused(
+            self.refuser.log.log_refused(
                 refusal, self._route, self._view, self._scope, status=self._status, instance=None
             )
             return
@@ -262,28 +262,28 @@ class Upload(Exchange):
         scope, receive, send = self._scope, self.server_receive, self._send
         await self.refuser.refuse(refusal, self._route, decided, view, scope, receive, send, is_admitted=True)
 
-    def _give_back_rest(self) -> None:
+    def _release_rest(self) -> None:
         """Give back what was set aside for more than came."""
         rest, self._set_aside = self._set_aside - self._read, self._read
         for slot, held in sorted(self._more.items(), reverse=True):
             part = min(rest, held)
             if part > 0:
                 self._more[slot] -= part
-                self._give_back({slot: part})
+                self._release({slot: part})
                 rest -= part
 
-    def _give_back_more(self) -> None:
+    def _release_more(self) -> None:
         held, self._more = self._more, {}
-        self._give_back(held)
+        self._release(held)
         if self._settled and self._lane is not None:
             self._lane.live.discard(self)
 
-    def _give_back(self, held: Mapping[int, int]) -> None:
-        for settlement in self._returns(held):
+    def _release(self, held: Mapping[int, int]) -> None:
+        for settlement in self._release_settlements(held):
             if self._lane is not None:
                 self._store.settle(self._lane, settlement)
 
-    def _returns(self, held: Mapping[int, int]) -> list[Settlement]:
+    def _release_settlements(self, held: Mapping[int, int]) -> list[Settlement]:
         """Settlements that give back bytes, by the slot that they are held in."""
         meter = self._meter
         return [

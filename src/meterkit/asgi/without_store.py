@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.headers import fields, merge, policy_field
+from meterkit.asgi.headers import format_fields, merge_headers, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_plan_known
 from meterkit.store.prepared_decisions import read_limits
@@ -46,12 +46,12 @@ def decide_in_process(
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
         try:
-            decided, reply = weighed = store.fallback.decide(view, route, prepare)
+            decided, reply = fallback = store.fallback.decide(view, route, prepare)
             if decided.refusal is not None and is_plan_known(view):
-                return replace(decided.refusal, degraded=True), weighed
+                return replace(decided.refusal, degraded=True), fallback
             if reply[0] == ALLOWED and not decided.shadow:
-                return None, weighed
-            return read_limits(decided, reply, degraded=True), weighed
+                return None, fallback
+            return read_limits(decided, reply, degraded=True), fallback
         except Exception:
             _logger.exception("a request under the line %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"
@@ -106,7 +106,7 @@ class PolicyFields:
 
     def __init__(self, program: Program, mode: Headers) -> None:
         policies = policy_field([measure.policy for measure in program.measures])
-        self._ours = fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
+        self._ours = format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
 
     def add(
         self,
@@ -122,4 +122,4 @@ class PolicyFields:
             if name == b"origin":
                 exposed = True
                 break
-        return merge(headers, self._ours, expose=exposed)
+        return merge_headers(headers, self._ours, expose=exposed)

@@ -113,7 +113,7 @@ async def worker(
             closer = PeriodCloser(kit.store, stripe.api, root_of(kit.store, kit.settings))
             tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
         for name, work in tasks.items():
-            beside.keep(loop, name, work)
+            beside.ensure_running(loop, name, work)
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         if flusher is not None:

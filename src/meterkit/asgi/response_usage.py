@@ -8,7 +8,7 @@ from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.logs import CAUSES, Contained, described
+from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import (
     BILLED_BYTES_PER_TOKEN,
@@ -40,7 +40,7 @@ _LAST_STEPS_MAX: Final = 32
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
-class Reading:
+class ResponseUsage:
     """Reads along what the app sends; it is neither changed nor delayed by it.
 
     Args:
@@ -107,7 +107,7 @@ class Reading:
         try:
             work = self._begin_piece(body)
         except Exception as error:  # noqa: BLE001 - Whatever goes wrong here, the app never hears of it.
-            self._break(described(error))
+            self._break(describe_error(error))
             return False
         if work is None:
             return False
@@ -263,8 +263,8 @@ class Reading:
     def _asked(self) -> bool:
         return self._request is not None and asks_model(self._request.head()[0])
 
-    def _contained(self) -> Contained:
-        return Contained(self._break)
+    def _contained(self) -> ErrorGuard:
+        return ErrorGuard(self._break)
 
     def _break(self, error: str) -> None:
         self._reader = self._fields = None
