@@ -1,4 +1,4 @@
-"""The assembly of a kit: makes its parts and connects them.
+"""Composition root of a kit: makes its parts and connects them.
 
 Imported with the first kit, since it loads most of meterkit: ``from meterkit import MeterKit`` stays fast.
 """
@@ -62,7 +62,7 @@ _HANDLERS_S: Final = 5.0
 
 
 class StripeAccess:
-    """The way to Stripe, made when it is first needed: an app without a Stripe key needs none.
+    """Stripe client, made when it is first needed: an app without a Stripe key needs none.
 
     Args:
         settings: the key and the address.
@@ -73,7 +73,7 @@ class StripeAccess:
         self._made: StripeApi | None = None
 
     def api(self) -> StripeApi:
-        """The way to Stripe.
+        """Return the Stripe client.
 
         Raises:
             SettingsError: no Stripe key is set.
@@ -94,10 +94,10 @@ class Parts:
     Args:
         store: of the kit.
         settings: of the kit.
-        contact: gives where a customer is reached, and what a Stripe customer is made with.
+        contact: gives the contact data of a customer.
 
     Attributes:
-        stripe_api: the way to Stripe; None: no Stripe key is set.
+        stripe_api: returns the Stripe client; None: no Stripe key is set.
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
@@ -152,7 +152,7 @@ class Parts:
         self.handlers.add_own("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
 
     def _tops_up(self) -> bool:
-        """Whether this process works off webhooks, and the plans file has automatic top-ups."""
+        """Whether this process handles webhooks, and the plans file has automatic top-ups."""
         sold = sold_in(self.store.catalog.credits)
         return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
 
@@ -194,7 +194,7 @@ class Parts:
         return found
 
     async def finish(self) -> None:
-        """Bring handlers that are running to an end."""
+        """Wait until running handlers have ended, within a bound."""
         await self._dispatcher.finish(timeout_s=_HANDLERS_S)
 
     async def close(self) -> None:
@@ -214,9 +214,9 @@ class Parts:
         await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:
-        """Deliver a customer's usage, and wait until an invoice of now has it.
+        """Deliver a customer's usage, and wait until Stripe has counted it for the next invoice.
 
-        Usage recorded while it waits is delivered too, once; then the undelivered rest is logged.
+        Usage recorded meanwhile is delivered too, once; then the undelivered rest is logged.
         """
         left = 0
         for _ in range(_ROUNDS):

@@ -155,7 +155,7 @@ class UnknownPlanError(MeterkitError, ValueError):
 
 
 def _unknown_message(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:
-    """The value found, the allowed values, and the nearest right spelling if there is one."""
+    """Word the found value, the allowed values, and the nearest right spelling if there is one."""
     names = sorted(known)
     if not isinstance(found, str):
         return (

@@ -1,4 +1,4 @@
-"""For FastAPI: dependencies, what refused clients are answered in the OpenAPI document, the billing router.
+"""Integration with FastAPI: dependencies, OpenAPI descriptions of refusals, the billing router.
 
 Needs the extra ``fastapi``.
 """
@@ -83,7 +83,7 @@ async def _current() -> admitted.Current:
 
 
 Current: TypeAlias = Annotated[admitted.Current, Depends(_current)]
-"""An argument of an endpoint that gets what :func:`meterkit.current` gives: ``caller: Current``."""
+"""Argument of an endpoint that gets the result of :func:`meterkit.current`: ``caller: Current``."""
 
 
 _TEXT: Final = {"type": "string"}
@@ -128,7 +128,7 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 
 
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each status that refused clients get, and its answers as OpenAPI describes them."""
+    """Describe the responses to refused requests in OpenAPI, by status."""
     kinds: dict[str, tuple[ProblemType, list[Reason]]] = {}
     for reason, (about, _) in REFUSAL_TYPES.items():
         kinds.setdefault(about.uri, (about, []))[1].append(reason)
@@ -168,7 +168,7 @@ def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
 
 
 responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
-"""What refused clients are answered, by status: ``FastAPI(responses=responses)``, or a router's."""
+"""Responses to refused requests, by status: ``FastAPI(responses=responses)``, or a router's."""
 
 
 def billing_router(
@@ -176,28 +176,28 @@ def billing_router(
 ) -> APIRouter:
     """A router by which customers see and change their own subscriptions, and what they used.
 
-    ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Whose a
-    request is says ``customer``, and nothing in the request; who that is, and whether they may, is the app's
-    to know. In the plans file these lines want ``always``, so that who owes can pay. The endpoint of
+    ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Only
+    ``customer`` identifies a request's customer; the app authenticates and authorizes. In the plans file
+    these lines want ``always``, so that a customer who owes can pay. The endpoint of
     :func:`meterkit.starlette.stripe_webhook` is among them, at ``/webhooks/stripe``; its line wants
     ``exempt``, before the others.
 
     Args:
-        kit: whose customers they are.
-        customer: a dependency that gives the customer's id, or None: then the answer is 401. What it raises
-            is the app's to answer.
-        origins: of the app, such as ``https://app.example``: where customers may be sent to by Stripe.
+        kit: the kit of these customers.
+        customer: a dependency that returns the customer's id, or None: then the response is 401. The app
+            handles the errors it raises.
+        origins: of the app, such as ``https://app.example``: to which Stripe may redirect customers.
         options: of FastAPI's ``APIRouter``, such as ``prefix``, ``tags`` and ``dependencies``.
 
     Raises:
-        MeterkitError: without ``customer``, or where an origin is none.
+        MeterkitError: ``customer`` is missing, or an origin is invalid.
     """
     check_customer_of(customer, "a dependency that gives the customer's id")
     billing = BillingResponder(kit, origins)
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
         _add_route(router, billing, endpoint, customer)
-    # Beside what ``dependencies`` are for: Stripe signs what it posts, and does not log in.
+    # Outside of ``dependencies``: Stripe signs its requests, and does not log in.
     router.routes.append(webhook_route(kit, router.prefix))
     return router
 
@@ -234,7 +234,7 @@ def _add_route(
 
 
 def _problems(endpoint: BillingEndpoint) -> dict[int | str, dict[str, Any]]:
-    """What a billing route may answer besides, by status, as OpenAPI describes it."""
+    """Describe the problems of a billing route in OpenAPI, by status."""
     by_status: dict[int, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(endpoint.kinds):
         by_status.setdefault(KINDS[name].status, []).append(schema_of(KINDS[name]))

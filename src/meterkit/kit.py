@@ -62,10 +62,10 @@ class MeterKit(KitLifecycle):
     Args:
         plans: path of the plans file, or a catalog; default: the setting ``plans``, else ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
-        estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
-        contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
-            Stripe customer with and sends e-mails to. It stores none of it.
+        estimate_input: ``(body, model) -> tokens``: estimates a request's input until its usage is known;
+            fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
+        contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: used to create Stripe
+            customers and to send e-mails. Not stored.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -90,7 +90,7 @@ class MeterKit(KitLifecycle):
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
         self.store = store_of(self.settings, catalog, clock)
-        # Pydantic, redis-py and most of meterkit come with the first kit: they take a while to import.
+        # Pydantic, redis-py and most of meterkit are imported with the first kit: that takes a while.
         parts: Parts = import_module("meterkit.assembly").Parts(self.store, self.settings, contact)
         self.credits = parts.credits
         self.grants = parts.grants
@@ -121,9 +121,9 @@ class MeterKit(KitLifecycle):
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("usage.threshold")``.
 
-        It is called with what belongs to the event, for example a :class:`UsageThreshold`, in one of the
-        processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where it
-        raises or takes longer than 30 s, that is logged; it is called again a minute later, ten times in all.
+        It gets the event, for example a :class:`UsageThreshold`, in one of the processes that have handlers
+        of it: at least once; a repeat has the same ``id``. If it raises or takes longer than 30 s, that is
+        logged, and it is called again a minute later, ten times in all.
 
         Raises:
             MeterkitError: there is no such event.
@@ -131,15 +131,15 @@ class MeterKit(KitLifecycle):
         return partial(self._handlers.add, event)
 
     def sync(self) -> SyncMeterKit:
-        """The same for code without an event loop: ``with MeterKit(…).sync() as kit: kit.record(…)``."""
+        """Return a blocking kit for code without an event loop: ``with MeterKit(…).sync() as kit: …``."""
         return cast("SyncMeterKit", import_module("meterkit.sync").SyncMeterKit(self))
 
     async def check(
         self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
     ) -> Decision:
-        """Look only: whether the customer may use this much of a meter now. Nothing is counted.
+        """Check whether the customer may use this quantity of a meter now. Nothing is counted.
 
-        Of a gauge: whether it may grow by so much.
+        For a gauge: whether it may grow by the quantity.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -165,7 +165,7 @@ class MeterKit(KitLifecycle):
     async def consume(
         self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
     ) -> Decision:
-        """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
+        """Count a quantity now, in rates and usage, or be refused and count nothing.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -187,11 +187,11 @@ class MeterKit(KitLifecycle):
         occurred_at: datetime | None = None,
         subjects: Mapping[str, str] | None = None,
     ) -> None:
-        """Count this much after the fact; never denied.
+        """Count a quantity after the fact; never denied.
 
-        Returns once the store has acknowledged it. Where the store does not do so within the store timeout,
-        once it is in the spool, or after another second: that is logged, and until the store or the disk has
-        it a kill of this process loses it.
+        Returns once the store has acknowledged it. If the store does not do so within the store timeout, it
+        returns once the usage is in the spool, or after another second. That is logged; until the store or
+        the disk has the usage, killing this process loses it.
 
         Args:
             customer: the customer's id.
@@ -291,11 +291,11 @@ class MeterKit(KitLifecycle):
     async def usage(
         self, customer: str, *, by: str | None = None, period: datetime | str | None = None
     ) -> CustomerUsage | ModelUsage | Sequence[SubjectUsage]:
-        """What the customer has used in a period; an unknown one is shown on the default plan.
+        """Read a customer's usage of a period; an unknown customer is on the default plan.
 
-        ``period`` is an aware instant in it, or its id; None: this period. Of one that is over, it is not
-        known what was included, and nothing remains. ``by="model"`` reads cost and revenue off the audit log;
-        ``by="user"``, or another kind of subjects, shows what each of them has used in this period.
+        ``period`` is an aware instant in it, or its id; None: this period. For a past period the included
+        quantities are not known, and nothing remains. ``by="model"`` reads cost and revenue from the audit
+        log; ``by="user"``, or another kind of subjects, shows the usage of each in this period.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or the audit log.
@@ -311,7 +311,7 @@ class MeterKit(KitLifecycle):
         return cast("Sequence[SubjectUsage]", await of_subjects(self.store, who, by))
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
-        """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
+        """Read the current use of the customer's rates, also of routes; raises as :meth:`usage` does."""
         return await self.store.rates(check_customer(customer))
 
     async def health(self) -> Health:

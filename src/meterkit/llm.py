@@ -36,11 +36,11 @@ _END_BYTES_MAX: Final = len(b"\r\n\r\n")
 
 
 class UsageRequest(NamedTuple):
-    """What :func:`ask_for_usage` gives.
+    """Result of :func:`ask_for_usage`.
 
     Attributes:
-        body: what the provider is to be asked.
-        restore: goes around the stream that it answers with.
+        body: the request for the provider.
+        restore: wraps the stream that it responds with.
     """
 
     body: dict[str, Any]
@@ -58,7 +58,7 @@ class Restore:
     hides: bool
 
     def __call__(self, stream: AsyncIterable[T] | Iterable[T]) -> RestoredStream[T]:
-        """Go around a stream; what it used counts as with :func:`meterkit.tap`.
+        """Wrap a stream; its usage counts as with :func:`meterkit.tap`.
 
         Args:
             stream: the SDK's chunks, or the decoded bytes, texts or lines of an HTTP client, asynchronous or
@@ -71,7 +71,7 @@ class Restore:
 
 
 def ask_for_usage(body: Mapping[str, Any], *, supported: bool = True) -> UsageRequest:
-    """Have the provider report the usage of a stream, whatever the client has asked for.
+    """Ask the provider to report the usage of a stream, also if the client did not ask.
 
     ``body, restore = ask_for_usage(body)``: send that body to the provider, and pass on ``restore(stream)``
     in the place of the stream that it answers with. A request that is no stream, or asks for usage itself,
@@ -168,7 +168,7 @@ class RestoredStream(Generic[T]):
         await self._tap.aclose()
 
     def _keep(self, chunk: T) -> T | None:
-        """What the client gets of a chunk; None where that is nothing."""
+        """Filter a chunk for the client; None: the client gets nothing."""
         hidden = self._filter
         if hidden is None:
             return chunk
@@ -197,7 +197,7 @@ class _Filter:
         self._returned: bool | None = None
 
     def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
-        """The rest of a chunk, of its own type; None if it is empty."""
+        """Filter a chunk, keeping its type; None if nothing is left."""
         if self._by_line is None and piece:
             self._is_text = isinstance(piece, str)
             self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
@@ -212,7 +212,7 @@ class _Filter:
         return None if self._hidden else self._restore_type(data, blank=True)
 
     def flush(self) -> bytes | str | None:
-        """The end of a stream that broke off within an event, or did not end its last one."""
+        """Return the end of a stream that broke off within an event."""
         held = bytes(self._held[self._passed :])
         self._held.clear()
         return None if _is_extra(held) else self._restore_type(held)

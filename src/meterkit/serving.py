@@ -57,14 +57,14 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
 
 
 class LoopServer:
-    """Starts and stops a store, and tasks beside each event loop that is served.
+    """Starts and stops the store and the background tasks of each event loop.
 
     Args:
         store: of the kit.
         settings: of the kit.
-        tasks: name to what runs beside each event loop until that is stopped.
-        finish: brings to an end what is under way in the running event loop, before its tasks are cancelled.
-        close: closes what else belongs to the running event loop, after its tasks have ended.
+        tasks: name to the task of each event loop.
+        finish: ends the work in progress in the running event loop, before its tasks are cancelled.
+        close: closes the other resources of the running event loop, after its tasks have ended.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class LoopServer:
                 await self._store.stop()
 
     async def remember_meters(self) -> None:
-        """Have the store remember the meters of the plans file by their names."""
+        """Store the meters of the plans file by their names."""
         store = self._store
-        with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
+        with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
             await remember_meters(await store.admin(), store.keys, store.catalog)
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
@@ -216,10 +216,10 @@ _STEADY_S: Final = 60.0
 
 
 class BackgroundTasks:
-    """Named tasks, one of each name in an event loop.
+    """Supervisor of named background tasks, one of each name in an event loop.
 
-    One that ends by an error is begun anew: after a second, then after twice as long each time, up to a
-    minute. Each kind of error is logged once, and again each hour until the task has run for a minute.
+    A task that fails is restarted after a second, then after twice as long each time, up to a minute. Each
+    kind of error is logged once, and again each hour until the task has run for a minute.
 
     Args:
         failures: counts how often each task has ended by an error.
@@ -233,7 +233,7 @@ class BackgroundTasks:
     def ensure_running(
         self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        """Have a task run in a loop, which is the running one; nothing is done where it does."""
+        """Start a task in the running loop, unless it runs already."""
         tasks = self._tasks.setdefault(loop, {})
         if name not in tasks or tasks[name].done():
             tasks[name] = start_task(self._run_task(name, work), name=f"meterkit {name}")
@@ -267,7 +267,7 @@ class BackgroundTasks:
 
 
 def _log_failure(name: str, failed: Exception) -> None:
-    if isinstance(failed, MeterkitError):  # Mostly the store is away: a traceback would say nothing more.
+    if isinstance(failed, MeterkitError):  # Mostly the store is down: a traceback would not help.
         _task_logger.warning("the background task %r ended by an error and begins anew: %s", name, failed)
     else:
         _task_logger.error("the background task %r ended by an error and begins anew", name, exc_info=failed)

@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs coroutines to their end, from any thread; an own event loop and thread in each process.
+    """Event loop in a thread of each process: runs coroutines to their end, called from any thread.
 
-    They begin with the first call, and after a fork with the first call of the child. They end with the last
+    It starts with the first call, and after a fork with the child's first call. It ends with the last
     :meth:`stop`, or with the process.
 
     Args:
-        served: entered in the event loop when that begins, left when it ends; more than once.
+        served: context manager that is entered when the event loop begins and left when it ends.
     """
 
     def __init__(self, served: AbstractAsyncContextManager[object]) -> None:
@@ -70,7 +70,7 @@ class LoopThread:
                 self._close()
 
     def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **named: P.kwargs) -> T:
-        """Run a coroutine to its end; gives what it returns, and raises what it raises.
+        """Run a coroutine to its end; returns its result or raises its error.
 
         Raises:
             MeterkitError: an event loop runs in this thread.
@@ -89,7 +89,7 @@ class LoopThread:
             raise
 
     def blocking(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-        """A function of the same arguments that returns what the coroutine does."""
+        """Wrap a coroutine function in a blocking one with the same arguments."""
 
         @wraps(function)
         def run(*args: P.args, **named: P.kwargs) -> T:
@@ -98,13 +98,13 @@ class LoopThread:
         return run
 
     def end(self) -> None:
-        """End what was begun, however often it was started."""
+        """End the event loop, however often it was started."""
         with self._lock:
             self._starts = 0
             self._close()
 
     def after_fork(self) -> None:
-        """In a child process: the thread is the parent's; what belongs to it is neither used nor closed."""
+        """Reset in a child process: the parent's thread and connections are neither used nor closed."""
         self._of_parents += [self._portal, self._thread]
         self._portal = self._thread = None
         self._lock = Lock()
@@ -112,7 +112,7 @@ class LoopThread:
     def _open(self) -> BlockingPortal:
         if self._portal is None:
             begun: Future[BlockingPortal] = Future()
-            # No reason for a process to stay: what is open when it ends is closed by then.
+            # A daemon: it must not keep the process alive. At exit it is closed.
             thread = Thread(target=self._run, args=(begun,), name="meterkit", daemon=True)
             thread.start()
             self._portal, self._thread = begun.result(), thread

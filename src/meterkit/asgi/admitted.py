@@ -146,26 +146,26 @@ class AdmittedRequest(HoldOwner):
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the request has no customer and is limited by its address."""
+        """Whether the request has no customer and is limited by its client address."""
         return self._view.anonymous
 
     def is_request_of(self, customer: str, store: Store) -> bool:
         """Whether this is a request of that customer, decided by that store."""
         return self._view.customer == customer and self._store is store
 
-    def is_own_error(self, error: BaseException) -> bool:
-        """Whether an error of the app only says that meterkit has ended the request; it has not."""
+    def is_expected_error(self, error: BaseException) -> bool:
+        """Whether an error of the app only reports that meterkit has ended the request; False here."""
         del error
         return False
 
     def note_decision(self, decision: Decision) -> None:
-        """Take note of a decision that is not just that the plan allows the request."""
+        """Store a decision that says more than that the plan allows the request."""
         self.decision = decision
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
 
     def use_fallback_decision(self, decision: Decision | None, fallback: FallbackDecision | None) -> None:
-        """Take note of what was decided without the store; a decision of None is one that just allows."""
+        """Store a decision made without the store; None: the plan just allows the request."""
         self._fallback_decision = fallback
         if decision is not None:
             self.note_decision(decision)
@@ -186,17 +186,17 @@ class AdmittedRequest(HoldOwner):
             tallies.count_request(plan, outcome, None, degraded=fallback is not None)
 
     def warn(self, message: str) -> None:
-        """Warn of something about the request's route, once in a while."""
+        """Log a warning about the request's route, throttled."""
         warn(self._store, self._route.match, message)
 
     def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
-        """Warn of calls whose figures are missing, once in a while."""
+        """Log calls whose figures are missing, throttled."""
         warn_of_lost(self._store, self._route.match, calls)
 
     def warn_of_uncounted(
         self, calls: Iterable[CallUsage], llm: LlmCalls, recorded: Mapping[str, int] | None
     ) -> None:
-        """Warn of calls whose figures are missing, and of token figures of the response that are not read.
+        """Log calls whose figures are missing, and token figures of the response that are not read.
 
         Args:
             calls: those read off the response.
@@ -222,7 +222,7 @@ class AdmittedRequest(HoldOwner):
         check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _with_fields(self, message: Message) -> Message:
-        """A message that begins a response, with the limit fields of the decision among its headers."""
+        """Add the limit fields of the decision to the message that begins a response."""
         fields = self.limit_fields
         if fields is None:
             return message
@@ -248,9 +248,9 @@ class AdmittedRequest(HoldOwner):
         return {one.meter: held[one.meter] for one in self._route.reserve if one.meter in held}
 
     def refusal_without(self, feature: str) -> Decision | None:
-        """The refusal of a customer who lacks a feature by the state that decided the request.
+        """Refusal of a customer who lacks a feature, by the state that decided the request; None: it has it.
 
-        In shadow it is one that allows. What was not decided is not refused.
+        In shadow mode the refusal allows. A request that was not decided is not refused.
 
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
@@ -263,10 +263,10 @@ class AdmittedRequest(HoldOwner):
         return replace(refusal, allowed=True, shadow=True) if refusal and decided.shadow else refusal
 
     def require(self, feature: str) -> Decision | None:
-        """The refusal of a customer who lacks a feature, which the app is to answer with an error.
+        """Refuse a customer who lacks a feature, in place of the error response of the app.
 
-        That gives way to the refusal, see :class:`~meterkit.asgi.refuser.LateRefusal`. The request stays
-        counted in its rates, by which it was admitted, and is not billed.
+        The app raises an error; its response gives way to the refusal, see
+        :class:`~meterkit.asgi.refuser.LateRefusal`. The request stays counted in its rates and is not billed.
 
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
@@ -337,7 +337,7 @@ class AdmittedRequest(HoldOwner):
             self._nothing_to_settle = False
 
     def _requested_models(self) -> Sequence[str]:
-        """The models that the request may be of; none: not known."""
+        """Models that the request may be for; empty: not known."""
         request: KeptRequest | None = getattr(self, "_request", None)
         if request is None:
             request = KeptRequest(self._scope, self.server_receive)

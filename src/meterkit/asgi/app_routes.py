@@ -33,13 +33,13 @@ _EXAMPLES: Final = {
     "float": "7340033.5",
     "uuid": "9f1c2b7e-54a3-4d0f-8a6e-0c1d2e3f4a5b",
 }
-"""What a parameter stands for where a path is made of a template: no line is written for just that."""
+"""Sample values of parameters, with which a path is made of a template; no line names just these."""
 _FURTHER_EXAMPLES: Final = (*_EXAMPLES.values(), "a", "aa", "aaa", "2031-06-10", "2031-06-10T12:00:00")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestDecider:
-    """A MeterMiddleware, as far as it says which line takes a request.
+    """MeterMiddleware of an app, reduced to what finds the line of a request.
 
     Attributes:
         catalog: its kit's.
@@ -58,13 +58,13 @@ class RequestDecider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRoute:
-    """A route, or a mounted app that does not tell its routes.
+    """Route of an app, or a mounted app that does not list its routes.
 
     Attributes:
         methods: ``("WS",)`` for a websocket.
         pieces: the path template, cut where mounts end.
         host: the template of the host it is for, or None.
-        decider: what decides its requests; None where none does.
+        decider: decides its requests; None: no middleware does.
     """
 
     methods: tuple[str, ...]
@@ -78,12 +78,12 @@ class AppRoute:
         return "".join(self.pieces)
 
     def pattern(self) -> re.Pattern[str]:
-        """What matches its paths, by Starlette's own patterns. Mounts may repeat the name of a parameter."""
+        """Compile the pattern of its paths, by Starlette's own. Mounts may repeat the name of a parameter."""
         return path_pattern(self.pieces)
 
 
 def example_path(template: str) -> str:
-    """A path that falls under a template."""
+    """Build a sample path that falls under a template."""
     return PARAM_REGEX.sub(lambda parameter: _example(parameter[2] or ":str"), template)
 
 
@@ -96,15 +96,15 @@ def _example(convertor: str) -> str:
 
 
 def routes_of(app: object) -> list[AppRoute]:
-    """All routes of an app, in the order in which it tries them; looked through what wraps it.
+    """List the routes of an app, in the order in which it tries them; wrappers are looked through.
 
     Raises:
-        MeterkitError: the app does not tell its routes.
+        MeterkitError: the app does not list its routes.
     """
     inner = unwrap(app, RequestWay())[0]
     if not hasattr(inner, "routes"):
         raise MeterkitError(
-            f"the app does not tell its routes: found a value of type {type(inner).__name__}; allowed is an"
+            f"the app does not list its routes: found a value of type {type(inner).__name__}; allowed is an"
             " app of Starlette or FastAPI, or what wraps one and has it as `.app`"
         )
     known: dict[int, RequestDecider] = {}
@@ -124,7 +124,7 @@ def _app_route(place: AppPlace, known: dict[int, RequestDecider]) -> AppRoute:
 
 
 def _decider(way: RequestWay, known: dict[int, RequestDecider]) -> RequestDecider | None:
-    """The outermost MeterMiddleware on the way, which decides."""
+    """Find the outermost MeterMiddleware on the way, which decides."""
     for app, pieces in way.wrappers:
         if isinstance(app, MeterMiddleware):
             return known.setdefault(id(app), _decider_of(app.catalog, app.app, app.paths, pieces))
@@ -148,7 +148,7 @@ _REST: Final = ":path}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteLines:
-    """What becomes of requests of a route.
+    """Lines of the plans file that take the requests of a route.
 
     Attributes:
         methods: those of the route that the same lines take.
@@ -180,11 +180,11 @@ class UnusedLine:
 def match_lines(
     routes: Sequence[AppRoute], otherwise: RequestDecider | None
 ) -> tuple[list[RouteLines], list[UnusedLine]]:
-    """What lines take each route, and the lines that take none.
+    """Find the lines that take each route, and the lines that take none.
 
     Args:
         routes: of an app, in its order.
-        otherwise: what decides where the app has no MeterMiddleware at all.
+        otherwise: decides where the app has no MeterMiddleware at all.
     """
     if not any(route.decider for route in routes):
         routes = [replace(route, decider=otherwise) for route in routes]
@@ -220,7 +220,7 @@ class _RoutePattern:
 
 
 class _Lines:
-    """The lines by which one middleware decides, and those of them that took something."""
+    """Lines by which one middleware decides, and those of them that took a request."""
 
     def __init__(self, decider: RequestDecider) -> None:
         self.decider = decider
@@ -231,14 +231,14 @@ class _Lines:
         self.used: set[int] = set()
 
     def first(self, method: str, path: str) -> Route | None:
-        """The line that takes a request."""
+        """Find the line that takes a request."""
         found = _match_path(self._router, self.decider, method, path)
         if found is not None:
             self.used.add(id(found))
         return found
 
     def of_messages(self, method: str, path: str) -> Iterator[Route]:
-        """The lines that take messages of MCP which are posted to a path."""
+        """Find the lines that take MCP messages posted to a path."""
         for line in self._mcp:
             alone = [other for other in self.decider.catalog.routes if other is line or other.mcp is None]
             if (
@@ -272,7 +272,7 @@ def _build_scope(decider: RequestDecider, method: str, path: str) -> dict[str, A
 
 
 def _find_lines(one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lines) -> list[RouteLines]:
-    """What becomes of a route, its methods put together where the same lines take them."""
+    """Find the lines of a route; methods that the same lines take are one entry."""
     groups: dict[tuple[int, ...], RouteLines] = {}
     example = example_path(one.route.path)
     for method in one.route.methods:
@@ -320,7 +320,7 @@ def _sample_paths(line: Route, route: AppRoute, decider: RequestDecider) -> set[
 
 
 def _join_templates(first: str, second: str) -> str:
-    """A path of two templates: of each segment the one that says more, in doubt the first one's."""
+    """Build a path of two templates: of each segment the more specific one, in doubt the first one's."""
     return "/".join(_join_segments(first.split("/"), second.split("/")))
 
 
@@ -354,24 +354,24 @@ def path_lines(decider: RequestDecider, method: str, path: str) -> list[PathLine
 
 
 def describe_line(line: Route) -> str:
-    """What a line does with a request, in short: ``feature full_ai; consume 1 requests; usage auto``."""
+    """Describe a line in short: ``feature full_ai; consume 1 requests; usage auto``."""
     if line.exempt:
         return "exempt"
-    said = ["always"] if line.always else []
-    said += [f"feature {line.feature}"] if line.feature else []
+    parts = ["always"] if line.always else []
+    parts += [f"feature {line.feature}"] if line.feature else []
     for verb, quantities in (
         ("consume", line.consume),
         ("per message", line.per_message),
         ("grow", line.grow),
     ):
-        said += [f"{verb} {_quantities(quantities)}"] if quantities else []
-    said += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
-    said += [f"records {', '.join(line.records)}"] if line.records else []
-    said += [f"usage {line.usage}"] if line.usage != "none" else []
-    said += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
-    said += [f"storage {line.storage_meter}"] if line.storage_meter else []
-    said += [line.enforcement] if line.enforcement != "on" else []
-    return "; ".join(said) or "decided, counts nothing"
+        parts += [f"{verb} {_quantities(quantities)}"] if quantities else []
+    parts += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
+    parts += [f"records {', '.join(line.records)}"] if line.records else []
+    parts += [f"usage {line.usage}"] if line.usage != "none" else []
+    parts += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
+    parts += [f"storage {line.storage_meter}"] if line.storage_meter else []
+    parts += [line.enforcement] if line.enforcement != "on" else []
+    return "; ".join(parts) or "decided, counts nothing"
 
 
 def _quantities(quantities: Mapping[str, int]) -> str:

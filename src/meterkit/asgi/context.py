@@ -1,4 +1,4 @@
-"""The request that is being served, for the code that serves it: who it is for, and what it used."""
+"""Functions for the code that serves a request: its customer and features, and the usage to record."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
 EXEMPT: Final = "meterkit.exempt"
-"""The key in the scope of a request whose line is exempt."""
+"""Key in the scope of a request whose line is exempt."""
 
 
 def current() -> Current:
-    """Who the current request is served to, and why.
+    """Customer, plan and decision of the current request.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
@@ -71,10 +71,10 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
 
 
 def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
-    """The current request's.
+    """Find the current request.
 
     Args:
-        what: the call that asks for it, for the error.
+        what: the name of the caller, for the error message.
         scope: of the request, where only its own will do: the context also is that of requests which the
             app makes of its own, and which may reach another app in this process.
 
@@ -92,7 +92,7 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
 
 
 def _thread_advice() -> str:
-    """Advice for a thread, which has the request's context only if it was handed over."""
+    """Advise a thread, which has the request's context only if it was handed over."""
     try:
         get_running_loop()
     except RuntimeError:

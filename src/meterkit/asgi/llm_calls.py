@@ -84,7 +84,7 @@ class LlmCalls:
         return self.reading.unread_figure
 
     def add_tap(self, calls: tuple[CallUsage, ...]) -> None:
-        """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
+        """Add the calls of a tapped stream; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls
 
     def estimate_cancelled_call(self) -> None:
@@ -95,7 +95,7 @@ class LlmCalls:
         self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """The response is over; see :meth:`meterkit.asgi.response_usage.Reading.close`.
+        """End the response; see :meth:`meterkit.asgi.response_usage.ResponseUsage.close`.
 
         Returns:
             The usage read from it, completed by the app's own reports.
@@ -110,10 +110,9 @@ class LlmCalls:
         return self._body
 
     def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[UsedQuantities]:
-        """Usage to count now that was not counted before: by model and provider where meters filter by them.
+        """Count the usage that was not counted before, by model and provider where meters filter by them.
 
-        Late usage is counted on top. Nothing is taken back: where a later report
-        amounts to less, it counts nothing.
+        Late usage is counted on top. A later report that amounts to less counts nothing.
 
         Args:
             compiled: knows the meters.
@@ -136,7 +135,7 @@ class LlmCalls:
         return used_of(more, compiled)
 
     def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
-        """The calls that outlive their request, by the event ids under which they are counted."""
+        """Calls that outlive their request, by the event ids under which they are counted."""
         outliving = [call for call in self._each() if call.outlives]
         named = {call_name(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
@@ -159,8 +158,8 @@ async def record_calls(
         raise MeterkitError(
             f"record_usage: line {line.name!r} of a batch was given without call_id; give the id of the batch"
         )
-    said: object = obj if line is None else line.answer
-    calls, pending = calls_of(said), pending_jobs(said)
+    answer: object = obj if line is None else line.answer
+    calls, pending = calls_of(answer), pending_jobs(answer)
     if view is not None and not store.is_off:
         for job_id in pending:
             await remember_job(store, job_id, view, "")
@@ -190,7 +189,7 @@ async def record_calls(
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
         revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
-    return None if is_unknown else _add_money(usage_of(said), calls, revenues, store.cache)
+    return None if is_unknown else _add_money(usage_of(answer), calls, revenues, store.cache)
 
 
 def _add_money(
@@ -199,7 +198,7 @@ def _add_money(
     revenues: Sequence[Fraction | None],
     compiled: CompiledCatalog,
 ) -> CallUsage | None:
-    """The usage of calls, with what they cost, are charged and earn, as far as that is known."""
+    """Add cost, charge and revenue to the usage of calls, as far as they are known."""
     if usage is None:
         return None
     known = [one for one in revenues if one is not None]
@@ -218,7 +217,7 @@ def _add_money(
 
 
 def _assign_ids(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
-    """The calls of a job by the id that the app gives, those of a line by the line's name besides."""
+    """Name the calls of a job by the id that the app gives, and those of a batch line by its name."""
     base = call_id if line is None else f"{call_id}\0{line.name}"
     return tuple(
         replace(
@@ -242,7 +241,7 @@ async def _count_job(
     """Count a job, or a part of it, once for the customer who began it.
 
     Returns:
-        What each of its parts has earned, as far as the store has said; None: the customer is not known.
+        The revenue of each part, as far as the store knows; None: the customer is not known.
     """
     parts = used_by_model([call], store.cache)
     owner, counts, is_deleted = await claim_job(store, job_id, view, "", by=by if parts else None)
@@ -271,7 +270,7 @@ def read_captured(
     requested: str | None,
     check: Callable[[Mapping[str, int]], None],
 ) -> Sequence[UsedQuantities]:
-    """What a reservation is captured with.
+    """Read the usage that a reservation is captured with.
 
     Args:
         compiled: knows the meters.
@@ -311,12 +310,12 @@ def _usage_of_calls(
     model: str | None = None,
     provider: str | None = None,
 ) -> Sequence[UsedQuantities] | None:
-    """What calls have used, those of one model together.
+    """Add up the usage of calls, one part for each model.
 
     Args:
         calls: of an object that :func:`meterkit.usage_of` reads.
         compiled: knows the meters.
-        beside: what is counted with it, of other meters than those of tokens.
+        beside: quantities of other meters, counted with the tokens.
         model: overrules what the object says; for meters that ask for it (``where:``).
         provider: likewise.
 
@@ -356,7 +355,7 @@ def name_calls(
     provider: str | None,
     compiled: CompiledCatalog,
 ) -> Sequence[CallUsage]:
-    """Calls with the model that their request names, where the answer names none.
+    """Name the model of calls by their request, where the response names none.
 
     Args:
         calls: of one request.
@@ -376,10 +375,10 @@ def name_calls(
 
 
 def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
-    """The model of several at which a call costs the customer most: a client may name more than one.
+    """Find the most expensive of the named models: a client may name more than one.
 
-    Where their prices are equal or not known, it is one that derived meters count; else the first one. None:
-    no model is named, or credits and overage have prices by model, which then take their highest.
+    If their prices are equal or unknown, it is one that derived meters count, otherwise the first. None: no
+    model is named, or credits and overage have prices by model, which then take their highest.
     """
     if len(names) <= 1:
         return (names[0] or None) if names else None

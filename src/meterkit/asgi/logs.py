@@ -1,4 +1,4 @@
-"""What the edge writes to the log: some of it once, and of what may come by the thousand a few lines."""
+"""Logs of the middleware: refusals, troubles of store and app, lost token usage; sampled and throttled."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 
 class LogSampler:
-    """Lets the first lines of each span of time through, and tells how many it kept back.
+    """Log sampler: admits the first lines of each span of time, then reports how many it withheld.
 
     Args:
         most: how many lines a span may have.
         every_s: how long a span is, in seconds.
-        tell: takes how many lines were kept back; called when the span is over, or by the next line.
+        report_count: gets how many lines were withheld; called after the span, or by the next line.
 
     Attributes:
         last_s: when the last line came, by the monotonic clock.
     """
 
-    def __init__(self, most: int, every_s: float, tell: Callable[[int], None]) -> None:
+    def __init__(self, most: int, every_s: float, report_count: Callable[[int], None]) -> None:
         self._most = most
         self._every_s = every_s
-        self._report_count = tell
+        self._report_count = report_count
         self._began = self.last_s = -every_s
         self._written = 0
-        self._kept_back = 0
+        self._withheld = 0
 
     def admits(self) -> bool:
         """Whether one more line may be written now; it is counted either way."""
@@ -58,21 +58,21 @@ class LogSampler:
         if self._written < self._most:
             self._written += 1
             return True
-        if not self._kept_back:
+        if not self._withheld:
             get_running_loop().call_later(self._began + self._every_s - now, self._report)
-        self._kept_back += 1
+        self._withheld += 1
         return False
 
     def _report(self) -> None:
-        if self._kept_back:
-            kept_back, self._kept_back = self._kept_back, 0
-            self._report_count(kept_back)
+        if self._withheld:
+            withheld, self._withheld = self._withheld, 0
+            self._report_count(withheld)
 
 
 _logger = logging.getLogger("meterkit.asgi")
 
 _SPAN_S: Final = 10.0
-# An outage may last for hours, and the store's own logger tells of its beginning and of its end.
+# An outage may last for hours, and the store's own logger reports its beginning and its end.
 _AWAY_SPAN_S: Final = 60.0
 _SHOWN_MAX: Final = 100
 _OF_THE_STORE: Final = (StoreError, SettingsError)
@@ -90,7 +90,7 @@ class TroubleLog:
         self._preflights = Throttle(MINUTE_S)
 
     def log_undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
-        """The customer is known, but not whether the request may be served.
+        """Log a request that the store could not decide.
 
         Args:
             error: why; None: the lane has its breaker open.
@@ -105,7 +105,6 @@ class TroubleLog:
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 
     def _log_more_undecided(self, number: int) -> None:
-        # Told when the span is over, by when the store may be back for long.
         _logger.error(
             "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
             number,
@@ -114,13 +113,13 @@ class TroubleLog:
         )
 
     def log_unidentified(self, error: Exception | None, route: Route) -> None:
-        """``identify`` raised."""
+        """Log that ``identify`` raised."""
         if self._identify.admits():
             message = "identify raised: the customer of a request under the line %a could not be determined"
             _logger.error(message, route.match, exc_info=error)
 
     def log_wrong_type(self, found: object) -> None:
-        """``identify`` returned what is neither a text nor None; said once of each type."""
+        """Log once for each type that ``identify`` returned neither a text nor None."""
         kind = type(found)
         if kind not in self._wrong_types:
             self._wrong_types.add(kind)
@@ -131,7 +130,7 @@ class TroubleLog:
             )
 
     def log_inner(self) -> None:
-        """This kit has the request already: what this middleware was given is not asked; said once."""
+        """Log once that an outer middleware of the same kit has the request already."""
         if not self._is_inner:
             self._is_inner = True
             _logger.warning(
@@ -141,7 +140,7 @@ class TroubleLog:
             )
 
     def log_unmatched(self, source: str, scope: Scope) -> None:
-        """No line of the plans file matches a request; the caller logs this once."""
+        """Log that no line of the plans file matches a request; the caller does so once."""
         _logger.warning(
             "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
             ' do are not logged; a last line with match: "*" is about all that is left',
@@ -150,7 +149,7 @@ class TroubleLog:
         )
 
     def log_preflight(self, route: Route, scope: Scope) -> None:
-        """A CORS preflight that browsers take for a no; at most once a minute for a route."""
+        """Log a CORS preflight that browsers take for a refusal; at most once a minute for a route."""
         if not self._preflights.is_due(route.match):
             return
         _logger.warning(
@@ -163,7 +162,7 @@ class TroubleLog:
         )
 
     def log_without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
-        """A line would have matched, had it the path of the mount; the caller sees to it as above."""
+        """Log that a line lacks the path of the mount; the caller does so once."""
         method = "" if line.method is None else f"{line.method} "
         _logger.warning(
             "%s: the line %a does not match, as this app is mounted at %a and lines are written with that"
@@ -208,14 +207,14 @@ class RefusalLog:
         status: int,
         instance: str | None,
     ) -> None:
-        """A request was answered with a refusal, or a websocket closed."""
+        """Log a request that was refused, or a websocket that was closed."""
         if self._sampler.admits():
             fields = _refusal_fields(decision, route, view) | {"status": status, "instance": instance}
             words = _line(fields) + _hint(decision, scope)
             _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
 
     def log_shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
-        """A request was served that would have been refused."""
+        """Log a request that shadow mode served and enforcement would refuse."""
         if self._sampler.admits():
             fields = _refusal_fields(decision, route, view)
             extra = fields | {"status": None, "instance": None, "shadow": True}
@@ -281,16 +280,16 @@ _warned_of_unread: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary
 
 
 class ErrorGuard:
-    """``with`` it runs what must not be heard of by the app, whatever it raises; may be entered again.
+    """Context manager that keeps errors of meterkit from the app; may be entered again.
 
     Args:
-        tell: takes which error it was; see :func:`described`.
+        report: gets the error's description; see :func:`describe_error`.
     """
 
-    __slots__ = ("_report_count",)
+    __slots__ = ("_report",)
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._report_count = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
 
     def __enter__(self) -> None:
         pass
@@ -300,12 +299,12 @@ class ErrorGuard:
     ) -> bool:
         if kind is None or not isinstance(error, Exception):
             return False
-        self._report_count(describe_error(error))
+        self._report(describe_error(error))
         return True
 
 
 def describe_error(error: Exception) -> str:
-    """Which error it is, and where: not its own words, which may hold what a customer wrote."""
+    """Format the type and the traceback of an error, without its message, which may hold customer data."""
     return f"{type(error).__name__} at\n{''.join(format_tb(error.__traceback__))}"
 
 
@@ -326,7 +325,7 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
 
 
 def warn_of_unread(store: Store, route: Route, path: str) -> None:
-    """Warn of token figures that count nothing; once a route."""
+    """Log token figures that count nothing; once for each route."""
     if _warned_of_unread.setdefault(store, Throttle(inf)).is_due(route.match):
         _logger.warning(
             "%s: a response has a token figure at %a that `usage: %s` does not read: it counts nothing. Name"
@@ -339,6 +338,6 @@ def warn_of_unread(store: Store, route: Route, path: str) -> None:
 
 
 def warn(store: Store, route: str, message: str) -> None:
-    """Warn of a route; of the same once a minute."""
+    """Log a warning of a route; the same one at most once a minute."""
     if _warned.setdefault(store, Throttle(MINUTE_S)).is_due((route, message)):
         _logger.warning("%s: %s", route, message)

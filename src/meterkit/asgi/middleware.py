@@ -57,16 +57,16 @@ _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.
 
 
 class Kit(Protocol):
-    """What the edge needs of the kit."""
+    """Parts of the kit that the middleware uses."""
 
     @property
     def store(self) -> Store:
-        """Where requests are decided and counted."""
+        """Facade over Redis that decides and counts requests."""
         ...
 
     @property
     def estimate_input(self) -> InputEstimator:
-        """What measures a request's input before its usage is known."""
+        """Estimator of a request's input, until its usage is known."""
         ...
 
     async def start(self) -> None:
@@ -86,8 +86,8 @@ class MeterMiddleware:
 
     Args:
         app: the app that is wrapped.
-        kit: what is sold, and where it is counted. Started and stopped with the app's lifespan; where the
-            server runs none, started by the first request.
+        kit: the plans and the store. Started and stopped with the app's lifespan; if the server runs
+            none, started by the first request.
         identify: from an ASGI scope to the customer's id, a `Caller`, or None; sync or async.
         on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that;
             sync or async. The response gets the fields of meterkit's own that it lacks.
@@ -97,7 +97,7 @@ class MeterMiddleware:
             slashes merged, slashes at the end and case ignored. Default: by the wrapped app's class.
 
     Raises:
-        MeterkitError: an argument is not what it should be.
+        MeterkitError: an argument is not allowed.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class MeterMiddleware:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
-            if not passed.is_own_error(error):
+            if not passed.is_expected_error(error):
                 raise
         finally:
             try:
@@ -168,7 +168,7 @@ class MeterMiddleware:
     async def _admit_special(
         self, plans: PlansInForce, route: Route | None, scope: Scope, receive: Receive, send: Send
     ) -> Exchange | None:
-        """Admit what more is to be done about than to decide; None: it is answered."""
+        """Admit a request that needs more than a decision; None: it was answered."""
         refuser, is_http = self._refuser, scope["type"] == "http"
         if route is not None and route.mcp is not None:
             read = await plans.mcp.read(route, scope, receive, send, self._kit.store)
@@ -209,7 +209,7 @@ class MeterMiddleware:
         return passed
 
     async def _serve_undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve what is not decided here."""
+        """Serve a scope that is not decided here."""
         if self._mark in scope:
             self._troubles.log_inner()
         elif scope["type"] == "lifespan":
@@ -227,7 +227,7 @@ class MeterMiddleware:
         body: BufferedBody | None,
         refuser: Refuser,
     ) -> Exchange | None:
-        """Decide a request; one that is refused is answered, and there is nothing to go on with."""
+        """Decide a request; None: it was refused and answered."""
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
@@ -312,7 +312,7 @@ class MeterMiddleware:
     async def _read_reservation(
         self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody | None, scope: Scope
     ) -> Prepare:
-        """The decision about a route that looks at the request: its body, its length, its idempotency key."""
+        """Prepare the decision of a route that reads the request's body, length or idempotency key."""
         if body is None:
             return refuse_problem(view, route, _prepare_by_route(route), socket_problem(view, route, scope))
         return await prepare_reservation(
@@ -331,7 +331,7 @@ class MeterMiddleware:
         send: Send,
         refuser: Refuser,
     ) -> Exchange | None:
-        """Answer a request that is refused; in shadow it goes on."""
+        """Answer a refused request; in shadow mode serve it."""
         if route.enforcement == "shadow":
             # Its usage is discarded where the customer is not known.
             view = view or plans.nobody()
@@ -347,7 +347,7 @@ class MeterMiddleware:
         return None
 
     async def _find_view(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
-        """Decide for a new customer, or for a request without one."""
+        """Find the view of a new customer, or of a request without one."""
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
         if isinstance(found, Caller):
@@ -370,7 +370,7 @@ class MeterMiddleware:
     def _handle_refusal(
         self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
-        """Answer a refused request; in shadow mode count, hold and serve it."""
+        """Return the refusal; in shadow mode the admitted request, which is counted and held."""
         store = self._kit.store
         decision = read_decision(decided, reply)
         if not decision.shadow:
@@ -392,10 +392,10 @@ class MeterMiddleware:
         scope: Scope,
         send: Send,
     ) -> tuple[Exchange | Decision, PreparedDecision | None]:
-        """A request that the store could not decide: said, and served or not as route and plan have it.
+        """Log a request that the store could not decide, and serve or refuse it by its route and plan.
 
-        Without an error the store was not asked, as the breaker is open. With a refusal comes what was asked
-        of the plan.
+        Without an error the store was not asked, as the breaker is open. A refusal comes with its prepared
+        decision.
         """
         if view is None:  # So far only `identify` can have failed.
             self._troubles.log_unidentified(error, route)
@@ -419,7 +419,7 @@ class MeterMiddleware:
         return passed, None
 
     def _compile_plans(self, cache: CustomerCache) -> PlansInForce:
-        self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
+        self._has_warned_unmatched = not cache.catalog.routes  # The kit has warned of a file without routes.
         return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
@@ -439,12 +439,12 @@ def exchange_class(scope: Scope, route: Route) -> type[Exchange]:
 async def _run_lifespan(
     app: ASGIApp, kit: Kit, mark: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Run an app's lifespan, and the kit's around it.
+    """Run an app's lifespan, with the kit started before it and stopped after it.
 
     Args:
-        app: what is wrapped.
-        kit: what starts before it and stops after it.
-        mark: stands in the scope meanwhile, for an inner wrapping by the same kit.
+        app: the wrapped app.
+        kit: starts before the app and stops after it.
+        mark: key in the scope meanwhile, for an inner middleware of the same kit.
         scope: the lifespan's.
         receive: the server's.
         send: the server's.
@@ -489,7 +489,7 @@ _ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
 
 
 def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
-    """Refuse what a middleware cannot work with.
+    """Check the arguments of a middleware.
 
     Raises:
         MeterkitError: with what was found and what is allowed.

@@ -290,7 +290,7 @@ class PathReader:
 
 @dataclass(frozen=True, slots=True)
 class PathRules:
-    """How paths are read.
+    """Rules by which an app reads paths.
 
     Attributes:
         is_loose: whether all paths are read loosely.
@@ -380,7 +380,7 @@ def _readers(app: object, way: RequestWay) -> Iterator[PathReader]:
 
 
 def loose_pattern(template: str) -> re.Pattern[str]:
-    """What a line's path matches when it is read loosely: any case, and any text for a parameter's type."""
+    """Compile a line's path for loose routers: any case, and any text for a parameter's type."""
     parts: list[str] = []
     at = 0
     merged = _SLASHES.sub("/", template).rstrip("/")

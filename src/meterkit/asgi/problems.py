@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemContext:
-    """What a refusal speaks of beside the decision; a field that does not apply keeps its default.
+    """Data of a refusal beside the decision; a field that does not apply keeps its default.
 
     Attributes:
         policies: the customer's policies on this route.
@@ -73,7 +73,7 @@ Member = str | int | list[str] | dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalFacts:
-    """All that the words of one refusal draw on; ``wait_s`` is None where waiting does not help."""
+    """Facts that a refusal is worded with; ``wait_s`` is None where waiting does not help."""
 
     decision: Decision
     reason: Reason
@@ -82,7 +82,7 @@ class RefusalFacts:
 
     @property
     def policy(self) -> Policy | None:
-        """The policy that the decision names as its limit."""
+        """Policy that the decision names as its limit."""
         policies = self.context.policies
         return next((policy for policy in policies if policy.name == self.decision.limit), None)
 
@@ -283,7 +283,7 @@ REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
 
 
 def problem_type_of(refusal: Decision) -> ProblemType:
-    """The type of the problem that tells of a refusal; one without a reason is of the store."""
+    """Find the problem type of a refusal; one without a reason is of the store."""
     if refusal.problem is not None:
         return REQUEST_PROBLEM_TYPES[refusal.problem.code]
     return REFUSAL_TYPES[refusal.reason or "store"].problem
@@ -303,7 +303,7 @@ class Denial:
 def problem(
     decision: Decision, context: ProblemContext, *, mode: Headers, now_s: int, instance: UUID
 ) -> Denial:
-    """The answer to a request that was refused.
+    """Build the response to a refused request.
 
     Args:
         decision: why; a decision without a reason is reported as one of the store.
@@ -340,9 +340,9 @@ def problem(
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
-    """The headers of an app's own answer to a refused request, and those of ours that it lacks.
+    """Add our headers to the app's own response to a refused request.
 
-    What describes the body is the app's; what lists names is put together.
+    Headers about the body are the app's; lists of names are joined.
     """
     items = list(headers)
     present = {name.lower() for name, _ in items}
@@ -358,14 +358,14 @@ def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tup
 
 
 def can_answer(scope: Scope) -> bool:
-    """Whether a refusal can be answered: servers may do without for websockets."""
+    """Whether the server can send a response: for websockets some cannot."""
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
 async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
     """Answer a request, or refuse a websocket that is not accepted yet.
 
-    A websocket gets the same answer where the server can send one, else it is closed with 1008, which
+    A websocket gets the same response if the server can send one. Otherwise it is closed with 1008, which
     servers turn into a bare 403.
     """
     if not can_answer(scope):

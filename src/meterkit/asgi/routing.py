@@ -130,7 +130,7 @@ _PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
 _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
 TOO_MANY: Final = "too many readings: any line whose fixed segments stand in it, in that order"
 _ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
-"""What lines need not name: handlers have these methods for a purpose."""
+"""Methods that lines need not name: handlers take them on purpose."""
 
 
 class Router:
@@ -215,7 +215,7 @@ class Router:
             return self._cache_route(key, self._strictest_line(self._websocket_lines, "WS", scope))
 
     def _cache_key(self, method: str | None, scope: Scope) -> _Key:
-        """All that an answer depends on."""
+        """Key of the cache: all that the line depends on."""
         root_path = scope.get("root_path")
         if self._is_raw and has_encoded_slash(scope):
             raw: bytes = scope["raw_path"]
@@ -232,7 +232,7 @@ class Router:
         return min(self._read_path(lines, method, scope), key=self._leniency).line
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
-        """The line of the path as written, and those of other readings that something behind may take."""
+        """Find the line of the path as written, and those of other readings that the app may take."""
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
@@ -263,7 +263,7 @@ class Router:
         *,
         is_loose: bool,
     ) -> Iterator[PathLine]:
-        server = _mounted_at(scope, self._root_path)[0]
+        server = _split_root_path(scope, self._root_path)[0]
         resolves = self._reading.resolves or bool(readers)
         for spelling in path_spellings(scope, is_raw=is_loose):
             several = path_readings(spelling, server, resolves=resolves)
@@ -280,7 +280,7 @@ class Router:
         found: Route | None,
         readers: Sequence[PathReader],
     ) -> Iterator[PathLine]:
-        """The lines of one reading: as loose routers read it, and as exact routers and file servers do."""
+        """Find the lines of one reading: for loose routers, and for exact routers and file servers."""
         method, reading = asked.method, self._reading
         spellings = self._client_paths(scope, one.path)
         routed = routed_paths(scope, one.path, self._root_path)
@@ -313,9 +313,9 @@ class Router:
     def _both_lines(
         self, one: PathReading, asked: LineSearch, with_slash: Sequence[str], without: Sequence[str]
     ) -> Iterator[PathLine]:
-        """The line of a path to which a slash at its end means nothing: the first one, or a gate.
+        """Find the line of a path whose slash at the end is ignored: the first one, or a gate.
 
-        A gate that would take the path with a slash as well stands below the other line on purpose.
+        A gate that also takes the path with the slash stands below the other line on purpose.
         """
         yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
         gate = self._first_line(asked, without)
@@ -348,10 +348,10 @@ class Router:
     def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
     ) -> Route | None:
-        """The line of a request whose handler takes every method: a gate of its path holds for all of them.
+        """Add a gate to the line of a request whose handler takes every method.
 
-        A line that names the method opens the gate. Of the gated line only the feature counts: what the
-        request consumes is left to the line that takes it.
+        A gate of its path holds for all methods; a line that names the method opens it. Only the feature of
+        the gated line counts: the line that takes the request says what it consumes.
         """
         if found is not None and (found.exempt or found.method is not None or found.feature is not None):
             return found
@@ -381,18 +381,20 @@ class Router:
         return self._strictness(one.line)
 
     def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
-        server, mount = _mounted_at(scope, self._root_path)
+        server, mount = _split_root_path(scope, self._root_path)
         if self._without_mount is None or not mount:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = first_line(LineSearch(self._lines, method), [_cut(_cut(scope["path"], server), mount)])
+        line = first_line(
+            LineSearch(self._lines, method), [_strip_root(_strip_root(scope["path"], server), mount)]
+        )
         if line is not None and line is not found and line.path is not None:
-            tell, self._without_mount = self._without_mount, None
-            tell(line, found, mount)
+            warn, self._without_mount = self._without_mount, None
+            warn(line, found, mount)
 
     def _cache_route(self, key: _Key, route: Route | None) -> Route | None:
-        """Keep an answer, unless a client could fill the memory with such keys."""
+        """Cache the line of a key, unless a client could fill the memory with such keys."""
         method, path = key[0] or "", key[1] or ""
         if len(path) <= CACHED_PATH_CHARS_MAX and len(method) <= CACHED_METHOD_CHARS_MAX:
             if len(self._found) >= CACHE_ENTRIES_MAX:
@@ -402,7 +404,7 @@ class Router:
 
 
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
-    """The decoded path as clients may write it: with the root path of the server before it, and without.
+    """List the decoded path as clients may write it: with the root path of the server, and without.
 
     Mounts are included in all of them. It is unknown which one the client wrote: a proxy may strip the root
     path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
@@ -412,10 +414,10 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
         root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]
-    server, mount = _mounted_at(scope, root_path)
-    found = [_cut(path, server)]
+    server, mount = _split_root_path(scope, root_path)
+    found = [_strip_root(path, server)]
     if mount:
-        found.append(mount + _cut(path, server + mount))
+        found.append(mount + _strip_root(path, server + mount))
     prefix = server.strip("/")
     if prefix:
         found += [f"/{prefix}{below}" for below in found]
@@ -424,11 +426,15 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
 
 def routed_paths(scope: Scope, path: str, root_path: str) -> list[str]:
     """List what Starlette's router may match for a path: without root path and mounts, and as it is."""
-    server, mount = _mounted_at(scope, root_path)
-    return list(dict.fromkeys((_cut(path, server + mount), _cut(path, mount), _cut(path, server), path)))
+    server, mount = _split_root_path(scope, root_path)
+    return list(
+        dict.fromkeys(
+            (_strip_root(path, server + mount), _strip_root(path, mount), _strip_root(path, server), path)
+        )
+    )
 
 
-def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
+def _split_root_path(scope: Scope, root_path: str) -> tuple[str, str]:
     """The root path of the server, and the path of the mounts within it; empty where there are none."""
     root: str = scope.get("root_path", "")
     # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
@@ -437,20 +443,20 @@ def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
     return server, root[len(server) :] if is_mounted else ""
 
 
-def _cut(path: str, root: str) -> str:
-    """The path that a router goes by: without the root path, taken literally, where it begins with it."""
+def _strip_root(path: str, root: str) -> str:
+    """Strip the root path, taken literally, as a router does."""
     if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
         return path[len(root) :]
     return path
 
 
 def root_path_of_app(app: object) -> str:
-    """What an app takes for its root path, whatever the server says; empty where it goes by the server.
+    """Find the root path that an app sets itself; empty where it takes the server's.
 
-    ``FastAPI(root_path=…)`` puts it into the scope on the way in: who stands outside does not see it there.
+    ``FastAPI(root_path=…)`` puts it into the scope on the way in, so the middleware does not see it there.
 
     Args:
-        app: what is wrapped; looked through what wraps it in turn.
+        app: the wrapped app; its own wrappers are looked through.
     """
     # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
     kind = getattr(modules.get("fastapi"), "FastAPI", ())

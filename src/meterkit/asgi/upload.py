@@ -1,4 +1,4 @@
-"""A request that fills a gauge with its body; what comes beyond the length that it announced counts, too."""
+"""Admitted upload: its body fills a gauge, also where it is longer than announced."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _STEP_BYTES: Final = 256 << 10
-"""Bytes set aside at once, at least, for a body of unknown length: not one call for every piece."""
+"""Bytes held at once, at least, for a body of unknown length: not one call for every piece."""
 _SPARE_BYTES: Final = 64 * _STEP_BYTES
-"""Where less is left, uploads set nothing aside ahead: it would refuse others that fit."""
+"""Where less is left, uploads hold nothing ahead: it would refuse others that fit."""
 _LENGTH_DIGITS_MAX: Final = 15
 _NEVER: Final = frozenset["Outcome"]()
 
 
 def announced_bytes(body: BufferedBody) -> int | None:
-    """How many bytes a request says that it has; 0: it has some and does not say how many; None: none.
+    """Bytes that a request announces; 0: a body of unknown length; None: no body.
 
-    A length that cannot be read is none: what comes is counted as it comes.
+    A length that cannot be read is unknown: the bytes are counted as they arrive.
     """
     lengths = {value.strip() for value in body.header(b"content-length")}
     length = lengths.pop() if len(lengths) == 1 else b""
@@ -58,21 +58,21 @@ def announced_bytes(body: BufferedBody) -> int | None:
 class Upload(Exchange):
     """An admitted request of a line with ``storage``.
 
-    What it announced is held by the decision that admitted it. What comes beyond that, or without a word of
-    its length, is held as it comes; the first piece that does not fit ends the request.
+    The decision that admitted it holds the announced bytes. Bytes beyond that, or of an unknown length, are
+    held as they arrive; the first piece that does not fit ends the request.
 
-    Uploads that come at once hold parts of what each needs, so that none may fit. An upload that is refused a
-    further part therefore gives back its own parts, and then asks for all of them together. At least one of
-    several uploads passes if each fits alone: of those refused the last one to ask finds no other's parts.
+    Concurrent uploads each hold a part of what they need, so that none may fit. An upload that is refused a
+    further part therefore releases its own parts, and then asks for all of them together. If each fits
+    alone, at least one passes: the last one to ask finds no parts of the others.
 
     Slots:
-        _is_ample: whether so much is left that bytes are set aside ahead.
-        _read: bytes of the body that came.
-        _set_aside: how many of them may come before more is set aside.
-        _more: what is held beside the decision, by the slot of holds.
-        _counts: whether anybody may be refused for what comes.
+        _is_ample: whether so much is left that bytes are held ahead.
+        _read: bytes of the body that have arrived.
+        _set_aside: bytes that may arrive before more is held.
+        _more: bytes held beside the decision, by the slot of holds.
+        _counts: whether the gauge has a limit, so that bytes may be refused.
         _refusal: why the request was ended here, or None.
-        _is_answered: whether the client could be answered.
+        _is_answered: whether the client got the refusal.
         _unread: the piece that the app was about to get when its waiting was cancelled, or None.
     """
 
@@ -88,7 +88,7 @@ class Upload(Exchange):
     )
 
     def begin(self) -> None:
-        """To be called before the app is."""
+        """Set up the count of bytes; called before the app."""
         decided, meter = self._decided, self._meter
         self._read = self._set_aside = 0
         self._is_ample = True
@@ -105,7 +105,7 @@ class Upload(Exchange):
         return self._route.storage_meter or ""
 
     async def receive(self) -> Message:
-        """The server's next message; once the body does not fit any more, that the client has left."""
+        """Receive the next message; once the body does not fit, a disconnect."""
         if self._refusal is not None:
             return {"type": "http.disconnect"}
         message, self._unread = self._unread, None
@@ -128,7 +128,7 @@ class Upload(Exchange):
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on; where the request was ended here, none goes to the client any more."""
+        """Send a message, unless the request was ended here."""
         return super().send(message) if self._refusal is None else self._drop_message()
 
     async def _drop_message(self) -> None:
@@ -136,7 +136,7 @@ class Upload(Exchange):
             raise ConnectionAbortedError("meterkit has ended this request: its body does not fit")
 
     def settle(self, error: BaseException | None) -> None:
-        """Tell the store what the request came to; once."""
+        """Settle the request with the store. Idempotent."""
         super().settle(error)
         self._release_more()
 
@@ -148,30 +148,30 @@ class Upload(Exchange):
             plan = self._view.effective.plan.key
             tallies.count_request(plan, "refused", refusal.reason, degraded=refusal.degraded)
 
-    def is_own_error(self, error: BaseException) -> bool:
-        """Whether an error only says that the request was ended here."""
+    def is_expected_error(self, error: BaseException) -> bool:
+        """Whether an error only reports that the request was ended here."""
         return self._refusal is not None and isinstance(error, ClientDisconnect | ConnectionAbortedError)
 
     def give_back_gauge(self, meter: str) -> None:
-        """Give back what is held of a gauge: its level says it by now. See :class:`HoldOwner`."""
+        """Release the hold of a gauge whose level was changed. See :class:`HoldOwner`."""
         super().give_back_gauge(meter)
         if meter == self._meter and self._lane is not None and self._lane.loop is get_running_loop():
             self._release_more()
 
     def is_due(self) -> bool:
-        """Whether what it holds is in a slot that is over."""
+        """Whether a hold is in a slot that is over."""
         now_slot = self._store.now_ms() // HOLD_SLOT_MS
         return super().is_due() or any(held and slot < now_slot for slot, held in self._more.items())
 
     async def renew(self) -> None:
-        """Hold the same in the slot of now, and give back what is held in an earlier one."""
+        """Hold the same bytes in the current slot, and release those of earlier slots."""
         if super().is_due():
             await super().renew()
         before = dict(self._more)
         total = sum(before.values())
         if not total:
             return
-        with suppress(MeterkitError):  # Tried again before the holds vanish.
+        with suppress(MeterkitError):  # Retried before the holds expire.
             held = {self._meter: total}
             _, reply = await self._store.decide(self._view, lambda view, _: prepare_renewing(view, held, ()))
             if self._more == before and reply[0] == ALLOWED:
@@ -181,7 +181,7 @@ class Upload(Exchange):
                 self._release({reply[1] // HOLD_SLOT_MS: total})
 
     async def _hold_more(self) -> Decision | None:
-        """Set aside what has come beyond what is; why that cannot be, or None."""
+        """Hold the bytes that have arrived beyond the held ones; the refusal, or None."""
         missing = self._read - self._set_aside
         try:
             if missing < _STEP_BYTES and self._is_ample:
@@ -204,7 +204,7 @@ class Upload(Exchange):
         return None
 
     async def _hold_all(self, refusal: Decision) -> Decision | None:
-        """Give back all that this request holds, and ask for it together with what is missing."""
+        """Release all that this request holds, and hold it again together with the missing bytes."""
         more, self._more = self._more, {}
         settlements = [*self._take_gauge_out(self._meter), *self._release_settlements(more)]
         lane = self._lane
@@ -219,7 +219,7 @@ class Upload(Exchange):
         return await self._hold_bytes(self._read - self._set_aside)
 
     async def _hold_bytes(self, quantity: int, *, spare: int = 0) -> Decision | None:
-        """Hold so much more, if ``spare`` bytes are left besides; the refusal, if there is one."""
+        """Hold more bytes, if ``spare`` bytes are left besides; the refusal, or None."""
         store, meter = self._store, self._meter
 
         def prepare(view: CustomerView, mode: str) -> PreparedDecision:
@@ -248,7 +248,7 @@ class Upload(Exchange):
         return decision
 
     async def _end_request(self, refusal: Decision) -> None:
-        """Answer the client, if the app has not begun to; to the app it is as if the client had left."""
+        """End the request: refuse it, unless the app has begun to answer. The app sees a disconnect."""
         self._refusal, self._charge_on = refusal, _NEVER
         self._release_more()
         if self._status:
@@ -263,7 +263,7 @@ class Upload(Exchange):
         await self.refuser.refuse(refusal, self._route, decided, view, scope, receive, send, is_admitted=True)
 
     def _release_rest(self) -> None:
-        """Give back what was set aside for more than came."""
+        """Release the held bytes that did not arrive."""
         rest, self._set_aside = self._set_aside - self._read, self._read
         for slot, held in sorted(self._more.items(), reverse=True):
             part = min(rest, held)
@@ -284,7 +284,7 @@ class Upload(Exchange):
                 self._store.settle(self._lane, settlement)
 
     def _release_settlements(self, held: Mapping[int, int]) -> list[Settlement]:
-        """Settlements that give back bytes, by the slot that they are held in."""
+        """Build the settlements that release bytes, one for each slot."""
         meter = self._meter
         return [
             Settlement(self._view, held=HeldQuantities({meter: quantity}, (), slot))
