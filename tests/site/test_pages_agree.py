@@ -201,7 +201,7 @@ store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a 
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
-catalog.watch:_LOOK_EVERY_S              1.5             runbook.md     within two seconds of its correction
+catalog.watch:_CHECK_EVERY_S             1.5             runbook.md     within two seconds of its correction
 catalog.watch:_CONFIRM_AFTER_S           0.5             faq.md         changed plans file within two seconds
 catalog.watch:_CONFIRM_AFTER_S           0.5             plans-file.md  changed plans file within two seconds
 health.spools:ROOM_BYTES                 67_108_864      checklist.md   ◆ at least 64 MiB are free
