@@ -243,7 +243,7 @@ class MeterMiddleware:
             if body is not None or route.refuses_unpriced:
                 prepare = await self._read_reservation(lane, view, route, body, scope)
             prepared = None if prepare else view.decisions.get(id(route))
-            asked = prepared or (prepare or _prepare_by_route(route))(view, "d")
+            asked = prepared or (prepare or _preparer(route))(view, "d")
             admitted: tuple[PreparedDecision, list[int] | None] = (
                 lane.allotments.admit(asked, route)
                 if plans.cache.allots and scope["type"] == "http" and lane.allotments is not None
@@ -258,23 +258,17 @@ class MeterMiddleware:
                     abandon_call(decided, pending)
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
-                    decided, reply = await store.conclude(
-                        lane, decided, prepare or _prepare_by_route(route), reply
-                    )
+                    decided, reply = await store.conclude(lane, decided, prepare or _preparer(route), reply)
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
         except UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served in any case; the error is logged below
-            passed, decided = self._decide_without_store(
-                error, plans, lane, view, route, prepare, scope, send
-            )
+            passed, decided = self._use_fallback(error, plans, lane, view, route, prepare, scope, send)
         else:
             if reply is None:
-                passed, decided = self._decide_without_store(
-                    None, plans, lane, view, route, prepare, scope, send
-                )
+                passed, decided = self._use_fallback(None, plans, lane, view, route, prepare, scope, send)
             elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
                 decided.view.left = drop_replenished(left, decided.program) if left else NO_REMAINDERS
@@ -291,9 +285,7 @@ class MeterMiddleware:
                 passed = self._handle_refusal(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
-        return await self._refuse_or_shadow(
-            passed, plans, route, decided, view, scope, receive, send, refuser
-        )
+        return await self._answer_refusal(passed, plans, route, decided, view, scope, receive, send, refuser)
 
     async def _serve_uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
@@ -314,12 +306,12 @@ class MeterMiddleware:
     ) -> Prepare:
         """Prepare the decision of a route that reads the request's body, length or idempotency key."""
         if body is None:
-            return refuse_problem(view, route, _prepare_by_route(route), socket_problem(view, route, scope))
+            return refuse_problem(view, route, _preparer(route), socket_problem(view, route, scope))
         return await prepare_reservation(
             self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input
         )
 
-    async def _refuse_or_shadow(
+    async def _answer_refusal(
         self,
         decision: Decision,
         plans: PlansInForce,
@@ -381,7 +373,7 @@ class MeterMiddleware:
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
 
-    def _decide_without_store(
+    def _use_fallback(
         self,
         error: Exception | None,
         plans: PlansInForce,
@@ -423,7 +415,7 @@ class MeterMiddleware:
         return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
-def _prepare_by_route(route: Route) -> Prepare:
+def _preparer(route: Route) -> Prepare:
     return lambda view, mode: view.prepare(route, mode)
 
 
