@@ -483,7 +483,7 @@ class PaidAllotWorld(AllotWorld):
         most, least, share, _, lasts_least_ms = asked
         now = reply[1]
         lasts_ms = self._lasts_ms(program, asked, now)
-        if "asked" in json.loads(program.further or "{}"):
+        if "asked" in json.loads(program.extra_terms or "{}"):
             lasts_ms = min(lasts_ms, self._changes_ms() - now)
         if lasts_ms < lasts_least_ms:
             return 0, lasts_ms

@@ -16,7 +16,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import ModelTerms, compile_program, derived_from
+from meterkit.decisions.program import ModelPricing, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply
@@ -291,7 +291,7 @@ class Requests(Checks):
         costs: Mapping[str, int] | None = None,
     ) -> None:
         if any(flags.values()) or costs:
-            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": ModelTerms(costs)}
+            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": ModelPricing(costs)}
             program = compile_program(known.entitlements, self.catalog, demands, **more)
             packed = b"".join(known.pack_decide(program, mode))
         else:

@@ -36,9 +36,9 @@ from meterkit.decisions.transitions import (
     TermsInForce,
     Transition,
     find_transitions,
-    history_entries,
     notices_of,
     reminders_of,
+    transition_entries,
 )
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ AFTER: Final = TermsInForce(
 
 
 def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
-    found = list(history_entries(Transition(BEFORE, AFTER, "webhook")))
+    found = list(transition_entries(Transition(BEFORE, AFTER, "webhook")))
     assert [(one.kind, one.before, one.after) for one in found] == [
         ("subscription", "", "sub_1"),
         ("status", "", "active"),
@@ -450,9 +450,9 @@ def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
         ("scheduled", "", "top with 5 seats from 2027-01-15T08:00:00Z"),
     ]
     assert {(one.at_ms, one.cause) for one in found} == {(NOW_MS, "webhook")}
-    assert list(history_entries(Transition(AFTER, AFTER, "webhook"))) == []
+    assert list(transition_entries(Transition(AFTER, AFTER, "webhook"))) == []
     seats = replace(AFTER, pending_plan=None)
-    (line,) = history_entries(Transition(AFTER, seats, "webhook"))
+    (line,) = transition_entries(Transition(AFTER, seats, "webhook"))
     assert line.after == "5 seats from 2027-01-15T08:00:00Z"
 
 

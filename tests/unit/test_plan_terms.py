@@ -313,7 +313,7 @@ def test_grants_count_from_their_beginning_to_their_end(now_ms: int, left: int) 
 def more(meter: str, *holdings: StoredGrant, held: int = 0, prepaid: bool = True) -> int:
     """With ``held`` held of each other meter."""
     balance = GrantBalance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
-    return balance.more(
+    return balance.units_beyond_plan(
         meter,
         BALANCE_PRO.entitlements,
         lambda other: 0 if other != meter else 10**6,
@@ -344,11 +344,14 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
     # Without credit the cheapest meter gets nothing.
     cheapest = GrantBalance((), replace(PREPAID, paid_with={"asked": ("c:ai", 1)}), BALANCE_NOW_MS)
-    assert cheapest.more("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0) == 0
+    assert (
+        cheapest.units_beyond_plan("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0)
+        == 0
+    )
 
 
 def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
-    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)], {}))
+    told = json.loads(PREPAID.payment_terms([("asked", True), ("pages", True), ("answered", False)], {}))
     asked, pages, answered = told["paying"]
     assert (asked, pages) == (["asked", "m:asked", "c:ai", 1_000], ["pages", "m:pages", "", 0])
     assert answered == ["answered", "", "", 0]

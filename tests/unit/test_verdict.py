@@ -338,7 +338,7 @@ def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
     numbers = binding.numbers({"tokens": 70})
     changed = {place: number for place, number in enumerate(numbers) if number != program.numbers[place]}
     assert set(changed.values()) == {74}
-    assert set(changed) == {place for place, meter, _ in program.asked if meter == "tokens"}
+    assert set(changed) == {place for place, meter, _ in program.quantity_places if meter == "tokens"}
     assert binding.numbers({}) == list(program.numbers)
     assert binding.held({"tokens": 70}) == {**program.held, "tokens": 74}
     assert binding.held({}) == dict(program.held)
@@ -346,7 +346,7 @@ def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
 
 def test_no_less_is_asked_than_the_least() -> None:
     program = compiled({"tokens": one(5)})
-    least = {place: least for place, meter, least in program.asked if meter == "tokens"}
+    least = {place: least for place, meter, least in program.quantity_places if meter == "tokens"}
     numbers = BoundProgram(program, {"tokens": 0}).numbers({"tokens": 0})
     assert {place: numbers[place] for place in least} == least
 

@@ -30,10 +30,10 @@ from meterkit.decisions.transitions import (
     TermsInForce,
     Transition,
     find_transitions,
-    history_entries,
     manual_entries,
     notices_of,
     reminders_of,
+    transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.input_checks import check_customer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.transitions import CustomerNotice, HistoryEntry
+    from meterkit.decisions.transitions import StateNotice, TransitionEntry
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
@@ -163,7 +163,7 @@ class States:
         steps, force = find_transitions(found.force, found.state, store.catalog, now_ms)
         dunning, known = store.catalog.dunning, found.state.subscription
         before = found.force or force
-        entries = [entry for step in steps for entry in history_entries(step)]
+        entries = [entry for step in steps for entry in transition_entries(step)]
         notices = [
             notice
             for step in steps
@@ -174,7 +174,7 @@ class States:
                 force, TermsInForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause
             )
             force = step.after
-            entries += [*history_entries(step), *manual_entries(found.state, changed, force.at_ms, cause)]
+            entries += [*transition_entries(step), *manual_entries(found.state, changed, force.at_ms, cause)]
             notices += [
                 *notices_of(customer, step),
                 *reminders_of(customer, step, changed.subscription, dunning),
@@ -247,8 +247,8 @@ def _ended_prices(
 
 
 def _changes(
-    entries: Sequence[HistoryEntry],
-    notices: Sequence[CustomerNotice],
+    entries: Sequence[TransitionEntry],
+    notices: Sequence[StateNotice],
     gauges: Sequence[tuple[str, int]],
     ended: Mapping[str, object],
 ) -> str:

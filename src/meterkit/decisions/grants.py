@@ -135,20 +135,20 @@ class Prepaid:
         """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
         return {meter: prices.of(model) for meter, prices in self.by_model.items()}
 
-    def asked_costs(self, model: str | None) -> dict[str, int]:
+    def decision_costs(self, model: str | None) -> dict[str, int]:
         """The same for a decision: at least a micro-credit, as it counts how many units a balance pays."""
         return {meter: max(1, cost) for meter, cost in self.costs_of(model).items()}
 
     def held_costs(self, model: str | None) -> dict[str, int]:
         """What a unit is held at of these meters: the most where no model is known."""
-        return self.asked_costs("" if model is None else model)
+        return self.decision_costs("" if model is None else model)
 
     def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
         """What a unit of these meters costs: as known under this plans file or another, else the most."""
         most = self.held_costs(None)
         return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
 
-    def sharing(
+    def meters_sharing_credit(
         self, meters: Iterable[str], entitlements: Mapping[str, Entitlement] | None = None
     ) -> tuple[str, ...]:
         """The meters that are paid with a credit that pays for one of some meters, too.
@@ -162,7 +162,7 @@ class Prepaid:
             if credit in shared and (entitlements is None or entitlements[meter].included is not None)
         )
 
-    def behind(
+    def backing_terms(
         self,
         ceilings: Sequence[str],
         unbounded: Mapping[str, int],
@@ -194,9 +194,9 @@ class Prepaid:
             if meter in asked_at:
                 asked_at[meter] = len(backed)
         asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
-        return _json({**self._plans, "asked": asked, "backed": backed})
+        return _json({**self._plan_terms, "asked": asked, "backed": backed})
 
-    def paying(
+    def payment_terms(
         self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
     ) -> str:
         """What the settlement script pays overage with, as JSON; see its terms.
@@ -214,10 +214,10 @@ class Prepaid:
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
         money = self.money if owes else ""
-        return _json({**self._plans, "paying": paying, "low": low, "money": money})
+        return _json({**self._plan_terms, "paying": paying, "low": low, "money": money})
 
     @property
-    def _plans(self) -> dict[str, object]:
+    def _plan_terms(self) -> dict[str, object]:
         found: dict[str, object] = {"mark": self.mark, "recurring": self.recurring}
         if self.allowance is not None and self.allowance.grants is not None:
             found["limits"] = dict(self.allowance.grants.limits)

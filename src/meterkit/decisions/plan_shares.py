@@ -458,7 +458,7 @@ def _overdraft_at(
     start_ms = bounds_of(state, counting, now_ms).start_ms
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
     if subscription is None or not has_begun or subscription.status_at(now_ms) in ENDED:
-        return dict(spent.units) if spent is not None and spent.has(start_ms) else {}
+        return dict(spent.units) if spent is not None and spent.covers(start_ms) else {}
     if cut is None:
         return {}
     # The counts of a period go on where another one begins within two minutes.
@@ -498,7 +498,7 @@ def spend_before_subscription(
     counting = effective_plan(state, catalog, at_ms).counting
     start_ms, end_ms = _uncut_period(state, counting, at_ms)
     month, before = Overdraft(start_ms, begun_ms, end_ms, counting.per), dict[str, int]()
-    if state.spent is not None and state.spent.has(start_ms):
+    if state.spent is not None and state.spent.covers(start_ms):
         month, before = state.spent, dict(state.spent.units)
     units = Counter(before) + Counter(used)
     return month._replace(

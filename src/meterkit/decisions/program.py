@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _NO_ROWS: Final[dict[str, str]] = {}
 
 
-class ModelTerms(NamedTuple):
+class ModelPricing(NamedTuple):
     """What follows from the model of a request.
 
     Attributes:
@@ -58,7 +58,7 @@ class ModelTerms(NamedTuple):
         entitlements: Mapping[str, Entitlement],
         *,
         holds_rows: bool,
-    ) -> ModelTerms:
+    ) -> ModelPricing:
         """What follows for some meters; what is held of no known model may come to cost the highest price."""
         if not model or not holds_rows:
             return cls(costs)
@@ -74,12 +74,12 @@ class ModelTerms(NamedTuple):
         """Quantities to hold, with as much of the meters that count their prices."""
         return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
 
-    def asked(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+    def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
         """The same of demands."""
         return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
 
 
-UNKNOWN_MODEL: Final = ModelTerms()
+UNKNOWN_MODEL: Final = ModelPricing()
 
 
 def model_terms_to_hold(
@@ -89,11 +89,11 @@ def model_terms_to_hold(
     entitlements: Mapping[str, Entitlement],
     *,
     holds_rows: bool,
-) -> ModelTerms:
+) -> ModelPricing:
     """What quantities of some meters are held at; without a model, or with several, it is the most."""
     model = models[0] if len(models) == 1 else None
     costs = None if prepaid is None else prepaid.held_costs(model)
-    return ModelTerms.of(costs, meters, model, entitlements, holds_rows=holds_rows)
+    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
 
 
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
@@ -112,9 +112,9 @@ class Program:
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be settled with the store.
-        further: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
+        extra_terms: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
         gauges: whether it looks at gauges.
-        asked: the places of quantities among the numbers: place, meter, and the least value.
+        quantity_places: the places of quantities among the numbers: place, meter, and the least value.
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
         costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
@@ -130,10 +130,10 @@ class Program:
     settled: Mapping[str, int]
     holds: bool
     settles: bool
-    further: str
+    extra_terms: str
     gauges: bool
     rates: frozenset[str]
-    asked: tuple[tuple[int, str, int], ...]
+    quantity_places: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
     subjects: tuple[SubjectDemand, ...] = ()
@@ -153,7 +153,7 @@ class Program:
 
     def trailing_arguments(self, mode: str) -> tuple[str, ...]:
         """The arguments after a decision's terms: the mode, further flags, the fields."""
-        return (mode, *((self.further,) if self.further else ()), *self.fields)
+        return (mode, *((self.extra_terms,) if self.extra_terms else ()), *self.fields)
 
 
 def compile_program(
@@ -167,7 +167,7 @@ def compile_program(
     prepaid: Prepaid | None = None,
     route: Route | None = None,
     keeps: bool = False,
-    at: ModelTerms = UNKNOWN_MODEL,
+    at: ModelPricing = UNKNOWN_MODEL,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -201,10 +201,10 @@ def compile_program(
     if prepaid is not None and not rates_only:
         costs = prepaid.all_costs(at.costs)
         unbounded = _find_unbounded(demands, entitlements, prepaid, capped)
-        sharing = prepaid.sharing((*capped, *unbounded, *spending.prices), entitlements)
+        sharing = prepaid.meters_sharing_credit((*capped, *unbounded, *spending.prices), entitlements)
         fields, behind = _add_backing(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
         held.update({name: taken for name, taken in unbounded.items() if taken})
-    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements, catalog, at.rows)
+    fields, behind = spending.add_to(fields, behind, capped, sharing, entitlements, catalog, at.rows)
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
@@ -219,11 +219,11 @@ def compile_program(
         settled=settled,
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
-        further=add_gauge_terms(behind, limits, first=len(fields) + 2),
+        extra_terms=add_gauge_terms(behind, limits, first=len(fields) + 2),
         gauges=bool(gauges),
         rates=frozenset(part.field for part in rates),
-        asked=tuple(_find_quantity_places(parts)),
-        rate_terms=tuple(map(_rate_terms, rates)),
+        quantity_places=tuple(_find_quantity_places(parts)),
+        rate_terms=tuple(map(_bind_rate_terms, rates)),
         costs={name: cost for name, cost in costs.items() if name in held and behind},
     )
 
@@ -246,7 +246,7 @@ def _split_recorded(
     return recorded, settled
 
 
-def _rate_terms(part: PolicyTerms) -> tuple[str, int, int, int, int, int, int]:
+def _bind_rate_terms(part: PolicyTerms) -> tuple[str, int, int, int, int, int, int]:
     measure = part.measure
     terms = measure.kind, measure.window, measure.limit, measure.refill, measure.needed
     return part.field, *terms, part.numbers[-1]
@@ -312,7 +312,7 @@ def _add_backing(
         return fields, ""
     places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
     held_places = {name: fields.index(credit_hold_field(name)) + 2 for name in priced}
-    return fields, prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
+    return fields, prepaid.backing_terms(capped, unbounded, places, held_places, costs, entitlements)
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
@@ -384,7 +384,7 @@ class BoundProgram:
     def numbers(self, quantities: Mapping[str, int]) -> list[int]:
         """The program's numbers, where so much is bound of each meter."""
         numbers = list(self._program.numbers)
-        for place, meter, least in self._program.asked:
+        for place, meter, least in self._program.quantity_places:
             if meter in quantities:
                 numbers[place] = max(least, quantities[meter] + self._consumed[meter])
         return numbers

@@ -149,7 +149,7 @@ class SpendingTerms(NamedTuple):
         }
         return _UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
 
-    def beside(
+    def add_to(
         self,
         fields: tuple[str, ...],
         behind: str,
@@ -183,14 +183,14 @@ class SpendingTerms(NamedTuple):
             nth = ceilings.index(name) + 1 if name in ceilings else 0
             place, included = fields.index(meter_field(name)) + 2, entitlements[name].included or 0
             line = (place, included, price.micros, price.per, nth, target, backed)
-            priced.append((*line, *self._rows(name, fields, entitlements, rows)))
+            priced.append((*line, *self._row_prices(name, fields, entitlements, rows)))
         budgets = [
             (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
             for budget in self.budgets
         ]
         return fields, merge_json(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
 
-    def _rows(
+    def _row_prices(
         self,
         meter: str,
         fields: Sequence[str],

@@ -175,7 +175,7 @@ class GrantBalance:
         """Units of a meter, or micro-credits; below 0 where it is owed."""
         return self._left.get(target, 0)
 
-    def more(
+    def units_beyond_plan(
         self,
         meter: str,
         entitlements: Mapping[str, Entitlement],
@@ -197,7 +197,7 @@ class GrantBalance:
             return units
         credit, cost = prepaid.paid_with[meter]
         free, claimed, uncovered = self.of(credit), 0, 0
-        for other in prepaid.sharing([meter]):
+        for other in prepaid.meters_sharing_credit([meter]):
             included, by_model = entitlements[other].included, prepaid.by_model.get(other)
             if included is None or (other == meter and by_model is None):
                 continue

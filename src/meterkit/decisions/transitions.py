@@ -176,7 +176,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntry:
+class TransitionEntry:
     """One line of a customer's ledger.
 
     Attributes:
@@ -194,26 +194,26 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CustomerNotice:
+class StateNotice:
     """An event for handlers of a kind; ``data`` has an ``id`` that is the same at each repeat."""
 
     kind: str
     data: Mapping[str, Any]
 
 
-def history_entries(step: Transition) -> Iterator[HistoryEntry]:
+def transition_entries(step: Transition) -> Iterator[TransitionEntry]:
     """What the ledger keeps of a step."""
     for kind, words in TERM_TEXTS.items():
         before, after = words(step.before), words(step.after)
         if before != after:
-            yield HistoryEntry(
+            yield TransitionEntry(
                 kind=kind, at_ms=step.after.at_ms, before=before, after=after, cause=step.cause
             )
 
 
 def manual_entries(
     before: CustomerState, after: CustomerState, at_ms: int, cause: str
-) -> Iterator[HistoryEntry]:
+) -> Iterator[TransitionEntry]:
     """What the ledger keeps of a change of the state besides: the link to Stripe, and overrides."""
     said: dict[Kind, tuple[str, str]] = {
         "link": (before.stripe_customer or "", after.stripe_customer or ""),
@@ -221,10 +221,10 @@ def manual_entries(
     }
     for kind, (old, new) in said.items():
         if old != new:
-            yield HistoryEntry(kind=kind, at_ms=at_ms, before=old, after=new, cause=cause)
+            yield TransitionEntry(kind=kind, at_ms=at_ms, before=old, after=new, cause=cause)
 
 
-def notices_of(customer: str, step: Transition) -> Iterator[CustomerNotice]:
+def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
     """The events of a step."""
     before, after = step.before, step.after
     common = {"at_ms": after.at_ms, "cause": step.cause, "plan": after.plan}
@@ -246,7 +246,7 @@ def notices_of(customer: str, step: Transition) -> Iterator[CustomerNotice]:
 
 def reminders_of(
     customer: str, step: Transition, subscription: SubscriptionState | None, dunning: Dunning
-) -> Iterator[CustomerNotice]:
+) -> Iterator[StateNotice]:
     """Events at the end of each span of ``dunning.remind`` while the invoice is unpaid.
 
     If several spans are over at once, as after a webhook that came days late, only the last one is sent.
@@ -283,10 +283,10 @@ def reminders_of(
     yield _new_notice("dunning.reminder", customer, data, of=(subscription.id, failed_at_ms, after_ms))
 
 
-def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = None) -> CustomerNotice:
+def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = None) -> StateNotice:
     """A notice with an id that is made of what has happened, and of nothing else."""
     told = json.dumps([kind, customer, data if of is None else of], sort_keys=True)
-    return CustomerNotice(kind=kind, data={"id": blake2b(told.encode(), digest_size=16).hexdigest(), **data})
+    return StateNotice(kind=kind, data={"id": blake2b(told.encode(), digest_size=16).hexdigest(), **data})
 
 
 def _subscription_fields(found: TermsInForce) -> dict[str, Any]:

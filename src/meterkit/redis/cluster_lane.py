@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.connection import Call, Connection, OnEnd
+    from meterkit.redis.connection import Connection, OnEnd, StoreCall
     from meterkit.redis.discovery import SlotFinder, Slots
     from meterkit.redis.reconnector import AnyConnection
-    from meterkit.redis.settlement_queue import QueueLane, SettlementSpool
+    from meterkit.redis.settlement_queue import QueueLane, SpoolPort
     from meterkit.redis.url import HostPort
 
 _log = logging.getLogger("meterkit.store")
@@ -90,7 +90,7 @@ class ClusterConnection:
         """
         await asyncio.gather(*(start_task(node.link.reach(self._timeout_s)) for node in self._nodes.values()))
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :class:`meterkit.redis.lane.Lane`."""
         try:
             return self._node_of_shard(call.view.shard).link.call(call, future)
@@ -317,7 +317,7 @@ class ClusterLane(Lane):
         cluster = self._connection
         return super().opened + (cluster.opened if isinstance(cluster, ClusterConnection) else 0)
 
-    async def retry_call(self, call: Call, reply: ReplyError) -> Any:
+    async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where another node can execute it, send it there.
 
         Raises:
@@ -393,7 +393,7 @@ class _ShardLane:
         return self._lane.stopping
 
     @property
-    def spool(self) -> SettlementSpool | None:
+    def spool(self) -> SpoolPort | None:
         """Where settlements go that cannot be sent."""
         return self._lane.spool
 

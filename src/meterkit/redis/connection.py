@@ -59,7 +59,7 @@ _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 _NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
 # How a server that expects TLS answers what is not.
 _TLS_ALERT: Final = b"\x15\x03"
-Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
+Unsent = list[tuple["asyncio.Future[Any]", "StoreCall"]]
 """Calls that a connection has certainly not sent."""
 OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
 """Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
@@ -90,7 +90,7 @@ class ShardMember(Protocol):
     shard: int
 
 
-class Call(Protocol):
+class StoreCall(Protocol):
     """A request with a waiting caller."""
 
     @property
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     # What the lane's users call.
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply, or the server's error, is the future's result.
 
         The future, a new one where none is given, fails with :class:`StoreError` where the connection ends
@@ -348,7 +348,7 @@ class Connection(asyncio.Protocol):
 class SetClockConnection(Connection):
     """A connection by a clock that a test sets: it is read for each request, not once a loop tick."""
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :meth:`Connection.call`."""
         self._read_clock()
         return super().call(call, future)
@@ -363,7 +363,7 @@ class SetClockConnection(Connection):
             self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
 
 
-def abandon_call(call: Call, reply: asyncio.Future[Any]) -> None:
+def abandon_call(call: StoreCall, reply: asyncio.Future[Any]) -> None:
     """Handle a cancelled waiter: hand its reply, if it has arrived, to ``on_unclaimed_reply``."""
     if reply.done() and not reply.cancelled() and reply.exception() is None:
         call.on_unclaimed_reply(reply.result())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.redis.discovery import Slots
     from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, SettlementSpool
+    from meterkit.redis.settlement_queue import LocalAllotments, SpoolPort
     from meterkit.redis.tallies import Tallies
     from meterkit.redis.url import HostPort
 
@@ -87,7 +87,7 @@ class EventLoops:
         self._forked: list[object] = []
         self._inspected: set[str] = set()
         self.tallies: Tallies | None = None
-        self.new_spool: Callable[[Lane], SettlementSpool] | None = None
+        self.new_spool: Callable[[Lane], SpoolPort] | None = None
         self.new_allotments: Callable[[Lane], LocalAllotments] | None = None
         self.before_stop: Callable[[], Awaitable[None]] = _do_nothing
         _everywhere.add(self)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
-    from meterkit.redis.connection import Call
+    from meterkit.redis.connection import StoreCall
     from meterkit.redis.reconnector import AnyConnection, Connector
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, QueueLane, Settlement, SettlementSpool
+    from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
     from meterkit.redis.tallies import Tallies
 
 _SLOT_MS: Final = 300_000
@@ -168,7 +168,7 @@ class Lane:
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
         self._connection: AnyConnection | None = None
         self._tallies: Tallies | None = None
-        self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
+        self.call: Callable[[StoreCall], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.finishing: set[asyncio.Task[None]] = set()
@@ -179,11 +179,11 @@ class Lane:
         self._loading: set[AnyConnection] = set()
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
-        self.spool: SettlementSpool | None = None
+        self.spool: SpoolPort | None = None
         self.allotments: LocalAllotments | None = None
         self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: NumberedSettlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
         self.queues[settlement.view.shard].settle(settlement)
 
@@ -287,7 +287,7 @@ class Lane:
         """The error of a call while the breaker is open."""
         return self._reconnector.outage_error()
 
-    async def ask(self, call: Call) -> Any:
+    async def ask(self, call: StoreCall) -> Any:
         """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
 
         Raises:
@@ -295,7 +295,7 @@ class Lane:
         """
         return await await_reply(call, self.call(call))
 
-    async def retry_call(self, call: Call, reply: ReplyError) -> Any:
+    async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where the scripts were lost, load them and send it again.
 
         Raises:
@@ -439,7 +439,7 @@ class Lane:
             _log.error("the store's upkeep failed", exc_info=error)
 
 
-async def await_reply(call: Call, reply: asyncio.Future[Any]) -> Any:
+async def await_reply(call: StoreCall, reply: asyncio.Future[Any]) -> Any:
     """Wait for the reply to a call; where the waiting is cancelled, nothing stays held."""
     try:
         return await reply
@@ -448,7 +448,7 @@ async def await_reply(call: Call, reply: asyncio.Future[Any]) -> Any:
         raise
 
 
-def _log_lost(settlements: Sequence[Settlement]) -> None:
+def _log_lost(settlements: Sequence[NumberedSettlement]) -> None:
     customers = sorted({settlement.customer for settlement in settlements})
     named = ", ".join(map(ascii, customers[:_CUSTOMERS_NAMED_MAX]))
     more = len(customers) - _CUSTOMERS_NAMED_MAX

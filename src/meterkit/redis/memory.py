@@ -14,7 +14,7 @@ from meterkit.redis.connection import ReplyError, pack, unpack
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.redis.connection import Call, Receiver
+    from meterkit.redis.connection import Receiver, StoreCall
     from meterkit.redis.scripts import Script
 
 try:
@@ -75,7 +75,7 @@ class MemoryConnection:
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open, self.is_unfit, self.silent_s = True, False, 0.0
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Execute a request followed by the clock; the future's result is the reply."""
         if future is None:
             future = self._loop.create_future()

@@ -18,7 +18,7 @@ from meterkit.redis.connection import fail_future
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meterkit.redis.connection import Call, OnEnd, Receiver, Unsent
+    from meterkit.redis.connection import OnEnd, Receiver, StoreCall, Unsent
 
 _log = logging.getLogger("meterkit.store")
 
@@ -44,7 +44,7 @@ class AnyConnection(Protocol):
     is_unfit: bool
     silent_s: float
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply is the future's result, or a new one's."""
         ...
 
@@ -99,7 +99,7 @@ class Reconnector:
         self._why = "the first attempt to connect has not ended yet"
         self._refusal: SettingsError | None = None
         self._attempted, self._attempted_s = asyncio.Event(), self._down_since_s
-        self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
+        self._waiting: list[tuple[float, asyncio.Future[Any], StoreCall]] = []
         self.is_open = False
         self.opened = 0
         self._opening: asyncio.TimerHandle | None = None
@@ -168,7 +168,7 @@ class Reconnector:
             await self._connected.wait()
         return self.connection
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request as soon as there is a connection; its reply is the future's result, or a new one's.
 
         Waits only while the store is away for less than the timeout: then every call is answered at once.
@@ -294,7 +294,7 @@ class Reconnector:
         while len(self._ended) > _ENDED_MAX:
             self._ended.popleft().drop()
 
-    def _queue_call(self, future: asyncio.Future[Any], call: Call) -> None:
+    def _queue_call(self, future: asyncio.Future[Any], call: StoreCall) -> None:
         self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
     def _open_later(self) -> None:

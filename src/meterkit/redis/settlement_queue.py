@@ -34,7 +34,7 @@ NEVER_SENT: Final = 2**53 - 1
 """The number of a settlement that was never sent. Its record tells only of the producer."""
 
 
-class Settlement(Protocol):
+class NumberedSettlement(Protocol):
     """What a request came to, ready to be numbered."""
 
     waiter: asyncio.Future[None] | None
@@ -93,7 +93,7 @@ class SentRecord(NamedTuple):
     acknowledged: int
 
 
-class SettlementSpool(Protocol):
+class SpoolPort(Protocol):
     """Where settlements wait on disk while the store is away."""
 
     @property
@@ -115,7 +115,7 @@ class SettlementSpool(Protocol):
     async def flush(self) -> None:
         """Write what is not written, as far as that can be done."""
 
-    async def close(self) -> Sequence[Settlement]:
+    async def close(self) -> Sequence[NumberedSettlement]:
         """Leave what waits to the next start; what could not be written, and is lost."""
         ...
 
@@ -154,7 +154,7 @@ class QueueLane(Protocol):
         ...
 
     @property
-    def spool(self) -> SettlementSpool | None:
+    def spool(self) -> SpoolPort | None:
         """Where settlements go that cannot be sent; None: they wait in memory."""
         ...
 
@@ -189,7 +189,7 @@ class QueueLane(Protocol):
         """Have all queues of the lane compare what the store had acknowledged with what it has."""
 
 
-def resolve(settlement: Settlement, error: Exception | None) -> None:
+def resolve(settlement: NumberedSettlement, error: Exception | None) -> None:
     """Resolve the waiter of a settlement with its outcome; the first outcome counts."""
     waiter = settlement.waiter
     if waiter is None or waiter.done():
@@ -238,16 +238,16 @@ class Producer:
     packed_key: bytes = field(init=False)
     sequence: int = 0
     acknowledged: int = 0
-    inflight: deque[Settlement] = field(default_factory=deque["Settlement"])
-    unapplied: list[Settlement] = field(default_factory=list["Settlement"])
+    inflight: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"])
+    unapplied: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
     failed: dict[int, str] = field(default_factory=dict[int, str])
-    unanswered: list[Settlement] = field(default_factory=list["Settlement"])
+    unanswered: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
 
     def __post_init__(self) -> None:
         self.packed_key = pack_each([self.key])
 
     @property
-    def unsettled(self) -> list[Settlement]:
+    def unsettled(self) -> list[NumberedSettlement]:
         """What the store has not acknowledged, in the order in which it was sent."""
         return [*self.unapplied, *self.unanswered, *self.inflight]
 
@@ -310,7 +310,7 @@ class SettlementQueue:
     _spill_timer: asyncio.TimerHandle | None = field(default=None, init=False)
     lost: int = field(default=0, init=False)
     pause_s: float = field(default=0.0, init=False)
-    waiting: deque[Settlement] = field(default_factory=deque["Settlement"], init=False)
+    waiting: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"], init=False)
     producer: Producer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -322,7 +322,7 @@ class SettlementQueue:
         producer = self.producer
         return len(self.waiting) + len(producer.inflight) + len(producer.unapplied) + len(producer.unanswered)
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: NumberedSettlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
         lane = self.lane
         spool = lane.spool
@@ -353,7 +353,7 @@ class SettlementQueue:
             (settlement, SentRecord(producer.key, producer.acknowledged + nth, producer.acknowledged))
             for nth, settlement in enumerate(producer.unsettled, start=1)
         ]
-        kept: list[tuple[Settlement, SentRecord | None]] = [
+        kept: list[tuple[NumberedSettlement, SentRecord | None]] = [
             *sent,
             *((settlement, None) for settlement in self.waiting),
         ]
@@ -399,7 +399,7 @@ class SettlementQueue:
             self._is_suspect = True
             self.restart(None)
 
-    def update_state(self, settlement: Settlement, reply: list[Any]) -> None:
+    def update_state(self, settlement: NumberedSettlement, reply: list[Any]) -> None:
         """Hand on the state that the store has come to since."""
         try:
             settlement.on_stale(reply)
@@ -431,7 +431,7 @@ class SettlementQueue:
         elif self.producer.sequence:
             self.producer = self._new_producer()
 
-    def abandon(self) -> list[Settlement]:
+    def abandon(self) -> list[NumberedSettlement]:
         """Give up what is not acknowledged; what that is."""
         left = [*self.producer.unsettled, *self.waiting]
         for settlement in left:
@@ -440,7 +440,7 @@ class SettlementQueue:
         self.producer = self._new_producer()
         return left
 
-    def _send(self, settlement: Settlement) -> bool:
+    def _send(self, settlement: NumberedSettlement) -> bool:
         post = self.lane.post
         if post is None:
             return False
@@ -524,7 +524,7 @@ class SettlementQueue:
         applied = max(0, last - acknowledged)
         # What follows on it was lost as well: scripts are applied, and lost, in their order.
         self._count_forgotten(acknowledged, last)
-        retried: list[Settlement] = []
+        retried: list[NumberedSettlement] = []
         for place, settlement in enumerate(unapplied):
             if place in producer.failed:
                 # Its number may be used up, and another time it would end as it did, before all others.
@@ -535,7 +535,7 @@ class SettlementQueue:
                 retried.append(settlement)
         self.waiting.extendleft(reversed(retried))
 
-    def _drop(self, settlement: Settlement, why: str) -> None:
+    def _drop(self, settlement: NumberedSettlement, why: str) -> None:
         resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection, Iterable
 
-    from meterkit.redis.connection import Call
+    from meterkit.redis.connection import StoreCall
 
-    Calling = Callable[[Call], asyncio.Future[Any]]
+    Calling = Callable[[StoreCall], asyncio.Future[Any]]
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper ends of the buckets of durations, in seconds; what is longer is in one more."""
@@ -86,7 +86,7 @@ class Tallies:
         """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""
         nth = 0
 
-        def timed_call(asked: Call) -> asyncio.Future[Any]:
+        def timed_call(asked: StoreCall) -> asyncio.Future[Any]:
             nonlocal nth
             nth += 1
             if nth & _UNTIMED:

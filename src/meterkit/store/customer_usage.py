@@ -232,7 +232,7 @@ def _meter(
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
         segments = sent_segments(view.marks(token), items, label=label, sent=count_reported(where) - stranded)
-    more = view.balance.more(
+    more = view.balance.units_beyond_plan(
         name,
         entitlements,
         counted=lambda other: view.counted(meter_token(other)).included,

@@ -16,7 +16,7 @@ from meterkit.decisions.policies import CEILING, Demand
 from meterkit.decisions.program import (
     UNKNOWN_MODEL,
     BoundProgram,
-    ModelTerms,
+    ModelPricing,
     add_derived,
     compile_program,
     demands_of,
@@ -122,7 +122,7 @@ class MarkedDecision(PreparedDecision):
         own = len(program.measures) - sum(len(one.measures) for one in program.subjects)
         keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures[:own])
         others = view.pack_subjects(program.subjects)
-        further = merge_json(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
+        further = merge_json(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.extra_terms)
         first = (keys.counters, keys.state, keys.totals, keys.grants, keys.ledger, keys.levels, keys.marks)
         names = (*first, *others.keys)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
@@ -166,9 +166,9 @@ def prepare_asking(
 ) -> PreparedDecision:
     """Decision about an app's own demands, which are in flight or of a model only if the app says so."""
     cache = view.cache
-    costs = None if view.prepaid is None else view.prepaid.asked_costs(model)
-    at = ModelTerms.of(costs, demands, model, view.entitlements, holds_rows=cache.holds_rows)
-    asked = at.asked(demands)
+    costs = None if view.prepaid is None else view.prepaid.decision_costs(model)
+    at = ModelPricing.of(costs, demands, model, view.entitlements, holds_rows=cache.holds_rows)
+    asked = at.add_price_rows(demands)
 
     def prepare() -> PreparedDecision:
         compile_asked = partial(_compile_demands, view, asked, in_flight=in_flight, at=at)
@@ -193,7 +193,7 @@ def prepare_renewing(
     def prepare() -> PreparedDecision:
         demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
         kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.cache.catalog
-        program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelTerms(costs))
+        program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelPricing(costs))
         if view.subjects is not None and subjects:
             program = program.with_subjects(tuple(renew_hold(kind, hold) for kind, hold in subjects.items()))
         return PreparedDecision(view, program, "h")
@@ -209,7 +209,7 @@ def _compile_demands(
     *,
     in_flight: bool = True,
     route: Route | None = None,
-    at: ModelTerms = UNKNOWN_MODEL,
+    at: ModelPricing = UNKNOWN_MODEL,
 ) -> Program:
     """Compile demands by the customer's plan, a route's own rates and the subjects' limits."""
     rates_only = route is not None and route.always
@@ -251,7 +251,7 @@ class PreparedReservation:
         view: CustomerView,
         route: Route,
         meters: Iterable[str],
-        at: ModelTerms,
+        at: ModelPricing,
         models: Sequence[str],
         free: Collection[str] = (),
     ) -> None:

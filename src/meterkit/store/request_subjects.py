@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.policies import Demand
-    from meterkit.decisions.program import ModelTerms, Program
+    from meterkit.decisions.program import ModelPricing, Program
 
 GivenSubjects = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""
@@ -116,7 +116,7 @@ class Subjects:
         *,
         in_flight: bool,
         rates_only: bool,
-        at: ModelTerms = UNKNOWN_MODEL,
+        at: ModelPricing = UNKNOWN_MODEL,
     ) -> tuple[SubjectDemand, ...]:
         """What demands on meters ask of each subject that the plan declares; ``at``: the requested model."""
         return tuple(
@@ -139,7 +139,7 @@ class Subjects:
         *,
         in_flight: bool,
         rates_only: bool,
-        at: ModelTerms = UNKNOWN_MODEL,
+        at: ModelPricing = UNKNOWN_MODEL,
     ) -> Program:
         """A program with what its demands ask of the subjects, too."""
         if not self.limits:

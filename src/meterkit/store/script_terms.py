@@ -26,7 +26,7 @@ def pack_head(
 ) -> bytes:
     """The request of a decision up to the terms; ``others``: what it says of subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]
-    if program.further:
+    if program.extra_terms:
         names += (keys.grants, keys.ledger, *((keys.levels,) if program.gauges else ()))
     names += others.keys
     head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)

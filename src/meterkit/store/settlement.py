@@ -360,7 +360,7 @@ class Settlement:
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
-            paying = prepaid.paying(meters, costs, owes=view.cache.owes and not view.anonymous)
+            paying = prepaid.payment_terms(meters, costs, owes=view.cache.owes and not view.anonymous)
         return SettlementShape(
             head=b"",
             names=b"",
