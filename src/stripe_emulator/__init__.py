@@ -5,10 +5,10 @@ from __future__ import annotations
 from stripe_emulator.clock import Clock
 from stripe_emulator.emulator import StripeEmulator
 from stripe_emulator.faults import Fault
-from stripe_emulator.metering.meter_events import MeterEvent
+from stripe_emulator.meter_events import MeterEvent
 from stripe_emulator.protocol import ApiError, Exchange
-from stripe_emulator.webhooks.deliveries import Delivery
-from stripe_emulator.webhooks.events import Event, ThinEvent
+from stripe_emulator.webhook_deliveries import Delivery
+from stripe_emulator.webhook_events import Event, ThinEvent
 
 __all__ = [
     "ApiError",

@@ -8,40 +8,39 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from stripe_emulator.faults import REASON_HEADER, Pending
+from stripe_emulator.customers import Customers, TestClock
+from stripe_emulator.faults import REASON_HEADER, PendingFault
 from stripe_emulator.idempotency import IdempotencyKeys
-from stripe_emulator.invoicing.invoices import Invoices
-from stripe_emulator.metering.event_sessions import MeterEventSessions
-from stripe_emulator.metering.meter_events import MeterEvents
-from stripe_emulator.metering.meters import Meters
-from stripe_emulator.pages.checkout import CheckoutSessions
+from stripe_emulator.invoices import Invoices
+from stripe_emulator.meter_event_sessions import MeterEventSessions
+from stripe_emulator.meter_events import MeterEvents
+from stripe_emulator.meters import Meters
+from stripe_emulator.page_sessions import CheckoutSessions
+from stripe_emulator.payment_methods import PaymentMethods, SetupIntent
+from stripe_emulator.prices import Prices, Products
 from stripe_emulator.protocol import ApiError, Exchange
-from stripe_emulator.registry import Registry
-from stripe_emulator.selling.customers import Customers, TestClock
-from stripe_emulator.selling.payments import PaymentMethods, SetupIntent
-from stripe_emulator.selling.prices import Prices, Products
-from stripe_emulator.subscribing.subscriptions import Subscriptions
-from stripe_emulator.webhooks.deliveries import Deliveries, WebhookEndpoint
-from stripe_emulator.webhooks.events import Events, ThinEvents
+from stripe_emulator.registry import ObjectRegistry
+from stripe_emulator.subscriptions import Subscriptions
+from stripe_emulator.webhook_deliveries import DeliveryQueue, WebhookEndpoint
+from stripe_emulator.webhook_events import Events, ThinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
+    from stripe_emulator.behaviour import Behaviour
     from stripe_emulator.call import Call
-    from stripe_emulator.invoicing.issued_credit_notes import CreditNote
-    from stripe_emulator.invoicing.refunds import Refund
-    from stripe_emulator.pages.portal import PortalSession
+    from stripe_emulator.coupons import Coupon, Discount, PromotionCode
+    from stripe_emulator.customers import BalanceTransaction
+    from stripe_emulator.invoices import CreditNote, Refund
+    from stripe_emulator.page_sessions import PortalSession
     from stripe_emulator.protocol import JsonObject
-    from stripe_emulator.registry import Behaviour
-    from stripe_emulator.selling.balance_entries import BalanceTransaction
-    from stripe_emulator.selling.coupons import Coupon, Discount, PromotionCode
-    from stripe_emulator.selling.tax_rates import TaxRate
-    from stripe_emulator.subscribing.schedules import Schedule
-    from stripe_emulator.webhooks.events import Event, ThinEvent
+    from stripe_emulator.schedules import Schedule
+    from stripe_emulator.totals import TaxRate
+    from stripe_emulator.webhook_events import Event, ThinEvent
 
 # What a call does: (account, call) to the answer.
-Operation: TypeAlias = "Callable[[Account, Call], JsonObject]"
+ApiOperation: TypeAlias = "Callable[[Account, Call], JsonObject]"
 EXCHANGES_MAX: Final = 100_000
 
 
@@ -72,31 +71,33 @@ class Account:
         with self.lock:
             self.log = Events()
             self.thin_log = ThinEvents("event")
-            self.endpoints = Registry[WebhookEndpoint]("webhook endpoint")
-            self.deliveries = Deliveries(self.endpoints)
+            self.endpoints = ObjectRegistry[WebhookEndpoint]("webhook endpoint")
+            self.deliveries = DeliveryQueue(self.endpoints)
             self.payment_methods = PaymentMethods()
-            self.setup_intents: Registry[SetupIntent] = Registry("setupintent")
-            self.clocks: Registry[TestClock] = Registry("test clock")
+            self.setup_intents: ObjectRegistry[SetupIntent] = ObjectRegistry("setupintent")
+            self.clocks: ObjectRegistry[TestClock] = ObjectRegistry("test clock")
             self.customers = Customers(self.emit, self.payment_methods, self.clocks)
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
-            self.coupons: Registry[Coupon] = Registry("coupon")
-            self.tax_rates: Registry[TaxRate] = Registry("tax rate")
-            self.promotion_codes: Registry[PromotionCode] = Registry("promotion code")
-            self.discounts: Registry[Discount] = Registry("discount")
+            self.coupons: ObjectRegistry[Coupon] = ObjectRegistry("coupon")
+            self.tax_rates: ObjectRegistry[TaxRate] = ObjectRegistry("tax rate")
+            self.promotion_codes: ObjectRegistry[PromotionCode] = ObjectRegistry("promotion code")
+            self.discounts: ObjectRegistry[Discount] = ObjectRegistry("discount")
             self.checkouts = CheckoutSessions(self.emit)
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
-            self.refunds: Registry[Refund] = Registry("refund")
-            self.balance_transactions: Registry[BalanceTransaction] = Registry("balance transaction")
-            self.credit_notes: Registry[CreditNote] = Registry("credit note")
-            self.schedules: Registry[Schedule] = Registry("subscription schedule")
+            self.refunds: ObjectRegistry[Refund] = ObjectRegistry("refund")
+            self.balance_transactions: ObjectRegistry[BalanceTransaction] = ObjectRegistry(
+                "balance transaction"
+            )
+            self.credit_notes: ObjectRegistry[CreditNote] = ObjectRegistry("credit note")
+            self.schedules: ObjectRegistry[Schedule] = ObjectRegistry("subscription schedule")
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.meter_event_sessions = MeterEventSessions()
-            self.portals: Registry[PortalSession] = Registry("portal session")
+            self.portals: ObjectRegistry[PortalSession] = ObjectRegistry("portal session")
             self.keys = IdempotencyKeys()
-            self.faults: list[Pending] = []
+            self.faults: list[PendingFault] = []
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()
@@ -196,7 +197,7 @@ class Account:
             calls = self._calls_in_second[int(now)] + 1
             self._calls_in_second = Counter({int(now): calls})
             if calls > allowed:
-                raise _too_many("Request rate limit exceeded.", reason="global-rate")
+                raise _too_many_requests("Request rate limit exceeded.", reason="global-rate")
 
     @contextmanager
     def exclusive(self, call: Call) -> Generator[None]:
@@ -204,7 +205,7 @@ class Account:
         pairs, busy = call.metered, self._busy
         with self.lock:
             if pairs & busy:
-                raise _too_many(
+                raise _too_many_requests(
                     "Another request for this customer and meter is in progress.", reason="resource-specific"
                 )
             busy |= pairs
@@ -215,6 +216,6 @@ class Account:
                 busy -= pairs
 
 
-def _too_many(message: str, *, reason: str) -> ApiError:
+def _too_many_requests(message: str, *, reason: str) -> ApiError:
     headers = {REASON_HEADER: reason}
     return ApiError(message, status=HTTPStatus.TOO_MANY_REQUESTS, code="rate_limit", headers=headers)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
+from stripe_emulator.behaviour import Behaviour
 from stripe_emulator.call import Call, Params
-from stripe_emulator.invoicing.collection import attempt
+from stripe_emulator.customer_calls import cancel_setup, confirm_setup
+from stripe_emulator.invoice_lifecycle import attempt_payment
+from stripe_emulator.payment_methods import find_setup_intent
+from stripe_emulator.price_calls import make_price, make_product, read_price
 from stripe_emulator.protocol import new_id
-from stripe_emulator.registry import Behaviour
-from stripe_emulator.selling.customer_calls import cancel_setup, confirm_setup
-from stripe_emulator.selling.payments import find_intent
-from stripe_emulator.selling.price_calls import make_price, make_product
-from stripe_emulator.selling.price_params import read_price
-from stripe_emulator.subscribing.scheduled_transitions import advance
+from stripe_emulator.scheduled_transitions import run_due_transitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from stripe_emulator.protocol import JsonObject
 
 
-class Shop(Behaviour):
+class AccountControls(Behaviour):
     """Prices and payers of the emulated account; a part of ``StripeEmulator``."""
 
     _account: Account
@@ -40,7 +39,7 @@ class Shop(Behaviour):
         """
         given = {"name": name, "id": product_id, **params}
         with self._account.lock:
-            return make_product(self._account, _params(given), call=self._call()).id
+            return make_product(self._account, _encode_params(given), call=self._call()).id
 
     def add_price(
         self,
@@ -76,7 +75,7 @@ class Shop(Behaviour):
             None if interval is None else {"interval": interval, **usage, **params.pop("recurring", {})}
         )
         given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
-        params_read = _params(given)
+        params_read = _encode_params(given)
         with self._account.lock:
             price = read_price(self._account, params_read)
             price.id = price_id or price.id
@@ -135,7 +134,7 @@ class Shop(Behaviour):
             method = self._account.payment_methods.attach(
                 card, customer=found.customer, now=self._account.now
             )
-            if not attempt(self._account, found, method=method.id, by_itself=False, is_present=True):
+            if not attempt_payment(self._account, found, method=method.id, by_itself=False, is_present=True):
                 raise ValueError(f"the payment of {found.id} with {card} has failed")
             method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
             self._keep(found.subscription, method.id, customer=found.customer)
@@ -198,7 +197,7 @@ class Shop(Behaviour):
         """
         with self._account.lock:
             self.advance()
-            intent = find_intent(self._account.setup_intents, client_secret)
+            intent = find_setup_intent(self._account.setup_intents, client_secret)
             cancel_setup(self._account, intent, reason="abandoned")
 
     def advance(self) -> None:
@@ -206,7 +205,7 @@ class Shop(Behaviour):
 
         Each happens at its own instant, in order. Every API request does the same first.
         """
-        advance(self._account)
+        run_due_transitions(self._account)
 
     def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
         found = None if subscription is None else self._account.subscriptions.find(subscription)
@@ -219,17 +218,17 @@ class Shop(Behaviour):
         return Call(method="POST", path="", params=Params(""), now=self.clock())
 
 
-def _params(given: Mapping[str, object]) -> Params:
-    return Params(urlencode(list(_fields(given))))
+def _encode_params(given: Mapping[str, object]) -> Params:
+    return Params(urlencode(list(_encode_fields(given))))
 
 
-def _fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
+def _encode_fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
     """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
     if isinstance(given, dict):
         for name, value in cast("dict[str, object]", given).items():
-            yield from _fields(value, f"{path}[{name}]" if path else str(name))
+            yield from _encode_fields(value, f"{path}[{name}]" if path else str(name))
     elif isinstance(given, list | tuple):
         for place, value in enumerate(cast("list[object]", given)):
-            yield from _fields(value, f"{path}[{place}]")
+            yield from _encode_fields(value, f"{path}[{place}]")
     elif given is not None:
         yield path, str(given).lower() if isinstance(given, bool) else str(given)

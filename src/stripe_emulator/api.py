@@ -18,34 +18,30 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
 from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
-from stripe_emulator.expand import expanded
-from stripe_emulator.faults import take_fault
-from stripe_emulator.invoicing.credit_notes import CREDIT_NOTE_CALLS
-from stripe_emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
-from stripe_emulator.invoicing.item_calls import INVOICE_ITEM_CALLS
-from stripe_emulator.invoicing.line_calls import LINE_CALLS
-from stripe_emulator.invoicing.one_time import ONE_TIME_CALLS
-from stripe_emulator.invoicing.refund_calls import REFUND_CALLS
-from stripe_emulator.metering.event_stream import create_session, stream_events
-from stripe_emulator.metering.summaries import list_summaries
-from stripe_emulator.object_calls import retrieves
-from stripe_emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
-from stripe_emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
-from stripe_emulator.selling.balance_transactions import BALANCE_CALLS
-from stripe_emulator.selling.coupon_calls import COUPON_CALLS
-from stripe_emulator.selling.customer_calls import (
+from stripe_emulator.coupon_calls import COUPON_CALLS
+from stripe_emulator.customer_calls import (
+    BALANCE_CALLS,
     CLOCK_CALLS,
     CUSTOMER_CALLS,
     PAYMENT_CALLS,
     SETUP_CALLS,
     clock_time,
 )
-from stripe_emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
-from stripe_emulator.selling.tax_rate_calls import TAX_RATE_CALLS
-from stripe_emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
-from stripe_emulator.subscribing.schedule_calls import SCHEDULE_CALLS
-from stripe_emulator.subscribing.scheduled_transitions import advance
-from stripe_emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
+from stripe_emulator.expand import expand_fields
+from stripe_emulator.faults import take_fault
+from stripe_emulator.invoice_calls import INVOICE_CALLS, LINE_CALLS, ONE_TIME_CALLS
+from stripe_emulator.invoice_item_calls import INVOICE_ITEM_CALLS
+from stripe_emulator.invoice_preview import PREVIEW_CALLS
+from stripe_emulator.meter_event_stream import create_session, stream_events
+from stripe_emulator.meter_summaries import list_summaries
+from stripe_emulator.object_calls import retrieve_by_id
+from stripe_emulator.page_session_calls import CHECKOUT_CALLS, PORTAL_CALLS
+from stripe_emulator.price_calls import PRICE_CALLS, PRODUCT_CALLS, TAX_RATE_CALLS
+from stripe_emulator.protocol import ApiError, ApiReply, Exchange, new_id, read_version
+from stripe_emulator.refund_calls import CREDIT_NOTE_CALLS, REFUND_CALLS
+from stripe_emulator.schedule_calls import SCHEDULE_CALLS
+from stripe_emulator.scheduled_transitions import run_due_transitions
+from stripe_emulator.subscription_calls import ITEM_CALLS, PAUSE_CALLS, SUBSCRIPTION_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -53,20 +49,20 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from stripe_emulator.account import Account, Operation
+    from stripe_emulator.account import Account, ApiOperation
     from stripe_emulator.faults import Fault
     from stripe_emulator.protocol import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
 
-OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
+API_OPERATIONS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
     *CUSTOMER_CALLS,
     ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
     ("GET", "/v1/events", lambda account, call: account.log.list(call)),
     ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
     ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
     ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
-    ("GET", "/v1/billing/meters/{id}", retrieves(lambda account: account.meters, expandable=())),
+    ("GET", "/v1/billing/meters/{id}", retrieve_by_id(lambda account: account.meters, expandable=())),
     ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
     ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.switch(call)),
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.switch(call)),
@@ -106,7 +102,7 @@ NO_KEY: Final = (
 )
 
 
-class Api:
+class StripeApi:
     """Stripe's HTTP interface over an emulated account.
 
     Args:
@@ -120,7 +116,7 @@ class Api:
         self._abort = abort
         self.routes = [
             Route(path, partial(self._answer, operation=operation), methods=[method])
-            for method, path, operation in OPERATIONS
+            for method, path, operation in API_OPERATIONS
         ]
 
     def perform(self, method: str, path: str, form: Mapping[str, str]) -> JsonObject:
@@ -130,12 +126,9 @@ class Api:
             ApiError: Stripe would refuse it.
         """
         call = Call(
-            method=method,
-            path=path,
-            params=Params(urlencode(form)),
-            now=self._account.behaviour.clock(),
+            method=method, path=path, params=Params(urlencode(form)), now=self._account.behaviour.clock()
         )
-        for offered, template, operation in OPERATIONS:
+        for offered, template, operation in API_OPERATIONS:
             match = compile_path(template)[0].fullmatch(path) if offered == method else None
             if match is not None:
                 found = match.groupdict()
@@ -151,7 +144,7 @@ class Api:
         )
         return self._response(refusal.reply, request=request, headers={"request-id": new_id("req")})
 
-    async def _answer(self, request: Request, *, operation: Operation) -> Response:
+    async def _answer(self, request: Request, *, operation: ApiOperation) -> Response:
         request_id = new_id("req")
         headers = {"request-id": request_id}
         identifier: str | None = None
@@ -180,12 +173,12 @@ class Api:
             )
         )
         if cut is not None or reply is None:
-            return _Cut(self._abort, reset=cut is not None and cut.action == "reset")
+            return CutConnection(self._abort, reset=cut is not None and cut.action == "reset")
         return self._response(reply, request=request, headers=headers)
 
     async def _execute(
-        self, call: Call, *, request: Request, operation: Operation
-    ) -> tuple[Reply | None, Fault | None]:
+        self, call: Call, *, request: Request, operation: ApiOperation
+    ) -> tuple[ApiReply | None, Fault | None]:
         """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
         keys, reply = self._account.keys, None
         try:
@@ -197,8 +190,8 @@ class Api:
         return reply, cut
 
     async def _perform(
-        self, call: Call, *, request: Request, operation: Operation
-    ) -> tuple[Reply | None, Fault | None]:
+        self, call: Call, *, request: Request, operation: ApiOperation
+    ) -> tuple[ApiReply | None, Fault | None]:
         with self._account.lock:
             fault = take_fault(self._account.faults, call)
         await anyio.sleep(self._account.behaviour.latency_s)
@@ -211,26 +204,26 @@ class Api:
             await anyio.sleep(fault.delay_s)
             return reply or self._effect(call, operation=operation), None
         if fault.action == "hang":
-            await _until_gone(request.receive)
+            await _wait_for_disconnect(request.receive)
         return reply, fault
 
-    def _effect(self, call: Call, *, operation: Operation) -> Reply:
+    def _effect(self, call: Call, *, operation: ApiOperation) -> ApiReply:
         with self._account.lock:
-            advance(self._account)
+            run_due_transitions(self._account)
             with self._account.during(call):
                 try:
-                    return Reply(status=HTTPStatus.OK, body=self._operate(call, operation))
+                    return ApiReply(status=HTTPStatus.OK, body=self._operate(call, operation))
                 except ApiError as error:
                     return error.reply
 
-    def _operate(self, call: Call, operation: Operation) -> JsonObject:
+    def _operate(self, call: Call, operation: ApiOperation) -> JsonObject:
         """Carry out a call in the time of the customer that it is about."""
         time = clock_time(self._account, call)
         with nullcontext() if time is None else self._account.at(time, in_clock=True):
             call = call if time is None else replace(call, now=time)
-            return expanded(self._account, operation(self._account, call), call.params)
+            return expand_fields(self._account, operation(self._account, call), call.params)
 
-    def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
+    def _response(self, reply: ApiReply, *, request: Request, headers: Mapping[str, str]) -> Response:
         refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
         retry = {"stripe-should-retry": "false"} if refused and reply.status not in RETRIED else {}
         echoed = {
@@ -249,7 +242,7 @@ class Api:
         now = self._account.behaviour.clock()
         if request.url.path == METER_EVENT_STREAM:
             with self._account.lock:
-                livemode = self._account.meter_event_sessions.authenticate(_credential(request), now=now)
+                livemode = self._account.meter_event_sessions.authenticate(_read_credential(request), now=now)
         else:
             livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
         is_json = request.method == "POST" and request.url.path.startswith("/v2/")
@@ -258,7 +251,7 @@ class Api:
             method=request.method,
             path=request.url.path,
             params=Params("" if is_json else sent.decode("utf-8", "replace")),
-            body=_json_object(sent) if is_json else {},
+            body=_read_json_object(sent) if is_json else {},
             now=now,
             livemode=livemode,
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
@@ -270,7 +263,7 @@ class Api:
         )
 
 
-class _Cut(Response):
+class CutConnection(Response):
     """No answer at all: the connection is closed instead."""
 
     def __init__(self, abort: Abort, *, reset: bool) -> None:
@@ -279,20 +272,21 @@ class _Cut(Response):
         self._reset = reset
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Close the connection. Raises ConnectionResetError if it is not of the emulator's own server."""
         del send
         if not self._abort(scope, self._reset):
             raise ConnectionResetError(
                 "the emulator closes this connection without an answer, as the test requested"
             )
-        await _until_gone(receive)
+        await _wait_for_disconnect(receive)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _json_object(sent: bytes) -> JsonObject:
+def _read_json_object(sent: bytes) -> JsonObject:
     """What a call of API v2 sends. Raises ApiError if that is no JSON object."""
     try:
         found: object = json.loads(sent or b"{}")
@@ -303,15 +297,15 @@ def _json_object(sent: bytes) -> JsonObject:
     raise ApiError("The request body must be a JSON object.", code="invalid_json")
 
 
-def _credential(request: Request) -> str:
+def _read_credential(request: Request) -> str:
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip()
-    return _basic_user(key) if scheme.lower() == "basic" else key
+    return _read_basic_user(key) if scheme.lower() == "basic" else key
 
 
 def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool:
     """Return whether the key is a live one. Raises ApiError, 401, if there is none or it is not accepted."""
-    key = _credential(request)
+    key = _read_credential(request)
     if not key:
         raise ApiError(NO_KEY, status=HTTPStatus.UNAUTHORIZED)
     valid = key in accepted if accepted is not None else key.startswith(KEY_PREFIXES)
@@ -321,7 +315,7 @@ def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool
     return "_live_" in key
 
 
-def _basic_user(credential: str) -> str:
+def _read_basic_user(credential: str) -> str:
     try:
         return base64.b64decode(credential, validate=True).decode().partition(":")[0]
     except (binascii.Error, UnicodeDecodeError):

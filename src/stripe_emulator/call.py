@@ -10,12 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast, overload
 from urllib.parse import parse_qsl
 
-from stripe_emulator.protocol import (
-    ApiError,
-    missing_parameter,
-    refuse_long_metadata,
-    unknown_parameter,
-)
+from stripe_emulator.protocol import ApiError, missing_parameter, refuse_long_metadata, unknown_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,14 +22,14 @@ API_VERSION: Final = "2026-10-28.endive"
 METER_EVENTS: Final = "/v1/billing/meter_events"
 METER_EVENT_STREAM: Final = "/v2/billing/meter_event_stream"
 CUSTOMER_KEY: Final = "stripe_customer_id"
-PAGING: Final = ("limit", "starting_after", "ending_before")
+PAGING_PARAMS: Final = ("limit", "starting_after", "ending_before")
 Form: TypeAlias = "dict[str, str | Form]"
-KEY: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
-PART: Final = re.compile(r"\[([^\[\]]*)\]")
-INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+KEY_PATTERN: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
+PART_PATTERN: Final = re.compile(r"\[([^\[\]]*)\]")
+INTEGER_PATTERN: Final = re.compile(r"-?[0-9]{1,18}")
 # At most 12 decimal places (https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal).
-DECIMAL: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,12})?")
-BOUNDS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
+DECIMAL_PATTERN: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,12})?")
+COMPARISONS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 PAGE_MAX: Final = 100
 PAGE_DEFAULT: Final = 10
 
@@ -57,7 +52,7 @@ class Params:
         self._form = {}
         self._inside = ""
         for key, value in parse_qsl(encoded, keep_blank_values=True):
-            _insert(self._form, key=key, value=value)
+            _insert_value(self._form, key=key, value=value)
 
     def path(self, name: str) -> str:
         """Return a parameter's whole name: ``items[0][price]`` for ``price`` in the first of ``items``."""
@@ -140,7 +135,7 @@ class Params:
         value = self.text(name)
         if value is None:
             return None
-        if not INTEGER.fullmatch(value):
+        if not INTEGER_PATTERN.fullmatch(value):
             message = f"Invalid integer: {value}"
             raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
         return int(value)
@@ -166,7 +161,7 @@ class Params:
         value = self.text(name)
         if value is None:
             return None
-        if not DECIMAL.fullmatch(value):
+        if not DECIMAL_PATTERN.fullmatch(value):
             message = f"Invalid decimal: {value}; must contain at maximum 12 decimal places."
             raise ApiError(message, param=self.path(name))
         return Decimal(value)
@@ -189,10 +184,10 @@ class Params:
         if not self.is_hash(name):
             at = self.integer(name)
             return lambda instant: instant == at
-        for bound in self.texts(name).keys() - BOUNDS.keys():
+        for bound in self.texts(name).keys() - COMPARISONS.keys():
             raise unknown_parameter(f"{name}[{bound}]")
         bounds = {bound: self.integer(f"{name}[{bound}]") or 0 for bound in self.texts(name)}
-        return lambda instant: all(BOUNDS[bound](instant, at) for bound, at in bounds.items())
+        return lambda instant: all(COMPARISONS[bound](instant, at) for bound, at in bounds.items())
 
     def choice(self, name: str, allowed: Collection[str]) -> str | None:
         """Return one of ``allowed``, or None where it is absent."""
@@ -255,7 +250,7 @@ class Params:
 
     def flat(self) -> dict[str, str]:
         """Return all parameters as a form has them: ``metadata[app]`` to its text."""
-        return dict(_flat(self._form))
+        return dict(_flat_form(self._form))
 
     def amend(self, name: str, known: dict[str, str]) -> None:
         """Change metadata: an empty value removes a key, an empty map all of them.
@@ -348,14 +343,14 @@ class Call:
         if self.path == METER_EVENTS:
             payload = self.params.texts("payload")
             return {(payload.get(CUSTOMER_KEY, ""), self.params.text("event_name") or "")}
-        return set(_streamed(self.body)) if self.path == METER_EVENT_STREAM else set()
+        return set(_streamed_events(self.body)) if self.path == METER_EVENT_STREAM else set()
 
     def page(self, items: Sequence[JsonObject]) -> JsonObject:
         """Return the requested page of the list that it asks for."""
         return self.params.page(items, url=self.path)
 
 
-def _streamed(body: JsonObject) -> Iterator[tuple[str, str]]:
+def _streamed_events(body: JsonObject) -> Iterator[tuple[str, str]]:
     events = body.get("events")
     for event in cast("list[object]", events) if isinstance(events, list) else []:
         told = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
@@ -364,25 +359,25 @@ def _streamed(body: JsonObject) -> Iterator[tuple[str, str]]:
         yield str(to or ""), str(told.get("event_name") or "")
 
 
-def _flat(form: Form) -> Iterator[tuple[str, str]]:
+def _flat_form(form: Form) -> Iterator[tuple[str, str]]:
     for name, value in form.items():
         if isinstance(value, str):
             yield name, value
         else:
-            for inner, text in _flat(value):
+            for inner, text in _flat_form(value):
                 first, bracket, rest = inner.partition("[")
                 yield f"{name}[{first}]{bracket}{rest}", text
 
 
-def _insert(form: Form, *, key: str, value: str) -> None:
-    match = KEY.fullmatch(key)
+def _insert_value(form: Form, *, key: str, value: str) -> None:
+    match = KEY_PATTERN.fullmatch(key)
     if match is None:
         raise ApiError(f"Invalid parameter name: {key}", param=key)
-    inner: list[str] = PART.findall(match[2])
+    inner: list[str] = PART_PATTERN.findall(match[2])
     names = [match[1], *inner]
     last = names[-1]
     for part, following in pairwise(names):
-        place = part or _place(form, following=following)
+        place = part or _list_index(form, following=following)
         below = form.setdefault(place, {})
         if not isinstance(below, dict):
             raise ApiError(f"Invalid parameter: {key} is both a string and a hash", param=key)
@@ -390,7 +385,7 @@ def _insert(form: Form, *, key: str, value: str) -> None:
     form[last or str(len(form))] = value
 
 
-def _place(form: Form, *, following: str) -> str:
+def _list_index(form: Form, *, following: str) -> str:
     """Where ``items[][price]`` goes: into the last of the list, or a next one where that has a price."""
     last = form.get(str(len(form) - 1))
     is_open = isinstance(last, dict) and following not in last

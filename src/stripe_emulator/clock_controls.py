@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.routing import Route
 
-from stripe_emulator.account_controls import Shop
+from stripe_emulator.account_controls import AccountControls
 from stripe_emulator.clock import Clock
-from stripe_emulator.scripting import scripted
+from stripe_emulator.scripting import control_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from stripe_emulator.protocol import JsonObject
 
 
-LATEST: Final = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
+CLOCK_MAX: Final = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
 
 
-class ClockControls(Shop):
+class ClockControls(AccountControls):
     """The emulator's clock and its customers' payments; a part of ``StripeEmulator``."""
 
     def move_clock(self, *, to: float) -> None:
@@ -37,32 +37,32 @@ class ClockControls(Shop):
         """
         with self._account.lock:
             now = self.clock()
-            if not to <= LATEST:
-                raise ValueError(f"the clock can be moved to {_text(LATEST)} at most")
+            if not to <= CLOCK_MAX:
+                raise ValueError(f"the clock can be moved to {_utc_text(CLOCK_MAX)} at most")
             if to < now:
-                raise ValueError(f"the clock cannot be moved back: it is {_text(now)} already")
+                raise ValueError(f"the clock cannot be moved back: it is {_utc_text(now)} already")
             if isinstance(self.clock, Clock):
                 self.clock.set(datetime.fromtimestamp(to, UTC))
             else:
-                self.clock = _Offset(self.clock, by_s=to - now)
+                self.clock = OffsetClock(self.clock, by_s=to - now)
             self.advance()
             self._account.wake()
 
     def _clock_routes(self) -> list[Route]:
         return [
-            Route("/_emulator/clock", scripted(self._script_clock), methods=["GET", "POST"]),
-            Route("/_emulator/customers/{id}", scripted(self._script_customer), methods=["POST"]),
+            Route("/_emulator/clock", control_endpoint(self._script_clock), methods=["GET", "POST"]),
+            Route("/_emulator/customers/{id}", control_endpoint(self._script_customer), methods=["POST"]),
         ]
 
     async def _script_clock(self, request: Request) -> JsonObject:
         if request.method == "POST":
-            self.move_clock(to=_target(await request.body(), now=self.clock()))
+            self.move_clock(to=_read_target(await request.body(), now=self.clock()))
         now = self.clock()
-        return {"now": now, "utc": _text(now)}
+        return {"now": now, "utc": _utc_text(now)}
 
     async def _script_customer(self, request: Request) -> JsonObject:
         customer = str(request.path_params["id"])
-        given = _object(await request.body(), allowed=("card", "payments"))
+        given = _read_fields(await request.body(), allowed=("card", "payments"))
         if given.get("payments", "fail") not in {"fail", "succeed"}:
             raise ValueError(f"payments is {given['payments']!r}; it must be fail or succeed")
         with self._account.lock:
@@ -75,7 +75,7 @@ class ClockControls(Shop):
         return {"customer": customer, "payments": "fail" if fail else "succeed"}
 
 
-class _Offset:
+class OffsetClock:
     """A clock that is ahead of another."""
 
     def __init__(self, clock: Callable[[], float], *, by_s: float) -> None:
@@ -83,10 +83,11 @@ class _Offset:
         self._by_s = by_s
 
     def __call__(self) -> float:
+        """Return Unix seconds."""
         return self._clock() + self._by_s
 
 
-def _object(body: bytes, *, allowed: tuple[str, ...]) -> dict[str, Any]:
+def _read_fields(body: bytes, *, allowed: tuple[str, ...]) -> dict[str, Any]:
     given: object = json.loads(body)
     if not isinstance(given, dict):
         raise ValueError("the body is no JSON object")  # noqa: TRY004 - a wrong value, as others are
@@ -96,14 +97,14 @@ def _object(body: bytes, *, allowed: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _target(body: bytes, *, now: float) -> float:
-    given = _object(body, allowed=("advance", "to"))
+def _read_target(body: bytes, *, now: float) -> float:
+    given = _read_fields(body, allowed=("advance", "to"))
     if len(given) != 1:
         raise ValueError("give either `advance`, in seconds, or `to`, an instant")
-    return now + float(given["advance"]) if "advance" in given else _unix(given["to"])
+    return now + float(given["advance"]) if "advance" in given else _read_unix(given["to"])
 
 
-def _unix(instant: object) -> float:
+def _read_unix(instant: object) -> float:
     if isinstance(instant, int | float):
         return float(instant)
     moment = datetime.fromisoformat(str(instant))
@@ -112,5 +113,5 @@ def _unix(instant: object) -> float:
     return moment.timestamp()
 
 
-def _text(now: float) -> str:
+def _utc_text(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).isoformat()

@@ -14,16 +14,15 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from stripe_emulator.account import Account
-from stripe_emulator.api import Api
+from stripe_emulator.api import StripeApi
 from stripe_emulator.clock_controls import ClockControls
-from stripe_emulator.faults import Fault, Pending, fault_from_json
-from stripe_emulator.metering.meters import Meter
-from stripe_emulator.pages.page_controls import PageControls
-from stripe_emulator.pages.visits import Visits
+from stripe_emulator.customers import Customer
+from stripe_emulator.faults import Fault, PendingFault, fault_from_json
+from stripe_emulator.hosted_pages import PageControls, PageVisits
+from stripe_emulator.meters import Meter
 from stripe_emulator.protocol import new_id
-from stripe_emulator.scripting import scripted
-from stripe_emulator.selling.customers import Customer
-from stripe_emulator.webhooks.webhook_controls import Courier, WebhookControls
+from stripe_emulator.scripting import control_endpoint
+from stripe_emulator.webhook_controls import WebhookControls, WebhookDispatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Scope
 
-    from stripe_emulator.metering.meter_events import MeterEvent
+    from stripe_emulator.meter_events import MeterEvent
     from stripe_emulator.protocol import Exchange, JsonObject
 
 LOOPBACK: Final = "127.0.0.1"
@@ -111,14 +110,16 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
 
     def __post_init__(self) -> None:
         self._account = Account(self)
-        self._courier = Courier(self._account)
-        api = Api(self._account, abort=_abort)
-        self._visits = Visits(self._account, api)
+        self._courier = WebhookDispatcher(self._account)
+        api = StripeApi(self._account, abort=_abort)
+        self._visits = PageVisits(self._account, api)
         control = [
-            Route("/_emulator/events", scripted(self._tell_events), methods=["GET"]),
-            Route("/_emulator/faults", scripted(self._script_faults), methods=["GET", "POST", "DELETE"]),
-            Route("/_emulator/requests", scripted(self._tell_requests), methods=["GET"]),
-            Route("/_emulator/reset", scripted(self._reset), methods=["POST"]),
+            Route("/_emulator/events", control_endpoint(self._tell_events), methods=["GET"]),
+            Route(
+                "/_emulator/faults", control_endpoint(self._script_faults), methods=["GET", "POST", "DELETE"]
+            ),
+            Route("/_emulator/requests", control_endpoint(self._tell_requests), methods=["GET"]),
+            Route("/_emulator/reset", control_endpoint(self._reset), methods=["POST"]),
         ]
         self._app = Starlette(
             routes=[
@@ -241,7 +242,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
 
     def _add_fault(self, fault: Fault) -> None:
         with self._account.lock:
-            self._account.faults.append(Pending(fault))
+            self._account.faults.append(PendingFault(fault))
 
     def clear_faults(self) -> None:
         """Forget the faults to come."""
@@ -300,4 +301,4 @@ def _server() -> Any:
 
 def _abort(scope: Scope, reset: bool) -> bool:
     server = sys.modules.get(SERVER)
-    return server is not None and bool(server.abort(scope, reset))
+    return server is not None and bool(server.abort_connection(scope, reset))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from stripe_emulator.invoicing.billing import shown_now
-from stripe_emulator.pages.checkout import line_items
+from stripe_emulator.customers import CUSTOMER_EXPANDABLE
+from stripe_emulator.invoice_drafts import refreshed_invoice_json
+from stripe_emulator.page_sessions import line_items_to_json
 from stripe_emulator.protocol import ApiError, JsonObject
-from stripe_emulator.selling.customers import EXPANDABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stripe_emulator.account import Account
     from stripe_emulator.call import Params
-    from stripe_emulator.invoicing.invoices import Invoice
+    from stripe_emulator.invoices import Invoice
 
     Finder: TypeAlias = Callable[[Account, str], JsonObject]
     Shower: TypeAlias = Callable[[Account, str], object]
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEPTH_MAX: Final = 4
 
 
-def intent_of(account: Account, name: str) -> JsonObject:
+def payment_intent_to_json(account: Account, name: str) -> JsonObject:
     """Return the payment intent of an invoice, as far as clients of subscriptions need it.
 
     https://docs.stripe.com/api/payment_intents/object
@@ -41,12 +41,12 @@ def intent_of(account: Account, name: str) -> JsonObject:
     }
 
 
-def _promotion_code(account: Account, name: str) -> JsonObject:
+def _promotion_code_to_json(account: Account, name: str) -> JsonObject:
     code = account.promotion_codes.find(name)
     return code.to_json(account.coupons.get(code.coupon), now=account.now)
 
 
-def _coupon(account: Account, name: str) -> JsonObject:
+def _coupon_to_json(account: Account, name: str) -> JsonObject:
     """Return a coupon; one that was deleted as those have it who redeemed it."""
     redeemed = (discount.coupon for discount in account.discounts if discount.coupon.id == name)
     coupon = account.coupons.get(name) or next(redeemed, None) or account.coupons.find(name)
@@ -54,13 +54,13 @@ def _coupon(account: Account, name: str) -> JsonObject:
 
 
 # The name of a field to what its id stands for.
-FIELDS: Final[Mapping[str, Finder]] = {
-    "coupon": _coupon,
+EXPANDABLE_IDS: Final[Mapping[str, Finder]] = {
+    "coupon": _coupon_to_json,
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
-    "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
-    "invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
-    "payment_intent": intent_of,
+    "latest_invoice": lambda account, name: refreshed_invoice_json(account, account.invoices.find(name)),
+    "invoice": lambda account, name: refreshed_invoice_json(account, account.invoices.find(name)),
+    "payment_intent": payment_intent_to_json,
     "pending_setup_intent": lambda account, name: account.setup_intents.find(name).to_json(),
     "refund": lambda account, name: account.refunds.find(name).to_json(),
     "schedule": lambda account, name: account.schedules.find(name).to_json(),
@@ -69,17 +69,17 @@ FIELDS: Final[Mapping[str, Finder]] = {
     "default_price": lambda account, name: account.prices.find(name).to_json(),
     "price": lambda account, name: account.prices.find(name).to_json(),
     "product": lambda account, name: account.products.find(name).to_json(),
-    "promotion_code": _promotion_code,
+    "promotion_code": _promotion_code_to_json,
 }
 
 
-def _secret(account: Account, name: str) -> JsonObject | None:
+def _confirmation_secret(account: Account, name: str) -> JsonObject | None:
     """https://docs.stripe.com/api/invoices/object#invoice_object-confirmation_secret."""
     secret = account.invoices.find(name).client_secret
     return None if secret is None else {"client_secret": secret, "type": "payment_intent"}
 
 
-def payments_of(invoice: Invoice) -> list[JsonObject]:
+def invoice_payments_to_json(invoice: Invoice) -> list[JsonObject]:
     """Return the payments of an invoice: one, of its payment intent.
 
     https://docs.stripe.com/api/invoice-payment/object
@@ -101,24 +101,24 @@ def payments_of(invoice: Invoice) -> list[JsonObject]:
     return [payment]
 
 
-def _payments(account: Account, name: str) -> JsonObject:
+def _invoice_payments(account: Account, name: str) -> JsonObject:
     invoice = account.invoices.find(name)
-    return _list(payments_of(invoice), url=f"/v1/invoice_payments?invoice={invoice.id}")
+    return _list_to_json(invoice_payments_to_json(invoice), url=f"/v1/invoice_payments?invoice={invoice.id}")
 
 
 # The kind of an object and the name of a field that is present only if it is expanded.
-ON_DEMAND: Final[Mapping[tuple[str, str], Shower]] = {
-    ("checkout.session", "line_items"): lambda account, name: _list(
-        line_items(account.checkouts.find(name), prices=account.prices, products=account.products),
+HIDDEN_UNTIL_EXPANDED: Final[Mapping[tuple[str, str], Shower]] = {
+    ("checkout.session", "line_items"): lambda account, name: _list_to_json(
+        line_items_to_json(account.checkouts.find(name), prices=account.prices, products=account.products),
         url=f"/v1/checkout/sessions/{name}/line_items",
     ),
-    ("invoice", "confirmation_secret"): _secret,
-    ("invoice", "payments"): _payments,
+    ("invoice", "confirmation_secret"): _confirmation_secret,
+    ("invoice", "payments"): _invoice_payments,
     ("price", "tiers"): lambda account, name: account.prices.find(name).tiers_to_json(),
 }
 
 
-def expanded(account: Account, body: JsonObject, params: Params) -> JsonObject:
+def expand_fields(account: Account, body: JsonObject, params: Params) -> JsonObject:
     """Return an answer with what a call wants expanded: ``expand[]=data.latest_invoice.payments``.
 
     Raises:
@@ -130,31 +130,31 @@ def expanded(account: Account, body: JsonObject, params: Params) -> JsonObject:
         if len(path) - (path[0] == "data") > DEPTH_MAX:
             message = f"You cannot expand more than {DEPTH_MAX} levels of a property ({wanted})."
             raise ApiError(message, param="expand")
-        _expand(account, body, path, wanted=wanted)
+        _expand_path(account, body, path, wanted=wanted)
     return body
 
 
-def _expand(account: Account, found: object, path: list[str], *, wanted: str) -> None:
+def _expand_path(account: Account, found: object, path: list[str], *, wanted: str) -> None:
     if isinstance(found, list):
         for each in cast("list[object]", found):
-            _expand(account, each, path, wanted=wanted)
+            _expand_path(account, each, path, wanted=wanted)
         return
     if not path or found is None:
         return
     if not isinstance(found, dict):
-        raise _refused(wanted)
+        raise _not_expandable(wanted)
     here, name = cast("JsonObject", found), path[0]
-    if here.get("object") == "customer" and name in EXPANDABLE:
+    if here.get("object") == "customer" and name in CUSTOMER_EXPANDABLE:
         return
-    on_demand = ON_DEMAND.get((str(here.get("object")), name))
+    on_demand = HIDDEN_UNTIL_EXPANDED.get((str(here.get("object")), name))
     if on_demand is not None:
         here[name] = on_demand(account, str(here["id"]))
     elif name not in here:
-        raise _refused(wanted)
+        raise _not_expandable(wanted)
     elif isinstance(here[name], str):
-        if name not in FIELDS:
-            raise _refused(wanted)
-        here[name] = FIELDS[name](account, str(here[name]))
+        if name not in EXPANDABLE_IDS:
+            raise _not_expandable(wanted)
+        here[name] = EXPANDABLE_IDS[name](account, str(here[name]))
     elif name == "discounts":
         ids = cast("list[object]", here[name])
         # Those of a preview are nowhere else.
@@ -164,12 +164,12 @@ def _expand(account: Account, found: object, path: list[str], *, wanted: str) ->
             else each
             for each in ids
         ]
-    _expand(account, here[name], path[1:], wanted=wanted)
+    _expand_path(account, here[name], path[1:], wanted=wanted)
 
 
-def _list(items: list[JsonObject], *, url: str) -> JsonObject:
+def _list_to_json(items: list[JsonObject], *, url: str) -> JsonObject:
     return {"object": "list", "data": items, "has_more": False, "url": url}
 
 
-def _refused(wanted: str) -> ApiError:
+def _not_expandable(wanted: str) -> ApiError:
     return ApiError(f"This property cannot be expanded ({wanted}).", param="expand")

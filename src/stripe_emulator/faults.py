@@ -7,15 +7,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from stripe_emulator.call import METER_EVENT_STREAM, METER_EVENTS
-from stripe_emulator.protocol import ApiError, Reply
+from stripe_emulator.protocol import ApiError, ApiReply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stripe_emulator.call import Call
 
-Action = Literal["error", "drop", "reset", "hang", "delay", "lose"]
-When = Literal["before", "after"]
+FaultAction = Literal["error", "drop", "reset", "hang", "delay", "lose"]
+FaultTime = Literal["before", "after"]
 
 REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
     400: ("invalid_request_error", None, "Received unknown parameter."),
@@ -51,9 +51,9 @@ class Fault:
         delay_s: of ``delay``, real seconds.
     """
 
-    action: Action
+    action: FaultAction
     _: KW_ONLY
-    when: When = "before"
+    when: FaultTime = "before"
     times: int | None = 1
     skip: int = 0
     customer: str | None = None
@@ -65,8 +65,8 @@ class Fault:
     delay_s: float = 0.0
 
     def __post_init__(self) -> None:
-        refuse_other("action", self.action, get_args(Action))
-        refuse_other("when", self.when, get_args(When))
+        refuse_unknown_choice("action", self.action, get_args(FaultAction))
+        refuse_unknown_choice("when", self.when, get_args(FaultTime))
         refused_before = self.action == "error" and self.status < HTTPStatus.INTERNAL_SERVER_ERROR
         if refused_before and self.when == "after":
             raise ValueError(f"status {self.status} means that nothing was done: use when='before'")
@@ -84,7 +84,7 @@ class Fault:
         )
 
     @property
-    def reply(self) -> Reply:
+    def reply(self) -> ApiReply:
         """The answer of an ``error``."""
         kind, code, message = REFUSALS.get(
             self.status, ("api_error", None, "An unknown error occurred, as the test requested.")
@@ -105,14 +105,14 @@ class Fault:
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class PendingFault:
     """A fault to come. ``seen``: how many matching requests have come by."""
 
     fault: Fault
     seen: int = 0
 
 
-def take_fault(queue: list[Pending], call: Call) -> Fault | None:
+def take_fault(queue: list[PendingFault], call: Call) -> Fault | None:
     """Return what goes wrong with this request, and count it as done."""
     for entry in queue:
         fault = entry.fault
@@ -134,13 +134,13 @@ def fault_from_json(body: object) -> Fault:
     unknown = given.keys() - set(allowed)
     if "action" not in given or unknown:
         raise ValueError(
-            f"a fault is a JSON object with an action ({', '.join(get_args(Action))}) and, if need be, "
+            f"a fault is a JSON object with an action ({', '.join(get_args(FaultAction))}) and, if need be, "
             f"{', '.join(allowed[1:])}; received {sorted(given) if given else body!r}"
         )
     return Fault(**given)
 
 
-def refuse_other(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def refuse_unknown_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise ValueError if a value is none of those that are allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

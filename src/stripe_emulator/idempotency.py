@@ -15,28 +15,28 @@ from stripe_emulator.protocol import ApiError
 
 if TYPE_CHECKING:
     from stripe_emulator.call import Call
-    from stripe_emulator.protocol import Reply
+    from stripe_emulator.protocol import ApiReply
 
 MEMORY_S: Final = 86_400
 LENGTH_MAX: Final = 255
 
 
 @dataclass(slots=True, kw_only=True)
-class Stored:
+class StoredKey:
     """A key that was used. ``reply`` is None while its request is in flight."""
 
     call: Call
     request_id: str
-    reply: Reply | None = None
+    reply: ApiReply | None = None
 
 
 class IdempotencyKeys:
     """The keys of the last 24 hours."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, Stored] = {}
+        self._by_key: dict[str, StoredKey] = {}
 
-    def begin(self, call: Call, *, request_id: str) -> Stored | None:
+    def begin(self, call: Call, *, request_id: str) -> StoredKey | None:
         """Mark the call's key as in flight; return what is stored under it, if it was used before.
 
         Raises:
@@ -50,12 +50,12 @@ class IdempotencyKeys:
         self._forget(now=call.now)
         earlier = self._by_key.get(key)
         if earlier is None:
-            self._by_key[key] = Stored(call=call, request_id=request_id)
+            self._by_key[key] = StoredKey(call=call, request_id=request_id)
             return None
         _refuse_misuse(earlier, call=call, key=key)
         return earlier
 
-    def finish(self, call: Call, *, reply: Reply | None) -> None:
+    def finish(self, call: Call, *, reply: ApiReply | None) -> None:
         """Store the answer, or forget the key where there is none to store."""
         if call.idempotency_key is None:
             return
@@ -72,7 +72,7 @@ class IdempotencyKeys:
             del self._by_key[key]
 
 
-def _refuse_misuse(earlier: Stored, *, call: Call, key: str) -> None:
+def _refuse_misuse(earlier: StoredKey, *, call: Call, key: str) -> None:
     if earlier.call.path != call.path:
         raise ApiError(
             "Keys for idempotent requests can only be used for the same endpoint they were first used for "

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from stripe_emulator.call import PAGING
+from stripe_emulator.call import PAGING_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from stripe_emulator.account import Account, Operation
+    from stripe_emulator.account import Account, ApiOperation
     from stripe_emulator.call import Call
     from stripe_emulator.protocol import JsonObject
-    from stripe_emulator.registry import Registry
+    from stripe_emulator.registry import ObjectRegistry
 
 
-class Listed(Protocol):
+class ListedObject(Protocol):
     """An object that lists show."""
 
     @property
@@ -34,12 +34,12 @@ class Listed(Protocol):
         ...
 
 
-L = TypeVar("L", bound=Listed)
+L = TypeVar("L", bound=ListedObject)
 
 
-def retrieves(
-    kept: Callable[[Account], Registry[L]], *, expandable: Collection[str] | None = None
-) -> Operation:
+def retrieve_by_id(
+    kept: Callable[[Account], ObjectRegistry[L]], *, expandable: Collection[str] | None = None
+) -> ApiOperation:
     """Return the call that retrieves an object by its id."""
 
     def retrieve(account: Account, call: Call) -> JsonObject:
@@ -49,8 +49,8 @@ def retrieves(
     return retrieve
 
 
-def newest(
-    kept: Registry[L],
+def list_newest(
+    kept: ObjectRegistry[L],
     call: Call,
     *names: str,
     also: Collection[str] = (),
@@ -69,7 +69,7 @@ def newest(
         where: whether an object is in the list.
         show: an object as Stripe shows it.
     """
-    call.params.only("created", *names, *also, *PAGING, expandable=expandable)
+    call.params.only("created", *names, *also, *PAGING_PARAMS, expandable=expandable)
     is_in = call.params.span("created")
     wanted = {name: call.params.text(name) for name in names if name in call.params}
     found = [

@@ -23,7 +23,7 @@ def new_id(prefix: str, *, length: int = 14) -> str:
     return f"{prefix}_{secrets.token_bytes(length).translate(_LETTERS).decode()}"
 
 
-def fields_of(item: Any, *but: str) -> JsonObject:
+def shown_fields(item: Any, *but: str) -> JsonObject:
     """Return the fields of a dataclass that Stripe shows under the same names: all, except some.
 
     Maps are copied: an event shows an object as it was.
@@ -38,7 +38,7 @@ def _names_of(kind: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class ApiReply:
     """One answer.
 
     Attributes:
@@ -97,7 +97,7 @@ class ApiError(Exception):
         said = {"message": message, "type": kind, "code": code, "doc_url": page, "param": param}
         said["decline_code"] = decline_code
         error = {name: value for name, value in said.items() if value is not None}
-        self.reply = Reply(status=status, body={"error": error}, headers=headers or {}, stored=stored)
+        self.reply = ApiReply(status=status, body={"error": error}, headers=headers or {}, stored=stored)
 
 
 def unknown_parameter(name: str) -> ApiError:
@@ -110,7 +110,7 @@ def missing_parameter(name: str) -> ApiError:
     return ApiError(f"Missing required param: {name}.", code="parameter_missing", param=name)
 
 
-def no_such(what: str, object_id: str) -> ApiError:
+def not_found(what: str, object_id: str) -> ApiError:
     """The refusal of a path with the id of an object that there is not: 404."""
     message = f"No such {what}: '{object_id}'"
     return ApiError(message, status=HTTPStatus.NOT_FOUND, code="resource_missing", param="id")
@@ -163,7 +163,7 @@ RELEASES: Final[Mapping[str, tuple[str, ...]]] = {
     "dahlia": ("2026-03-25", "2026-04-22", "2026-05-27", "2026-06-24", "2026-07-29", "2026-08-26"),
     "endive": ("2026-09-30", "2026-10-28"),
 }
-KNOWN: Final = frozenset(
+KNOWN_VERSIONS: Final = frozenset(
     f"{date}.{suffix}" for name, dates in RELEASES.items() for date in dates for suffix in (name, "preview")
 )
 # Releases had no names before 2024-09-30.acacia (https://docs.stripe.com/api/versioning).
@@ -183,7 +183,7 @@ def read_version(given: str | None, *, default: str) -> str:
         return default
     # Previews may name features: `2025-03-31.preview; feature_beta=v1`.
     version = given.partition(";")[0].strip()
-    if version in KNOWN:
+    if version in KNOWN_VERSIONS:
         return version
     if UNNAMED.fullmatch(version) or version in {f"{date}.acacia" for date in ACACIA}:
         raise ApiError(f"Stripe-Version {version} is older than 2025-03-31.basil and not emulated.")

@@ -1,40 +1,16 @@
-"""Objects of one kind by id, and the switches of the account's behaviour."""
+"""Objects of one kind, by id."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from stripe_emulator.protocol import missing_resource, no_such
+from stripe_emulator.protocol import missing_resource, not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
-    from decimal import Decimal
+    from collections.abc import Iterator
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class Behaviour:
-    """How the emulator behaves; see ``StripeEmulator``."""
-
-    clock: Callable[[], float] = time.time
-    api_keys: Collection[str] | None = None
-    latency_s: float = 0.0
-    rate_limit_per_s: int | None = None
-    summary_lag_s: float = 0.0
-    invoice_lag_s: float = 0.0
-    identifier_memory_s: float = 86_400
-    refuse_unknown_customers: bool = True
-    reports_name: Literal["identifier", "idempotency_key"] = "identifier"
-    retry_days: Sequence[int] = (3, 5, 7)
-    after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
-    collects_after_cancel: bool = True
-    prices_usage_by: Literal["timestamp", "arrival"] = "timestamp"
-    automatic_webhooks: bool = True
-    tax_percent: Decimal | None = None
-
-
-class Identified(Protocol):
+class IdentifiedObject(Protocol):
     """What a registry can hold."""
 
     @property
@@ -43,10 +19,10 @@ class Identified(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Identified)
+T = TypeVar("T", bound=IdentifiedObject)
 
 
-class Registry(Generic[T]):
+class ObjectRegistry(Generic[T]):
     """Objects of one kind by id, oldest first.
 
     Args:
@@ -88,5 +64,5 @@ class Registry(Generic[T]):
         if found is not None:
             return found
         if param is None:
-            raise no_such(self._what, object_id)
+            raise not_found(self._what, object_id)
         raise missing_resource(self._what, object_id, param=param)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from stripe_emulator.protocol import JsonObject
 
 
-def scripted(act: Callable[[Request], Awaitable[JsonObject]]) -> Callable[[Request], Awaitable[Response]]:
+def control_endpoint(
+    act: Callable[[Request], Awaitable[JsonObject]],
+) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint of a function: its answer as JSON, or 400 with what is wrong with the request."""
 
     async def answer(request: Request) -> Response:

@@ -88,7 +88,7 @@ class _Server(uvicorn.Server):
         await self.lifespan.shutdown()
 
 
-def abort(scope: Scope, reset: bool) -> bool:
+def abort_connection(scope: Scope, reset: bool) -> bool:
     """Close the connection of a request without an answer. Returns False if it is not of this server."""
     transport = _transports.get((scope.get("client"), scope.get("server")))
     if transport is None:
@@ -103,8 +103,8 @@ def abort(scope: Scope, reset: bool) -> bool:
 @contextlib.asynccontextmanager
 async def serve(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[str]:
     """Serve ``app`` in the running loop; port 0 takes a free one. Yields its URL."""
-    with _listening(host, port=port) as (listener, url):
-        server = _Server(_config(app))
+    with _listen(host, port=port) as (listener, url):
+        server = _Server(_server_config(app))
         serving = server.serve(sockets=[listener])
         task = asyncio.get_running_loop().create_task(serving, name="stripe-emulator")
         try:
@@ -127,18 +127,18 @@ def running(app: ASGIApp, *, host: str, port: int) -> Generator[str]:
 
 def serve_forever(app: ASGIApp, *, host: str, port: int) -> None:
     """Serve ``app`` until SIGINT or SIGTERM."""
-    with _listening(host, port=port) as (listener, _):
-        asyncio.run(uvicorn.Server(_config(app)).serve(sockets=[listener]))
+    with _listen(host, port=port) as (listener, _):
+        asyncio.run(uvicorn.Server(_server_config(app)).serve(sockets=[listener]))
 
 
 @contextlib.contextmanager
-def _listening(host: str, *, port: int) -> Generator[tuple[socket.socket, str]]:
+def _listen(host: str, *, port: int) -> Generator[tuple[socket.socket, str]]:
     # Listening from here on, so that a client may connect before the loop has come to the server.
     with socket.create_server((host, port), backlog=BACKLOG) as listener:
         yield listener, f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_Protocol,

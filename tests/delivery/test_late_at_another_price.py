@@ -16,7 +16,16 @@ from drivers.health_findings import findings, looked_at
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
 from drivers.priced_shop import SWITCHED_PLANS as PLANS
-from drivers.priced_shop import Pricing, Tier, begin, item_lines, metered_lines, renewed, sell, switch
+from drivers.priced_shop import (
+    PriceScheme,
+    PriceTier,
+    begin,
+    item_lines,
+    metered_lines,
+    renewed,
+    sell,
+    switch,
+)
 from drivers.shop import END, HALF, shop
 from faults.inner_steps import failing
 from meterkit.catalog import loads
@@ -362,10 +371,13 @@ async def test_i13_units_without_one_price_are_not_billed(
         sell(emulator, of)
         price = emulator._account.prices.find("price_four_words")
         if kind == "packages":
-            price.pricing = Pricing(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
+            price.pricing = PriceScheme(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
         elif kind == "tiers":
-            tiers = (Tier(up_to=100, unit_amount=Decimal(4)), Tier(up_to=None, unit_amount=Decimal(3)))
-            price.pricing = Pricing(tiers=tiers, tiers_mode="graduated")
+            tiers = (
+                PriceTier(up_to=100, unit_amount=Decimal(4)),
+                PriceTier(up_to=None, unit_amount=Decimal(3)),
+            )
+            price.pricing = PriceScheme(tiers=tiers, tiers_mode="graduated")
 
     async with shop(store_url, catalog=catalog, selling=sell_oddly) as at:
         await begin(at)
@@ -486,7 +498,7 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
     with pytest.raises(MeterkitError, match="reason: found none"):
         await sold.kit.outbox.items.drop(item.identifier, reason="")
     assert await sold.kit.outbox.items.drop(item.identifier, reason="a test", by="olga") == item
-    with pytest.raises(MeterkitError, match="no queued invoice item has this identifier"):
+    with pytest.raises(MeterkitError, match="no invoice item that waits has this identifier"):
         await sold.kit.outbox.items.drop(item.identifier, reason="a test")
     entry = (await sold.kit.customers.history("acme"))[-1]
     assert (entry.kind, entry.after, entry.cause) == ("late", "dropped: a test", "olga")

@@ -12,7 +12,7 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit.catalog import loads
-from stripe_emulator.selling.amounts import Pricing, Tier
+from stripe_emulator.prices import PriceScheme, PriceTier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # What is not its own.
 __all__ = [
-    "Pricing",
-    "Tier",
+    "PriceScheme",
+    "PriceTier",
     "usage_lines",
 ]
 

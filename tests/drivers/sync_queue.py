@@ -8,12 +8,12 @@ from meterkit.customers.drifts import Drifts
 from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
-from stripe_emulator.webhooks.deliveries import FORGERIES, sign
+from stripe_emulator.webhook_deliveries import FORGERIES, sign_payload
 
 if TYPE_CHECKING:
     from meterkit import Drift, MeterKit
 
-__all__ = ["FORGERIES", "LEASE_MS", "NIGHTLY", "drifts_of", "forget_due_price", "queue_sync", "sign"]
+__all__ = ["FORGERIES", "LEASE_MS", "NIGHTLY", "drifts_of", "forget_due_price", "queue_sync", "sign_payload"]
 
 
 async def queue_sync(kit: MeterKit, customer: str = "acme", *, cause: str = NIGHTLY) -> None:

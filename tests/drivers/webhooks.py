@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.decisions.customer_state import CustomerState
-    from stripe_emulator.webhooks.deliveries import Delivery
+    from stripe_emulator.webhook_deliveries import Delivery
 
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
 NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)

@@ -11,11 +11,18 @@ import httpx
 import pytest
 
 from stripe_emulator import StripeEmulator
+from stripe_emulator.billing_cycle import period_at
 from stripe_emulator.call import Params
-from stripe_emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
-from stripe_emulator.selling.prices import Price, Recurring
-from stripe_emulator.subscribing.billing_cycle import period_at
-from stripe_emulator.subscribing.revision import Wanted
+from stripe_emulator.prices import (
+    Price,
+    PriceScheme,
+    PriceTier,
+    Recurring,
+    charges_by_tier,
+    price_quantity,
+    to_cents,
+)
+from stripe_emulator.subscription_params import ItemChange
 
 pytestmark = pytest.mark.anyio
 
@@ -39,33 +46,33 @@ def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: s
 
 
 def test_what_recurs_not_has_no_cycle() -> None:
-    once = Price(id="price_1", product="prod_1", currency="usd", created=0, pricing=Pricing())
+    once = Price(id="price_1", product="prod_1", currency="usd", created=0, pricing=PriceScheme())
     with pytest.raises(ValueError, match="price_1 is charged once"):
         _ = once.cycle
     with pytest.raises(ValueError, match="needs a price"):
-        _ = Wanted().new_price
+        _ = ItemChange().new_price
 
 
-GRADUATED = Pricing(
+GRADUATED = PriceScheme(
     tiers=(
-        Tier(up_to=10, unit_amount=Decimal(5)),
-        Tier(up_to=20, unit_amount=Decimal(4)),
-        Tier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
+        PriceTier(up_to=10, unit_amount=Decimal(5)),
+        PriceTier(up_to=20, unit_amount=Decimal(4)),
+        PriceTier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
     ),
     tiers_mode="graduated",
 )
-VOLUME = Pricing(tiers=GRADUATED.tiers, tiers_mode="volume")
-THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000, round_up=True)
-WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
+VOLUME = PriceScheme(tiers=GRADUATED.tiers, tiers_mode="volume")
+THOUSANDS = PriceScheme(unit_amount=Decimal(12), divide_by=1000, round_up=True)
+WHOLE_THOUSANDS = PriceScheme(unit_amount=Decimal(12), divide_by=1000)
 
 
 @pytest.mark.parametrize(
     ("pricing", "quantity", "cents"),
     [
-        (Pricing(unit_amount=Decimal(2900)), 3, 8700),
-        (Pricing(unit_amount=Decimal("0.5")), 3, 2),  # 1.5 cents.
-        (Pricing(unit_amount=Decimal("0.012")), 1000, 12),
-        (Pricing(), 7, 0),
+        (PriceScheme(unit_amount=Decimal(2900)), 3, 8700),
+        (PriceScheme(unit_amount=Decimal("0.5")), 3, 2),  # 1.5 cents.
+        (PriceScheme(unit_amount=Decimal("0.012")), 1000, 12),
+        (PriceScheme(), 7, 0),
         (THOUSANDS, 0, 0),
         (THOUSANDS, 1, 12),
         (THOUSANDS, 1001, 24),
@@ -79,13 +86,13 @@ WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
         (VOLUME, 25, 175),
     ],
 )
-def test_what_a_quantity_costs(pricing: Pricing, quantity: int, cents: int) -> None:
+def test_what_a_quantity_costs(pricing: PriceScheme, quantity: int, cents: int) -> None:
     """https://docs.stripe.com/products-prices/pricing-models#tiered-pricing."""
-    assert cents == to_cents(amount_of(pricing, Decimal(quantity)))
+    assert cents == to_cents(price_quantity(pricing, Decimal(quantity)))
 
 
 def test_graduated_tiers_have_a_charge_each() -> None:
-    charges = charges_of(GRADUATED, Decimal(15))
+    charges = charges_by_tier(GRADUATED, Decimal(15))
     assert ["1: 10 for 50", "2: 5 for 20"] == [
         f"{charge.tier}: {charge.quantity} for {charge.amount}" for charge in charges
     ]

@@ -19,7 +19,7 @@ from starlette.routing import Mount
 from drivers.llm_apps import listening
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, shop
-from drivers.sync_queue import sign
+from drivers.sync_queue import sign_payload
 from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
@@ -204,8 +204,8 @@ async def test_stripe_posts_its_events_among_them(framework: Framework, store_ur
         about = {"id": made.subscription.id, "object": "subscription", "customer": await linked_of(at)}
         event = {"id": "evt_1", "object": "event", "type": "customer.subscription.updated"}
         body = json.dumps({**event, "data": {"object": about}}).encode()
-        signature = sign(body, secrets=[SECRET], at_s=int(START.timestamp()))
-        forged = sign(body, secrets=["whsec_other"], at_s=int(START.timestamp()))
+        signature = sign_payload(body, secrets=[SECRET], at_s=int(START.timestamp()))
+        forged = sign_payload(body, secrets=["whsec_other"], at_s=int(START.timestamp()))
         for headers in ({}, {"stripe-signature": forged}):
             answer = await client.post("/webhooks/stripe", content=body, headers=headers)
             assert answer.status_code == 400

@@ -10,7 +10,7 @@ from meterkit.catalog.models import QUANTITY_MAX, ROUTE
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.spending import UNCAPPED, SpendingTerms
+from meterkit.decisions.spending import UNCAPPED, Spending
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ ASK_ONLY: Final = Demand(needed=1, taken=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyMeasure:
+class Measure:
     """One policy as the decision script weighs it.
 
     Attributes:
@@ -184,7 +184,7 @@ class PolicyMeasure:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyTerms:
+class Part:
     """One policy that the decision script weighs.
 
     Attributes:
@@ -195,73 +195,67 @@ class PolicyTerms:
 
     field: str
     numbers: tuple[int, ...]
-    measure: PolicyMeasure
+    measure: Measure
 
 
-def counter_terms(
+def counters_asked(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
-    spending: SpendingTerms,
+    spending: Spending,
     *,
     in_flight: bool,
-) -> tuple[list[PolicyTerms], list[PolicyTerms], list[PolicyTerms]]:
+) -> tuple[list[Part], list[Part], list[Part]]:
     """What demands on counters come to: rates, ceilings, concurrency limits.
 
     What costs something under a budget has a ceiling even without a cap: what is held of it may be spent.
     """
-    rates, ceilings, concurrency = list[PolicyTerms](), list[PolicyTerms](), list[PolicyTerms]()
+    rates, ceilings, concurrency = list[Part](), list[Part](), list[Part]()
     for name, demand in demands.items():
         entitlement, meter = entitlements[name], catalog.meters[name]
         if meter.kind == "counter":
             policies = policies_of(entitlement, meter)
-            rates += _rate_terms_of_meter(entitlement, policies, demand)
-            ceilings += _ceiling_terms(entitlement, policies, demand)
+            rates += _rates_asked(entitlement, policies, demand)
+            ceilings += _ceiling_asked(entitlement, policies, demand)
             if name in spending.prices and ceiling_of(entitlement) is None:
-                ceilings.append(_uncapped_terms(entitlement, demand))
-            concurrency += _concurrency_terms(entitlement, policies) if in_flight else ()
+                ceilings.append(_uncapped(entitlement, demand))
+            concurrency += _concurrency_asked(entitlement, policies) if in_flight else ()
     return rates, ceilings, concurrency
 
 
-def route_rate_terms(route: Route) -> Iterator[PolicyTerms]:
+def route_rates_asked(route: Route) -> Iterator[Part]:
     """A route's own rates; each request takes one unit of each."""
     for rate, policy in zip(route.rates, route_policies(route), strict=True):
         field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
-        yield _new_rate_terms(field, rate, policy, Demand.of(1))
+        yield _rate_asked(field, rate, policy, Demand.of(1))
 
 
-def _rate_terms_of_meter(
-    entitlement: Entitlement, policies: Sequence[Policy], demand: Demand
-) -> Iterator[PolicyTerms]:
+def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[Part]:
     """A meter's rates, in the file's order, in which their policies come first."""
     for rate, policy in zip(entitlement.rates, policies, strict=False):
-        yield _new_rate_terms(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
+        yield _rate_asked(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
 
 
-def _new_rate_terms(field: str, rate: Rate, policy: Policy, demand: Demand) -> PolicyTerms:
+def _rate_asked(field: str, rate: Rate, policy: Policy, demand: Demand) -> Part:
     kind, window, limit, refill = rate_numbers(rate, policy.meter)
-    return PolicyTerms(
+    return Part(
         field,
         (kind, window, limit, refill, demand.needed, demand.taken),
-        PolicyMeasure(
-            policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed
-        ),
+        Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed),
     )
 
 
-def _ceiling_terms(
-    entitlement: Entitlement, policies: Iterable[Policy], demand: Demand
-) -> Iterator[PolicyTerms]:
+def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[Part]:
     """What a period admits of a meter, where that has an end."""
     included, ceiling = entitlement.included, ceiling_of(entitlement)
     if included is None or ceiling is None:
         return
     beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
     policy = next(policy for policy in policies if policy.kind == "period")
-    yield PolicyTerms(
+    yield Part(
         meter_field(policy.meter),
         (included, beyond, demand.needed, demand.taken),
-        PolicyMeasure(
+        Measure(
             policy=policy,
             kind=CEILING,
             window=0,
@@ -273,7 +267,7 @@ def _ceiling_terms(
     )
 
 
-def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
+def _uncapped(entitlement: Entitlement, demand: Demand) -> Part:
     """What a period admits of a meter that is billed without a cap."""
     policy = Policy(
         name=entitlement.meter,
@@ -283,17 +277,17 @@ def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
         window_s=None,
         quota_unit=None,
     )
-    measure = PolicyMeasure(
+    measure = Measure(
         policy=policy, kind=CEILING, window=0, limit=UNCAPPED, refill=0, needed=demand.needed, capped=True
     )
     numbers = (entitlement.included or 0, UNCAPPED, demand.needed, demand.taken)
-    return PolicyTerms(meter_field(policy.meter), numbers, measure)
+    return Part(meter_field(policy.meter), numbers, measure)
 
 
-def budget_terms(spending: SpendingTerms) -> Iterator[PolicyTerms]:
+def spend_asked(spending: Spending) -> Iterator[Part]:
     """The budgets that a demand may use up; what is asked of them the script works out."""
     for budget in spending.budgets:
-        measure = PolicyMeasure(
+        measure = Measure(
             policy=budget.policy,
             kind=SPENT,
             window=budget.window_ms,
@@ -301,33 +295,33 @@ def budget_terms(spending: SpendingTerms) -> Iterator[PolicyTerms]:
             refill=budget.unit,
             needed=0,
         )
-        yield PolicyTerms(budget.field, (), measure)
+        yield Part(budget.field, (), measure)
 
 
-def _concurrency_terms(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[PolicyTerms]:
+def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[Part]:
     """How many requests may be in flight at once, where that is limited; this one is one of them."""
     limit = entitlement.concurrency
     if limit is None:
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
-    measure = PolicyMeasure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
     # A ceiling of what is held at once: nothing is ever recorded of it.
-    yield PolicyTerms(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
+    yield Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
 
 
-def gauge_terms(
+def gauges_asked(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
     *,
     keeps: bool,
-) -> Iterator[tuple[PolicyTerms, GaugeLimit]]:
+) -> Iterator[tuple[Part, GaugeLimit]]:
     """By how much gauges are to grow, those that are limited; the script has their limits apart."""
     for name, demand in demands.items():
         meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
         if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
             continue
-        measure = PolicyMeasure(
+        measure = Measure(
             policy=gauge_policy(meter, limit),
             kind=GAUGE,
             window=0,
@@ -335,4 +329,4 @@ def gauge_terms(
             refill=0,
             needed=demand.needed,
         )
-        yield PolicyTerms(meter_field(name), (demand.needed, demand.taken), measure), limit
+        yield Part(meter_field(name), (demand.needed, demand.taken), measure), limit

@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.gauges import add_gauge_terms
+from meterkit.decisions.gauges import with_gauges
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.policies import (
     ASK_ONLY,
@@ -17,27 +17,27 @@ from meterkit.decisions.policies import (
     GAUGE,
     SPENT,
     Demand,
-    PolicyMeasure,
-    PolicyTerms,
-    budget_terms,
-    counter_terms,
-    gauge_terms,
+    Measure,
+    Part,
+    counters_asked,
+    gauges_asked,
     keep_ms_of,
-    route_rate_terms,
+    route_rates_asked,
+    spend_asked,
 )
-from meterkit.decisions.spending import SpendingTerms
+from meterkit.decisions.spending import Spending
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.grants import Prepaid
-    from meterkit.decisions.subjects import SubjectDemand
+    from meterkit.decisions.subjects import AskedOfSubject
 
 _NO_ROWS: Final[dict[str, str]] = {}
 
 
-class ModelPricing(NamedTuple):
+class AtModel(NamedTuple):
     """What follows from the model of a request.
 
     Attributes:
@@ -58,7 +58,7 @@ class ModelPricing(NamedTuple):
         entitlements: Mapping[str, Entitlement],
         *,
         holds_rows: bool,
-    ) -> ModelPricing:
+    ) -> AtModel:
         """What follows for some meters; what is held of no known model may come to cost the highest price."""
         if not model or not holds_rows:
             return cls(costs)
@@ -74,26 +74,26 @@ class ModelPricing(NamedTuple):
         """Quantities to hold, with as much of the meters that count their prices."""
         return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
 
-    def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+    def asked(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
         """The same of demands."""
         return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
 
 
-UNKNOWN_MODEL: Final = ModelPricing()
+UNKNOWN_MODEL: Final = AtModel()
 
 
-def model_terms_to_hold(
+def held_at(
     models: Sequence[str | None],
     prepaid: Prepaid | None,
     meters: Iterable[str],
     entitlements: Mapping[str, Entitlement],
     *,
     holds_rows: bool,
-) -> ModelPricing:
+) -> AtModel:
     """What quantities of some meters are held at; without a model, or with several, it is the most."""
     model = models[0] if len(models) == 1 else None
     costs = None if prepaid is None else prepaid.held_costs(model)
-    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
+    return AtModel.of(costs, meters, model, entitlements, holds_rows=holds_rows)
 
 
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
@@ -112,16 +112,16 @@ class Program:
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be settled with the store.
-        extra_terms: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
+        further: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
         gauges: whether it looks at gauges.
-        quantity_places: the places of quantities among the numbers: place, meter, and the least value.
+        asked: the places of quantities among the numbers: place, meter, and the least value.
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
         costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
         subjects: what is asked of the customer's subjects; their measures are behind the customer's.
     """
 
-    measures: tuple[PolicyMeasure, ...]
+    measures: tuple[Measure, ...]
     keep_ms: int
     numbers: tuple[int, ...]
     fields: tuple[str, ...]
@@ -130,15 +130,15 @@ class Program:
     settled: Mapping[str, int]
     holds: bool
     settles: bool
-    extra_terms: str
+    further: str
     gauges: bool
     rates: frozenset[str]
-    quantity_places: tuple[tuple[int, str, int], ...]
+    asked: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
-    subjects: tuple[SubjectDemand, ...] = ()
+    subjects: tuple[AskedOfSubject, ...] = ()
 
-    def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
+    def with_subjects(self, asked: tuple[AskedOfSubject, ...]) -> Program:
         """The same, with what is asked of subjects; the end of the request counts their units."""
         numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
         held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
@@ -151,9 +151,9 @@ class Program:
             settles=True,
         )
 
-    def trailing_arguments(self, mode: str) -> tuple[str, ...]:
+    def behind_terms(self, mode: str) -> tuple[str, ...]:
         """The arguments after a decision's terms: the mode, further flags, the fields."""
-        return (mode, *((self.extra_terms,) if self.extra_terms else ()), *self.fields)
+        return (mode, *((self.further,) if self.further else ()), *self.fields)
 
 
 def compile_program(
@@ -167,7 +167,7 @@ def compile_program(
     prepaid: Prepaid | None = None,
     route: Route | None = None,
     keeps: bool = False,
-    at: ModelPricing = UNKNOWN_MODEL,
+    at: AtModel = UNKNOWN_MODEL,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -183,15 +183,15 @@ def compile_program(
         keeps: whether gauges above their limits keep those of before.
         at: what follows from the model.
     """
-    rates = [] if route is None else list(route_rate_terms(route))
+    rates = [] if route is None else list(route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
-    recorded, settled = _split_recorded(entitlements, catalog, demands, billed_always=billed_always)
-    gauges = tuple(gauge_terms(entitlements, catalog, demands, keeps=keeps))
-    spending = SpendingTerms.of(() if rates_only else demands, entitlements, catalog)
-    asked = counter_terms(entitlements, catalog, demands, spending, in_flight=in_flight and not rates_only)
+    recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
+    gauges = tuple(gauges_asked(entitlements, catalog, demands, keeps=keeps))
+    spending = Spending.of(() if rates_only else demands, entitlements, catalog)
+    asked = counters_asked(entitlements, catalog, demands, spending, in_flight=in_flight and not rates_only)
     rates, ceilings, concurrency = rates + asked[0], [] if rates_only else asked[1], asked[2]
     counted = (*rates, *ceilings, *concurrency)
-    parts = (*counted, *budget_terms(spending), *(part for part, _ in gauges))
+    parts = (*counted, *spend_asked(spending), *(part for part, _ in gauges))
     measures = tuple(part.measure for part in parts)
     fields = (*(part.field for part in counted), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
@@ -199,12 +199,11 @@ def compile_program(
     held = {name: demands[name].taken for name in (*capped, *limits) if name in limits or demands[name].taken}
     costs, behind, sharing = at.costs or {}, "", tuple[str, ...]()
     if prepaid is not None and not rates_only:
-        costs = prepaid.all_costs(at.costs)
-        unbounded = _find_unbounded(demands, entitlements, prepaid, capped)
-        sharing = prepaid.meters_sharing_credit((*capped, *unbounded, *spending.prices), entitlements)
-        fields, behind = _add_backing(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
+        costs, unbounded = prepaid.all_costs(at.costs), _unbounded(demands, entitlements, prepaid, capped)
+        sharing = prepaid.sharing((*capped, *unbounded, *spending.prices), entitlements)
+        fields, behind = _backed(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
         held.update({name: taken for name, taken in unbounded.items() if taken})
-    fields, behind = spending.add_to(fields, behind, capped, sharing, entitlements, catalog, at.rows)
+    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements, catalog, at.rows)
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
@@ -219,16 +218,16 @@ def compile_program(
         settled=settled,
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
-        extra_terms=add_gauge_terms(behind, limits, first=len(fields) + 2),
+        further=with_gauges(behind, limits, first=len(fields) + 2),
         gauges=bool(gauges),
         rates=frozenset(part.field for part in rates),
-        quantity_places=tuple(_find_quantity_places(parts)),
-        rate_terms=tuple(map(_bind_rate_terms, rates)),
+        asked=tuple(_asked(parts)),
+        rate_terms=tuple(map(_rate_terms, rates)),
         costs={name: cost for name, cost in costs.items() if name in held and behind},
     )
 
 
-def _split_recorded(
+def _taken(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
@@ -246,13 +245,13 @@ def _split_recorded(
     return recorded, settled
 
 
-def _bind_rate_terms(part: PolicyTerms) -> tuple[str, int, int, int, int, int, int]:
+def _rate_terms(part: Part) -> tuple[str, int, int, int, int, int, int]:
     measure = part.measure
     terms = measure.kind, measure.window, measure.limit, measure.refill, measure.needed
     return part.field, *terms, part.numbers[-1]
 
 
-def _find_quantity_places(parts: Iterable[PolicyTerms]) -> Iterator[tuple[int, str, int]]:
+def _asked(parts: Iterable[Part]) -> Iterator[tuple[int, str, int]]:
     """The places of quantities among the numbers of a program's parts, with their meters.
 
     Of concurrency, one is asked whatever the quantity.
@@ -265,7 +264,7 @@ def _find_quantity_places(parts: Iterable[PolicyTerms]) -> Iterator[tuple[int, s
             yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
-def _find_unbounded(
+def _unbounded(
     demands: Mapping[str, Demand],
     entitlements: Mapping[str, Entitlement],
     prepaid: Prepaid,
@@ -282,7 +281,7 @@ def _find_unbounded(
     }
 
 
-def _add_backing(
+def _backed(
     unbounded: Mapping[str, int],
     entitlements: Mapping[str, Entitlement],
     prepaid: Prepaid,
@@ -312,7 +311,7 @@ def _add_backing(
         return fields, ""
     places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
     held_places = {name: fields.index(credit_hold_field(name)) + 2 for name in priced}
-    return fields, prepaid.backing_terms(capped, unbounded, places, held_places, costs, entitlements)
+    return fields, prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
@@ -358,7 +357,7 @@ def demands_of(
     return demands
 
 
-class BoundProgram:
+class Binding:
     """What a program comes to with the quantities of one request.
 
     Args:
@@ -384,7 +383,7 @@ class BoundProgram:
     def numbers(self, quantities: Mapping[str, int]) -> list[int]:
         """The program's numbers, where so much is bound of each meter."""
         numbers = list(self._program.numbers)
-        for place, meter, least in self._program.quantity_places:
+        for place, meter, least in self._program.asked:
             if meter in quantities:
                 numbers[place] = max(least, quantities[meter] + self._consumed[meter])
         return numbers
@@ -397,7 +396,7 @@ class BoundProgram:
         }
 
 
-def add_derived(
+def with_derived(
     meters: Mapping[str, Meter], quantities: Mapping[str, int], models: Sequence[str]
 ) -> dict[str, int]:
     """Quantities, and those of the meters derived from them that match one of some models."""

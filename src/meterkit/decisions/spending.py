@@ -16,7 +16,7 @@ from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of
 from meterkit.decisions.keys import meter_field, rate_field
-from meterkit.decisions.packed import merge_json
+from meterkit.decisions.packed import joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def unit_price(
     return whole if rows is None or whole is None else price_of(rows.of(model), entitlements, catalog)
 
 
-class SpendBudget(NamedTuple):
+class Budget(NamedTuple):
     """How much may be spent in a span.
 
     Attributes:
@@ -95,12 +95,12 @@ class SpendBudget(NamedTuple):
     unit: int
 
 
-def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[SpendBudget]:
+def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[Budget]:
     """The budgets that refuse what is beyond them."""
     if not catalog.counts_spend:
         return ()
     given = entitlements[SPEND]
-    found = list[SpendBudget]()
+    found = list[Budget]()
     if given.included is not None and given.overage.mode == "deny":
         found.append(budget_of(0, meter_field(SPEND), given.included, "period", catalog.currency))
     for rate in given.rates:
@@ -109,7 +109,7 @@ def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Seq
     return found
 
 
-def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str) -> SpendBudget:
+def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str) -> Budget:
     """A budget of so many micro-units per window (ms; 0: the billing period), which ``span`` names."""
     unit = micros_per_minor_unit(currency)
     policy = Policy(
@@ -120,10 +120,10 @@ def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str)
         window_s=window_ms // 1000 or None,
         quota_unit="cents",
     )
-    return SpendBudget(window_ms, field, micros, policy, unit)
+    return Budget(window_ms, field, micros, policy, unit)
 
 
-class SpendingTerms(NamedTuple):
+class Spending(NamedTuple):
     """What a decision that may spend something looks at.
 
     Attributes:
@@ -131,13 +131,11 @@ class SpendingTerms(NamedTuple):
         prices: every meter whose units cost something, to what they cost.
     """
 
-    budgets: Sequence[SpendBudget]
+    budgets: Sequence[Budget]
     prices: Mapping[str, UnitPrice]
 
     @classmethod
-    def of(
-        cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog
-    ) -> SpendingTerms:
+    def of(cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Spending:
         """What bounds a demand on some meters; nothing where no budget does, or they cost nothing."""
         budgets = budgets_of(entitlements, catalog)
         if not budgets:
@@ -149,7 +147,7 @@ class SpendingTerms(NamedTuple):
         }
         return _UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
 
-    def add_to(
+    def beside(
         self,
         fields: tuple[str, ...],
         behind: str,
@@ -183,14 +181,14 @@ class SpendingTerms(NamedTuple):
             nth = ceilings.index(name) + 1 if name in ceilings else 0
             place, included = fields.index(meter_field(name)) + 2, entitlements[name].included or 0
             line = (place, included, price.micros, price.per, nth, target, backed)
-            priced.append((*line, *self._row_prices(name, fields, entitlements, rows)))
+            priced.append((*line, *self._rows(name, fields, entitlements, rows)))
         budgets = [
             (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
             for budget in self.budgets
         ]
-        return fields, merge_json(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
+        return fields, joined(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
 
-    def _row_prices(
+    def _rows(
         self,
         meter: str,
         fields: Sequence[str],
@@ -208,7 +206,7 @@ class SpendingTerms(NamedTuple):
         return lines, names.index(row) + 1
 
 
-_UNBOUNDED: Final = SpendingTerms((), {})
+_UNBOUNDED: Final = Spending((), {})
 
 
 def counted_as_spent(

@@ -6,19 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.calls import CallLedger, EventUsage
+from meterkit.tokens.calls import EventUsage, Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
-from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes
+from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
+from meterkit.tokens.unread_figures import figure_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.tokens.call_usage import Note
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.api import ProviderApi
+    from meterkit.tokens.providers.api import Api
 
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
@@ -50,7 +51,7 @@ _STEP: Final = "thread.run.step"
 _SOUND: Final = "audio.delta"
 
 
-class UsageObserver:
+class Observer:
     """The facts about one response.
 
     Args:
@@ -64,28 +65,24 @@ class UsageObserver:
     """
 
     __slots__ = (
-        "_api",
-        "_apis",
-        "_asks",
-        "_declared",
-        "_figures",
-        "_ledger",
-        "_looked",
-        "_only_counted",
-        "_outlives",
-        "_response_id",
-        "_response_model",
-        "_unreported_bytes",
-        "is_broken",
-        "is_strange",
-        "text_bytes",
+        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted"),
+        *(
+            "_figures",
+            "_outlives",
+            "_response_id",
+            "_response_model",
+            "_unreported_bytes",
+            "is_broken",
+            "is_strange",
+            "text_bytes",
+        ),
     )
 
-    def __init__(self, apis: Sequence[ProviderApi], *, declared: bool) -> None:
+    def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:
         self._apis = apis
         self._declared = declared
-        self._api: ProviderApi | None = apis[0] if declared and len(apis) == 1 else None
-        self._ledger = CallLedger()
+        self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
+        self._ledger = Ledger()
         self._looked = 0
         # Paths of figures that no API has read, by whether the event is one of an API.
         self._figures: dict[bool, str] = {}
@@ -97,7 +94,7 @@ class UsageObserver:
         self.text_bytes = 0
 
     @property
-    def is_decided(self) -> bool:
+    def decided(self) -> bool:
         """Whether no further event is needed to say whose response this is."""
         return self._looked >= _EVENTS_TO_RECOGNISE or (self._looked > 0 and self._api is not None)
 
@@ -107,12 +104,12 @@ class UsageObserver:
         return self._declared or self._api is not None
 
     @property
-    def is_foreign(self) -> bool:
+    def foreign(self) -> bool:
         """Whether the response turned out to be no language model's."""
-        return self.is_decided and not self.is_known
+        return self.decided and not self.is_known
 
     @property
-    def is_undetermined(self) -> bool:
+    def untold(self) -> bool:
         """Whether nothing has come yet that could say whose response this is."""
         return not (self._declared or self._looked or self.is_strange)
 
@@ -123,7 +120,7 @@ class UsageObserver:
             return 0
         return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
 
-    def can_recognise(self, event: Table) -> bool:
+    def knows(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
         return self.is_known or any(api.recognises(event) for api in self._apis)
 
@@ -140,19 +137,19 @@ class UsageObserver:
             measured: UTF-8 bytes of the model's text in it, where that is known.
             reports: whether there may be usage or an error in it.
         """
-        if not self.is_decided:
+        if not self.decided:
             self._recognise(event)
         spoken = self._unreported_bytes > 0
-        if not self.is_foreign:
-            self._measure_event(event, measured)
+        if not self.foreign:
+            self._measure(event, measured)
         if not reports:
             return False
         for api in self._apis:
-            event_usage = api.usage_in(event, not self._declared)
-            if event_usage is not None:
+            said = api.usage_in(event, not self._declared)
+            if said is not None:
                 self._api = self._api or api
-                self._ledger.add(event_usage, spoken=spoken)
-                if event_usage.final or event_usage.counts:
+                self._ledger.add(said, spoken=spoken)
+                if said.final or said.counts:
                     self._unreported_bytes = 0
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
@@ -184,7 +181,7 @@ class UsageObserver:
         if path is not None and not str(event.get("object")).startswith(_STEP):
             self._figures.setdefault(any(api.recognises(event) for api in self._apis), path)
 
-    def _measure_event(self, event: Table, measured: int | None) -> None:
+    def _measure(self, event: Table, measured: int | None) -> None:
         kind = event.get("type")
         if isinstance(kind, str) and kind.endswith(_SOUND):
             return
@@ -200,7 +197,7 @@ class UsageObserver:
         self._ledger.end()
 
     def close(self, *, complete: bool, notes: Sequence[Note]) -> tuple[CallUsage, ...]:
-        """Usage of the response's calls.
+        """What the calls of the response used.
 
         Args:
             complete: whether the response was sent to its end.
@@ -263,7 +260,7 @@ class UsageObserver:
 
 
 def observed(event: Table) -> tuple[CallUsage, ...]:
-    """Usage that a complete document of any API reports."""
-    observer = UsageObserver(AUTO, declared=False)
+    """What a whole document of any API says."""
+    observer = Observer(AUTO, declared=False)
     observer.observe(event)
     return observer.close(complete=True, notes=())

@@ -1,4 +1,4 @@
-"""``kit.webhooks`` and its ASGI endpoint: accept Stripe's events, process them, show the backlog."""
+"""``kit.webhooks`` and its ASGI endpoint: accept Stripe's events, work them off, show what waits."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.subscriptions")
 Receipt = Literal["new", "duplicate", "ignored"]
-"""Outcome of an event: queued, queued before, or of a type that needs no action."""
+"""What became of an event: it is queued, was queued before, or is of a type that nothing follows from."""
 
 
 class Webhooks:
-    """Receives Stripe's events and processes them.
+    """Takes Stripe's events and works them off.
 
     An event is a hint: its Stripe customer is synced, and the stored state follows from what Stripe
-    has then. So events may arrive in any order, repeatedly, or never.
+    has then. So it does not matter in which order events come, how often, or whether some never do.
 
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
         store: where customers are kept.
         settings: the signing secrets.
-        api: makes the Stripe client on first use.
-        take_refusals: handles the event of this id: Stripe does not count usage that it has accepted.
-        top_ups: grants paid top-ups.
-        top_up_if_low: buys an automatic top-up for a customer with a low balance.
+        api: the way to Stripe; made when it is first needed.
+        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
+        top_ups: grants what customers have paid for.
+        low: buys a top-up by itself for a customer whose balance is low.
         end_usage: makes usage of a customer's periods late, whose invoices are final.
 
     Attributes:
-        is_worker: whether a task of this process processes events.
+        is_worker: whether a task of this process works off events.
     """
 
     def __init__(
@@ -63,19 +63,16 @@ class Webhooks:
         store: Store,
         settings: Settings,
         api: Callable[[], StripeApi],
-        *,
-        take_refusals: Callable[[str], Awaitable[None]],
+        refused: Callable[[str], Awaitable[None]],
         top_ups: TopUpPayments,
-        top_up_if_low: Callable[[str], Awaitable[None]],
+        low: Callable[[str], Awaitable[None]],
         end_usage: EndUsage,
     ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = SyncQueue(store)
-        self._syncer = CustomerSyncer(
-            store, api, self._queue, take_refusals, top_ups, top_up_if_low, end_usage
-        )
+        self._looker = CustomerSyncer(store, api, self._queue, refused, top_ups, low, end_usage)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, SyncWorker] = WeakKeyDictionary()
         self.is_worker = False
 
@@ -85,14 +82,14 @@ class Webhooks:
         return bool(self._settings.stripe_webhook_secret)
 
     async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | ForgedEvent:
-        """Verify and queue a webhook request, in one round trip to the store; the worker processes it later.
+        """Take what came to the webhook endpoint, in one round trip to the store; nothing is worked off yet.
 
         Args:
-            body: of the request, byte for byte.
+            body: the request's, byte for byte.
             signatures: the values of its ``Stripe-Signature`` headers.
 
         Returns:
-            The outcome; a :class:`ForgedEvent` if Stripe has not signed it lately.
+            What became of it; why it is refused, where it is not an event that Stripe has signed lately.
         """
         secrets = (secret.get_secret_value() for secret in self._settings.stripe_webhook_secret)
         event = verify(body, signatures, secrets, now_s=self._store.clock())
@@ -115,69 +112,69 @@ class Webhooks:
         return "new"
 
     async def backlog(self) -> WebhookBacklog:
-        """Counts of waiting and given-up syncs, and of alarms."""
+        """How many syncs wait, how many were given up, and the alarms."""
         return await self._queue.read_backlog()
 
     async def dead(self) -> Sequence[DeadWebhook]:
-        """List the Stripe customers whose sync was given up, the longest first, each with its error."""
+        """The Stripe customers that are given up, the longest first, with the reason of each."""
         return await self._queue.list_dead()
 
     async def redrive(self, *stripe_customers: str) -> int:
-        """Sync given-up Stripe customers again, by default all; return how many."""
+        """Have Stripe customers that were given up looked at again; without names, all. Returns how many."""
         dead = {entry.stripe_customer for entry in await self._queue.list_dead()}
         chosen = sorted(dead.intersection(stripe_customers) if stripe_customers else dead)
         await self._queue.redrive(chosen)
         return len(chosen)
 
     async def work_off(self) -> None:
-        """Process what is due now, and wait until that is done.
+        """Work off what is due now, and wait until that is done.
 
         Raises:
             SettingsError: no Stripe key is set.
         """
         self._api()
-        await self._worker().run_until_idle()
+        await self._worker().idle()
 
     async def fetch(self, customer: str, *, cause: str = "api") -> None:
-        """Fetch a customer's subscription from Stripe now; does nothing for an unlinked customer.
+        """Fetch a customer's subscription from Stripe now; nothing is done for one who is not linked.
 
         Args:
             customer: the customer's id.
-            cause: for the ledger; ``flush``: the caller seals the customer's usage after that.
+            cause: for the customer's ledger; ``flush``: the caller seals its usage after that.
 
         Raises:
             CustomerError: the id is not allowed.
-            StripeError: Stripe refuses, or does not answer; it is retried in the background.
+            StripeError: Stripe refuses, or does not answer; it is tried again in the background.
         """
         _, state = await States(self._store).read(check_customer(customer))
         if state.stripe_customer is not None:
             self._api()
             await self._worker().sync(state.stripe_customer, cause)
 
-    async def sync_later(self, stripe_customer: str) -> None:
-        """Queue the sync of a Stripe customer."""
+    async def look_later(self, stripe_customer: str) -> None:
+        """Have a Stripe customer looked at in the background."""
         await self._queue.request(stripe_customer, "api")
 
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """Tasks beside an event loop, by name: the sync worker, and the sweep of undelivered events.
+        """What runs beside an event loop, by name: it works off what comes, and looks for what did not.
 
-        No task waits for another: it could not pass on a second cancellation, and a client that connects may
-        report the first as a failure.
+        No task of these waits for another: it could not hand on a second cancellation, and clients that
+        connect may take the first for a failure to.
         """
-        sweep = EventSweeper(self._store, self._api, self._queue).run
+        sweeper = EventSweeper(self._store, self._api, self._queue)
         return {
             "webhooks": lambda: self._run(self._worker().run),
-            "sweep": lambda: self._run(sweep),
+            "sweep": lambda: self._run(sweeper.run),
         }
 
-    async def _run(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._api()
         self.is_worker = True
-        await task()
+        await work()
 
     async def sweep(self) -> int:
-        """Queue the events since the last sweep that no webhook has delivered; return how many.
+        """Queue what Stripe has listed since the last time and no webhook has brought; how many events.
 
         Raises:
             SettingsError: no Stripe key is set.
@@ -186,16 +183,16 @@ class Webhooks:
         return await EventSweeper(self._store, self._api, self._queue).sweep()
 
     def _worker(self) -> SyncWorker:
-        """The worker of the running event loop, to which its tasks and its breaker belong."""
+        """The running event loop's: its tasks and its breaker are of that loop."""
         loop = asyncio.get_running_loop()
         worker = self._workers.get(loop)
         if worker is None:
-            worker = self._workers[loop] = SyncWorker(self._store, self._queue, self._syncer)
+            worker = self._workers[loop] = SyncWorker(self._store, self._queue, self._looker)
         return worker
 
 
 BODY_BYTES_MAX: Final = 524_288
-"""Of a request; a Stripe event has a few kilobytes."""
+"""Of a request to the endpoint; an event of Stripe has some kilobytes."""
 _SIGNATURE: Final = b"stripe-signature"
 _NOT_SET_UP: Final = "no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"
 _RECEIVED: Final = {"received": True}
@@ -203,22 +200,22 @@ _REPEATED: Final = {"received": True, "duplicate": True}
 
 
 class WebhookKit(Protocol):
-    """The part of a kit that the endpoint uses."""
+    """As much of a kit as the endpoint uses."""
 
     @property
     def webhooks(self) -> Webhooks:
-        """The receiver of Stripe's events."""
+        """What takes Stripe's events."""
         ...
 
 
 class WebhookEndpoint:
-    """ASGI endpoint of Stripe webhooks: answers 200 once an event is queued, or needs no action.
+    """Answers 200 once an event is queued, or is of a type that nothing follows from.
 
-    400: Stripe has not signed it lately. 413: more than 512 KiB. 503: it could not be queued, and Stripe
-    retries for three days.
+    400 for what Stripe has not signed lately, 413 for more than 512 KiB, 503 where it could not be queued:
+    Stripe sends it again, for three days.
 
     Args:
-        webhooks: receives the events.
+        webhooks: takes the events.
     """
 
     def __init__(self, webhooks: Webhooks) -> None:
@@ -226,7 +223,7 @@ class WebhookEndpoint:
         self._warned = Throttle(MINUTE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Take one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the webhook endpoint takes HTTP requests; found {scope['type']}")
         if scope["method"] != "POST":
@@ -254,6 +251,6 @@ class WebhookEndpoint:
         await answer(send, HTTPStatus.OK, _REPEATED if receipt == "duplicate" else _RECEIVED)
 
     def _warn(self, message: str) -> None:
-        """Log a warning, throttled by message."""
+        """Say what goes wrong, but not again and again."""
         if self._warned.is_due(message):
             _logger.warning("%s", message)

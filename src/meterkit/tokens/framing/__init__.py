@@ -1,1 +1,1 @@
-"""Framing: a response cut into events, however its bytes arrive."""
+"""How a response is cut into events, however its bytes arrive."""

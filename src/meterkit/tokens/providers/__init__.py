@@ -1,4 +1,4 @@
-"""Readers of each provider's usage."""
+"""What each provider of language models reports, and where."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from meterkit.tokens.providers.openai import OPENAI
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.tokens.providers.api import ProviderApi
+    from meterkit.tokens.providers.api import Api
 
 __all__ = ["AUTO", "BY_NAME"]
 
 # Most of Mistral's responses have OpenAI's shape and are not told apart from it.
-AUTO: Final[tuple[ProviderApi, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
-BY_NAME: Final[Mapping[str, tuple[ProviderApi, ...]]] = {
+AUTO: Final[tuple[Api, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
+BY_NAME: Final[Mapping[str, tuple[Api, ...]]] = {
     "auto": AUTO,
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},
 }

@@ -1,0 +1,278 @@
+"""The usage of language models, read off one response as it passes."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError, sleep
+from collections import deque
+from itertools import chain
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from meterkit.asgi.logs import CAUSES, Contained, described
+from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.estimate import (
+    BILLED_BYTES_PER_TOKEN,
+    asks_model,
+    billed_input,
+    estimate_input,
+    estimate_request,
+)
+from meterkit.tokens.fields import FieldsReader
+from meterkit.tokens.framing.content import PIECE_BYTES
+from meterkit.tokens.response import ResponseReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from starlette.types import Message
+
+    from meterkit.asgi.body import KeptRequest
+    from meterkit.catalog import Route
+    from meterkit.tokens.estimate import InputEstimator
+    from meterkit.tokens.framing.incremental import Work
+
+# When others are let run while a message is read: a piece of work more may have been begun by then.
+_PAUSE_EVERY_S: Final = 0.000_5
+# How long a cancelled request waits until its response is read: half a second or more of reading.
+_PAUSES_MAX: Final = 1_000
+# How much is read where no task can wait: some milliseconds.
+_LAST_STEPS_MAX: Final = 32
+_UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
+
+
+class Reading:
+    """Reads along what the app sends; it is neither changed nor delayed by it.
+
+    Args:
+        route: says whose usage is read, and at which paths.
+        request: what the app receives.
+        complain: takes what went wrong within the reader; the app never hears of it.
+        estimate: what measures the input where no usage is reported; the default counts less for a bill.
+        is_fetched: whether the response is a stored one, whose figures were counted before.
+
+    Attributes:
+        figures: the quantities found at the paths of ``usage_fields``, by meter, once it is closed.
+        unread_figure: the path of a token figure that ``usage`` does not read, once it is closed.
+    """
+
+    __slots__ = (
+        *("_at", "_backlog", "_broken", "_complain", "_estimate", "_fields", "_input_tokens"),
+        *("_is_fetched", "_piece_bytes", "_reader", "_request", "_route", "_work"),
+        *("figures", "unread_figure"),
+    )
+
+    def __init__(
+        self,
+        route: Route,
+        request: KeptRequest,
+        *,
+        complain: Callable[[str], None],
+        estimate: InputEstimator = estimate_input,
+        is_fetched: bool = False,
+    ) -> None:
+        self._route = route
+        self._is_fetched = is_fetched
+        self._fields: FieldsReader | None = None
+        self.figures: Mapping[str, int] = {}
+        self.unread_figure: str | None = None
+        self._complain = complain
+        self._reader: ResponseReader | None = None
+        self._backlog: deque[bytes] = deque()
+        self._at = self._piece_bytes = 0
+        self._work: Work | None = None
+        self._broken = False
+        self._estimate = estimate
+        self._request: KeptRequest | None = request
+        self._input_tokens = 0
+
+    def begin(self, message: Message) -> None:
+        """Look at the head of the response."""
+        status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
+        with self._contained():
+            if fields and not self._is_fetched:
+                self._fields = FieldsReader.open(fields, status=status, headers=headers)
+            self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
+
+    def read(self, body: bytes) -> bool:
+        """Read a piece of the response's body.
+
+        Returns:
+            Whether some of it is left to :meth:`catch_up`: it is too much to be read at once.
+        """
+        if not body or (self._reader is None and self._fields is None):
+            return False
+        if len(body) > PIECE_BYTES or self._work is not None or self._backlog:
+            self._backlog.append(body)
+            return True
+        try:
+            work = self._begin_piece(body)
+        except Exception as error:  # noqa: BLE001 - Whatever goes wrong here, the app never hears of it.
+            self._break(described(error))
+            return False
+        if work is None:
+            return False
+        self._work, self._piece_bytes = work, len(body)
+        return True
+
+    def _begin_piece(self, piece: bytes) -> Work | None:
+        """Read a piece of the body; return the work that takes time."""
+        reader, fields = self._reader, self._fields
+        work = None if reader is None else reader.read(piece)
+        if fields is None:
+            return work
+        more = fields.read(piece)
+        return chain(work, more) if work is not None and more is not None else work or more
+
+    async def catch_up(self, *, complete: bool = False) -> None:
+        """Read the rest, letting other tasks run in between. A cancelling task waits for that, but not long.
+
+        Args:
+            complete: whether the response was sent to its end.
+        """
+        cancelled: CancelledError | None = None
+        pauses = 0
+        paused = monotonic()
+        while pauses < _PAUSES_MAX and self._read_on(complete=complete):
+            if monotonic() - paused > _PAUSE_EVERY_S:
+                try:
+                    await sleep(0)
+                except CancelledError as error:
+                    cancelled = error
+                pauses += cancelled is not None
+                paused = monotonic()
+        if cancelled is not None:
+            raise cancelled
+
+    def _read_on(self, *, complete: bool = False) -> bool:
+        """Do a piece of the work that is left; whether there was any."""
+        with self._contained():
+            while self._reader is not None or self._fields is not None:
+                for _ in self._work or ():
+                    return True
+                self._work = None
+                if self._backlog:
+                    self._work = self._next()
+                    return True
+                if not complete:
+                    break
+                complete = False
+                self._work = chain(
+                    () if self._reader is None else self._reader.finish(complete=True),
+                    () if self._fields is None else self._fields.finish(),
+                )
+        return False
+
+    def _next(self) -> Work | None:
+        """Begin to read the next piece of what was left."""
+        body, at = self._backlog[0], self._at
+        piece = body[at : at + PIECE_BYTES]
+        self._at += len(piece)
+        self._piece_bytes = len(piece)
+        if self._at == len(body):
+            self._backlog.popleft()
+            self._at = 0
+        return self._begin_piece(piece)
+
+    def _unread_bytes(self) -> int:
+        begun = 0 if self._work is None else self._piece_bytes
+        return begun + sum(map(len, self._backlog)) - self._at
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a model's text was seen in the response."""
+        return self._reader is not None and self._reader.output_bytes_seen > 0
+
+    def input_tokens(self) -> int:
+        """Estimated tokens of the request, at least 1; 0 if the response was over before."""
+        request, self._request = self._request, None
+        if request is not None:
+            head, size = request.head()
+            with self._contained():
+                self._input_tokens = 1
+                if self._estimate is estimate_input:
+                    found = billed_input(head, size=size)
+                else:
+                    found = estimate_request(head, size=size, estimate=self._estimate)
+                self._input_tokens = max(1, found)
+        return self._input_tokens
+
+    def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
+        """The usage of the calls in the response; calls without figures are estimated, except failed ones.
+
+        Args:
+            complete: whether it was sent to its end.
+            gone: whether the client hung up before.
+        """
+        unread_tokens = self._end()
+        is_cut = gone or self._unread_bytes() > 0
+        reader, self._reader = self._reader, None
+        self._close_fields(complete=complete and not is_cut)
+        calls: tuple[CallUsage, ...] = ()
+        output_tokens = 0
+        if reader is not None:
+            with self._contained():
+                calls = reader.close(complete=complete and not is_cut, asked=self._asked)
+                output_tokens = reader.estimated_output_tokens + unread_tokens
+                self.unread_figure = reader.unread_figure
+        if self._broken:
+            calls = (_UNREADABLE,) if gone else ()
+        if gone or complete:
+            calls = filled(
+                calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
+            )
+        self._request = None
+        # It holds the request, which holds this: let go of, neither is left to the garbage collector.
+        self._complain = _ignore
+        return calls
+
+    def _close_fields(self, *, complete: bool) -> None:
+        fields, self._fields = self._fields, None
+        if fields is None:
+            return
+        with self._contained():
+            self.figures = fields.close()
+            if fields.overflowed:
+                self._complain(
+                    "a response holds more calls than meterkit distinguishes; usage_fields count the first"
+                )
+            missing = fields.missing()
+            if missing and complete:
+                why = f": {CAUSES['encoding']}" if fields.is_coded else ""
+                self._complain(f"a response has no figure for usage_fields {missing[0]}{why}")
+
+    def _end(self) -> int:
+        """Read some more of what is left, without a pause; tokens of text of the rest, if it is like that."""
+        reader, left = self._reader, self._unread_bytes()
+        if not left:
+            return 0
+        before = 0 if reader is None else reader.output_bytes_seen
+        unread = left
+        for step in range(2 * _LAST_STEPS_MAX):
+            if not self._read_on():
+                break
+            last, unread = unread, self._unread_bytes()
+            # A block that was begun is read to its end, so that the length of its text is known.
+            if step >= _LAST_STEPS_MAX and unread < last:
+                break
+        unread = self._unread_bytes()
+        if reader is None:
+            return 0
+        said = reader.output_bytes_seen - before
+        return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
+
+    def _asked(self) -> bool:
+        return self._request is not None and asks_model(self._request.head()[0])
+
+    def _contained(self) -> Contained:
+        return Contained(self._break)
+
+    def _break(self, error: str) -> None:
+        self._reader = self._fields = None
+        self._backlog.clear()
+        self._work, self._at = None, 0
+        self._broken = True
+        self._complain(f"reading token usage off a response failed, which counts nothing: {error}")
+
+
+def _ignore(_: str) -> None:
+    """The client is gone and receives nothing."""

@@ -1,0 +1,372 @@
+"""One connection to the store, made anew whenever it ends; calls wait for it, but not for long.
+
+This is the circuit breaker, too: it opens where the store is away for one timeout, and closes with the next
+connection, which is used only after the server has taken a write: that is the probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from meterkit.cancellation import start_task
+from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.redis.connection import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from meterkit.redis.connection import Call, OnEnd, Receiver, Unsent
+
+_log = logging.getLogger("meterkit.store")
+
+_PAUSE_FIRST_S: Final = 0.05
+# With the time that a connection takes to be made, usage is on its way within a second of the store's return.
+_PAUSE_MAX_S: Final = 0.5
+# A server that answers at times is not asked again and again: the pause grows until a connection has lasted.
+_STEADY_S: Final = 1.0
+_SAY_EVERY_S: Final = 60.0
+_ENDED_MAX: Final = 8
+
+
+class AnyConnection(Protocol):
+    """A connection, or what stands in for one: to the memory of this process, or to all nodes of a cluster.
+
+    Attributes:
+        open: whether it takes requests.
+        is_unfit: whether it ended because its server does not serve: it is silent, or takes no writes.
+        silent_s: for how long the server had owed an answer when it ended.
+    """
+
+    open: bool
+    is_unfit: bool
+    silent_s: float
+
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; the reply is the future's result, or a new one's."""
+        ...
+
+    def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        """Send a request followed by the clock; the reply goes to ``receiver``."""
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command; the reply is the future's result."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether no late reply can come any more."""
+        ...
+
+    async def close(self) -> None:
+        """Close at once and wait until that is done."""
+
+    def drop(self) -> None:
+        """Close without waiting."""
+
+
+Connector: TypeAlias = "Callable[[OnEnd], Awaitable[AnyConnection]]"
+"""Opens a connection; it calls ``on_end`` once it takes no more. Raises StoreError where it cannot."""
+
+
+class Reconnector:
+    """Keeps one connection to the store: the first attempt at once, the next ones after a pause that grows.
+
+    Args:
+        connector: opens a connection.
+        timeout_s: how long a call may wait, for a connection and for its reply together.
+        on_change: told of each new connection, and by None of each end.
+
+    Attributes:
+        connection: None while there is none.
+        is_open: whether the store is away: no call waits for it. Also before the first connection.
+        opened: how often that came to be.
+    """
+
+    def __init__(
+        self, connector: Connector, *, timeout_s: float, on_change: Callable[[AnyConnection | None], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = connector
+        self._timeout_s = timeout_s
+        self._on_change = on_change
+        self.connection: AnyConnection | None = None
+        self._connected = asyncio.Event()
+        self._connected_or_refused = asyncio.Event()
+        self._away_since = self._loop.time()
+        self._why = "the first attempt to connect has not ended yet"
+        self._refusal: SettingsError | None = None
+        self._attempted, self._attempted_at = asyncio.Event(), self._away_since
+        self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
+        self.is_open = False
+        self.opened = 0
+        self._opening: asyncio.TimerHandle | None = None
+        self._reaching = 0
+        self._made_at, self._pause_s = self._away_since, 0.0
+        self._ended: deque[AnyConnection] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._said_at = self._told_at = self._away_since - _SAY_EVERY_S
+        self._said = self._is_told = False
+        self._unsaid = self._told_opened = 0
+        self._telling: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Connect in the background, unless that is under way already."""
+        if self.connection is None and self._task is None and not self._stopped:
+            self._open_later()
+            self._task = start_task(self._connect())
+            self._task.add_done_callback(self._connecting_ended)
+
+    async def reach(self, within_s: float, *, is_own: bool = False) -> None:
+        """Connect; where that does not succeed in time, say why and go on trying in the background.
+
+        Args:
+            within_s: since the store was last reached, or since the first attempt.
+            is_own: this process starts the store itself. The time begins when the first attempt has ended:
+                a busy machine may need longer to start a store than to reach one that runs.
+
+        Raises:
+            SettingsError: the store cannot be used with these settings.
+        """
+        self._reaching += 1  # No log line meanwhile: a store may start with its apps.
+        self.begin()
+        try:
+            if is_own:
+                await self._attempted.wait()
+            since = max(self._away_since, self._attempted_at) if is_own else self._away_since
+            async with asyncio.timeout_at(since + within_s):
+                # A connection may end before this task has its turn.
+                while self.connection is None and self._refusal is None and not self._stopped:
+                    await self._connected_or_refused.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._reaching -= 1
+        if self.connection is not None or self._stopped:
+            return
+        if self._refusal is not None:
+            raise self._refusal
+        self._say_away()
+
+    @property
+    def trouble(self) -> MeterkitError | None:
+        """Why there is no connection; None where there is one."""
+        if self.connection is not None:
+            return None
+        return self._refusal or StoreError(self._why, executed=False)
+
+    def why_away(self) -> MeterkitError:
+        """The error of calls while there is no connection."""
+        return self._refusal or StoreError(f"the store is not connected: {self._why}", executed=False)
+
+    async def connected(self) -> AnyConnection:
+        """Wait for a connection, however long that takes."""
+        while self.connection is None:
+            await self._connected.wait()
+        return self.connection
+
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request as soon as there is a connection; its reply is the future's result, or a new one's.
+
+        Waits only while the store is away for less than the timeout: then every call is answered at once.
+
+        Raises:
+            StoreError: the store is away; nothing was sent.
+            SettingsError: the store cannot be used with these settings.
+        """
+        if self.connection is not None:
+            return self.connection.call(call, future)
+        if self._stopped or self.is_open:
+            raise self.why_away()
+        if future is None:
+            future = self._loop.create_future()
+        self._wait(future, call)
+        return future
+
+    async def stop(self) -> None:
+        """Close all connections; what waits for one fails."""
+        self._stopped = True
+        self._connected_or_refused.set()  # It never will be: release the waiters.
+        self._attempted.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._end_opening()
+        if self._telling is not None:
+            self._telling.cancel()
+        self._lose_patience()
+        for connection in filter(None, (*self._ended, self.connection)):
+            await connection.close()
+        self.connection = None
+        self._on_change(None)
+
+    async def _connect(self) -> None:
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
+        while not self._stopped:
+            try:
+                connection = await self._connector(self._on_end)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
+                self._note_attempt()
+                self._failed(error)
+            else:
+                self._note_attempt()
+                if connection.open and not self._stopped:
+                    self._use(connection)
+                    return
+                self._keep_for_late_replies(connection)
+            self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
+            await asyncio.sleep(self._pause_s)
+
+    def _note_attempt(self) -> None:
+        if not self._attempted.is_set():
+            self._attempted_at = self._loop.time()
+            self._attempted.set()
+
+    def _connecting_ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        # Another party may have cancelled all tasks of the loop: only stopping the lane ends the attempts.
+        self.begin()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("connecting to the store failed", exc_info=error)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, SettingsError):
+            if str(error) != self._why:
+                _log.critical("%s", error)
+            self._refusal = error
+            self._connected_or_refused.set()
+            self._open()
+        elif not isinstance(error, StoreError) and repr(error) != self._why:
+            _log.error("connecting to the store failed; trying again until it can", exc_info=error)
+        self._why = str(error) if isinstance(error, MeterkitError) else repr(error)
+
+    def _use(self, connection: AnyConnection) -> None:
+        now = self._loop.time()
+        self._end_opening()
+        if self._is_told:
+            _log.warning("the store is back after %.1f s", now - self._away_since)
+        elif self._said:
+            _log.warning("the store is connected again")
+        self._made_at = now
+        self.connection, self._refusal = connection, None
+        self._said = self._is_told = self.is_open = False
+        self._on_change(connection)
+        self._connected.set()
+        self._connected_or_refused.set()
+        waiting, self._waiting = self._waiting, []
+        for until, future, call in waiting:
+            if not future.done():
+                connection.call(call, future)
+                self._loop.call_at(until, self._too_late, future)
+
+    def _on_end(self, connection: AnyConnection, why: str, unsent: Unsent) -> None:
+        """Take word that a connection has ended; what it had not sent yet goes over the next one."""
+        if self.connection is not connection:
+            for future, _ in unsent:
+                fail(future, StoreError(why, executed=False))
+            return
+        self.connection = None
+        self._why = why
+        now = self._loop.time()
+        self._away_since = now - connection.silent_s
+        if now - self._made_at >= _STEADY_S:
+            self._pause_s = 0.0
+        elif connection.is_unfit:
+            self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
+        self._connected.clear()
+        self._connected_or_refused.clear()
+        self._keep_for_late_replies(connection)
+        self._on_change(None)
+        for future, call in unsent:
+            self._wait(future, call)
+        if self._stopped:
+            self._lose_patience()
+        elif not connection.silent_s:
+            self._say_ended(why)
+        self.begin()
+
+    def _keep_for_late_replies(self, connection: AnyConnection) -> None:
+        self._ended = deque(ended for ended in (*self._ended, connection) if not ended.gone)
+        while len(self._ended) > _ENDED_MAX:
+            self._ended.popleft().drop()
+
+    def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
+        self._waiting.append((self._loop.time() + self._timeout_s, future, call))
+
+    def _open_later(self) -> None:
+        """Open where there is no connection by the end of the timeout."""
+        if self._opening is None and not self.is_open:
+            at = self._away_since + self._timeout_s
+            if at <= self._loop.time():
+                self._open()
+            else:
+                self._opening = self._loop.call_at(at, self._open)
+
+    def _open(self) -> None:
+        self._end_opening()
+        if not self.is_open:
+            self.is_open = True
+            self.opened += 1
+            if not self._reaching:
+                self._say_away()
+        self._lose_patience()
+
+    def _end_opening(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+
+    def _say_ended(self, why: str) -> None:
+        """Say that a connection has ended, once a minute."""
+        now, before = self._loop.time(), self._unsaid
+        if now - self._said_at < _SAY_EVERY_S:
+            self._unsaid += 1
+            return
+        self._said_at, self._said, self._unsaid = now, True, 0
+        often = f" (and {_times(before)} more since the last such line)" if before else ""
+        _log.warning("the store's connection ended: %s; connecting again%s", why, often)
+
+    def _say_away(self) -> None:
+        """Say that the store is away: once, and where it comes and goes once a minute."""
+        now, due = self._loop.time(), self._told_at + _SAY_EVERY_S
+        if self._is_told:
+            return
+        if now < due:
+            # A longer outage is logged then, too.
+            if self._telling is None:
+                self._telling = self._loop.call_at(due, self._say_again)
+            return
+        before = self.opened - self._told_opened - 1 if self._told_opened else 0
+        often = f" (it was away {_times(before)} more since the last such line)" if before > 0 else ""
+        self._told_at, self._told_opened, self._is_told = now, self.opened, True
+        _log.error("%s; trying again until it can%s", self._why, often)
+
+    def _say_again(self) -> None:
+        """Say a minute later that the store is still away, or how often it was."""
+        self._telling = None
+        if self.is_open:
+            self._say_away()
+            return
+        now, times = self._loop.time(), _times(self.opened - self._told_opened)
+        past_s = now - self._told_at
+        _log.warning("the store was away again, %s within %.0f s; it is there now", times, past_s)
+        self._told_at, self._told_opened = now, self.opened
+
+    def _lose_patience(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, future, _ in waiting:
+            if not future.done():
+                fail(future, self.why_away())
+
+    def _too_late(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            why = f"the store did not answer within {self._timeout_s:g} s"
+            fail(future, StoreError(why, executed=None))
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"

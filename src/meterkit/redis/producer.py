@@ -1,0 +1,390 @@
+"""Numbered settlements: usage reaches the store exactly once, whatever happens to connections.
+
+As with Kafka's idempotent producers, each *producer* has an id and numbers what it sends: the settlements of
+one shard, from one event loop. The script applies a number only if it is the one after the last; so nothing
+is applied twice, and nothing after a gap. Any reply but *ok*, and any lost connection, ends the producer: it
+is *fenced*, which closes it for good and tells the last number that was applied; what comes after that is
+sent again by a new producer, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import QuantityError, StoreError
+from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
+from meterkit.redis.settling import (
+    CONFLICT,
+    DAMAGED,
+    DUPLICATE,
+    NEVER_SENT,
+    OK,
+    PARTLY,
+    REFUSED,
+    STALE,
+    Sent,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.settling import QueueLane, Settlement
+
+_log = logging.getLogger("meterkit.store")
+
+_ERROR: Final = -1
+_OK_LENGTH: Final = 2
+_NUMBERED: Final = frozenset({OK, DUPLICATE, REFUSED, DAMAGED, CONFLICT})
+
+_WAITING_MAX: Final = 10_000
+_SPILL_AFTER_S: Final = 1.0
+_PAUSE_MAX_S: Final = 1.0
+_WINDOW_FIRST: Final = 16
+_NO_RECORD: Final = (
+    "the store has no record any more of what it had acknowledged: it was restarted without its data, or"
+    " evicts keys (its maxmemory-policy is to be noeviction)"
+)
+
+
+def pack_sequence(slot: int, sequence: int) -> bytes:
+    """The slot of a settlement's holds and its number: the end of the request before the clock."""
+    return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
+
+
+@dataclass(slots=True, eq=False)
+class Producer:
+    """One producer in its one life.
+
+    Attributes:
+        acknowledged: how many settlements the store has applied by its own word.
+        inflight: sent, and not answered yet.
+        unapplied: answered, and by that word not applied; and whatever was sent behind them.
+        failed: the error with which the script ended at one of them, by its place in ``unapplied``.
+        unanswered: sent over a connection that has ended: applied or not.
+    """
+
+    queue: SettlementQueue
+    key: str
+    packed_key: bytes = field(init=False)
+    sequence: int = 0
+    acknowledged: int = 0
+    inflight: deque[Settlement] = field(default_factory=deque["Settlement"])
+    unapplied: list[Settlement] = field(default_factory=list["Settlement"])
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+    unanswered: list[Settlement] = field(default_factory=list["Settlement"])
+
+    def __post_init__(self) -> None:
+        self.packed_key = pack_each([self.key])
+
+    @property
+    def unsettled(self) -> list[Settlement]:
+        """What the store has not acknowledged, in the order in which it was sent."""
+        return [*self.unapplied, *self.unanswered, *self.inflight]
+
+    def received(self, reply: list[Any] | Exception | bytes | int | None) -> None:
+        """Match a reply with the oldest settlement in flight."""
+        if not self.inflight:
+            return  # A connection given up still answers; fencing has the last word.
+        settlement = self.inflight.popleft()
+        answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
+        code = answer[0]
+        if code == OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
+            # As below, but shorter: nearly all end so.
+            self.acknowledged += 1
+            self.queue.pause_s = 0.0
+            return
+        if self.unapplied or code not in _NUMBERED:
+            if isinstance(reply, ReplyError) and reply.of_script:
+                self.failed[len(self.unapplied)] = str(reply)
+            elif code == DAMAGED:
+                self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
+            # The meters that are left are sent again in its place.
+            self.unapplied.append(settlement.uncounted(answer[2]) if code == PARTLY else settlement)
+            if code == STALE:
+                self.queue.take_state(settlement, answer)
+            self.queue.restart(reply)
+            return
+        self.acknowledged += 1
+        self.queue.pause_s = 0.0
+        if code == REFUSED:
+            resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+            settlement.on_refused(answer[1])
+        elif code == DAMAGED:
+            why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
+            resolve(settlement, StoreError(why, executed=False))
+            settlement.on_damaged(answer[1])
+        elif code == CONFLICT:
+            resolve(settlement, settlement.on_conflict(answer[2]))
+        resolve(settlement, None)
+        if code == OK and len(answer) > _OK_LENGTH:
+            settlement.on_notices(answer[_OK_LENGTH:])
+
+
+@dataclass(slots=True, eq=False)
+class SettlementQueue:
+    """The settlements of one shard from one event loop.
+
+    Attributes:
+        lost: settlements that the store acknowledged and has lost since, or that found no room to wait.
+        pause_s: how long the next recovery waits; grows while nothing gets through.
+    """
+
+    lane: QueueLane
+    keys: Keys
+    shard: int
+    _recovering: bool = field(default=False, init=False)
+    _recovery: asyncio.Task[None] | None = field(default=None, init=False)
+    _is_away: bool = field(default=False, init=False)
+    _is_suspect: bool = field(default=False, init=False)
+    _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
+    _patience: asyncio.TimerHandle | None = field(default=None, init=False)
+    lost: int = field(default=0, init=False)
+    pause_s: float = field(default=0.0, init=False)
+    waiting: deque[Settlement] = field(default_factory=deque["Settlement"], init=False)
+    producer: Producer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.producer = self._new_producer()
+
+    @property
+    def unsettled(self) -> int:
+        """Settlements that the store has not acknowledged."""
+        producer = self.producer
+        return len(self.waiting) + len(producer.inflight) + len(producer.unapplied) + len(producer.unanswered)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Number a settlement and send it, or keep it until it can be sent."""
+        lane = self.lane
+        spool = lane.spool
+        if self._is_away and spool is not None and lane.post is None and not lane.stopping:
+            # As below, but shorter: in an outage nearly all end so, and what was before them has gone there.
+            spool.keep(self.shard, [(settlement, None)])
+        elif not self._recovering and self._send(settlement):
+            pass
+        elif lane.stopping:
+            self._lose(settlement, "it came after the kit was stopped")
+        elif len(self.waiting) >= _WAITING_MAX and spool is None:
+            self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store")
+        else:
+            self.waiting.append(settlement)
+            if self._is_away or len(self.waiting) > _WAITING_MAX:
+                self.spill()
+            elif self._recovering:
+                self._await_patiently()
+            self.restart(None)
+
+    def spill(self) -> None:
+        """Hand to the spool, if there is one, what the store has not acknowledged."""
+        spool, producer = self.lane.spool, self.producer
+        if spool is None or not self.unsettled:
+            return
+        # Its late replies are dropped: fencing has the last word.
+        sent = [
+            (settlement, Sent(producer.key, producer.acknowledged + nth, producer.acknowledged))
+            for nth, settlement in enumerate(producer.unsettled, start=1)
+        ]
+        kept: list[tuple[Settlement, Sent | None]] = [
+            *sent,
+            *((settlement, None) for settlement in self.waiting),
+        ]
+        if producer.acknowledged:
+            self._spilled[producer.key] = producer.acknowledged
+            if not sent:
+                # Should this process end before it can compare, the process that sends the spool does.
+                kept[0] = (kept[0][0], Sent(producer.key, NEVER_SENT, producer.acknowledged))
+        for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
+            left.clear()
+        if producer.sequence:
+            self.producer = self._new_producer()
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery, self._recovering = None, False
+        spool.keep(self.shard, kept)
+
+    def restart(self, why: Any) -> None:
+        """Begin anew with another producer."""
+        if not self._recovering and (self.unsettled or self._is_to_be_compared):
+            if isinstance(why, Exception):
+                self.lane.warn(f"settlements are sent again: {why}")
+            self._await_patiently()
+            self._recovery = self.lane.spawn(self._recover())
+            self._recovering = self._recovery is not None
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether the store's record is being compared with what it had acknowledged, or is still to be."""
+        return self._recovering or self._is_to_be_compared
+
+    @property
+    def _is_to_be_compared(self) -> bool:
+        return self._is_suspect and bool(self.producer.acknowledged or self._spilled)
+
+    def compare(self) -> None:
+        """Compare the acknowledged high-water marks with the store's records, and count what it has lost.
+
+        That is for each new connection, whether or not anything is settled: behind it may be a store that
+        was restored, or another server. Fencing tells the last number; all goes on under a new producer.
+        """
+        if self.producer.acknowledged or self._spilled:
+            self._is_suspect = True
+            self.restart(None)
+
+    def take_state(self, settlement: Settlement, reply: list[Any]) -> None:
+        """Hand on the state that the store has come to since."""
+        try:
+            settlement.on_stale(reply)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            # It is kept and sent again until the state can be read; a connection serves all customers.
+            self.lane.warn(f"the state of a customer cannot be read: {error!r}")
+
+    def disconnected(self) -> None:
+        """Take word that what is in flight will not be answered."""
+        producer, self._is_away = self.producer, False
+        if producer.inflight:
+            producer.unanswered += producer.inflight
+            producer.inflight.clear()
+            self.restart(None)
+
+    def resume(self) -> None:
+        """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
+        if self._recovery is not None and self._recovery.done():
+            self._recovering = False
+        if self.waiting or self.producer.unapplied or self.producer.unanswered or self._is_to_be_compared:
+            self.restart(None)
+
+    def renew(self) -> None:
+        """Begin anew with a producer that the store will not forget for a while."""
+        if self.producer.acknowledged:
+            self.compare()
+        elif self.unsettled:
+            self.restart(None)
+        elif self.producer.sequence:
+            self.producer = self._new_producer()
+
+    def abandon(self) -> list[Settlement]:
+        """Give up what is not acknowledged; what that is."""
+        left = [*self.producer.unsettled, *self.waiting]
+        for settlement in left:
+            resolve(settlement, StoreError("the kit was stopped before the store answered"))
+        self.waiting.clear()
+        self.producer = self._new_producer()
+        return left
+
+    def _send(self, settlement: Settlement) -> bool:
+        post = self.lane.post
+        if post is None:
+            return False
+        try:
+            head, tail = settlement.pack()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
+            self._lose(settlement, f"it cannot be packed: {error!r}")
+            return True
+        producer = self.producer
+        # Before anything else is made: the garbage collector may end a queue, which settles, too.
+        sequence = producer.sequence = producer.sequence + 1
+        producer.inflight.append(settlement)
+        post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
+        return True
+
+    def _await_patiently(self) -> None:
+        if self._patience is None and self.lane.spool is not None:
+            self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
+            if self.lane.post is None:
+                # A short hiccup touches no disk; from now on all that comes goes there at once.
+                self._is_away = True
+                self.spill()
+            else:
+                self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
+
+    async def _recover(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._settle_what_is_left()
+                except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
+                    self.lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
+                    await asyncio.sleep(_PAUSE_MAX_S)
+                else:
+                    return
+        finally:
+            if self._recovery is asyncio.current_task():
+                self._recovering = False
+
+    async def _settle_what_is_left(self) -> None:
+        window = _WINDOW_FIRST
+        while True:
+            for key, acknowledged in list(self._spilled.items()):
+                last = await self.lane.fence(key)
+                self._spilled.pop(key, None)
+                self._count_forgotten(acknowledged, last)
+            producer, is_suspect = self.producer, self._is_suspect and self.producer.acknowledged > 0
+            self._is_suspect = False
+            if producer.unapplied or producer.unanswered or producer.inflight or is_suspect:
+                await asyncio.sleep(self.pause_s)
+                self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+                # Replies come in order: once this one is here, all that was sent before is answered too.
+                self._conclude(producer, await self.lane.fence(producer.key))
+                window = _WINDOW_FIRST
+            for _ in range(min(window, len(self.waiting))):
+                if not self._send(self.waiting[0]):
+                    break
+                self.waiting.popleft()
+            if not self.waiting and not self._is_to_be_compared:
+                return
+            # A few at first: where one of them is stale, all behind it go again.
+            await self.lane.replies()
+            window *= 2
+
+    def _conclude(self, producer: Producer, last: int) -> None:
+        acknowledged = producer.acknowledged
+        self.producer = self._new_producer()
+        if last < 0 < acknowledged:
+            # Whether the rest was applied is unknown: in doubt it is not billed.
+            unknown = (*producer.unanswered, *producer.inflight)
+            self.waiting.extendleft(reversed(producer.unapplied))
+            for settlement in unknown:
+                resolve(settlement, StoreError(f"it is not known whether this is recorded: {_NO_RECORD}"))
+            self._count_forgotten(acknowledged, last, len(unknown))
+            return
+        unapplied = producer.unsettled
+        applied = max(0, last - acknowledged)
+        # What follows on it was lost as well: scripts are applied, and lost, in their order.
+        self._count_forgotten(acknowledged, last)
+        again: list[Settlement] = []
+        for place, settlement in enumerate(unapplied):
+            if place in producer.failed:
+                # Its number may be used up, and another time it would end as it did, before all others.
+                self._lose(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
+            elif place < applied:
+                resolve(settlement, None)
+            else:
+                again.append(settlement)
+        self.waiting.extendleft(reversed(again))
+
+    def _lose(self, settlement: Settlement, why: str) -> None:
+        resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
+        self._count_lost(1, why)
+
+    def _count_forgotten(self, acknowledged: int, last: int, unknown: int = 0) -> None:
+        """Count what the store had acknowledged of a producer beyond the last number that it knows."""
+        lost = acknowledged - max(0, last) + unknown
+        if lost > 0:
+            self._count_lost(lost, _NO_RECORD if last < 0 else "the store lost what it had acknowledged")
+            # It was emptied or restored, maybe under connections that have lasted.
+            self.lane.compare_all()
+
+    def _count_lost(self, count: int, why: str) -> None:
+        self.lost += count
+        _log.error("%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self.shard, why)
+
+    def _new_producer(self) -> Producer:
+        return Producer(self, self.keys.producer(self.shard, token_hex(8)))

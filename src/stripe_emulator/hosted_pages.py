@@ -1,0 +1,479 @@
+"""Stripe's hosted pages as plain HTML, and the visits of a person: pays a checkout, uses the portal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from html import escape
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from stripe_emulator.behaviour import Behaviour
+from stripe_emulator.call import Params
+from stripe_emulator.faults import refuse_unknown_choice
+from stripe_emulator.invoice_drafts import new_one_time_draft, one_time_line
+from stripe_emulator.invoice_lifecycle import finalize_invoice, mark_paid
+from stripe_emulator.page_sessions import CheckoutSession, PortalSession, line_items_to_json
+from stripe_emulator.protocol import ApiError, JsonObject
+from stripe_emulator.redemption import read_discounts
+from stripe_emulator.scheduled_transitions import run_due_transitions
+from stripe_emulator.scripting import control_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from starlette.requests import Request
+
+    from stripe_emulator.account import Account
+    from stripe_emulator.api import StripeApi
+    from stripe_emulator.coupons import Discount
+
+Payment = Literal["succeeds", "fails"]
+PortalAction = Literal["cancel", "resume", "mend_payment", "pay"]
+DEFAULT_EMAIL = "person@example.com"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageVisitor:
+    """What a person types in on a checkout page; None: nothing.
+
+    Attributes:
+        country: two letters.
+    """
+
+    email: str | None = None
+    name: str | None = None
+    country: str | None = None
+    promotion_code: str | None = None
+
+
+class PageVisits:
+    """The visits of a person to the pages of the emulated account. Hold the account's lock meanwhile."""
+
+    def __init__(self, account: Account, api: StripeApi) -> None:
+        self._account = account
+        self._api = api
+
+    def complete(
+        self, session: CheckoutSession, person: PageVisitor, *, payment: Payment = "succeeds"
+    ) -> None:
+        """Pay on a session's page: its customer, card and subscription are made, and the session is done.
+
+        A card that is declined leaves all as it was, for another attempt.
+
+        Raises:
+            ValueError: if the session is not open, or the payment fails because the customer's do.
+        """
+        if session.status != "open":
+            raise ValueError(
+                f"checkout session {session.id} is {session.status}: only an open one can be paid"
+            )
+        refuse_unknown_choice("payment", payment, get_args(Payment))
+        if payment == "fails":
+            return
+        if person.promotion_code is not None:
+            session.discounts = [self._code(session, person.promotion_code)]
+        self._take_person(session, person)
+        customer = session.customer or ""
+        card: dict[str, str] = {}
+        if session.payment_method_collection == "always" or session.totals.total:
+            card = {"default_payment_method": self._attach(customer)}
+        if session.mode == "payment":
+            self._pay_once(session, customer)
+        else:
+            made = self._do("/v1/subscriptions", self._fields(session) | card)
+            session.subscription = str(made["id"])
+            invoice = made.get("latest_invoice")
+            session.invoice = None if invoice is None else str(invoice)
+        session.status = "complete"
+        session.payment_status = "paid" if session.totals.total else "no_payment_required"
+        self._account.emit("checkout.session.completed", session.to_json())
+
+    def _pay_once(self, session: CheckoutSession, customer: str) -> None:
+        """Have what is offered paid: an invoice is made for it afterwards, where the session says so.
+
+        https://docs.stripe.com/payments/checkout/receipts#paid-invoices
+        """
+        made = new_one_time_draft(
+            self._account, customer, currency=session.currency, livemode=session.livemode
+        )
+        prices = [self._account.prices.find(line.price) for line in session.lines]
+        made.lines = [
+            one_time_line(self._account, price, Decimal(line.quantity or 1))
+            for price, line in zip(prices, session.lines, strict=True)
+        ]
+        made.discounts, made.tax_percent = session.discounts, session.tax_percent
+        made.metadata = dict(session.invoice_metadata or {})
+        if session.invoice_metadata is not None:
+            self._account.invoices.add(made)
+            session.invoice = made.id
+            finalize_invoice(self._account, made)
+            mark_paid(self._account, made)
+            session.payment_intent = made.payment_intent
+        if not session.saves_card:
+            for method in self._account.payment_methods.all_of(customer)[:1]:
+                method.customer = None
+
+    def _take_person(self, session: CheckoutSession, person: PageVisitor) -> None:
+        """Take over what a person says of themselves: for a new customer, or where the session allows it.
+
+        "If the Customer already has a valid email set, the email will be prefilled and not editable"; else
+        the one given is saved (https://docs.stripe.com/api/checkout/sessions/create). Name and address are
+        where ``customer_update`` says so.
+        """
+        known = None if session.customer is None else self._account.customers.find(session.customer)
+        own_email = None if known is None else known.texts["email"]
+        session.email = own_email or session.customer_email or person.email or DEFAULT_EMAIL
+        session.name = person.name
+        country = person.country or ("US" if session.automatic_tax else None)
+        if known is not None and known.country and "address" not in session.customer_update:
+            country = known.country
+        session.address = None if country is None else {"country": country}
+        fields = {"email": session.email} if own_email is None else {}
+        if person.name is not None and (known is None or "name" in session.customer_update):
+            fields["name"] = person.name
+        if country is not None and (known is None or "address" in session.customer_update):
+            fields["address[country]"] = country
+        if session.customer is None:
+            session.customer = str(self._do("/v1/customers", fields)["id"])
+        elif fields:
+            self._do(f"/v1/customers/{session.customer}", fields)
+        if session.automatic_tax:
+            session.tax_percent = self._account.behaviour.tax_percent
+
+    def _code(self, session: CheckoutSession, text: str) -> Discount:
+        """Return the discount of a promotion code that a person types in."""
+        if not session.allow_promotion_codes:
+            raise ValueError(f"checkout session {session.id} takes no promotion codes")
+        listed = self._api.perform("GET", "/v1/promotion_codes", {"code": text, "active": "true"})
+        codes = [str(each["id"]) for each in cast("list[dict[str, Any]]", listed["data"])]
+        if not codes:
+            raise ValueError(f"{text!r} is no promotion code that is active")
+        params = Params(urlencode({"discounts[0][promotion_code]": codes[0]}))
+        try:
+            (found,) = read_discounts(
+                self._account,
+                params,
+                customer=session.customer or "",
+                currency=session.currency,
+                amount=sum(line.amount for line in session.lines),
+            )
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+        return found
+
+    def use_portal(self, session: PortalSession, action: PortalAction, *, subscription: str | None) -> None:
+        """Do something on the page of a portal session.
+
+        Raises:
+            ValueError: if there is no such action or subscription, or Stripe would refuse it.
+        """
+        refuse_unknown_choice("action", action, get_args(PortalAction))
+        if action == "mend_payment":
+            self._account.payment_methods.failing.discard(session.customer)
+            card = self._attach(session.customer)
+            default = {"invoice_settings[default_payment_method]": card}
+            self._do(f"/v1/customers/{session.customer}", default)
+            for each in self._subscriptions(session.customer):
+                self._do(f"/v1/subscriptions/{each}", {"default_payment_method": card})
+        elif action == "pay":
+            for invoice in self._account.invoices:
+                if invoice.customer == session.customer and invoice.status == "open":
+                    self._do(f"/v1/invoices/{invoice.id}/pay", {})
+        else:
+            # Flexible billing sets `cancel_at` there, and not `cancel_at_period_end`:
+            # https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
+            ends = "max_period_end" if action == "cancel" else ""
+            named = self._subscription(session, subscription)
+            if self._account.subscriptions.find(named).billing_mode.is_classic:
+                self._do(f"/v1/subscriptions/{named}", {"cancel_at_period_end": str(bool(ends)).lower()})
+            else:
+                self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
+
+    def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
+        """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""
+        shown: list[tuple[str, str, bool]] = []
+        for each in self._account.subscriptions:
+            if each.id in self._subscriptions(session.customer):
+                names = [self._account.products.find(item.price.product).name for item in each.items]
+                text = f"{', '.join(dict.fromkeys(names))} ({each.status})"
+                shown.append((each.id, text, each.cancel_at is not None))
+        return shown
+
+    def _fields(self, session: CheckoutSession) -> dict[str, str]:
+        fields = {"customer": session.customer or "", **session.subscription_data}
+        # Checkout begins no unpaid subscription.
+        fields["payment_behavior"] = "error_if_incomplete"
+        if session.automatic_tax:
+            fields["automatic_tax[enabled]"] = "true"
+        for place, discount in enumerate(session.discounts):
+            code = discount.promotion_code
+            name, named = ("coupon", discount.coupon.id) if code is None else ("promotion_code", code)
+            fields[f"discounts[{place}][{name}]"] = named
+        for place, line in enumerate(session.lines):
+            fields[f"items[{place}][price]"] = line.price
+            if line.quantity is not None:
+                fields[f"items[{place}][quantity]"] = str(line.quantity)
+        return fields
+
+    def _attach(self, customer: str) -> str:
+        return str(self._do("/v1/payment_methods/pm_card_visa/attach", {"customer": customer})["id"])
+
+    def _subscription(self, session: PortalSession, named: str | None) -> str:
+        found = self._subscriptions(session.customer)
+        wanted = named or session.subscription
+        if wanted is not None and wanted in found:
+            return wanted
+        if wanted is None and len(found) == 1:
+            return found[0]
+        theirs = ", ".join(found) or "none"
+        raise ValueError(
+            f"the subscription to change is {wanted!r}; customer {session.customer} has {theirs}"
+        )
+
+    def _subscriptions(self, customer: str) -> list[str]:
+        listed = self._api.perform("GET", "/v1/subscriptions", {"customer": customer, "limit": "100"})
+        return [str(each["id"]) for each in cast("list[dict[str, Any]]", listed["data"])]
+
+    def _do(self, path: str, form: Mapping[str, str]) -> JsonObject:
+        try:
+            return self._api.perform("POST", path, form)
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+
+
+PAGE_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:30rem;margin:3rem auto;padding:0 1rem;color:#1a1a2e}"
+    "button{font:inherit;padding:.5rem 1rem;margin:.25rem 0;width:100%;cursor:pointer}"
+    "input{font:inherit;padding:.5rem;width:100%;box-sizing:border-box;margin-bottom:.75rem}"
+    "li{display:flex;justify-content:space-between}ul{padding:0}"
+    "small{color:#666}.problem{color:#b00020}"
+)
+
+
+def page_html(title: str, body: Iterable[str]) -> str:
+    """Return a page with a title; ``body`` is HTML."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head><body><h1>{escape(title)}</h1>"
+        f"{''.join(body)}<p><small>This is a Stripe emulator. No money is moved.</small></p>"
+        "</body></html>"
+    )
+
+
+def button_html(label: str, **fields: str) -> str:
+    """Return a form of one button that posts ``fields``."""
+    hidden = "".join(
+        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
+        for name, value in fields.items()
+    )
+    return f'<form method="post">{hidden}<button>{escape(label)}</button></form>'
+
+
+PORTAL_CONFIRMATIONS = {
+    "cancel": "Your subscription ends with its period.",
+    "resume": "Your subscription goes on.",
+    "mend_payment": "Your payment method has been replaced.",
+    "pay": "What was open is paid.",
+}
+
+
+class PageControls(Behaviour):
+    """What ``StripeEmulator`` can do for the person in front of Stripe's pages."""
+
+    _account: Account
+    _visits: PageVisits
+
+    def complete_checkout(
+        self,
+        session_id: str,
+        *,
+        payment: Payment = "succeeds",
+        email: str | None = None,
+        name: str | None = None,
+        country: str | None = None,
+        promotion_code: str | None = None,
+    ) -> JsonObject:
+        """Do what a person does on the page of a checkout session. Returns the session.
+
+        The customer is made where the session has none, its card attached, the subscription made, the first
+        invoice paid, and ``checkout.session.completed`` told. A payment that ``fails`` leaves all as it was
+        and the session open, for another attempt.
+
+        Args:
+            session_id: ``cs_test_…``.
+            payment: what becomes of it: ``succeeds`` or ``fails``.
+            email: what the person gives where the session does not know it.
+            name: as ``email``.
+            country: two letters; None: ``US`` where the session calculates tax.
+            promotion_code: what the person types in where the session allows it.
+
+        Raises:
+            ValueError: if there is no such session, none that is open, or the code cannot be redeemed.
+        """
+        person = PageVisitor(email=email, name=name, country=country, promotion_code=promotion_code)
+        with self._account.lock:
+            run_due_transitions(self._account)
+            session = self._checkout(session_id)
+            self._visits.complete(session, person, payment=payment)
+            return session.to_json()
+
+    def use_portal(self, session_id: str, action: PortalAction, *, subscription: str | None = None) -> None:
+        """Do what a customer does on the page of a portal session.
+
+        Args:
+            session_id: ``bps_…``.
+            action: ``cancel`` (with the period's end), ``resume``, ``mend_payment`` (another card, that
+                works, for the customer and its subscriptions), ``pay`` (what is open).
+            subscription: which one to cancel or resume; None: that of the session's flow, or the only one.
+
+        Raises:
+            ValueError: if there is no such session, action or subscription, or Stripe would refuse it.
+        """
+        with self._account.lock:
+            run_due_transitions(self._account)
+            self._visits.use_portal(self._portal(session_id), action, subscription=subscription)
+
+    def _checkout(self, session_id: str) -> CheckoutSession:
+        try:
+            return self._account.checkouts.find(session_id)
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+
+    def _portal(self, session_id: str) -> PortalSession:
+        session = self._account.portals.get(session_id)
+        if session is None:
+            raise ValueError(f"there is no portal session {session_id}")
+        return session
+
+    def _page_routes(self) -> list[Route]:
+        return [
+            Route("/c/pay/{id}", self._serve_checkout, methods=["GET", "POST"]),
+            Route("/p/session/{id}", self._serve_portal, methods=["GET", "POST"]),
+            Route("/_emulator/checkout/{id}", control_endpoint(self._script_checkout), methods=["POST"]),
+            Route("/_emulator/portal/{id}", control_endpoint(self._script_portal), methods=["POST"]),
+        ]
+
+    async def _serve_checkout(self, request: Request) -> Response:
+        problem: str | None = None
+        form = await _read_form(request)
+        with self._account.lock:
+            run_due_transitions(self._account)
+            try:
+                session = self._checkout(request.path_params["id"])
+            except ValueError as error:
+                return _error_page(str(error))
+            if request.method == "POST" and session.status == "open":
+                payment = cast("Payment", form.get("payment", "succeeds"))
+                code = form.get("promotion_code") or None
+                person = PageVisitor(email=form.get("email"), promotion_code=code)
+                problem = self._pay(session, payment, person)
+            if session.status == "complete" and request.method == "POST":
+                there = session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
+                return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
+            if session.status != "open":
+                return _error_page(f"This page is {session.status}.")
+            return HTMLResponse(self._checkout_page(session, problem))
+
+    def _pay(self, session: CheckoutSession, payment: Payment, person: PageVisitor) -> str | None:
+        """Return what went wrong, or None."""
+        try:
+            self._visits.complete(session, person, payment=payment)
+        except ValueError as error:
+            return str(error)
+        return "Your card was declined." if session.status == "open" else None
+
+    def _checkout_page(self, session: CheckoutSession, problem: str | None) -> str:
+        """Return the page of a session, with what went wrong with the attempt before."""
+        offered = ""
+        items = line_items_to_json(session, prices=self._account.prices, products=self._account.products)
+        for item in items:
+            quantity, amount = item["quantity"], cast("int", item["amount_total"])
+            count = "" if quantity in {None, 1} else f", {quantity} of it"
+            cost = "by usage" if quantity is None else _money_text(amount, session.currency)
+            what = f"{item['description']}{count}"
+            offered += f"<li><span>{escape(what)}</span><span>{escape(cost)}</span></li>"
+        email, total = session.customer_email or session.customer, session.totals.total
+        ask = (
+            f"<p>{escape(email)}</p>"
+            if email
+            else '<label>Email <input type="email" name="email" value="ada@example.com" required></label>'
+        )
+        if session.allow_promotion_codes:
+            ask += '<label>Promotion code <input name="promotion_code"></label>'
+        due = escape(_money_text(total, session.currency))
+        title, pay = ("Pay", "Pay") if session.mode == "payment" else ("Subscribe", "Pay and subscribe")
+        return page_html(
+            title,
+            (
+                f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else "",
+                f"<ul>{offered}</ul><p>Due today: <strong>{due}</strong></p>",
+                f'<form method="post">{ask}',
+                f'<button name="payment" value="succeeds">{pay}</button>',
+                '<button name="payment" value="fails">Pay with a card that is declined</button></form>',
+                f'<p><a href="{escape(session.cancel_url)}">Back</a></p>' if session.cancel_url else "",
+            ),
+        )
+
+    async def _serve_portal(self, request: Request) -> Response:
+        done: str | None = None
+        form = await _read_form(request)
+        with self._account.lock:
+            run_due_transitions(self._account)
+            try:
+                session = self._portal(request.path_params["id"])
+                if request.method == "POST":
+                    action = cast("PortalAction", form.get("action", ""))
+                    self._visits.use_portal(session, action, subscription=form.get("subscription"))
+                    done = PORTAL_CONFIRMATIONS[action]
+            except ValueError as error:
+                return _error_page(str(error))
+            return HTMLResponse(self._portal_page(session, done))
+
+    def _portal_page(self, session: PortalSession, done: str | None) -> str:
+        """Return the page of the portal, with what was done just now."""
+        shown = [
+            f"<h2>{escape(text)}</h2>"
+            + (
+                button_html("Don't cancel", action="resume", subscription=name)
+                if ends
+                else button_html("Cancel subscription", action="cancel", subscription=name)
+            )
+            for name, text, ends in self._visits.subscriptions(session)
+        ]
+        return page_html(
+            "Manage your subscription",
+            (
+                f'<p role="status">{escape(done)}</p>' if done else "",
+                *(shown or ["<p>There is no subscription.</p>"]),
+                button_html("Mend the payment method", action="mend_payment"),
+                f'<p><a href="{escape(session.return_url)}">Return</a></p>' if session.return_url else "",
+            ),
+        )
+
+    async def _script_checkout(self, request: Request) -> JsonObject:
+        fields: dict[str, Any] = await _read_form(request)
+        return self.complete_checkout(request.path_params["id"], **fields)
+
+    async def _script_portal(self, request: Request) -> JsonObject:
+        fields: dict[str, Any] = await _read_form(request)
+        self.use_portal(request.path_params["id"], **fields)
+        return {}
+
+
+async def _read_form(request: Request) -> dict[str, str]:
+    return dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+
+
+def _error_page(text: str) -> Response:
+    body = [f'<p class="problem" role="alert">{escape(text)}</p>']
+    return HTMLResponse(page_html("Something went wrong", body), status_code=HTTPStatus.BAD_REQUEST)
+
+
+def _money_text(cents: int, currency: str) -> str:
+    return f"{cents / 100:,.2f} {currency.upper()}"

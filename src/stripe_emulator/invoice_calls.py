@@ -1,0 +1,378 @@
+"""API calls about invoices and their lines: create, update, finalize, pay, send, void."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+from stripe_emulator.billing_cycle import period_boundary
+from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.invoice_drafts import (
+    HOUR_S,
+    apply_tax_rates,
+    new_one_time_draft,
+    read_automatic_tax,
+    refresh_usage,
+    refreshed_invoice_json,
+    subscription_of_invoice,
+)
+from stripe_emulator.invoice_lifecycle import (
+    attempt_payment,
+    finalize_invoice,
+    mark_paid,
+    payment_method_of,
+    void_invoice,
+)
+from stripe_emulator.object_calls import list_newest
+from stripe_emulator.payment_methods import NO_PAYMENT_METHOD, card_declined
+from stripe_emulator.prices import Recurring, to_cents
+from stripe_emulator.protocol import ApiError, JsonObject, missing_resource
+from stripe_emulator.redemption import read_discounts, redeem
+
+if TYPE_CHECKING:
+    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.coupons import Discount
+    from stripe_emulator.invoices import Invoice, InvoiceLine
+
+FIVE_YEARS: Final = Recurring(interval="year", interval_count=5)
+INVOICE_STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
+
+
+def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    preview = account.invoices.previews.get(call.object_id)
+    return (
+        refreshed_invoice_json(account, _find_invoice(account, call))
+        if preview is None
+        else preview.to_json()
+    )
+
+
+def _list_invoices(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/list."""
+    call.params.choice("status", INVOICE_STATUSES)
+    account.customers.known(call.params.text("customer"))
+    return list_newest(
+        account.invoices,
+        call,
+        "collection_method",
+        "customer",
+        "status",
+        "subscription",
+        show=lambda invoice: refreshed_invoice_json(account, invoice),
+    )
+
+
+def _list_lines(account: Account, call: Call) -> JsonObject:
+    call.params.only(*PAGING_PARAMS, expandable=None)
+    invoice = account.invoices.previews.get(call.object_id) or _find_invoice(account, call)
+    return call.page(invoice.lines_to_json())
+
+
+def _update_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/update."""
+    params, invoice = call.params, _find_invoice(account, call)
+    params.only(
+        *("auto_advance", "automatically_finalizes_at", "default_payment_method", "description", "discounts"),
+        "metadata",
+        expandable=None,
+    )
+    before = invoice.to_json()
+    method = params.given("default_payment_method")
+    if method is not None:
+        account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
+    discounts = _read_discounts(account, invoice, params)
+    _schedule_finalization(account, invoice, params)
+    invoice.discounts = discounts
+    redeem(account, discounts)
+    invoice.default_payment_method = method or invoice.default_payment_method
+    params.amend("metadata", invoice.metadata)
+    invoice.description = params.text("description") if "description" in params else invoice.description
+    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    return refreshed_invoice_json(account, invoice)
+
+
+def _read_discounts(account: Account, invoice: Invoice, params: Params) -> list[Discount]:
+    """Return the discounts of a draft: "the discounts that will apply to the invoice".
+
+    https://docs.stripe.com/api/invoices/update#update_invoice-discounts
+    """
+    if "discounts" not in params:
+        return invoice.discounts
+    if invoice.status != "draft":
+        message = "Finalized invoices can't be updated in this way."
+        raise ApiError(message, code="invoice_not_editable", param="discounts")
+    found = read_discounts(
+        account,
+        params,
+        customer=invoice.customer,
+        currency=invoice.currency,
+        known=invoice.discounts,
+        amount=invoice.totals.subtotal,
+    )
+    return [each if each in invoice.discounts else replace(each, invoice=invoice.id) for each in found]
+
+
+def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -> None:
+    """Say whether, and when, an invoice advances by itself.
+
+    "To configure an automatic finalization time for an invoice, you must have automatic invoice advancement
+    enabled", "up to 5 years in the future" (https://docs.stripe.com/invoicing/scheduled-finalization).
+    Without a time of its own a draft is finalized an hour after it was made.
+
+    Raises:
+        ApiError: it is no draft, does not advance by itself, or the time is past or too far away.
+    """
+    param, now = "automatically_finalizes_at", account.now
+    given, advances = params.text(param), params.boolean("auto_advance", default=invoice.auto_advance)
+    at = max(now, invoice.created + HOUR_S if given == "" else invoice.finalizes_at or 0)
+    if given is not None and invoice.status != "draft":
+        message = "Finalized invoices can't be updated in this way."
+        raise ApiError(message, code="invoice_not_editable", param=param)
+    if given:
+        at = params.integer(param) or 0
+        if not advances:
+            message = f"`{param}` can only be set where `auto_advance` is `true`."
+            raise ApiError(message, param=param)
+        if not now < at <= period_boundary(now, FIVE_YEARS, 1):
+            message = f"`{param}` must be in the future, and at most 5 years from now."
+            raise ApiError(message, param=param)
+    invoice.auto_advance = advances
+    if invoice.status == "draft" and {param, "auto_advance"} & set(params):
+        invoice.schedule(at)
+
+
+def _finalize_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/finalize."""
+    call.params.only("auto_advance", expandable=None)
+    invoice = _find_invoice(account, call)
+    if invoice.status != "draft":
+        message = "This invoice is already finalized, you can't re-finalize a non-draft invoice."
+        raise ApiError(message, code="invoice_not_editable")
+    invoice.auto_advance = call.params.boolean("auto_advance", default=invoice.auto_advance)
+    if finalize_invoice(account, invoice) and invoice.auto_advance:
+        # Collected within the hour; here, by the next turn of the clock.
+        invoice.next_payment_attempt = account.now
+    return refreshed_invoice_json(account, invoice)
+
+
+def _pay_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/pay: out of schedule, or without any charge."""
+    params, invoice = call.params, _find_invoice(account, call)
+    params.only(
+        "forgive", "mandate", "off_session", "paid_out_of_band", "payment_method", "source", expandable=None
+    )
+    if invoice.status == "paid":
+        raise ApiError("Invoice is already paid", code="invoice_already_paid")
+    if invoice.status == "void":
+        raise ApiError("Voided invoices cannot be paid.", code="invoice_not_payable")
+    is_open = finalize_invoice(account, invoice) if invoice.status == "draft" else True
+    given = params.given("payment_method")
+    if given is not None:
+        account.payment_methods.of_customer(given, customer=invoice.customer, param="payment_method")
+    if is_open and params.boolean("paid_out_of_band"):
+        invoice.paid_out_of_band = True
+        mark_paid(account, invoice)
+        is_open = False
+    if not is_open:
+        return refreshed_invoice_json(account, invoice)
+    own = payment_method_of(account, invoice.customer, subscription_of_invoice(account, invoice))
+    if (given or invoice.default_payment_method or own) is None:
+        raise ApiError(NO_PAYMENT_METHOD, code="resource_missing", stored=True)
+    if not attempt_payment(account, invoice, method=given, by_itself=False):
+        raise card_declined()
+    return refreshed_invoice_json(account, invoice)
+
+
+def _void_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/void."""
+    call.params.only(expandable=None)
+    invoice = _find_invoice(account, call)
+    if invoice.status not in {"open", "uncollectible"}:
+        message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
+        raise ApiError(message)
+    void_invoice(account, invoice)
+    return refreshed_invoice_json(account, invoice)
+
+
+def _send_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer gets an e-mail."""
+    call.params.only(expandable=None)
+    invoice = _find_invoice(account, call)
+    if invoice.collection_method != "send_invoice":
+        message = "You can only manually send an invoice if its collection method is 'send_invoice'."
+        raise ApiError(message)
+    if invoice.status == "draft":
+        finalize_invoice(account, invoice)
+    elif invoice.status == "open":
+        account.emit("invoice.sent", invoice.to_json())
+    else:
+        raise ApiError(f"You can only send draft or open invoices. This invoice is {invoice.status}.")
+    return refreshed_invoice_json(account, invoice)
+
+
+def _mark_invoice_uncollectible(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/mark_uncollectible."""
+    call.params.only(expandable=None)
+    invoice = _find_invoice(account, call)
+    if invoice.status != "open":
+        raise ApiError(f"You can only pass in open invoices. This invoice is {invoice.status}.")
+    invoice.status, invoice.uncollectible_at = "uncollectible", account.now
+    invoice.auto_advance, invoice.next_payment_attempt = False, None
+    account.emit("invoice.marked_uncollectible", invoice.to_json())
+    return refreshed_invoice_json(account, invoice)
+
+
+def _find_invoice(account: Account, call: Call) -> Invoice:
+    invoice = account.invoices.find(call.object_id)
+    refresh_usage(account, subscription_of_invoice(account, invoice), invoice)
+    return invoice
+
+
+INVOICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("GET", "/v1/invoices", _list_invoices),
+    ("GET", "/v1/invoices/{id}", _retrieve_invoice),
+    ("POST", "/v1/invoices/{id}", _update_invoice),
+    ("GET", "/v1/invoices/{id}/lines", _list_lines),
+    ("POST", "/v1/invoices/{id}/finalize", _finalize_invoice),
+    ("POST", "/v1/invoices/{id}/pay", _pay_invoice),
+    ("POST", "/v1/invoices/{id}/send", _send_invoice),
+    ("POST", "/v1/invoices/{id}/void", _void_invoice),
+    ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_invoice_uncollectible),
+)
+
+
+# Accepted and without effect.
+INVOICE_IGNORED: Final = ("footer", "payment_settings", "statement_descriptor")
+
+
+def _create_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
+    params = call.params
+    params.only(
+        *("auto_advance", "automatic_tax", "collection_method", "currency", "customer", "description"),
+        *(
+            "default_payment_method",
+            "discounts",
+            "metadata",
+            "pending_invoice_items_behavior",
+            *INVOICE_IGNORED,
+        ),
+        expandable=None,
+    )
+    if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
+        message = "The emulator makes invoices that exclude pending invoice items only."
+        raise ApiError(message, param="pending_invoice_items_behavior")
+    if params.text("discounts"):
+        message = "The emulator makes invoices without discounts; give them with an update."
+        raise ApiError(message, param="discounts")
+    customer = account.customers.named(params.required("customer"))
+    made = new_one_time_draft(
+        account, customer, currency=params.given("currency") or "usd", livemode=call.livemode
+    )
+    taxed = read_automatic_tax(account, params, customer=customer)
+    made.tax_percent = account.behaviour.tax_percent if taxed else None
+    method = params.given("default_payment_method")
+    if method is not None:
+        account.payment_methods.of_customer(method, customer=customer, param="default_payment_method")
+    made.default_payment_method = method
+    made.description, made.metadata = params.text("description"), params.metadata()
+    made.auto_advance = bool(params.boolean("auto_advance"))
+    made.schedule(account.now + HOUR_S)
+    account.invoices.add(made)
+    account.emit("invoice.created", made.to_json())
+    return made.to_json()
+
+
+def _delete_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
+    call.params.only()
+    invoice = account.invoices.find(call.object_id)
+    if invoice.status != "draft" or invoice.subscription is not None:
+        message = "You can only delete draft invoices that no subscription has made; void this one instead."
+        raise ApiError(message)
+    account.invoices.delete(invoice)
+    account.emit("invoice.deleted", invoice.to_json())
+    return {"id": invoice.id, "object": "invoice", "deleted": True}
+
+
+ONE_TIME_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/invoices", _create_invoice),
+    ("DELETE", "/v1/invoices/{id}", _delete_invoice),
+)
+
+
+LINE_PARAMS: Final = ("amount", "description", "metadata", "period", "quantity", "tax_rates")
+
+
+def _update_line(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
+    params, invoice = call.params, _find_draft(account, call.object_id)
+    params.only(*LINE_PARAMS, expandable=None)
+    before = invoice.to_json()
+    place = _find_line_index(invoice, call.inner_id, param="line_item_id")
+    invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
+    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    return invoice.lines_to_json()[place]
+
+
+def _update_lines(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
+    params, invoice = call.params, _find_draft(account, call.object_id)
+    params.only("invoice_metadata", "lines", expandable=None)
+    before, lines = invoice.to_json(), list(invoice.lines)
+    for each in params.hashes("lines"):
+        each.only("id", *LINE_PARAMS)
+        place = _find_line_index(invoice, each.required("id"), param=each.path("id"))
+        lines[place] = _change_line(account, invoice, lines[place], each)
+    invoice.lines = lines
+    params.amend("invoice_metadata", invoice.metadata)
+    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    return refreshed_invoice_json(account, invoice)
+
+
+def _find_draft(account: Account, invoice_id: str) -> Invoice:
+    invoice = account.invoices.find(invoice_id)
+    if invoice.status != "draft":
+        raise ApiError("Finalized invoices can't be updated in this way.", code="invoice_not_editable")
+    return invoice
+
+
+def _find_line_index(invoice: Invoice, line_id: str, *, param: str) -> int:
+    """Index of a line that can be changed; usage is counted anew until the end."""
+    for place, line in enumerate(invoice.lines):
+        if line.id == line_id:
+            return place
+    if any(line.id == line_id for line in invoice.usage_lines):
+        raise ApiError("The emulator changes no line of usage: it is counted until the end.", param=param)
+    raise missing_resource("invoice line item", line_id, param=param)
+
+
+def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: Params) -> InvoiceLine:
+    """A line as a call wants it: an amount is of all units, a quantity at the price of one."""
+    params.refuse_both("amount", "quantity", param="amount")
+    line = replace(line, description=params.text("description") or line.description)
+    if "metadata" in params:
+        line.metadata = dict(line.metadata or {})
+        params.amend("metadata", line.metadata)
+    amount, quantity = params.integer("amount"), params.at_least("quantity", 0)
+    if amount is not None:
+        line.amount, line.unit_amount = amount, Decimal(amount) / (line.quantity or 1)
+    if quantity is not None:
+        line.quantity, line.amount = Decimal(quantity), to_cents(Fraction(line.unit_amount) * quantity)
+    span = params.hash("period")
+    if span is not None:
+        span.only("end", "start")
+        line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
+    if "tax_rates" in params:
+        line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()
+    subscription = subscription_of_invoice(account, invoice)
+    return line if subscription is None else apply_tax_rates(account, subscription, [line])[0]
+
+
+LINE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/invoices/{id}/lines/{inner}", _update_line),
+    ("POST", "/v1/invoices/{id}/update_lines", _update_lines),
+)

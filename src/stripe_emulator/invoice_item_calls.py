@@ -1,0 +1,213 @@
+"""API calls about invoice items: create on a draft or for the next invoice, retrieve, list, delete."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.invoice_drafts import one_time_line
+from stripe_emulator.price_calls import resolve_price
+from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text
+from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id, not_found
+from stripe_emulator.subscriptions import ENDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.invoices import Invoice, InvoiceLine
+
+QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
+AMOUNT_PARAMS: Final = ("price_data", "pricing", "unit_amount_decimal")
+# Accepted and without effect.
+ITEM_IGNORED: Final = ("discountable", "tax_behavior", "tax_code")
+
+
+class _Placement(NamedTuple):
+    """Where an invoice item belongs: on a draft, or on the next invoice of a subscription or of any."""
+
+    invoice: Invoice | None
+    subscription: str | None
+    currency: str | None
+
+
+class InvoiceItem(NamedTuple):
+    """An invoice item, whose it is, and the invoice that has it; None: it waits for one."""
+
+    line: InvoiceLine
+    customer: str
+    invoice: Invoice | None
+
+    def to_json(self) -> JsonObject:
+        """Return the item as Stripe shows it (https://docs.stripe.com/api/invoiceitems/object)."""
+        line = self.line
+        details = {"price": line.price.id, "product": line.price.product}
+        owner: JsonObject = {"subscription": line.subscription, "subscription_item": line.item}
+        return {
+            "id": line.invoice_item,
+            "object": "invoiceitem",
+            "amount": line.amount,
+            "currency": line.price.currency,
+            "customer": self.customer,
+            "date": line.created or line.start,
+            "description": line.description,
+            "discountable": not line.proration,
+            "invoice": None if self.invoice is None else self.invoice.id,
+            "livemode": line.price.livemode,
+            "metadata": dict(line.metadata or {}),
+            "parent": None
+            if line.subscription is None
+            else {"type": "subscription_details", "subscription_details": owner},
+            "period": {"end": line.end, "start": line.start},
+            "pricing": {
+                "price_details": details,
+                "type": "price_details",
+                "unit_amount_decimal": decimal_text(line.unit_amount),
+            },
+            "proration": line.proration,
+            "quantity": int(line.quantity),
+            "quantity_decimal": decimal_text(line.quantity),
+        }
+
+
+def _create_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/create: at a price that is charged once."""
+    params = call.params
+    params.only(
+        *("currency", "customer", "description", "invoice", "metadata", "period", "subscription"),
+        *(*QUANTITY_PARAMS, *AMOUNT_PARAMS, *ITEM_IGNORED),
+        expandable=None,
+    )
+    customer = account.customers.named(params.required("customer"))
+    place = _read_placement(account, params, customer)
+    quantity = _read_quantity(params)
+    price = _read_price(account, params, place.currency)
+    line = one_time_line(account, price, quantity, subscription=place.subscription)
+    line.description = params.given("description") or line.description
+    line.customer, line.metadata, line.created = customer, params.metadata(), account.now
+    span = params.hash("period")
+    if span is not None:
+        span.only("end", "start")
+        line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
+    if place.invoice is not None:
+        place.invoice.lines.append(line)
+    else:
+        account.invoices.pending.setdefault(place.subscription or customer, []).append(line)
+    return InvoiceItem(line, customer, place.invoice).to_json()
+
+
+def _read_placement(account: Account, params: Params, customer: str) -> _Placement:
+    params.refuse_both("invoice", "subscription", param="invoice")
+    if "invoice" in params:
+        invoice = account.invoices.find(params.required("invoice"), param="invoice")
+        if invoice.customer != customer or invoice.status != "draft":
+            message = "You can only add invoice items to a draft invoice of the same customer."
+            raise ApiError(message, param="invoice")
+        return _Placement(invoice, None, invoice.currency)
+    if "subscription" not in params:
+        return _Placement(None, None, None)
+    subscription = account.subscriptions.find(params.required("subscription"), param="subscription")
+    if subscription.customer != customer or subscription.status in ENDED:
+        message = "You can only add invoice items to a subscription of the same customer that has not ended."
+        raise ApiError(message, param="subscription")
+    return _Placement(None, subscription.id, subscription.currency)
+
+
+def _read_quantity(params: Params) -> Decimal:
+    params.refuse_both(*QUANTITY_PARAMS, param="quantity")
+    whole, exact = params.at_least("quantity", 0), params.decimal("quantity_decimal")
+    if exact is not None and exact < 0:
+        raise ApiError("Invalid non-negative decimal", param="quantity_decimal")
+    return exact if exact is not None else Decimal(1 if whole is None else whole)
+
+
+def _read_price(account: Account, params: Params, currency: str | None) -> Price:
+    """The price that a call names, or an inline one of its amount."""
+    named = params.hash("pricing") or params
+    if "price" in named or "price_data" in named:
+        params.refuse_both("unit_amount_decimal", "price_data", param="unit_amount_decimal")
+        return resolve_price(account, named, currency=currency, recurs=False)
+    unit_amount = params.decimal("unit_amount_decimal")
+    if unit_amount is None:
+        raise missing_parameter("pricing[price]")
+    own = params.required("currency").lower()
+    if currency not in {None, own}:
+        raise ApiError(f"The invoice item is in `{own}`, and the invoice in `{currency}`.", param="currency")
+    name = params.given("description") or "Invoice item"
+    product = Product(
+        id=new_id("prod_", length=14), name=name, created=account.now, updated=account.now, active=False
+    )
+    price = Price(
+        id=new_id("price_1", length=23),
+        product=product.id,
+        currency=own,
+        created=account.now,
+        active=False,
+        inline=True,
+        pricing=PriceScheme(unit_amount=unit_amount),
+    )
+    account.products.add(product)
+    account.prices.add(price)
+    return price
+
+
+def _all_items(account: Account) -> Iterator[InvoiceItem]:
+    """All invoice items, oldest first on their invoices, then those that wait."""
+    for invoice in account.invoices:
+        for line in invoice.lines:
+            if line.invoice_item is not None:
+                yield InvoiceItem(line, invoice.customer, invoice)
+    for key, lines in account.invoices.pending.items():
+        owner = account.subscriptions.find(key).customer if key.startswith("sub_") else key
+        yield from (InvoiceItem(line, owner, None) for line in lines)
+
+
+def _list_items(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/list."""
+    params = call.params
+    params.only("created", "customer", "invoice", "pending", *PAGING_PARAMS, expandable=None)
+    account.customers.known(params.text("customer"))
+    is_in, pending = params.span("created"), params.boolean("pending")
+    wanted = {name: params.text(name) for name in ("customer", "invoice") if name in params}
+    found = [item.to_json() for item in _all_items(account) if is_in(item.line.created or item.line.start)]
+    return call.page(
+        [
+            item
+            for item in reversed(found)
+            if all(item[name] == value for name, value in wanted.items())
+            and pending in {None, item["invoice"] is None}
+        ]
+    )
+
+
+def _find_item(account: Account, call: Call) -> InvoiceItem:
+    for item in _all_items(account):
+        if item.line.invoice_item == call.object_id:
+            return item
+    raise not_found("invoiceitem", call.object_id)
+
+
+def _retrieve_item(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return _find_item(account, call).to_json()
+
+
+def _delete_item(account: Account, call: Call) -> JsonObject:
+    """Delete an item that no final invoice has (https://docs.stripe.com/api/invoiceitems/delete)."""
+    call.params.only()
+    item = _find_item(account, call)
+    if item.invoice is not None and item.invoice.status != "draft":
+        raise ApiError("The invoice item is on an invoice that is no longer editable.")
+    pending = account.invoices.pending.values()
+    for lines in (item.invoice.lines,) if item.invoice is not None else pending:
+        lines[:] = [line for line in lines if line.invoice_item != call.object_id]
+    return {"id": call.object_id, "object": "invoiceitem", "deleted": True}
+
+
+INVOICE_ITEM_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("GET", "/v1/invoiceitems", _list_items),
+    ("POST", "/v1/invoiceitems", _create_item),
+    ("GET", "/v1/invoiceitems/{id}", _retrieve_item),
+    ("DELETE", "/v1/invoiceitems/{id}", _delete_item),
+)

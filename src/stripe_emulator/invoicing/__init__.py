@@ -1,1 +1,0 @@
-"""Invoices: their lines, how they are collected, and what they would be."""

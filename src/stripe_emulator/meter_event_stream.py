@@ -1,0 +1,166 @@
+"""Meter event streams, API v2: sessions, and batches that are accepted whole and checked afterwards."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import uuid4
+
+from stripe_emulator.meter_events import DIGITS_MAX, FUTURE_S_MAX, NUMBER, PAST_S_MAX, MeterEvent
+from stripe_emulator.protocol import ApiError, JsonObject
+from stripe_emulator.webhook_events import MeterErrorCode, meter_error_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stripe_emulator.account import Account
+    from stripe_emulator.call import Call
+
+# https://docs.stripe.com/api/v2/billing/meter-event-stream/create
+BATCH_MAX: Final = 100
+STREAM_FIELDS: Final = {"event_name", "identifier", "payload", "timestamp"}
+TEXT_MAX: Final = 100
+
+
+def create_session(account: Account, call: Call) -> JsonObject:
+    """``POST /v2/billing/meter_event_session``."""
+    for name in call.body:
+        raise _invalid_fields(f"Unknown field: {name}.")
+    return account.meter_event_sessions.create(call)
+
+
+def stream_events(account: Account, call: Call) -> JsonObject:
+    """``POST /v2/billing/meter_event_stream``, answered with an empty object.
+
+    An event of the wrong form refuses the whole batch; all other checks come afterwards, and thin
+    events tell of what was wrong (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+    An identifier that is remembered already is passed over without a word: there is no code for it.
+    """
+    wrong: defaultdict[tuple[str | None, MeterErrorCode], list[str]] = defaultdict(list)
+    for streamed in list(_read_batch(call.body)):
+        _accept_streamed(account, call, streamed, wrong)
+    for (meter, code), identifiers in wrong.items():
+        if account.behaviour.reports_name == "idempotency_key":
+            identifiers = [call.idempotency_key or ""] * len(identifiers)  # noqa: PLW2901 - the same events
+        told = meter_error_report(
+            meter, code=code, identifiers=identifiers, count=len(identifiers), now=call.now
+        )
+        account.tell_thin(told)
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedEvent:
+    """An event of a batch; ``timestamp`` is in Unix seconds."""
+
+    event_name: str
+    identifier: str
+    payload: dict[str, str]
+    timestamp: int | None
+
+
+def _accept_streamed(
+    account: Account,
+    call: Call,
+    streamed: StreamedEvent,
+    wrong: dict[tuple[str | None, MeterErrorCode], list[str]],
+) -> None:
+    meter = account.meters.active(streamed.event_name)
+    if meter is None:
+        archived = account.meters.archived(streamed.event_name)
+        found = (None, "no_meter") if archived is None else (archived.id, "archived_meter")
+        wrong[cast("tuple[str | None, MeterErrorCode]", found)].append(streamed.identifier)
+        return
+    value = streamed.payload.get(meter.value_key, "1" if meter.formula == "count" else "")
+    customer = streamed.payload.get(meter.customer_key, "")
+    now = account.customers.now_of(customer, now=call.now)
+    timestamp = int(now) if streamed.timestamp is None else streamed.timestamp
+    code = _find_problem(account, customer=customer, value=value, timestamp=timestamp, now=now)
+    if code is not None:
+        wrong[meter.id, code].append(streamed.identifier)
+    elif not account.events.has(streamed.identifier, now=call.now):
+        event = MeterEvent(
+            identifier=streamed.identifier,
+            event_name=streamed.event_name,
+            meter=meter.id,
+            customer=customer,
+            value=Decimal(1) if meter.formula == "count" else Decimal(value),
+            timestamp=timestamp,
+            received_at=call.now,
+            livemode=call.livemode,
+            payload=streamed.payload,
+            counted=not call.lose,
+        )
+        account.events.enter(event)
+
+
+def _find_problem(
+    account: Account, *, customer: str, value: str, timestamp: int, now: float
+) -> MeterErrorCode | None:
+    digits = value.lstrip("-").replace(".", "").lstrip("0")
+    first_match: list[tuple[bool, MeterErrorCode | None]] = [
+        (not customer, "meter_event_no_customer_defined"),
+        (not account.customers.exists(customer), "meter_event_customer_not_found"),
+        # "The value must be a positive integer", says the reference of API v2: negative ones are for v1.
+        (not NUMBER.fullmatch(value) or value.startswith("-"), "meter_event_invalid_value"),
+        (len(digits) > DIGITS_MAX, "meter_event_value_too_many_digits"),
+        (timestamp < int(now) - PAST_S_MAX, "timestamp_too_far_in_past"),
+        (timestamp > int(now) + FUTURE_S_MAX, "timestamp_in_future"),
+        (True, None),
+    ]
+    return next(code for holds, code in first_match if holds)
+
+
+def _read_batch(body: JsonObject) -> Iterator[StreamedEvent]:
+    """The events of a batch. Raises ApiError where one has another form than Stripe's schema says."""
+    for name in body.keys() - {"events"}:
+        raise _invalid_fields(f"Unknown field: {name}.")
+    events = body.get("events")
+    if not isinstance(events, list) or not events:
+        raise _invalid_fields("events must be an array of at least one event.")
+    given = cast("list[object]", events)
+    if len(given) > BATCH_MAX:
+        raise _invalid_fields(f"events can have at most {BATCH_MAX} entries; received {len(given)}.")
+    for place, event in enumerate(given):
+        yield _read_event(event, f"events[{place}]")
+
+
+def _read_event(event: object, at: str) -> StreamedEvent:
+    told = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+    for name in told.keys() - STREAM_FIELDS:
+        raise _invalid_fields(f"Unknown field: {at}.{name}.")
+    payload: object = told.get("payload")
+    if not isinstance(payload, dict):
+        raise _invalid_fields(f"{at}.payload must be a map.")
+    for name, value in cast("dict[str, object]", payload).items():
+        if not isinstance(value, str):
+            raise _invalid_fields(f"{at}.payload.{name} must be a string.")
+    identifier = told["identifier"] if "identifier" in told else str(uuid4())
+    timestamp = told.get("timestamp")
+    for name, text in (("event_name", told.get("event_name")), ("identifier", identifier)):
+        if not isinstance(text, str) or not 1 <= len(text) <= TEXT_MAX:
+            raise _invalid_fields(f"{at}.{name} must be a string of 1 to {TEXT_MAX} characters.")
+    return StreamedEvent(
+        event_name=told["event_name"],
+        identifier=identifier,
+        payload=cast("dict[str, str]", payload),
+        timestamp=None if timestamp is None else _read_instant(timestamp, f"{at}.timestamp"),
+    )
+
+
+def _read_instant(text: object, at: str) -> int:
+    """An RFC 3339 timestamp in Unix seconds."""
+    try:
+        instant = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise _invalid_fields(f"{at} must be an RFC 3339 timestamp.")
+    return int(instant.timestamp())
+
+
+def _invalid_fields(message: str) -> ApiError:
+    return ApiError(message, code="invalid_fields")

@@ -1,1 +1,0 @@
-"""Billing meters, their events, and what those add up to."""

@@ -1,1 +1,0 @@
-"""What people do in a browser: checkout and the billing portal."""

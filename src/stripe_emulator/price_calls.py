@@ -1,0 +1,448 @@
+"""API calls about products, prices and tax rates, and the parameters of prices."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from stripe_emulator.object_calls import list_newest, retrieve_by_id
+from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceScheme, PriceTier, Product, Recurring
+from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
+from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.call import Call, Params
+    from stripe_emulator.meters import Meters
+
+PRICE_PARAMS: Final = (
+    *("active", "billing_scheme", "currency", "currency_options", "custom_unit_amount", "lookup_key"),
+    *("metadata", "nickname", "recurring", "tax_behavior", "tiers", "tiers_mode", "transfer_lookup_key"),
+    *("transform_quantity", "unit_amount", "unit_amount_decimal"),
+)
+# The longest interval: three years (https://docs.stripe.com/api/prices/create#create_price-recurring-interval_count).
+INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
+CURRENCY_LENGTH: Final = 3
+
+
+def read_price(account: Account, params: Params, *, product: str = "") -> Price:
+    """Return the price that ``params`` describe. ``product`` is an id; it may be set later.
+
+    Raises:
+        ApiError: Stripe would refuse it (https://docs.stripe.com/api/prices/create).
+    """
+    currency = params.required("currency").lower()
+    if len(currency) != CURRENCY_LENGTH:
+        raise ApiError(f"Invalid currency: {currency}.", param=params.path("currency"))
+    metadata = params.metadata()
+    return Price(
+        id=new_id("price_1", length=23),
+        product=product,
+        created=account.now,
+        currency=currency,
+        active=params.boolean("active", default=True),
+        pricing=_read_pricing(params),
+        recurring=_read_recurring(params, meters=account.meters),
+        lookup_key=params.given("lookup_key", length_max=200),
+        nickname=params.text("nickname"),
+        tax_behavior=params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
+        or "unspecified",
+        metadata=metadata,
+    )
+
+
+def _read_pricing(params: Params) -> PriceScheme:
+    transform = params.hash("transform_quantity")
+    if params.choice("billing_scheme", ("per_unit", "tiered")) == "tiered":
+        if transform is not None:
+            message = "`transform_quantity` cannot be combined with `tiers`."
+            raise ApiError(message, param=params.path("transform_quantity"))
+        return PriceScheme(
+            tiers=_read_tiers(params), tiers_mode=params.choice("tiers_mode", ("graduated", "volume"))
+        )
+    unit_amount = _read_unit_amount(params)
+    if transform is None:
+        return PriceScheme(unit_amount=unit_amount)
+    transform.only("divide_by", "round")
+    transform.required("round")
+    return PriceScheme(
+        unit_amount=unit_amount,
+        divide_by=_read_positive(transform, "divide_by"),
+        round_up=transform.choice("round", ("up", "down")) == "up",
+    )
+
+
+def _read_unit_amount(params: Params) -> Decimal:
+    """Exactly one of the two, in minor units, the decimal one with at most 12 places."""
+    whole, exact = params.integer("unit_amount"), params.decimal("unit_amount_decimal")
+    if "custom_unit_amount" in params:
+        message = "`custom_unit_amount` is not emulated: give `unit_amount` or `unit_amount_decimal`."
+        raise ApiError(message, param=params.path("custom_unit_amount"))
+    params.refuse_both("unit_amount", "unit_amount_decimal", param="unit_amount")
+    amount = exact if whole is None else Decimal(whole)
+    if amount is None:
+        message = "Prices require an `unit_amount` or `unit_amount_decimal` parameter to be set."
+        raise ApiError(message)
+    if amount < 0:
+        message = "Invalid non-negative integer"
+        raise ApiError(message, code="parameter_invalid_integer", param=params.path("unit_amount"))
+    return amount
+
+
+def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
+    """Ascending, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
+    if "tiers_mode" not in params:
+        raise missing_parameter(params.path("tiers_mode"))
+    if "unit_amount" in params or "unit_amount_decimal" in params:
+        message = "`unit_amount` cannot be set where `billing_scheme` is `tiered`."
+        raise ApiError(message, param=params.path("unit_amount"))
+    given = params.hashes("tiers")
+    if not given:
+        raise missing_parameter(params.path("tiers"))
+    tiers = tuple(_read_tier(tier) for tier in given)
+    ends: Sequence[int | None] = [tier.up_to for tier in tiers]
+    bounded = [end for end in ends if end is not None]
+    if ends[-1] is not None or len(bounded) != len(ends) - 1:
+        message = "The last tier, and no other, must have `up_to=inf`."
+        raise ApiError(message, param=params.path("tiers"))
+    if bounded != sorted(set(bounded)):
+        raise ApiError("Tiers must be in ascending order of `up_to`.", param=params.path("tiers"))
+    return tiers
+
+
+def _read_tier(params: Params) -> PriceTier:
+    params.only("flat_amount", "flat_amount_decimal", "unit_amount", "unit_amount_decimal", "up_to")
+    end = params.required("up_to")
+    unit, flat = _read_amount(params, "unit_amount"), _read_amount(params, "flat_amount")
+    if unit is None and flat is None:
+        message = "Each tier needs an `unit_amount` or a `flat_amount`."
+        raise ApiError(message, param=params.path("unit_amount"))
+    return PriceTier(
+        up_to=None if end == "inf" else _read_positive(params, "up_to"),
+        unit_amount=unit or Decimal(0),
+        flat_amount=flat or Decimal(0),
+    )
+
+
+def _read_amount(params: Params, name: str) -> Decimal | None:
+    whole = params.integer(name)
+    return params.decimal(f"{name}_decimal") if whole is None else Decimal(whole)
+
+
+def _read_recurring(params: Params, *, meters: Meters) -> Recurring | None:
+    """A metered price names its meter since 2025-03-31.basil; a licensed one has none.
+
+    https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing
+    """
+    given = params.hash("recurring")
+    if given is None:
+        return None
+    given.only("interval", "interval_count", "meter", "trial_period_days", "usage_type")
+    given.required("interval")
+    interval = given.choice("interval", tuple(INTERVALS_MAX)) or ""
+    count = 1 if "interval_count" not in given else _read_positive(given, "interval_count")
+    if count > INTERVALS_MAX[interval]:
+        message = "The maximum interval is three years: 3 years, 36 months, 156 weeks or 1095 days."
+        raise ApiError(message, param=given.path("interval_count"))
+    metered = given.choice("usage_type", ("licensed", "metered")) == "metered"
+    meter = given.given("meter")
+    if metered and meter is None:
+        message = (
+            "`recurring[meter]` is required where `recurring[usage_type]` is `metered`: legacy usage records "
+            "are no longer supported."
+        )
+        raise ApiError(message, code="parameter_missing", param=given.path("meter"))
+    if meter is not None and not metered:
+        message = "`recurring[meter]` can only be set where `recurring[usage_type]` is `metered`."
+        raise ApiError(message, param=given.path("meter"))
+    if meter is not None and meter not in meters:
+        raise missing_resource("meter", meter, param=given.path("meter"))
+    return Recurring(interval=interval, interval_count=count, meter=meter)
+
+
+def _read_positive(params: Params, name: str) -> int:
+    params.required(name)
+    return params.at_least(name, 1) or 1
+
+
+PRICE_DATA: Final = ("currency", "product", "tax_behavior", "unit_amount", "unit_amount_decimal")
+
+
+def resolve_price(account: Account, params: Params, *, currency: str | None, recurs: bool) -> Price:
+    """Return the price that a call names by ``price``, or describes by ``price_data``.
+
+    Args:
+        account: what it is of.
+        params: where it is named.
+        currency: what it must be in; None: any.
+        recurs: whether it must be charged again and again, or once.
+
+    Raises:
+        ApiError: it does not fit.
+    """
+    data = params.hash("price_data")
+    if data is not None:
+        params.refuse_both("price", "price_data", param="price")
+        price, where = _read_inline_price(account, data, recurs=recurs), data.path("currency")
+    else:
+        where = params.path("price")
+        price = account.prices.find(params.required("price"), param=where)
+        if not price.active:
+            message = "The price specified is inactive. This field only accepts active prices."
+            raise ApiError(message, param=where)
+    kind, other = ("recurring", "one_time") if recurs else ("one_time", "recurring")
+    if (price.recurring is not None) != recurs:
+        message = (
+            f"The price specified is set to `type={other}` but this field only accepts prices with "
+            f"`type={kind}`."
+        )
+        raise ApiError(message, param=where)
+    if currency not in {None, price.currency}:
+        message = (
+            f"The price specified only supports `{price.currency}`. This doesn't match the expected "
+            f"currency: `{currency}`."
+        )
+        raise ApiError(message, param=where)
+    if data is not None:
+        account.prices.add(price)
+    return price
+
+
+def _read_inline_price(account: Account, data: Params, *, recurs: bool) -> Price:
+    """A price of its own, of a product that there is, which nothing else can use and no list shows.
+
+    https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data; "a list of your
+    active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list).
+    """
+    data.only(*PRICE_DATA, *(("recurring",) if recurs else ()))
+    product = account.products.find(data.required("product"), param=data.path("product"))
+    recurring = data.hash("recurring")
+    if recurring is not None:
+        recurring.only("interval", "interval_count")
+    elif recurs:
+        raise missing_parameter(data.path("recurring"))
+    price = read_price(account, data, product=product.id)
+    price.active, price.inline, price.livemode = False, True, product.livemode
+    return price
+
+
+def make_product(account: Account, params: Params, *, call: Call) -> Product:
+    """Add the product that ``params`` describe, and return it."""
+    now = int(call.now)
+    product = Product(
+        id=params.given("id") or new_id("prod"),
+        name=params.required("name"),
+        created=now,
+        updated=now,
+        livemode=call.livemode,
+    )
+    product.apply(params)
+    account.products.add(product)
+    account.emit("product.created", product.to_json())
+    return product
+
+
+def make_price(account: Account, price: Price, params: Params, *, call: Call, product: Product) -> Price:
+    """Add a price that ``params`` describe to a product, and return it.
+
+    Raises:
+        ApiError: its lookup key is another's.
+        ValueError: the id is taken.
+    """
+    price.product, price.livemode = product.id, call.livemode
+    account.prices.add(price, transfer_lookup_key=params.boolean("transfer_lookup_key", default=False))
+    account.emit("price.created", price.to_json())
+    return price
+
+
+def _create_price(account: Account, call: Call) -> JsonObject:
+    params = call.params
+    params.only(*PRICE_PARAMS, "product", "product_data", expandable=None)
+    product_data = params.hash("product_data")
+    if ("product" in params) == (product_data is not None):
+        message = "You must specify either `product` or `product_data` when creating a price."
+        raise ApiError(message, param="product")
+    price = read_price(account, params)
+    product = (
+        account.products.find(params.required("product"), param="product")
+        if product_data is None
+        else make_product(account, product_data, call=call)
+    )
+    return make_price(account, price, params, call=call, product=product).to_json()
+
+
+def _update_price(account: Account, call: Call) -> JsonObject:
+    """What a price costs never changes (https://docs.stripe.com/api/prices/update)."""
+    params = call.params
+    params.only(
+        "active",
+        "lookup_key",
+        "metadata",
+        "nickname",
+        "tax_behavior",
+        "transfer_lookup_key",
+        "currency_options",
+        expandable=None,
+    )
+    price = account.prices.find(call.object_id)
+    with account.updating("price.updated", price.to_json):
+        params.amend("metadata", price.metadata)
+        if "lookup_key" in params:
+            price.lookup_key = params.text("lookup_key") or None
+            account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
+        price.active = params.boolean("active", default=price.active)
+        price.nickname = params.text("nickname") if "nickname" in params else price.nickname
+    return price.to_json()
+
+
+def _list_prices(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/prices/list."""
+    params = call.params
+    active, keys = params.boolean("active"), params.listed("lookup_keys")
+    kind = params.choice("type", ("one_time", "recurring"))
+    recurring = params.texts("recurring")
+    return list_newest(
+        account.prices,
+        call,
+        "currency",
+        "product",
+        also=("active", "lookup_keys", "recurring", "type"),
+        where=lambda price: (
+            not price.inline
+            and active in {None, price.active}
+            and (not keys or price.lookup_key in keys)
+            and kind in {None, "one_time" if price.recurring is None else "recurring"}
+            and _matches_recurring(price, recurring)
+        ),
+    )
+
+
+def _matches_recurring(price: Price, wanted: dict[str, str]) -> bool:
+    recurring: JsonObject = {} if price.recurring is None else price.recurring.to_json()
+    return all(recurring.get(name) == value for name, value in wanted.items())
+
+
+PRICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/prices", _create_price),
+    ("GET", "/v1/prices", _list_prices),
+    ("GET", "/v1/prices/{id}", retrieve_by_id(lambda account: account.prices)),
+    ("POST", "/v1/prices/{id}", _update_price),
+)
+
+
+# Accepted and shown nowhere.
+PRODUCT_IGNORED: Final = ("images", "marketing_features", "package_dimensions", "shippable", "tax_details")
+
+
+def _create_product(account: Account, call: Call) -> JsonObject:
+    params = call.params
+    params.only(
+        "id",
+        "name",
+        "active",
+        "default_price_data",
+        "metadata",
+        "type",
+        *PRODUCT_TEXTS,
+        *PRODUCT_IGNORED,
+        expandable=None,
+    )
+    data = params.hash("default_price_data")
+    price = None if data is None else read_price(account, data)
+    product = make_product(account, params, call=call)
+    if data is not None and price is not None:
+        product.default_price = make_price(account, price, data, call=call, product=product).id
+    return product.to_json()
+
+
+def _update_product(account: Account, call: Call) -> JsonObject:
+    params = call.params
+    params.only(
+        "name", "active", "default_price", "metadata", *PRODUCT_TEXTS, *PRODUCT_IGNORED, expandable=None
+    )
+    product = account.products.find(call.object_id)
+    with account.updating("product.updated", product.to_json):
+        product.apply(params)
+        wanted = params.given("default_price")
+        if wanted is not None:
+            product.default_price = account.prices.find(wanted, param="default_price").id
+        if "name" in params:
+            product.name = params.required("name")
+        product.updated = int(call.now)
+    return product.to_json()
+
+
+def _list_products(account: Account, call: Call) -> JsonObject:
+    active, ids = call.params.boolean("active"), call.params.listed("ids")
+    return list_newest(
+        account.products,
+        call,
+        also=("active", "ids", "shippable", "type", "url"),
+        where=lambda product: active in {None, product.active} and (not ids or product.id in ids),
+    )
+
+
+PRODUCT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/products", _create_product),
+    ("GET", "/v1/products", _list_products),
+    ("GET", "/v1/products/{id}", retrieve_by_id(lambda account: account.products)),
+    ("POST", "/v1/products/{id}", _update_product),
+)
+
+
+def _create_tax_rate(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/tax_rates/create."""
+    params = call.params
+    params.only(
+        "active", "display_name", "inclusive", "metadata", "percentage", *TAX_RATE_TEXTS, expandable=None
+    )
+    percentage, inclusive = params.decimal("percentage"), params.boolean("inclusive")
+    if percentage is None or inclusive is None:
+        raise missing_parameter("percentage" if percentage is None else "inclusive")
+    made = TaxRate(
+        id=new_id("txr_1", length=23),
+        created=account.now,
+        display_name=params.required("display_name"),
+        percentage=percentage,
+        inclusive=inclusive,
+        active=params.boolean("active", default=True),
+        livemode=call.livemode,
+        metadata=params.metadata(),
+        texts={name: params.text(name) for name in TAX_RATE_TEXTS if name in params},
+    )
+    account.tax_rates.add(made)
+    account.emit("tax_rate.created", made.to_json())
+    return made.to_json()
+
+
+def _update_tax_rate(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/tax_rates/update: the percentage of a rate never changes."""
+    params, found = call.params, account.tax_rates.find(call.object_id)
+    params.only("active", "display_name", "metadata", *TAX_RATE_TEXTS, expandable=None)
+    with account.updating("tax_rate.updated", found.to_json):
+        found.active = params.boolean("active", default=found.active)
+        found.display_name = params.given("display_name") or found.display_name
+        found.texts |= {name: params.text(name) or None for name in TAX_RATE_TEXTS if name in params}
+        params.amend("metadata", found.metadata)
+    return found.to_json()
+
+
+def _list_tax_rates(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/tax_rates/list."""
+    wanted = {name: call.params.boolean(name) for name in ("active", "inclusive") if name in call.params}
+    return list_newest(
+        account.tax_rates,
+        call,
+        also=("active", "inclusive"),
+        where=lambda rate: all(getattr(rate, name) is value for name, value in wanted.items()),
+    )
+
+
+TAX_RATE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("GET", "/v1/tax_rates", _list_tax_rates),
+    ("POST", "/v1/tax_rates", _create_tax_rate),
+    ("GET", "/v1/tax_rates/{id}", retrieve_by_id(lambda account: account.tax_rates)),
+    ("POST", "/v1/tax_rates/{id}", _update_tax_rate),
+)

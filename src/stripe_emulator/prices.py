@@ -1,0 +1,306 @@
+"""Prices, products and their price schemes: what a quantity costs, exact until it is rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+from stripe_emulator.protocol import ApiError, JsonObject, shown_fields
+from stripe_emulator.registry import ObjectRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stripe_emulator.call import Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTier:
+    """One tier of a price.
+
+    Attributes:
+        up_to: the last unit of it; None: no end.
+        unit_amount: minor units of the currency for each unit in it.
+        flat_amount: minor units for reaching it.
+    """
+
+    up_to: int | None
+    unit_amount: Decimal = Decimal(0)
+    flat_amount: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceScheme:
+    """What a quantity costs.
+
+    Attributes:
+        unit_amount: minor units of the currency per unit or package; None where it has tiers.
+        tiers_mode: ``graduated`` or ``volume``; None where it has none.
+        divide_by: units in a package; None: units are priced singly.
+        round_up: whether a package begun counts as a whole.
+    """
+
+    unit_amount: Decimal | None = None
+    tiers: tuple[PriceTier, ...] = ()
+    tiers_mode: str | None = None
+    divide_by: int | None = None
+    round_up: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierCharge:
+    """A part of what a quantity costs, that has a line of its own on an invoice.
+
+    Attributes:
+        amount: minor units of the currency, not rounded yet.
+        tier: its number, from 1; None where the price has one amount for all units.
+    """
+
+    quantity: Decimal
+    amount: Fraction
+    unit_amount: Decimal
+    tier: int | None = None
+
+
+def to_cents(amount: Fraction) -> int:
+    """Round to whole minor units, half away from zero, so that a credit mirrors its charge.
+
+    Stripe's own examples: a third of 20 USD is 6.67, of 10 USD 3.33, and half of 8.34 USD is credited as
+    4.17 (https://docs.stripe.com/billing/subscriptions/prorations).
+    """
+    exact = abs(amount)
+    cents = int((2 * exact + 1) // 2)
+    return cents if amount >= 0 else -cents
+
+
+def price_quantity(pricing: PriceScheme, quantity: Decimal) -> Fraction:
+    """What a quantity costs for a whole interval, in minor units of the currency, not rounded."""
+    return sum((charge.amount for charge in charges_by_tier(pricing, quantity)), Fraction(0))
+
+
+def charges_by_tier(pricing: PriceScheme, quantity: Decimal) -> list[TierCharge]:
+    """Return what a quantity costs for a whole interval: a charge, or with graduated tiers one for each tier.
+
+    ``transform_quantity`` divides the quantity and rounds it before it is multiplied
+    (https://docs.stripe.com/api/prices/object#price_object-transform_quantity). Graduated tiers charge each
+    unit at its own tier, volume tiers all units at the tier of the last
+    (https://docs.stripe.com/products-prices/pricing-models#tiered-pricing).
+    """
+    if pricing.tiers_mode == "graduated":
+        return _graduated_charges(pricing.tiers, quantity)
+    if pricing.tiers_mode == "volume":
+        return _volume_charge(pricing.tiers, quantity)
+    unit_amount = pricing.unit_amount or Decimal(0)
+    packages = quantity
+    if pricing.divide_by is not None:
+        rounding = ROUND_CEILING if pricing.round_up else ROUND_FLOOR
+        packages = (quantity / pricing.divide_by).to_integral_value(rounding=rounding)
+    amount = Fraction(packages) * Fraction(unit_amount)
+    return [TierCharge(quantity=quantity, amount=amount, unit_amount=unit_amount)]
+
+
+def _graduated_charges(tiers: Sequence[PriceTier], quantity: Decimal) -> list[TierCharge]:
+    charges: list[TierCharge] = []
+    below = Decimal(0)
+    for number, tier in enumerate(tiers, 1):
+        end = quantity if tier.up_to is None else min(quantity, Decimal(tier.up_to))
+        inside = end - below
+        if inside > 0 or number == 1:
+            amount = Fraction(inside) * Fraction(tier.unit_amount) + Fraction(tier.flat_amount)
+            charges.append(
+                TierCharge(quantity=inside, amount=amount, unit_amount=tier.unit_amount, tier=number)
+            )
+        below = max(below, end)
+    return charges
+
+
+def _volume_charge(tiers: Sequence[PriceTier], quantity: Decimal) -> list[TierCharge]:
+    number, tier = next(
+        (number, tier) for number, tier in enumerate(tiers, 1) if tier.up_to is None or quantity <= tier.up_to
+    )
+    amount = Fraction(quantity) * Fraction(tier.unit_amount) + Fraction(tier.flat_amount)
+    return [TierCharge(quantity=quantity, amount=amount, unit_amount=tier.unit_amount, tier=number)]
+
+
+PRODUCT_TEXTS: Final = ("description", "statement_descriptor", "tax_code", "unit_label", "url")
+
+
+@dataclass(slots=True, kw_only=True)
+class Product:
+    """A product. ``created`` and ``updated`` are in Unix seconds; ``default_price`` is the id of a price."""
+
+    id: str
+    name: str
+    created: int
+    updated: int
+    livemode: bool = False
+    active: bool = True
+    default_price: str | None = None
+    texts: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(PRODUCT_TEXTS))
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+    def apply(self, params: Params) -> None:
+        """Take over what a call gives of it; its name and default price aside."""
+        params.amend("metadata", self.metadata)
+        self.texts = {name: params.text_or(name, known) for name, known in self.texts.items()}
+        self.active = params.boolean("active", default=self.active)
+
+    def to_json(self) -> JsonObject:
+        """Return the product as Stripe shows it (https://docs.stripe.com/api/products/object)."""
+        return {
+            **shown_fields(self, "texts"),
+            "object": "product",
+            "attributes": [],
+            "images": [],
+            "marketing_features": [],
+            "package_dimensions": None,
+            "shippable": None,
+            "type": "service",
+            **self.texts,
+        }
+
+
+class Products(ObjectRegistry[Product]):
+    """All products of the emulated account, oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__("product")
+
+    def add(self, added: Product) -> None:
+        """Add a product. Raises ApiError if its id is taken."""
+        if added.id in self:
+            raise ApiError("Product already exists.", code="resource_already_exists")
+        super().add(added)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurring:
+    """How often a price is charged.
+
+    Attributes:
+        interval: ``day``, ``week``, ``month`` or ``year``.
+        meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+    """
+
+    interval: str
+    interval_count: int = 1
+    meter: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it."""
+        usage_type = "licensed" if self.meter is None else "metered"
+        return {**shown_fields(self), "trial_period_days": None, "usage_type": usage_type}
+
+
+@dataclass(slots=True, kw_only=True)
+class Price:
+    """A price.
+
+    Attributes:
+        product: its id.
+        inline: whether it was described where it is used: nothing else can use it, and no list shows it.
+        pricing: what a quantity costs.
+        recurring: None: it is charged once.
+    """
+
+    id: str
+    product: str
+    currency: str
+    created: int
+    pricing: PriceScheme
+    livemode: bool = False
+    active: bool = True
+    inline: bool = False
+    recurring: Recurring | None = None
+    lookup_key: str | None = None
+    nickname: str | None = None
+    tax_behavior: str = "unspecified"
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether it is charged by the usage of a meter, after the period."""
+        return self.recurring is not None and self.recurring.meter is not None
+
+    @property
+    def cycle(self) -> Recurring:
+        """How often it is charged. Raises ValueError if that is once."""
+        if self.recurring is None:
+            raise ValueError(f"{self.id} is charged once and has no cycle")
+        return self.recurring
+
+    def to_json(self) -> JsonObject:
+        """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
+        pricing, unit = self.pricing, self.pricing.unit_amount
+        return {
+            **shown_fields(self, "pricing", "inline"),
+            "object": "price",
+            "billing_scheme": "tiered" if pricing.tiers else "per_unit",
+            "custom_unit_amount": None,
+            "recurring": None if self.recurring is None else self.recurring.to_json(),
+            "tiers_mode": pricing.tiers_mode,
+            "transform_quantity": None
+            if pricing.divide_by is None
+            else {"divide_by": pricing.divide_by, "round": "up" if pricing.round_up else "down"},
+            "type": "one_time" if self.recurring is None else "recurring",
+            "unit_amount": None if unit is None else _whole_or_none(unit),
+            "unit_amount_decimal": None if unit is None else decimal_text(unit),
+        }
+
+    def tiers_to_json(self) -> list[JsonObject]:
+        """Return the tiers, which Stripe shows only where they are expanded."""
+        return [
+            {
+                "flat_amount": _whole_or_none(tier.flat_amount) if tier.flat_amount else None,
+                "flat_amount_decimal": decimal_text(tier.flat_amount) if tier.flat_amount else None,
+                "unit_amount": _whole_or_none(tier.unit_amount),
+                "unit_amount_decimal": decimal_text(tier.unit_amount),
+                "up_to": tier.up_to,
+            }
+            for tier in self.pricing.tiers
+        ]
+
+
+class Prices(ObjectRegistry[Price]):
+    """All prices of the emulated account, oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__("price")
+
+    def add(self, added: Price, *, transfer_lookup_key: bool = False) -> None:
+        """Add a price.
+
+        Raises:
+            ApiError: its lookup key is another's.
+            ValueError: its id is taken.
+        """
+        if added.id in self:
+            raise ValueError(f"there is already a price {added.id}: choose another id")
+        self.claim_lookup_key(added, transfer=transfer_lookup_key)
+        super().add(added)
+
+    def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
+        """Make sure that a price's lookup key names it alone.
+
+        ``transfer`` takes the key from the other price, else that is refused
+        (https://docs.stripe.com/products-prices/manage-prices#lookup-keys).
+        """
+        for other in self:
+            if other is price or price.lookup_key is None or other.lookup_key != price.lookup_key:
+                continue
+            if not transfer:
+                message = f"A price (`{other.id}`) already uses that lookup key."
+                raise ApiError(message, param="lookup_key")
+            other.lookup_key = None
+
+
+def decimal_text(amount: Decimal) -> str:
+    """Return a decimal as Stripe writes it: ``0.12``, ``2900``."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _whole_or_none(amount: Decimal) -> int | None:
+    return int(amount) if amount == int(amount) else None

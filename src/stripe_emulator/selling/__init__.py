@@ -1,1 +1,0 @@
-"""Customers, payment methods, products, prices, coupons."""

@@ -1,1 +1,0 @@
-"""Subscriptions: what is asked of them, what they are, and what the clock brings."""

@@ -1,0 +1,522 @@
+"""API calls about subscriptions and their items: create, list, update, cancel, pause, resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from stripe_emulator.billing_cycle import (
+    period_at,
+    read_billing_mode,
+    refuse_classic_params,
+    refuse_mixed_intervals,
+)
+from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.invoice_drafts import charge_change, create_invoice, read_added_lines
+from stripe_emulator.invoice_lifecycle import attempt_payment, can_pay, finalize_invoice, payment_method_of
+from stripe_emulator.invoice_lines import remaining_line, uncharged_usage, unused_time_lines, usage_lines
+from stripe_emulator.object_calls import list_newest, retrieve_by_id
+from stripe_emulator.payment_methods import create_setup_intent
+from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, not_found
+from stripe_emulator.redemption import emit_ended_discounts, redeem
+from stripe_emulator.subscription_changes import (
+    PAYMENT_BEHAVIORS,
+    begin_items,
+    commit_change,
+    has_amount_due,
+    new_item,
+    new_subscription,
+    prepare_change,
+    restart_cycle,
+    unpaid_error,
+)
+from stripe_emulator.subscription_params import (
+    ITEM_PARAMS,
+    LAST_ITEM,
+    SUBSCRIPTION_IGNORED,
+    SUBSCRIPTION_PARAMS,
+    ItemChange,
+    apply_cancellation,
+    apply_cancellation_details,
+    apply_settings,
+    read_item,
+    read_items,
+    read_subscription_discounts,
+    read_trial_end,
+    refuse_deletions_while_pending,
+    refuse_duplicate_prices,
+)
+from stripe_emulator.subscription_status import cancel_subscription, leave_pause, pause_subscription
+from stripe_emulator.subscriptions import ENDED, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.invoices import InvoiceLine
+
+CREATE_PARAMS: Final = (
+    *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
+    *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),
+)
+CLOCK_SUBSCRIPTIONS_MAX: Final = 3
+STATUS_FILTERS: Final = (
+    *("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused"),
+    *("trialing", "unpaid"),
+)
+# What a subscription takes while its first invoice is not paid
+# (https://docs.stripe.com/api/subscriptions/object#subscription_object-status).
+INCOMPLETE_PARAMS: Final = frozenset(
+    {"default_payment_method", "default_source", "description", "expand", "metadata", "payment_settings"}
+)
+
+# https://docs.stripe.com/billing/subscriptions/pending-updates-reference#supported-attributes
+PENDING_UPDATE_PARAMS: Final = frozenset(
+    {"add_invoice_items", "billing_cycle_anchor", "expand", "items", "payment_behavior", "proration_behavior"}
+    | {"proration_date", "trial_end"}
+)
+
+
+def _create_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/create."""
+    params = call.params
+    refuse_classic_params(read_billing_mode(params, version=call.version), params)
+    params.only(*CREATE_PARAMS, *SUBSCRIPTION_PARAMS, *SUBSCRIPTION_IGNORED, expandable=None)
+    if "backdate_start_date" in params:
+        raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
+    customer = account.customers.named(params.required("customer"))
+    wanted = read_items(account, params, of=None)
+    if not wanted:
+        raise missing_parameter("items")
+    return subscribe(account, params, wanted, customer=customer, call=call).to_json()
+
+
+def subscribe(
+    account: Account, params: Params, wanted: Sequence[ItemChange], *, customer: str, call: Call
+) -> Subscription:
+    """Make a subscription as ``params`` describe it, invoice its first period and collect that.
+
+    Args:
+        account: what it is of.
+        params: of ``POST /v1/subscriptions``, or the same in another's (``subscription_data``).
+        wanted: its items.
+        customer: whose it is.
+        call: that makes it.
+
+    Raises:
+        ApiError: Stripe would refuse it.
+    """
+    behavior = params.choice("payment_behavior", PAYMENT_BEHAVIORS) or "allow_incomplete"
+    if behavior == "pending_if_incomplete":
+        message = "`pending_if_incomplete` can only be used to update a subscription."
+        raise ApiError(message, param="payment_behavior")
+    draft = _read_draft(account, params, wanted, customer=customer, call=call)
+    draft.discounts = read_subscription_discounts(account, draft, params)
+    lines = begin_items(account, draft, prorate=params.text("proration_behavior") != "none")
+    lines += read_added_lines(account, draft, params)
+    is_charged = draft.collection_method == "charge_automatically"
+    due = is_charged and has_amount_due(account, draft, lines)
+    if due and behavior != "default_incomplete":
+        unpaid = not can_pay(account, draft)
+        if unpaid and (
+            behavior == "error_if_incomplete" or payment_method_of(account, draft.customer, draft) is None
+        ):
+            raise unpaid_error(account, draft)
+    draft.status = "incomplete" if due else draft.status
+    if (
+        is_charged
+        and not due
+        and behavior == "default_incomplete"
+        and payment_method_of(account, draft.customer, draft) is None
+    ):
+        intent = create_setup_intent(
+            account.setup_intents, created=account.now, customer=customer, livemode=draft.livemode
+        )
+        draft.pending_setup_intent = intent.id
+    account.subscriptions.add(draft)
+    redeem(account, [*draft.discounts, *draft.item_discounts])
+    invoice = (
+        create_invoice(account, draft, lines, reason="subscription_create", draft=not is_charged)
+        if lines
+        else None
+    )
+    account.emit("customer.subscription.created", draft.to_json())
+    if invoice is not None:
+        account.emit("invoice.created", invoice.to_json())
+    if invoice is not None and is_charged:
+        # "`auto_advance` remains `false`" until it is paid
+        # (https://docs.stripe.com/billing/invoices/subscription#new-subscription-invoices).
+        invoice.auto_advance = False
+        if finalize_invoice(account, invoice) and behavior != "default_incomplete":
+            attempt_payment(account, invoice)
+    return draft
+
+
+def _read_draft(
+    account: Account, params: Params, wanted: Sequence[ItemChange], *, customer: str, call: Call
+) -> Subscription:
+    now = account.now
+    prices = [each.new_price for each in wanted]
+    currencies = {price.currency for price in prices}
+    if len(currencies) > 1:
+        message = (
+            f"All prices on a subscription must have the same currency: {', '.join(sorted(currencies))}."
+        )
+        raise ApiError(message, param="items")
+    mode, currency = read_billing_mode(params, version=call.version), prices[0].currency
+    draft = new_subscription(account, customer, currency=currency, mode=mode, livemode=call.livemode)
+    _refuse_too_many_of_clock(account, draft)
+    refuse_other_currency(account, customer, currency)
+    refuse_mixed_intervals(draft.billing_mode, (price.cycle for price in prices))
+    apply_settings(account, draft, params)
+    trial_end = read_trial_end(params, now=now)
+    if trial_end is not None and trial_end > now:
+        draft.status, draft.trial_start, draft.trial_end = "trialing", now, trial_end
+        draft.billing_cycle_anchor = trial_end
+    if "billing_cycle_anchor" in params:
+        draft.billing_cycle_anchor = _read_anchor(params, wanted, now=now)
+    draft.items = [new_item(draft, each, at=now) for each in wanted]
+    apply_cancellation(draft, params, now=now)
+    return draft
+
+
+def _refuse_too_many_of_clock(account: Account, draft: Subscription) -> None:
+    """At most three subscriptions a customer of a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
+    if draft.test_clock is not None:
+        theirs = [each for each in account.subscriptions if each.customer == draft.customer]
+        if len([each for each in theirs if each.status not in ENDED]) >= CLOCK_SUBSCRIPTIONS_MAX:
+            message = f"A customer of a test clock can have at most {CLOCK_SUBSCRIPTIONS_MAX} subscriptions."
+            raise ApiError(message, param="customer")
+
+
+def refuse_other_currency(account: Account, customer: str, currency: str) -> None:
+    """A customer has subscriptions in one currency (https://docs.stripe.com/invoicing/multi-currency-customers)."""
+    for each in account.subscriptions:
+        if each.customer == customer and each.status not in ENDED and each.currency != currency:
+            message = (
+                "You cannot combine currencies on a single customer. This customer has an active"
+                " subscription, subscription schedule, discount, quote, or invoice item with currency"
+                f" {each.currency}"
+            )
+            raise ApiError(message)
+
+
+def _read_anchor(params: Params, wanted: Sequence[ItemChange], *, now: int) -> int:
+    """Between now and the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
+    anchor = params.future("billing_cycle_anchor", now=now)
+    for each in wanted:
+        natural = period_at(now, each.new_price.cycle, now)[1]
+        if anchor > natural:
+            message = (
+                f"`billing_cycle_anchor` cannot be later than next natural billing date ({natural}) for plan."
+            )
+            raise ApiError(message, param="billing_cycle_anchor")
+    return anchor
+
+
+def _list_subscriptions(account: Account, call: Call) -> JsonObject:
+    """Newest first; those that have ended, and those of a test clock, only on request.
+
+    "The response will not include subscriptions with test clocks if this and the customer parameter is not
+    set" (https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock).
+    https://docs.stripe.com/api/subscriptions/list#list_subscriptions-status
+    """
+    params = call.params
+    status, price = params.choice("status", STATUS_FILTERS), params.text("price")
+    customer = account.customers.known(params.text("customer"))
+    clock = params.text("test_clock")
+    starts, ends = params.span("current_period_start"), params.span("current_period_end")
+    return list_newest(
+        account.subscriptions,
+        call,
+        "collection_method",
+        "customer",
+        also=("automatic_tax", "current_period_end", "current_period_start", "price", "status", "test_clock"),
+        where=lambda each: (
+            _has_status(status, each)
+            and (clock == each.test_clock or (clock is None and customer is not None))
+            and (price is None or any(item.price.id == price for item in each.items))
+            and starts(max(item.period_start for item in each.items))
+            and ends(each.renews_at)
+        ),
+    )
+
+
+def _has_status(wanted: str | None, subscription: Subscription) -> bool:
+    if wanted in {None, "ended"}:
+        return (subscription.status in ENDED) == (wanted == "ended")
+    return wanted in {"all", subscription.status}
+
+
+def _update_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/update."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    refuse_classic_params(subscription.billing_mode, params)
+    params.only(
+        "billing_cycle_anchor",
+        "items",
+        "payment_behavior",
+        "proration_behavior",
+        "proration_date",
+        "add_invoice_items",
+        "trial_end",
+        *SUBSCRIPTION_PARAMS,
+        *SUBSCRIPTION_IGNORED,
+        expandable=None,
+    )
+    if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
+        message = "A canceled subscription can only update its cancellation_details and metadata."
+        raise ApiError(message)
+    refused = sorted(set(params) - INCOMPLETE_PARAMS)
+    if subscription.status == "incomplete" and refused:
+        message = (
+            f"You cannot update `{refused[0]}` of a subscription whose status is `incomplete`. Pay its first "
+            "invoice first."
+        )
+        raise ApiError(message, param=refused[0])
+    behavior = params.choice("payment_behavior", PAYMENT_BEHAVIORS) or "allow_incomplete"
+    refused = sorted(set(params) - PENDING_UPDATE_PARAMS) if behavior == "pending_if_incomplete" else []
+    if refused:
+        message = f"`{refused[0]}` cannot be updated with `payment_behavior` set to `pending_if_incomplete`."
+        raise ApiError(message, param=refused[0])
+    draft, discounts = subscription.copy(), subscription.discounts
+    apply_settings(account, draft, params)
+    draft.discounts = read_subscription_discounts(account, draft, params)
+    given = list(draft.discounts)
+    wanted = read_items(account, params, of=subscription)
+    if behavior == "pending_if_incomplete":
+        refuse_deletions_while_pending(wanted)
+    change = prepare_change(account, draft, wanted, params)
+    added = read_added_lines(account, draft, params)
+    if added and not change.lines and not draft.billing_mode.is_classic:
+        # One-time charges alone make no invoice in flexible billing
+        # (https://docs.stripe.com/billing/subscriptions/pending-updates).
+        change = replace(change, immediate=False)
+    change.lines.extend(added)
+    apply_cancellation(draft, params, now=account.now)
+    if draft.cancel_at_period_end and draft.status not in ENDED:
+        draft.cancel_at = draft.renews_at
+    changed = commit_change(account, subscription, draft, change, behavior=behavior)
+    redeem(account, [*given, *changed.item_discounts])
+    emit_ended_discounts(account, discounts, given)
+    return changed.to_json()
+
+
+def _cancel_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/cancel; one that has ended is not found."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("cancellation_details", "invoice_now", "prorate", expandable=None)
+    if subscription.status in ENDED:
+        raise not_found("subscription", subscription.id)
+    apply_cancellation_details(subscription, params)
+    cancel_subscription(
+        account,
+        subscription,
+        prorate=params.boolean("prorate") or False,
+        invoice_now=params.boolean("invoice_now") or False,
+        collects=account.behaviour.collects_after_cancel,
+    )
+    return subscription.to_json()
+
+
+def _migrate_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/migrate: to flexible billing, and never back.
+
+    Pending invoice items stay as they are: "Stripe doesn't recalculate any resources created before
+    migration" (https://docs.stripe.com/billing/subscriptions/billing-mode).
+    """
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("billing_mode", expandable=None)
+    if "billing_mode" not in params:
+        raise missing_parameter("billing_mode")
+    mode = read_billing_mode(params, version=call.version)
+    if mode.is_classic:
+        message = "Invalid billing_mode[type]: must be one of flexible"
+        raise ApiError(message, param="billing_mode[type]")
+    if subscription.status in (*ENDED, "incomplete"):
+        message = f"You cannot migrate a subscription that is in the `{subscription.status}` status."
+        raise ApiError(message)
+    if not subscription.billing_mode.is_classic:
+        raise ApiError("This subscription's `billing_mode.type` is `flexible` already.")
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.billing_mode = replace(mode, updated_at=account.now)
+        if subscription.schedule is not None:
+            account.schedules.find(subscription.schedule).billing_mode = subscription.billing_mode
+    return subscription.to_json()
+
+
+SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/subscriptions", _create_subscription),
+    ("GET", "/v1/subscriptions", _list_subscriptions),
+    ("GET", "/v1/subscriptions/{id}", retrieve_by_id(lambda account: account.subscriptions)),
+    ("POST", "/v1/subscriptions/{id}", _update_subscription),
+    ("POST", "/v1/subscriptions/{id}/migrate", _migrate_subscription),
+    ("DELETE", "/v1/subscriptions/{id}", _cancel_subscription),
+)
+
+
+CHANGE_PARAMS: Final = ("off_session", "payment_behavior", "proration_behavior", "proration_date")
+
+
+def _create_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/create."""
+    call.params.only("subscription", *ITEM_PARAMS, *CHANGE_PARAMS, expandable=None)
+    subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
+    refuse_classic_params(subscription.billing_mode, call.params)
+    known = {item.id for item in subscription.items}
+    wanted = read_item(account, call.params.but("subscription", "expand", *CHANGE_PARAMS), of=subscription)
+    changed = _change_item(account, call, subscription, wanted)
+    item = next(item for item in changed.items if item.id not in known)
+    return item.to_json()
+
+
+def _retrieve_item(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return account.subscriptions.of_item(call.object_id)[1].to_json()
+
+
+def _update_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/update."""
+    call.params.only(*ITEM_PARAMS, *CHANGE_PARAMS, expandable=None)
+    subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_classic_params(subscription.billing_mode, call.params)
+    given = call.params.but("expand", *CHANGE_PARAMS)
+    wanted = read_item(account, given, of=subscription, item_id=item.id)
+    changed = _change_item(account, call, subscription, wanted)
+    shown = next(each for each in changed.items if each.id == item.id)
+    return shown.to_json()
+
+
+def _delete_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
+    call.params.only("clear_usage", *CHANGE_PARAMS)
+    subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_classic_params(subscription.billing_mode, call.params)
+    if len(subscription.items) == 1:
+        raise ApiError(LAST_ITEM)
+    _change_item(account, call, subscription, ItemChange(item=item.id, deleted=True))
+    return {"id": item.id, "object": "subscription_item", "deleted": True}
+
+
+def _list_items(account: Account, call: Call) -> JsonObject:
+    call.params.only("subscription", *PAGING_PARAMS, expandable=None)
+    subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
+    found = [item.to_json() for item in subscription.items]
+    return call.page(found)
+
+
+def _change_item(
+    account: Account, call: Call, subscription: Subscription, wanted: ItemChange
+) -> Subscription:
+    if subscription.status in ENDED:
+        message = "A canceled subscription can only update its cancellation_details and metadata."
+        raise ApiError(message)
+    refuse_duplicate_prices([wanted], of=subscription)
+    behavior = call.params.choice("payment_behavior", PAYMENT_BEHAVIORS) or "allow_incomplete"
+    if behavior == "pending_if_incomplete":
+        refuse_deletions_while_pending([wanted])
+    draft = subscription.copy()
+    change = prepare_change(account, draft, [wanted], call.params)
+    changed = commit_change(account, subscription, draft, change, behavior=behavior)
+    redeem(account, changed.item_discounts)
+    return changed
+
+
+ITEM_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/subscription_items", _create_item),
+    ("GET", "/v1/subscription_items", _list_items),
+    ("GET", "/v1/subscription_items/{id}", _retrieve_item),
+    ("POST", "/v1/subscription_items/{id}", _update_item),
+    ("DELETE", "/v1/subscription_items/{id}", _delete_item),
+)
+
+
+PAUSABLE_STATUSES: Final = ("active", "past_due", "unpaid")
+
+
+def _pause_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/billing/subscriptions/pause: the unused time is credited, usage is charged."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("bill_for", "invoicing_behavior", "type", expandable=None)
+    if subscription.status not in PAUSABLE_STATUSES or subscription.schedule is not None:
+        message = (
+            f"This subscription cannot be paused: its status is `{subscription.status}`"
+            f"{'' if subscription.schedule is None else ' and it has a schedule'}."
+        )
+        raise ApiError(message)
+    unused = params.choice("bill_for[unused_time_from][type]", ("item_current_period_start", "none", "now"))
+    usage = params.choice("bill_for[outstanding_usage_through][type]", ("none", "now"))
+    behavior = params.choice("invoicing_behavior", ("invoice", "pending_invoice_item"))
+    lines: list[InvoiceLine] = []
+    for item in subscription.items:
+        since = item.period_start if unused == "item_current_period_start" else account.now
+        lines += unused_time_lines(account, subscription, item, at=since) if unused != "none" else []
+        used = uncharged_usage(item, until=account.now)
+        if used is not None and usage != "none":
+            lines += usage_lines(account, subscription, used)
+        item.period_end = item.usage_from = account.now
+    charge_change(account, subscription, lines, at_once=behavior == "invoice")
+    pause_subscription(account, subscription, why="pause_requested")
+    return subscription.to_json()
+
+
+def _resume_subscription(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only(
+        "billing_cycle_anchor", "payment_behavior", "proration_behavior", "proration_date", expandable=None
+    )
+    if subscription.status != "paused":
+        message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."
+        raise ApiError(message)
+    name = "billing_cycle_anchor[type]" if params.is_hash("billing_cycle_anchor") else "billing_cycle_anchor"
+    unchanged = params.choice(name, ("now", "unchanged")) == "unchanged"
+    behavior = params.choice("proration_behavior", ("create_prorations", "always_invoice", "none"))
+    waits = (
+        params.choice("payment_behavior", ("resume_on_payment_attempt", "resume_on_payment_success"))
+        == "resume_on_payment_success"
+    )
+    lines = _restart_after_pause(account, subscription, unchanged=unchanged, prorate=behavior != "none")
+    if unchanged and behavior != "always_invoice":
+        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+        lines = []
+    if not lines:
+        leave_pause(account, subscription, "active")
+        return subscription.to_json()
+    invoice = create_invoice(
+        account, subscription, lines, reason="subscription_update", draft=False, auto_advance=False
+    )
+    subscription.resumption = invoice.id
+    account.emit("invoice.created", invoice.to_json())
+    if finalize_invoice(account, invoice) and not waits:
+        attempt_payment(account, invoice)
+    return subscription.to_json()
+
+
+def _restart_after_pause(
+    account: Account, subscription: Subscription, *, unchanged: bool, prorate: bool
+) -> list[InvoiceLine]:
+    """Begin the items' periods anew. Usage while it was paused is not invoiced.
+
+    https://docs.stripe.com/billing/subscriptions/trials/free-trials#usage-based-billing-with-paused-subscriptions
+    """
+    now = account.now
+    for item in subscription.items:
+        item.usage_from = now
+    if not unchanged:
+        return restart_cycle(account, subscription, at=now, prorate=False)
+    lines: list[InvoiceLine] = []
+    for item in subscription.items:
+        item.debits = []
+        item.period_start = now
+        item.period_end = period_at(subscription.billing_cycle_anchor, item.price.cycle, now)[1]
+        if prorate and not item.price.is_metered:
+            anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
+            lines.append(remaining_line(account, item, anchor=anchor, at=now, discounts=discounts))
+    return lines
+
+
+PAUSE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+    ("POST", "/v1/subscriptions/{id}/pause", _pause_subscription),
+    ("POST", "/v1/subscriptions/{id}/resume", _resume_subscription),
+)

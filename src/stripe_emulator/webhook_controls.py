@@ -1,0 +1,311 @@
+"""Webhooks under a test's control: which are delivered, when, how often and how wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from starlette.routing import Route
+
+from stripe_emulator.behaviour import Behaviour
+from stripe_emulator.protocol import JsonObject, new_id
+from stripe_emulator.scheduled_transitions import run_due_transitions
+from stripe_emulator.scripting import control_endpoint
+from stripe_emulator.webhook_deliveries import (
+    FORGERIES,
+    ROLL_S_MAX,
+    Delivery,
+    DueDelivery,
+    Forgery,
+    WebhookEndpoint,
+)
+from stripe_emulator.webhook_events import AnyEvent, Event, MeterErrorCode, ThinEvent, meter_error_report
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from stripe_emulator.account import Account
+
+SENDER: Final = "stripe_emulator.webhook_sender"
+# How soon a move of the clock is noticed, in real seconds.
+CLOCK_POLL_S: Final = 0.05
+CANCEL_AGAIN_S: Final = 0.5
+
+
+class WebhookDispatcher:
+    """Delivers the events of an account."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+
+    async def deliver_due(self, *, apps: bool = True) -> list[Delivery]:
+        """Deliver all that is due, in the order in which it fell due; ``apps``: to those at hand too."""
+        made: list[Delivery] = []
+        while (due := self._take(apps=apps)) is not None:
+            made.append(await self._send(due))
+        return made
+
+    async def deliver(
+        self, events: Iterable[AnyEvent], *, endpoints: Iterable[WebhookEndpoint], how: Forgery | None
+    ) -> list[Delivery]:
+        """Deliver these in this order to each endpoint that wants them, as often as they are named."""
+        now, endpoints = self._account.behaviour.clock(), tuple(endpoints)
+        return [
+            await self._send(DueDelivery(event=event, endpoint=endpoint, attempt=0, at_s=now), how=how)
+            for event in events
+            for endpoint in endpoints
+            if endpoint.wants(event.type, thin=event.thin)
+        ]
+
+    @asynccontextmanager
+    async def running(self, _: object = None) -> AsyncGenerator[None]:
+        """Deliver what falls due, by the emulator's clock, for as long as the block lasts."""
+        if not self._account.behaviour.automatic_webhooks:
+            yield
+            return
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def waker() -> None:
+            loop.call_soon_threadsafe(woken.set)
+
+        with self._account.lock:
+            self._account.wakers.append(waker)
+        task = loop.create_task(self._run(woken), name="stripe-emulator-webhooks")
+        try:
+            yield
+        finally:
+            with self._account.lock:
+                self._account.wakers.remove(waker)
+            await _cancel_task(task)
+
+    async def _run(self, woken: asyncio.Event) -> None:
+        while True:
+            woken.clear()
+            has_endpoints = any(True for _ in self._account.endpoints)
+            if has_endpoints:
+                run_due_transitions(self._account)
+            # An app belongs to the loop of the test that delivers to it, which need not be this one.
+            await self.deliver_due(apps=False)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_POLL_S if has_endpoints else None):
+                    await woken.wait()
+
+    def _take(self, *, apps: bool) -> DueDelivery | None:
+        with self._account.lock:
+            return self._account.deliveries.take(now=self._account.behaviour.clock(), apps=apps)
+
+    async def _send(self, due: DueDelivery, *, how: Forgery | None = None) -> Delivery:
+        # Needs httpx, which an emulator without endpoints does without.
+        sender: Any = import_module(SENDER)
+        delivery: Delivery = await sender.send(due, now=self._account.behaviour.clock(), how=how)
+        with self._account.lock:
+            self._account.deliveries.settle(due, delivery)
+        return delivery
+
+
+async def _cancel_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: an HTTP client that is connecting may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+ENDPOINT_FIELDS: Final = frozenset({"url", "secret", "events", "thin"})
+DELIVER_FIELDS: Final = frozenset({"events", "to", "forge"})
+EMIT_FIELDS: Final = frozenset({"type", "object", "previous"})
+
+
+class WebhookControls(Behaviour):
+    """What ``StripeEmulator`` can do with webhooks."""
+
+    _account: Account
+    _courier: WebhookDispatcher
+
+    @property
+    def webhook_events(self) -> tuple[Event, ...]:
+        """All that has happened in the account, as webhooks tell of it, oldest first."""
+        with self._account.lock:
+            return tuple(self._account.log)
+
+    @property
+    def thin_events(self) -> tuple[ThinEvent, ...]:
+        """The thin events that there were, oldest first."""
+        with self._account.lock:
+            return tuple(self._account.thin_log)
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Every attempt to deliver an event, in the order of their end."""
+        with self._account.lock:
+            return tuple(self._account.deliveries.made)
+
+    def add_endpoint(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        events: Sequence[str] = ("*",),
+        thin: bool = False,
+        app: ASGIApp | None = None,
+    ) -> str:
+        """Have a webhook endpoint told of what happens from now on. Returns the secret that signs.
+
+        Args:
+            url: where events are posted to.
+            secret: what they are signed with; None: one of the emulator's choice.
+            events: types, ``*`` or groups such as ``invoice.*``.
+            thin: whether it gets thin events, and no others.
+            app: takes them when :meth:`deliver` says so, in its caller's loop and without a server; ``url``
+                says under which path.
+        """
+        endpoint = WebhookEndpoint(
+            id=new_id("we_1", length=23),
+            url=url,
+            secret=secret or new_id("whsec", length=32),
+            created=int(self.clock()),
+            events=tuple(events),
+            thin=thin,
+            app=app,
+        )
+        with self._account.lock:
+            self._account.endpoints.add(endpoint)
+        return endpoint.secret
+
+    def roll_secret(self, url: str, *, keep_s: float = ROLL_S_MAX) -> str:
+        """Give an endpoint a new secret, and return it. For ``keep_s`` seconds the old one signs too.
+
+        Raises:
+            ValueError: if there is no such endpoint.
+        """
+        with self._account.lock:
+            endpoints = self._endpoints(url)
+            if not endpoints:
+                raise ValueError(f"there is no webhook endpoint {url}: add it with add_endpoint")
+            endpoint = endpoints[-1]
+            endpoint.rolled = (endpoint.secret, self.clock() + keep_s)
+            endpoint.secret = new_id("whsec", length=32)
+            return endpoint.secret
+
+    def emit(self, event_type: str, obj: JsonObject, *, previous: JsonObject | None = None) -> Event | None:
+        """Enter an event of any content, true or not, and have it delivered.
+
+        Args:
+            event_type: such as ``customer.subscription.updated``.
+            obj: the object of the event.
+            previous: it as it was before. With it an update that changes nothing is no event, and None.
+        """
+        return self._account.emit(event_type, obj, previous=previous)
+
+    def report_meter_errors(
+        self,
+        event_name: str,
+        *,
+        code: MeterErrorCode,
+        identifiers: Sequence[str] = (),
+        count: int | None = None,
+    ) -> ThinEvent:
+        """Report meter events that were taken and turned out to be wrong, by a thin event.
+
+        Args:
+            event_name: of the meter; without an active one the report is ``no_meter_found``.
+            code: what was wrong with all of them.
+            identifiers: of the events; at most ten are in the report, as samples.
+            count: how many there were; None: as many as there are identifiers.
+        """
+        with self._account.lock:
+            meter = self._account.meters.active(event_name)
+            return self._account.tell_thin(
+                meter_error_report(
+                    None if meter is None else meter.id,
+                    code=code,
+                    identifiers=identifiers,
+                    count=len(identifiers) if count is None else count,
+                    now=self.clock(),
+                )
+            )
+
+    async def deliver(
+        self, *events: Event | ThinEvent | str, to: str | None = None, forge: Forgery | None = None
+    ) -> tuple[Delivery, ...]:
+        """Deliver now, and return what became of each attempt.
+
+        Without events: all that has happened by the clock and is due, retries too. With events, or their
+        ids: these, in this order, as often as they are named, whether or not they were delivered before;
+        nothing else. So a test says what comes twice, late or in another order than it happened.
+
+        Args:
+            events: which; none: what is due.
+            to: only to the endpoint of this URL; None: to each that wants them.
+            forge: what is to be wrong with the deliveries of ``events``: ``wrong_secret``, ``changed``,
+                ``truncated``, ``unsigned``, ``old_scheme`` (``v0`` only), ``stale`` or ``early`` (signed a
+                day ago, or a day from now).
+
+        Raises:
+            ValueError: if there is no such event, endpoint or forgery, or a forgery without events.
+        """
+        if forge is not None and (forge not in FORGERIES or not events):
+            allowed = ", ".join(FORGERIES)
+            raise ValueError(f"forge is {forge!r}; it must be one of {allowed}, with the events to forge")
+        if not events:
+            run_due_transitions(self._account)
+            return tuple(await self._courier.deliver_due())
+        with self._account.lock:
+            told: list[AnyEvent] = [*self._account.log, *self._account.thin_log]
+            known = {event.id: event for event in told}
+            named = [event if isinstance(event, str) else event.id for event in events]
+            unknown = [name for name in named if name not in known]
+            endpoints = self._endpoints(to)
+        if unknown or not endpoints:
+            missing = f"event {unknown[0]}" if unknown else f"webhook endpoint {to or ''}".strip()
+            raise ValueError(f"there is no {missing}")
+        chosen = [known[name] for name in named]
+        return tuple(await self._courier.deliver(chosen, endpoints=endpoints, how=forge))
+
+    def _endpoints(self, url: str | None) -> list[WebhookEndpoint]:
+        return [endpoint for endpoint in self._account.endpoints if url in {None, endpoint.url}]
+
+    def _webhook_routes(self) -> list[Route]:
+        return [
+            Route("/_emulator/endpoints", control_endpoint(self._script_endpoints), methods=["GET", "POST"]),
+            Route("/_emulator/emit", control_endpoint(self._script_emit), methods=["POST"]),
+            Route("/_emulator/deliver", control_endpoint(self._script_deliver), methods=["POST"]),
+            Route("/_emulator/deliveries", control_endpoint(self._tell_deliveries), methods=["GET"]),
+        ]
+
+    async def _script_endpoints(self, request: Request) -> JsonObject:
+        if request.method == "POST":
+            given = _object(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
+            return {"secret": self.add_endpoint(**given)}
+        with self._account.lock:
+            return {"endpoints": [each.to_json() for each in self._account.endpoints]}
+
+    async def _script_emit(self, request: Request) -> JsonObject:
+        given = _object(await request.body(), allowed=EMIT_FIELDS, needed="type")
+        event = self.emit(given["type"], given.get("object", {}), previous=given.get("previous"))
+        return {"event": None if event is None else event.to_json()}
+
+    async def _script_deliver(self, request: Request) -> JsonObject:
+        given = _object(await request.body() or b"{}", allowed=DELIVER_FIELDS)
+        made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
+        return {"deliveries": [asdict(delivery) for delivery in made]}
+
+    async def _tell_deliveries(self, _: Request) -> JsonObject:
+        return {"deliveries": [asdict(delivery) for delivery in self.deliveries]}
+
+
+def _object(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
+    given = json.loads(body)
+    fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    if not isinstance(given, dict) or fields.keys() - allowed or (needed and needed not in fields):
+        wanted = f" and at least {needed}" if needed else ""
+        raise ValueError(f"send a JSON object with {', '.join(sorted(allowed))}{wanted}; received {given!r}")
+    return fields

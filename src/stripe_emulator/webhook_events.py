@@ -1,0 +1,267 @@
+"""Events of the account, each with the object as it was then; thin events about refused meter events."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, TypeAlias, cast
+
+from stripe_emulator.call import API_VERSION, PAGING_PARAMS, Call
+from stripe_emulator.protocol import ApiError, JsonObject, new_id, not_found
+from stripe_emulator.registry import ObjectRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EVENT_MEMORY_S: Final = 30 * 86_400
+TYPES_MAX: Final = 20
+
+
+class EventEmitter(Protocol):
+    """Enters an event; see ``Account.emit``."""
+
+    def __call__(
+        self,
+        event_type: str,
+        obj: JsonObject,
+        *,
+        previous: JsonObject | None = None,
+        at_s: float | None = None,
+    ) -> Event | None:
+        """Enter what has happened. Returns None for an update that has changed nothing."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """One thing that has happened in the account.
+
+    Attributes:
+        created: Unix seconds.
+        object: what it happened to, as it was right after.
+        previous: what has changed of it, as it was before; None: it is no update.
+        request_id: of the API request that did it; None: it came about by itself.
+        undelivered: ids of the webhook endpoints that have not taken it yet.
+        entered_at: when it was entered by the emulator's own clock; None: when it was created.
+    """
+
+    id: str
+    type: str
+    created: int
+    object: JsonObject
+    previous: JsonObject | None = None
+    livemode: bool = False
+    request_id: str | None = None
+    idempotency_key: str | None = None
+    undelivered: set[str] = field(default_factory=set[str])
+    entered_at: float | None = None
+    thin: ClassVar[bool] = False
+
+    def is_kept(self, *, now: float) -> bool:
+        """Tell whether it can still be read."""
+        return now - (self.entered_at or self.created) < EVENT_MEMORY_S
+
+    def notification(self) -> JsonObject:
+        """Return what webhooks are sent: all of it."""
+        return self.to_json()
+
+    def to_json(self) -> JsonObject:
+        """Return the event as Stripe shows it (https://docs.stripe.com/api/events/object)."""
+        data: JsonObject = {"object": self.object}
+        if self.previous is not None:
+            data["previous_attributes"] = self.previous
+        return {
+            "id": self.id,
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": self.created,
+            "data": data,
+            "livemode": self.livemode,
+            "pending_webhooks": len(self.undelivered),
+            "request": {"id": self.request_id, "idempotency_key": self.idempotency_key},
+            "type": self.type,
+        }
+
+
+class Events(ObjectRegistry[Event]):
+    """All events of the emulated account, oldest first, those too that cannot be read any more."""
+
+    def __init__(self) -> None:
+        super().__init__("event")
+
+    def enter(
+        self, event_type: str, obj: JsonObject, *, previous: JsonObject | None, at_s: float, call: Call | None
+    ) -> Event | None:
+        """Enter what has happened. Returns None for an update that has changed nothing."""
+        changed = None if previous is None else changed_fields(previous, obj)
+        if changed == {}:
+            return None
+        event = Event(
+            id=new_id("evt_1", length=23),
+            type=event_type,
+            created=int(at_s),
+            object=deepcopy(obj),
+            previous=changed,
+            livemode=obj.get("livemode") is True,
+            request_id=None if call is None else call.request_id or None,
+            idempotency_key=None if call is None else call.idempotency_key,
+        )
+        self.add(event)
+        return event
+
+    def retrieve(self, call: Call) -> JsonObject:
+        """``GET /v1/events/{id}``, of the last 30 days."""
+        call.params.only()
+        event = self.get(call.object_id)
+        if event is None or not event.is_kept(now=call.now):
+            raise not_found("event", call.object_id)
+        return event.to_json()
+
+    def list(self, call: Call) -> JsonObject:
+        """``GET /v1/events``, newest first (https://docs.stripe.com/api/events/list)."""
+        params = call.params
+        params.only("type", "types", "created", "delivery_success", *PAGING_PARAMS)
+        kind, kinds = params.given("type"), list(params.texts("types").values())
+        params.refuse_both("type", "types", param="types")
+        if len(kinds) > TYPES_MAX:
+            message = f"Invalid array: types can have at most {TYPES_MAX} elements. Received {len(kinds)}."
+            raise ApiError(message, param="types")
+        delivered, is_in = params.boolean("delivery_success"), params.span("created")
+        found = [
+            event.to_json()
+            for event in reversed(self)
+            if event.is_kept(now=call.now)
+            and is_in(event.created)
+            and (kind is None or matches_type(event.type, (kind,)))
+            and (not kinds or event.type in kinds)
+            and delivered in {None, not event.undelivered}
+        ]
+        return call.page(found)
+
+
+def matches_type(event_type: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether one of ``patterns`` names the type: itself, ``*``, or a group such as ``invoice.*``."""
+    return any(
+        event_type.startswith(pattern[:-1]) if pattern.endswith("*") else event_type == pattern
+        for pattern in patterns
+    )
+
+
+def changed_fields(before: JsonObject, after: JsonObject) -> JsonObject:
+    """Return what differs, as it was before: ``previous_attributes``.
+
+    Of an object within only what differs, of a list all of it; what was not there before is null.
+    """
+    differing: JsonObject = {}
+    for name in [*before, *(name for name in after if name not in before)]:
+        old, new = deepcopy(before.get(name)), after.get(name)
+        if old == new:
+            continue
+        both = isinstance(old, dict) and isinstance(new, dict)
+        differing[name] = changed_fields(cast("JsonObject", old), cast("JsonObject", new)) if both else old
+    return differing
+
+
+MeterErrorCode = Literal[
+    "archived_meter",
+    "meter_event_customer_not_found",
+    "meter_event_dimension_count_too_high",
+    "meter_event_invalid_value",
+    "meter_event_no_customer_defined",
+    "meter_event_value_too_many_digits",
+    "missing_dimension_payload_keys",
+    "no_meter",
+    "timestamp_in_future",
+    "timestamp_too_far_in_past",
+]
+# As in the example of https://docs.stripe.com/api/v2/core/events/object.
+REPORT_WINDOW_S: Final = 10
+SAMPLES_MAX: Final = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class ThinEvent:
+    """An event whose notification says no more than that something has happened.
+
+    Attributes:
+        created: Unix seconds.
+        related: id of the meter; None: there is none.
+        data: what fetching the event tells besides.
+        undelivered: ids of the webhook endpoints that have not taken it yet.
+    """
+
+    id: str
+    type: str
+    created: float
+    related: str | None
+    data: JsonObject
+    livemode: bool = False
+    undelivered: set[str] = field(default_factory=set[str])
+    thin: ClassVar[bool] = True
+
+    def notification(self) -> JsonObject:
+        """Return what webhooks are sent."""
+        url = f"/v1/billing/meters/{self.related}"
+        meter = {"id": self.related, "type": "billing.meter", "url": url}
+        return {
+            "id": self.id,
+            "object": "v2.core.event",
+            "context": None,
+            "created": instant_text(self.created),
+            "livemode": self.livemode,
+            "reason": None,
+            **({"related_object": meter} if self.related else {}),
+            "type": self.type,
+        }
+
+
+AnyEvent: TypeAlias = Event | ThinEvent
+
+
+class ThinEvents(ObjectRegistry[ThinEvent]):
+    """All thin events of the emulated account; they can be fetched for 30 days."""
+
+    def retrieve(self, call: Call) -> JsonObject:
+        """``GET /v2/core/events/{id}``."""
+        event = self.get(call.object_id)
+        if event is None or call.now - event.created >= EVENT_MEMORY_S:
+            raise not_found("event", call.object_id)
+        return {**event.notification(), "data": event.data}
+
+
+def meter_error_report(
+    meter: str | None, *, code: MeterErrorCode, identifiers: Sequence[str], count: int, now: float
+) -> ThinEvent:
+    """Return the report on meter events that were answered with 200 and yet do not count.
+
+    ``v1.billing.meter.error_report_triggered``, or ``no_meter_found`` where there is no meter. Only samples
+    of the identifiers are in it (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage).
+    """
+    kind = "no_meter_found" if meter is None else "error_report_triggered"
+    samples = [
+        {"error_message": code, "request": {"identifier": identifier}}
+        for identifier in identifiers[:SAMPLES_MAX]
+    ]
+    began = now // REPORT_WINDOW_S * REPORT_WINDOW_S
+    found = "is 1 invalid event" if count == 1 else f"are {count} invalid events"
+    return ThinEvent(
+        id=new_id("evt_test", length=49),
+        type=f"v1.billing.meter.{kind}",
+        created=now,
+        related=meter,
+        data={
+            "developer_message_summary": f"There {found}",
+            "reason": {
+                "error_count": count,
+                "error_types": [{"code": code, "error_count": count, "sample_errors": samples}],
+            },
+            "validation_end": instant_text(began + REPORT_WINDOW_S),
+            "validation_start": instant_text(began),
+        },
+    )
+
+
+def instant_text(at_s: float) -> str:
+    """Return an instant as API v2 writes it."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

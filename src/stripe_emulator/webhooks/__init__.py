@@ -1,1 +1,0 @@
-"""Events, and how they get to webhook endpoints."""
